@@ -1,0 +1,71 @@
+"""Positive priors of a batch as a list, and reading a pyramid's maps at them. Torch alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+
+from ..maps import Layout
+
+
+class LevelSlots(NamedTuple):
+    """One level's candidates, and the slots of the list of positives that they fill."""
+
+    image: Tensor  # (N,) int64, index in the batch
+    cell: Tensor  # (N,) int64, row * width + column
+    slot: Tensor  # (N,) int64; the number of slots for a candidate that is not positive
+
+
+class Positives(NamedTuple):
+    """Positive priors of a batch; slots that are not valid name the first truth and cell 0."""
+
+    valid: Tensor  # (M,) bool
+    image: Tensor  # (M,) int64, index in the batch
+    level: Tensor  # (M,) int64
+    cell: Tensor  # (M,) int64
+    truth: Tensor  # (M,) int64, index in the concatenated truths
+    iou: Tensor  # (M,) of prior and truth
+    centre: Tensor  # (M, 2) px, of the prior
+    by_level: list[LevelSlots]  # the same positives, level by level
+
+
+class _TakeCells(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, by_level, num_slots, *maps):  # type: ignore[no-untyped-def]  # noqa: ANN
+        ctx.by_level, ctx.layouts = by_level, [Layout.of(level) for level in maps]
+        rows = maps[0].new_zeros(num_slots + 1, maps[0].shape[1])
+        for level, (image, cell, slot) in zip(maps, by_level):
+            rows[slot] = level.flatten(2)[image, :, cell]  # the last row takes what is not positive
+        return rows[:num_slots]
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN
+        pairs = zip(ctx.by_level, ctx.layouts)
+        return None, None, *(_scatter_rows(grad, slots, layout) for slots, layout in pairs)
+
+
+def _scatter_rows(rows: Tensor, slots: LevelSlots, layout: Layout) -> Tensor:
+    """Maps ``(B, C, H, W)`` of zeros but for rows ``(M, C)`` written to the positives' cells."""
+    channels, numel = layout.shape[1], layout.shape.numel()
+    memory = rows.new_zeros(numel + 1)
+    channel = torch.arange(channels, device=rows.device)
+    address = layout.address(slots.image[:, None], channel, slots.cell[:, None])
+    positive = slots.slot < len(rows)
+    address = address.where(positive[:, None], address.new_full((), numel))
+    memory[address] = rows[slots.slot.clamp(max=len(rows) - 1)]
+    return layout.view(memory)
+
+
+def take_cells(maps: Sequence[Tensor], positives: Positives) -> Tensor:
+    """Differentiable reading of all channels at the positives' cells.
+
+    Args:
+        maps: per level ``(B, C, H, W)``.
+        positives: M slots.
+
+    Returns:
+        ``(M, C)``; zeros in slots that are not valid.
+    """
+    return _TakeCells.apply(positives.by_level, len(positives.valid), *maps)

@@ -1,0 +1,119 @@
+"""The general distribution of a box edge: pure functions on tensors, torch alone.
+
+An edge is predicted as a discrete distribution over ``num_bins = reg_max + 1`` bins that stand for
+the distances 0, 1, ..., reg_max, in strides, from a prior's centre to the edge (Li et al.,
+"Generalized Focal Loss", NeurIPS 2020, section 3.2, eqs. 3 to 5). All functions take logits
+``(..., num_bins)`` before the softmax, work in float32 at least, and return ``(...)`` in bins,
+that is in strides.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TwoBins(NamedTuple):
+    """A distance as weights on the two bins around it; the weights sum to 1."""
+
+    left: Tensor  # (...) int64, in [0, num_bins - 2]; the right bin is left + 1
+    left_weight: Tensor  # (...) in [0, 1]
+    right_weight: Tensor  # (...) in [0, 1]
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Half and bfloat16 values as float32; float32 and float64 as they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def bin_positions(logits: Tensor) -> Tensor:
+    """Distances that the bins stand for: ``(num_bins,)`` = 0, 1, ..., reg_max in strides."""
+    return torch.arange(logits.shape[-1], dtype=full_precision(logits).dtype, device=logits.device)
+
+
+def mean(logits: Tensor) -> Tensor:
+    """Expected distance of an edge (eq. 5): the sum of P(i) * i over the bins.
+
+    Args:
+        logits: ``(..., num_bins)``.
+
+    Returns:
+        ``(...)`` in strides, in [0, num_bins - 1].
+    """
+    return full_precision(logits).softmax(-1) @ bin_positions(logits)
+
+
+def std(logits: Tensor) -> Tensor:
+    """Standard deviation of an edge's distribution: how unsure the head is of the edge.
+
+    Args:
+        logits: ``(..., num_bins)``.
+
+    Returns:
+        ``(...)`` in strides, in [0, (num_bins - 1) / 2]; 0 when one bin holds everything.
+    """
+    probabilities = full_precision(logits).softmax(-1)
+    positions = bin_positions(logits)
+    centre = (probabilities @ positions).unsqueeze(-1)
+    return (probabilities * (positions - centre).square()).sum(-1).sqrt()
+
+
+def two_bin_target(distances: Tensor, num_bins: int) -> TwoBins:
+    """A target distance as the two-bin distribution whose mean it is (section 3.2, eq. 6).
+
+    Args:
+        distances: ``(...)`` in strides; values outside [0, num_bins - 1] are clamped to it.
+        num_bins: bins of the distribution, at least 2.
+
+    Returns:
+        The lower bin and both weights.
+    """
+    clamped = distances.clamp(min=0, max=num_bins - 1)
+    left = clamped.long().clamp(max=num_bins - 2)  # the last bin is a right neighbour only
+    right_weight = clamped - left
+    return TwoBins(left, 1 - right_weight, right_weight)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of an edge's distribution in nats: 0 for one certain bin, log(num_bins) for none.
+
+    Args:
+        logits: ``(..., num_bins)``.
+
+    Returns:
+        ``(...)`` in [0, log(num_bins)].
+    """
+    log_probabilities = full_precision(logits).log_softmax(-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
+def quantile(logits: Tensor, level: float) -> Tensor:
+    """Distance below which a share ``level`` of an edge's distribution lies.
+
+    A bin's probability is spread evenly over the unit interval around its distance (cut at 0 and
+    reg_max), which makes the cumulative distribution continuous and its inverse exact and monotone
+    in ``level``.
+
+    Args:
+        logits: ``(..., num_bins)``.
+        level: share in [0, 1].
+
+    Returns:
+        ``(...)`` in strides, in [0, num_bins - 1].
+
+    Raises:
+        ValueError: ``level`` lies outside [0, 1].
+    """
+    if not 0 <= level <= 1:
+        raise ValueError(f'a quantile level lies in [0, 1], not {level}')
+    probabilities = full_precision(logits).softmax(-1)
+    below = probabilities.cumsum(-1)
+    last = logits.shape[-1] - 1
+    bin_index = (below < level).sum(-1, keepdim=True).clamp(max=last)
+    inside = probabilities.gather(-1, bin_index)
+    share = (level - (below.gather(-1, bin_index) - inside)) / inside.clamp(min=1e-12)
+    low = (bin_index - 0.5).clamp(min=0)
+    high = (bin_index + 0.5).clamp(max=last)
+    return (low + share.clamp(0, 1) * (high - low)).squeeze(-1)

@@ -1,0 +1,5 @@
+"""Detection heads."""
+
+from .gfl_head import GFLHead
+
+__all__ = ['GFLHead']

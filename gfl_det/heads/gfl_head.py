@@ -1,0 +1,343 @@
+"""The Generalized Focal Loss head (Li et al., NeurIPS 2020).
+
+Its class score is the predicted IoU of the box; its box edges are discrete distributions. The path
+of a training step: features -> :meth:`GFLHead.forward` -> :mod:`..assigners` -> :mod:`.training` ->
+losses. The path of a prediction: features -> forward -> :mod:`.prediction`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import torch
+from mmcv.cnn import ConvModule, Scale
+from mmdet.models.dense_heads.anchor_head import AnchorHead
+from mmdet.models.losses import QualityFocalLoss as MMDetQualityFocalLoss
+from mmdet.models.task_modules.coders import DistancePointBBoxCoder
+from mmdet.models.task_modules.samplers import PseudoSampler
+from mmdet.utils import reduce_mean
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from .. import distribution
+from ..assigners.batch import Grid, Match, image_rectangles, match_batch
+from ..boxes import box_centres
+from ..errors import ConfigError
+from ..losses import QualityFocalLoss
+from ..losses.quality_focal_sum import TargetEntries, quality_focal_sum
+from ..registry import MODELS
+from .prediction import Candidates, Decoder, detect, level_candidates
+from .training import (
+    Truths,
+    box_terms,
+    edge_targets,
+    excluded_cells,
+    peak_scores,
+    target_entries,
+)
+
+DEFAULT_INIT = dict(
+    type='Normal',
+    layer='Conv2d',
+    std=0.01,
+    override=dict(type='Normal', name='gfl_cls', std=0.01, bias_prob=0.01),
+)
+
+
+class Integral(nn.Module):
+    """Mean of edge distributions (GFL paper, eq. 5); its buffer is part of mmdet's state dicts.
+
+    Args:
+        reg_max: the last bin, in strides.
+    """
+
+    project: Tensor
+
+    def __init__(self, reg_max: int = 16) -> None:
+        super().__init__()
+        self.reg_max = reg_max
+        self.register_buffer('project', torch.linspace(0, reg_max, reg_max + 1))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Distances ``(N, 4)`` in strides of logits ``(N, 4 * (reg_max + 1))``."""
+        return distribution.mean(logits.reshape(-1, 4, self.reg_max + 1))
+
+
+@MODELS.register_module()
+class GFLHead(AnchorHead):
+    """Head of quality scores and edge distributions, a drop-in for mmdet's ``GFLHead``.
+
+    Constructor, state dict, losses and detections are mmdet's. ``test_cfg.with_uncertainty=True``
+    adds ``edge_std`` to each result: the standard deviations of the left, top, right and bottom
+    edge, in pixels of the image that the boxes refer to.
+
+    Args:
+        num_classes: classes without background.
+        in_channels: channels of the features.
+        stacked_convs: convolutions of each of the two towers.
+        conv_cfg: config of the towers' convolutions.
+        norm_cfg: config of the towers' norms.
+        loss_dfl: config of the edge loss.
+        bbox_coder: must be a DistancePointBBoxCoder.
+        reg_max: the last bin of an edge's distribution; an edge reaches so many strides.
+        init_cfg: initialisation.
+        **kwargs: of mmdet's ``AnchorHead``: anchor_generator, loss_cls, loss_bbox, train_cfg,
+            test_cfg, feat_channels.
+
+    Raises:
+        ConfigError: several priors a cell, oblong strides, another coder, class loss or sampler.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        stacked_convs: int = 4,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        loss_dfl: dict | None = None,
+        bbox_coder: dict | None = None,
+        reg_max: int = 16,
+        init_cfg: dict | list[dict] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.stacked_convs = stacked_convs
+        self.conv_cfg = conv_cfg
+        self.norm_cfg = norm_cfg or dict(type='GN', num_groups=32, requires_grad=True)
+        self.reg_max = reg_max
+        super().__init__(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            bbox_coder=bbox_coder or dict(type='DistancePointBBoxCoder'),
+            init_cfg=init_cfg or DEFAULT_INIT,
+            **kwargs,
+        )
+        self.integral = Integral(reg_max)
+        self.loss_dfl = MODELS.build(
+            loss_dfl or dict(type='gfl_det.DistributionFocalLoss', loss_weight=0.25)
+        )
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        if type(self.loss_cls) not in (QualityFocalLoss, MMDetQualityFocalLoss):
+            raise ConfigError(
+                f'GFLHead trains scores that are qualities: loss_cls is a QualityFocalLoss, not '
+                f'{type(self.loss_cls).__name__}'
+            )
+        if self.loss_cls.activated:
+            raise ConfigError('GFLHead gives logits: set activated=False in loss_cls')
+        if not isinstance(self.bbox_coder, DistancePointBBoxCoder):
+            raise ConfigError(
+                'GFLHead predicts distances to edges: bbox_coder is a DistancePointBBoxCoder, not '
+                f'{type(self.bbox_coder).__name__}'
+            )
+        if self.train_cfg and not isinstance(self.sampler, PseudoSampler):
+            raise ConfigError('GFLHead trains on all priors: remove sampler from train_cfg')
+        if any(x != y for x, y in self.prior_generator.strides):
+            raise ConfigError(
+                f'GFLHead needs the same stride along x and y, not {self.prior_generator.strides}'
+            )
+
+    def _init_layers(self) -> None:
+        if set(self.prior_generator.num_base_priors) != {1}:
+            raise ConfigError(
+                'GFLHead has one prior a cell: give anchor_generator one ratio and one scale'
+            )
+        # mmdet adds a background channel where loss_cls lacks use_sigmoid=True; ours is a sigmoid's.
+        self.cls_out_channels = self.num_classes
+        self.cls_convs, self.reg_convs = self._tower(), self._tower()
+        self.gfl_cls = nn.Conv2d(self.feat_channels, self.cls_out_channels, 3, padding=1)
+        self.gfl_reg = nn.Conv2d(self.feat_channels, 4 * (self.reg_max + 1), 3, padding=1)
+        self.scales = nn.ModuleList(Scale(1.0) for _ in self.prior_generator.strides)
+
+    def _tower(self) -> nn.ModuleList:
+        channels = [self.in_channels] + [self.feat_channels] * self.stacked_convs
+        return nn.ModuleList(
+            ConvModule(
+                ins, outs, 3, padding=1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg
+            )
+            for ins, outs in zip(channels, channels[1:])
+        )
+
+    def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits of scores and edges.
+
+        Args:
+            x: features, per level ``(B, in_channels, H, W)``.
+
+        Returns:
+            Per level, class logits ``(B, C, H, W)`` and edge logits ``(B, 4 * (reg_max + 1), H,
+            W)``: left, top, right, bottom; the latter in float32.
+        """
+        levels = [self.forward_single(*level) for level in zip(x, self.scales)]
+        return [cls for cls, _ in levels], [edges for _, edges in levels]
+
+    def forward_single(self, x: Tensor, scale: nn.Module) -> tuple[Tensor, Tensor]:
+        """Logits of one level; ``scale`` is its learnt factor of the edge logits."""
+        cls_features = edge_features = x
+        for conv in self.cls_convs:
+            cls_features = conv(cls_features)
+        for conv in self.reg_convs:
+            edge_features = conv(edge_features)
+        return self.gfl_cls(cls_features), scale(self.gfl_reg(edge_features)).float()
+
+    def loss_by_feat(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        batch_gt_instances: Sequence[InstanceData],
+        batch_img_metas: Sequence[dict],
+        batch_gt_instances_ignore: Sequence[InstanceData | None] | None = None,
+    ) -> dict[str, Tensor]:
+        """The three losses of a batch.
+
+        Args:
+            cls_scores: class logits, per level ``(B, C, H, W)``.
+            bbox_preds: edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
+            batch_gt_instances: per image ``bboxes (T, 4)`` xyxy px and ``labels (T,)``.
+            batch_img_metas: per image ``pad_shape`` and ``img_shape``.
+            batch_gt_instances_ignore: per image ``bboxes`` of ignored truths, or None.
+
+        Returns:
+            Scalars ``loss_cls`` (QFL), ``loss_bbox`` (IoU loss) and ``loss_dfl`` (DFL).
+        """
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            truths = Truths.collect(batch_gt_instances, cls_scores[0].device)
+            grid = self.make_grid(cls_scores, batch_img_metas)
+            ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
+            match = match_batch(
+                self.assigner, grid, truths.boxes, truths.image, batch_gt_instances, ignored
+            )
+            return self.losses(cls_scores, bbox_preds, truths, grid, match)
+
+    def losses(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        truths: Truths,
+        grid: Grid,
+        match: Match,
+    ) -> dict[str, Tensor]:
+        """The three losses of assigned positives, by tensors alone (arguments as made above)."""
+        found = match.positives
+        stride = grid.base.new_tensor([x for x, _ in grid.strides])
+        targets = edge_targets(found, truths.boxes, stride, self.reg_max)
+        terms = box_terms(bbox_preds, found, targets, self.loss_dfl)
+
+        weight = peak_scores(cls_scores, found) * found.valid
+        labels = truths.labels[found.truth]
+        pos_weight = self.train_cfg.get('pos_weight', -1)
+        cls_sum = quality_focal_sum(
+            cls_scores,
+            target_entries(found, labels, terms.quality, self.num_classes if pos_weight > 0 else 0),
+            excluded_cells(grid, match),
+            beta=self.loss_cls.beta,
+            weight=pos_weight if pos_weight > 0 else 1.0,
+        )
+
+        per_image = weight.new_zeros(len(grid.rectangles)).index_add(
+            0, found.image, found.valid.to(weight.dtype)
+        )
+        normalisers = torch.stack([per_image.clamp(min=1).sum(), weight.sum()])
+        num_positives, weight_sum = reduce_mean(normalisers)
+        weight_sum = weight_sum.clamp(min=1)
+        box_loss = self.loss_bbox(terms.decoded, terms.targets, reduction_override='none')
+        return dict(
+            loss_cls=self.loss_cls.loss_weight * cls_sum / num_positives,
+            loss_bbox=(box_loss * weight).sum() / weight_sum,
+            loss_dfl=(terms.edge_loss * weight).sum() / weight_sum,
+        )
+
+    def make_grid(self, cls_scores: Sequence[Tensor], metas: Sequence[dict]) -> Grid:
+        """Priors of the maps, and each image's valid cells."""
+        sizes = [tuple(level.shape[-2:]) for level in cls_scores]
+        device = cls_scores[0].device
+        base = torch.cat(list(self.prior_generator.base_anchors))
+        border = self.train_cfg.get('allowed_border', -1)
+        return Grid(
+            priors=self.prior_generator.grid_priors(sizes, device=device),
+            base=base.to(device, non_blocking=True),
+            strides=self.prior_generator.strides,
+            sizes=sizes,
+            rectangles=image_rectangles(
+                base.tolist(), self.prior_generator.strides, sizes, metas, border
+            ),
+        )
+
+    def predict_by_feat(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        score_factors: Sequence[Tensor] | None = None,
+        batch_img_metas: Sequence[dict] | None = None,
+        cfg: ConfigDict | None = None,
+        rescale: bool = False,
+        with_nms: bool = True,
+    ) -> list[InstanceData]:
+        """Detections of a batch.
+
+        Args:
+            cls_scores: class logits, per level ``(B, C, H, W)``.
+            bbox_preds: edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
+            score_factors: must be None; the scores are qualities already.
+            batch_img_metas: per image ``img_shape`` and, for ``rescale``, ``scale_factor`` (w, h).
+            cfg: in place of ``test_cfg``.
+            rescale: give boxes in the original image.
+            with_nms: suppress and keep the ``max_per_img`` best.
+
+        Returns:
+            Per image ``bboxes (N, 4)`` xyxy px, ``scores (N,)``, ``labels (N,)`` and, with
+            ``with_uncertainty``, ``edge_std (N, 4)`` px.
+
+        Raises:
+            ValueError: there are ``score_factors``.
+        """
+        if score_factors is not None:
+            raise ValueError('GFLHead has no score factors: its scores are qualities already')
+        cfg = self.test_cfg if cfg is None else cfg
+        cls_scores = [level.detach() for level in cls_scores]
+        bbox_preds = [level.detach() for level in bbox_preds]
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            sizes = [level.shape[-2:] for level in cls_scores]
+            priors = self.prior_generator.grid_priors(sizes, device=cls_scores[0].device)
+            centres = [box_centres(level) for level in priors]
+            peaks = [level.amax(1).flatten(1) for level in cls_scores]
+            results = []
+            for image, meta in enumerate(batch_img_metas or []):
+                found = [
+                    level_candidates(
+                        logits[image].flatten(1),
+                        peak[image],
+                        cfg.score_thr,
+                        cfg.get('nms_pre', -1),
+                        level,
+                    )
+                    for level, (logits, peak) in enumerate(zip(cls_scores, peaks))
+                ]
+                candidates = Candidates(*(torch.cat(field) for field in zip(*found)))
+                edges = [level[image].flatten(1) for level in bbox_preds]
+                decoder = self._decoder(edges, centres, meta, cfg, rescale)
+                results.append(detect(decoder, candidates, cfg, with_nms))
+            return results
+
+    def _decoder(
+        self,
+        edges: list[Tensor],
+        centres: list[Tensor],
+        meta: dict,
+        cfg: ConfigDict,
+        rescale: bool,
+    ) -> Decoder:
+        height, width = meta['img_shape'][:2]
+        limit = [width, height] if self.bbox_coder.clip_border else [torch.inf] * 2
+        scale = [1 / factor for factor in meta['scale_factor'][:2]] if rescale else [1.0] * 2
+        tensor = centres[0].new_tensor
+        return Decoder(
+            edges=edges,
+            centres=centres,
+            stride=tensor([step for step, _ in self.prior_generator.strides]),
+            limit=tensor(limit * 2),
+            scale=tensor(scale * 2),
+            smallest=cfg.get('min_bbox_size', -1),
+        )

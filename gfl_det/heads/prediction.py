@@ -1,0 +1,207 @@
+"""From maps of logits to detections: filter first, decode few, suppress in order of score.
+
+MMDetection takes the sigmoid of every logit and integrates every distribution before it drops
+nearly all of them. Here the best cells are found by the largest logit of each, only the edges of
+the best few are decoded, and suppression stops as soon as ``max_per_img`` boxes are kept: greedy
+NMS decides boxes in order of score, so those are final. The results are those of the full
+computation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Sequence
+
+import torch
+from mmcv.ops import batched_nms, nms
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from .. import distribution
+from ..boxes import distances_to_boxes
+
+# Candidates the first round of NMS looks at; each further round looks at four times as many.
+FIRST_ROUND = 256
+# Logits this little below the threshold are looked at too: a rounded sigmoid decides.
+THRESHOLD_SLACK = 1e-3
+# From this many boxes on, mmcv's batched_nms suppresses class by class.
+SPLIT_THRESHOLD = 10000
+
+
+class Candidates(NamedTuple):
+    """Pairs of cell and class that may become detections of one image."""
+
+    scores: Tensor  # (N,) in [0, 1]
+    labels: Tensor  # (N,) int64
+    level: Tensor  # (N,) int64
+    cell: Tensor  # (N,) int64, row * width + column
+
+    def take(self, index: Tensor | slice) -> Candidates:
+        """The candidates at an index."""
+        return Candidates(*(field[index] for field in self))
+
+
+def level_candidates(
+    logits: Tensor, peaks: Tensor, score_threshold: float, count: int, level: int
+) -> Candidates:
+    """The best pairs of cell and class on one level of one image.
+
+    The n best pairs lie in the n cells with the largest peaks, so all classes are read there only.
+
+    Args:
+        logits: ``(C, H * W)``.
+        peaks: ``(H * W,)`` the largest logit of each cell.
+        score_threshold: pairs above it count, in [0, 1).
+        count: pairs to return at most; not positive: all.
+        level: index of the level.
+
+    Returns:
+        In descending order of score; pairs of one score in order of cell, then class.
+    """
+    cells = torch.arange(len(peaks), device=peaks.device)
+    if score_threshold > 0:
+        lowest = math.log(score_threshold / (1 - score_threshold)) - THRESHOLD_SLACK
+        cells = (peaks > lowest).nonzero().squeeze(1)
+    if 0 < count < len(cells):
+        chosen = peaks[cells].topk(count).indices
+        cells = cells[chosen.sort().values]
+    scores = logits.index_select(1, cells).T.sigmoid().flatten()
+    kept = (scores > score_threshold).nonzero().squeeze(1)
+    if 0 < count < len(kept):
+        weakest = scores[kept].topk(count).values[-1]
+        kept = kept[scores[kept] >= weakest]
+    values, order = scores[kept].sort(descending=True, stable=True)
+    if count > 0:
+        values, order = values[:count], order[:count]
+    pairs = kept[order]
+    cell = cells[pairs.div(len(logits), rounding_mode='floor')]
+    return Candidates(values, pairs % len(logits), torch.full_like(pairs, level), cell)
+
+
+class Decoder(NamedTuple):
+    """What turns a candidate's edge logits into a box of one image."""
+
+    edges: Sequence[Tensor]  # per level (4 * num_bins, H * W) logits
+    centres: Sequence[Tensor]  # per level (H * W, 2) px
+    stride: Tensor  # (L,) px
+    limit: Tensor  # (4,) largest coordinates, px of the network's input; infinite: no clipping
+    scale: Tensor  # (4,) from there to the image that boxes refer to
+    smallest: float  # boxes with a side not above it are dropped, px; negative: none are
+
+    def logits(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Edge logits ``(N, 4, num_bins)`` and centres ``(N, 2)`` of candidates."""
+        channels = self.edges[0].shape[0]
+        logits = self.edges[0].new_empty(len(candidates.cell), channels)
+        points = self.centres[0].new_empty(len(candidates.cell), 2)
+        for level, (edges, centres) in enumerate(zip(self.edges, self.centres)):
+            rows = (candidates.level == level).nonzero().squeeze(1)
+            cells = candidates.cell[rows]
+            logits[rows] = edges.index_select(1, cells).T
+            points[rows] = centres[cells]
+        return logits.unflatten(1, (4, -1)), points
+
+    def boxes(self, candidates: Candidates) -> Tensor:
+        """Boxes ``(N, 4)`` xyxy, clipped and rescaled."""
+        logits, points = self.logits(candidates)
+        distances = distribution.mean(logits) * self.stride[candidates.level][:, None]
+        boxes = distances_to_boxes(points, distances)
+        if self.limit.isfinite().all():
+            boxes = torch.minimum(boxes.clamp(min=0), self.limit)
+        return boxes * self.scale
+
+    def edge_std(self, candidates: Candidates) -> Tensor:
+        """Standard deviations ``(N, 4)`` of the edges, ltrb, rescaled."""
+        spread = distribution.std(self.logits(candidates)[0])
+        return spread * self.stride[candidates.level][:, None] * self.scale
+
+    def is_large(self, boxes: Tensor) -> Tensor:
+        """Which boxes ``(N,)`` have both sides above the smallest."""
+        if self.smallest < 0:
+            return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+        return (boxes[:, 2:] - boxes[:, :2] > self.smallest).all(1)
+
+    def farthest(self, candidates: Candidates) -> Tensor:
+        """Coordinates ``(N,)`` that no box of a candidate exceeds, known without decoding it."""
+        last_bin = self.edges[0].shape[0] // 4 - 1
+        points = torch.cat(list(self.centres))
+        first = torch.tensor([0] + [len(level) for level in self.centres[:-1]]).cumsum(0)
+        points = points[first.to(points.device)[candidates.level] + candidates.cell]
+        reach = points + last_bin * self.stride[candidates.level][:, None]
+        return (torch.minimum(reach, self.limit[2:]) * self.scale[2:]).amax(1)
+
+
+def is_plain_nms(config: ConfigDict | None) -> bool:
+    """Whether an NMS config asks for greedy, hard suppression alone, which can stop early."""
+    known = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+    return config is not None and config.get('type', 'nms') == 'nms' and known >= set(config)
+
+
+def detect(
+    decoder: Decoder, candidates: Candidates, config: ConfigDict, with_nms: bool
+) -> InstanceData:
+    """Decode candidates, suppress, and keep the best.
+
+    Args:
+        decoder: of the image.
+        candidates: N of all levels.
+        config: test config with ``nms`` (None: sort only), ``max_per_img`` (not positive: all) and
+            ``with_uncertainty``.
+        with_nms: False gives all candidates as they come.
+
+    Returns:
+        ``bboxes``, ``scores``, ``labels`` and on request ``edge_std``, by descending score.
+    """
+    limit = config.get('max_per_img', -1)
+    limit = limit if limit > 0 else len(candidates.cell)
+    few = 0 < len(candidates.cell) < SPLIT_THRESHOLD
+    if with_nms and few and is_plain_nms(config.get('nms')):
+        boxes, candidates = _suppress_early(decoder, candidates, config.nms, limit)
+        scores = candidates.scores
+    else:
+        boxes = decoder.boxes(candidates)
+        large = decoder.is_large(boxes)
+        boxes, candidates = boxes[large], candidates.take(large)
+        scores = candidates.scores
+        if with_nms and len(boxes) > 0:
+            found, kept = batched_nms(boxes, scores, candidates.labels, config.get('nms'))
+            # Soft NMS lowers scores, so they are those of the result.
+            kept, scores = kept[:limit], found[:limit, -1]
+            boxes, candidates = boxes[kept], candidates.take(kept)
+    results = InstanceData(bboxes=boxes, scores=scores, labels=candidates.labels)
+    if config.get('with_uncertainty', False):
+        results.edge_std = decoder.edge_std(candidates)
+    return results
+
+
+def _suppress_early(
+    decoder: Decoder, candidates: Candidates, config: ConfigDict, count: int
+) -> tuple[Tensor, Candidates]:
+    """The first ``count`` boxes that greedy NMS keeps, and their candidates.
+
+    mmcv moves classes apart by the largest coordinate of all boxes. float32 rounds the moved boxes,
+    and another move would decide close cases otherwise; so candidates that could hold the largest
+    coordinate are decoded as well.
+    """
+    candidates = candidates.take(candidates.scores.sort(descending=True, stable=True).indices)
+    boxes = decoder.boxes(candidates.take(slice(FIRST_ROUND)))
+    rest = candidates.take(slice(FIRST_ROUND, None))
+    top = _largest(boxes[decoder.is_large(boxes)])
+    far = decoder.boxes(rest.take(decoder.farthest(rest) > top))
+    top = torch.maximum(top, _largest(far[decoder.is_large(far)]))
+    while True:
+        large = decoder.is_large(boxes).nonzero().squeeze(1)
+        moved = boxes[large]
+        if not config.get('class_agnostic', False):
+            moved = moved + (candidates.labels[large].to(moved) * (top + 1))[:, None]
+        _, kept = nms(moved, candidates.scores[large], config['iou_threshold'])
+        if len(kept) >= count or len(boxes) == len(candidates.cell):
+            kept = large[kept[:count]]
+            return boxes[kept], candidates.take(kept)
+        further = candidates.take(slice(len(boxes), 4 * len(boxes)))
+        boxes = torch.cat([boxes, decoder.boxes(further)])
+
+
+def _largest(boxes: Tensor) -> Tensor:
+    """The largest coordinate of boxes, minus infinity for none."""
+    return torch.cat([boxes.flatten(), boxes.new_full((1,), -torch.inf)]).amax()

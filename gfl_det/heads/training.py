@@ -1,0 +1,172 @@
+"""From truths and logits to the three losses of a GFL head, on lists of positives.
+
+The head (:mod:`.gfl_head`) knows configs and modules; here are tensors. Box geometry is in strides
+of the positive's level, so that distances and bins share a unit.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple, Sequence
+
+import torch
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from .. import distribution
+from ..assigners.batch import Grid, Match
+from ..assigners.positives import Positives, take_cells
+from ..boxes import boxes_to_distances, distances_to_boxes, iou
+from ..losses.quality_focal_sum import TargetEntries
+
+# A target at the last bin would leave no weight to a right neighbour; mmdet's coder stays 0.1 below.
+TARGET_MARGIN = 0.1
+
+
+class Truths(NamedTuple):
+    """The truths of a batch, images one after the other."""
+
+    boxes: Tensor  # (T, 4) float32, xyxy px
+    labels: Tensor  # (T,) int64
+    image: Tensor  # (T,) int64
+
+    @classmethod
+    def collect(cls, instances: Sequence[InstanceData], device: torch.device) -> Truths:
+        """Concatenate the images' ``bboxes`` and ``labels``."""
+        counts = [len(each.labels) for each in instances]
+        image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)])
+        boxes = torch.cat([get_box_tensor(each.bboxes).float() for each in instances])
+        labels = torch.cat([each.labels for each in instances])
+        return cls(boxes, labels, image.long().to(device, non_blocking=True))
+
+
+class EdgeTargets(NamedTuple):
+    """What the boxes of positives are trained on, in strides; harmless where a slot is invalid."""
+
+    points: Tensor  # (M, 2), the priors' centres
+    boxes: Tensor  # (M, 4), the truths
+    distances: Tensor  # (M, 4) ltrb, within the bins' reach
+
+
+class BoxTerms(NamedTuple):
+    """Per positive, unweighted."""
+
+    decoded: Tensor  # (M, 4) predicted boxes, strides
+    targets: Tensor  # (M, 4) truths, strides
+    quality: Tensor  # (M,) IoU of both, detached: the target of the class score
+    edge_loss: Tensor  # (M,) DFL, mean over the four edges
+
+
+def edge_targets(positives: Positives, truths: Tensor, stride: Tensor, reg_max: int) -> EdgeTargets:
+    """Centres, truths and clamped distances of positives in strides.
+
+    Args:
+        positives: M slots.
+        truths: ``(T, 4)`` xyxy px.
+        stride: ``(L,)`` px.
+        reg_max: the last bin.
+
+    Returns:
+        The targets.
+    """
+    step = stride[positives.level][:, None]
+    points = positives.centre / step
+    boxes = truths[positives.truth] / step
+    # A slot without a positive names some truth; were that broken, NaN * 0 would still be NaN.
+    unit = torch.cat([points - 1, points + 1], dim=-1)
+    boxes = boxes.where(positives.valid[:, None], unit)
+    distances = boxes_to_distances(points, boxes).clamp(min=0, max=reg_max - TARGET_MARGIN)
+    return EdgeTargets(points, boxes, distances)
+
+
+def box_terms(
+    maps: Sequence[Tensor],
+    positives: Positives,
+    targets: EdgeTargets,
+    dfl: Callable[..., Tensor],
+) -> BoxTerms:
+    """Decode the positives' boxes and compare their edges' distributions with the truth.
+
+    Args:
+        maps: edge logits, per level ``(B, 4 * num_bins, H, W)``.
+        positives: M slots.
+        targets: of these slots.
+        dfl: loss of ``(logits (4M, num_bins), distances (4M,), reduction_override='none')``.
+
+    Returns:
+        The terms; gradients flow through ``decoded`` and ``edge_loss``.
+    """
+    rows = take_cells(maps, positives)
+    logits = distribution.full_precision(rows).unflatten(1, (4, -1))  # (M, 4, num_bins)
+    decoded = distances_to_boxes(targets.points, distribution.mean(logits))
+    quality = iou(decoded.detach(), targets.boxes)
+    edges = dfl(logits.flatten(0, 1), targets.distances.flatten(), reduction_override='none')
+    return BoxTerms(decoded, targets.boxes, quality, edges.view(-1, 4).mean(1))
+
+
+def peak_scores(maps: Sequence[Tensor], positives: Positives) -> Tensor:
+    """The largest class score at each positive, detached: the weight of its box losses.
+
+    Args:
+        maps: class logits, per level ``(B, C, H, W)``.
+        positives: M slots.
+
+    Returns:
+        ``(M,)`` in [0, 1].
+    """
+    peaks = [level.detach().amax(1, keepdim=True) for level in maps]
+    return distribution.full_precision(take_cells(peaks, positives).squeeze(1)).sigmoid()
+
+
+def target_entries(
+    positives: Positives, labels: Tensor, quality: Tensor, num_classes: int
+) -> TargetEntries:
+    """The class logits that a positive changes: that of its label, or those of all classes.
+
+    Args:
+        positives: M slots.
+        labels: ``(M,)`` int64.
+        quality: ``(M,)`` in [0, 1].
+        num_classes: 0 for the labels' logits alone, else the number of classes, for a weight of
+            the positives that holds for all their classes.
+
+    Returns:
+        M entries, or M * num_classes.
+    """
+    found = (positives.valid, positives.level, positives.image)
+    if num_classes == 0:
+        return TargetEntries(*found, labels, positives.cell, quality)
+    classes = torch.arange(num_classes, device=labels.device)
+    one_hot = labels[:, None] == classes
+    valid, level, image, cell = (
+        each.repeat_interleave(num_classes) for each in (*found, positives.cell)
+    )
+    label = classes.repeat(len(labels))
+    return TargetEntries(valid, level, image, label, cell, (quality[:, None] * one_hot).flatten())
+
+
+def excluded_cells(grid: Grid, match: Match) -> list[Tensor | None]:
+    """Cells that no class loss is taken at: outside an image's rectangle, or ignored.
+
+    Args:
+        grid: with the rectangles.
+        match: with the ignored cells.
+
+    Returns:
+        Per level ``(B, 1, H, W)`` bool, or None where all cells count.
+    """
+    masks: list[Tensor | None] = []
+    for level, (height, width) in enumerate(grid.sizes):
+        corners = [rectangles[level] for rectangles in grid.rectangles]
+        mask = None
+        if any(each != (0, 0, width, height) for each in corners):
+            bounds = torch.tensor(corners).to(grid.base.device, non_blocking=True)
+            left, top, right, bottom = bounds[:, :, None, None].unbind(1)
+            x = torch.arange(width, device=bounds.device)
+            y = torch.arange(height, device=bounds.device)[:, None]
+            mask = ((x < left) | (x >= right) | (y < top) | (y >= bottom))[:, None]
+        if match.ignored is not None:
+            ignored = match.ignored[level][:, None]
+            mask = ignored if mask is None else mask | ignored
+        masks.append(mask)
+    return masks

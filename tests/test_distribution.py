@@ -1,0 +1,88 @@
+"""Moments, entropy, quantiles and targets of edge distributions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gfl_det import distribution
+
+NUM_BINS = 17
+
+
+def one_bin(index: int, num_bins: int = NUM_BINS) -> torch.Tensor:
+    logits = torch.full((num_bins,), -200.0)
+    logits[index] = 200.0
+    return logits
+
+
+def test_a_certain_edge() -> None:
+    for index in (0, 5, 16):
+        logits = one_bin(index)
+        assert float(distribution.mean(logits)) == index
+        assert float(distribution.std(logits)) == 0
+        assert float(distribution.entropy(logits)) == pytest.approx(0, abs=1e-6)
+
+
+def test_an_edge_that_knows_nothing() -> None:
+    logits = torch.zeros(2, 3, NUM_BINS)
+    assert distribution.mean(logits).shape == (2, 3)
+    torch.testing.assert_close(distribution.mean(logits), torch.full((2, 3), 8.0))
+    variance = sum((i - 8) ** 2 for i in range(NUM_BINS)) / NUM_BINS
+    torch.testing.assert_close(distribution.std(logits), torch.full((2, 3), variance**0.5))
+    expected = torch.full((2, 3), math.log(NUM_BINS))
+    torch.testing.assert_close(distribution.entropy(logits), expected)
+
+
+def test_two_equal_bins() -> None:
+    logits = torch.logaddexp(one_bin(2, 9), one_bin(6, 9))
+    assert float(distribution.mean(logits)) == pytest.approx(4)
+    assert float(distribution.std(logits)) == pytest.approx(2)
+    assert float(distribution.entropy(logits)) == pytest.approx(math.log(2))
+    assert float(distribution.quantile(logits, 0.25)) == pytest.approx(2)  # middle of bin 2
+    assert float(distribution.quantile(logits, 0.75)) == pytest.approx(6)
+
+
+@given(st.lists(st.floats(-8, 8), min_size=2, max_size=20), st.floats(0, 1), st.floats(0, 1))
+def test_quantiles_rise_and_stay_in_reach(values: list, first: float, second: float) -> None:
+    logits = torch.tensor(values, dtype=torch.float64)
+    low = float(distribution.quantile(logits, min(first, second)))
+    high = float(distribution.quantile(logits, max(first, second)))
+    assert -1e-9 <= low <= high + 1e-9 <= len(values) - 1 + 2e-9
+
+
+def test_quantile_levels_are_checked() -> None:
+    with pytest.raises(ValueError, match='1.5'):
+        distribution.quantile(torch.zeros(3), 1.5)
+
+
+@given(st.floats(0, 16))
+def test_the_two_bins_have_the_target_as_mean(distance: float) -> None:
+    target = distribution.two_bin_target(torch.tensor(distance, dtype=torch.float64), NUM_BINS)
+    left = int(target.left)
+    assert 0 <= left <= NUM_BINS - 2
+    assert float(target.left_weight + target.right_weight) == pytest.approx(1)
+    mean = left * target.left_weight + (left + 1) * target.right_weight
+    assert float(mean) == pytest.approx(distance, abs=1e-9)
+
+
+def test_targets_out_of_reach_are_clamped() -> None:
+    target = distribution.two_bin_target(torch.tensor([-3.0, 40.0]), NUM_BINS)
+    assert target.left.tolist() == [0, 15]
+    assert target.right_weight.tolist() == [0, 1]
+
+
+def test_half_precision_is_computed_in_full() -> None:
+    logits = torch.randn(100, NUM_BINS, generator=torch.Generator().manual_seed(0)).half()
+    assert distribution.mean(logits).dtype == torch.float32
+    assert torch.equal(distribution.mean(logits), distribution.mean(logits.float()))
+
+
+def test_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    for function in (distribution.mean, distribution.std, distribution.entropy):
+        assert torch.autograd.gradcheck(function, (logits,))
+    assert torch.autograd.gradcheck(lambda x: distribution.quantile(x, 0.3), (logits,))
