@@ -33,7 +33,9 @@ def head_config(ours: bool, **changes: Any) -> ConfigDict:
             scales_per_octave=1,
             strides=list(STRIDES),
         ),
-        loss_cls=dict(type=f'{prefix}QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
+        loss_cls=dict(
+            type=f'{prefix}QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0
+        ),
         loss_dfl=dict(type=f'{prefix}DistributionFocalLoss', loss_weight=0.25),
         loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
         reg_max=16,
@@ -57,7 +59,7 @@ def head_config(ours: bool, **changes: Any) -> ConfigDict:
 
 def _merge(config: dict, changes: dict) -> None:
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(config.get(key), dict):
+        if isinstance(value, dict) and 'type' not in value and isinstance(config.get(key), dict):
             _merge(config[key], value)
         else:
             config[key] = value

@@ -33,29 +33,25 @@ def pair_iou(a, b):
 
 def atss(priors, counts, truths, k=9):
     """ATSS as algorithm 1 of the paper says it; returns for each prior its truth or -1."""
+    centres = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in priors]
     best_iou = [-1.0] * len(priors)
     best_truth = [-1] * len(priors)
     for index, truth in enumerate(truths):
-        x, y = (truth[0] + truth[2]) / 2, (truth[1] + truth[3]) / 2
+        centre = (truth[0] + truth[2]) / 2, (truth[1] + truth[3]) / 2
         candidates = []
         first = 0
         for count in counts:
             level = range(first, first + count)
 
-            def distance(prior):
-                box = priors[prior]
-                return math.hypot((box[0] + box[2]) / 2 - x, (box[1] + box[3]) / 2 - y)
-
-            candidates += sorted(level, key=distance)[:k]
+            distance = {prior: math.dist(centres[prior], centre) for prior in level}
+            candidates += sorted(level, key=distance.__getitem__)[:k]
             first += count
         ious = [pair_iou(priors[prior], truth) for prior in candidates]
         if len(ious) < 2:
             continue
         threshold = np.mean(ious) + np.std(ious, ddof=1)
         for prior, value in zip(candidates, ious):
-            cx, cy = (priors[prior][0] + priors[prior][2]) / 2, (
-                priors[prior][1] + priors[prior][3]
-            ) / 2
+            cx, cy = centres[prior]
             inside = min(cx - truth[0], cy - truth[1], truth[2] - cx, truth[3] - cy)
             if value >= threshold and inside > 0.01 and value > best_iou[prior]:
                 best_iou[prior], best_truth[prior] = value, index

@@ -79,9 +79,7 @@ def test_general_path_is_equal_to_mmdet() -> None:
         priors, counts, truths = scene(seed)
         priors = priors + torch.rand(priors.shape, generator=torch.Generator().manual_seed(seed))
         assert fit_lattice(priors, counts) is None or len(priors) <= 10
-        assert_equal_results(
-            run(ours, priors, counts, truths), run(theirs, priors, counts, truths)
-        )
+        assert_equal_results(run(ours, priors, counts, truths), run(theirs, priors, counts, truths))
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +264,9 @@ def test_slots_hold_the_positives_of_any_threshold() -> None:
     generator = torch.Generator().manual_seed(0)
     for size in (2, 3, 5, 9, 18, 45):
         values = torch.rand(20000, size, generator=generator, dtype=torch.float64)
-        values[: len(values) // 2] = values[: len(values) // 2].round()  # two values: the worst case
+        values[: len(values) // 2] = values[
+            : len(values) // 2
+        ].round()  # two values: the worst case
         values = values[values.amax(1) > values.amin(1)]
         reaching = (values >= values.mean(1, keepdim=True) + values.std(1, keepdim=True)).sum(1)
         assert int(reaching.max()) <= size * (size - 1) // (2 * size - 1)

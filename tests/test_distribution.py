@@ -54,7 +54,7 @@ def test_quantiles_rise_and_stay_in_reach(values: list, first: float, second: fl
 
 
 def test_quantile_levels_are_checked() -> None:
-    with pytest.raises(ValueError, match='1.5'):
+    with pytest.raises(ValueError, match=r'1\.5'):
         distribution.quantile(torch.zeros(3), 1.5)
 
 

@@ -18,10 +18,16 @@ from mmengine.structures import InstanceData
 CASES = {
     'full images': ((256, 320), [((256, 320), (256, 320), 5), ((256, 320), (256, 320), 9)]),
     'different sizes': ((256, 320), [((200, 310), (224, 320), 6), ((256, 170), (256, 192), 4)]),
-    'one image without truths': ((160, 160), [((160, 160), (160, 160), 0)] + [((160, 150), (160, 160), 7)]),
+    'one image without truths': (
+        (160, 160),
+        [((160, 160), (160, 160), 0), ((160, 150), (160, 160), 7)],
+    ),
     'no truths at all': ((160, 160), [((160, 160), (160, 160), 0)] * 2),
     '300 truths': ((480, 640), [((480, 640), (480, 640), 300), ((470, 630), (480, 640), 40)]),
-    'smaller than the coarsest stride': ((64, 96), [((64, 96), (64, 96), 3), ((40, 50), (64, 64), 2)]),
+    'smaller than the coarsest stride': (
+        (64, 96),
+        [((64, 96), (64, 96), 3), ((40, 50), (64, 64), 2)],
+    ),
     'one cell a level': ((8, 8), [((8, 8), (8, 8), 1)]),
 }
 TRAIN_OPTIONS = {
@@ -32,6 +38,7 @@ TRAIN_OPTIONS = {
     'topk 5': dict(train_cfg=dict(assigner=dict(topk=5))),
     'reg_max 7': dict(reg_max=7),
     'CIoU': dict(loss_bbox=dict(type='CIoULoss', loss_weight=1.5)),
+    'no norm': dict(norm_cfg=None),
     'other anchors': dict(anchor_generator=dict(octave_base_scale=6, center_offset=0.5)),
 }
 
@@ -73,9 +80,7 @@ def test_ignored_truths() -> None:
     logits, truths, metas = make_batch('different sizes')
     ignored = [make_truths(4, (200, 200), generator), None]
     heads = head_pair(train_cfg=dict(assigner=dict(ignore_iof_thr=0.3)))
-    found, expected = (
-        losses_and_gradients(head, logits, truths, metas, ignored) for head in heads
-    )
+    found, expected = (losses_and_gradients(head, logits, truths, metas, ignored) for head in heads)
     assert_same(found, expected)
     without = losses_and_gradients(heads[0], logits, truths, metas)
     assert without[0]['loss_cls'] != found[0]['loss_cls']
@@ -119,13 +124,17 @@ def assert_same_detections(found: InstanceData, expected: InstanceData, image_si
         order = sorted(
             range(len(each)),
             key=lambda i: (
-                -round(float(each.scores[i]), 5), int(each.labels[i]), *each.bboxes[i].round().tolist()
+                -round(float(each.scores[i]), 5),
+                int(each.labels[i]),
+                *each.bboxes[i].round().tolist(),
             ),
         )
         rows.append(each[torch.tensor(order, dtype=torch.long)])
     assert torch.equal(rows[0].labels, rows[1].labels)
     torch.testing.assert_close(rows[0].scores, rows[1].scores, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(rows[0].bboxes, rows[1].bboxes, rtol=0, atol=1e-6 * image_size + 1e-3)
+    torch.testing.assert_close(
+        rows[0].bboxes, rows[1].bboxes, rtol=0, atol=1e-6 * image_size + 1e-3
+    )
 
 
 TEST_OPTIONS = {
@@ -177,8 +186,7 @@ def test_proposal_config_and_unclipped_boxes() -> None:
     config = heads[0].test_cfg.copy()
     config.update(score_thr=0.2, max_per_img=30)
     found, expected = (
-        head.predict_by_feat(*maps, batch_img_metas=[make_meta(size)], cfg=config)
-        for head in heads
+        head.predict_by_feat(*maps, batch_img_metas=[make_meta(size)], cfg=config) for head in heads
     )
     assert float(found[0].bboxes.min()) < 0
     assert_same_detections(found[0], expected[0], 160)
@@ -200,7 +208,9 @@ def test_the_whole_head_from_features() -> None:
     gradients = []
     for head in heads:
         losses = head.loss(features, samples)
-        sum(value if isinstance(value, torch.Tensor) else sum(value) for value in losses.values()).backward()
+        sum(
+            value if isinstance(value, torch.Tensor) else sum(value) for value in losses.values()
+        ).backward()
         gradients.append({name: each.grad for name, each in head.named_parameters()})
     for name, expected in gradients[1].items():
         torch.testing.assert_close(gradients[0][name], expected, rtol=1e-3, atol=1e-5)

@@ -104,7 +104,9 @@ REDUCTIONS = [
 ]
 
 
-@pytest.mark.parametrize(('options', 'activated'), list(itertools.product(REDUCTIONS, (False, True))))
+@pytest.mark.parametrize(
+    ('options', 'activated'), list(itertools.product(REDUCTIONS, (False, True)))
+)
 def test_quality_focal_module_is_mmdets(options: dict, activated: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 6, generator=generator)
@@ -116,7 +118,8 @@ def test_quality_focal_module_is_mmdets(options: dict, activated: bool) -> None:
     if options.pop('weight', False):
         options['weight'] = torch.rand(50, generator=generator)
     ours, theirs = (
-        kind(beta=1.5, loss_weight=0.3, activated=activated) for kind in (QualityFocalLoss, MMDetQFL)
+        kind(beta=1.5, loss_weight=0.3, activated=activated)
+        for kind in (QualityFocalLoss, MMDetQFL)
     )
     for target in ((labels, quality), dense):
         results = []

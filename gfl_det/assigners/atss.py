@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner, BboxOverlaps2D

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from mmdet.models.task_modules.assigners import BaseAssigner
+from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -33,22 +35,32 @@ class Match(NamedTuple):
     ignored: list[Tensor] | None  # per level (B, H, W) bool; None: none are
 
 
-def image_rectangles(
-    base: Sequence[Sequence[float]],
-    strides: Sequence[tuple[int, int]],
-    sizes: Sequence[tuple[int, int]],
-    metas: Sequence[dict],
-    allowed_border: int,
-) -> list[list[CellRectangle]]:
-    """Valid cells per image and level (see :func:`.lattice.valid_rectangle`).
+def make_grid(
+    generator: AnchorGenerator, maps: Sequence[Tensor], metas: Sequence[dict], allowed_border: int
+) -> Grid:
+    """Priors of a pyramid's maps, and each image's valid cells.
+
+    Args:
+        generator: with one prior a cell.
+        maps: per level ``(B, C, H, W)``.
+        metas: per image ``pad_shape`` and ``img_shape``.
+        allowed_border: px by which a prior may leave its image; negative: any.
+
+    Returns:
+        The grid, on the maps' device.
 
     Raises:
         ConfigError: an image has no valid prior at all.
     """
+    sizes = [(level.shape[-2], level.shape[-1]) for level in maps]
+    device = maps[0].device
+    base = torch.cat(list(generator.base_anchors))
+    boxes = base.tolist()
     rectangles = []
     for meta in metas:
         levels = [
-            valid_rectangle(*level, meta, allowed_border) for level in zip(base, strides, sizes)
+            valid_rectangle(*level, meta, allowed_border)
+            for level in zip(boxes, generator.strides, sizes)
         ]
         if all(right <= left or bottom <= top for left, top, right, bottom in levels):
             raise ConfigError(
@@ -57,7 +69,13 @@ def image_rectangles(
                 'images'
             )
         rectangles.append(levels)
-    return rectangles
+    return Grid(
+        priors=generator.grid_priors(sizes, device=device),
+        base=base.to(device, non_blocking=True),
+        strides=generator.strides,
+        sizes=sizes,
+        rectangles=rectangles,
+    )
 
 
 def match_batch(
@@ -96,48 +114,48 @@ def _match_image_by_image(
     ignored: Sequence[InstanceData | None],
 ) -> Match:
     device = grid.base.device
-    counts = [len(level) for level in grid.priors]
-    all_priors = torch.cat(grid.priors)
-    level_of = torch.arange(len(counts), device=device).repeat_interleave(
-        torch.tensor(counts, device=device)
-    )
-    cell_of = torch.cat([torch.arange(count, device=device) for count in counts])
-    fields: list[tuple[Tensor, ...]] = []
-    skipped: list[Tensor] = []
+    priors = torch.cat(grid.priors)
+    images, chosen, truth, iou, skipped = [], [], [], [], []
     first_truth = 0
     for index, (truths, regions) in enumerate(zip(instances, ignored)):
         inside = _inside(grid, index)
         kept = torch.cat(inside).nonzero().squeeze(1)
-        priors = all_priors[kept]
-        result = assigner.assign(
-            InstanceData(priors=priors), [int(each.sum()) for each in inside], truths, regions
-        )
-        chosen = (result.gt_inds > 0).nonzero().squeeze(1)
-        prior = kept[chosen]
-        fields.append(
-            (
-                torch.ones_like(chosen, dtype=torch.bool),
-                torch.full_like(chosen, index),
-                level_of[prior],
-                cell_of[prior],
-                result.gt_inds[chosen] - 1 + first_truth,
-                result.max_overlaps[chosen],
-                box_centres(priors[chosen]),
-            )
-        )
+        counts = [int(each.sum()) for each in inside]
+        result = assigner.assign(InstanceData(priors=priors[kept]), counts, truths, regions)
+        positive = (result.gt_inds > 0).nonzero().squeeze(1)
+        images.append(torch.full_like(positive, index))
+        chosen.append(kept[positive])
+        truth.append(result.gt_inds[positive] - 1 + first_truth)
+        iou.append(result.max_overlaps[positive])
         first_truth += len(truths.labels)
-        mask = torch.zeros(len(all_priors), dtype=torch.bool, device=device)
+        mask = torch.zeros(len(priors), dtype=torch.bool, device=device)
         mask[kept[result.gt_inds < 0]] = True
         skipped.append(mask)
-    valid, image, level, *others = (torch.cat(field) for field in zip(*fields))
-    by_level = []
-    for index in range(len(counts)):
-        slot = (level == index).nonzero().squeeze(1)
-        by_level.append(LevelSlots(image[slot], others[0][slot], slot))
-    positives = Positives(valid, image, level, *others, by_level=by_level)
-    levels = torch.stack(skipped).split(counts, dim=1)
+    image, prior = torch.cat(images), torch.cat(chosen)
+    level, cell = _place(grid, prior)
+    slots = [(level == index).nonzero().squeeze(1) for index in range(len(grid.sizes))]
+    positives = Positives(
+        valid=torch.ones_like(prior, dtype=torch.bool),
+        image=image,
+        level=level,
+        cell=cell,
+        truth=torch.cat(truth),
+        iou=torch.cat(iou),
+        centre=box_centres(priors[prior]),
+        by_level=[LevelSlots(image[slot], cell[slot], slot) for slot in slots],
+    )
+    levels = torch.stack(skipped).split([len(level) for level in grid.priors], dim=1)
     masks = [mask.unflatten(1, size) for mask, size in zip(levels, grid.sizes)]
     return Match(positives, masks)
+
+
+def _place(grid: Grid, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """Level and cell of priors by their index among those of all levels."""
+    counts = [len(level) for level in grid.priors]
+    first = torch.tensor([sum(counts[:level]) for level in range(len(counts))])
+    first = first.to(prior.device)
+    level = torch.searchsorted(first, prior, right=True) - 1
+    return level, prior - first[level]
 
 
 def _inside(grid: Grid, image: int) -> list[Tensor]:

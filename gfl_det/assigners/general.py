@@ -6,7 +6,8 @@ matrix of all priors against all truths is kept.
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor

@@ -8,7 +8,8 @@ and, with ``allowed_border >= 0``, whose prior stays inside the image.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Positives(NamedTuple):
 
 class _TakeCells(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, by_level, num_slots, *maps):  # type: ignore[no-untyped-def]  # noqa: ANN
+    def forward(ctx, by_level, num_slots, *maps):  # type: ignore[no-untyped-def]
         ctx.by_level, ctx.layouts = by_level, [Layout.of(level) for level in maps]
         rows = maps[0].new_zeros(num_slots + 1, maps[0].shape[1])
         for level, (image, cell, slot) in zip(maps, by_level):
@@ -41,7 +42,7 @@ class _TakeCells(torch.autograd.Function):
         return rows[:num_slots]
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
         pairs = zip(ctx.by_level, ctx.layouts)
         return None, None, *(_scatter_rows(grad, slots, layout) for slots, layout in pairs)
 

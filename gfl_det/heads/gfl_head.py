@@ -7,7 +7,8 @@ losses. The path of a prediction: features -> forward -> :mod:`.prediction`.
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule, Scale
@@ -20,13 +21,13 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from .. import distribution
-from ..assigners.batch import Grid, Match, image_rectangles, match_batch
+from ..assigners.batch import Grid, Match, make_grid, match_batch
 from ..boxes import box_centres
 from ..errors import ConfigError
 from ..losses import QualityFocalLoss
-from ..losses.quality_focal_sum import TargetEntries, quality_focal_sum
+from ..losses.quality_focal_sum import quality_focal_sum
 from ..registry import MODELS
+from .integral import Integral
 from .prediction import Candidates, Decoder, detect, level_candidates
 from .training import (
     Truths,
@@ -37,31 +38,25 @@ from .training import (
     target_entries,
 )
 
+# The paper's settings; None in their place keeps mmdet's meaning, such as no norm.
+DEFAULT_NORM = dict(type='GN', num_groups=32, requires_grad=True)
+DEFAULT_ANCHORS = dict(
+    type='AnchorGenerator',
+    ratios=[1.0],
+    octave_base_scale=8,
+    scales_per_octave=1,
+    strides=[8, 16, 32, 64, 128],
+)
+DEFAULT_CODER = dict(type='DistancePointBBoxCoder')
+DEFAULT_QFL = dict(type='gfl_det.QualityFocalLoss', use_sigmoid=True)
+DEFAULT_BOX_LOSS = dict(type='GIoULoss', loss_weight=2.0)
+DEFAULT_DFL = dict(type='gfl_det.DistributionFocalLoss', loss_weight=0.25)
 DEFAULT_INIT = dict(
     type='Normal',
     layer='Conv2d',
     std=0.01,
     override=dict(type='Normal', name='gfl_cls', std=0.01, bias_prob=0.01),
 )
-
-
-class Integral(nn.Module):
-    """Mean of edge distributions (GFL paper, eq. 5); its buffer is part of mmdet's state dicts.
-
-    Args:
-        reg_max: the last bin, in strides.
-    """
-
-    project: Tensor
-
-    def __init__(self, reg_max: int = 16) -> None:
-        super().__init__()
-        self.reg_max = reg_max
-        self.register_buffer('project', torch.linspace(0, reg_max, reg_max + 1))
-
-    def forward(self, logits: Tensor) -> Tensor:
-        """Distances ``(N, 4)`` in strides of logits ``(N, 4 * (reg_max + 1))``."""
-        return distribution.mean(logits.reshape(-1, 4, self.reg_max + 1))
 
 
 @MODELS.register_module()
@@ -82,8 +77,10 @@ class GFLHead(AnchorHead):
         bbox_coder: must be a DistancePointBBoxCoder.
         reg_max: the last bin of an edge's distribution; an edge reaches so many strides.
         init_cfg: initialisation.
-        **kwargs: of mmdet's ``AnchorHead``: anchor_generator, loss_cls, loss_bbox, train_cfg,
-            test_cfg, feat_channels.
+        anchor_generator: config of the priors, one a cell.
+        loss_cls: config of the class loss, a QualityFocalLoss.
+        loss_bbox: config of the box loss, of the IoU family.
+        **kwargs: of mmdet's ``AnchorHead``: feat_channels, train_cfg, test_cfg.
 
     Raises:
         ConfigError: several priors a cell, oblong strides, another coder, class loss or sampler.
@@ -95,28 +92,33 @@ class GFLHead(AnchorHead):
         in_channels: int,
         stacked_convs: int = 4,
         conv_cfg: dict | None = None,
-        norm_cfg: dict | None = None,
-        loss_dfl: dict | None = None,
-        bbox_coder: dict | None = None,
+        norm_cfg: dict | None = DEFAULT_NORM,
+        loss_dfl: dict = DEFAULT_DFL,
+        bbox_coder: dict = DEFAULT_CODER,
         reg_max: int = 16,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: dict | list[dict] | None = DEFAULT_INIT,
+        *,
+        anchor_generator: dict = DEFAULT_ANCHORS,
+        loss_cls: dict = DEFAULT_QFL,
+        loss_bbox: dict = DEFAULT_BOX_LOSS,
         **kwargs: Any,
     ) -> None:
         self.stacked_convs = stacked_convs
         self.conv_cfg = conv_cfg
-        self.norm_cfg = norm_cfg or dict(type='GN', num_groups=32, requires_grad=True)
+        self.norm_cfg = norm_cfg
         self.reg_max = reg_max
         super().__init__(
             num_classes=num_classes,
             in_channels=in_channels,
-            bbox_coder=bbox_coder or dict(type='DistancePointBBoxCoder'),
-            init_cfg=init_cfg or DEFAULT_INIT,
+            anchor_generator=anchor_generator,
+            bbox_coder=bbox_coder,
+            loss_cls=loss_cls,
+            loss_bbox=loss_bbox,
+            init_cfg=init_cfg,
             **kwargs,
         )
         self.integral = Integral(reg_max)
-        self.loss_dfl = MODELS.build(
-            loss_dfl or dict(type='gfl_det.DistributionFocalLoss', loss_weight=0.25)
-        )
+        self.loss_dfl = MODELS.build(loss_dfl)
         self._check_parts()
 
     def _check_parts(self) -> None:
@@ -144,7 +146,7 @@ class GFLHead(AnchorHead):
             raise ConfigError(
                 'GFLHead has one prior a cell: give anchor_generator one ratio and one scale'
             )
-        # mmdet adds a background channel where loss_cls lacks use_sigmoid=True; ours is a sigmoid's.
+        # mmdet adds a background channel where loss_cls lacks use_sigmoid=True; none is needed.
         self.cls_out_channels = self.num_classes
         self.cls_convs, self.reg_convs = self._tower(), self._tower()
         self.gfl_cls = nn.Conv2d(self.feat_channels, self.cls_out_channels, 3, padding=1)
@@ -154,9 +156,7 @@ class GFLHead(AnchorHead):
     def _tower(self) -> nn.ModuleList:
         channels = [self.in_channels] + [self.feat_channels] * self.stacked_convs
         return nn.ModuleList(
-            ConvModule(
-                ins, outs, 3, padding=1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg
-            )
+            ConvModule(ins, outs, 3, padding=1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg)
             for ins, outs in zip(channels, channels[1:])
         )
 
@@ -204,7 +204,8 @@ class GFLHead(AnchorHead):
         """
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             truths = Truths.collect(batch_gt_instances, cls_scores[0].device)
-            grid = self.make_grid(cls_scores, batch_img_metas)
+            border = self.train_cfg.get('allowed_border', -1)
+            grid = make_grid(self.prior_generator, cls_scores, batch_img_metas, border)
             ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
             match = match_batch(
                 self.assigner, grid, truths.boxes, truths.image, batch_gt_instances, ignored
@@ -247,22 +248,6 @@ class GFLHead(AnchorHead):
             loss_cls=self.loss_cls.loss_weight * cls_sum / num_positives,
             loss_bbox=(box_loss * weight).sum() / weight_sum,
             loss_dfl=(terms.edge_loss * weight).sum() / weight_sum,
-        )
-
-    def make_grid(self, cls_scores: Sequence[Tensor], metas: Sequence[dict]) -> Grid:
-        """Priors of the maps, and each image's valid cells."""
-        sizes = [tuple(level.shape[-2:]) for level in cls_scores]
-        device = cls_scores[0].device
-        base = torch.cat(list(self.prior_generator.base_anchors))
-        border = self.train_cfg.get('allowed_border', -1)
-        return Grid(
-            priors=self.prior_generator.grid_priors(sizes, device=device),
-            base=base.to(device, non_blocking=True),
-            strides=self.prior_generator.strides,
-            sizes=sizes,
-            rectangles=image_rectangles(
-                base.tolist(), self.prior_generator.strides, sizes, metas, border
-            ),
         )
 
     def predict_by_feat(

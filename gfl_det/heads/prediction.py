@@ -10,7 +10,8 @@ computation.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from mmcv.ops import batched_nms, nms

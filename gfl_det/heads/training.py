@@ -6,7 +6,8 @@ of the positive's level, so that distances and bins share a unit.
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 import torch
 from mmdet.structures.bbox import get_box_tensor
@@ -19,7 +20,7 @@ from ..assigners.positives import Positives, take_cells
 from ..boxes import boxes_to_distances, distances_to_boxes, iou
 from ..losses.quality_focal_sum import TargetEntries
 
-# A target at the last bin would leave no weight to a right neighbour; mmdet's coder stays 0.1 below.
+# A target at the last bin would have no right neighbour; mmdet's coder stays 0.1 below it.
 TARGET_MARGIN = 0.1
 
 

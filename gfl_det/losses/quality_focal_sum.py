@@ -8,7 +8,8 @@ permutes, copies and keeps five times as much.
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,7 @@ def _write_negative_gradient(
 
 class _QualityFocalSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, beta, weight, excluded, entries, *maps):  # type: ignore[no-untyped-def]  # noqa: ANN
+    def forward(ctx, beta, weight, excluded, entries, *maps):  # type: ignore[no-untyped-def]
         ctx.beta, ctx.weight, ctx.excluded, ctx.entries = beta, weight, excluded, entries
         ctx.save_for_backward(*maps)
         parts = []
@@ -105,7 +106,7 @@ class _QualityFocalSum(torch.autograd.Function):
         return total.to(full_precision(maps[0]).dtype)
 
     @staticmethod
-    def backward(ctx, factor):  # type: ignore[no-untyped-def]  # noqa: ANN
+    def backward(ctx, factor):  # type: ignore[no-untyped-def]
         beta, weight, entries = ctx.beta, ctx.weight, ctx.entries
         gradients = []
         for level, (logits, mask) in enumerate(zip(ctx.saved_tensors, ctx.excluded)):

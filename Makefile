@@ -1,0 +1,42 @@
+# Every target makes .venv at the root first; nothing is installed outside it.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+DEMO_CONFIG := configs/gfl_r18_fpn_digits.py
+DEMO_DIR := work_dirs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## build the embedded dataset, train on it, print COCO AP, draw pictures
+	$(RUN) tools/build_digits.py
+	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
+	$(RUN) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
+		--work-dir $(DEMO_DIR) --show-dir $(DEMO_DIR)/pictures
+
+test: $(STAMP) ## run the whole test suite
+	$(RUN) -m pytest
+
+lint: $(STAMP) ## ruff (rules and format) and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(STAMP) ## let ruff rewrite what it can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean: ## remove .venv, caches and build output; data/ and work_dirs/ stay
+	rm -rf $(VENV) build dist gfl_det.egg-info gfl_det/.mim .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find gfl_det configs tools tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMP): requirements.txt setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned versions need Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -r requirements.txt
+	$(RUN) -m pip install --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,67 @@
+# Blood cells on 364 photographs (BCCD, MIT licence): the recipe of the digits at full width. Another
+# folder with train.json, val.json and images/: --cfg-options data_root=DIR
+_base_ = ['./gfl_r18_fpn_digits.py']
+
+data_root = 'data/bccd/'
+classes = ('RBC', 'WBC', 'Platelets')
+image_scale = (320, 240)  # half the photographs' size
+max_epochs = 24
+
+model = dict(
+    backbone=dict(stem_channels=64, base_channels=64),
+    # Some cells fill half the picture: the five levels of the COCO configs.
+    neck=dict(in_channels=[128, 256, 512], num_outs=5, add_extra_convs='on_output'),
+    bbox_head=dict(
+        num_classes=len(classes),
+        anchor_generator=dict(strides=[8, 16, 32, 64, 128]),
+    ),
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=image_scale, keep_ratio=True),
+    # Cells have no upright position, digits have.
+    dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=image_scale, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+train_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        ann_file='train.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=classes),
+        pipeline=train_pipeline,
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        ann_file='val.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=classes),
+        pipeline=test_pipeline,
+    )
+)
+test_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        ann_file='test.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=classes),
+        pipeline=test_pipeline,
+    )
+)
+val_evaluator = dict(ann_file=data_root + 'val.json')
+test_evaluator = dict(ann_file=data_root + 'test.json')
+
+train_cfg = dict(max_epochs=max_epochs, val_interval=6)

@@ -1,0 +1,13 @@
+"""What every test shares: the same random numbers in each run and in any order, one thread."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # on tensors this small, threads mostly wait for each other
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,177 @@
+"""Each config: MMDetection's values, its state dicts, and a training step with finite gradients."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
+
+import gfl_det
+from gfl_det.errors import ConfigError, MissingOpError, SetupError
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
+ISSUED = {
+    'gfl_r18_fpn_1x_coco',
+    'gfl_r34_fpn_1x_coco',
+    'gfl_r50_fpn_1x_coco',
+    'gfl_r50_fpn_ms-2x_coco',
+    'gfl_r101_fpn_ms-2x_coco',
+    'gfl_r101-dconv-c3-c5_fpn_ms-2x_coco',
+    'gfl_x101-32x4d_fpn_ms-2x_coco',
+    'gfl_x101-32x4d-dconv-c4-c5_fpn_ms-2x_coco',
+}
+MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
+# A stand-in for the compiled module is no file.
+HAS_COMPILED_OPS = getattr(importlib.import_module('mmcv._ext'), '__file__', None) is not None
+
+
+@pytest.fixture(autouse=True)
+def default_scope():
+    """Parts of a model are built by their plain names, as in a Runner of these configs."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
+
+
+@functools.cache
+def shipped(name: str) -> Config:
+    return gfl_det.get_config(name)
+
+
+def as_mmdet(value):
+    """The same settings with MMDetection's own classes: our prefix and scope marks removed."""
+    if isinstance(value, dict):
+        return {key: as_mmdet(item) for key, item in value.items() if key != '_scope_'}
+    if isinstance(value, (list, tuple)):
+        return type(value)(as_mmdet(item) for item in value)
+    return value.replace('gfl_det.', '') if isinstance(value, str) else value
+
+
+def without_download(model: dict) -> dict:
+    model = copy.deepcopy(model)
+    model['backbone']['init_cfg'] = None
+    return model
+
+
+def batch(model: torch.nn.Module, num_classes: int) -> dict:
+    """Two small pictures of different sizes, with two objects and with one."""
+    boxes = [[[4.0, 6.0, 40.0, 50.0], [30.0, 10.0, 90.0, 60.0]], [[8.0, 8.0, 56.0, 40.0]]]
+    shapes = [(96, 128), (64, 96)]  # the coarsest stage still covers a 3x3 kernel
+    samples = []
+    for shape, truths in zip(shapes, boxes):
+        labels = torch.arange(len(truths)) % num_classes
+        truth = InstanceData(bboxes=torch.tensor(truths), labels=labels)
+        sample = DetDataSample(gt_instances=truth)
+        sample.set_metainfo(dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)))
+        samples.append(sample)
+    images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for shape in shapes]
+    return model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
+
+
+def train_step(model: torch.nn.Module, num_classes: int) -> dict[str, torch.Tensor]:
+    total, losses = model.parse_losses(model(**batch(model, num_classes), mode='loss'))
+    total.backward()
+    return losses
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_builds_loads_mmdets_weights_and_trains(name):
+    settings = without_download(shipped(name).model.to_dict())
+    ours = MODELS.build(copy.deepcopy(settings))
+    theirs = MODELS.build(as_mmdet(settings))
+    assert type(ours.bbox_head).__module__.startswith('gfl_det.')
+    assert type(theirs.bbox_head).__module__.startswith('mmdet.')
+    theirs.init_weights()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+
+    num_classes = settings['bbox_head']['num_classes']
+    if 'dcn' in settings['backbone'] and not HAS_COMPILED_OPS:
+        with pytest.raises(MissingOpError, match=r'(?s)deform_conv.*mmcv'):
+            train_step(ours, num_classes)
+        return
+    losses = train_step(ours, num_classes)
+    assert {'loss_cls', 'loss_bbox', 'loss_dfl'} <= losses.keys()
+    assert all(torch.isfinite(value) and value > 0 for value in losses.values())
+    trained = {key: value for key, value in ours.named_parameters() if value.requires_grad}
+    assert all(value.grad is not None for value in trained.values())
+    assert all(value.grad.isfinite().all() for value in trained.values())
+    assert any('backbone.' in key and value.grad.any() for key, value in trained.items())
+
+
+def test_the_published_names_are_there():
+    assert set(NAMES) >= ISSUED
+    assert gfl_det.config.config_names() == NAMES
+
+
+@pytest.mark.parametrize('path', sorted((MMDET_CONFIGS / 'gfl').glob('*.py')), ids=lambda p: p.stem)
+def test_says_what_mmdets_config_of_the_same_name_says(path):
+    ours, theirs = shipped(path.stem).to_dict(), Config.fromfile(path).to_dict()
+    assert ours.pop('custom_imports')['imports'] == ['gfl_det']
+    theirs.pop('max_epochs', None)  # a name that mmdet's file gives to a number used below it
+    assert as_mmdet(ours) == as_mmdet(theirs)
+
+
+@pytest.mark.parametrize('depth', [18, 34])
+def test_small_models_have_the_shape_of_mmdets_distilled_ones(depth):
+    student = f'ld_r{depth}-gflv1-r101_fpn_1x_coco.py'
+    theirs = Config.fromfile(MMDET_CONFIGS / 'ld' / student).model.to_dict()
+    ours = as_mmdet(shipped(f'gfl_r{depth}_fpn_1x_coco').model.to_dict())
+    for part in ('data_preprocessor', 'backbone', 'neck', 'train_cfg', 'test_cfg'):
+        assert ours[part] == theirs[part]
+    distillation = {'type', 'loss_ld'}
+    for key in theirs['bbox_head'].keys() - distillation:
+        assert ours['bbox_head'][key] == theirs['bbox_head'][key]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_split_is_read_by_the_checked_dataset(name):
+    config = shipped(name)
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        dataset = loader.dataset
+        while 'dataset' in dataset:  # wrappers such as RepeatDataset
+            dataset = dataset.dataset
+        assert dataset.type == 'gfl_det.CocoDataset'
+        assert DATASETS.get(dataset.type) is gfl_det.datasets.CocoDataset
+
+
+def test_a_name_may_end_in_py():
+    with_suffix = gfl_det.get_config('gfl_r50_fpn_1x_coco.py')
+    assert with_suffix.to_dict() == shipped('gfl_r50_fpn_1x_coco').to_dict()
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_and_all_names():
+    with pytest.raises(ConfigError) as caught:
+        gfl_det.get_config('gfl_r50_fpn_2x_coco')
+    message = str(caught.value)
+    assert '"gfl_r50_fpn_2x_coco" (did you mean "gfl_r50_fpn_1x_coco"?)' in message
+    assert all(name in message for name in NAMES)
+    with pytest.raises(ConfigError, match='named "zzz";'):
+        gfl_det.get_config('zzz')
+    with pytest.raises(ConfigError):  # no way out of the folder
+        gfl_det.get_config('../configs/gfl_r50_fpn_1x_coco')
+
+
+def test_an_installation_without_configs_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr('gfl_det.config.CONFIG_FOLDERS', (tmp_path, tmp_path / 'absent'))
+    with pytest.raises(SetupError, match='install gfl_det again'):
+        gfl_det.get_config('gfl_r50_fpn_1x_coco')
+
+
+def test_the_metafile_lists_every_coco_config():
+    index = Config.fromfile(CONFIGS.parent / 'model-index.yml')
+    models = [m for path in index.Import for m in Config.fromfile(CONFIGS.parent / path).Models]
+    assert {model.Name for model in models} == {name for name in NAMES if name.endswith('_coco')}
+    for model in models:
+        assert model.Config == f'configs/{model.Name}.py'
+        assert model.Metadata.Epochs == shipped(model.Name).train_cfg.max_epochs

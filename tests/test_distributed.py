@@ -1,0 +1,62 @@
+"""Two processes with half the batch each are one process with the whole batch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+# Truths of the four images, two a process.
+CASES = {'all': (5, 2, 0, 7), 'one process without truths': (0, 0, 4, 3)}
+SIZE = (96, 128)
+
+
+def _batch(counts: tuple) -> tuple:
+    from heads import make_maps, make_meta, make_truths
+
+    generator = torch.Generator().manual_seed(0)
+    maps = make_maps(len(counts), SIZE, generator)
+    truths = [make_truths(count, SIZE, generator) for count in counts]
+    return maps, truths, [make_meta(SIZE) for _ in counts]
+
+
+def _head() -> torch.nn.Module:
+    from heads import head_config
+    from mmdet.registry import MODELS
+
+    import gfl_det  # noqa: F401
+
+    torch.manual_seed(0)
+    return MODELS.build(head_config(True))
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+    from heads import losses_and_gradients
+
+    for name, counts in CASES.items():
+        maps, truths, metas = _batch(counts)
+        mine = slice(2 * rank, 2 * rank + 2)
+        half = tuple([level[mine] for level in kind] for kind in maps)
+        result = losses_and_gradients(_head(), half, truths[mine], metas[mine])
+        torch.save(result, os.path.join(folder, f'{name} {rank}.pt'))
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    from heads import losses_and_gradients
+
+    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    for name, counts in CASES.items():
+        parts = [torch.load(tmp_path / f'{name} {rank}.pt') for rank in (0, 1)]
+        values, gradients = losses_and_gradients(_head(), *_batch(counts))
+        for key, value in values.items():
+            mean = (parts[0][0][key] + parts[1][0][key]) / 2  # what DDP's averaging makes of them
+            assert abs(mean - value) <= 1e-5 * max(abs(value), 1e-6), key
+        for index, whole in enumerate(gradients):
+            joined = torch.cat([part[1][index] for part in parts]) / 2
+            torch.testing.assert_close(joined, whole, rtol=1e-4, atol=1e-6)

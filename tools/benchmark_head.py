@@ -1,0 +1,47 @@
+"""Measure the head against mmdet's: assignment, losses, memory, post-processing.
+
+    python tools/benchmark_head.py [--size H W] [--batch N] [--repeats N] [--threads N]
+                                   [--device cpu|cuda]
+
+Both heads get the same weights and inputs and run in turns; the table gives medians and their
+ratio (how many times faster, or smaller). Run it on an otherwise idle machine.
+"""
+
+import argparse
+import platform
+
+import torch
+
+from gfl_det import benchmarking
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'))
+    parser.add_argument('--batch', type=int, default=2, help='images a batch')
+    parser.add_argument('--repeats', type=int, default=15, help='timed runs of each')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--device', default='cpu')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    name = torch.cuda.get_device_name() if args.device != 'cpu' else platform.processor() or 'CPU'
+    print(f'torch {torch.__version__}, {name}, {args.threads} threads, {args.batch} x {args.size}')
+    heads = benchmarking.build_heads(args.device)
+    rows = []
+    for part in (
+        benchmarking.assignment_rows,
+        benchmarking.loss_rows,
+        benchmarking.prediction_rows,
+    ):
+        rows += part(heads, tuple(args.size), args.batch, args.repeats, args.device)
+    print(benchmarking.format_table(rows))
+
+
+if __name__ == '__main__':
+    main()
