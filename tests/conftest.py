@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+import gfl_det  # noqa: F401  (before any test imports mmdet, which may lack operators)
+
 torch.set_num_threads(1)  # on tensors this small, threads mostly wait for each other
 
 

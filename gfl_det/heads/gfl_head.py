@@ -28,7 +28,7 @@ from ..losses import QualityFocalLoss
 from ..losses.quality_focal_sum import quality_focal_sum
 from ..registry import MODELS
 from .integral import Integral
-from .prediction import Candidates, Decoder, detect, level_candidates
+from .prediction import Decoder, detect, image_candidates, image_frame
 from .training import (
     Truths,
     box_terms,
@@ -288,41 +288,16 @@ class GFLHead(AnchorHead):
             priors = self.prior_generator.grid_priors(sizes, device=cls_scores[0].device)
             centres = [box_centres(level) for level in priors]
             peaks = [level.amax(1).flatten(1) for level in cls_scores]
+            strides = [step for step, _ in self.prior_generator.strides]
             results = []
             for image, meta in enumerate(batch_img_metas or []):
-                found = [
-                    level_candidates(
-                        logits[image].flatten(1),
-                        peak[image],
-                        cfg.score_thr,
-                        cfg.get('nms_pre', -1),
-                        level,
-                    )
-                    for level, (logits, peak) in enumerate(zip(cls_scores, peaks))
-                ]
-                candidates = Candidates(*(torch.cat(field) for field in zip(*found)))
+                candidates = image_candidates(
+                    [level[image].flatten(1) for level in cls_scores],
+                    [level[image] for level in peaks],
+                    cfg,
+                )
                 edges = [level[image].flatten(1) for level in bbox_preds]
-                decoder = self._decoder(edges, centres, meta, cfg, rescale)
+                frame = image_frame(meta, cfg, rescale, self.bbox_coder.clip_border)
+                decoder = Decoder(edges, centres, centres[0].new_tensor(strides), frame)
                 results.append(detect(decoder, candidates, cfg, with_nms))
             return results
-
-    def _decoder(
-        self,
-        edges: list[Tensor],
-        centres: list[Tensor],
-        meta: dict,
-        cfg: ConfigDict,
-        rescale: bool,
-    ) -> Decoder:
-        height, width = meta['img_shape'][:2]
-        limit = [width, height] if self.bbox_coder.clip_border else [torch.inf] * 2
-        scale = [1 / factor for factor in meta['scale_factor'][:2]] if rescale else [1.0] * 2
-        tensor = centres[0].new_tensor
-        return Decoder(
-            edges=edges,
-            centres=centres,
-            stride=tensor([step for step, _ in self.prior_generator.strides]),
-            limit=tensor(limit * 2),
-            scale=tensor(scale * 2),
-            smallest=cfg.get('min_bbox_size', -1),
-        )

@@ -80,15 +80,62 @@ def level_candidates(
     return Candidates(values, pairs % len(logits), torch.full_like(pairs, level), cell)
 
 
+def image_candidates(
+    logits: Sequence[Tensor], peaks: Sequence[Tensor], config: ConfigDict
+) -> Candidates:
+    """The candidates of all levels of one image.
+
+    Args:
+        logits: per level ``(C, H * W)``.
+        peaks: per level ``(H * W,)``, the largest logit of each cell.
+        config: test config with ``score_thr`` and ``nms_pre``.
+
+    Returns:
+        Up to ``nms_pre`` candidates a level, level by level.
+    """
+    threshold, count = config.score_thr, config.get('nms_pre', -1)
+    found = [
+        level_candidates(each, peak, threshold, count, level)
+        for level, (each, peak) in enumerate(zip(logits, peaks))
+    ]
+    return Candidates(*(torch.cat(field) for field in zip(*found)))
+
+
+class Frame(NamedTuple):
+    """The image that boxes are cut at and refer to."""
+
+    limit: tuple[float, float]  # width and height of the network's input, px; infinite: no cut
+    scale: tuple[float, float]  # along x and y, from there to the image that boxes refer to
+    smallest: float  # boxes with a side not above it are dropped, px; negative: none are
+
+
+def image_frame(meta: dict, config: ConfigDict, rescale: bool, clip: bool) -> Frame:
+    """Read an image's frame from its meta information and the test config.
+
+    Args:
+        meta: ``img_shape`` and, to rescale, ``scale_factor`` (w, h).
+        config: with ``min_bbox_size``.
+        rescale: boxes refer to the original image.
+        clip: boxes are cut at the image's border.
+
+    Returns:
+        The frame.
+    """
+    height, width = meta['img_shape'][:2]
+    scale = (1.0, 1.0)
+    if rescale:
+        scale = (1 / meta['scale_factor'][0], 1 / meta['scale_factor'][1])
+    limit = (float(width), float(height)) if clip else (math.inf, math.inf)
+    return Frame(limit, scale, config.get('min_bbox_size', -1))
+
+
 class Decoder(NamedTuple):
     """What turns a candidate's edge logits into a box of one image."""
 
     edges: Sequence[Tensor]  # per level (4 * num_bins, H * W) logits
     centres: Sequence[Tensor]  # per level (H * W, 2) px
     stride: Tensor  # (L,) px
-    limit: Tensor  # (4,) largest coordinates, px of the network's input; infinite: no clipping
-    scale: Tensor  # (4,) from there to the image that boxes refer to
-    smallest: float  # boxes with a side not above it are dropped, px; negative: none are
+    frame: Frame
 
     def logits(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Edge logits ``(N, 4, num_bins)`` and centres ``(N, 2)`` of candidates."""
@@ -107,20 +154,21 @@ class Decoder(NamedTuple):
         logits, points = self.logits(candidates)
         distances = distribution.mean(logits) * self.stride[candidates.level][:, None]
         boxes = distances_to_boxes(points, distances)
-        if self.limit.isfinite().all():
-            boxes = torch.minimum(boxes.clamp(min=0), self.limit)
-        return boxes * self.scale
+        if math.isfinite(self.frame.limit[0]):
+            boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor(self.frame.limit * 2))
+        return boxes * boxes.new_tensor(self.frame.scale * 2)
 
     def edge_std(self, candidates: Candidates) -> Tensor:
         """Standard deviations ``(N, 4)`` of the edges, ltrb, rescaled."""
         spread = distribution.std(self.logits(candidates)[0])
-        return spread * self.stride[candidates.level][:, None] * self.scale
+        scale = spread.new_tensor(self.frame.scale * 2)
+        return spread * self.stride[candidates.level][:, None] * scale
 
     def is_large(self, boxes: Tensor) -> Tensor:
         """Which boxes ``(N,)`` have both sides above the smallest."""
-        if self.smallest < 0:
+        if self.frame.smallest < 0:
             return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-        return (boxes[:, 2:] - boxes[:, :2] > self.smallest).all(1)
+        return (boxes[:, 2:] - boxes[:, :2] > self.frame.smallest).all(1)
 
     def farthest(self, candidates: Candidates) -> Tensor:
         """Coordinates ``(N,)`` that no box of a candidate exceeds, known without decoding it."""
@@ -129,7 +177,8 @@ class Decoder(NamedTuple):
         first = torch.tensor([0] + [len(level) for level in self.centres[:-1]]).cumsum(0)
         points = points[first.to(points.device)[candidates.level] + candidates.cell]
         reach = points + last_bin * self.stride[candidates.level][:, None]
-        return (torch.minimum(reach, self.limit[2:]) * self.scale[2:]).amax(1)
+        reach = torch.minimum(reach, reach.new_tensor(self.frame.limit))
+        return (reach * reach.new_tensor(self.frame.scale)).amax(1)
 
 
 def is_plain_nms(config: ConfigDict | None) -> bool:

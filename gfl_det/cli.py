@@ -1,0 +1,185 @@
+"""Command lines of the tools: arguments, the config behind a name, errors in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.dist import get_world_size, is_main_process
+
+from gfl_det import options
+from gfl_det.config import config_names, get_config
+from gfl_det.errors import ConfigError, GFLDetError
+
+CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
+# How torch reports an exception from a worker of a data loader.
+WORKER_TRACEBACK = re.compile(r'\ACaught \w+ in .*?Original Traceback.*\n[\w.]+: (.*)\Z', re.DOTALL)
+
+
+class KeyValueAction(DictAction):
+    """mmengine's ``KEY=VALUE ...``, with a usage error where a word has no ``=``."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        for word in values:
+            if '=' not in word:
+                parser.error(f'{option_string}: {word!r} is not of the form KEY=VALUE')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line of ``tools/train.py``."""
+    parser = _parser('Train a detector.')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint, without a name from the latest in the work dir',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 without'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the real batch size',
+    )
+    parser.add_argument(
+        '--from-scratch',
+        action='store_true',
+        help='random weights: no download, no frozen layers, a longer schedule needed',
+    )
+    return _parse(parser, argv)
+
+
+def parse_test_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line of ``tools/test.py``."""
+    parser = _parser('Test a detector: print the COCO table, write detections and pictures.')
+    parser.add_argument('checkpoint', help='weights: a file or an address')
+    parser.add_argument(
+        '--show-dir', metavar='DIR', help='draw every tested image into this folder'
+    )
+    parser.add_argument(
+        '--out', metavar='FILE', help='write detections: .pkl (samples) or .json (COCO results)'
+    )
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument('--classwise', action='store_true', help='print the AP of each class too')
+    return _parse(parser, argv)
+
+
+def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
+    """Load a config from a file, or a shipped one by its name, and merge ``--cfg-options``.
+
+    Raises:
+        ConfigError: There is no such config (the nearest names are given), or it cannot be read.
+    """
+    try:
+        cfg = Config.fromfile(_config_path(name)) if _looks_like_path(name) else get_config(name)
+    except GFLDetError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f'{name} is not valid Python: {error}.') from error
+    except Exception as error:  # a config is a program: anything may go wrong in it
+        raise ConfigError(f'{name} cannot be read: {type(error).__name__}: {error}.') from error
+    for warning in options.override(cfg, settings or {}):
+        print(f'warning: {warning}', file=sys.stderr)
+    return cfg
+
+
+def tell_outputs(out: str | None, show_dir: str | None) -> None:
+    """Say where a test run has put detections and pictures."""
+    if not is_main_process():
+        return
+    if out:
+        options.settle_results(out)
+        print(f'detections: {out}')
+    if show_dir:
+        number = sum(path.is_file() for path in Path(show_dir).iterdir())
+        share = ', of the images of the first process' if get_world_size() > 1 else ''
+        print(f'pictures: {show_dir} ({number} files{share})')
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool; print an error that is meant for the user without its traceback, exit with 1."""
+    # mmengine needs the package of this notice, and requirements.txt pins it for that.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    try:
+        main()
+    except GFLDetError as error:
+        print(_report(_sentence(error)), file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _report(message: str) -> str:
+    """Put ``error:`` in front; of several processes the first tells all, the others their part."""
+    rank = int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
+    return f'error: {message}' if not rank else f'error (process {rank}): {message.splitlines()[0]}'
+
+
+def _sentence(error: GFLDetError) -> str:
+    """Return the message; of an error that a worker process passed on, only what it said."""
+    message = str(error)
+    passed_on = WORKER_TRACEBACK.match(message.strip())
+    return passed_on.group(1) if passed_on else message
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='a config file, or the name of a shipped config')
+    parser.add_argument('--work-dir', metavar='DIR', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=KeyValueAction,
+        metavar='KEY=VALUE',
+        help='override values of the config, as in data_root=DIR train_dataloader.batch_size=4',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
+    )
+    # torch.distributed.launch passes the number of the process, torchrun sets the variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    arguments = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
+    return arguments
+
+
+def _looks_like_path(name: str) -> bool:
+    path = Path(name)
+    is_file_name = path.suffix in CONFIG_ENDINGS and path.stem not in config_names()
+    return path.is_file() or os.sep in name or is_file_name
+
+
+def _config_path(name: str) -> str:
+    """Return the path if it is a file.
+
+    Raises:
+        ConfigError: It is none; the nearest names in its folder and among shipped configs are told.
+    """
+    path = Path(name)
+    if path.is_file():
+        return name
+    if path.is_dir():
+        raise ConfigError(f'{name} is a folder: give a config file in it.')
+    beside = [str(other) for other in path.parent.glob('*.py')]
+    by_stem = {Path(known).stem: known for known in [*config_names(), *beside]}
+    nearest = difflib.get_close_matches(path.stem, by_stem, n=3)
+    hint = (
+        f'nearest: {", ".join(by_stem[stem] for stem in nearest)}' if nearest else 'check the path'
+    )
+    raise ConfigError(f'There is no config {name}; {hint}.')

@@ -1,0 +1,5 @@
+"""Data sets: COCO files with checks, and the generator of the embedded one."""
+
+from .coco import CocoDataset
+
+__all__ = ['CocoDataset']

@@ -1,0 +1,172 @@
+"""MMDetection's COCO data set with every silent fault turned into a sentence."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import mmcv
+from mmdet.datasets import CocoDataset as MMDetCocoDataset
+from mmengine import fileio
+from mmengine.logging import print_log
+
+from gfl_det.datasets.annotation_boxes import BoxReport, usable_boxes
+from gfl_det.datasets.annotations import (
+    Entry,
+    check_ids,
+    check_structure,
+    match_classes,
+    parse,
+)
+from gfl_det.errors import DataError, GFLDetError
+from gfl_det.registry import DATASETS
+
+
+@DATASETS.register_module()
+class CocoDataset(MMDetCocoDataset):
+    """Drop-in for mmdet's ``CocoDataset``: same arguments, same samples from a sound file.
+
+    Unusable boxes are dropped with one warning that counts them. What cannot be trained on raises a
+    `DataError` that names file and entry: a file that is no COCO JSON, class names that the file
+    lacks, ids that contradict each other, a data set with nothing left in it, and, while training,
+    an image file that is missing or broken.
+
+    Attributes:
+        box_report: What became of the file's boxes (None before the file was read).
+    """
+
+    box_report: BoxReport | None = None
+
+    def load_data_list(self) -> list[Entry]:
+        """Read and check ``ann_file``.
+
+        Raises:
+            DataError: See the class.
+        """
+        dataset = parse(self._read(self.ann_file), self.ann_file)
+        check_structure(dataset, self.ann_file, need_annotations=self._needs_boxes())
+        check_ids(dataset, self.ann_file)
+        self.cat_ids = match_classes(self.metainfo['classes'], dataset['categories'], self.ann_file)
+        self.cat2label = {cat_id: label for label, cat_id in enumerate(self.cat_ids)}
+        boxes, self.box_report = usable_boxes(dataset, self.cat_ids)
+        self._log_boxes(self.box_report)
+
+        boxes_by_image = defaultdict(list)
+        self.cat_img_map = defaultdict(list)  # mmdet's samplers and filters read it
+        for box in boxes:
+            boxes_by_image[box['image_id']].append(box)
+            self.cat_img_map[box['category_id']].append(box['image_id'])
+        return [
+            self.parse_data_info(
+                {
+                    'raw_img_info': {**image, 'img_id': image['id']},
+                    'raw_ann_info': boxes_by_image.get(image['id'], []),
+                }
+            )
+            for image in dataset['images']
+        ]
+
+    def filter_data(self) -> list[Entry]:
+        """Apply ``filter_cfg`` as mmdet does and say how many images it took.
+
+        Raises:
+            DataError: No image remains.
+        """
+        remaining = super().filter_data()
+        filters = self.filter_cfg or {}
+        min_size, total = filters.get('min_size', 0), len(self.data_list)
+        small = sum(min(info['height'], info['width']) < min_size for info in self.data_list)
+        taken = (
+            f'{total - len(remaining)} of {total} images are left out: {small} with a side below '
+            f'min_size={min_size} px, {total - len(remaining) - small} without a box to train on '
+            f'(filter_empty_gt={filters.get("filter_empty_gt", False)})'
+        )
+        if not remaining:
+            self._refuse_empty(total, taken)
+        if len(remaining) < total:
+            self._log(taken, logging.INFO)
+        if not self.test_mode and not any(info['instances'] for info in remaining):
+            self._log('not one box to train on: every image is background', logging.WARNING)
+        return remaining
+
+    def prepare_data(self, idx: int) -> Any:
+        """Run the pipeline on one image.
+
+        Raises:
+            DataError: The image file is missing or broken. Errors of other origin pass unchanged.
+        """
+        try:
+            return super().prepare_data(idx)
+        except GFLDetError:
+            raise
+        except Exception as error:
+            info = self.get_data_info(idx)
+            fault = self._image_fault(info['img_path'])
+            if fault is None:
+                raise
+            raise DataError(
+                f'{info["img_path"]} {fault}; it is image id {info["img_id"]!r} of '
+                f'{self.ann_file}: restore the file or remove its entry.'
+            ) from error
+
+    def _get_unserialized_subset(self, indices: Sequence[int] | int) -> list[Entry]:
+        subset = super()._get_unserialized_subset(indices)
+        if not subset:
+            raise DataError(f'{self.ann_file}: indices={indices!r:.60} selects no image.')
+        return subset
+
+    def _needs_boxes(self) -> bool:
+        """Test sets and unlabelled training sets may only list images."""
+        return not self.test_mode and bool((self.filter_cfg or {}).get('filter_empty_gt', False))
+
+    def _read(self, path: str) -> bytes:
+        try:
+            return fileio.get(path, backend_args=self.backend_args)
+        except FileNotFoundError as error:
+            raise DataError(
+                f'The annotation file {path} does not exist: correct data_root or ann_file of the '
+                'dataset in the config.'
+            ) from error
+        except OSError as error:
+            raise DataError(f'The annotation file {path} cannot be read: {error}.') from error
+
+    def _image_fault(self, path: str) -> str | None:
+        """Say what is wrong with an image file; None where it loads."""
+        try:
+            content = fileio.get(path, backend_args=self.backend_args)
+        except FileNotFoundError:
+            return 'does not exist'
+        except OSError as error:
+            return f'cannot be read ({error.strerror or error})'
+        try:
+            image = mmcv.imfrombytes(content)
+        except Exception:  # each decoding backend has its own kinds
+            image = None
+        return 'is no image that can be decoded, or a torn one' if image is None else None
+
+    def _refuse_empty(self, total: int, taken: str) -> None:
+        if not total:
+            raise DataError(f'{self.ann_file} lists no images: nothing to train or test on.')
+        report = self.box_report
+        boxes = 'its boxes are unknown'
+        if report is not None:
+            parts = [f'{report.total} boxes in the file', report.warning(), *report.notes()]
+            boxes = '; '.join(part for part in parts if part)
+        raise DataError(f'{self.ann_file} leaves nothing to train on: {taken}; {boxes}.')
+
+    def _log_boxes(self, report: BoxReport) -> None:
+        warning = report.warning()
+        if warning is not None:
+            where = (
+                ' (a metric that reads this file by itself still counts them)'
+                if self.test_mode
+                else ''
+            )
+            self._log(warning + where, logging.WARNING)
+        for note in report.notes():
+            self._log(note, logging.INFO)
+
+    def _log(self, message: str, level: int) -> None:
+        print_log(f'{self.ann_file}: {message}', logger='current', level=level)

@@ -1,0 +1,53 @@
+"""From a config to a runner, in one process or in one of several."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from mmdet.registry import RUNNERS
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import Runner
+
+from gfl_det.errors import SetupError
+
+
+def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
+    """Build the runner of a config.
+
+    Args:
+        cfg: The config, complete.
+        launcher: What started the processes: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+
+    Raises:
+        SetupError: ``pytorch`` without torchrun.
+    """
+    cfg.launcher = launcher
+    if launcher == 'pytorch':
+        _join_processes(cfg)
+    setup_cache_size_limit_of_dynamo()  # shapes of pictures vary: compile anew less often
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _join_processes(cfg: Config) -> None:
+    """Join torchrun's processes where mmengine would not: it takes for granted that each has a GPU.
+
+    Without GPUs gloo connects them, and the wrapped model must not name a device.
+    """
+    if 'RANK' not in os.environ:
+        raise SetupError(
+            '--launcher pytorch needs the variables that torchrun sets: start with '
+            'tools/dist_train.sh CONFIG GPUS, or tools/dist_test.sh CONFIG CHECKPOINT GPUS.'
+        )
+    if get_device() != 'cpu':
+        return
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
