@@ -32,10 +32,11 @@ class Layout(NamedTuple):
             return (image * (height * width) + cell) * channels + channel
         return (image * channels + channel) * (height * width) + cell
 
-    def view(self, memory: Tensor) -> Tensor:
-        """The maps that memory ``(numel + spare,)`` holds, without a copy."""
-        memory = memory[: self.shape.numel()]
+    def view(self, memory: Tensor, images: int | None = None) -> Tensor:
+        """The maps at the beginning of memory, without a copy; of more images on request."""
+        count, channels, height, width = self.shape
+        count = count if images is None else images
+        memory = memory[: count * channels * height * width]
         if not self.channels_last:
-            return memory.view(self.shape)
-        images, channels, height, width = self.shape
-        return memory.view(images, height, width, channels).permute(0, 3, 1, 2)
+            return memory.view(count, channels, height, width)
+        return memory.view(count, height, width, channels).permute(0, 3, 1, 2)

@@ -49,14 +49,14 @@ class _TakeCells(torch.autograd.Function):
 
 def _scatter_rows(rows: Tensor, slots: LevelSlots, layout: Layout) -> Tensor:
     """Maps ``(B, C, H, W)`` of zeros but for rows ``(M, C)`` written to the positives' cells."""
-    channels, numel = layout.shape[1], layout.shape.numel()
-    memory = rows.new_zeros(numel + 1)
-    channel = torch.arange(channels, device=rows.device)
-    address = layout.address(slots.image[:, None], channel, slots.cell[:, None])
+    images = layout.shape[0]
     positive = slots.slot < len(rows)
-    address = address.where(positive[:, None], address.new_full((), numel))
-    memory[address] = rows[slots.slot.clamp(max=len(rows) - 1)]
-    return layout.view(memory)
+    image = slots.image.where(positive, slots.image.new_full((), images))
+    memory = rows.new_empty((images + 1) * layout.shape[1:].numel())
+    maps = layout.view(memory, images + 1)  # the last image takes what is not positive
+    maps[:images].zero_()
+    maps.flatten(2)[image, :, slots.cell] = rows[slots.slot.clamp(max=len(rows) - 1)]
+    return maps[:images]
 
 
 def take_cells(maps: Sequence[Tensor], positives: Positives) -> Tensor:

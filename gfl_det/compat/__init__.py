@@ -1,0 +1,23 @@
+"""The only folder that knows versions: operators without a compiler, safe checkpoint loading."""
+
+from __future__ import annotations
+
+from functools import cache
+
+
+@cache
+def install() -> None:
+    """Prepare mmcv, mmengine and torch for gfl_det; calls after the first do nothing.
+
+    Raises:
+        SetupError: mmcv is absent, or its compiled operators do not load.
+    """
+    # In here, as the others import mmengine and through it, if it is broken, fail less clearly.
+    from gfl_det.compat import ops
+
+    ops.install()
+    from gfl_det.compat import checkpoint, pretrained, versions
+
+    checkpoint.install()
+    pretrained.install()
+    versions.install()

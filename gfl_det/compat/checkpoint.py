@@ -1,0 +1,137 @@
+"""Loading checkpoints without running what is in them, and saying what is wrong with a bad one."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Union
+
+import torch
+from mmengine.runner import CheckpointLoader
+
+from gfl_det.compat.state_types import STATE_TYPES
+from gfl_det.errors import CheckpointError
+
+MapLocation = Union[str, torch.device, dict[str, str], Callable[..., Any], None]
+
+# torch has no such list before 2.4: there, weights load, and training state is refused.
+HAS_ALLOW_LIST = hasattr(torch.serialization, 'add_safe_globals')
+REFUSED_GLOBAL = re.compile(r'(?:GLOBAL|Unsupported class) ([\w.]+)')
+TORCH_BEGINNINGS = (b'PK', b'\x80')  # a zip archive, a pickle
+UNPICKLER_REASON = re.compile(r'WeightsUnpickler error:\s*(.+)')
+
+
+def install() -> None:
+    """Allow mmengine's training state in ``torch.load``, and load local files by this module."""
+    if HAS_ALLOW_LIST:
+        torch.serialization.add_safe_globals(list(STATE_TYPES.values()))
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+def load_from_local(filename: str, map_location: MapLocation = None) -> dict[str, Any]:
+    """Load a checkpoint file for mmengine, which names the kind of loader in its log.
+
+    Args:
+        filename: Path; ``~`` stands for the home folder.
+        map_location: As in ``torch.load``.
+
+    Raises:
+        CheckpointError: See :func:`load_file`.
+    """
+    return load_file(os.path.expanduser(filename), map_location)
+
+
+def load_file(path: str, map_location: MapLocation = None) -> dict[str, Any]:
+    """Load a checkpoint with ``weights_only=True``: tensors, plain values, mmengine's state.
+
+    Args:
+        path: The file.
+        map_location: As in ``torch.load``.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, no checkpoint, or holds anything else, such
+            as a pickled function; that is not run.
+    """
+    if not os.path.isfile(path):
+        kind = 'is a folder: name a file in it' if os.path.isdir(path) else 'does not exist'
+        raise CheckpointError(f'The checkpoint {path} {kind}.')
+    if not os.access(path, os.R_OK):
+        raise CheckpointError(f'The checkpoint {path} may not be read: change its permissions.')
+    if tarfile.is_tarfile(path):  # torch before 2.6 runs code from these whatever it is told
+        raise CheckpointError(
+            f'The checkpoint {path} is in the tar format of torch 0.1, which cannot be loaded '
+            'safely: load it where you trust it and write it again with torch.save.'
+        )
+    try:
+        with _state_types_alone(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # an error says it all, and success needs no remark
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged pickle fails in any way at all
+        if isinstance(error, RuntimeError) and 'CUDA' in str(error):  # no matter of the file
+            raise
+        raise CheckpointError(_what_is_wrong(path, error)) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(
+            f'The file {path} holds a {type(checkpoint).__name__}, not a checkpoint: '
+            'a dict with "state_dict", or a state dict itself, is needed.'
+        )
+    return checkpoint
+
+
+def _what_is_wrong(path: str, error: Exception) -> str:
+    message = str(error)
+    refused = REFUSED_GLOBAL.search(message)
+    if refused and refused[1] in STATE_TYPES and not HAS_ALLOW_LIST:
+        return (
+            f'The checkpoint {path} holds training state ({refused[1]}), which torch '
+            f'{torch.__version__} cannot load safely: upgrade to torch>=2.4, or use a checkpoint '
+            'of weights alone.'
+        )
+    if refused:
+        return (
+            f'The checkpoint {path} is refused: it holds {refused[1]}, which is neither weights '
+            'nor training state of mmengine and could run code when loaded; use a checkpoint of '
+            'tensors, numbers and text alone.'
+        )
+    return (
+        f'The file {path} ({os.path.getsize(path)} bytes) cannot be loaded '
+        f'({_reason(path, message) or type(error).__name__}): '
+        'it is damaged, incomplete or no checkpoint; write or fetch it again.'
+    )
+
+
+def _reason(path: str, message: str) -> str:
+    with open(path, 'rb') as file:
+        beginning = file.read(20)
+    if not beginning.startswith(TORCH_BEGINNINGS):
+        return f'it begins with {beginning!r}' if beginning else 'it is empty'
+    found = UNPICKLER_REASON.search(message)
+    first_line = found[1] if found else message.partition('\n')[0]
+    return first_line.partition('. ')[0].rstrip('.')
+
+
+@contextmanager
+def _state_types_alone() -> Iterator[None]:
+    """Let no entry of somebody else stand for one of ours: torch picks any of the same name."""
+    if not HAS_ALLOW_LIST:
+        yield
+        return
+    before = list(torch.serialization.get_safe_globals())
+    others = [entry for entry in before if _name_of(entry) not in STATE_TYPES]
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([*others, *STATE_TYPES.values()])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _name_of(entry: Any) -> str:
+    return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'

@@ -1,0 +1,97 @@
+"""A stand-in for ``mmcv._ext``: mmdet works with an mmcv that has no compiled operators."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, NoReturn
+
+import torch
+
+from gfl_det.compat import nms as suppression
+from gfl_det.errors import MissingOpError, SetupError
+
+EXTENSION = 'mmcv._ext'
+LITE_LINE = 'pip install mmcv-lite==2.1.0'
+BUILD_LINE = (
+    'pip uninstall -y mmcv-lite; pip install "setuptools<81" wheel ninja; '
+    'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv mmcv==2.1.0'
+)
+
+
+@dataclass(frozen=True)
+class MissingOp:
+    """An operator that the stand-in lacks: layers that use it can be built but not run."""
+
+    name: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse the call.
+
+        Raises:
+            MissingOpError: always; names the operator and how to get it.
+        """
+        raise MissingOpError(
+            f'The operator {self.name} exists only in compiled mmcv, and this mmcv came without '
+            f'compiled operators: build it by `{BUILD_LINE}` (needs a C++ compiler and about '
+            '15 minutes on two cores).'
+        )
+
+
+class StandInOps(ModuleType):
+    """The module ``mmcv._ext`` with ``nms`` and ``softnms``; every other operator is missing."""
+
+    nms = staticmethod(suppression.nms)
+    softnms = staticmethod(suppression.softnms)
+
+    def __init__(self) -> None:
+        super().__init__(EXTENSION, 'Operators of gfl_det in the place of compiled ones.')
+        self.__spec__ = ModuleSpec(EXTENSION, loader=None, origin=__file__)
+
+    def __getattr__(self, name: str) -> MissingOp:
+        if name.startswith('_'):  # no operator: Python asks modules for __path__ and the like
+            raise AttributeError(f'module {EXTENSION!r} has no attribute {name!r}')
+        return MissingOp(name)
+
+
+def install() -> None:
+    """Put the stand-in in place unless compiled operators are there, which must then load.
+
+    Raises:
+        SetupError: mmcv is absent, or its compiled operators fail to load.
+    """
+    if EXTENSION in sys.modules:
+        return
+    if find_spec('mmcv') is None:
+        raise SetupError(
+            f'gfl_det needs mmcv: run `{LITE_LINE}` (wheels only), or build mmcv with its '
+            f'operators by `{BUILD_LINE}`.'
+        )
+    spec = find_spec(EXTENSION)
+    if spec is not None:
+        _load_compiled(spec)
+        return
+    stand_in = StandInOps()
+    sys.modules[EXTENSION] = stand_in
+    sys.modules['mmcv']._ext = stand_in  # type: ignore[attr-defined]  # as an import would do
+
+
+def stand_in_is_used() -> bool:
+    """Tell whether ``mmcv._ext`` is the stand-in rather than the compiled module."""
+    return isinstance(sys.modules.get(EXTENSION), StandInOps)
+
+
+def _load_compiled(spec: ModuleSpec) -> None:
+    try:
+        importlib.import_module(EXTENSION)
+    except (ImportError, OSError) as error:
+        reason = str(error).partition('\n')[0]
+        raise SetupError(
+            f'The compiled operators of mmcv in {spec.origin} do not load under torch '
+            f'{torch.__version__} ({reason}): rebuild them by `{BUILD_LINE}`, or replace them by '
+            f'`pip uninstall -y mmcv; {LITE_LINE}`.'
+        ) from error

@@ -1,0 +1,71 @@
+"""Which versions are at work, and one cure for a package that is too new."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+from importlib.machinery import ModuleSpec
+
+from gfl_det.compat import ops
+from gfl_det.errors import SetupError
+
+PACKAGES = ('torch', 'numpy', 'mmengine', 'mmcv', 'mmdet')
+
+
+class MissingPackageError(SetupError, ModuleNotFoundError):
+    """A package that an import inside mmengine needs; also what such an import may expect."""
+
+
+class PkgResourcesGuard:
+    """An import finder after Python's own: explains ``pkg_resources`` where mmengine misses it.
+
+    mmengine 0.10 resolves ``mmdet::`` in configs with it, and setuptools 81 dropped it. Others who
+    only try whether it is there see the usual outcome.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Find nothing.
+
+        Raises:
+            MissingPackageError: mmengine is what imports ``pkg_resources``.
+        """
+        if name == 'pkg_resources' and _importer().split('.')[0] == 'mmengine':
+            raise MissingPackageError(
+                'mmengine needs pkg_resources to find configs of another package, such as those '
+                'of "mmdet::", and this setuptools lacks it: run `pip install "setuptools<81"`.',
+                name=name,
+            )
+        return None
+
+
+def install() -> None:
+    """Explain a missing ``pkg_resources`` when, and only when, mmengine asks for it."""
+    if PkgResourcesGuard not in sys.meta_path:
+        sys.meta_path.append(PkgResourcesGuard)
+
+
+def report() -> dict[str, str]:
+    """Return versions by package, the kind of mmcv's operators, and which NMS is in use."""
+    versions = {'python': platform.python_version()}
+    for name in PACKAGES:
+        versions[name] = str(importlib.import_module(name).__version__)
+    if ops.stand_in_is_used():
+        versions['mmcv'] += ' (lite, with stand-in operators)'
+        versions['nms'] = 'gfl_det, the boxes that compiled mmcv keeps'
+    else:
+        versions['mmcv'] += ' (compiled)'
+        versions['nms'] = 'compiled mmcv'
+    return versions
+
+
+def _importer() -> str:
+    """Name of the module whose import statement is being carried out."""
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get('__name__', '') in (
+        __name__,
+        'importlib._bootstrap',
+    ):
+        frame = frame.f_back
+    return str(frame.f_globals.get('__name__', ''))
