@@ -14,6 +14,7 @@ from oracles import STRIDES, atss, lattice_priors, random_truths
 
 from gfl_det.assigners import ATSSAssigner, closed_form, general
 from gfl_det.assigners.lattice import fit_lattice, make_lattice, valid_rectangle
+from gfl_det.boxes import iou
 
 SHAPES = [(256, 320), (416, 672), (64, 1000), (700, 40), (8, 8), (130, 130), (24, 600)]
 
@@ -146,9 +147,10 @@ def test_candidates_are_k_nearest(height: int, width: int, boxes: list, k: int) 
             assert len(cells) == len(set(cells.tolist())) == min(k, count)
             expected = distance.sort().values[: len(cells)]
             torch.testing.assert_close(distance[cells].sort().values, expected)
-            assert torch.equal(
-                found.boxes[truth, slots][found.valid[truth, slots]], priors[first + cells]
-            )
+            kept = found.valid[truth, slots]
+            assert torch.equal(found.centre[truth, slots][kept], centres[first + cells])
+            overlaps = iou(priors[first + cells], truths[truth])
+            assert torch.equal(found.iou[truth, slots][kept], overlaps)
             first += count
 
 

@@ -14,8 +14,10 @@ from mmdet.models.losses import DistributionFocalLoss as MMDetDFL
 from mmdet.models.losses import QualityFocalLoss as MMDetQFL
 from oracles import distribution_focal, quality_focal
 
+from gfl_det import distribution
 from gfl_det.losses import DistributionFocalLoss, QualityFocalLoss, functional
 from gfl_det.losses import quality_focal_sum as fused
+from gfl_det.losses.edge_distribution import mean_and_focal_loss
 from gfl_det.losses.quality_focal_sum import TargetEntries, quality_focal_sum
 
 
@@ -92,6 +94,29 @@ def test_distribution_focal_loss_is_least_at_the_two_bins() -> None:
     loss = functional.distribution_focal_loss(logits, torch.tensor(1.7, dtype=torch.float64))
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16])
+def test_mean_and_focal_loss_together(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(40, 4, 9, generator=generator, dtype=torch.float64) * 3).to(dtype)
+    distances = torch.rand(40, 4, generator=generator, dtype=torch.float64) * 9 - 0.5
+    weights = torch.randn(2, 40, 4, generator=generator, dtype=torch.float64)
+    results = []
+    for fused_pass in (True, False):
+        leaf = logits.clone().requires_grad_()
+        if fused_pass:
+            mean, loss = mean_and_focal_loss(leaf, distances)
+        else:
+            whole = leaf.double()
+            mean = distribution.mean(whole)
+            loss = functional.distribution_focal_loss(whole, distances)
+        (gradient,) = torch.autograd.grad((mean * weights[0] + loss * weights[1]).sum(), leaf)
+        assert gradient.dtype == dtype
+        results.append([each.detach().double() for each in (mean, loss, gradient)])
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3}[dtype]
+    for found, expected in zip(*results):
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 REDUCTIONS = [

@@ -19,9 +19,9 @@ from .positives import LevelSlots, Positives
 
 
 class Grid(NamedTuple):
-    """The pyramid's priors and, for each image, the cells that count."""
+    """A pyramid's grid of priors and, for each image, the cells that count."""
 
-    priors: list[Tensor]  # per level (H * W, 4) px
+    generator: AnchorGenerator
     base: Tensor  # (L, 4) px, the prior of cell (0, 0)
     strides: Sequence[tuple[int, int]]  # px along x and y
     sizes: Sequence[tuple[int, int]]  # rows and columns
@@ -38,7 +38,7 @@ class Match(NamedTuple):
 def make_grid(
     generator: AnchorGenerator, maps: Sequence[Tensor], metas: Sequence[dict], allowed_border: int
 ) -> Grid:
-    """Priors of a pyramid's maps, and each image's valid cells.
+    """The grid of a pyramid's maps.
 
     Args:
         generator: with one prior a cell.
@@ -70,7 +70,7 @@ def make_grid(
             )
         rectangles.append(levels)
     return Grid(
-        priors=generator.grid_priors(sizes, device=device),
+        generator=generator,
         base=base.to(device, non_blocking=True),
         strides=generator.strides,
         sizes=sizes,
@@ -114,7 +114,7 @@ def _match_image_by_image(
     ignored: Sequence[InstanceData | None],
 ) -> Match:
     device = grid.base.device
-    priors = torch.cat(grid.priors)
+    priors = torch.cat(grid.generator.grid_priors(grid.sizes, device=device))
     images, chosen, truth, iou, skipped = [], [], [], [], []
     first_truth = 0
     for index, (truths, regions) in enumerate(zip(instances, ignored)):
@@ -144,14 +144,14 @@ def _match_image_by_image(
         centre=box_centres(priors[prior]),
         by_level=[LevelSlots(image[slot], cell[slot], slot) for slot in slots],
     )
-    levels = torch.stack(skipped).split([len(level) for level in grid.priors], dim=1)
+    levels = torch.stack(skipped).split([rows * columns for rows, columns in grid.sizes], dim=1)
     masks = [mask.unflatten(1, size) for mask, size in zip(levels, grid.sizes)]
     return Match(positives, masks)
 
 
 def _place(grid: Grid, prior: Tensor) -> tuple[Tensor, Tensor]:
     """Level and cell of priors by their index among those of all levels."""
-    counts = [len(level) for level in grid.priors]
+    counts = [rows * columns for rows, columns in grid.sizes]
     first = torch.tensor([sum(counts[:level]) for level in range(len(counts))])
     first = first.to(prior.device)
     level = torch.searchsorted(first, prior, right=True) - 1

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..boxes import box_centres, iou
+from ..boxes import MIN_UNION, box_areas
 from .lattice import Lattice
 from .positives import LevelSlots, Positives
 
@@ -29,30 +29,53 @@ class Candidates(NamedTuple):
 
     valid: Tensor  # (T, K) bool; false where a level has fewer than k cells
     cell: Tensor  # (T, K) int64
-    boxes: Tensor  # (T, K, 4) px
+    iou: Tensor  # (T, K) of prior and truth; 0 where not valid
+    centre: Tensor  # (T, K, 2) px, of the priors
+    margin: Tensor  # (T, K) px from the prior's centre to the truth's nearest edge; outside < 0
 
 
-def _nearest_on_axis(lattice: Lattice, axis: int, centre: Tensor, image: Tensor, k: int) -> tuple:
-    """Order columns (axis 0) or rows (axis 1) of every level by distance from centres ``(T,)``.
+class Lines(NamedTuple):
+    """The k columns and k rows of each level nearest to a truth's centre, the nearest first.
 
-    Returns:
-        index ``(T, L, k)`` and squared distance ``(T, L, k)``, infinite where there is no cell.
+    All that IoU and position need is separable: the axis before the last is x (columns), y (rows).
     """
-    begin, end = lattice.begin[image, :, axis], lattice.end[image, :, axis]  # (T, L)
-    low, high = lattice.base[:, axis], lattice.base[:, axis + 2]
-    stride = lattice.stride[:, axis]
-    nearest = ((centre[:, None] - (low + high) / 2) / stride).nan_to_num().round()
+
+    cells: Tensor  # (T, L, 2, k) int64, columns and rows
+    square: Tensor  # (T, L, 2, k) squared distance of the priors' centres; infinite for no cell
+    centre: Tensor  # (T, L, 2, k) px
+    side: Tensor  # (T, L, 2, k) px, of the priors
+    shared: Tensor  # (T, L, 2, k) px that prior and truth have in common
+    margin: Tensor  # (T, L, 2, k) px from the prior's centre to the truth's nearer edge
+
+
+def _nearest_lines(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> Lines:
+    low, high = truths[:, None, :2, None], truths[:, None, 2:, None]  # (T, 1, 2, 1)
+    centre = (low + high) / 2
+    begin, end = lattice.begin[image][..., None], lattice.end[image][..., None]  # (T, L, 2, 1)
+    base_low, base_high = lattice.base[:, :2, None], lattice.base[:, 2:, None]  # (L, 2, 1)
+    stride = lattice.stride[..., None]
+    nearest = ((centre - (base_low + base_high) / 2) / stride).nan_to_num().round()
     # Two spare cells: where a centre lies midway, rounding may name either neighbour the nearest.
     window = k + 2
     start = nearest.clamp(min=begin, max=end - 1).long() - window // 2
     start = torch.maximum(torch.minimum(start, end - window), begin)
-    index = start[..., None] + torch.arange(window, device=centre.device)
-    shift = index * stride[:, None]
-    middle = ((low[:, None] + shift) + (high[:, None] + shift)) / 2  # as mmdet rounds it
-    square = (middle - centre[:, None, None]).square()
-    square = square.masked_fill(index >= end[..., None], torch.inf)
+    index = start + torch.arange(window, device=truths.device)
+    shift = index * stride
+    middle = ((base_low + shift) + (base_high + shift)) / 2  # as mmdet rounds it
+    square = (middle - centre).square_().masked_fill_(index >= end, torch.inf)
     square, order = square.sort(dim=-1, stable=True)
-    return index.gather(-1, order)[..., :k], square[..., :k]
+    index = index.gather(-1, order[..., :k])
+    shift = index * stride
+    prior_low, prior_high = base_low + shift, base_high + shift
+    middle = (prior_low + prior_high) / 2
+    return Lines(
+        cells=index,
+        square=square[..., :k],
+        centre=middle,
+        side=prior_high - prior_low,
+        shared=(torch.minimum(prior_high, high) - torch.maximum(prior_low, low)).clamp_(min=0),
+        margin=torch.minimum(middle - low, high - middle),
+    )
 
 
 def nearest_priors(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> Candidates:
@@ -67,44 +90,43 @@ def nearest_priors(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> C
     Returns:
         The candidates. Among priors at the same distance the choice is the same on every run.
     """
-    centre = box_centres(truths)
-    column, x_square = _nearest_on_axis(lattice, 0, centre[:, 0], image, k)
-    row, y_square = _nearest_on_axis(lattice, 1, centre[:, 1], image, k)
+    lines = _nearest_lines(lattice, truths, image, k)
     pairs = [(i, j) for i in range(k) for j in range(k) if (i + 1) * (j + 1) <= k]
-    i, j = torch.tensor(pairs).T.to(truths.device, non_blocking=True)
-    distance = (x_square[..., i] + y_square[..., j]).sqrt()
+    columns, rows = ranks = torch.tensor(pairs).T.to(truths.device, non_blocking=True)
+    distance = (lines.square[:, :, 0, columns] + lines.square[:, :, 1, rows]).sqrt_()
     distance, order = distance.sort(dim=-1, stable=True)
-    order = order[..., :k]
-    column, row = column.gather(-1, i[order]), row.gather(-1, j[order])  # (T, L, k)
-    shift = torch.stack([column, row, column, row], dim=-1) * lattice.stride.repeat(1, 2)[:, None]
+    chosen = ranks[:, order[..., :k]].movedim(0, 2)  # (T, L, 2, k)
+    index, _, centre, side, shared, margin = (each.gather(-1, chosen) for each in lines)
+    # IoU by the operations and in the order of boxes.iou, factor by factor.
+    intersection = shared[:, :, 0] * shared[:, :, 1]
+    areas = side[:, :, 0] * side[:, :, 1] + box_areas(truths)[:, None, None]
+    overlap = intersection / (areas - intersection).clamp_(min=MIN_UNION)
+    valid = distance[..., :k].isfinite()
     return Candidates(
-        valid=distance[..., :k].isfinite().flatten(1),
-        cell=(row * lattice.width[:, None] + column).flatten(1),
-        boxes=(lattice.base[:, None] + shift).flatten(1, 2),
+        valid=valid.flatten(1),
+        cell=(index[:, :, 1] * lattice.width[:, None] + index[:, :, 0]).flatten(1),
+        iou=overlap.masked_fill_(~valid, 0).flatten(1),
+        centre=centre.movedim(2, 3).flatten(1, 2),
+        margin=margin.amin(2).flatten(1),
     )
 
 
-def positive_mask(candidates: Candidates, truths: Tensor) -> tuple[Tensor, Tensor]:
+def positive_mask(candidates: Candidates) -> Tensor:
     """ATSS's adaptive threshold (algorithm 1, lines 8 to 14) on the candidates of each truth.
 
     Args:
         candidates: of T truths.
-        truths: ``(T, 4)`` xyxy px.
 
     Returns:
-        positive ``(T, K)`` bool and IoU ``(T, K)``.
+        ``(T, K)`` bool.
     """
-    overlap = iou(candidates.boxes, truths[:, None])
-    overlap = overlap.where(candidates.valid, overlap.new_zeros(()))
     count = candidates.valid.sum(1, keepdim=True)
-    mean = overlap.sum(1, keepdim=True) / count
-    deviation = (overlap - mean).where(candidates.valid, overlap.new_zeros(()))
+    mean = candidates.iou.sum(1, keepdim=True) / count
+    deviation = (candidates.iou - mean).masked_fill_(~candidates.valid, 0)
     # Unbiased, as in the authors' release: one candidate alone has no deviation and stays negative.
-    std = (deviation.square().sum(1, keepdim=True) / (count - 1)).sqrt()
-    centre = box_centres(candidates.boxes)
-    inside = torch.cat([centre - truths[:, None, :2], truths[:, None, 2:] - centre], dim=-1)
-    is_inside = inside.amin(-1) > MIN_INSIDE_PX
-    return candidates.valid & (overlap >= mean + std) & is_inside, overlap
+    std = (deviation.square_().sum(1, keepdim=True) / (count - 1)).sqrt_()
+    is_inside = candidates.margin > MIN_INSIDE_PX
+    return candidates.valid & (candidates.iou >= mean + std) & is_inside
 
 
 def resolve_conflicts(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors: int) -> Tensor:
@@ -154,36 +176,31 @@ def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -
         The positives, ordered by truth.
     """
     candidates = nearest_priors(lattice, truths, image, k)
-    positive, overlap = positive_mask(candidates, truths)
+    positive = positive_mask(candidates)
     level = torch.arange(lattice.num_levels, device=truths.device).repeat_interleave(k)
-    in_image = lattice.first_prior[level] + candidates.cell
-    prior = image[:, None] * lattice.num_priors + in_image.where(positive, in_image.new_zeros(()))
+    cell = candidates.cell.where(positive, candidates.cell.new_zeros(()))
+    prior = (image * lattice.num_priors)[:, None] + lattice.first_prior[level] + cell
     num_priors = len(lattice.begin) * lattice.num_priors
-    positive = resolve_conflicts(positive, overlap, prior, num_priors)
+    positive = resolve_conflicts(positive, candidates.iou, prior, num_priors)
 
     slots = capacity(len(truths), lattice.num_levels, k)
     flat = positive.flatten()
-    slot = (flat.cumsum(0) - 1).where(flat, flat.new_full((), slots, dtype=torch.long))
-    slot = slot.clamp(max=slots)
+    slot = (flat.cumsum(0) - 1).masked_fill_(~flat, slots).clamp_(max=slots)
     source = slot.new_zeros(slots + 1)
     source = source.scatter(0, slot, torch.arange(len(flat), device=slot.device))[:slots]
     valid = torch.arange(slots, device=slot.device) < flat.sum()
-    each_level = zip(
-        candidates.cell.where(positive, candidates.cell.new_zeros(())).split(k, dim=1),
-        slot.view_as(positive).split(k, dim=1),
-    )
-    by_level = [
-        LevelSlots(image.repeat_interleave(k), cell.flatten(), level_slot.flatten())
-        for cell, level_slot in each_level
-    ]
     truth = source.div(len(level), rounding_mode='floor')
+    each_image = image.repeat_interleave(k)
+    each_level = zip(cell.split(k, dim=1), slot.view_as(positive).split(k, dim=1))
     return Positives(
         valid=valid,
         image=image[truth],
         level=level[source % len(level)],
-        cell=candidates.cell.flatten()[source].where(valid, source.new_zeros(())),
+        cell=cell.flatten()[source],
         truth=truth,
-        iou=overlap.flatten()[source],
-        centre=box_centres(candidates.boxes).flatten(0, 1)[source],
-        by_level=by_level,
+        iou=candidates.iou.flatten()[source],
+        centre=candidates.centre.flatten(0, 1)[source],
+        by_level=[
+            LevelSlots(each_image, cells.flatten(), to.flatten()) for cells, to in each_level
+        ],
     )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from mmcv.cnn import ConvModule, Scale
 from mmdet.models.dense_heads.anchor_head import AnchorHead
+from mmdet.models.losses import DistributionFocalLoss as MMDetDistributionFocalLoss
 from mmdet.models.losses import QualityFocalLoss as MMDetQualityFocalLoss
 from mmdet.models.task_modules.coders import DistancePointBBoxCoder
 from mmdet.models.task_modules.samplers import PseudoSampler
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from ..assigners.batch import Grid, Match, make_grid, match_batch
 from ..boxes import box_centres
 from ..errors import ConfigError
-from ..losses import QualityFocalLoss
+from ..losses import DistributionFocalLoss, QualityFocalLoss
 from ..losses.quality_focal_sum import quality_focal_sum
 from ..registry import MODELS
 from .integral import Integral
@@ -127,6 +128,11 @@ class GFLHead(AnchorHead):
                 f'GFLHead trains scores that are qualities: loss_cls is a QualityFocalLoss, not '
                 f'{type(self.loss_cls).__name__}'
             )
+        if type(self.loss_dfl) not in (DistributionFocalLoss, MMDetDistributionFocalLoss):
+            raise ConfigError(
+                'GFLHead trains edge distributions: loss_dfl is a DistributionFocalLoss, not '
+                f'{type(self.loss_dfl).__name__}'
+            )
         if self.loss_cls.activated:
             raise ConfigError('GFLHead gives logits: set activated=False in loss_cls')
         if not isinstance(self.bbox_coder, DistancePointBBoxCoder):
@@ -224,7 +230,7 @@ class GFLHead(AnchorHead):
         found = match.positives
         stride = grid.base.new_tensor([x for x, _ in grid.strides])
         targets = edge_targets(found, truths.boxes, stride, self.reg_max)
-        terms = box_terms(bbox_preds, found, targets, self.loss_dfl)
+        terms = box_terms(bbox_preds, found, targets)
 
         weight = peak_scores(cls_scores, found) * found.valid
         labels = truths.labels[found.truth]
@@ -247,7 +253,7 @@ class GFLHead(AnchorHead):
         return dict(
             loss_cls=self.loss_cls.loss_weight * cls_sum / num_positives,
             loss_bbox=(box_loss * weight).sum() / weight_sum,
-            loss_dfl=(terms.edge_loss * weight).sum() / weight_sum,
+            loss_dfl=self.loss_dfl.loss_weight * (terms.edge_loss * weight).sum() / weight_sum,
         )
 
     def predict_by_feat(

@@ -7,7 +7,7 @@ of the positive's level, so that distances and bins share a unit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from mmdet.structures.bbox import get_box_tensor
@@ -18,6 +18,7 @@ from .. import distribution
 from ..assigners.batch import Grid, Match
 from ..assigners.positives import Positives, take_cells
 from ..boxes import boxes_to_distances, distances_to_boxes, iou
+from ..losses.edge_distribution import mean_and_focal_loss
 from ..losses.quality_focal_sum import TargetEntries
 
 # A target at the last bin would have no right neighbour; mmdet's coder stays 0.1 below it.
@@ -55,7 +56,7 @@ class BoxTerms(NamedTuple):
     decoded: Tensor  # (M, 4) predicted boxes, strides
     targets: Tensor  # (M, 4) truths, strides
     quality: Tensor  # (M,) IoU of both, detached: the target of the class score
-    edge_loss: Tensor  # (M,) DFL, mean over the four edges
+    edge_loss: Tensor  # (M,) DFL without its weight, mean over the four edges
 
 
 def edge_targets(positives: Positives, truths: Tensor, stride: Tensor, reg_max: int) -> EdgeTargets:
@@ -84,7 +85,6 @@ def box_terms(
     maps: Sequence[Tensor],
     positives: Positives,
     targets: EdgeTargets,
-    dfl: Callable[..., Tensor],
 ) -> BoxTerms:
     """Decode the positives' boxes and compare their edges' distributions with the truth.
 
@@ -92,17 +92,15 @@ def box_terms(
         maps: edge logits, per level ``(B, 4 * num_bins, H, W)``.
         positives: M slots.
         targets: of these slots.
-        dfl: loss of ``(logits (4M, num_bins), distances (4M,), reduction_override='none')``.
 
     Returns:
         The terms; gradients flow through ``decoded`` and ``edge_loss``.
     """
-    rows = take_cells(maps, positives)
-    logits = distribution.full_precision(rows).unflatten(1, (4, -1))  # (M, 4, num_bins)
-    decoded = distances_to_boxes(targets.points, distribution.mean(logits))
+    logits = take_cells(maps, positives).unflatten(1, (4, -1))  # (M, 4, num_bins)
+    distances, edge_loss = mean_and_focal_loss(logits, targets.distances)
+    decoded = distances_to_boxes(targets.points, distances)
     quality = iou(decoded.detach(), targets.boxes)
-    edges = dfl(logits.flatten(0, 1), targets.distances.flatten(), reduction_override='none')
-    return BoxTerms(decoded, targets.boxes, quality, edges.view(-1, 4).mean(1))
+    return BoxTerms(decoded, targets.boxes, quality, edge_loss.mean(1))
 
 
 def peak_scores(maps: Sequence[Tensor], positives: Positives) -> Tensor:
@@ -115,8 +113,15 @@ def peak_scores(maps: Sequence[Tensor], positives: Positives) -> Tensor:
     Returns:
         ``(M,)`` in [0, 1].
     """
-    peaks = [level.detach().amax(1, keepdim=True) for level in maps]
-    return distribution.full_precision(take_cells(peaks, positives).squeeze(1)).sigmoid()
+    detached = [level.detach() for level in maps]
+    candidates = sum(len(level.slot) for level in positives.by_level)
+    # A pass over all logits costs about as much as reading all classes of an eighth of the cells.
+    if 8 * candidates < sum(level[:, 0].numel() for level in maps):
+        peaks = take_cells(detached, positives).amax(1)
+    else:
+        tops = [level.amax(1, keepdim=True) for level in detached]
+        peaks = take_cells(tops, positives).squeeze(1)
+    return distribution.full_precision(peaks).sigmoid()
 
 
 def target_entries(

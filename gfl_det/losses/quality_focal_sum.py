@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..distribution import full_precision
 from ..maps import Layout
@@ -66,23 +67,24 @@ def _block(maps: Tensor, excluded: Tensor | None, where: tuple[slice, ...]) -> T
     return full_precision(logits)
 
 
-def _negative_sum(
+def _negative_sums(
     maps: Tensor, excluded: Tensor | None, beta: float, gradient: Tensor | None
 ) -> list[Tensor]:
-    """Sums, block by block, of the loss at target 0, ``s^beta * softplus``.
+    """Sums, block by block, of the loss at target 0: ``v = s^beta * softplus``.
 
-    Writes its derivative ``s^beta (s + beta (1 - s) softplus)`` where a gradient is wanted.
+    Writes its derivative ``s^beta (s + beta (1 - s) softplus)`` where a gradient is wanted, as
+    ``s (s^beta - beta v) + beta v``, which needs no more memory than the value.
     """
     sums = []
     for where in _blocks(maps):
         logits = _block(maps, excluded, where)
-        scores, entropy = logits.sigmoid(), F.softplus(logits)
+        scores, loss = logits.sigmoid(), F.softplus(logits)
         focus = scores.square() if beta == 2 else scores.pow(beta)
         # float32 keeps 1e-5 within a block, as torch sums pairwise; across blocks float64 does.
-        sums.append((focus * entropy).sum().double())
+        sums.append(loss.mul_(focus).sum().double())
         if gradient is not None:
-            slope = entropy.mul_(1 - scores).mul_(beta).add_(scores)
-            torch.mul(focus, slope, out=gradient[where])
+            loss.mul_(beta)
+            torch.addcmul(loss, scores, focus.sub_(loss), out=gradient[where])
     return sums
 
 
@@ -90,37 +92,35 @@ class _QualityFocalSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, beta, weight, excluded, entries, *maps):  # type: ignore[no-untyped-def]
         kept = full_precision(maps[0]).dtype
+        ctx.layouts, ctx.dtype = [Layout.of(level) for level in maps], maps[0].dtype
         parts, memories = [], []
+        chosen = torch.zeros_like(entries.quality, dtype=kept)
         for level, (logits, mask) in enumerate(zip(maps, excluded)):
-            layout = Layout.of(logits)
-            gradient = memory = None
-            if ctx.needs_input_grad[4 + level]:
-                memory = logits.new_empty(logits.numel() + 1, dtype=kept)
-                gradient = layout.view(memory)
-                memories.append(memory)
-            parts += _negative_sum(logits, mask, beta, gradient)
+            gradient = None
+            if any(ctx.needs_input_grad):
+                # The spare end takes what is written at entries that are not valid.
+                memories.append(logits.new_empty(logits.numel() + 1, dtype=kept))
+                gradient = ctx.layouts[level].view(memories[-1])
+            parts += _negative_sums(logits, mask, beta, gradient)
             on, place = entries.of_level(level)
-            address = layout.address(*place)
-            chosen = full_precision(logits.flatten(2)[place])
-            change = weight * quality_focal_loss(chosen, entries.quality, beta)
-            change = change - quality_focal_loss(chosen, torch.zeros_like(chosen), beta)
-            parts.append(change.where(on, change.new_zeros(())).sum().double())
-            if memory is not None:
-                slope = weight * quality_focal_gradient(chosen, entries.quality, beta)
-                memory[address.where(on, address.new_full((), logits.numel()))] = slope.to(kept)
+            chosen = logits.flatten(2)[place].to(kept).where(on, chosen)
+        if memories:
+            slope = weight * quality_focal_gradient(chosen, entries.quality, beta)
+            for level, (memory, layout) in enumerate(zip(memories, ctx.layouts)):
+                on, place = entries.of_level(level)
+                memory[layout.address(*place).masked_fill_(~on, len(memory) - 1)] = slope.to(kept)
         ctx.save_for_backward(*memories)
-        ctx.layouts = [Layout.of(logits) for logits in maps]
-        ctx.dtype = maps[0].dtype
+        change = weight * quality_focal_loss(chosen, entries.quality, beta)
+        change = change - quality_focal_loss(chosen, torch.zeros_like(chosen), beta)
+        parts.append(change.where(entries.valid, change.new_zeros(())).sum().double())
         return torch.stack(parts).sum().to(kept)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, factor):  # type: ignore[no-untyped-def]
-        memories = iter(ctx.saved_tensors)
-        gradients = []
-        for layout, needed in zip(ctx.layouts, ctx.needs_input_grad[4:]):
-            gradient = layout.view(next(memories)) if needed else None
-            gradients.append(None if gradient is None else (gradient * factor).to(ctx.dtype))
-        return None, None, None, None, *gradients
+        memories = ctx.saved_tensors
+        levels = [(layout.view(each) * factor) for layout, each in zip(ctx.layouts, memories)]
+        return None, None, None, None, *(level.to(ctx.dtype) for level in levels)
 
 
 def quality_focal_sum(
