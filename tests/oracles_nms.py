@@ -20,10 +20,9 @@ def iou(a, b, offset):
     return shared / (area(a, offset) + area(b, offset) - shared)
 
 
-def nms(boxes, scores, threshold, offset):
-    """Indices of the kept boxes; boxes (N, 4) and scores (N,) are float32 arrays."""
+def nms(boxes, waiting, threshold, offset):
+    """Indices of the kept boxes; boxes (N, 4) is a float32 array, waiting the order of score."""
     boxes = [[np.float32(x) for x in box] for box in boxes]
-    waiting = sorted(range(len(boxes)), key=lambda i: -scores[i])  # Python's sort is stable
     kept = []
     with np.errstate(all='ignore'):
         for i in waiting:

@@ -43,9 +43,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         offset: 0, or 1 where a box from x1 to x2 is x2 - x1 + 1 pixels wide.
 
     Returns:
-        (K,) int64, the kept indices, best score first; of equal scores the lower index comes first.
-        (Compiled mmcv leaves that open: it calls torch's unstable sort, which mixes up equal scores
-        as soon as there are more than 16.)
+        (K,) int64, the kept indices, best score first. Equal scores come in the order of
+        ``torch.sort``, as in compiled mmcv: the lower index first among up to 16 boxes, unspecified
+        (but the same on every run) among more.
 
     Raises:
         TypeError: boxes are not float32, which compiled mmcv refuses too.
@@ -57,7 +57,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         on_device = _torchvision_nms(boxes, scores, iou_threshold)
         if on_device is not None:
             return on_device
-    order = scores.detach().cpu().sort(dim=0, descending=True, stable=True).indices.numpy()
+    order = scores.detach().cpu().sort(dim=0, descending=True).indices.numpy()
     in_order = boxes.detach().cpu().numpy()[order]
     kept = order[greedy_nms(in_order, iou_threshold, offset)]
     return torch.from_numpy(kept).to(boxes.device)
