@@ -12,10 +12,11 @@ max_epochs = 24
 
 model = dict(
     backbone=dict(stem_channels=64, base_channels=64),
-    # Some cells fill half the picture: the five levels of the COCO configs.
-    neck=dict(in_channels=[128, 256, 512], num_outs=5, add_extra_convs='on_output'),
+    # Some cells fill half the picture: the five levels, priors and norms of the COCO configs.
+    neck=dict(in_channels=[128, 256, 512], num_outs=5, add_extra_convs='on_output', norm_cfg=None),
     bbox_head=dict(
         num_classes=len(classes),
+        norm_cfg=dict(_delete_=True, type='GN', num_groups=32, requires_grad=True),
         anchor_generator=dict(strides=[8, 16, 32, 64, 128], octave_base_scale=8),
     ),
 )
@@ -24,8 +25,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=image_scale, keep_ratio=True),
-    # Cells have no upright position, digits have.
-    dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
+    dict(type='RandomFlip', prob=0.5),  # a mirrored cell is a cell, a mirrored digit is none
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [

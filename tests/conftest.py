@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 
 import gfl_det  # noqa: F401  (before any test imports mmdet, which may lack operators)
 
+# The same examples in each run, and no deadline: machines of CI are busy.
+settings.register_profile('suite', derandomize=True, deadline=None)
+settings.load_profile('suite')
 torch.set_num_threads(1)  # on tensors this small, threads mostly wait for each other
 
 

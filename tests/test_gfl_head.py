@@ -103,6 +103,23 @@ def test_losses_never_wait_for_the_device(counts: tuple, options: dict) -> None:
     assert all(level.grad is not None for kind in leaves for level in kind)
 
 
+@pytest.mark.parametrize('label', [-1, 8, 255])
+def test_a_label_out_of_range_trains_no_class(label: int) -> None:
+    ours, theirs = head_pair()
+    generator = torch.Generator().manual_seed(0)
+    maps = make_maps(1, SIZE, generator)
+    truths = InstanceData(
+        bboxes=torch.tensor([[20.0, 20.0, 90.0, 80.0]]), labels=torch.tensor([label])
+    )
+    values, gradients = losses_and_gradients(ours, maps, [truths], [make_meta(SIZE)])
+    assert values['loss_bbox'] == values['loss_dfl'] == 0
+    _, expected = losses_and_gradients(
+        theirs, maps, [truths[torch.zeros(1, dtype=torch.bool)]], [make_meta(SIZE)]
+    )
+    for found, none in zip(gradients, expected):
+        torch.testing.assert_close(found, none)
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_trained_in_float32(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -132,6 +149,7 @@ def test_training_step_under_autocast_is_finite() -> None:
         losses = ours.loss_by_feat(*outputs, truths, [make_meta(SIZE)] * 2)
         results = ours.predict_by_feat(*outputs, batch_img_metas=[make_meta(SIZE)] * 2)
     assert all(value.dtype == torch.float32 for value in losses.values())
+    assert all(each.scores.dtype == each.bboxes.dtype == torch.float32 for each in results)
     sum(losses.values()).backward()
     assert all(each.grad.isfinite().all() for each in ours.parameters())
     assert len(results) == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from heads import (
-    NUM_CLASSES,
     head_pair,
     losses_and_gradients,
     make_maps,
@@ -37,6 +36,8 @@ TRAIN_OPTIONS = {
     'beta 1.5': dict(loss_cls=dict(beta=1.5, loss_weight=0.7)),
     'topk 5': dict(train_cfg=dict(assigner=dict(topk=5))),
     'reg_max 7': dict(reg_max=7),
+    'topk 1': dict(train_cfg=dict(assigner=dict(topk=1))),
+    'no border': dict(train_cfg=dict(allowed_border=0)),
     'CIoU': dict(loss_bbox=dict(type='CIoULoss', loss_weight=1.5)),
     'no norm': dict(norm_cfg=None),
     'other anchors': dict(anchor_generator=dict(octave_base_scale=6, center_offset=0.5)),
@@ -86,12 +87,36 @@ def test_ignored_truths() -> None:
     assert without[0]['loss_cls'] != found[0]['loss_cls']
 
 
+def test_ignored_truths_beside_a_border() -> None:
+    """One image has ignored truths and one has none; the coarsest level has no prior inside."""
+    generator = torch.Generator().manual_seed(5)
+    logits, truths, metas = make_batch('full images')
+    heads = head_pair(train_cfg=dict(allowed_border=0, assigner=dict(ignore_iof_thr=0.3)))
+    for ignored in ([make_truths(4, (200, 200), generator), None], [None, None]):
+        assert_same(*(losses_and_gradients(head, logits, truths, metas, ignored) for head in heads))
+
+
+def test_boxes_of_a_box_type() -> None:
+    from mmdet.structures.bbox import HorizontalBoxes
+
+    generator = torch.Generator().manual_seed(5)
+    logits, truths, metas = make_batch('full images')
+    ours, _ = head_pair(train_cfg=dict(assigner=dict(ignore_iof_thr=0.3)))
+    for ignored in ([make_truths(4, (200, 200), generator), None], [None, None]):
+        plain = losses_and_gradients(ours, logits, truths, metas, ignored)
+        typed = [
+            [
+                each and InstanceData(bboxes=HorizontalBoxes(each.bboxes), labels=each.labels)
+                for each in kind
+            ]
+            for kind in (truths, ignored)
+        ]
+        assert losses_and_gradients(ours, logits, typed[0], metas, typed[1])[0] == plain[0]
+
+
 def test_another_assigner_takes_the_general_path() -> None:
     batch = make_batch('different sizes')
-    assigner = dict(
-        _delete_=True, type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0
-    )
-    assigner.pop('_delete_')
+    assigner = dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0)
     ours, theirs = head_pair()
     from mmdet.registry import TASK_UTILS
 
@@ -145,6 +170,9 @@ TEST_OPTIONS = {
     'large boxes only': dict(min_bbox_size=20),
     'any size': dict(min_bbox_size=-1),
     'high threshold': dict(score_thr=0.5),
+    'every score': dict(score_thr=0.0, nms_pre=60),
+    'no score': dict(score_thr=1.0),
+    'class by class': dict(nms=dict(class_agnostic=True, split_thr=20)),
     'tight NMS': dict(nms=dict(iou_threshold=0.05)),
 }
 
@@ -229,7 +257,3 @@ def test_no_truths_leave_defined_gradients() -> None:
     assert float(losses['loss_bbox']) == float(losses['loss_dfl']) == 0
     sum(losses.values()).backward()
     assert all(each.grad is not None and each.grad.isfinite().all() for each in ours.parameters())
-
-
-def test_num_classes_of_the_scenes() -> None:
-    assert head_pair()[0].gfl_cls.out_channels == NUM_CLASSES

@@ -12,7 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from gfl_det.datasets.digits import DigitsRecipe, build_digits, write_preview
+from gfl_det.datasets.digits import DigitsRecipe, build_digits
+from gfl_det.datasets.preview import write_preview
 from gfl_det.errors import GFLDetError
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner, BboxOverlaps2D
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -95,14 +96,16 @@ class ATSSAssigner(BaseAssigner):
         Raises:
             ValueError: ``alpha`` is set and scores or boxes are missing.
         """
-        priors = pred_instances.priors[:, :4]
-        truths, labels = gt_instances.bboxes, gt_instances.labels
+        priors = get_box_tensor(pred_instances.priors)[:, :4]
+        truths, labels = get_box_tensor(gt_instances.bboxes), gt_instances.labels
         gt_inds = torch.zeros(len(priors), dtype=torch.long, device=priors.device)
         if len(truths) == 0 or len(priors) == 0:
             no_overlap = priors.new_zeros(len(priors))
             return AssignResult(len(truths), gt_inds, no_overlap, labels=gt_inds - 1)
 
-        regions = None if gt_instances_ignore is None else gt_instances_ignore.bboxes
+        regions = None
+        if gt_instances_ignore is not None:
+            regions = get_box_tensor(gt_instances_ignore.bboxes)
         ignored = None
         if regions is not None and self.ignores(regions):
             ignored = general.ignored_priors(priors, regions, self.ignore_iof_thr)
@@ -139,7 +142,7 @@ class ATSSAssigner(BaseAssigner):
     def _overlap_function(
         self, pred_instances: InstanceData, gt_instances: InstanceData
     ) -> general.OverlapFunction:
-        truths, labels = gt_instances.bboxes, gt_instances.labels
+        truths, labels = get_box_tensor(gt_instances.bboxes), gt_instances.labels
 
         def overlap_with(boxes: Tensor, prior: Tensor, truth: Tensor) -> Tensor:
             pairs: Any = (boxes[prior].flatten(0, 1), truths[truth].repeat(len(prior), 1))
@@ -147,7 +150,7 @@ class ATSSAssigner(BaseAssigner):
 
         alpha = self.alpha
         if alpha is None:
-            priors = pred_instances.priors[:, :4]
+            priors = get_box_tensor(pred_instances.priors)[:, :4]
             return lambda prior, truth: overlap_with(priors, prior, truth)
         if 'scores' not in pred_instances or 'bboxes' not in pred_instances:
             raise ValueError('alpha needs the scores and bboxes of pred_instances')

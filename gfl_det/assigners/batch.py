@@ -22,10 +22,11 @@ class Grid(NamedTuple):
     """A pyramid's grid of priors and, for each image, the cells that count."""
 
     generator: AnchorGenerator
-    base: Tensor  # (L, 4) px, the prior of cell (0, 0)
+    base: list[list[float]]  # per level xyxy px, the prior of cell (0, 0)
     strides: Sequence[tuple[int, int]]  # px along x and y
     sizes: Sequence[tuple[int, int]]  # rows and columns
     rectangles: list[list[CellRectangle]]  # per image and level
+    device: torch.device
 
 
 class Match(NamedTuple):
@@ -53,14 +54,12 @@ def make_grid(
         ConfigError: an image has no valid prior at all.
     """
     sizes = [(level.shape[-2], level.shape[-1]) for level in maps]
-    device = maps[0].device
-    base = torch.cat(list(generator.base_anchors))
-    boxes = base.tolist()
+    base = torch.cat(list(generator.base_anchors)).tolist()
     rectangles = []
     for meta in metas:
         levels = [
             valid_rectangle(*level, meta, allowed_border)
-            for level in zip(boxes, generator.strides, sizes)
+            for level in zip(base, generator.strides, sizes)
         ]
         if all(right <= left or bottom <= top for left, top, right, bottom in levels):
             raise ConfigError(
@@ -71,10 +70,11 @@ def make_grid(
         rectangles.append(levels)
     return Grid(
         generator=generator,
-        base=base.to(device, non_blocking=True),
+        base=base,
         strides=generator.strides,
         sizes=sizes,
         rectangles=rectangles,
+        device=maps[0].device,
     )
 
 
@@ -102,7 +102,9 @@ def match_batch(
     if isinstance(assigner, ATSSAssigner) and assigner.has_closed_form:
         regions = [None if each is None else each.bboxes for each in ignored]
         if not any(assigner.ignores(each) for each in regions):
-            lattice = make_lattice(grid.base, grid.strides, grid.sizes, grid.rectangles)
+            lattice = make_lattice(
+                grid.base, grid.strides, grid.sizes, grid.rectangles, grid.device
+            )
             return Match(assigner.assign_batch(lattice, truths, image), None)
     return _match_image_by_image(assigner, grid, instances, ignored)
 
@@ -113,7 +115,7 @@ def _match_image_by_image(
     instances: Sequence[InstanceData],
     ignored: Sequence[InstanceData | None],
 ) -> Match:
-    device = grid.base.device
+    device = grid.device
     priors = torch.cat(grid.generator.grid_priors(grid.sizes, device=device))
     images, chosen, truth, iou, skipped = [], [], [], [], []
     first_truth = 0
@@ -162,7 +164,7 @@ def _inside(grid: Grid, image: int) -> list[Tensor]:
     """Per level ``(H * W,)`` bool: the cells that count for an image."""
     levels = []
     for size, (left, top, right, bottom) in zip(grid.sizes, grid.rectangles[image]):
-        inside = torch.zeros(size, dtype=torch.bool, device=grid.base.device)
+        inside = torch.zeros(size, dtype=torch.bool, device=grid.device)
         inside[top:bottom, left:right] = True
         levels.append(inside.flatten())
     return levels

@@ -121,12 +121,17 @@ def positive_mask(candidates: Candidates) -> Tensor:
         ``(T, K)`` bool.
     """
     count = candidates.valid.sum(1, keepdim=True)
-    mean = candidates.iou.sum(1, keepdim=True) / count
-    deviation = (candidates.iou - mean).masked_fill_(~candidates.valid, 0)
+    # Measured from the largest, the mean of equal IoUs is that IoU, not one rounding above it.
+    top = candidates.iou.amax(1, keepdim=True)
+    below = (candidates.iou - top).masked_fill_(~candidates.valid, 0)
+    offset = below.sum(1, keepdim=True) / count
+    mean = top + offset
+    deviation = (below - offset).masked_fill_(~candidates.valid, 0)
     # Unbiased, as in the authors' release: one candidate alone has no deviation and stays negative.
     std = (deviation.square_().sum(1, keepdim=True) / (count - 1)).sqrt_()
     is_inside = candidates.margin > MIN_INSIDE_PX
-    return candidates.valid & (candidates.iou >= mean + std) & is_inside
+    # A truth so large that its IoU rounds to 0 has all candidates equal, and is no object.
+    return (candidates.iou > 0) & (candidates.iou >= mean + std) & is_inside
 
 
 def resolve_conflicts(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors: int) -> Tensor:
@@ -150,15 +155,15 @@ def resolve_conflicts(positive: Tensor, overlap: Tensor, prior: Tensor, num_prio
     return positive & (best[prior] == claim)
 
 
-def capacity(num_truths: int, num_levels: int, k: int) -> int:
+def capacity(num_truths: int, lattice: Lattice, k: int) -> int:
     """Slots that hold the positives of any batch with so many truths.
 
     Of K numbers at most K(K-1)/(2K-1), less than half, reach their mean plus unbiased deviation,
-    unless all are equal. All IoUs can be equal on one level, but not on levels of different sizes.
+    unless all are equal. All IoUs can be equal where priors have one size, not where levels differ.
     """
-    candidates = num_levels * k
-    if num_levels > 1:
-        candidates = candidates * (candidates - 1) // (2 * candidates - 1)
+    candidates = lattice.num_levels * k
+    if lattice.sizes_differ:
+        candidates = max(1, candidates * (candidates - 1) // (2 * candidates - 1))
     return num_truths * candidates
 
 
@@ -180,10 +185,11 @@ def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -
     level = torch.arange(lattice.num_levels, device=truths.device).repeat_interleave(k)
     cell = candidates.cell.where(positive, candidates.cell.new_zeros(()))
     prior = (image * lattice.num_priors)[:, None] + lattice.first_prior[level] + cell
+    prior = prior.where(positive, prior.new_zeros(()))  # a last level without cells starts outside
     num_priors = len(lattice.begin) * lattice.num_priors
     positive = resolve_conflicts(positive, candidates.iou, prior, num_priors)
 
-    slots = capacity(len(truths), lattice.num_levels, k)
+    slots = capacity(len(truths), lattice, k)
     flat = positive.flatten()
     slot = (flat.cumsum(0) - 1).masked_fill_(~flat, slots).clamp_(max=slots)
     source = slot.new_zeros(slots + 1)

@@ -21,6 +21,11 @@ MAX_PAIRS = 2**21  # distances held at a time: 8 MiB in float32
 OverlapFunction = Callable[[Tensor, Tensor], Tensor]
 
 
+def _chunk(num_priors: int) -> int:
+    """Truths whose pairs with all priors are held at a time."""
+    return max(1, MAX_PAIRS // max(1, num_priors))
+
+
 class Assignment(NamedTuple):
     """For each prior its truth (index, -1 for none) and the overlap with it (0 for none)."""
 
@@ -41,7 +46,7 @@ def ignored_priors(priors: Tensor, regions: Tensor, iof_threshold: float) -> Ten
     """
     ignored = torch.zeros(len(priors), dtype=torch.bool, device=priors.device)
     areas = box_areas(priors).clamp(min=1e-6)
-    for chunk in regions.split(max(1, MAX_PAIRS // max(1, len(priors)))):
+    for chunk in regions.split(_chunk(len(priors))):
         shares = intersections(priors[:, None], chunk) / areas[:, None]
         ignored |= (shares > iof_threshold).any(1)
     return ignored
@@ -71,36 +76,46 @@ def assign(
     """
     best_overlap = priors.new_full((len(priors),), -1)
     best_truth = torch.full((len(priors),), -1, device=priors.device)
-    centres, truth_centres = box_centres(priors), box_centres(truths)
-    for begin in range(0, len(truths), max(1, MAX_PAIRS // max(1, len(priors)))):
-        chunk = slice(begin, begin + max(1, MAX_PAIRS // max(1, len(priors))))
-        truth = torch.arange(len(truths), device=priors.device)[chunk]
-        distance = (centres[:, None] - truth_centres[None, chunk]).pow(2).sum(-1).sqrt()
+    centres = box_centres(priors)
+    for truth in torch.arange(len(truths), device=priors.device).split(_chunk(len(priors))):
+        boxes = truths[truth]
+        distance = (centres[:, None] - box_centres(boxes)).pow(2).sum(-1).sqrt()
         if ignored is not None:
             distance = distance.masked_fill(ignored[:, None], 1e8)  # behind all others
-        candidate, first = [], 0
-        for count in num_level_priors:
-            nearest = distance[first : first + count].topk(min(k, count), dim=0, largest=False)
-            candidate.append(nearest.indices + first)
-            first += count
-        candidates = torch.cat(candidate)  # (K, t)
+        candidates = _nearest(distance, num_level_priors, k)
         overlap = overlap_of(candidates, truth)
         positive = overlap >= overlap.mean(0) + overlap.std(0)
         centre = centres[candidates]
-        inside = torch.cat([centre - truths[chunk, :2], truths[chunk, 2:] - centre], dim=-1)
+        inside = torch.cat([centre - boxes[:, :2], boxes[:, 2:] - centre], dim=-1)
         positive &= inside.amin(-1) > MIN_INSIDE_PX
-        # One truth after the other within the chunk, by sorting: a larger overlap wins, and the
-        # first truth at a tie, because the stable sort keeps the later truths in front.
-        rank = positive.T.nonzero().flip(0)
-        values = overlap.T[rank[:, 0], rank[:, 1]]
-        order = values.sort(stable=True).indices
-        rank, values = rank[order], values[order]
-        prior = candidates.T[rank[:, 0], rank[:, 1]]
-        last = torch.full_like(best_truth, -1)
-        last = last.scatter_reduce(0, prior, torch.arange(len(prior), device=prior.device), 'amax')
-        claimed = (last >= 0).nonzero().squeeze(1)
-        winner = last[claimed]
-        better = values[winner] > best_overlap[claimed]
-        best_overlap[claimed[better]] = values[winner[better]].to(best_overlap.dtype)
-        best_truth[claimed[better]] = truth[rank[winner[better], 0]]
+        prior, value, owner = _claims(positive, candidates, overlap, truth)
+        # A chunk's truths come after those before it, which keep their priors at a tie.
+        better = value > best_overlap[prior]
+        best_overlap[prior[better]] = value[better].to(best_overlap.dtype)
+        best_truth[prior[better]] = owner[better]
     return Assignment(best_truth, best_overlap.clamp(min=0))
+
+
+def _nearest(distance: Tensor, num_level_priors: Sequence[int], k: int) -> Tensor:
+    """Indices ``(K, t)`` of the k nearest priors of each level, by distances ``(P, t)``."""
+    found, first = [], 0
+    for count in num_level_priors:
+        part = distance[first : first + count]
+        found.append(part.topk(min(k, count), dim=0, largest=False).indices + first)
+        first += count
+    return torch.cat(found)
+
+
+def _claims(
+    positive: Tensor, candidates: Tensor, overlap: Tensor, truth: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each claimed prior once, with the largest overlap and its truth, the first at a tie."""
+    rank = positive.T.nonzero().flip(0)  # later truths first
+    values = overlap.T[rank[:, 0], rank[:, 1]]
+    order = values.sort(stable=True).indices  # the best last, and of equal ones the first truth
+    rank, values = rank[order], values[order]
+    prior = candidates.T[rank[:, 0], rank[:, 1]]
+    place = torch.arange(len(prior), device=prior.device)
+    claimed, group = prior.unique(return_inverse=True)
+    last = torch.zeros_like(claimed).scatter_reduce(0, group, place, 'amax')
+    return claimed, values[last], truth[rank[last, 0]]

@@ -27,6 +27,7 @@ class Lattice(NamedTuple):
     begin: Tensor  # (B, L, 2) int64: first valid column and row
     end: Tensor  # (B, L, 2) int64: one past the last valid column and row
     num_priors: int  # of all levels together
+    sizes_differ: bool  # no two of several levels have priors of one size
 
     @property
     def num_levels(self) -> int:
@@ -35,18 +36,20 @@ class Lattice(NamedTuple):
 
 
 def make_lattice(
-    base: Tensor,
+    base: Sequence[Sequence[float]],
     strides: Sequence[tuple[float, float]],
     feature_sizes: Sequence[tuple[int, int]],
     rectangles: Sequence[Sequence[CellRectangle]],
+    device: torch.device,
 ) -> Lattice:
-    """Collect a lattice on the device of ``base``.
+    """Collect a lattice.
 
     Args:
-        base: ``(L, 4)`` xyxy px, the prior of each level's cell (0, 0).
+        base: per level xyxy px, the prior of cell (0, 0).
         strides: per level, px along x and y.
         feature_sizes: per level, rows and columns.
         rectangles: per image and level, the valid cells; may be empty.
+        device: of the lattice's tensors.
 
     Returns:
         The lattice.
@@ -56,16 +59,18 @@ def make_lattice(
     corners = torch.tensor(rectangles, dtype=torch.long).reshape(-1, len(counts), 4)
 
     def upload(tensor: Tensor) -> Tensor:
-        return tensor.to(base.device, non_blocking=True)  # a blocking copy would stall a GPU
+        return tensor.to(device, non_blocking=True)  # a blocking copy would stall a GPU
 
+    sides = {(right - left, bottom - top) for left, top, right, bottom in base}
     return Lattice(
-        base=base,
-        stride=upload(torch.tensor(strides, dtype=base.dtype)),
+        base=upload(torch.tensor(base, dtype=torch.float32)),
+        stride=upload(torch.tensor(strides, dtype=torch.float32)),
         width=upload(torch.tensor([columns for _, columns in feature_sizes])),
         first_prior=upload(torch.tensor(first)),
         begin=upload(corners[..., :2]),
         end=upload(corners[..., 2:]),
         num_priors=sum(counts),
+        sizes_differ=len(sides) == len(base) > 1,
     )
 
 
@@ -121,7 +126,7 @@ def fit_lattice(priors: Tensor, num_level_priors: Sequence[int]) -> Lattice | No
     bases, strides, sizes = [], [], []
     for level_priors in priors.split(list(num_level_priors)):
         if len(level_priors) == 0:
-            bases.append(priors.new_zeros(4))
+            bases.append([0.0] * 4)
             strides.append((1.0, 1.0))
             sizes.append((0, 0))
             continue
@@ -141,8 +146,8 @@ def fit_lattice(priors: Tensor, num_level_priors: Sequence[int]) -> Lattice | No
         expected = base + (torch.stack([x, y, x, y], dim=-1).flatten(0, 1) * step.repeat(2))
         if not (step > 0).all() or not torch.equal(expected, level_priors):
             return None
-        bases.append(base)
+        bases.append(base.tolist())
         strides.append((float(step[0]), float(step[1])))
         sizes.append((rows, columns))
     rectangles = [[(0, 0, columns, rows) for rows, columns in sizes]]
-    return make_lattice(torch.stack(bases), strides, sizes, rectangles) if bases else None
+    return make_lattice(bases, strides, sizes, rectangles, priors.device) if bases else None

@@ -35,6 +35,7 @@ from .training import (
     box_terms,
     edge_targets,
     excluded_cells,
+    known_labels,
     peak_scores,
     target_entries,
 )
@@ -227,13 +228,13 @@ class GFLHead(AnchorHead):
         match: Match,
     ) -> dict[str, Tensor]:
         """The three losses of assigned positives, by tensors alone (arguments as made above)."""
-        found = match.positives
-        stride = grid.base.new_tensor([x for x, _ in grid.strides])
+        found, labels = known_labels(match.positives, truths.labels, self.num_classes)
+        stride = torch.tensor([float(x) for x, _ in grid.strides])
+        stride = stride.to(grid.device, non_blocking=True)
         targets = edge_targets(found, truths.boxes, stride, self.reg_max)
         terms = box_terms(bbox_preds, found, targets)
 
         weight = peak_scores(cls_scores, found) * found.valid
-        labels = truths.labels[found.truth]
         pos_weight = self.train_cfg.get('pos_weight', -1)
         cls_sum = quality_focal_sum(
             cls_scores,

@@ -26,7 +26,7 @@ from ..boxes import distances_to_boxes
 FIRST_ROUND = 256
 # Logits this little below the threshold are looked at too: a rounded sigmoid decides.
 THRESHOLD_SLACK = 1e-3
-# From this many boxes on, mmcv's batched_nms suppresses class by class.
+# mmcv's default of split_thr.
 SPLIT_THRESHOLD = 10000
 
 
@@ -43,62 +43,52 @@ class Candidates(NamedTuple):
         return Candidates(*(field[index] for field in self))
 
 
-def level_candidates(
-    logits: Tensor, peaks: Tensor, score_threshold: float, count: int, level: int
+def image_candidates(
+    logits: Sequence[Tensor], peaks: Sequence[Tensor], config: ConfigDict
 ) -> Candidates:
-    """The best pairs of cell and class on one level of one image.
+    """The best pairs of cell and class on each level of one image.
 
     The n best pairs lie in the n cells with the largest peaks, so all classes are read there only.
 
     Args:
-        logits: ``(C, H * W)``.
-        peaks: ``(H * W,)`` the largest logit of each cell.
-        score_threshold: pairs above it count, in [0, 1).
-        count: pairs to return at most; not positive: all.
-        level: index of the level.
-
-    Returns:
-        In descending order of score; pairs of one score in order of cell, then class.
-    """
-    cells = torch.arange(len(peaks), device=peaks.device)
-    if score_threshold > 0:
-        lowest = math.log(score_threshold / (1 - score_threshold)) - THRESHOLD_SLACK
-        cells = (peaks > lowest).nonzero().squeeze(1)
-    if 0 < count < len(cells):
-        chosen = peaks[cells].topk(count).indices
-        cells = cells[chosen.sort().values]
-    scores = logits.index_select(1, cells).T.sigmoid().flatten()
-    kept = (scores > score_threshold).nonzero().squeeze(1)
-    if 0 < count < len(kept):
-        weakest = scores[kept].topk(count).values[-1]
-        kept = kept[scores[kept] >= weakest]
-    values, order = scores[kept].sort(descending=True, stable=True)
-    if count > 0:
-        values, order = values[:count], order[:count]
-    pairs = kept[order]
-    cell = cells[pairs.div(len(logits), rounding_mode='floor')]
-    return Candidates(values, pairs % len(logits), torch.full_like(pairs, level), cell)
-
-
-def image_candidates(
-    logits: Sequence[Tensor], peaks: Sequence[Tensor], config: ConfigDict
-) -> Candidates:
-    """The candidates of all levels of one image.
-
-    Args:
         logits: per level ``(C, H * W)``.
         peaks: per level ``(H * W,)``, the largest logit of each cell.
-        config: test config with ``score_thr`` and ``nms_pre``.
+        config: test config with ``score_thr``, pairs above it count, and ``nms_pre``, the
+            pairs of a level at most (not positive: all).
 
     Returns:
-        Up to ``nms_pre`` candidates a level, level by level.
+        The pairs, level by level, in order of cell, then class.
     """
     threshold, count = config.score_thr, config.get('nms_pre', -1)
-    found = [
-        level_candidates(each, peak, threshold, count, level)
-        for level, (each, peak) in enumerate(zip(logits, peaks))
-    ]
-    return Candidates(*(torch.cat(field) for field in zip(*found)))
+    lowest = -math.inf if threshold <= 0 else math.inf
+    if 0 < threshold < 1:
+        lowest = math.log(threshold / (1 - threshold)) - THRESHOLD_SLACK
+    cells = [(each > lowest).nonzero().squeeze(1) for each in peaks]
+    if count > 0:
+        cells = [_best(each, peak[each], count) for each, peak in zip(cells, peaks)]
+    sizes = torch.tensor([len(each) for each in cells], device=peaks[0].device)
+    level = torch.arange(len(cells), device=sizes.device).repeat_interleave(sizes)
+    rows = [each.index_select(1, chosen).T for each, chosen in zip(logits, cells)]
+    scores = torch.cat(rows).sigmoid()
+    row, label = (scores > threshold).nonzero().unbind(1)
+    values = distribution.full_precision(scores[row, label])
+    found = Candidates(values, label, level[row], torch.cat(cells)[row])
+    if count > 0 and len(row) > count:
+        numbers = torch.arange(len(row), device=row.device)
+        groups = numbers.split(torch.bincount(found.level, minlength=len(cells)).tolist())
+        kept = torch.cat([_best(group, found.scores[group], count) for group in groups])
+        found = found.take(kept)
+    return found
+
+
+def _best(items: Tensor, values: Tensor, count: int) -> Tensor:
+    """The items ``(N,)`` with the largest values, in their order; of equal values the first."""
+    if len(items) <= count:
+        return items
+    weakest = values.topk(count).values[-1]
+    above, equal = values > weakest, values == weakest
+    spare = count - above.sum()
+    return items[above | (equal & (equal.cumsum(0) <= spare))]
 
 
 class Frame(NamedTuple):
@@ -181,10 +171,15 @@ class Decoder(NamedTuple):
         return (reach * reach.new_tensor(self.frame.scale)).amax(1)
 
 
-def is_plain_nms(config: ConfigDict | None) -> bool:
-    """Whether an NMS config asks for greedy, hard suppression alone, which can stop early."""
+def is_plain_nms(config: ConfigDict | None, count: int) -> bool:
+    """Whether an NMS config asks, for so many boxes, for greedy suppression that can stop early.
+
+    Soft NMS cannot, and from ``split_thr`` boxes on mmcv suppresses class by class.
+    """
     known = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
-    return config is not None and config.get('type', 'nms') == 'nms' and known >= set(config)
+    if config is None or config.get('type', 'nms') != 'nms' or not known >= set(config):
+        return False
+    return 0 < count < config.get('split_thr', SPLIT_THRESHOLD)
 
 
 def detect(
@@ -197,15 +192,15 @@ def detect(
         candidates: N of all levels.
         config: test config with ``nms`` (None: sort only), ``max_per_img`` (not positive: all) and
             ``with_uncertainty``.
-        with_nms: False gives all candidates as they come.
+        with_nms: False gives all candidates.
 
     Returns:
         ``bboxes``, ``scores``, ``labels`` and on request ``edge_std``, by descending score.
     """
+    candidates = candidates.take(candidates.scores.sort(descending=True, stable=True).indices)
     limit = config.get('max_per_img', -1)
     limit = limit if limit > 0 else len(candidates.cell)
-    few = 0 < len(candidates.cell) < SPLIT_THRESHOLD
-    if with_nms and few and is_plain_nms(config.get('nms')):
+    if with_nms and is_plain_nms(config.get('nms'), len(candidates.cell)):
         boxes, candidates = _suppress_early(decoder, candidates, config.nms, limit)
         scores = candidates.scores
     else:
@@ -227,13 +222,12 @@ def detect(
 def _suppress_early(
     decoder: Decoder, candidates: Candidates, config: ConfigDict, count: int
 ) -> tuple[Tensor, Candidates]:
-    """The first ``count`` boxes that greedy NMS keeps, and their candidates.
+    """The first ``count`` boxes that greedy NMS keeps of candidates sorted by score.
 
     mmcv moves classes apart by the largest coordinate of all boxes. float32 rounds the moved boxes,
     and another move would decide close cases otherwise; so candidates that could hold the largest
     coordinate are decoded as well.
     """
-    candidates = candidates.take(candidates.scores.sort(descending=True, stable=True).indices)
     boxes = decoder.boxes(candidates.take(slice(FIRST_ROUND)))
     rest = candidates.take(slice(FIRST_ROUND, None))
     top = _largest(boxes[decoder.is_large(boxes)])

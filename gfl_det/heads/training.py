@@ -103,6 +103,28 @@ def box_terms(
     return BoxTerms(decoded, targets.boxes, quality, edge_loss.mean(1))
 
 
+def known_labels(
+    positives: Positives, labels: Tensor, num_classes: int
+) -> tuple[Positives, Tensor]:
+    """Labels of the positives; truths of an unknown class train nothing, as in mmdet.
+
+    Data sets refuse such labels with a sentence; here an index out of range would be worse.
+
+    Args:
+        positives: M slots.
+        labels: ``(T,)`` int64, of the truths.
+        num_classes: labels from 0 to num_classes - 1 are known.
+
+    Returns:
+        The positives, those of unknown labels not valid, and labels ``(M,)`` in range.
+    """
+    found = labels[positives.truth]
+    known = (found >= 0) & (found < num_classes)
+    return positives._replace(valid=positives.valid & known), found.where(
+        known, found.new_zeros(())
+    )
+
+
 def peak_scores(maps: Sequence[Tensor], positives: Positives) -> Tensor:
     """The largest class score at each positive, detached: the weight of its box losses.
 
@@ -166,7 +188,7 @@ def excluded_cells(grid: Grid, match: Match) -> list[Tensor | None]:
         corners = [rectangles[level] for rectangles in grid.rectangles]
         mask = None
         if any(each != (0, 0, width, height) for each in corners):
-            bounds = torch.tensor(corners).to(grid.base.device, non_blocking=True)
+            bounds = torch.tensor(corners).to(grid.device, non_blocking=True)
             left, top, right, bottom = bounds[:, :, None, None].unbind(1)
             x = torch.arange(width, device=bounds.device)
             y = torch.arange(height, device=bounds.device)[:, None]
