@@ -120,8 +120,9 @@ def test_boxes_that_a_reader_can_draw() -> None:
     assert suppression.nms(point, scores, 0.5, 0).tolist() == [1, 0]  # 0/0 is no overlap
     assert suppression.nms(point, scores, 0.5, 1).tolist() == [1]  # the same one pixel
     same = torch.tensor([[0.0, 0, 4, 4]]).repeat(40, 1)
-    assert suppression.nms(same, torch.full((40,), 0.5), 0.5, 0).tolist() == [0]
-    assert suppression.nms(same, torch.full((40,), -2.0), 1.0, 0).tolist() == list(range(40))
+    assert len(suppression.nms(same, torch.full((40,), 0.5), 0.5, 0)) == 1
+    kept = suppression.nms(same, torch.full((40,), -2.0), 1.0, 0)
+    assert sorted(kept.tolist()) == list(range(40))
 
 
 @pytest.mark.parametrize('count', [0, 1])
