@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -99,8 +100,23 @@ def test_losses_never_wait_for_the_device(counts: tuple, options: dict) -> None:
     metas = [make_meta(SIZE), make_meta((100, 160), (128, 160))]
     with NoSynchronisation():
         losses = ours.loss_by_feat(*leaves, truths, metas)
-        sum(losses.values()).backward()
+    sum(losses.values()).backward()
     assert all(level.grad is not None for kind in leaves for level in kind)
+
+
+@pytest.mark.parametrize('counts', [(3, 5), (0, 2), (0, 0)])
+@pytest.mark.parametrize('options', [{}, dict(train_cfg=dict(pos_weight=2.0, allowed_border=30))])
+def test_training_never_needs_a_value(counts: tuple, options: dict, monkeypatch) -> None:
+    """On the meta device tensors have shapes alone, so reading any value fails, in backward too."""
+    ours, _ = head_pair(**options)
+    maps = make_maps(2, SIZE, torch.Generator())
+    leaves = [level.to('meta').requires_grad_() for kind in maps for level in kind]
+    truths = [make_truths(count, SIZE, torch.Generator()).to('meta') for count in counts]
+    metas = [make_meta(SIZE), make_meta((100, 160), (128, 160))]
+    monkeypatch.setattr(torch, 'autocast', lambda *_, **__: nullcontext())  # knows no meta device
+    losses = ours.loss_by_feat(leaves[:5], leaves[5:], truths, metas)
+    gradients = torch.autograd.grad(sum(losses.values()), leaves)
+    assert [each.shape for each in gradients] == [each.shape for each in leaves]
 
 
 @pytest.mark.parametrize('label', [-1, 8, 255])

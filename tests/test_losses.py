@@ -255,6 +255,8 @@ def test_fused_sum_is_the_dense_sum(monkeypatch, layout, dtype, beta, weight) ->
         value = function(leaves, entries, excluded, beta, weight)
         values.append(float(value))
         gradients.append(torch.autograd.grad(value * 3, leaves))
+    scaled = quality_focal_sum(maps, entries, excluded, beta, weight, torch.tensor(0.25))
+    assert float(scaled) == pytest.approx(values[0] / 4, rel=1e-6)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-6
     assert values[0] == pytest.approx(values[1], rel=tolerance)
     for found, expected in zip(*gradients):
@@ -293,6 +295,19 @@ def test_fused_sum_gradient_twice(seed: int) -> None:
     maps = [torch.randn(1, 3, 4, 4, generator=generator, requires_grad=True)]
     empty = torch.zeros(0, dtype=torch.long)
     entries = TargetEntries(empty.bool(), empty, empty, empty, empty, empty.float())
+    loss = quality_focal_sum(maps, entries, [None], scale=torch.tensor(0.25))
+    first, second = (torch.autograd.grad(loss, maps, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(torch.autograd.grad(loss * 4, maps)[0], first * 4)
+
+
+def test_fused_sum_gradient_is_not_spoilt_in_silence() -> None:
+    """A gradient handed on as it stands may be changed by its owner; a second walk then fails."""
+    maps = [torch.zeros(1, 3, 4, 4, requires_grad=True)]
+    empty = torch.zeros(0, dtype=torch.long)
+    entries = TargetEntries(empty.bool(), empty, empty, empty, empty, empty.float())
     loss = quality_focal_sum(maps, entries, [None])
-    first = torch.autograd.grad(loss, maps, retain_graph=True)
-    assert torch.equal(first[0], torch.autograd.grad(loss, maps)[0])
+    (gradient,) = torch.autograd.grad(loss, maps, retain_graph=True)
+    gradient.zero_()
+    with pytest.raises(RuntimeError, match='inplace'):
+        torch.autograd.grad(loss, maps)

@@ -196,8 +196,10 @@ def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -
     source = source.scatter(0, slot, torch.arange(len(flat), device=slot.device))[:slots]
     valid = torch.arange(slots, device=slot.device) < flat.sum()
     truth = source.div(len(level), rounding_mode='floor')
-    each_image = image.repeat_interleave(k)
-    each_level = zip(cell.split(k, dim=1), slot.view_as(positive).split(k, dim=1))
+    # Candidates that are not positive all name the first cell: reading it again costs little.
+    each_image = image[:, None].where(positive, image.new_zeros(()))
+    each_cell = candidates.cell.where(positive, cell.new_zeros(()))
+    by_candidate = (each_image, each_cell, slot.view_as(positive))
     return Positives(
         valid=valid,
         image=image[truth],
@@ -207,6 +209,7 @@ def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -
         iou=candidates.iou.flatten()[source],
         centre=candidates.centre.flatten(0, 1)[source],
         by_level=[
-            LevelSlots(each_image, cells.flatten(), to.flatten()) for cells, to in each_level
+            LevelSlots(*(field[:, first : first + k].flatten() for field in by_candidate))
+            for first in range(0, len(level), k)
         ],
     )

@@ -17,25 +17,26 @@ from mmdet.models.losses import DistributionFocalLoss as MMDetDistributionFocalL
 from mmdet.models.losses import QualityFocalLoss as MMDetQualityFocalLoss
 from mmdet.models.task_modules.coders import DistancePointBBoxCoder
 from mmdet.models.task_modules.samplers import PseudoSampler
-from mmdet.utils import reduce_mean
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..assigners.batch import Grid, Match, make_grid, match_batch
-from ..boxes import box_centres
 from ..errors import ConfigError
 from ..losses import DistributionFocalLoss, QualityFocalLoss
 from ..losses.quality_focal_sum import quality_focal_sum
 from ..registry import MODELS
+from .candidates import find_candidates
+from .decoding import Decoder, Frames
 from .integral import Integral
-from .prediction import Decoder, detect, image_candidates, image_frame
+from .prediction import detect
 from .training import (
     Truths,
     box_terms,
     edge_targets,
     excluded_cells,
     known_labels,
+    normalisers,
     peak_scores,
     target_entries,
 )
@@ -235,24 +236,19 @@ class GFLHead(AnchorHead):
         terms = box_terms(bbox_preds, found, targets)
 
         weight = peak_scores(cls_scores, found) * found.valid
+        num_positives, weight_sum = normalisers(found, weight, len(grid.rectangles))
         pos_weight = self.train_cfg.get('pos_weight', -1)
-        cls_sum = quality_focal_sum(
+        loss_cls = quality_focal_sum(
             cls_scores,
             target_entries(found, labels, terms.quality, self.num_classes if pos_weight > 0 else 0),
             excluded_cells(grid, match),
             beta=self.loss_cls.beta,
             weight=pos_weight if pos_weight > 0 else 1.0,
+            scale=self.loss_cls.loss_weight / num_positives,
         )
-
-        per_image = weight.new_zeros(len(grid.rectangles)).index_add(
-            0, found.image, found.valid.to(weight.dtype)
-        )
-        normalisers = torch.stack([per_image.clamp(min=1).sum(), weight.sum()])
-        num_positives, weight_sum = reduce_mean(normalisers)
-        weight_sum = weight_sum.clamp(min=1)
         box_loss = self.loss_bbox(terms.decoded, terms.targets, reduction_override='none')
         return dict(
-            loss_cls=self.loss_cls.loss_weight * cls_sum / num_positives,
+            loss_cls=loss_cls,
             loss_bbox=(box_loss * weight).sum() / weight_sum,
             loss_dfl=self.loss_dfl.loss_weight * (terms.edge_loss * weight).sum() / weight_sum,
         )
@@ -283,28 +279,18 @@ class GFLHead(AnchorHead):
             ``with_uncertainty``, ``edge_std (N, 4)`` px.
 
         Raises:
-            ValueError: there are ``score_factors``.
+            ValueError: there are ``score_factors``, or no ``batch_img_metas``.
         """
         if score_factors is not None:
             raise ValueError('GFLHead has no score factors: its scores are qualities already')
+        if batch_img_metas is None:
+            raise ValueError('batch_img_metas says how large the images are: give one for each')
         cfg = self.test_cfg if cfg is None else cfg
         cls_scores = [level.detach() for level in cls_scores]
         bbox_preds = [level.detach() for level in bbox_preds]
-        with torch.autocast(cls_scores[0].device.type, enabled=False):
-            sizes = [level.shape[-2:] for level in cls_scores]
-            priors = self.prior_generator.grid_priors(sizes, device=cls_scores[0].device)
-            centres = [box_centres(level) for level in priors]
-            peaks = [level.amax(1).flatten(1) for level in cls_scores]
-            strides = [step for step, _ in self.prior_generator.strides]
-            results = []
-            for image, meta in enumerate(batch_img_metas or []):
-                candidates = image_candidates(
-                    [level[image].flatten(1) for level in cls_scores],
-                    [level[image] for level in peaks],
-                    cfg,
-                )
-                edges = [level[image].flatten(1) for level in bbox_preds]
-                frame = image_frame(meta, cfg, rescale, self.bbox_coder.clip_border)
-                decoder = Decoder(edges, centres, centres[0].new_tensor(strides), frame)
-                results.append(detect(decoder, candidates, cfg, with_nms))
-            return results
+        device = cls_scores[0].device
+        with torch.autocast(device.type, enabled=False):
+            clip = self.bbox_coder.clip_border
+            frames = Frames.of(batch_img_metas, cfg, rescale, clip, device)
+            decoder = Decoder.of(bbox_preds, self.prior_generator, frames)
+            return detect(decoder, find_candidates(cls_scores, cfg), cfg, with_nms)

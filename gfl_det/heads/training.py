@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from mmdet.structures.bbox import get_box_tensor
+from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -144,6 +145,24 @@ def peak_scores(maps: Sequence[Tensor], positives: Positives) -> Tensor:
         tops = [level.amax(1, keepdim=True) for level in detached]
         peaks = take_cells(tops, positives).squeeze(1)
     return distribution.full_precision(peaks).sigmoid()
+
+
+def normalisers(positives: Positives, weight: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
+    """Divisors of the class loss and of the box losses, means over the processes of a run.
+
+    Args:
+        positives: M slots.
+        weight: ``(M,)`` of the box losses, 0 where not valid.
+        num_images: of the batch.
+
+    Returns:
+        The number of positives, at least 1 an image, and the sum of weights, at least 1.
+    """
+    counted = positives.valid.to(weight.dtype)
+    per_image = weight.new_zeros(num_images).index_add(0, positives.image, counted)
+    sums = torch.stack([per_image.clamp(min=1).sum(), weight.sum()])
+    num_positives, weight_sum = reduce_mean(sums)
+    return num_positives, weight_sum.clamp(min=1)
 
 
 def target_entries(

@@ -68,20 +68,21 @@ def _block(maps: Tensor, excluded: Tensor | None, where: tuple[slice, ...]) -> T
 
 
 def _negative_sums(
-    maps: Tensor, excluded: Tensor | None, beta: float, gradient: Tensor | None
+    maps: Tensor, excluded: Tensor | None, beta: float, scale: Tensor, gradient: Tensor | None
 ) -> list[Tensor]:
-    """Sums, block by block, of the loss at target 0: ``v = s^beta * softplus``.
+    """Sums, block by block, of ``scale`` times the loss at target 0: ``v = s^beta * softplus``.
 
-    Writes its derivative ``s^beta (s + beta (1 - s) softplus)`` where a gradient is wanted, as
-    ``s (s^beta - beta v) + beta v``, which needs no more memory than the value.
+    Writes ``scale`` times its derivative ``s^beta (s + beta (1 - s) softplus)`` where a gradient is
+    wanted, as ``s (s^beta - beta v) + beta v``, which needs no more memory than the value.
     """
     sums = []
     for where in _blocks(maps):
         logits = _block(maps, excluded, where)
         scores, loss = logits.sigmoid(), F.softplus(logits)
         focus = scores.square() if beta == 2 else scores.pow(beta)
+        loss.mul_(focus.mul_(scale))
         # float32 keeps 1e-5 within a block, as torch sums pairwise; across blocks float64 does.
-        sums.append(loss.mul_(focus).sum().double())
+        sums.append(loss.sum().double())
         if gradient is not None:
             loss.mul_(beta)
             torch.addcmul(loss, scores, focus.sub_(loss), out=gradient[where])
@@ -90,8 +91,9 @@ def _negative_sums(
 
 class _QualityFocalSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, beta, weight, excluded, entries, *maps):  # type: ignore[no-untyped-def]
+    def forward(ctx, beta, weight, scale, excluded, entries, *maps):  # type: ignore[no-untyped-def]
         kept = full_precision(maps[0]).dtype
+        scale = scale.to(kept)
         ctx.layouts, ctx.dtype = [Layout.of(level) for level in maps], maps[0].dtype
         parts, memories = [], []
         chosen = torch.zeros_like(entries.quality, dtype=kept)
@@ -101,26 +103,32 @@ class _QualityFocalSum(torch.autograd.Function):
                 # The spare end takes what is written at entries that are not valid.
                 memories.append(logits.new_empty(logits.numel() + 1, dtype=kept))
                 gradient = ctx.layouts[level].view(memories[-1])
-            parts += _negative_sums(logits, mask, beta, gradient)
+            parts += _negative_sums(logits, mask, beta, scale, gradient)
             on, place = entries.of_level(level)
             chosen = logits.flatten(2)[place].to(kept).where(on, chosen)
         if memories:
-            slope = weight * quality_focal_gradient(chosen, entries.quality, beta)
+            slope = weight * scale * quality_focal_gradient(chosen, entries.quality, beta)
             for level, (memory, layout) in enumerate(zip(memories, ctx.layouts)):
                 on, place = entries.of_level(level)
                 memory[layout.address(*place).masked_fill_(~on, len(memory) - 1)] = slope.to(kept)
         ctx.save_for_backward(*memories)
         change = weight * quality_focal_loss(chosen, entries.quality, beta)
         change = change - quality_focal_loss(chosen, torch.zeros_like(chosen), beta)
-        parts.append(change.where(entries.valid, change.new_zeros(())).sum().double())
-        return torch.stack(parts).sum().to(kept)
+        change = change.where(entries.valid, change.new_zeros(())).sum() * scale
+        return torch.stack([*parts, change.double()]).sum().to(kept)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, factor):  # type: ignore[no-untyped-def]
-        memories = ctx.saved_tensors
-        levels = [(layout.view(each) * factor) for layout, each in zip(ctx.layouts, memories)]
-        return None, None, None, None, *(level.to(ctx.dtype) for level in levels)
+        levels = [layout.view(each) for layout, each in zip(ctx.layouts, ctx.saved_tensors)]
+        if not _is_one(factor):
+            levels = [level * factor for level in levels]
+        return None, None, None, None, None, *(level.to(ctx.dtype) for level in levels)
+
+
+def _is_one(factor: Tensor) -> bool:
+    """Whether a scalar is known to be 1 without waiting for a device."""
+    return factor.device.type == 'cpu' and not torch.compiler.is_compiling() and float(factor) == 1
 
 
 def quality_focal_sum(
@@ -129,8 +137,13 @@ def quality_focal_sum(
     excluded: Sequence[Tensor | None],
     beta: float = 2.0,
     weight: float = 1.0,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Sum of Quality Focal Loss over all classes and cells of all levels and images.
+
+    The gradient is made with the value, so a factor known beforehand, such as the normaliser, is
+    best given as ``scale``: what then comes back in backward is mostly 1, and on a CPU the gradient
+    is handed on as it stands.
 
     Args:
         maps: logits, per level ``(B, C, H, W)``.
@@ -139,12 +152,14 @@ def quality_focal_sum(
             lies in one.
         beta: focusing parameter.
         weight: of the loss at the entries.
+        scale: scalar, factor of the sum; gets no gradient. None: 1.
 
     Returns:
         Scalar, float32 (float64 for float64 logits), with about 1e-7 of relative error.
     """
     dense = [level if _is_dense(level) else level.contiguous() for level in maps]
-    return _QualityFocalSum.apply(beta, weight, list(excluded), entries, *dense)
+    scale = dense[0].new_ones(()) if scale is None else scale.detach()
+    return _QualityFocalSum.apply(beta, weight, scale, list(excluded), entries, *dense)
 
 
 def _is_dense(maps: Tensor) -> bool:
