@@ -218,7 +218,7 @@ def _assignment_of(ours: Any, theirs: Any, inputs: Batch) -> tuple[Callable, Cal
     priors, counts = torch.cat(levels), [len(level) for level in levels]
 
     def run_ours() -> object:
-        grid = make_grid(ours.prior_generator, inputs.cls_scores, inputs.metas, -1)
+        grid = make_grid(ours.priors, inputs.cls_scores, inputs.metas, -1)
         return match_batch(
             ours.assigner, grid, truths.boxes, truths.image, inputs.truths, none_ignored
         )

@@ -119,6 +119,35 @@ def test_training_never_needs_a_value(counts: tuple, options: dict, monkeypatch)
     assert [each.shape for each in gradients] == [each.shape for each in leaves]
 
 
+@pytest.mark.parametrize('options', [{}, dict(train_cfg=dict(pos_weight=2.0, allowed_border=30))])
+def test_losses_compile_into_one_graph(options: dict) -> None:
+    """fullgraph refuses whatever Python must decide by a value; the results stay the same."""
+    ours, _ = head_pair(**options)
+    generator = torch.Generator().manual_seed(0)
+    maps = make_maps(2, SIZE, generator)
+    leaves = [level.requires_grad_() for kind in maps for level in kind]
+    metas = [make_meta(SIZE), make_meta((100, 160), (128, 160))]
+    counts = (3, 5)
+    truths = [make_truths(count, SIZE, generator) for count in counts]
+
+    def loss(cls, edges, boxes, labels):
+        instances = [InstanceData(bboxes=b, labels=n) for b, n in zip(boxes, labels)]
+        return sum(ours.loss_by_feat(cls, edges, instances, metas).values())
+
+    arguments = (
+        leaves[:5],
+        leaves[5:],
+        [each.bboxes for each in truths],
+        [each.labels for each in truths],
+    )
+    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
+    found, expected = compiled(*arguments), loss(*arguments)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves)
+    )
+
+
 @pytest.mark.parametrize('label', [-1, 8, 255])
 def test_a_label_out_of_range_trains_no_class(label: int) -> None:
     ours, theirs = head_pair()

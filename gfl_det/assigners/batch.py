@@ -18,12 +18,24 @@ from .lattice import CellRectangle, make_lattice, valid_rectangle
 from .positives import LevelSlots, Positives
 
 
-class Grid(NamedTuple):
-    """A pyramid's grid of priors and, for each image, the cells that count."""
+class PriorLevels(NamedTuple):
+    """A pyramid's priors, one a cell, as far as they are known before any image."""
 
     generator: AnchorGenerator
     base: list[list[float]]  # per level xyxy px, the prior of cell (0, 0)
-    strides: Sequence[tuple[int, int]]  # px along x and y
+    strides: list[tuple[int, int]]  # px along x and y
+
+    @classmethod
+    def of(cls, generator: AnchorGenerator) -> PriorLevels:
+        """The priors that a generator with one prior a cell makes."""
+        base = torch.cat(list(generator.base_anchors)).tolist()
+        return cls(generator, base, list(generator.strides))
+
+
+class Grid(NamedTuple):
+    """A batch's grid of priors and, for each image, the cells that count."""
+
+    priors: PriorLevels
     sizes: Sequence[tuple[int, int]]  # rows and columns
     rectangles: list[list[CellRectangle]]  # per image and level
     device: torch.device
@@ -37,12 +49,12 @@ class Match(NamedTuple):
 
 
 def make_grid(
-    generator: AnchorGenerator, maps: Sequence[Tensor], metas: Sequence[dict], allowed_border: int
+    priors: PriorLevels, maps: Sequence[Tensor], metas: Sequence[dict], allowed_border: int
 ) -> Grid:
     """The grid of a pyramid's maps.
 
     Args:
-        generator: with one prior a cell.
+        priors: of the pyramid.
         maps: per level ``(B, C, H, W)``.
         metas: per image ``pad_shape`` and ``img_shape``.
         allowed_border: px by which a prior may leave its image; negative: any.
@@ -54,12 +66,11 @@ def make_grid(
         ConfigError: an image has no valid prior at all.
     """
     sizes = [(level.shape[-2], level.shape[-1]) for level in maps]
-    base = torch.cat(list(generator.base_anchors)).tolist()
     rectangles = []
     for meta in metas:
         levels = [
             valid_rectangle(*level, meta, allowed_border)
-            for level in zip(base, generator.strides, sizes)
+            for level in zip(priors.base, priors.strides, sizes)
         ]
         if all(right <= left or bottom <= top for left, top, right, bottom in levels):
             raise ConfigError(
@@ -68,14 +79,7 @@ def make_grid(
                 'images'
             )
         rectangles.append(levels)
-    return Grid(
-        generator=generator,
-        base=base,
-        strides=generator.strides,
-        sizes=sizes,
-        rectangles=rectangles,
-        device=maps[0].device,
-    )
+    return Grid(priors, sizes, rectangles, maps[0].device)
 
 
 def match_batch(
@@ -103,7 +107,7 @@ def match_batch(
         regions = [None if each is None else each.bboxes for each in ignored]
         if not any(assigner.ignores(each) for each in regions):
             lattice = make_lattice(
-                grid.base, grid.strides, grid.sizes, grid.rectangles, grid.device
+                grid.priors.base, grid.priors.strides, grid.sizes, grid.rectangles, grid.device
             )
             return Match(assigner.assign_batch(lattice, truths, image), None)
     return _match_image_by_image(assigner, grid, instances, ignored)
@@ -116,7 +120,7 @@ def _match_image_by_image(
     ignored: Sequence[InstanceData | None],
 ) -> Match:
     device = grid.device
-    priors = torch.cat(grid.generator.grid_priors(grid.sizes, device=device))
+    priors = torch.cat(grid.priors.generator.grid_priors(grid.sizes, device=device))
     images, chosen, truth, iou, skipped = [], [], [], [], []
     first_truth = 0
     for index, (truths, regions) in enumerate(zip(instances, ignored)):

@@ -11,6 +11,11 @@ from torch import Tensor
 from ..maps import Layout
 
 
+# What is not positive is written to so few cells that they stay in cache, and so far apart that no
+# two cores write to one line of it.
+SPARE_CELLS, SPARE_GAP = 32, 16
+
+
 class LevelSlots(NamedTuple):
     """One level's candidates, and the slots of the list of positives that they fill."""
 
@@ -33,6 +38,7 @@ class Positives(NamedTuple):
 
 
 class _TakeCells(torch.autograd.Function):
+    # Untyped: torch passes to forward what apply was given, and annotates neither method.
     @staticmethod
     def forward(ctx, by_level, num_slots, *maps):  # type: ignore[no-untyped-def]
         ctx.by_level, ctx.layouts = by_level, [Layout.of(level) for level in maps]
@@ -49,13 +55,16 @@ class _TakeCells(torch.autograd.Function):
 
 def _scatter_rows(rows: Tensor, slots: LevelSlots, layout: Layout) -> Tensor:
     """Maps ``(B, C, H, W)`` of zeros but for rows ``(M, C)`` written to the positives' cells."""
-    images = layout.shape[0]
+    images, cells = layout.shape[0], layout.shape[2] * layout.shape[3]
     positive = slots.slot < len(rows)
     image = slots.image.where(positive, slots.image.new_full((), images))
+    count = max(1, len(positive))
+    spare = torch.arange(len(positive), device=rows.device) * SPARE_CELLS // count * SPARE_GAP
+    cell = slots.cell.where(positive, spare % cells)
     memory = rows.new_empty((images + 1) * layout.shape[1:].numel())
     maps = layout.view(memory, images + 1)  # the last image takes what is not positive
     maps[:images].zero_()
-    maps.flatten(2)[image, :, slots.cell] = rows[slots.slot.clamp(max=len(rows) - 1)]
+    maps.flatten(2)[image, :, cell] = rows[slots.slot.clamp(max=len(rows) - 1)]
     return maps[:images]
 
 

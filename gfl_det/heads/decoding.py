@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmengine.config import ConfigDict
 from torch import Tensor
 
 from .. import distribution
+from ..assigners.batch import PriorLevels
 from ..boxes import distances_to_boxes
 from .candidates import Candidates
 
@@ -64,13 +64,13 @@ class Decoder(NamedTuple):
     frames: Frames
 
     @classmethod
-    def of(cls, edges: Sequence[Tensor], generator: AnchorGenerator, frames: Frames) -> Decoder:
-        """A decoder of maps whose priors an anchor generator makes, one a cell."""
-        device = edges[0].device
-        strides = torch.tensor([[float(x)] for x, _ in generator.strides])
-        widths = torch.tensor([level.shape[-1] for level in edges])
-        base = torch.cat(list(generator.base_anchors))
-        return cls(edges, base.to(device), strides.to(device), widths.to(device), frames)
+    def of(cls, edges: Sequence[Tensor], priors: PriorLevels, frames: Frames) -> Decoder:
+        """A decoder of maps whose priors are these."""
+        base = torch.tensor(priors.base)
+        stride = torch.tensor([[float(x)] for x, _ in priors.strides])
+        width = torch.tensor([level.shape[-1] for level in edges])
+        base, stride, width = (each.to(edges[0].device) for each in (base, stride, width))
+        return cls(edges, base, stride, width, frames)
 
     @property
     def num_bins(self) -> int:

@@ -21,7 +21,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..assigners.batch import Grid, Match, make_grid, match_batch
+from ..assigners.batch import Grid, Match, PriorLevels, make_grid, match_batch
 from ..errors import ConfigError
 from ..losses import DistributionFocalLoss, QualityFocalLoss
 from ..losses.quality_focal_sum import quality_focal_sum
@@ -154,6 +154,7 @@ class GFLHead(AnchorHead):
             raise ConfigError(
                 'GFLHead has one prior a cell: give anchor_generator one ratio and one scale'
             )
+        self.priors = PriorLevels.of(self.prior_generator)
         # mmdet adds a background channel where loss_cls lacks use_sigmoid=True; none is needed.
         self.cls_out_channels = self.num_classes
         self.cls_convs, self.reg_convs = self._tower(), self._tower()
@@ -213,7 +214,7 @@ class GFLHead(AnchorHead):
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             truths = Truths.collect(batch_gt_instances, cls_scores[0].device)
             border = self.train_cfg.get('allowed_border', -1)
-            grid = make_grid(self.prior_generator, cls_scores, batch_img_metas, border)
+            grid = make_grid(self.priors, cls_scores, batch_img_metas, border)
             ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
             match = match_batch(
                 self.assigner, grid, truths.boxes, truths.image, batch_gt_instances, ignored
@@ -230,7 +231,7 @@ class GFLHead(AnchorHead):
     ) -> dict[str, Tensor]:
         """The three losses of assigned positives, by tensors alone (arguments as made above)."""
         found, labels = known_labels(match.positives, truths.labels, self.num_classes)
-        stride = torch.tensor([float(x) for x, _ in grid.strides])
+        stride = torch.tensor([float(x) for x, _ in grid.priors.strides])
         stride = stride.to(grid.device, non_blocking=True)
         targets = edge_targets(found, truths.boxes, stride, self.reg_max)
         terms = box_terms(bbox_preds, found, targets)
@@ -292,5 +293,5 @@ class GFLHead(AnchorHead):
         with torch.autocast(device.type, enabled=False):
             clip = self.bbox_coder.clip_border
             frames = Frames.of(batch_img_metas, cfg, rescale, clip, device)
-            decoder = Decoder.of(bbox_preds, self.prior_generator, frames)
+            decoder = Decoder.of(bbox_preds, self.priors, frames)
             return detect(decoder, find_candidates(cls_scores, cfg), cfg, with_nms)

@@ -15,6 +15,7 @@ from ..distribution import bin_positions, full_precision, two_bin_target
 
 
 class _MeanAndLoss(torch.autograd.Function):
+    # Untyped: torch passes to forward what apply was given, and annotates neither method.
     @staticmethod
     def forward(ctx, logits, distances):  # type: ignore[no-untyped-def]
         values = full_precision(logits).log_softmax(-1)

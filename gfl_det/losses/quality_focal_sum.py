@@ -90,6 +90,7 @@ def _negative_sums(
 
 
 class _QualityFocalSum(torch.autograd.Function):
+    # Untyped: torch passes to forward what apply was given, and annotates neither method.
     @staticmethod
     def forward(ctx, beta, weight, scale, excluded, entries, *maps):  # type: ignore[no-untyped-def]
         kept = full_precision(maps[0]).dtype
