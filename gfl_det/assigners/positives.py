@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..maps import Layout
 
-
 # What is not positive is written to so few cells that they stay in cache, and so far apart that no
 # two cores write to one line of it.
 SPARE_CELLS, SPARE_GAP = 32, 16
