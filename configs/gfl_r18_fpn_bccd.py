@@ -51,7 +51,7 @@ train_dataloader = dict(
         data_prefix=dict(img='images/'),
         metainfo=dict(classes=classes),
         pipeline=train_pipeline,
-    )
+    ),
 )
 val_dataloader = dict(
     dataset=dict(

@@ -8,10 +8,21 @@ from .compat import install as _install_compat
 
 _install_compat()  # before the first import of mmdet.models, which needs mmcv's operators
 
-from . import amp, assigners, datasets, heads, losses  # noqa: E402  (after compat, see above)
+from . import amp, assigners, datasets, heads, hooks, losses  # noqa: E402  (after compat, see above)
 from .config import get_config, register_package  # noqa: E402
+from .inference import optimize_for_inference  # noqa: E402
 from .version import __version__  # noqa: E402
 
 register_package()
 
-__all__ = ['__version__', 'amp', 'assigners', 'datasets', 'get_config', 'heads', 'losses']
+__all__ = [
+    '__version__',
+    'amp',
+    'assigners',
+    'datasets',
+    'get_config',
+    'heads',
+    'hooks',
+    'losses',
+    'optimize_for_inference',
+]

@@ -1,0 +1,44 @@
+"""Maps with channels last in memory, the layout that convolutions are fastest in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..registry import HOOKS
+
+
+class CastInput:
+    """Forward pre-hook that gives a module its maps with channels last, and in a dtype.
+
+    Args:
+        dtype: of the maps from then on; None keeps theirs.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Cast the four-dimensional tensors among the arguments."""
+        return tuple(
+            each.to(dtype=self.dtype or each.dtype, memory_format=torch.channels_last)
+            if isinstance(each, Tensor) and each.dim() == 4
+            else each
+            for each in arguments
+        )
+
+
+@HOOKS.register_module()
+class ChannelsLastHook(Hook):
+    """Trains, validates and tests a detector with channels last in memory; ``--channels-last``."""
+
+    def before_run(self, runner: Runner) -> None:
+        """Lay out the weights, and the input of the backbone from then on."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.to(memory_format=torch.channels_last)
+        model.backbone.register_forward_pre_hook(CastInput())
