@@ -18,8 +18,9 @@ from mmdet.utils import register_all_modules
 from torch import nn
 
 import gfl_det
+from gfl_det import winograd
 from gfl_det.errors import SetupError
-from gfl_det.inference import optimize_for_inference, winograd
+from gfl_det.inference import optimize_for_inference
 from gfl_det.inference.optimize import fold_batch_norms
 
 
@@ -37,18 +38,27 @@ def test_transforms_give_the_correlation_of_an_axis() -> None:
 @given(
     st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(1, 11), st.integers(1, 11)
 )
-def test_winograd_is_the_convolution(images, ins, outs, height, width) -> None:
+def test_winograd_is_the_convolution_and_its_gradients(images, ins, outs, height, width) -> None:
     generator = torch.Generator().manual_seed(height * 100 + width)
-    maps = torch.randn(images, ins, height, width, generator=generator, dtype=torch.float64)
-    weight = torch.randn(outs, ins, 3, 3, generator=generator, dtype=torch.float64)
-    bias = torch.randn(outs, generator=generator, dtype=torch.float64)
-    expected = F.conv2d(maps, weight, bias, padding=1)
-    filters = winograd.transform_filters(weight)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    maps, weight = random(images, ins, height, width), random(outs, ins, 3, 3)
+    expected = F.conv2d(maps.requires_grad_(), weight.requires_grad_(), padding=1)
+    upstream = random(*expected.shape)
+    gradients = torch.autograd.grad(expected, (maps, weight), upstream)
     for layout in (torch.contiguous_format, torch.channels_last):
-        found = winograd.convolve(maps.contiguous(memory_format=layout), filters, bias)
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    without = winograd.convolve(maps, filters)
-    torch.testing.assert_close(without, F.conv2d(maps, weight, padding=1), rtol=1e-10, atol=1e-10)
+        laid = maps.detach().contiguous(memory_format=layout).requires_grad_()
+        for filters in (None, winograd.transform_filters(weight.detach())):
+            found = winograd.convolve(laid, weight, filters)
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                torch.autograd.grad(found, (laid, weight), upstream),
+                gradients,
+                rtol=1e-10,
+                atol=1e-10,
+            )
 
 
 def test_winograd_keeps_six_digits(monkeypatch) -> None:
@@ -58,23 +68,24 @@ def test_winograd_keeps_six_digits(monkeypatch) -> None:
     exact = F.conv2d(maps.double(), weight.double(), padding=1)
 
     def error() -> float:
-        found = winograd.convolve(maps, winograd.transform_filters(weight))
+        found = winograd.convolve(maps, weight)
         return float((found - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
     ours = error()
     assert ours < 1e-6
     monkeypatch.setattr(winograd, 'POINTS', tuple(map(Fraction, (0, 1, -1, 2, -2))))
     monkeypatch.setattr(winograd, 'transforms', winograd.transforms.__wrapped__)
-    monkeypatch.setattr(winograd, '_on_tiles', winograd._on_tiles.__wrapped__)
+    monkeypatch.setattr(winograd, 'matrices', winograd.matrices.__wrapped__)
     assert error() > 1.5 * ours  # of the points that are used most
 
 
-def test_winograd_replaces_only_what_it_computes() -> None:
-    def conv(ins=256, outs=256, size=3, **options):
-        return nn.Conv2d(ins, outs, size, **{'padding': 1, **options})
+def conv(ins=256, outs=256, size=3, **options):
+    return nn.Conv2d(ins, outs, size, **{'padding': 1, **options})
 
-    assert winograd.is_eligible(conv())
-    for other in (
+
+@pytest.mark.parametrize(
+    'other',
+    [
         conv(outs=80),
         conv(ins=64),
         conv(size=5, padding=2),
@@ -84,13 +95,26 @@ def test_winograd_replaces_only_what_it_computes() -> None:
         conv(groups=2),
         conv(padding_mode='reflect'),
         nn.Linear(256, 256),
-    ):
-        assert not winograd.is_eligible(other)
-    layer = winograd.WinogradConv2d(conv())
+    ],
+)
+def test_winograd_leaves_alone_what_it_does_not_compute(other) -> None:
+    kind = type(other)
+    winograd.use_winograd(nn.Sequential(other), frozen=False)
+    assert type(other) is kind
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_a_convolution_by_winograd_stays_itself(frozen: bool) -> None:
+    layer, plain = conv(), conv()
+    plain.load_state_dict(layer.state_dict())
+    winograd.use_winograd(layer, frozen)
+    assert type(layer) is winograd.WinogradConv2d
+    assert list(layer.state_dict()) == list(plain.state_dict())
     small, large = torch.randn(1, 256, 5, 5), torch.randn(2, 256, 32, 18)
-    assert torch.equal(layer(small), layer.direct(small))
-    torch.testing.assert_close(layer(large), layer.direct(large), rtol=1e-4, atol=1e-4)
-    assert set(layer.state_dict()) == {'direct.weight', 'direct.bias'}
+    assert torch.equal(layer(small), plain(small))
+    torch.testing.assert_close(layer(large), plain(large), rtol=1e-4, atol=1e-4)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(layer(large), plain(large))
 
 
 def with_statistics(module: nn.Module) -> nn.Module:

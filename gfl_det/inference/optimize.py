@@ -1,7 +1,7 @@
 """One call that makes a trained detector faster: the same boxes, other arithmetic.
 
 Batch norms go into the convolutions before them, maps lie with channels last, large 3x3
-convolutions are done in fewer products (:mod:`.winograd`), and on request all of it runs in half
+convolutions are done in fewer products (:mod:`..winograd`), and on request all of it runs in half
 precision. docs/benchmarks.md has what each step brings.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import shutil
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from mmengine.model import BaseModel
@@ -20,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import SetupError
 from ..hooks.channels_last import CastInput
-from .winograd import WinogradConv2d, is_eligible
+from ..winograd import use_winograd
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -48,7 +47,7 @@ def optimize_for_inference(
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norms(fast)
     if device.type == 'cpu' and dtype == torch.float32:
-        _replace(fast, lambda module: WinogradConv2d(module) if is_eligible(module) else None)
+        use_winograd(fast, frozen=True)
     fast.to(memory_format=torch.channels_last)
     network = [child for name, child in fast.named_children() if name != 'data_preprocessor']
     for child in network:
@@ -97,16 +96,3 @@ def _follows(parent: nn.Module) -> bool:
     """Whether a parent applies norm right after convolution; mmcv's ConvModule may do otherwise."""
     order = getattr(parent, 'order', ('conv', 'norm', 'act'))
     return 'norm' in order and order.index('norm') == order.index('conv') + 1
-
-
-def _replace(model: nn.Module, build: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Replace modules by what ``build`` makes of them, None to keep; shared ones stay shared."""
-    made: dict[int, nn.Module] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if id(child) not in made:
-                replacement = build(child)
-                if replacement is None:
-                    continue
-                made[id(child)] = replacement
-            setattr(parent, name, made[id(child)])
