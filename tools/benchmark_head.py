@@ -8,11 +8,11 @@ ratio (how many times faster, or smaller). Run it on an otherwise idle machine.
 """
 
 import argparse
-import platform
 
 import torch
 
-from gfl_det import benchmarking
+from gfl_det.benchmarking import parts, report
+from gfl_det.benchmarking.timing import Runs
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,17 +30,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    name = torch.cuda.get_device_name() if args.device != 'cpu' else platform.processor() or 'CPU'
-    print(f'torch {torch.__version__}, {name}, {args.threads} threads, {args.batch} x {args.size}')
-    heads = benchmarking.build_heads(args.device)
-    rows = []
-    for part in (
-        benchmarking.assignment_rows,
-        benchmarking.loss_rows,
-        benchmarking.prediction_rows,
-    ):
-        rows += part(heads, tuple(args.size), args.batch, args.repeats, args.device)
-    print(benchmarking.format_table(rows))
+    print(report.machine(args.device))
+    case = parts.Case(size=tuple(args.size), batch=args.batch)
+    print(report.format_table(parts.contract_rows(case, Runs(args.device, args.repeats))))
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -34,17 +34,23 @@ class CastInput:
         )
 
 
+def lay_channels_last(model: BaseModel) -> None:
+    """Lay out a detector's weights and, from then on, the input of its backbone, in place.
+
+    Args:
+        model: with a backbone. On a processor its large 3x3 convolutions are done in fewer products
+            as well (:mod:`..winograd`).
+    """
+    model.to(memory_format=torch.channels_last)
+    model.backbone.register_forward_pre_hook(CastInput())
+    if next(model.parameters()).device.type == 'cpu':
+        use_winograd(model, frozen=False)
+
+
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Runs a detector with channels last in memory; ``--channels-last``.
-
-    On a processor its large 3x3 convolutions are done in fewer products as well.
-    """
+    """Runs a detector with channels last in memory: ``tools/train.py --channels-last``."""
 
     def before_run(self, runner: Runner) -> None:
-        """Lay out the weights, and the input of the backbone from then on."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model.to(memory_format=torch.channels_last)
-        model.backbone.register_forward_pre_hook(CastInput())
-        if next(model.parameters()).device.type == 'cpu':
-            use_winograd(model, frozen=False)
+        """Lay out the model before its first step."""
+        lay_channels_last(runner.model.module if is_model_wrapper(runner.model) else runner.model)
