@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import runpy
 from importlib import metadata
 from pathlib import Path
 
@@ -349,6 +350,17 @@ class TestBackend:
             metric = METRICS.build({**settings, 'ann_file': str(path)})
             assert type(metric) is CocoMetric
             assert metric.metrics == ['bbox']
+
+
+@needs_faster
+def test_the_tool_prints_ratio_and_difference(monkeypatch, capsys):
+    path = Path(__file__).parents[1] / 'tools' / 'benchmark_coco.py'
+    monkeypatch.setattr('sys.argv', [str(path), '--images', '8', '--classes', '3'])
+    runpy.run_path(str(path))['main']()
+    shown = capsys.readouterr().out
+    assert '8 images, 100 detections each, 3 classes' in shown
+    assert re.search(r'CocoMetric, faster_coco_eval +\d+\.\d\d s +\d+\.\dx', shown)
+    assert 'the same numbers from all three: yes' in shown
 
 
 class TestSyntheticSet:
