@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import runpy
 from importlib import metadata
 from pathlib import Path
 
@@ -16,18 +15,20 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from pycocotools.cocoeval import COCOeval
 
 import gfl_det
-from gfl_det.compat import versions
-from gfl_det.errors import ConfigError, SetupError
-from gfl_det.evaluation import CocoMetric, coco_metric
-from gfl_det.evaluation.comparison import (
+from gfl_det.benchmarking.detections import CocoSet, make_set
+from gfl_det.benchmarking.evaluation import (
     Recorder,
     build_metric,
     compare,
+    evaluation_rows,
     largest_difference,
     same_numbers,
 )
+from gfl_det.benchmarking.timing import Runs
+from gfl_det.compat import versions
+from gfl_det.errors import ConfigError, SetupError
+from gfl_det.evaluation import CocoMetric, coco_metric
 from gfl_det.evaluation.fast_cocoeval import FastCOCOeval, counts_alike
-from gfl_det.evaluation.synthetic import CocoSet, make_set
 from gfl_det.registry import METRICS
 
 needs_faster = pytest.mark.skipif(
@@ -352,15 +353,10 @@ class TestBackend:
             assert metric.metrics == ['bbox']
 
 
-@needs_faster
-def test_the_tool_prints_ratio_and_difference(monkeypatch, capsys):
-    path = Path(__file__).parents[1] / 'tools' / 'benchmark_coco.py'
-    monkeypatch.setattr('sys.argv', [str(path), '--images', '8', '--classes', '3'])
-    runpy.run_path(str(path))['main']()
-    shown = capsys.readouterr().out
-    assert '8 images, 100 detections each, 3 classes' in shown
-    assert re.search(r'CocoMetric, faster_coco_eval +\d+\.\d\d s +\d+\.\dx', shown)
-    assert 'the same numbers from all three: yes' in shown
+def test_rows_of_the_benchmark():
+    rows = evaluation_rows(8, Runs())
+    assert [row.name.split(', ')[2] for row in rows][:1] == ['pycocotools']
+    assert all(row.theirs > 0 and row.ours > 0 for row in rows)
 
 
 class TestSyntheticSet:

@@ -1,4 +1,4 @@
-"""Measure against mmdet: assignment, losses, post-processing, a training step, inference, loading.
+"""Measure against mmdet: head, inference, training step, data loading, COCO evaluation.
 
     python tools/benchmark.py [--parts PART ...] [--sweep] [--device cpu|cuda] [--out DIR]
                               [--against JSON] [--repeats N] [--seconds S]

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from .evaluation import evaluation_rows
 from .loading import loading_rows
 from .parts import Case, assignment_rows, contract_rows, loss_rows, prediction_rows
 from .timing import Row, Runs
 from .whole import inference_rows, training_rows
 
-PARTS = ('head', 'inference', 'training', 'loading')
+PARTS = ('head', 'inference', 'training', 'loading', 'evaluation')
 
 # At 480x640 on a processor, against mmdet in float32.
 INFERENCE_TARGETS = {'optimized, float32': 1.25, 'optimized, bfloat16': 2.2}
@@ -21,6 +22,7 @@ SIZES = ((480, 640), (1600, 2688))
 TRUTHS = (1, 30, 1000, 2000)
 CLASSES = (1, 1203)
 BATCHES = (1, 4)
+EVALUATED = (1000, 5000)  # images; the larger in a sweep
 
 Measurement = Callable[[Runs], list[Row]]
 
@@ -46,6 +48,9 @@ def _measurements(parts: Sequence[str], sweep: bool) -> Iterator[tuple[str, Meas
         yield 'a training step', partial(training_rows, small, targets=TRAINING_TARGETS)
     if 'loading' in parts:
         yield 'data loading', loading_rows
+    if 'evaluation' in parts:
+        images = EVALUATED[1 if sweep else 0]
+        yield 'COCO evaluation', partial(evaluation_rows, images)
 
 
 def _sweep() -> Iterator[tuple[str, Measurement]]:

@@ -14,8 +14,33 @@ import numpy as np
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from pycocotools.cocoeval import COCOeval
 
-from gfl_det.evaluation.coco_metric import CocoMetric
-from gfl_det.evaluation.synthetic import CocoSet
+from ..compat.versions import has_faster_coco_eval
+from ..errors import SetupError
+from ..evaluation.coco_metric import CocoMetric
+from .detections import CocoSet, make_set
+from .timing import Row, Runs
+
+NUM_DETECTIONS, NUM_CLASSES = 100, 80
+
+
+def evaluation_rows(num_images: int, runs: Runs) -> list[Row]:
+    """Processor milliseconds of COCO evaluation, from raw detections to numbers, run once each.
+
+    Args:
+        num_images: with 100 detections each, of 80 classes.
+        runs: not heeded; a count takes long and repeats well.
+
+    Raises:
+        SetupError: the two backends do not give the same numbers.
+    """
+    found = compare(make_set(num_images, NUM_DETECTIONS, NUM_CLASSES), has_faster_coco_eval())
+    if not found.agrees:
+        raise SetupError('The evaluators disagree: report it with their versions.')
+    name = f'COCO evaluation, {num_images} images'
+    rows = [Row(f'{name}, pycocotools', found.mmdet * 1e3, found.pycocotools * 1e3)]
+    if found.faster is not None:
+        rows.append(Row(f'{name}, faster_coco_eval', found.mmdet * 1e3, found.faster * 1e3))
+    return rows
 
 
 class Recorder(CocoMetric):
@@ -33,16 +58,17 @@ class Comparison(NamedTuple):
 
     mmdet: float  # processor seconds of mmdet's metric
     pycocotools: float  # of ours with pycocotools
-    faster: float  # of ours with faster_coco_eval
+    faster: float | None  # of ours with faster_coco_eval
     difference: float  # the largest of any statistic, precision, recall or score
     agrees: bool  # whether the three metrics gave the same numbers
 
 
-def compare(coco_set: CocoSet, **options: Any) -> Comparison:
+def compare(coco_set: CocoSet, with_faster: bool = True, **options: Any) -> Comparison:
     """Let the three count the same detections, one after the other.
 
     Args:
         coco_set: What to count.
+        with_faster: Count with faster_coco_eval too.
         **options: Of the metrics.
 
     Returns:
@@ -51,15 +77,14 @@ def compare(coco_set: CocoSet, **options: Any) -> Comparison:
     """
     theirs = build_metric(MMDetCocoMetric, coco_set, **options)
     reference = build_metric(Recorder, coco_set, backend='pycocotools', **options)
+    (mmdet, expected), (slow, found) = map(_count, (theirs, reference))
+    agrees = same_numbers(expected, found)
+    if not with_faster:
+        return Comparison(mmdet, slow, None, 0.0, agrees)
     fast = build_metric(Recorder, coco_set, backend='faster_coco_eval', **options)
-    (mmdet, expected), (slow, found), (quick, fast_found) = map(_count, (theirs, reference, fast))
-    return Comparison(
-        mmdet,
-        slow,
-        quick,
-        largest_difference(reference.evaluator, fast.evaluator),
-        same_numbers(expected, found) and same_numbers(expected, fast_found),
-    )
+    quick, fast_found = _count(fast)
+    difference = largest_difference(reference.evaluator, fast.evaluator)
+    return Comparison(mmdet, slow, quick, difference, agrees and same_numbers(expected, fast_found))
 
 
 def build_metric(kind: type, coco_set: CocoSet, **options: Any) -> Any:
