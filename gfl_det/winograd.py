@@ -81,8 +81,9 @@ def matrices(dtype: torch.dtype, device: torch.device) -> Matrices:
 
 def transform_filters(weight: Tensor) -> Tensor:
     """Filters ``(K, C, 3, 3)`` at the 36 pairs of points: ``(36, C, K)``."""
-    values = weight.flatten(2) @ matrices(weight.dtype, weight.device).filters.T
-    return values.permute(2, 1, 0).contiguous()
+    outs, channels = weight.shape[:2]
+    taps = weight.permute(2, 3, 1, 0).reshape(FILTER**2, -1)
+    return (matrices(weight.dtype, weight.device).filters @ taps).view(-1, channels, outs)
 
 
 class Tiling(NamedTuple):
@@ -167,8 +168,8 @@ class _Convolve(torch.autograd.Function):
             maps_gradient = ctx.tiling.gather_transposed(ctx.matrices.inputs.T @ tiles, channels)
         if ctx.needs_input_grad[1]:
             products = torch.bmm(values.transpose(1, 2), sums)  # (36, C, K)
-            weight_gradient = products.permute(2, 1, 0) @ ctx.matrices.filters
-            weight_gradient = weight_gradient.unflatten(2, (FILTER, FILTER))
+            taps = ctx.matrices.filters.T @ products.flatten(1)
+            weight_gradient = taps.view(FILTER, FILTER, channels, outs).permute(3, 2, 0, 1)
         return maps_gradient, weight_gradient, None
 
 
