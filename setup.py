@@ -45,7 +45,7 @@ def requirements() -> list[str]:
         'opencv-python',
         'pycocotools',
         'scikit-learn',  # the scans of the embedded dataset, isotonic regression
-        'scipy',
+        'scipy',  # exact fits of calibrators; scikit-learn needs it anyway
         'setuptools<81',  # mmengine imports pkg_resources, which later versions drop
         'torch>=2.1',
     ]

@@ -225,6 +225,10 @@ class TestScenes:
         half = [(0, 0, (0, 0, 10, 5), 0.9)]
         assert states([(0, 0, UNIT, False)], half, 0.5) == [(TRUE, 0.5)]
         assert states([(0, 0, UNIT, False)], [(0, 0, UNIT, 0.9)], 1) == [(TRUE, 1)]
+        rounded = (84.4, 75.8, 42.1, 25.9)  # its overlap with itself is 1 - 9e-16
+        ((state, iou),) = states([(0, 0, rounded, False)], [(0, 0, rounded, 0.9)], 1)
+        assert state == TRUE
+        assert 1 - 1e-12 < iou < 1
 
     def test_the_truth_with_the_id_0_is_matched(self) -> None:
         detections, truths = scene([(0, 0, UNIT, False)], [(0, 0, UNIT, 0.9)])

@@ -29,7 +29,7 @@ def fit_slope(logits: np.ndarray, targets: np.ndarray) -> float:
         first = np.mean((scores - targets) * logits)
         return first, np.mean(scores * (1 - scores) * logits**2)
 
-    return _increasing_root(derivatives, 1 / MAX_SLOPE, MAX_SLOPE, start=1.0)
+    return increasing_root(derivatives, 1 / MAX_SLOPE, MAX_SLOPE, start=1.0)
 
 
 def fit_offset(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -48,7 +48,7 @@ def fit_offset(logits: np.ndarray, targets: np.ndarray) -> float:
 
     # At these ends all scores lie on one side of the wanted mean.
     low, high = centre - logits.max(), centre - logits.min()
-    return _increasing_root(derivatives, low, high, start=(low + high) / 2)
+    return increasing_root(derivatives, low, high, start=(low + high) / 2)
 
 
 def fit_line(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
@@ -107,12 +107,17 @@ def _newton_step(
     return point - step
 
 
-def _increasing_root(
+def increasing_root(
     derivatives: Callable[[float], tuple[float, float]], low: float, high: float, start: float
 ) -> float:
     """Where an increasing function is 0 within [low, high], or the end that is nearest to it.
 
     Newton's method; a step that leaves what is known to hold the root is replaced by halving.
+
+    Args:
+        derivatives: gives the function's value and slope.
+        low, high: ends of the range.
+        start: within it.
     """
     if derivatives(low)[0] >= 0:
         return low
