@@ -156,6 +156,16 @@ def test_boxes_that_are_not_finite_are_refused_in_arrays_too() -> None:
         check_detections(detections)
 
 
+def test_all_pure_functions_have_one_home() -> None:
+    from gfl_det.calibration import functional
+
+    for name in functional.__all__:
+        assert getattr(functional, name) is not None
+    truths = truths_from_coco(TRUTHS)
+    (found,) = functional.match(detections_from_coco(RESULTS, truths), truths, [0.5])
+    assert functional.laece(found).mean == 0
+
+
 def test_files(tmp_path: Path) -> None:
     path = tmp_path / 'val.json'
     path.write_text(json.dumps(TRUTHS))
