@@ -14,7 +14,7 @@ from gfl_det.errors import ConfigError
 
 QFL = dict(type='gfl_det.QualityFocalLoss', use_sigmoid=True, loss_weight=1.3)
 SAME = dict(type='gfl_det.FocalLoss', alpha=None, loss_weight=1.3)  # by another path
-SIZE = (96, 128)
+SIZE, INSIDE = (192, 256), (150, 200)
 
 
 def head(loss: dict, **train: Any) -> torch.nn.Module:
@@ -28,8 +28,10 @@ def head(loss: dict, **train: Any) -> torch.nn.Module:
 def batch(counts: tuple = (5, 0, 3), padded: bool = True) -> tuple:
     generator = torch.Generator().manual_seed(0)
     maps = make_maps(len(counts), SIZE, generator)
-    truths = [make_truths(count, (64, 100), generator) for count in counts]
-    shapes = [(64, 100) if padded and index else SIZE for index in range(len(counts))]
+    truths = [make_truths(count, INSIDE, generator) for count in counts]
+    for each in truths:  # one that coarse levels see
+        each.bboxes[:1] = torch.tensor([2.0, 1, 190, 148])
+    shapes = [INSIDE if padded and index else SIZE for index in range(len(counts))]
     return maps, truths, [make_meta(shape) for shape in shapes]
 
 

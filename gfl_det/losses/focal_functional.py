@@ -113,7 +113,6 @@ def gamma_by_sample(
     Returns:
         The gammas, of the same shape.
     """
-    probability = probability.detach()
     edges = torch.as_tensor(thresholds, dtype=probability.dtype, device=probability.device)
     values = torch.as_tensor(gammas, dtype=probability.dtype, device=probability.device)
     return values[torch.bucketize(probability.contiguous(), edges, right=True)]
