@@ -44,7 +44,8 @@ def requirements() -> list[str]:
         'numpy',
         'opencv-python',
         'pycocotools',
-        'scikit-learn',  # the scans of the embedded dataset
+        'scikit-learn',  # the scans of the embedded dataset, isotonic regression
+        'scipy',  # exact fits of calibrators; scikit-learn needs it anyway
         'setuptools<81',  # mmengine imports pkg_resources, which later versions drop
         'torch>=2.1',
     ]

@@ -8,7 +8,16 @@ from .compat import install as _install_compat
 
 _install_compat()  # before the first import of mmdet.models, which needs mmcv's operators
 
-from . import amp, assigners, datasets, evaluation, heads, hooks, losses  # noqa: E402  (after compat, see above)
+from . import (  # noqa: E402  (after compat, see above)
+    amp,
+    assigners,
+    calibration,
+    datasets,
+    evaluation,
+    heads,
+    hooks,
+    losses,
+)
 from .config import get_config, register_package  # noqa: E402
 from .inference import optimize_for_inference  # noqa: E402
 from .version import __version__  # noqa: E402
@@ -19,6 +28,7 @@ __all__ = [
     '__version__',
     'amp',
     'assigners',
+    'calibration',
     'datasets',
     'evaluation',
     'get_config',

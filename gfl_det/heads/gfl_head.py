@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from ..assigners.batch import Grid, Match, PriorLevels, make_grid, match_batch
 from ..errors import ConfigError
 from ..losses import DistributionFocalLoss, QualityFocalLoss
-from ..losses.quality_focal_sum import quality_focal_sum
+from ..losses.score_loss import ScoreLoss
 from ..registry import MODELS
 from .candidates import find_candidates
+from .class_loss import ClassTargets, class_loss
 from .decoding import Decoder, Frames
 from .integral import Integral
 from .prediction import detect
@@ -38,7 +39,6 @@ from .training import (
     known_labels,
     normalisers,
     peak_scores,
-    target_entries,
 )
 
 # The paper's settings; None in their place keeps mmdet's meaning, such as no norm.
@@ -81,7 +81,7 @@ class GFLHead(AnchorHead):
         reg_max: the last bin of an edge's distribution; an edge reaches so many strides.
         init_cfg: initialisation.
         anchor_generator: config of the priors, one a cell.
-        loss_cls: config of the class loss, a QualityFocalLoss.
+        loss_cls: config of the class loss: a QualityFocalLoss, or another of ours with sigmoids.
         loss_bbox: config of the box loss, of the IoU family.
         **kwargs: of mmdet's ``AnchorHead``: feat_channels, train_cfg, test_cfg.
 
@@ -125,18 +125,21 @@ class GFLHead(AnchorHead):
         self._check_parts()
 
     def _check_parts(self) -> None:
-        if type(self.loss_cls) not in (QualityFocalLoss, MMDetQualityFocalLoss):
+        if isinstance(self.loss_cls, ScoreLoss):
+            if not self.loss_cls.use_sigmoid or self.loss_cls.reduction != 'mean':
+                raise ConfigError('GFLHead needs use_sigmoid=True and reduction="mean" in loss_cls')
+        elif type(self.loss_cls) not in (QualityFocalLoss, MMDetQualityFocalLoss):
             raise ConfigError(
                 f'GFLHead trains scores that are qualities: loss_cls is a QualityFocalLoss, not '
                 f'{type(self.loss_cls).__name__}'
             )
+        elif self.loss_cls.activated:
+            raise ConfigError('GFLHead gives logits: set activated=False in loss_cls')
         if type(self.loss_dfl) not in (DistributionFocalLoss, MMDetDistributionFocalLoss):
             raise ConfigError(
                 'GFLHead trains edge distributions: loss_dfl is a DistributionFocalLoss, not '
                 f'{type(self.loss_dfl).__name__}'
             )
-        if self.loss_cls.activated:
-            raise ConfigError('GFLHead gives logits: set activated=False in loss_cls')
         if not isinstance(self.bbox_coder, DistancePointBBoxCoder):
             raise ConfigError(
                 'GFLHead predicts distances to edges: bbox_coder is a DistancePointBBoxCoder, not '
@@ -233,23 +236,18 @@ class GFLHead(AnchorHead):
         found, labels = known_labels(match.positives, truths.labels, self.num_classes)
         stride = torch.tensor([float(x) for x, _ in grid.priors.strides])
         stride = stride.to(grid.device, non_blocking=True)
-        targets = edge_targets(found, truths.boxes, stride, self.reg_max)
-        terms = box_terms(bbox_preds, found, targets)
+        edges = edge_targets(found, truths.boxes, stride, self.reg_max)
+        terms = box_terms(bbox_preds, found, edges)
 
         weight = peak_scores(cls_scores, found) * found.valid
         num_positives, weight_sum = normalisers(found, weight, len(grid.rectangles))
         pos_weight = self.train_cfg.get('pos_weight', -1)
-        loss_cls = quality_focal_sum(
-            cls_scores,
-            target_entries(found, labels, terms.quality, self.num_classes if pos_weight > 0 else 0),
-            excluded_cells(grid, match),
-            beta=self.loss_cls.beta,
-            weight=pos_weight if pos_weight > 0 else 1.0,
-            scale=self.loss_cls.loss_weight / num_positives,
+        targets = ClassTargets(
+            found, labels, terms.quality, excluded_cells(grid, match), pos_weight
         )
         box_loss = self.loss_bbox(terms.decoded, terms.targets, reduction_override='none')
         return dict(
-            loss_cls=loss_cls,
+            loss_cls=class_loss(self.loss_cls, cls_scores, targets, num_positives),
             loss_bbox=(box_loss * weight).sum() / weight_sum,
             loss_dfl=self.loss_dfl.loss_weight * (terms.edge_loss * weight).sum() / weight_sum,
         )

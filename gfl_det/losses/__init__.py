@@ -1,5 +1,15 @@
-"""Generalized Focal Loss: equations, their sum over a pyramid, and registered modules."""
+"""Losses: equations, their sum over a pyramid, and registered modules."""
 
+from .calibration_modules import BrierLoss, LabelSmoothingLoss, MMCELoss
+from .focal_modules import FocalLoss, InverseFocalLoss
 from .modules import DistributionFocalLoss, QualityFocalLoss
 
-__all__ = ['DistributionFocalLoss', 'QualityFocalLoss']
+__all__ = [
+    'BrierLoss',
+    'DistributionFocalLoss',
+    'FocalLoss',
+    'InverseFocalLoss',
+    'LabelSmoothingLoss',
+    'MMCELoss',
+    'QualityFocalLoss',
+]

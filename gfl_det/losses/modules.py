@@ -49,6 +49,36 @@ def reduce_loss(
     return loss.sum() / (avg_factor + EPS)
 
 
+def dense_quality(pred: Tensor, target: tuple[Tensor, Tensor] | Tensor) -> Tensor:
+    """Targets of all classes from labels and qualities.
+
+    Args:
+        pred: ``(N, C)`` scores.
+        target: labels ``(N,)`` (outside 0..C-1: background) with qualities ``(N,)``, or the
+            qualities themselves ``(N, C)``.
+
+    Returns:
+        ``(N, C)``, 0 but for the qualities at their labels.
+
+    Raises:
+        ValueError: the target is neither a pair nor of the scores' shape.
+    """
+    if isinstance(target, Tensor):
+        if target.shape != pred.shape:
+            raise ValueError(
+                f'a tensor target has the shape of the scores {tuple(pred.shape)}, '
+                f'not {tuple(target.shape)}'
+            )
+        return target.to(pred.dtype)
+    if len(target) != 2:
+        raise ValueError('a target of QualityFocalLoss is a pair: labels and qualities')
+    label, quality = target
+    is_object = (label >= 0) & (label < pred.shape[1])
+    column = label.where(is_object, label.new_zeros(()))[:, None].long()
+    value = quality.where(is_object, quality.new_zeros(()))[:, None].to(pred.dtype)
+    return pred.new_zeros(pred.shape).scatter(1, column, value)
+
+
 @MODELS.register_module()
 class QualityFocalLoss(nn.Module):
     """Quality Focal Loss (GFL paper, eq. 2), a drop-in for mmdet's.
@@ -108,28 +138,11 @@ class QualityFocalLoss(nn.Module):
         Raises:
             ValueError: the target is neither a pair nor of the scores' shape.
         """
-        quality = self._dense_target(pred, target)
+        quality = dense_quality(pred, target)
         equation = quality_focal_loss_from_scores if self.activated else quality_focal_loss
         loss = equation(pred, quality, self.beta).sum(1)
         reduction = reduction_override or self.reduction
         return self.loss_weight * reduce_loss(loss, weight, reduction, avg_factor)
-
-    @staticmethod
-    def _dense_target(pred: Tensor, target: tuple[Tensor, Tensor] | Tensor) -> Tensor:
-        if isinstance(target, Tensor):
-            if target.shape != pred.shape:
-                raise ValueError(
-                    f'a tensor target has the shape of the scores {tuple(pred.shape)}, '
-                    f'not {tuple(target.shape)}'
-                )
-            return target.to(pred.dtype)
-        if len(target) != 2:
-            raise ValueError('a target of QualityFocalLoss is a pair: labels and qualities')
-        label, quality = target
-        is_object = (label >= 0) & (label < pred.shape[1])
-        column = label.where(is_object, label.new_zeros(()))[:, None].long()
-        value = quality.where(is_object, quality.new_zeros(()))[:, None].to(pred.dtype)
-        return pred.new_zeros(pred.shape).scatter(1, column, value)
 
 
 @MODELS.register_module()

@@ -1,0 +1,159 @@
+"""The maps from a score to a calibrated score: what each computes, and how it is fitted.
+
+Sources: Guo et al., ICML 2017 (temperature); Platt, 1999; Zadrozny and Elkan, KDD 2002 (isotonic);
+Kuzucu et al., "On Calibration of Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024
+(all of them against the IoU). Each is monotone, works in float64 and gives values in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Union
+
+import numpy as np
+from scipy.special import expit
+
+from .logistic import fit_line, fit_slope
+
+Method = Literal['identity', 'temperature', 'platt', 'linear', 'isotonic']
+EPS = float(np.finfo(float).eps)  # scores of 0 and 1 get the logits of this and of 1 - this
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The score itself."""
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return np.asarray(scores, float)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One value, where a fit by cross entropy has no finite optimum: all targets are 0, or 1."""
+
+    value: float
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return np.full(np.shape(scores), self.value)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """``sigmoid(logit(score) / temperature)``."""
+
+    temperature: float  # in [1e-3, 1e3]
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return expit(logit(scores) / self.temperature)
+
+
+@dataclass(frozen=True)
+class Platt:
+    """``sigmoid(slope * logit(score) + offset)``."""
+
+    slope: float  # in [0, 1e3]
+    offset: float
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return expit(self.slope * logit(scores) + self.offset)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``slope * score + offset``, cut to [0, 1]."""
+
+    slope: float  # at least 0
+    offset: float
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return np.clip(self.slope * np.asarray(scores, float) + self.offset, 0, 1)
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """Straight lines between knots; constant beyond the first and the last."""
+
+    scores: tuple[float, ...]  # ascending
+    values: tuple[float, ...]  # ascending, in [0, 1]
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return np.interp(np.asarray(scores, float), self.scores, self.values)
+
+
+ScoreMap = Union[Identity, Constant, Temperature, Platt, Linear, Isotonic]
+KINDS: dict[str, type[Any]] = {
+    kind.__name__.lower(): kind
+    for kind in (Identity, Constant, Temperature, Platt, Linear, Isotonic)
+}
+
+
+def logit(scores: np.ndarray) -> np.ndarray:
+    """``log(p / (1 - p))``, finite at 0 and 1."""
+    inside = np.clip(np.asarray(scores, float), EPS, 1 - EPS)
+    return np.log(inside) - np.log1p(-inside)
+
+
+def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> Temperature | Constant:
+    """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``."""
+    if targets.min() == targets.max() and targets[0] in (0, 1):
+        return Constant(float(targets[0]))
+    return Temperature(float(1 / fit_slope(logit(scores), targets)))
+
+
+def fit_platt(scores: np.ndarray, targets: np.ndarray) -> Platt | Constant:
+    """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``."""
+    if targets.min() == targets.max() and targets[0] in (0, 1):
+        return Constant(float(targets[0]))
+    return Platt(*fit_line(logit(scores), targets))
+
+
+def fit_linear(scores: np.ndarray, targets: np.ndarray) -> Linear:
+    """Least squares of a rising line, before the cut, to targets ``(N,)`` of scores ``(N,)``."""
+    offset = scores - scores.mean()
+    slope = 0.0
+    if scores.min() < scores.max():
+        slope = max(0.0, np.mean(offset * targets) / np.mean(offset**2))
+    return Linear(float(slope), float(targets.mean() - slope * scores.mean()))
+
+
+def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> Isotonic:
+    """Least squares of a rising function to targets ``(N,)`` of scores ``(N,)``."""
+    from sklearn.isotonic import IsotonicRegression  # slow to import, and needed by no detector
+
+    model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds='clip').fit(scores, targets)
+    return Isotonic(tuple(model.X_thresholds_.tolist()), tuple(model.y_thresholds_.tolist()))
+
+
+FITS: dict[str, Callable[[np.ndarray, np.ndarray], ScoreMap]] = {
+    'identity': lambda scores, targets: Identity(),
+    'temperature': fit_temperature,
+    'platt': fit_platt,
+    'linear': fit_linear,
+    'isotonic': fit_isotonic,
+}
+
+
+def map_to_json(score_map: ScoreMap) -> dict[str, Any]:
+    """The kind of a map and its parameters."""
+    return {'kind': type(score_map).__name__.lower(), **asdict(score_map)}
+
+
+def map_from_json(entry: dict[str, Any]) -> ScoreMap:
+    """The map that :func:`map_to_json` wrote.
+
+    Raises:
+        KeyError: the kind is unknown or a parameter missing.
+        ValueError: a parameter is no number, or knots do not fit together.
+    """
+    kind = KINDS[entry['kind']]
+    values = {field.name: entry[field.name] for field in fields(kind)}
+    if kind is Isotonic:
+        knots = np.array([values['scores'], values['values']], float)
+        if knots.ndim != 2 or not knots.size or not (np.diff(knots) >= 0).all():
+            raise ValueError('the knots of an isotonic map do not rise')
+        return Isotonic(*(tuple(row) for row in knots.tolist()))
+    numbers = {name: float(value) for name, value in values.items()}
+    if not np.isfinite(list(numbers.values())).all():
+        raise ValueError('a parameter is not finite')
+    return kind(**numbers)
