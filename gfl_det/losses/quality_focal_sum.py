@@ -98,6 +98,7 @@ class _QualityFocalSum(torch.autograd.Function):
         ctx.layouts, ctx.dtype = [Layout.of(level) for level in maps], maps[0].dtype
         parts, memories = [], []
         chosen = torch.zeros_like(entries.quality, dtype=kept)
+        places = [entries.of_level(level) for level in range(len(maps))]
         for level, (logits, mask) in enumerate(zip(maps, excluded)):
             gradient = None
             if any(ctx.needs_input_grad):
@@ -105,12 +106,11 @@ class _QualityFocalSum(torch.autograd.Function):
                 memories.append(logits.new_empty(logits.numel() + 1, dtype=kept))
                 gradient = ctx.layouts[level].view(memories[-1])
             parts += _negative_sums(logits, mask, beta, scale, gradient)
-            on, place = entries.of_level(level)
+            on, place = places[level]
             chosen = logits.flatten(2)[place].to(kept).where(on, chosen)
         if memories:
             slope = weight * scale * quality_focal_gradient(chosen, entries.quality, beta)
-            for level, (memory, layout) in enumerate(zip(memories, ctx.layouts)):
-                on, place = entries.of_level(level)
+            for memory, layout, (on, place) in zip(memories, ctx.layouts, places):
                 memory[layout.address(*place).masked_fill_(~on, len(memory) - 1)] = slope.to(kept)
         ctx.save_for_backward(*memories)
         change = weight * quality_focal_loss(chosen, entries.quality, beta)
