@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..maps import Layout
 
-# What is not positive is written to so few cells that they stay in cache, and so far apart that no
-# two cores write to one line of it.
-SPARE_CELLS, SPARE_GAP = 32, 16
+# What is not positive is written to so few places that they stay in cache, and not all to one, as
+# cores that write to one line of memory wait for each other.
+SPARE_PLACES = 32
+SPARE_GAP = 16  # cells between two places of a map: a line of memory
 
 
 class LevelSlots(NamedTuple):
@@ -41,9 +42,10 @@ class _TakeCells(torch.autograd.Function):
     @staticmethod
     def forward(ctx, by_level, num_slots, *maps):  # type: ignore[no-untyped-def]
         ctx.by_level, ctx.layouts = by_level, [Layout.of(level) for level in maps]
-        rows = maps[0].new_zeros(num_slots + 1, maps[0].shape[1])
+        rows = maps[0].new_zeros(num_slots + SPARE_PLACES, maps[0].shape[1])
         for level, (image, cell, slot) in zip(maps, by_level):
-            rows[slot] = level.flatten(2)[image, :, cell]  # the last row takes what is not positive
+            slot = slot.where(slot < num_slots, num_slots + _spare_places(slot))
+            rows[slot] = level.flatten(2)[image, :, cell]
         return rows[:num_slots]
 
     @staticmethod
@@ -52,18 +54,23 @@ class _TakeCells(torch.autograd.Function):
         return None, None, *(_scatter_rows(grad, slots, layout) for slots, layout in pairs)
 
 
+def _spare_places(candidates: Tensor) -> Tensor:
+    """A spare place for each of N candidates, neighbours mostly the same: ``(N,)`` int64."""
+    count = len(candidates)
+    return torch.arange(count, device=candidates.device) * SPARE_PLACES // max(1, count)
+
+
 def _scatter_rows(rows: Tensor, slots: LevelSlots, layout: Layout) -> Tensor:
     """Maps ``(B, C, H, W)`` of zeros but for rows ``(M, C)`` written to the positives' cells."""
     images, cells = layout.shape[0], layout.shape[2] * layout.shape[3]
     positive = slots.slot < len(rows)
     image = slots.image.where(positive, slots.image.new_full((), images))
-    count = max(1, len(positive))
-    spare = torch.arange(len(positive), device=rows.device) * SPARE_CELLS // count * SPARE_GAP
-    cell = slots.cell.where(positive, spare % cells)
+    cell = slots.cell.where(positive, _spare_places(slots.cell) * SPARE_GAP % cells)
     memory = rows.new_empty((images + 1) * layout.shape[1:].numel())
     maps = layout.view(memory, images + 1)  # the last image takes what is not positive
     maps[:images].zero_()
-    maps.flatten(2)[image, :, cell] = rows[slots.slot.clamp(max=len(rows) - 1)]
+    source = slots.slot.clamp(max=len(rows) - 1)
+    maps.flatten(2)[image, :, cell] = rows.index_select(0, source)
     return maps[:images]
 
 
