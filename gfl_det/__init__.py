@@ -10,8 +10,18 @@ _install_compat()  # before the first import of mmdet.models, which needs mmcv's
 
 from . import amp, assigners, datasets, heads, losses  # noqa: E402  (after compat, see above)
 from .config import get_config, register_package  # noqa: E402
+from .swapping import swap_head  # noqa: E402
 from .version import __version__  # noqa: E402
 
 register_package()
 
-__all__ = ['__version__', 'amp', 'assigners', 'datasets', 'get_config', 'heads', 'losses']
+__all__ = [
+    '__version__',
+    'amp',
+    'assigners',
+    'datasets',
+    'get_config',
+    'heads',
+    'losses',
+    'swap_head',
+]
