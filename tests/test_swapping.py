@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmengine.registry import DefaultScope
 from swapping import zoo_config
 
 import gfl_det
+from gfl_det import cli
 from gfl_det.errors import CheckpointError, ConfigError, NotSwappableError
 from gfl_det.swapping import command, zoo
 from gfl_det.swapping.check import build_untrained, check_config
@@ -114,6 +116,32 @@ def test_deformable_convolution_needs_no_operator_to_be_looked_through() -> None
     swap = gfl_det.swap_head(zoo_config('dyhead/atss_r50-caffe_fpn_dyhead_1x_coco'))
     assert swap.pyramid.channels == [256] * 5
     assert swap.config.model.bbox_head.anchor_generator.center_offset == 0.5
+
+
+PYTHON_STYLE = """
+from mmdet.models.backbones import ResNet
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.models.dense_heads import RetinaHead
+from mmdet.models.detectors import RetinaNet
+from mmdet.models.necks import FPN
+
+model = dict(
+    type=RetinaNet,
+    data_preprocessor=dict(type=DetDataPreprocessor, pad_size_divisor=32),
+    backbone=dict(type=ResNet, depth=18),
+    neck=dict(type=FPN, in_channels=[64, 128, 256, 512], out_channels=32, num_outs=5),
+    bbox_head=dict(type=RetinaHead, num_classes=3, in_channels=32, feat_channels=32),
+)
+"""
+
+
+def test_configs_that_name_classes(tmp_path: Path) -> None:
+    (tmp_path / 'retina.py').write_text(PYTHON_STYLE)
+    swap = gfl_det.swap_head(Config.fromfile(tmp_path / 'retina.py'))
+    assert 'model.bbox_head.type: RetinaHead -> gfl_det.GFLHead' in swap.report
+    assert swap.pyramid.strides == [4, 8, 16, 32, 64]
+    swap.config.dump(tmp_path / 'gfl.py')
+    check_config(Config.fromfile(tmp_path / 'gfl.py'), 64)
 
 
 def test_other_numbers_of_classes_and_old_imports() -> None:
@@ -311,22 +339,31 @@ def test_command_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_tool_on_a_config_of_mmdet(tmp_path: Path) -> None:
-    tool = [sys.executable, str(ROOT / 'tools' / 'swap_head.py')]
-    environment = {'PYTHONPATH': str(ROOT), 'PATH': '', 'OMP_NUM_THREADS': '1'}
-
-    def call(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [*tool, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-
-    done = call('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', '--head', 'GFLv2Head')
+    name = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / 'swap_head.py'), name, '--head', 'GFLv2Head'],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     written = Config.fromfile(tmp_path / 'retinanet_r18_fpn_1x_coco_gflv2head.py')
     assert written.model.bbox_head.type == 'gfl_det.GFLv2Head'
     assert MODELS.get(written.model.bbox_head.type) is gfl_det.heads.GFLv2Head
-    failed = call('mmdet::detr/detr_r50_8xb2-150e_coco.py')
-    assert (failed.returncode, failed.stdout) == (1, '')
-    assert failed.stderr.strip().splitlines()[-1].startswith('error: DETR cannot take another head')
+
+
+def test_a_refusal_is_one_line_of_the_tool(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: run('mmdet::detr/detr_r50_8xb2-150e_coco.py'))
+    told = capsys.readouterr()
+    assert (caught.value.code, told.out) == (1, '')
+    assert told.err.startswith('error: DETR cannot take another head: ')
+    assert len(told.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_zoo_is_tried_once_a_model_and_goes_on(tmp_path: Path, monkeypatch) -> None:

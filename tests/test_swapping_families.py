@@ -6,9 +6,9 @@ import pytest
 from swapping import zoo_config
 
 import gfl_det
+from gfl_det.compat.ops import stand_in_is_used
 from gfl_det.swapping.check import check_config
 
-# Old head: config; those whose features need compiled operators are left to `--zoo`.
 FAMILIES = {
     'ATSS': 'atss/atss_r50_fpn_1x_coco',
     'AutoAssign': 'autoassign/autoassign_r50-caffe_fpn_1x_coco',
@@ -35,11 +35,25 @@ FAMILIES = {
     'YOLOv3': 'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco',
     'YOLOX': 'yolox/yolox_nano_8xb8-300e_coco',
 }
+WITH_COMPILED_OPS = {
+    'DyHead': 'dyhead/atss_r50-caffe_fpn_dyhead_1x_coco',
+    'NAS-FCOS': 'nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco',
+}
 
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_trains_and_predicts(family: str) -> None:
-    swap = gfl_det.swap_head(zoo_config(FAMILIES[family]))
+    check(FAMILIES[family])
+
+
+@pytest.mark.skipif(stand_in_is_used(), reason='its neck needs compiled mmcv')
+@pytest.mark.parametrize('family', WITH_COMPILED_OPS)
+def test_trains_and_predicts_with_compiled_operators(family: str) -> None:
+    check(WITH_COMPILED_OPS[family])
+
+
+def check(name: str) -> None:
+    swap = gfl_det.swap_head(zoo_config(name))
     outcome = check_config(swap.config, swap.pyramid.side)
     assert all(outcome.losses[name] > 0 for name in ('loss_cls', 'loss_bbox', 'loss_dfl'))
     assert outcome.losses['loss_cls'] < 10

@@ -51,6 +51,8 @@ def shorten(value: object) -> str:
         text = f'{type_name(value["type"])}({settings})' if 'type' in value else f'({settings})'
     elif isinstance(value, (list, tuple)) and any(isinstance(each, dict) for each in value):
         text = ' + '.join(map(shorten, value))
+    elif isinstance(value, type):
+        text = type_name(value)
     else:
         text = str(value)
     return text if len(text) <= LIMIT else f'{text[: LIMIT - 3]}...'
