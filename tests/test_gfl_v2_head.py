@@ -12,6 +12,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from gfl_det.benchmarking_v2 import format_cost
 from gfl_det.boxes import distances_to_boxes, giou, iou
 from gfl_det.errors import ConfigError
 from gfl_det.heads import GFLHead
@@ -258,3 +259,8 @@ def test_training_compiles_into_one_graph() -> None:
     arguments = features, [each.bboxes for each in truths], [each.labels for each in truths]
     compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(*arguments), loss(*arguments))
+
+
+def test_the_cost_over_v1_is_measured() -> None:
+    lines = format_cost((64, 64), batch=1, repeats=1, device='cpu').splitlines()
+    assert [line.split()[-1].endswith('%') for line in lines] == [False, True, True]

@@ -1,10 +1,11 @@
 """Measure the head against mmdet's: assignment, losses, memory, post-processing.
 
     python tools/benchmark_head.py [--size H W] [--batch N] [--repeats N] [--threads N]
-                                   [--device cpu|cuda]
+                                   [--device cpu|cuda] [--v2]
 
 Both heads get the same weights and inputs and run in turns; the table gives medians and their
 ratio (how many times faster, or smaller). Run it on an otherwise idle machine.
+With --v2 GFLv2's head is compared with GFL's instead, from the features on.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import platform
 
 import torch
 
-from gfl_det import benchmarking
+from gfl_det import benchmarking, benchmarking_v2
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -24,6 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--repeats', type=int, default=15, help='timed runs of each')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cpu')
+    parser.add_argument('--v2', action='store_true', help='what GFLv2 costs over GFL')
     return parser.parse_args()
 
 
@@ -32,6 +34,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     name = torch.cuda.get_device_name() if args.device != 'cpu' else platform.processor() or 'CPU'
     print(f'torch {torch.__version__}, {name}, {args.threads} threads, {args.batch} x {args.size}')
+    if args.v2:
+        size = tuple(args.size)
+        print(benchmarking_v2.format_cost(size, args.batch, args.repeats, args.device))
+        return
     heads = benchmarking.build_heads(args.device)
     rows = []
     for part in (

@@ -51,7 +51,7 @@ def read_pyramid(model: dict[str, Any], head: dict[str, Any]) -> Pyramid:
     error: Exception | None = None
     with DefaultScope.overwrite_default_scope('mmdet'), torch.no_grad():
         parts = _build(model)
-        for side in SIDES if declared else SIDES[-1:]:
+        for side in SIDES:
             try:
                 features = _run(parts, side)
             except (RuntimeError, ValueError, AssertionError) as reason:
@@ -59,8 +59,15 @@ def read_pyramid(model: dict[str, Any], head: dict[str, Any]) -> Pyramid:
                     raise
                 error = reason
                 continue
-            if min(min(each.shape[-2:]) for each in features) > 0:
-                return _describe(features, declared, side)
+            channels = [each.shape[1] for each in features]
+            cells = [max(each.shape[-2:]) for each in features]
+            if min(cells) == 0:
+                continue
+            if declared and _fit(declared, cells, side):
+                return Pyramid(channels, declared, True, side)
+            if side == SIDES[-1]:  # one cell tells least about a stride
+                strides = [_nearest_power(side / each) for each in cells]
+                return Pyramid(channels, strides, False, side)
     raise ConfigError(
         f'Backbone and neck do not run on images of {SIDES[-1]} pixels, so their levels are '
         f'unknown: {error}.'
@@ -124,18 +131,12 @@ def _plain_convolution(module: Any, x: Tensor, *_: Tensor) -> Tensor:
     )
 
 
-def _describe(features: Sequence[Tensor], declared: list[int] | None, side: int) -> Pyramid:
-    channels = [each.shape[1] for each in features]
-    cells = [max(each.shape[-2:]) for each in features]
-    pairs = list(zip(declared or [], cells))
-    if declared and len(declared) == len(cells) and all(_fits(*each, side) for each in pairs):
-        return Pyramid(channels, declared, True, side)
-    return Pyramid(channels, [_nearest_power(side / each) for each in cells], False, side)
-
-
-def _fits(stride: int, cells: int, side: int) -> bool:
-    """Whether a level has about the cells of its stride; unpadded convolutions lose a few."""
-    return side / (2 * cells) <= stride and (cells == 1 or stride <= 2 * side / cells)
+def _fit(strides: Sequence[int], cells: Sequence[int], side: int) -> bool:
+    """Whether levels have about the cells of their strides; unpadded convolutions lose a few."""
+    return len(strides) == len(cells) and all(
+        side / (2 * count) <= stride and (count == 1 or stride <= 2 * side / count)
+        for stride, count in zip(strides, cells)
+    )
 
 
 def _nearest_power(stride: float) -> int:
