@@ -19,7 +19,6 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..preflight.walk import walk
-from ..preflight.weights import pretrained_parts
 from ..registry import MODELS
 
 # Boxes of the two images as shares of their side: a large one, a small one, a flat one.
@@ -90,11 +89,12 @@ def _initialise(model: Any) -> None:
 def without_files(model: dict[str, Any]) -> dict[str, Any]:
     """A model's config without pretrained weights and without changes of the images' size."""
     config = copy.deepcopy(model)
-    for path, _ in list(pretrained_parts(config)):
-        node: Any = config
-        for key in path.split('.')[1:]:
-            node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
-        node['init_cfg'] = None
+    for _, node in walk(config, 'model'):
+        inits = node.get('init_cfg')
+        inits = inits if isinstance(inits, (list, tuple)) else [inits]
+        # Some backbones (PVT) load a checkpoint themselves, from an init_cfg without a type.
+        if any(isinstance(each, dict) and 'checkpoint' in each for each in inits):
+            node['init_cfg'] = None
     (config.get('data_preprocessor') or {}).pop('batch_augments', None)
     return config
 
