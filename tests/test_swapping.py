@@ -22,7 +22,7 @@ import gfl_det
 from gfl_det import cli
 from gfl_det.errors import CheckpointError, ConfigError, NotSwappableError
 from gfl_det.swapping import command, zoo
-from gfl_det.swapping.check import build_untrained, check_config
+from gfl_det.swapping.check import build_untrained, check_config, without_files
 from gfl_det.swapping.weights import carry_over, match_weights
 
 ROOT = Path(__file__).parents[1]
@@ -306,6 +306,14 @@ def test_a_check_finds_what_does_not_train() -> None:
     infinite.model.bbox_head.loss_dfl.loss_weight = float('inf')
     with pytest.raises(ConfigError, match='not finite'):
         check_config(infinite, 64)
+
+
+@pytest.mark.parametrize('name', [RETINA, 'pvt/retinanet_pvt-t_fpn_1x_coco'])
+def test_a_check_fetches_no_weights(name: str) -> None:
+    model = zoo_config(name).model
+    assert 'checkpoint' in model.backbone.init_cfg
+    assert without_files(model).backbone.init_cfg is None
+    assert 'checkpoint' in model.backbone.init_cfg
 
 
 def run(*words: str) -> None:
