@@ -87,6 +87,8 @@ setup(
     python_requires='>=3.9',
     packages=find_packages(include=['gfl_det', 'gfl_det.*']),
     install_requires=requirements(),
+    # gfl_det/compat/versions.py knows the same range.
+    extras_require={'faster': ['faster-coco-eval>=1.6.5,<1.9']},
     cmdclass={'build_py': BuildWithConfigs},
     zip_safe=False,  # mmengine opens the configs as files
 )

@@ -9,6 +9,7 @@ data_root = 'data/bccd/'
 classes = ('RBC', 'WBC', 'Platelets')
 image_scale = (320, 240)  # half the photographs' size
 max_epochs = 24
+batch_size = 4  # 205 photographs: twice the steps of the digits' 8 at the same cost
 
 model = dict(
     backbone=dict(stem_channels=64, base_channels=64),
@@ -25,7 +26,12 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=image_scale, keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),  # a mirrored cell is a cell, a mirrored digit is none
+    # A mirrored cell is a cell, a mirrored digit is none.
+    dict(
+        type='RandomFlip',
+        prob=[0.25, 0.25, 0.25],
+        direction=['horizontal', 'vertical', 'diagonal'],
+    ),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -38,13 +44,14 @@ test_pipeline = [
     ),
 ]
 train_dataloader = dict(
+    batch_size=batch_size,
     dataset=dict(
         data_root=data_root,
         ann_file='train.json',
         data_prefix=dict(img='images/'),
         metainfo=dict(classes=classes),
         pipeline=train_pipeline,
-    )
+    ),
 )
 val_dataloader = dict(
     dataset=dict(
@@ -82,3 +89,4 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(max_epochs=max_epochs, val_interval=6)
+auto_scale_lr = dict(base_batch_size=batch_size)

@@ -8,8 +8,9 @@ from .compat import install as _install_compat
 
 _install_compat()  # before the first import of mmdet.models, which needs mmcv's operators
 
-from . import amp, assigners, datasets, heads, losses  # noqa: E402  (after compat, see above)
+from . import amp, assigners, datasets, evaluation, heads, hooks, losses  # noqa: E402  (after compat, see above)
 from .config import get_config, register_package  # noqa: E402
+from .inference import optimize_for_inference  # noqa: E402
 from .swapping import swap_head  # noqa: E402
 from .version import __version__  # noqa: E402
 
@@ -20,8 +21,11 @@ __all__ = [
     'amp',
     'assigners',
     'datasets',
+    'evaluation',
     'get_config',
     'heads',
+    'hooks',
     'losses',
+    'optimize_for_inference',
     'swap_head',
 ]

@@ -50,6 +50,11 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
         '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 without'
     )
     parser.add_argument(
+        '--channels-last',
+        action='store_true',
+        help='lay maps out with channels last, which most convolutions are faster in',
+    )
+    parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
         help='scale the learning rate with the real batch size',
@@ -73,6 +78,13 @@ def parse_test_arguments(argv: Sequence[str] | None = None) -> argparse.Namespac
         '--out', metavar='FILE', help='write detections: .pkl (samples) or .json (COCO results)'
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--optimize',
+        nargs='?',
+        const='float32',
+        choices=['float32', 'bfloat16', 'float16'],
+        help='test as optimize_for_inference makes it; without a name in float32',
+    )
     parser.add_argument('--classwise', action='store_true', help='print the AP of each class too')
     return _parse(parser, argv)
 

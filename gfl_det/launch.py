@@ -9,9 +9,11 @@ from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from gfl_det.errors import SetupError
+from gfl_det.inference import optimize_for_inference
 
 
 def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
@@ -29,6 +31,23 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
         _join_processes(cfg)
     setup_cache_size_limit_of_dynamo()  # shapes of pictures vary: compile anew less often
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def optimize_model(runner: Runner, dtype: str) -> None:
+    """Put the faster copy of :func:`gfl_det.optimize_for_inference` in place of a runner's model.
+
+    Args:
+        runner: to test with; its checkpoint is loaded.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+    """
+    runner.load_or_resume()
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    kind = getattr(torch, dtype)
+    if isinstance(model, BaseTTAModel):
+        model.module = optimize_for_inference(model.module, kind)
+    else:
+        model = optimize_for_inference(model, kind)
+    runner.model = model
 
 
 def _join_processes(cfg: Config) -> None:

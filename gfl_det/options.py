@@ -13,6 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from gfl_det.amp import CPUAmpOptimWrapper
 from gfl_det.errors import CheckpointError, ConfigError
+from gfl_det.hooks import ChannelsLastHook
 from gfl_det.preflight.walk import Node, datasets_of, metrics_of, walk
 from gfl_det.preflight.weights import pretrained_parts
 
@@ -96,6 +97,12 @@ def use_amp(cfg: Config, has_gpu: bool) -> None:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')
     else:
         cfg.optim_wrapper.type = f'gfl_det.{CPUAmpOptimWrapper.__name__}'
+
+
+def use_channels_last(cfg: Config) -> None:
+    """Lay maps out with channels last."""
+    hook = dict(type=f'gfl_det.{ChannelsLastHook.__name__}')
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
 
 
 def scale_learning_rate(cfg: Config) -> None:

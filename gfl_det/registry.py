@@ -28,4 +28,6 @@ _registries = _children()
 MODELS = _registries['MODELS']
 TASK_UTILS = _registries['TASK_UTILS']
 DATASETS = _registries['DATASETS']
+METRICS = _registries['METRICS']
 OPTIM_WRAPPERS = _registries['OPTIM_WRAPPERS']
+HOOKS = _registries['HOOKS']

@@ -2,75 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import torch
-from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from oracles import STRIDES, random_truths
 
-import gfl_det  # noqa: F401  (registers)
+from gfl_det.benchmarking import models
 
 NUM_CLASSES = 8
 
 
 def head_config(ours: bool, **changes: Any) -> ConfigDict:
     """The head of GFL R50 with fewer channels; ``train_cfg`` and ``test_cfg`` are merged."""
-    prefix = 'gfl_det.' if ours else ''
-    config = ConfigDict(
-        type=f'{prefix}GFLHead',
-        num_classes=NUM_CLASSES,
-        in_channels=16,
-        stacked_convs=1,
-        feat_channels=32,
-        anchor_generator=dict(
-            type='AnchorGenerator',
-            ratios=[1.0],
-            octave_base_scale=8,
-            scales_per_octave=1,
-            strides=list(STRIDES),
-        ),
-        loss_cls=dict(
-            type=f'{prefix}QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0
-        ),
-        loss_dfl=dict(type=f'{prefix}DistributionFocalLoss', loss_weight=0.25),
-        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
-        reg_max=16,
-        train_cfg=dict(
-            assigner=dict(type=f'{prefix}ATSSAssigner', topk=9),
-            allowed_border=-1,
-            pos_weight=-1,
-            debug=False,
-        ),
-        test_cfg=dict(
-            nms_pre=1000,
-            min_bbox_size=0,
-            score_thr=0.05,
-            nms=dict(type='nms', iou_threshold=0.6),
-            max_per_img=100,
-        ),
-    )
-    _merge(config, changes)
-    return config
-
-
-def _merge(config: dict, changes: dict) -> None:
-    for key, value in changes.items():
-        if isinstance(value, dict) and 'type' not in value and isinstance(config.get(key), dict):
-            _merge(config[key], value)
-        else:
-            config[key] = value
+    small = dict(in_channels=16, stacked_convs=1, feat_channels=32)
+    return models.head_config(ours, NUM_CLASSES, **(small | changes))
 
 
 def head_pair(**changes: Any) -> tuple[Any, Any]:
     """Our head and mmdet's with the same weights."""
-    ours = MODELS.build(head_config(True, **copy.deepcopy(changes)))
-    theirs = MODELS.build(head_config(False, **copy.deepcopy(changes)))
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    return ours, theirs
+    small = dict(in_channels=16, stacked_convs=1, feat_channels=32)
+    return models.build_heads('cpu', NUM_CLASSES, **(small | changes))
 
 
 def feature_sizes(height: int, width: int) -> list[tuple[int, int]]:

@@ -16,6 +16,8 @@ from oracles import STRIDES, atss, lattice_priors, random_truths
 
 from gfl_det.assigners import ATSSAssigner, closed_form, general
 from gfl_det.assigners.lattice import fit_lattice, make_lattice, valid_rectangle
+from gfl_det.benchmarking import models, parts
+from gfl_det.benchmarking.timing import peak_memory
 from gfl_det.boxes import iou
 
 SHAPES = [(256, 320), (416, 672), (64, 1000), (700, 40), (8, 8), (130, 130), (24, 600)]
@@ -334,3 +336,16 @@ def test_fit_lattice_refuses_what_is_none() -> None:
     moved[5, 0] += 1
     assert fit_lattice(moved, counts) is None
     assert fit_lattice(priors.repeat_interleave(3, dim=0), [3 * count for count in counts]) is None
+
+
+def assignment_memory(size: tuple[int, int], truths: int) -> float:
+    case = parts.Case(size=size, batch=1, truths=truths, classes=1)
+    _, ours = parts.assignment_functions(models.build_heads('cpu', 1), case, 'cpu')
+    return peak_memory(ours)
+
+
+def test_memory_grows_with_truths_and_not_with_the_image() -> None:
+    usual = assignment_memory((800, 1344), 1000)
+    assert assignment_memory((800, 1344), 2000) == pytest.approx(2 * usual, rel=0.1)
+    assert assignment_memory((800, 1344), 2000) < 50  # MiB
+    assert assignment_memory((1600, 2688), 1000) < 1.3 * usual

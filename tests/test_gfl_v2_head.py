@@ -12,7 +12,9 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from gfl_det.benchmarking_v2 import format_cost
+from gfl_det.benchmarking.parts import Case
+from gfl_det.benchmarking.timing import Runs
+from gfl_det.benchmarking.v2 import format_cost
 from gfl_det.boxes import distances_to_boxes, giou, iou
 from gfl_det.errors import ConfigError
 from gfl_det.heads import GFLHead
@@ -222,7 +224,9 @@ def test_the_authors_weights_load(through: str) -> None:
 
 
 def test_another_number_of_classes_is_not_cut() -> None:
-    other = build(num_classes=NUM_CLASSES + 2)
+    config = head_config(True, type='gfl_det.GFLv2Head')
+    config.num_classes = NUM_CLASSES + 2
+    other = MODELS.build(config)
     with pytest.raises(RuntimeError, match='size mismatch'):
         build().load_state_dict(other.state_dict())
 
@@ -262,5 +266,5 @@ def test_training_compiles_into_one_graph() -> None:
 
 
 def test_the_cost_over_v1_is_measured() -> None:
-    lines = format_cost((64, 64), batch=1, repeats=1, device='cpu').splitlines()
+    lines = format_cost(Case((64, 64), batch=1), Runs(repeats=1)).splitlines()
     assert [line.split()[-1].endswith('%') for line in lines] == [False, True, True]

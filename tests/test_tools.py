@@ -43,7 +43,7 @@ val_dataloader = dict(
     batch_size=1, num_workers=0, sampler=order,
     dataset=dict(test_mode=True, pipeline=[load[0], scale, load[1], pack], **dataset))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'labels.json')
+val_evaluator = dict(type='gfl_det.CocoMetric', ann_file=data_root + 'labels.json')
 test_evaluator = val_evaluator
 model = dict(
     type='GFL',

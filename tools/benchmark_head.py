@@ -9,11 +9,11 @@ With --v2 GFLv2's head is compared with GFL's instead, from the features on.
 """
 
 import argparse
-import platform
 
 import torch
 
-from gfl_det import benchmarking, benchmarking_v2
+from gfl_det.benchmarking import parts, report, v2
+from gfl_det.benchmarking.timing import Runs
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,21 +32,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    name = torch.cuda.get_device_name() if args.device != 'cpu' else platform.processor() or 'CPU'
-    print(f'torch {torch.__version__}, {name}, {args.threads} threads, {args.batch} x {args.size}')
+    print(report.machine(args.device))
+    case = parts.Case(size=tuple(args.size), batch=args.batch)
+    runs = Runs(args.device, args.repeats)
     if args.v2:
-        size = tuple(args.size)
-        print(benchmarking_v2.format_cost(size, args.batch, args.repeats, args.device))
-        return
-    heads = benchmarking.build_heads(args.device)
-    rows = []
-    for part in (
-        benchmarking.assignment_rows,
-        benchmarking.loss_rows,
-        benchmarking.prediction_rows,
-    ):
-        rows += part(heads, tuple(args.size), args.batch, args.repeats, args.device)
-    print(benchmarking.format_table(rows))
+        print(v2.format_cost(case, runs))
+    else:
+        print(report.format_table(parts.contract_rows(case, runs)))
 
 
 if __name__ == '__main__':

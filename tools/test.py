@@ -1,7 +1,8 @@
 """Test a detector: print the COCO table, write detections and pictures.
 
     python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--show-dir DIR] [--out FILE] [--tta]
-                         [--classwise] [--cfg-options KEY=VALUE ...] [--launcher NAME]
+                         [--classwise] [--optimize [DTYPE]] [--cfg-options KEY=VALUE ...]
+                         [--launcher NAME]
 
 CONFIG is a file or the name of a shipped config, CHECKPOINT a file or an address. --out writes
 samples to a .pkl or COCO results to a .json. On several GPUs: tools/dist_test.sh.
@@ -27,7 +28,10 @@ def main() -> None:
         options.write_results(cfg, args.out)
     if args.tta:
         options.use_test_time_augmentation(cfg)
-    launch.build_runner(cfg, args.launcher).test()
+    runner = launch.build_runner(cfg, args.launcher)
+    if args.optimize:
+        launch.optimize_model(runner, args.optimize)
+    runner.test()
     cli.tell_outputs(args.out, args.show_dir)
 
 

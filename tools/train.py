@@ -1,7 +1,8 @@
 """Train a detector.
 
-    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--auto-scale-lr]
-                                 [--from-scratch] [--cfg-options KEY=VALUE ...] [--launcher NAME]
+    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--channels-last]
+                                 [--auto-scale-lr] [--from-scratch] [--cfg-options KEY=VALUE ...]
+                                 [--launcher NAME]
 
 CONFIG is a file or the name of a shipped config: gfl_r50_fpn_1x_coco. On several GPUs:
 tools/dist_train.sh, tools/slurm_train.sh.
@@ -21,6 +22,8 @@ def main() -> None:
     options.set_work_dir(cfg, args.work_dir, args.config)
     if args.amp:
         options.use_amp(cfg, has_gpu=torch.cuda.is_available())
+    if args.channels_last:
+        options.use_channels_last(cfg)
     if args.auto_scale_lr:
         options.scale_learning_rate(cfg)
     if args.from_scratch:

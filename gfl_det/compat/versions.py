@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib
 import platform
+import re
 import sys
+from importlib import metadata
 from importlib.machinery import ModuleSpec
+
+from mmengine.utils import digit_version
 
 from gfl_det.compat import ops
 from gfl_det.errors import SetupError
 
+# The versions whose numbers were compared with pycocotools'; setup.py asks for the same.
+FASTER_COCO_EVAL = 'faster-coco-eval>=1.6.5,<1.9'
 PACKAGES = ('torch', 'numpy', 'mmengine', 'mmcv', 'mmdet')
 
 
@@ -58,6 +64,16 @@ def report() -> dict[str, str]:
         versions['mmcv'] += ' (compiled)'
         versions['nms'] = 'compiled mmcv'
     return versions
+
+
+def has_faster_coco_eval() -> bool:
+    """Whether faster_coco_eval is installed, in one of the versions that were compared."""
+    name, oldest, newer = re.split('>=|,<', FASTER_COCO_EVAL)
+    try:
+        installed = digit_version(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+    return digit_version(oldest) <= installed < digit_version(newer)
 
 
 def _importer() -> str:

@@ -54,9 +54,9 @@ def find_candidates(maps: Sequence[Tensor], config: ConfigDict) -> Candidates:
     sizes = torch.tensor([len(each) for each in rows]).to(maps[0].device)
     level = torch.arange(levels, device=sizes.device).repeat_interleave(sizes)
     image, cell = (torch.cat(each) for each in zip(*places))
-    scores = torch.cat(rows).sigmoid()
+    scores = full_precision(torch.cat(rows)).sigmoid()
     row, label = (scores > threshold).nonzero().unbind(1)
-    values = full_precision(scores[row, label])
+    values = scores[row, label]
     found = Candidates(values, label, image[row], level[row], cell[row])
     if 0 < count < len(row):
         kept = _best_of_groups(found.level * images + found.image, values, levels * images, count)

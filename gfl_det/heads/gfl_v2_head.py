@@ -76,7 +76,7 @@ class GFLv2Head(GFLHead):
             edges: logits ``(B, 4 * (reg_max + 1), H, W)``; gradients reach them.
         """
         statistics = edge_statistics(edges, self.reg_max + 1, self.reg_topk, self.add_mean)
-        return self.reg_conf(statistics.to(self.gfl_cls.weight.dtype))
+        return self.reg_conf(statistics.to(next(self.reg_conf.parameters()).dtype))
 
     # Untyped: torch calls it with seven arguments of its own.
     def _load_from_state_dict(self, state_dict, prefix, *args):  # type: ignore[no-untyped-def]

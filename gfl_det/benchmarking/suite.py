@@ -1,0 +1,69 @@
+"""Which rows tools/benchmark.py runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from .evaluation import evaluation_rows
+from .loading import loading_rows
+from .parts import Case, assignment_rows, contract_rows, loss_rows, prediction_rows
+from .timing import Row, Runs
+from .whole import inference_rows, training_rows
+
+PARTS = ('head', 'inference', 'training', 'loading', 'evaluation')
+
+# At 480x640 on a processor, against mmdet in float32.
+INFERENCE_TARGETS = {'optimized, float32': 1.25, 'optimized, bfloat16': 2.2}
+TRAINING_TARGETS = {'--channels-last': 1.15, '--amp': 1.6, '--amp --channels-last': 1.6}
+
+SIZES = ((480, 640), (1600, 2688))
+TRUTHS = (1, 30, 1000, 2000)
+CLASSES = (1, 1203)
+BATCHES = (1, 4)
+EVALUATED = (1000, 5000)  # images; the larger in a sweep
+
+Measurement = Callable[[Runs], list[Row]]
+
+
+def run(parts: Sequence[str], runs: Runs, sweep: bool) -> list[Row]:
+    """Measure parts one after the other, saying on stderr which one is at work."""
+    rows: list[Row] = []
+    for name, measure in _measurements(parts, sweep):
+        print(f'measuring {name} ...', file=sys.stderr, flush=True)
+        rows += measure(runs)
+    return rows
+
+
+def _measurements(parts: Sequence[str], sweep: bool) -> Iterator[tuple[str, Measurement]]:
+    small = Case(size=(480, 640), batch=1)
+    if 'head' in parts:
+        yield 'the head', partial(contract_rows, Case())
+        if sweep:
+            yield from _sweep()
+    if 'inference' in parts:
+        yield 'inference', partial(inference_rows, small, targets=INFERENCE_TARGETS)
+    if 'training' in parts:
+        yield 'a training step', partial(training_rows, small, targets=TRAINING_TARGETS)
+    if 'loading' in parts:
+        yield 'data loading', loading_rows
+    if 'evaluation' in parts:
+        images = EVALUATED[1 if sweep else 0]
+        yield 'COCO evaluation', partial(evaluation_rows, images)
+
+
+def _sweep() -> Iterator[tuple[str, Measurement]]:
+    """The head over one quantity at a time."""
+    cases = [Case(size=size) for size in SIZES]
+    cases += [Case(truths=truths, batch=1) for truths in TRUTHS]
+    cases += [Case(classes=classes, batch=1) for classes in CLASSES]
+    cases += [Case(batch=batch) for batch in BATCHES]
+    for case in cases:
+        yield f'assignment, {case}', partial(assignment_rows, case)
+        yield f'losses, {case}', partial(loss_rows, case)
+        if case.truths == Case().truths:
+            yield (
+                f'post-processing, {case}',
+                partial(prediction_rows, case, scores='dense'),
+            )

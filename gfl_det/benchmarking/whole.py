@@ -1,0 +1,174 @@
+"""A whole training step and a whole inference, image in, boxes out, of GFL R50."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any, Callable, NamedTuple
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.model import BaseModel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import Tensor, nn
+
+from ..amp import CPUAmpOptimWrapper
+from ..hooks.channels_last import lay_channels_last
+from ..inference import optimize_for_inference
+from .models import build_detectors
+from .parts import Case, make_truths
+from .timing import Row, Runs
+
+
+def make_data(case: Case, with_truths: bool) -> dict[str, Any]:
+    """A batch of random images as a data loader gives it."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = case.size
+    images = [
+        torch.randint(0, 256, (3, height, width), generator=generator).byte()
+        for _ in range(case.batch)
+    ]
+    meta = dict(
+        img_shape=case.size,
+        ori_shape=case.size,
+        pad_shape=case.size,
+        batch_input_shape=case.size,
+        scale_factor=(1.0, 1.0),
+    )
+    samples = []
+    for truths in make_truths(case):
+        sample = DetDataSample(metainfo=dict(meta))
+        if with_truths:
+            sample.gt_instances = truths
+        samples.append(sample)
+    return dict(inputs=images, data_samples=samples)
+
+
+class Call(NamedTuple):
+    """What a convolution was given."""
+
+    conv: nn.Conv2d
+    maps: Tensor
+
+
+def convolution_calls(model: BaseModel, function: Callable[[], object]) -> list[Call]:
+    """The convolutions that a function makes a model do."""
+    calls: list[Call] = []
+
+    def note(conv: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        calls.append(Call(conv, arguments[0].detach()))  # type: ignore[arg-type]  # a Conv2d
+
+    hooks = [
+        module.register_forward_pre_hook(note)
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    function()
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+def inference_rows(case: Case, runs: Runs, targets: dict[str, float] | None = None) -> list[Row]:
+    """Time from images to boxes: ours as it is, optimized, and in half precision.
+
+    The floor is the time of the same model's convolutions alone.
+    """
+    targets = targets or {}
+    ours, theirs = build_detectors(runs.device, case.classes)
+    variants = {
+        'as it is': ours,
+        'optimized, float32': optimize_for_inference(ours),
+        'optimized, bfloat16': optimize_for_inference(ours, torch.bfloat16),
+    }
+    data = make_data(case, with_truths=False)
+
+    def predict(model: BaseModel) -> object:
+        with torch.inference_mode():
+            return model.test_step(copy.deepcopy(data))
+
+    def convolve(calls: list[Call]) -> None:
+        with torch.inference_mode():
+            for call in calls:
+                call.conv(call.maps)
+
+    alone = {
+        name: convolution_calls(model, partial(predict, model)) for name, model in variants.items()
+    }
+    models = (theirs, *variants.values())
+    times = runs.in_turns(
+        *(partial(predict, model) for model in models),
+        *(partial(convolve, calls) for calls in alone.values()),
+    )
+    names, count = list(variants), len(variants)
+    return [
+        Row(
+            f'inference, {case.batch} x {case.size[0]}x{case.size[1]}, {name}',
+            times[0],
+            times[1 + index],
+            target=targets.get(name),
+            floor=times[1 + count + index],
+        )
+        for index, name in enumerate(names)
+    ]
+
+
+def training_rows(case: Case, runs: Runs, targets: dict[str, float] | None = None) -> list[Row]:
+    """Time of a training step, images to updated weights: plain, ``--channels-last``, ``--amp``.
+
+    The floor is three times the forward convolutions of the same variant: its gradients by input
+    and by weight take as many products.
+    """
+    targets = targets or {}
+    ours, theirs = (model.train() for model in build_detectors(runs.device, case.classes))
+    amp = AmpOptimWrapper if runs.device.startswith('cuda') else CPUAmpOptimWrapper
+    variants: dict[str, tuple[BaseModel, type[OptimWrapper]]] = {
+        'as it is': (ours, OptimWrapper),
+        '--channels-last': (_channels_last(ours), OptimWrapper),
+        '--amp': (copy.deepcopy(ours), amp),
+        '--amp --channels-last': (_channels_last(ours), amp),
+    }
+    data = make_data(case, with_truths=True)
+    steps = [_step(theirs, OptimWrapper, data)]
+    steps += [_step(model, wrapper, data) for model, wrapper in variants.values()]
+    alone = []
+    for (model, wrapper), step in zip(variants.values(), steps[1:]):
+        alone.append(_convolutions(convolution_calls(model, step), wrapper, runs.device))
+    times = runs.in_turns(*steps, *alone)
+    return [
+        Row(
+            f'training step, {case}, {name}',
+            times[0],
+            times[1 + index],
+            target=targets.get(name),
+            floor=3 * times[1 + len(variants) + index],
+        )
+        for index, name in enumerate(variants)
+    ]
+
+
+def _channels_last(model: BaseModel) -> BaseModel:
+    model = copy.deepcopy(model)
+    lay_channels_last(model)
+    return model
+
+
+def _step(model: BaseModel, wrapper: type[OptimWrapper], data: dict) -> Callable[[], object]:
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)
+    optim_wrapper = wrapper(optimizer)
+    return lambda: model.train_step(copy.deepcopy(data), optim_wrapper)
+
+
+def _convolutions(
+    calls: list[Call], wrapper: type[OptimWrapper], device: str
+) -> Callable[[], object]:
+    kind = torch.float16 if device.startswith('cuda') else torch.bfloat16
+
+    def convolve() -> None:
+        enabled = wrapper is not OptimWrapper
+        with torch.no_grad(), torch.autocast(device.split(':')[0], dtype=kind, enabled=enabled):
+            for call in calls:
+                call.conv(call.maps)
+
+    return convolve

@@ -1,0 +1,5 @@
+"""COCO's measures, by pycocotools or several times faster by an optional package."""
+
+from .coco_metric import CocoMetric
+
+__all__ = ['CocoMetric']

@@ -1,0 +1,98 @@
+"""One call that makes a trained detector faster: the same boxes, other arithmetic.
+
+Batch norms go into the convolutions before them, maps lie with channels last, large 3x3
+convolutions are done in fewer products (:mod:`..winograd`), and on request all of it runs in half
+precision. docs/benchmarks.md has what each step brings.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections import Counter
+
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..errors import SetupError
+from ..hooks.channels_last import CastInput
+from ..winograd import use_winograd
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def optimize_for_inference(
+    model: BaseModel, dtype: torch.dtype = torch.float32, compile: bool = False
+) -> BaseModel:
+    """A copy of a detector that predicts faster.
+
+    Args:
+        model: a detector with a backbone; stays as it is. Move it to its device before.
+        dtype: float32, or bfloat16 or float16 where the device computes in it; boxes and scores
+            come in float32 all the same.
+        compile: hand backbone, neck and head to ``torch.compile``; the first images of each size
+            then take long. Needs a C++ compiler on a processor.
+
+    Returns:
+        The copy, in eval mode; it cannot be trained.
+
+    Raises:
+        SetupError: the device has no fast arithmetic in this dtype, or there is no compiler.
+    """
+    device = next(model.parameters()).device
+    _check(device, dtype, compile)
+    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_batch_norms(fast)
+    if device.type == 'cpu' and dtype == torch.float32:
+        use_winograd(fast, frozen=True)
+    fast.to(memory_format=torch.channels_last)
+    network = [child for name, child in fast.named_children() if name != 'data_preprocessor']
+    for child in network:
+        child.to(dtype)
+    fast.backbone.register_forward_pre_hook(CastInput(dtype))
+    if compile:
+        for child in network:
+            child.compile()
+    return fast
+
+
+def _check(device: torch.device, dtype: torch.dtype, compile: bool) -> None:
+    if dtype not in (torch.float32, *HALF):
+        raise SetupError(f'dtype is float32, bfloat16 or float16, not {dtype}.')
+    if device.type == 'cpu' and dtype == torch.float16:
+        raise SetupError('Processors have no fast float16: use bfloat16 or float32.')
+    if device.type == 'cuda' and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
+        raise SetupError('This GPU has no bfloat16: use float16.')
+    if compile and device.type == 'cpu' and not any(map(shutil.which, ('g++', 'clang++', 'cl'))):
+        raise SetupError('torch.compile needs a C++ compiler: install g++, or leave compile=False.')
+
+
+def fold_batch_norms(model: nn.Module) -> None:
+    """Merge each batch norm with the convolution it follows, in place, for inference.
+
+    Left alone are convolutions used in several places, as by heads that share them between levels,
+    and norms that do not directly follow theirs.
+    """
+    uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for parent in list(model.modules()):
+        children = list(parent.named_children())
+        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:]):
+            if (
+                type(conv) is nn.Conv2d
+                and isinstance(norm, _BatchNorm)
+                and norm.num_features == conv.out_channels
+                and norm.running_mean is not None
+                and uses[id(conv)] == uses[id(norm)] == 1
+                and _follows(parent)
+            ):
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+
+
+def _follows(parent: nn.Module) -> bool:
+    """Whether a parent applies norm right after convolution; mmcv's ConvModule may do otherwise."""
+    order = getattr(parent, 'order', ('conv', 'norm', 'act'))
+    return 'norm' in order and order.index('norm') == order.index('conv') + 1

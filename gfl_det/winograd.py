@@ -1,0 +1,244 @@
+"""3x3 convolution by Winograd's minimal filtering, F(4x4, 3x3), as plain matrix products.
+
+A tile of 4x4 outputs takes 144 products a pair of channels; evaluated as polynomials at six points
+along each axis it takes 36 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
+CVPR 2016). Points, filters and tiles are turned into one another by small matrices, and the sums
+over channels become 36 large products of matrices. The points 0, +-2/3 and +-3/2, whose powers
+stay near 1, have half the rounding error of the usual 0, +-1 and +-2: about 1e-6 of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+TILE, FILTER = 4, 3
+SIZE = TILE + FILTER - 1  # inputs of a tile along an axis
+POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))
+# Below so many channels or tiles moving the data costs more than the products that are saved.
+MIN_CHANNELS = 256
+MIN_TILES = 64
+
+
+def _product(factors: Sequence[Fraction]) -> list[Fraction]:
+    """Coefficients, lowest first, of the product of (x - factor)."""
+    coefficients = [Fraction(1)]
+    for root in factors:
+        raised = [Fraction(0), *coefficients]
+        lowered = [*(root * each for each in coefficients), Fraction(0)]
+        coefficients = [high - low for high, low in zip(raised, lowered)]
+    return coefficients
+
+
+@cache
+def transforms() -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices of one axis, float64: of outputs (4, 6), filters (6, 3) and inputs (6, 6).
+
+    ``outputs @ ((filters @ g) * (inputs @ d))`` is the valid correlation of six numbers d with
+    three numbers g. (Toom and Cook's construction: values at the points and at infinity, and the
+    transpose of interpolation.)
+    """
+    outputs, filters, inputs = [], [], []
+    for point in POINTS:
+        others = [other for other in POINTS if other != point]
+        scale = Fraction(1)
+        for other in others:
+            scale *= point - other
+        outputs.append([point**power for power in range(TILE)])
+        filters.append([point**power / scale for power in range(FILTER)])
+        inputs.append([*_product(others), Fraction(0)])
+    outputs.append([Fraction(0)] * (TILE - 1) + [Fraction(1)])
+    filters.append([Fraction(0)] * (FILTER - 1) + [Fraction(1)])
+    inputs.append(_product(POINTS))
+    as_tensors = (
+        torch.tensor([[float(each) for each in row] for row in matrix], dtype=torch.float64)
+        for matrix in (outputs, filters, inputs)
+    )
+    first, second, third = as_tensors
+    return first.T, second, third
+
+
+class Matrices(NamedTuple):
+    """The transforms of both axes together."""
+
+    outputs: Tensor  # (16, 36)
+    filters: Tensor  # (36, 9)
+    inputs: Tensor  # (36, 36)
+
+
+@cache
+def matrices(dtype: torch.dtype, device: torch.device) -> Matrices:
+    """The Kronecker squares of :func:`transforms`."""
+    return Matrices(*(torch.kron(each, each).to(device, dtype) for each in transforms()))
+
+
+def transform_filters(weight: Tensor) -> Tensor:
+    """Filters ``(K, C, 3, 3)`` at the 36 pairs of points: ``(36, C, K)``."""
+    outs, channels = weight.shape[:2]
+    taps = weight.permute(2, 3, 1, 0).reshape(FILTER**2, -1)
+    return (matrices(weight.dtype, weight.device).filters @ taps).view(-1, channels, outs)
+
+
+class Tiling(NamedTuple):
+    """How maps ``(B, C, H, W)`` are cut into tiles of 4x4 outputs."""
+
+    images: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of tiles."""
+        return -(-self.height // TILE)
+
+    @property
+    def columns(self) -> int:
+        """Columns of tiles."""
+        return -(-self.width // TILE)
+
+    def pad(self, maps: Tensor, margin: int) -> Tensor:
+        """Channels-last maps ``(B, 4 rows + 2 margin, 4 columns + 2 margin, C)``."""
+        bottom = TILE * self.rows - self.height + margin
+        right = TILE * self.columns - self.width + margin
+        return F.pad(maps.permute(0, 2, 3, 1), (0, 0, margin, right, margin, bottom))
+
+    def gather(self, maps: Tensor) -> Tensor:
+        """The 6x6 inputs of each tile, ``(36, tiles * C)``."""
+        padded = self.pad(maps, 1)
+        image, row, column, channel = padded.stride()
+        shape = (SIZE, SIZE, self.images, self.rows, self.columns, padded.shape[3])
+        steps = (row, column, image, TILE * row, TILE * column, channel)
+        return padded.as_strided(shape, steps).reshape(SIZE**2, -1)
+
+    def gather_transposed(self, gradient: Tensor, channels: int) -> Tensor:
+        """Where :meth:`gather` took each value from, the sum of its gradients ``(B, C, H, W)``."""
+        parts = gradient.view(SIZE, SIZE, self.images, self.rows, self.columns, channels)
+        height, width = TILE * self.rows + 2, TILE * self.columns + 2
+        maps = gradient.new_zeros(self.images, height, width, channels)
+        for i in range(SIZE):
+            for j in range(SIZE):
+                end = height - SIZE + i + 1, width - SIZE + j + 1
+                maps[:, i : end[0] : TILE, j : end[1] : TILE] += parts[i, j]
+        return maps[:, 1 : 1 + self.height, 1 : 1 + self.width].permute(0, 3, 1, 2)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Results ``(16, tiles * K)`` as maps ``(B, K, H, W)``, channels last in memory."""
+        tiles = values.view(TILE, TILE, self.images, self.rows, self.columns, -1)
+        maps = tiles.permute(2, 3, 0, 4, 1, 5)
+        maps = maps.reshape(self.images, TILE * self.rows, TILE * self.columns, -1)
+        return maps[:, : self.height, : self.width].permute(0, 3, 1, 2)
+
+    def spread_transposed(self, gradient: Tensor) -> Tensor:
+        """The gradient of :meth:`spread`: ``(16, tiles * K)``."""
+        maps = self.pad(gradient, 0)
+        tiles = maps.view(self.images, self.rows, TILE, self.columns, TILE, -1)
+        return tiles.permute(2, 4, 0, 1, 3, 5).reshape(TILE**2, -1)
+
+
+class _Convolve(torch.autograd.Function):
+    # Untyped: torch passes to forward what apply was given, and annotates neither method.
+    @staticmethod
+    def forward(ctx, maps, weight, filters):  # type: ignore[no-untyped-def]
+        images, channels, height, width = maps.shape
+        ctx.tiling = Tiling(images, height, width)
+        ctx.matrices = matrices(maps.dtype, maps.device)
+        if filters is None:
+            filters = transform_filters(weight)
+        values = (ctx.matrices.inputs @ ctx.tiling.gather(maps)).view(SIZE**2, -1, channels)
+        ctx.save_for_backward(values, filters)
+        return ctx.tiling.spread(ctx.matrices.outputs @ torch.bmm(values, filters).flatten(1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        values, filters = ctx.saved_tensors
+        channels, outs = filters.shape[1:]
+        sums = ctx.matrices.outputs.T @ ctx.tiling.spread_transposed(gradient)
+        sums = sums.view(SIZE**2, -1, outs)
+        maps_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:
+            tiles = torch.bmm(sums, filters.transpose(1, 2)).flatten(1)
+            maps_gradient = ctx.tiling.gather_transposed(ctx.matrices.inputs.T @ tiles, channels)
+        if ctx.needs_input_grad[1]:
+            products = torch.bmm(values.transpose(1, 2), sums)  # (36, C, K)
+            taps = ctx.matrices.filters.T @ products.flatten(1)
+            weight_gradient = taps.view(FILTER, FILTER, channels, outs).permute(3, 2, 0, 1)
+        return maps_gradient, weight_gradient, None
+
+
+def convolve(maps: Tensor, weight: Tensor, filters: Tensor | None = None) -> Tensor:
+    """3x3 convolution of stride 1 and padding 1, differentiable once.
+
+    Args:
+        maps: ``(B, C, H, W)``; fastest with channels last in memory.
+        weight: ``(K, C, 3, 3)``.
+        filters: ``(36, C, K)``, the weight as :func:`transform_filters` gives it, where it is at
+            hand.
+
+    Returns:
+        ``(B, K, H, W)``, channels last in memory.
+    """
+    return _Convolve.apply(maps, weight, filters)
+
+
+def _is_autocast() -> bool:
+    try:
+        return torch.is_autocast_enabled('cpu')
+    except TypeError:  # before torch 2.4
+        return torch.is_autocast_cpu_enabled()
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A 3x3 convolution that takes the faster way for each input; parameters of ``nn.Conv2d``."""
+
+    filters: Tensor | None = None  # of weights that stay as they are
+
+    def freeze(self) -> None:
+        """Transform the weights once and for all, for inference."""
+        self.filters = transform_filters(self.weight.detach().double()).to(self.weight.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``(B, C, H, W)`` to ``(B, K, H, W)``."""
+        images, _, height, width = input.shape
+        tiling = Tiling(images, height, width)
+        is_large = images * tiling.rows * tiling.columns >= MIN_TILES
+        if not is_large or input.dtype != self.weight.dtype or _is_autocast():
+            return super().forward(input)
+        maps = convolve(input, self.weight, self.filters)
+        return maps if self.bias is None else maps + self.bias[:, None, None]
+
+
+def use_winograd(model: nn.Module, frozen: bool) -> None:
+    """Turn a model's large 3x3 convolutions into :class:`WinogradConv2d`, in place.
+
+    They stay the same modules with the same parameters, so optimizers and checkpoints do not see a
+    difference.
+
+    Args:
+        model: on a processor; on GPUs the libraries choose the algorithm themselves.
+        frozen: the weights will not change.
+    """
+    for module in model.modules():
+        if is_eligible(module):
+            module.__class__ = WinogradConv2d
+            if frozen and isinstance(module, WinogradConv2d):  # which it is by now
+                module.freeze()
+
+
+def is_eligible(conv: nn.Module) -> bool:
+    """Whether a module is a convolution that :class:`WinogradConv2d` computes, and faster."""
+    return (
+        type(conv) is nn.Conv2d
+        and conv.kernel_size == (FILTER, FILTER)
+        and conv.stride == conv.padding == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == 'zeros'
+        and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
+    )

@@ -1,0 +1,108 @@
+"""The benchmark measures what it says, and its results can be compared with later ones."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from gfl_det.benchmarking import models, parts, report, suite, whole
+from gfl_det.benchmarking.loading import loading_rows
+from gfl_det.benchmarking.timing import Row, Runs, kept_for_backward, peak_memory
+from gfl_det.errors import DataError
+
+QUICK = Runs(repeats=0, seconds=0)
+SMALL = parts.Case(size=(96, 128), batch=1, truths=3, classes=4)
+
+
+def test_functions_run_in_turns() -> None:
+    order: list[str] = []
+    times = Runs(repeats=5, seconds=60).in_turns(
+        partial(order.append, 'a'), partial(order.append, 'b')
+    )
+    assert order == ['a', 'b'] * 6  # the first pair warms up
+    assert len(times) == 2
+    assert all(time >= 0 for time in times)
+
+
+def test_memory_is_counted() -> None:
+    weight = torch.zeros(2**18, requires_grad=True)
+    assert kept_for_backward(lambda: weight.exp().sum()) == pytest.approx(1, abs=0.01)
+    assert peak_memory(lambda: torch.zeros(2**18) + 1) == pytest.approx(2, abs=0.1)
+
+
+def test_the_heads_rows() -> None:
+    rows = parts.contract_rows(SMALL, QUICK)
+    assert {row.target for row in rows} >= {4.0, 30.0, 80.0, 5.0, 9.0, 20.0, 6.0}
+    assert all(row.ours > 0 and row.theirs > 0 for row in rows)
+    losses = [row for row in rows if row.name.startswith('loss') and row.unit == 'ms']
+    assert all(row.floor for row in losses)
+
+
+def test_a_sweep_names_every_case_once() -> None:
+    names = [name for name, _ in suite._measurements(suite.PARTS, sweep=True)]
+    assert len(names) == len(set(names))
+    assert any('2000 truths' in name for name in names)
+    assert any('1203 classes' in name for name in names)
+
+
+def test_rows_of_whole_detectors(monkeypatch) -> None:
+    small = partial(models.build_detectors, name='gfl_r18_fpn_1x_coco')
+    monkeypatch.setattr(whole, 'build_detectors', small)
+    case = SMALL._replace(size=(64, 96))
+    inference = whole.inference_rows(case, QUICK, {'optimized, float32': 1.25})
+    assert [row.target for row in inference] == [None, 1.25, None]
+    training = whole.training_rows(case, QUICK)
+    assert len(training) == 4
+    assert all(row.floor and row.floor > 0 for row in inference + training)
+
+
+def test_convolution_calls_are_those_of_the_function() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 3, 3))
+    calls = whole.convolution_calls(model, lambda: model(torch.zeros(1, 1, 9, 9)))
+    assert [tuple(call.maps.shape) for call in calls] == [(1, 1, 9, 9), (1, 2, 7, 7)]
+    assert whole.convolution_calls(model, lambda: None) == []  # the hooks are gone
+
+
+def test_loading_rows() -> None:
+    rows = loading_rows(QUICK)
+    assert len(rows) == 3
+    assert all(row.floor and row.theirs > row.floor for row in rows)
+
+
+ROWS = [
+    Row('fast', 10.0, 2.0, target=4.0, floor=1.0),
+    Row('small', 3.0, 1.5, unit='MiB'),
+]
+
+
+def test_results_are_written_read_and_compared(tmp_path) -> None:
+    path = tmp_path / 'benchmark.json'
+    report.write_json(ROWS, path, 'cpu')
+    assert report.read_json(path) == ROWS
+    assert report.slower_rows(ROWS, ROWS, 0.2) == []
+    slower = [ROWS[0]._replace(ours=3.0), ROWS[1], Row('new', 1.0, 9.0)]
+    assert report.slower_rows(slower, ROWS, 0.2) == ['fast: 3.33 times mmdet, 5.00 before']
+    assert '| fast | 10.0 ms | 2.0 ms | 5.00 | 4 | 1.0 ms | 2.0 |' in report.format_table(ROWS)
+
+
+@pytest.mark.parametrize('text', ['', '{}', '[1]', '{"version": 9, "rows": []}'])
+def test_what_is_no_result_is_refused(tmp_path, text: str) -> None:
+    path = tmp_path / 'other.json'
+    path.write_text(text)
+    with pytest.raises(DataError, match=r'other\.json'):
+        report.read_json(path)
+    with pytest.raises(DataError, match='FileNotFoundError'):
+        report.read_json(tmp_path / 'missing.json')
+
+
+def test_the_picture_opens(tmp_path) -> None:
+    import cv2
+
+    path = tmp_path / 'benchmark.png'
+    report.draw(ROWS, path, 'cpu')
+    assert cv2.imread(str(path)).shape[2] == 3
+    assert json.loads(json.dumps(report.machine('cpu')))
