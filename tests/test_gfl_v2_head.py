@@ -8,10 +8,13 @@ import pytest
 import torch
 from heads import NUM_CLASSES, head_config, make_meta, make_truths
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+import gfl_det
 from gfl_det.benchmarking.parts import Case
 from gfl_det.benchmarking.timing import Runs
 from gfl_det.benchmarking.v2 import format_cost
@@ -268,3 +271,21 @@ def test_training_compiles_into_one_graph() -> None:
 def test_the_cost_over_v1_is_measured() -> None:
     lines = format_cost(Case((64, 64), batch=1), Runs(repeats=1)).splitlines()
     assert [line.split()[-1].endswith('%') for line in lines] == [False, True, True]
+
+
+def test_optimised_inference_finds_the_same() -> None:
+    config = gfl_det.get_config('gfl_r18_fpn_digits').model
+    config.bbox_head.type = 'gfl_det.GFLv2Head'
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(config).eval()
+    torch.nn.init.normal_(model.bbox_head.gfl_cls.weight, std=0.1)
+    inputs = torch.randn(1, 3, 128, 160)
+    sample = DetDataSample(metainfo=dict(make_meta((128, 160)), batch_input_shape=(128, 160)))
+    with torch.no_grad():
+        found, expected = (
+            each(inputs, [sample.clone()], mode='predict')[0].pred_instances
+            for each in (gfl_det.optimize_for_inference(model), model)
+        )
+    assert len(found) == len(expected) > 10
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.bboxes[:10], expected.bboxes[:10], rtol=1e-3, atol=0.05)
