@@ -20,6 +20,7 @@ from . import (  # noqa: E402  (after compat, see above)
 )
 from .config import get_config, register_package  # noqa: E402
 from .inference import optimize_for_inference  # noqa: E402
+from .swapping import swap_head  # noqa: E402
 from .version import __version__  # noqa: E402
 
 register_package()
@@ -36,4 +37,5 @@ __all__ = [
     'hooks',
     'losses',
     'optimize_for_inference',
+    'swap_head',
 ]

@@ -9,9 +9,11 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mmengine import hub
 from mmengine.config import Config, DictAction
 from mmengine.dist import get_world_size, is_main_process
 
@@ -88,13 +90,18 @@ def parse_test_arguments(argv: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
-    """Load a config from a file, or a shipped one by its name, and merge ``--cfg-options``.
+    """Load a config and merge ``--cfg-options``.
+
+    Args:
+        name: A file, the name of a shipped config, or ``PACKAGE::FOLDER/NAME.py`` for the config of
+            an installed package, such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
+        settings: What ``--cfg-options`` says.
 
     Raises:
         ConfigError: There is no such config (the nearest names are given), or it cannot be read.
     """
     try:
-        cfg = Config.fromfile(_config_path(name)) if _looks_like_path(name) else get_config(name)
+        cfg = _read_config(name)
     except GFLDetError:
         raise
     except SyntaxError as error:
@@ -169,6 +176,15 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     arguments = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
     return arguments
+
+
+def _read_config(name: str) -> Config:
+    package, separator, path = name.partition('::')
+    if not separator:
+        return Config.fromfile(_config_path(name)) if _looks_like_path(name) else get_config(name)
+    if find_spec(package) is None:  # mmengine would go and install it
+        raise ConfigError(f'{name} is of the package {package}, which is not installed.')
+    return hub.get_config(f'{package}::{path}')
 
 
 def _looks_like_path(name: str) -> bool:

@@ -25,3 +25,7 @@ class SetupError(GFLDetError, ImportError):
 
 class MissingOpError(GFLDetError, NotImplementedError):
     """An operator that only compiled mmcv provides."""
+
+
+class NotSwappableError(ConfigError):
+    """A detector whose head cannot give way to another by its nature."""

@@ -1,17 +1,18 @@
 """Measure the head against mmdet's: assignment, losses, memory, post-processing.
 
     python tools/benchmark_head.py [--size H W] [--batch N] [--repeats N] [--threads N]
-                                   [--device cpu|cuda]
+                                   [--device cpu|cuda] [--v2]
 
 Both heads get the same weights and inputs and run in turns; the table gives medians and their
 ratio (how many times faster, or smaller). Run it on an otherwise idle machine.
+With --v2 GFLv2's head is compared with GFL's instead, from the features on.
 """
 
 import argparse
 
 import torch
 
-from gfl_det.benchmarking import parts, report
+from gfl_det.benchmarking import parts, report, v2
 from gfl_det.benchmarking.timing import Runs
 
 
@@ -24,6 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--repeats', type=int, default=15, help='timed runs of each')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cpu')
+    parser.add_argument('--v2', action='store_true', help='what GFLv2 costs over GFL')
     return parser.parse_args()
 
 
@@ -32,7 +34,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(report.machine(args.device))
     case = parts.Case(size=tuple(args.size), batch=args.batch)
-    print(report.format_table(parts.contract_rows(case, Runs(args.device, args.repeats))))
+    runs = Runs(args.device, args.repeats)
+    if args.v2:
+        print(v2.format_cost(case, runs))
+    else:
+        print(report.format_table(parts.contract_rows(case, runs)))
 
 
 if __name__ == '__main__':

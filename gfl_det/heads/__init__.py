@@ -1,5 +1,6 @@
 """Detection heads."""
 
 from .gfl_head import GFLHead
+from .gfl_v2_head import GFLv2Head
 
-__all__ = ['GFLHead']
+__all__ = ['GFLHead', 'GFLv2Head']

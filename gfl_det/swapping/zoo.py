@@ -1,0 +1,142 @@
+"""Every single-stage config of mmdet's zoo with a GFL head: swapped, built, trained for a step.
+
+Configs that differ in data or schedule alone have one model, which is tried once. Outcomes are
+written line by line, so a run that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import mmdet
+from mmengine.config import Config
+
+from ..errors import GFLDetError, MissingOpError, NotSwappableError
+from .check import check_config, without_files
+from .head_config import HeadName
+from .report import type_name
+from .swap import swap_head
+
+ZOO = Path(mmdet.__file__).parent / '.mim' / 'configs'
+WORKS, REFUSED, NO_OPS, FAILS = 'works', 'refused', 'needs compiled mmcv', 'fails'
+
+
+class Row(NamedTuple):
+    """The outcome of one config."""
+
+    config: str
+    head: str
+    model: str  # digest of the model's config
+    outcome: str  # WORKS, REFUSED, NO_OPS or FAILS
+    reason: str  # the sentence, where it does not work
+    seconds: float
+
+
+def single_stage_configs(zoo: Path = ZOO) -> Iterator[tuple[str, Config]]:
+    """Every config of one stage with a single box head and no mask head."""
+    for path in sorted(zoo.rglob('*.py')):
+        if '_base_' in path.parts:
+            continue
+        try:
+            cfg = Config.fromfile(path)
+        except (ImportError, OSError):  # of a package or a file that is not there
+            continue
+        model = cfg.get('model') or {}
+        one_stage = not {'roi_head', 'mask_head', 'decoder', 'encoder'} & set(model)
+        if one_stage and isinstance(model.get('bbox_head'), dict):
+            yield path.relative_to(zoo).as_posix(), cfg
+
+
+def run_zoo(
+    out: Path,
+    head: HeadName = 'GFLHead',
+    chosen: Callable[[str], bool] = lambda _: True,
+    progress: Callable[[Row], None] = lambda _: None,
+    zoo: Path = ZOO,
+) -> list[Row]:
+    """Swap and check the zoo.
+
+    Args:
+        out: file with a line a config; what it has already is not run again.
+        head: the new head.
+        chosen: which configs, by name; all without it.
+        progress: called with each outcome.
+        zoo: folder of configs.
+
+    Returns:
+        A row a config, in the zoo's order.
+    """
+    rows = _read(out)
+    done = {row.config: row for row in rows}
+    tried = {row.model: row for row in rows}
+    found = []
+    with out.open('a') as file:
+        for name, cfg in single_stage_configs(zoo):
+            if not chosen(name):
+                continue
+            row = done.get(name) or _try(name, cfg, head, tried)
+            if name not in done:
+                file.write(json.dumps(row._asdict()) + '\n')
+                file.flush()
+            tried[row.model] = row
+            found.append(row)
+            progress(row)
+    return found
+
+
+def format_table(rows: list[Row]) -> str:
+    """Outcomes by family, and every sentence that is not "works"."""
+    families: dict[str, Counter[str]] = {}
+    for row in rows:
+        families.setdefault(row.head, Counter())[row.outcome] += 1
+    columns = (WORKS, REFUSED, NO_OPS, FAILS)
+    lines = [f'{"old head":24}' + ''.join(f'{name:>21}' for name in columns)]
+    for family, counts in sorted(families.items()):
+        lines.append(f'{family:24}' + ''.join(f'{counts[name] or "":>21}' for name in columns))
+    total = Counter(row.outcome for row in rows)
+    lines.append(f'{f"all {len(rows)}":24}' + ''.join(f'{total[name]:>21}' for name in columns))
+    sentences = Counter((row.outcome, row.reason) for row in rows if row.outcome != WORKS)
+    lines += [f'{count:4} {outcome}: {text}' for (outcome, text), count in sentences.items()]
+    return '\n'.join(lines)
+
+
+def _try(name: str, cfg: Config, head: HeadName, tried: dict[str, Row]) -> Row:
+    started = time.perf_counter()
+    kind = type_name(cfg.model.bbox_head.type)
+    digest = _digest(cfg)
+    if digest in tried:
+        same = tried[digest]
+        return same._replace(config=name, seconds=0.0)
+    outcome, reason = WORKS, ''
+    try:
+        swap = swap_head(cfg, head)
+        check_config(swap.config, swap.pyramid.side)
+    except NotSwappableError as error:
+        outcome, reason = REFUSED, str(error)
+    except MissingOpError as error:
+        outcome, reason = NO_OPS, str(error).partition(':')[0]
+    except GFLDetError as error:
+        outcome, reason = FAILS, str(error)
+    except Exception as error:  # the table is there to show whatever goes wrong
+        outcome, reason = FAILS, f'{type(error).__name__}: {error}'
+    gc.collect()
+    return Row(name, kind, digest, outcome, reason, round(time.perf_counter() - started, 1))
+
+
+def _digest(cfg: Config) -> str:
+    """A mark of the model, pretrained weights and batch augmentations aside."""
+    text = json.dumps(without_files(cfg.model), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(out: Path) -> list[Row]:
+    if not out.is_file():
+        return []
+    return [Row(**json.loads(line)) for line in out.read_text().splitlines()]

@@ -1,0 +1,28 @@
+"""Put a GFL head into the config of another detector.
+
+    python tools/swap_head.py CONFIG [--head GFLHead|GFLv2Head] [--out FILE] [--check]
+                              [--weights CHECKPOINT] [--num-classes N] [--target rpn_head]
+    python tools/swap_head.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --check
+    python tools/swap_head.py --zoo [--out FILE]
+
+CONFIG is a file, the name of a shipped config, or mmdet::FOLDER/NAME.py. Every change is printed
+with its reason; --zoo tries every single-stage config that MMDetection ships.
+"""
+
+try:
+    from gfl_det import cli
+    from gfl_det.swapping import command
+except ModuleNotFoundError as error:
+    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+
+
+def main() -> None:
+    args = command.parse_arguments()
+    if args.zoo:
+        command.try_zoo(args)
+    else:
+        command.swap_one(args)
+
+
+if __name__ == '__main__':
+    cli.run(main)
