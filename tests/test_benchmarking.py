@@ -86,7 +86,7 @@ def test_results_are_written_read_and_compared(tmp_path) -> None:
     assert report.slower_rows(ROWS, ROWS, 0.2) == []
     slower = [ROWS[0]._replace(ours=3.0), ROWS[1], Row('new', 1.0, 9.0)]
     assert report.slower_rows(slower, ROWS, 0.2) == ['fast: 3.33 times mmdet, 5.00 before']
-    assert '| fast | 10.0 ms | 2.0 ms | 5.00 | 4 | 1.0 ms | 2.0 |' in report.format_table(ROWS)
+    assert '| fast | 10.0 ms | 2.0 ms | 5.00 | 4 | 1 ms | 2 |' in report.format_table(ROWS)
 
 
 @pytest.mark.parametrize('text', ['', '{}', '[1]', '{"version": 9, "rows": []}'])

@@ -10,7 +10,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ..assigners.batch import make_grid, match_batch
+from ..assigners.batch import Match, make_grid, match_batch
 from ..heads.training import Truths
 from .models import STRIDES, build_heads
 from .timing import MEBI, Row, Runs, kept_for_backward, num_bytes, peak_memory
@@ -105,8 +105,8 @@ def total_loss(losses: dict[str, Any]) -> Tensor:
 
 def assignment_functions(
     heads: Heads, case: Case, device: str
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Mmdet's and our assignment of a batch."""
+) -> tuple[Callable[[], object], Callable[[], Match]]:
+    """The assignment of a batch by mmdet and by us."""
     ours, theirs = heads
     inputs = make_batch(case._replace(classes=1), -4.0, device=device)
     truths = Truths.collect(inputs.truths, inputs.cls_scores[0].device)
@@ -115,7 +115,7 @@ def assignment_functions(
     levels = theirs.prior_generator.grid_priors(sizes, device=device)
     priors, counts = torch.cat(levels), [len(level) for level in levels]
 
-    def run_ours() -> object:
+    def run_ours() -> Match:
         grid = make_grid(ours.priors, inputs.cls_scores, inputs.metas, -1)
         return match_batch(
             ours.assigner, grid, truths.boxes, truths.image, inputs.truths, none_ignored
@@ -131,14 +131,16 @@ def assignment_functions(
 
 
 def assignment_rows(case: Case, runs: Runs, target: float | None = None) -> list[Row]:
-    """Time of the assignment and, on a processor, the memory of its tensors."""
-    functions = assignment_functions(build_heads(runs.device, 1), case, runs.device)
+    """Time of the assignment and the memory of its tensors; the result must be written at least."""
+    theirs, ours = assignment_functions(build_heads(runs.device, 1), case, runs.device)
+    *fields, _ = ours().positives
+    written = num_bytes(*fields)
     name = f'assignment, {case._replace(classes=1)}'
-    theirs, ours = runs.in_turns(*functions)
-    memory, least = (peak_memory(function, runs.device) for function in functions)
+    slow, fast = runs.in_turns(theirs, ours)
+    memory, least = (peak_memory(function, runs.device) for function in (theirs, ours))
     return [
-        Row(name, theirs, ours, target=target),
-        Row(f'{name}: memory', memory, least, unit='MiB'),
+        Row(name, slow, fast, target=target, floor=written / runs.bandwidth()),
+        Row(f'{name}: memory', memory, least, unit='MiB', floor=written / MEBI),
     ]
 
 

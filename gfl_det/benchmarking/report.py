@@ -43,7 +43,11 @@ def format_table(rows: Sequence[Row]) -> str:
         asked = '' if row.target is None else f'{row.target:g}'
         floor, above = '', ''
         if row.floor is not None:
-            floor, above = f'{row.floor:.1f} {row.unit}', f'{row.ours / row.floor:.1f}'
+            floor, above = f'{row.floor:.2g} {row.unit}', f'{row.ours / row.floor:.2g}'
+            if row.floor >= 10:
+                floor = f'{row.floor:.0f} {row.unit}'
+            if row.ours >= 10 * row.floor:
+                above = f'{row.ours / row.floor:.0f}'
         lines.append(
             f'| {row.name} | {row.theirs:.1f} {row.unit} | {row.ours:.1f} {row.unit} '
             f'| {row.ratio:.2f} | {asked} | {floor} | {above} |'
