@@ -37,6 +37,10 @@ class Case(NamedTuple):
         height, width = self.size
         return f'{self.batch} x {height}x{width}, {self.truths} truths, {self.classes} classes'
 
+    def without_classes(self) -> str:
+        """The same as text where classes do not matter."""
+        return str(self).rpartition(',')[0]
+
 
 class Batch(NamedTuple):
     """Inputs of ``loss_by_feat`` and ``predict_by_feat``."""
@@ -135,7 +139,7 @@ def assignment_rows(case: Case, runs: Runs, target: float | None = None) -> list
     theirs, ours = assignment_functions(build_heads(runs.device, 1), case, runs.device)
     *fields, _ = ours().positives
     written = num_bytes(*fields)
-    name = f'assignment, {case._replace(classes=1)}'
+    name = f'assignment, {case.without_classes()}'
     slow, fast = runs.in_turns(theirs, ours)
     memory, least = (peak_memory(function, runs.device) for function in (theirs, ours))
     return [

@@ -100,7 +100,8 @@ def draw(rows: Sequence[Row], path: Path, device: str) -> None:
     colours = ['#2b7a78' if row.unit == 'ms' else '#8d99ae' for row in rows]
     axes.barh(places, [row.ratio for row in rows], color=colours)
     for place, row in zip(places, rows):
-        axes.text(max(row.ratio, 1) * 1.05, place, f'{row.ratio:.2g}', va='center', fontsize=8)
+        label = f'{row.ratio:.0f}' if row.ratio >= 10 else f'{row.ratio:.2f}'
+        axes.text(max(row.ratio, 1) * 1.05, place, label, va='center', fontsize=8)
         if row.target is not None:
             axes.plot([row.target] * 2, [place - 0.45, place + 0.45], color='#d1495b', linewidth=2)
     axes.axvline(1, color='black', linewidth=0.8)

@@ -64,7 +64,7 @@ def _sweep() -> Iterator[tuple[str, Measurement]]:
         plain = case._replace(classes=1)  # classes do not matter to the assignment
         if plain not in assigned:
             assigned.add(plain)
-            yield f'assignment, {plain}', partial(assignment_rows, plain)
+            yield f'assignment, {plain.without_classes()}', partial(assignment_rows, plain)
         yield f'losses, {case}', partial(loss_rows, case)
         if case.truths == Case().truths:
             yield (
