@@ -103,12 +103,8 @@ class ATSSAssigner(BaseAssigner):
             no_overlap = priors.new_zeros(len(priors))
             return AssignResult(len(truths), gt_inds, no_overlap, labels=gt_inds - 1)
 
-        regions = None
-        if gt_instances_ignore is not None:
-            regions = get_box_tensor(gt_instances_ignore.bboxes)
-        ignored = None
-        if regions is not None and self.ignores(regions):
-            ignored = general.ignored_priors(priors, regions, self.ignore_iof_thr)
+        ignored = self._ignored(priors, gt_instances_ignore)
+        if ignored is not None:
             gt_inds[ignored] = -1
         lattice = None
         if ignored is None and self.has_closed_form:
@@ -128,6 +124,13 @@ class ATSSAssigner(BaseAssigner):
         assigned_labels[positive] = labels[truth[positive]]
         overlap = overlap.masked_fill(~positive, NO_OVERLAP)
         return AssignResult(len(truths), gt_inds, overlap, labels=assigned_labels)
+
+    def _ignored(self, priors: Tensor, instances: InstanceData | None) -> Tensor | None:
+        """Which priors ``(P,)`` lie in ignored truths; None where those do not count."""
+        regions = None if instances is None else get_box_tensor(instances.bboxes)
+        if regions is None or not self.ignores(regions):
+            return None
+        return general.ignored_priors(priors, regions, self.ignore_iof_thr)
 
     def _assign_lattice(self, lattice: Lattice, truths: Tensor) -> general.Assignment:
         image = torch.zeros(len(truths), dtype=torch.long, device=truths.device)
