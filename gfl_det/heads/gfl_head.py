@@ -22,6 +22,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..assigners.batch import Grid, Match, PriorLevels, make_grid, match_batch
+from ..calibration.in_detector import calibrate_results
 from ..errors import ConfigError
 from ..losses import DistributionFocalLoss, QualityFocalLoss
 from ..losses.score_loss import ScoreLoss
@@ -68,7 +69,8 @@ class GFLHead(AnchorHead):
 
     Constructor, state dict, losses and detections are mmdet's. ``test_cfg.with_uncertainty=True``
     adds ``edge_std`` to each result: the standard deviations of the left, top, right and bottom
-    edge, in pixels of the image that the boxes refer to.
+    edge, in pixels of the image that the boxes refer to. ``test_cfg.calibrator='FILE.json'`` maps
+    the scores as that calibrator says.
 
     Args:
         num_classes: classes without background.
@@ -292,4 +294,7 @@ class GFLHead(AnchorHead):
             clip = self.bbox_coder.clip_border
             frames = Frames.of(batch_img_metas, cfg, rescale, clip, device)
             decoder = Decoder.of(bbox_preds, self.priors, frames)
-            return detect(decoder, find_candidates(cls_scores, cfg), cfg, with_nms)
+            results = detect(decoder, find_candidates(cls_scores, cfg), cfg, with_nms)
+        if not with_nms or not cfg.get('calibrator'):
+            return results
+        return calibrate_results(results, cfg.calibrator, type(self).__name__, self.num_classes)

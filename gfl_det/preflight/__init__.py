@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
-from gfl_det.preflight.classes import check_classes
+from gfl_det.preflight.classes import check_calibrator, check_classes
 from gfl_det.preflight.data import check_data, check_metric_fields
 from gfl_det.preflight.weights import check_weights
 
@@ -30,6 +30,7 @@ def check_training(cfg: Config) -> None:
     """
     check_work_dir(cfg.work_dir)
     check_classes(cfg, TRAINING)
+    check_calibrator(cfg, TRAINING)
     faults: list[GFLDetError] = []
     for check in (lambda: check_data(cfg, TRAINING), lambda: check_weights(cfg)):
         try:
@@ -50,6 +51,7 @@ def check_testing(cfg: Config) -> None:
     check_checkpoint(cfg.load_from)
     check_work_dir(cfg.work_dir)
     check_classes(cfg, TESTING)
+    check_calibrator(cfg, TESTING)
     check_data(cfg, TESTING)
     check_metric_fields(cfg, TESTING)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from gfl_det.calibration.in_detector import check_class_names
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError
 from gfl_det.preflight.walk import datasets_of, walk
@@ -49,6 +50,23 @@ def check_classes(cfg: Config, splits: Sequence[str]) -> None:
                 f'The dataset of {first} has the classes {listed(expected)}, that of {where} has '
                 f'{listed(classes)}: give both the same metainfo=dict(classes=(...)).'
             )
+
+
+def check_calibrator(cfg: Config, splits: Sequence[str]) -> None:
+    """Compare the classes of a calibrator that the model names with those of each data set.
+
+    Raises:
+        DataError: They differ, or the file is no calibrator.
+    """
+    for _, node in walk(cfg.model, 'model'):
+        path = node.get('calibrator')
+        if not isinstance(path, str):
+            continue
+        for split in splits:
+            for dataset in datasets_of(cfg, split):
+                classes = class_names(dataset)
+                if classes is not None:
+                    check_class_names(path, list(classes))
 
 
 def class_counts(model: Any) -> Iterator[tuple[str, int]]:

@@ -1,0 +1,95 @@
+"""The command line of ``tools/calibrate.py``: what it reads, writes and prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gfl_det.calibration.arrays import Detections, Truths
+from gfl_det.calibration.calibrators import Settings, fit_calibrator
+from gfl_det.calibration.coco import detections_from_coco, read_json, truths_from_coco
+from gfl_det.calibration.evaluation import evaluate_detections
+from gfl_det.calibration.files import load_calibrator, save_calibrator
+from gfl_det.calibration.maps import FITS
+
+SHOWN = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP', 'AP', 'AP50')
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description='Fit calibrators of detection scores; use them.')
+    commands = parser.add_subparsers(dest='command', required=True)
+    fitting = commands.add_parser('fit', help='fit on a split that nothing else is judged on')
+    applying = commands.add_parser('apply', help='calibrate the scores of a result file')
+    for command, text in ((fitting, 'the file to write'), (applying, 'what fit wrote')):
+        command.add_argument('calibrator', metavar='CALIBRATOR', help=text)
+        command.add_argument('--truths', metavar='JSON', required=True, help='COCO annotations')
+        command.add_argument(
+            '--results',
+            metavar='JSON',
+            required=True,
+            help='COCO results with raw scores, such as tools/test.py --out writes',
+        )
+    fitting.add_argument('--method', choices=list(FITS), default='isotonic', help='kind of map')
+    fitting.add_argument('--tau', type=float, default=0.0, help='IoU that a match needs')
+    fitting.add_argument(
+        '--target', choices=['iou', 'precision'], default='iou', help='what a score should be'
+    )
+    fitting.add_argument('--class-agnostic', action='store_true', help='one map for all classes')
+    fitting.add_argument('--score-type', default='GFLHead', help='name of the head of the scores')
+    applying.add_argument('--out', required=True, metavar='JSON', help='the results to write')
+    return parser.parse_args(argv)
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Fit a calibrator, write it, and print what it does to the data it was fitted on.
+
+    Raises:
+        GFLDetError: See :func:`.calibrators.fit_calibrator`.
+    """
+    settings = Settings(args.method, args.tau, args.target, args.class_agnostic)
+    truths, detections = _read(args)
+    calibrator = fit_calibrator(detections, truths, settings, args.score_type)
+    save_calibrator(calibrator, args.calibrator)
+    for each in calibrator.classes:
+        print(f'{each.name}: {each.status}, {each.detections} detections')
+    _compare(detections, calibrator.calibrate(detections.scores, detections.label), truths)
+    print(f'calibrator: {args.calibrator}')
+    print(f'to use it: --cfg-options model.test_cfg.calibrator={args.calibrator}')
+
+
+def apply(args: argparse.Namespace) -> None:
+    """Write a result file with calibrated scores, none cut; other classes are left out.
+
+    Raises:
+        GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
+    """
+    truths, detections = _read(args)
+    calibrator = load_calibrator(args.calibrator).for_classes(truths.class_names)
+    calibrator.check_unseen(truths)
+    label = {category: index for index, category in enumerate(truths.category_ids)}
+    results = [each for each in read_json(args.results) if each['category_id'] in label]
+    labels = np.array([label[each['category_id']] for each in results], np.int64)
+    scores = calibrator.calibrate(np.array([each['score'] for each in results]), labels)
+    calibrated = [each | dict(score=float(score)) for each, score in zip(results, scores)]
+    Path(args.out).write_text(json.dumps(calibrated))
+    _compare(detections, calibrator.calibrate(detections.scores, detections.label), truths)
+    print(f'results: {args.out}')
+
+
+def _read(args: argparse.Namespace) -> tuple[Truths, Detections]:
+    truths = truths_from_coco(read_json(args.truths), args.truths)
+    return truths, detections_from_coco(read_json(args.results), truths, args.results)
+
+
+def _compare(detections: Detections, calibrated: np.ndarray, truths: Truths) -> None:
+    """Print metrics of raw and calibrated scores side by side."""
+    after = evaluate_detections(detections._replace(scores=calibrated), truths)
+    before = evaluate_detections(detections, truths)
+    print(f'{"":8} {"raw":>7} {"calibrated":>11}')
+    for name in SHOWN:
+        print(f'{name:8} {before[name]:7.4f} {after[name]:11.4f}')

@@ -1,0 +1,167 @@
+"""Calibrators in use: the tool on result files, and inside a detector."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from heads import head_pair, make_maps, make_meta
+from mmengine.config import Config
+
+from gfl_det import calibration
+from gfl_det.benchmarking.detections import make_set
+from gfl_det.calibration.in_detector import check_class_names
+from gfl_det.errors import DataError
+from gfl_det.preflight.classes import check_calibrator
+
+TOOL = Path(__file__).parents[1] / 'tools' / 'calibrate.py'
+
+
+def write_set(folder: Path, seed: int) -> tuple[str, str]:
+    """Truths and results as COCO files; images of different seeds have different names."""
+    coco_set = make_set(40, 30, 3, seed=seed)
+    for image in coco_set.dataset['images']:
+        image['file_name'] = f'{seed}_{image["id"]}.jpg'
+    results = []
+    for sample in coco_set.samples:
+        found = sample['pred_instances']
+        corners = found['bboxes'].numpy().astype(float)
+        for box, score, label in zip(corners, found['scores'].tolist(), found['labels'].tolist()):
+            sides = [*box[:2], *(box[2:] - box[:2])]
+            results.append(
+                dict(image_id=sample['img_id'], bbox=sides, score=score, category_id=label + 1)
+            )
+    truths, detections = folder / f'{seed}.json', folder / f'{seed}.bbox.json'
+    truths.write_text(json.dumps(coco_set.dataset))
+    detections.write_text(json.dumps(results))
+    return str(truths), str(detections)
+
+
+def run(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, 'argv', ['calibrate.py', *arguments])
+    runpy.run_path(str(TOOL), run_name='__main__')
+
+
+def test_the_tool_fits_and_applies(tmp_path, monkeypatch, capsys) -> None:
+    path = str(tmp_path / 'calibrator.json')
+    truths, results = write_set(tmp_path, 0)
+    run(
+        monkeypatch,
+        'fit',
+        path,
+        '--truths',
+        truths,
+        '--results',
+        results,
+        '--method',
+        'temperature',
+    )
+    assert f'calibrator: {path}' in capsys.readouterr().out
+    truths, results = write_set(tmp_path, 1)
+    out = tmp_path / 'out.json'
+    run(monkeypatch, 'apply', path, '--truths', truths, '--results', results, '--out', str(out))
+    table = {
+        line.split()[0]: [float(each) for each in line.split()[1:]]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith(('LaECE_0', 'AP '))
+    }
+    assert table['LaECE_0'][1] < table['LaECE_0'][0]  # random scores say little of the IoU
+    assert table['AP'][1] == pytest.approx(table['AP'][0], abs=0.01)  # but for ties
+    raw, calibrated = json.loads(Path(results).read_text()), json.loads(out.read_text())
+    calibrator = calibration.load_calibrator(path)
+    expected = calibrator.calibrate(
+        np.array([each['score'] for each in raw]),
+        np.array([each['category_id'] - 1 for each in raw]),
+    )
+    assert [each['bbox'] for each in calibrated] == [each['bbox'] for each in raw]
+    np.testing.assert_allclose([each['score'] for each in calibrated], expected)
+
+
+def test_the_tool_refuses_the_images_it_was_fitted_on(tmp_path, monkeypatch, capsys) -> None:
+    path = str(tmp_path / 'calibrator.json')
+    files = write_set(tmp_path, 0)
+    given = ['--truths', files[0], '--results', files[1]]
+    run(monkeypatch, 'fit', path, *given)
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, 'apply', path, *given, '--out', str(tmp_path / 'out.json'))
+    assert stopped.value.code == 1
+    assert 'used to fit the calibrator' in capsys.readouterr().err
+
+
+@pytest.fixture
+def calibrator(tmp_path) -> str:
+    """For the eight classes of the small head: the k-th class gets its score to the power k + 1."""
+    names = [f'c{index}' for index in range(8)]
+    files = make_set(40, 60, 8)
+    truths = calibration.truths_from_coco(files.dataset)
+    results = [
+        dict(image_id=1, bbox=[0, 0, 9, 9], score=0.5, category_id=label + 1) for label in range(8)
+    ]
+    fitted = calibration.fit_calibrator(
+        calibration.detections_from_coco(results, truths),
+        truths,
+        calibration.Settings('identity', cuts=(0.0, 0.0)),
+        'GFLHead',
+    )
+    assert fitted.class_names == names
+    path = tmp_path / 'eight.json'
+    calibration.save_calibrator(fitted, path)
+    content = json.loads(path.read_text())
+    for label, entry in enumerate(content['classes']):
+        entry['map'] = dict(kind='linear', slope=1 / (label + 1), offset=0.0)
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_a_head_gives_calibrated_scores_in_order(calibrator: str) -> None:
+    ours, _ = head_pair(test_cfg=dict(with_uncertainty=True))
+    maps = make_maps(2, (128, 160), torch.Generator().manual_seed(0), 0.0)
+    metas = [make_meta((128, 160))] * 2
+    plain = ours.predict_by_feat(*maps, batch_img_metas=metas)
+    ours.test_cfg.calibrator = calibrator
+    for found, raw in zip(ours.predict_by_feat(*maps, batch_img_metas=metas), plain):
+        expected = raw.scores / (raw.labels + 1)
+        order = expected.sort(descending=True, stable=True).indices
+        torch.testing.assert_close(found.scores, expected[order])
+        assert torch.equal(found.labels, raw.labels[order])
+        assert torch.equal(found.bboxes, raw.bboxes[order])
+        assert torch.equal(found.edge_std, raw.edge_std[order])
+    without_nms = ours.predict_by_feat(*maps, batch_img_metas=metas, with_nms=False)
+    assert float(without_nms[0].scores[0]) == pytest.approx(float(plain[0].scores[0]))
+
+
+def test_a_calibrator_of_another_kind_is_refused(calibrator: str, tmp_path) -> None:
+    maps = make_maps(1, (128, 160), torch.Generator().manual_seed(0), 0.0)
+    ours, _ = head_pair(test_cfg=dict(calibrator=calibrator))
+    content = json.loads(Path(calibrator).read_text())
+    for change, message in (
+        (dict(score_type='RetinaHead'), 'RetinaHead'),
+        (dict(classes=content['classes'][:3]), 'the head has 8'),
+    ):
+        path = tmp_path / 'other.json'
+        path.write_text(json.dumps(content | change))
+        ours.test_cfg.calibrator = str(path)
+        with pytest.raises(DataError, match=message):
+            ours.predict_by_feat(*maps, batch_img_metas=[make_meta((128, 160))])
+    with pytest.raises(DataError, match=r'missing\.json'):
+        check_class_names(str(tmp_path / 'missing.json'), ['c0'])
+
+
+def test_a_config_names_a_calibrator_of_its_classes(calibrator: str) -> None:
+    def config(*names: str) -> Config:
+        return Config(
+            dict(
+                model=dict(test_cfg=dict(calibrator=calibrator)),
+                test_dataloader=dict(dataset=dict(metainfo=dict(classes=names))),
+            )
+        )
+
+    names = [f'c{index}' for index in range(8)]
+    check_calibrator(config(*names), ['test'])
+    with pytest.raises(DataError, match='in this order'):
+        check_calibrator(config(*reversed(names)), ['test'])

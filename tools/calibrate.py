@@ -1,0 +1,29 @@
+"""Fit a calibrator of detection scores, and apply it to results.
+
+    python tools/calibrate.py fit CALIBRATOR.json --truths minival.json --results minival.bbox.json
+                                  [--method isotonic|linear|platt|temperature|identity] [--tau T]
+                                  [--target iou|precision] [--class-agnostic] [--score-type HEAD]
+    python tools/calibrate.py apply CALIBRATOR.json --truths test.json --results test.bbox.json
+                                    --out calibrated.bbox.json
+
+Results are those of tools/test.py --out FILE.json. A detector applies a calibrator by itself with
+--cfg-options model.test_cfg.calibrator=CALIBRATOR.json.
+"""
+
+try:
+    from gfl_det import cli
+    from gfl_det.calibration import command
+except ModuleNotFoundError as error:
+    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+
+
+def main() -> None:
+    args = command.parse_arguments()
+    if args.command == 'fit':
+        command.fit(args)
+    else:
+        command.apply(args)
+
+
+if __name__ == '__main__':
+    cli.run(main)
