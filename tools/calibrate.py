@@ -2,7 +2,8 @@
 
     python tools/calibrate.py fit CALIBRATOR.json --truths minival.json --results minival.bbox.json
                                   [--method isotonic|linear|platt|temperature|identity] [--tau T]
-                                  [--target iou|precision] [--class-agnostic] [--score-type HEAD]
+                                  [--target iou|precision] [--raw-cut SCORE|lrp] [--class-agnostic]
+                                  [--score-type HEAD]
     python tools/calibrate.py apply CALIBRATOR.json --truths test.json --results test.bbox.json
                                     --out calibrated.bbox.json
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gfl_det.calibration.arrays import Detections, Truths
-from gfl_det.calibration.calibrators import Settings, fit_calibrator
+from gfl_det.calibration.calibrators import Cut, Settings, fit_calibrator
 from gfl_det.calibration.coco import detections_from_coco, read_json, truths_from_coco
 from gfl_det.calibration.evaluation import evaluate_detections
 from gfl_det.calibration.files import load_calibrator, save_calibrator
@@ -39,10 +39,22 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     fitting.add_argument(
         '--target', choices=['iou', 'precision'], default='iou', help='what a score should be'
     )
+    fitting.add_argument(
+        '--raw-cut',
+        type=_cut,
+        default=0.0,
+        metavar='SCORE',
+        help='least raw score to fit on: 0 for all, as a detector calibrates all; lrp for the '
+        "published protocol's threshold of each class",
+    )
     fitting.add_argument('--class-agnostic', action='store_true', help='one map for all classes')
     fitting.add_argument('--score-type', default='GFLHead', help='name of the head of the scores')
     applying.add_argument('--out', required=True, metavar='JSON', help='the results to write')
     return parser.parse_args(argv)
+
+
+def _cut(text: str) -> Cut:
+    return 'lrp' if text == 'lrp' else float(text)
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -51,7 +63,8 @@ def fit(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :func:`.calibrators.fit_calibrator`.
     """
-    settings = Settings(args.method, args.tau, args.target, args.class_agnostic)
+    cuts: tuple[Cut, Cut] = (args.raw_cut, 'lrp')
+    settings = Settings(args.method, args.tau, args.target, args.class_agnostic, cuts)
     truths, detections = _read(args)
     calibrator = fit_calibrator(detections, truths, settings, args.score_type)
     save_calibrator(calibrator, args.calibrator)
