@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -80,6 +81,23 @@ def test_the_tool_fits_and_applies(tmp_path, monkeypatch, capsys) -> None:
     )
     assert [each['bbox'] for each in calibrated] == [each['bbox'] for each in raw]
     np.testing.assert_allclose([each['score'] for each in calibrated], expected)
+
+
+def test_the_report_holds_pictures_and_thresholds(tmp_path, monkeypatch, capsys) -> None:
+    path, out = str(tmp_path / 'calibrator.json'), tmp_path / 'report'
+    truths, results = write_set(tmp_path, 0)
+    run(monkeypatch, 'fit', path, '--truths', truths, '--results', results)
+    truths, results = write_set(tmp_path, 1)
+    given = ['--truths', truths, '--results', results, '--out', str(out)]
+    run(monkeypatch, 'report', path, *given)
+    assert 'report.html' in capsys.readouterr().out
+    for name in ('reliability.png', 'classes.png'):
+        assert cv2.imread(str(out / name)).std() > 10
+    page = (out / 'report.html').read_text()
+    assert page.count('data:image/png') == 2
+    assert 'src="http' not in page
+    for name in ('c0', 'c1', 'c2', 'LaECE_0', 'oLRP, calibrated'):
+        assert name in page
 
 
 def test_the_tool_refuses_the_images_it_was_fitted_on(tmp_path, monkeypatch, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Fit a calibrator of detection scores, and apply it to results.
+"""Fit a calibrator of detection scores, apply it to results, and show what it does.
 
     python tools/calibrate.py fit CALIBRATOR.json --truths minival.json --results minival.bbox.json
                                   [--method isotonic|linear|platt|temperature|identity] [--tau T]
@@ -6,6 +6,8 @@
                                   [--score-type HEAD]
     python tools/calibrate.py apply CALIBRATOR.json --truths test.json --results test.bbox.json
                                     --out calibrated.bbox.json
+    python tools/calibrate.py report CALIBRATOR.json --truths test.json --results test.bbox.json
+                                     --out DIR
 
 Results are those of tools/test.py --out FILE.json. A detector applies a calibrator by itself with
 --cfg-options model.test_cfg.calibrator=CALIBRATOR.json.
@@ -20,10 +22,7 @@ except ModuleNotFoundError as error:
 
 def main() -> None:
     args = command.parse_arguments()
-    if args.command == 'fit':
-        command.fit(args)
-    else:
-        command.apply(args)
+    dict(fit=command.fit, apply=command.apply, report=command.report)[args.command](args)
 
 
 if __name__ == '__main__':

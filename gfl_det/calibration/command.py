@@ -15,6 +15,7 @@ from gfl_det.calibration.coco import detections_from_coco, read_json, truths_fro
 from gfl_det.calibration.evaluation import evaluate_detections
 from gfl_det.calibration.files import load_calibrator, save_calibrator
 from gfl_det.calibration.maps import FITS
+from gfl_det.calibration.report import write_report
 
 SHOWN = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP', 'AP', 'AP50')
 
@@ -25,7 +26,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True)
     fitting = commands.add_parser('fit', help='fit on a split that nothing else is judged on')
     applying = commands.add_parser('apply', help='calibrate the scores of a result file')
-    for command, text in ((fitting, 'the file to write'), (applying, 'what fit wrote')):
+    reporting = commands.add_parser('report', help='show what a calibrator does, on other images')
+    texts = ('the file to write', 'what fit wrote', 'what fit wrote')
+    for command, text in zip((fitting, applying, reporting), texts):
         command.add_argument('calibrator', metavar='CALIBRATOR', help=text)
         command.add_argument('--truths', metavar='JSON', required=True, help='COCO annotations')
         command.add_argument(
@@ -50,6 +53,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     fitting.add_argument('--class-agnostic', action='store_true', help='one map for all classes')
     fitting.add_argument('--score-type', default='GFLHead', help='name of the head of the scores')
     applying.add_argument('--out', required=True, metavar='JSON', help='the results to write')
+    reporting.add_argument('--out', required=True, metavar='DIR', help='folder of the report')
     return parser.parse_args(argv)
 
 
@@ -92,6 +96,21 @@ def apply(args: argparse.Namespace) -> None:
     Path(args.out).write_text(json.dumps(calibrated))
     _compare(detections, calibrator.calibrate(detections.scores, detections.label), truths)
     print(f'results: {args.out}')
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write diagrams and a page on what a calibrator does to detections.
+
+    Raises:
+        GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
+    """
+    truths, detections = _read(args)
+    calibrator = load_calibrator(args.calibrator).for_classes(truths.class_names)
+    calibrator.check_unseen(truths)
+    scores = calibrator.calibrate(detections.scores, detections.label)
+    _compare(detections, scores, truths)
+    files = write_report(detections, scores, truths, Path(args.out))
+    print('written:', ', '.join(map(str, files)))
 
 
 def _read(args: argparse.Namespace) -> tuple[Truths, Detections]:

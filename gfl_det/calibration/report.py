@@ -1,0 +1,170 @@
+"""What calibration does, to look at: reliability diagrams, histograms, metrics, thresholds."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .arrays import Detections, Truths
+from .evaluation import evaluate_detections
+from .lrp import OptimalLRP, optimal_lrp
+from .matching import Matches, match
+from .reliability import reliability
+
+NUM_BINS = 20
+# Classes with a diagram of their own, those with the most detections; the page lists all.
+MAX_DIAGRAMS = 20
+METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'LRP_0.5', 'oLRP', 'AP', 'AP50', 'AP75')
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }
+img { max-width: 100% } .wide { overflow-x: auto }
+table { border-collapse: collapse } td, th { padding: .2rem .8rem; text-align: right }
+td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f3f3f3 }
+"""
+
+
+class Side(NamedTuple):
+    """Detections with raw or calibrated scores, judged."""
+
+    name: str
+    colour: str
+    metrics: dict[str, float]
+    found: Matches  # at tau 0
+    best: OptimalLRP  # at tau 0.5
+
+
+def judge(name: str, colour: str, detections: Detections, truths: Truths) -> Side:
+    """Match and measure one side of the report."""
+    at_zero, at_half = match(detections, truths, [0.0, 0.5])
+    metrics = evaluate_detections(detections, truths)
+    return Side(name, colour, metrics, at_zero, optimal_lrp(at_half))
+
+
+def write_report(
+    detections: Detections, calibrated: np.ndarray, truths: Truths, folder: Path
+) -> list[Path]:
+    """Write ``reliability.png``, ``classes.png`` and ``report.html``, which holds both.
+
+    Args:
+        detections: with raw scores.
+        calibrated: ``(N,)`` their calibrated scores.
+        truths: of the same images, which the calibrator has not seen.
+        folder: is made.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sides = (
+        judge('raw', '#8d99ae', detections, truths),
+        judge('calibrated', '#2b7a78', detections._replace(scores=calibrated), truths),
+    )
+    pooled, classes, page = (
+        folder / name for name in ('reliability.png', 'classes.png', 'report.html')
+    )
+    _figure([('all classes', None)], sides).savefig(pooled, dpi=130)
+    number = np.bincount(detections.label, minlength=len(truths.class_names))
+    order = np.argsort(-number, kind='stable')[:MAX_DIAGRAMS]
+    panels: list[tuple[str, int | None]] = [
+        (truths.class_names[label], int(label)) for label in order
+    ]
+    _figure(panels, sides).savefig(classes, dpi=110)
+    page.write_text(_page(sides, truths, number, (pooled, classes)))
+    return [pooled, classes, page]
+
+
+def _figure(panels: list[tuple[str, int | None]], sides: tuple[Side, ...]) -> Any:
+    """A reliability diagram above a histogram of scores for each panel: a title and a label."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    width = 6 if len(panels) == 1 else 3
+    figure = Figure(figsize=(width * columns, 1.3 * width * rows), layout='constrained')
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(
+        2 * rows, columns, squeeze=False, sharex=True, height_ratios=[3, 1] * rows
+    )
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for index, (title, label) in enumerate(panels):
+        row, column = divmod(index, columns)
+        _panel(grid[2 * row, column], grid[2 * row + 1, column], title, label, sides)
+    return figure
+
+
+def _panel(
+    diagram: Any, histogram: Any, title: str, label: int | None, sides: tuple[Side, ...]
+) -> None:
+    edges = np.linspace(0, 1, NUM_BINS + 1)
+    diagram.plot([0, 1], [0, 1], color='black', linewidth=0.8, linestyle=':')
+    for side in sides:
+        judged = side.found.judged()
+        if label is not None:
+            judged = judged & (side.found.label == label)
+        scores, targets = side.found.scores[judged], side.found.iou[judged]
+        table = reliability(scores, targets, edges)
+        diagram.plot(
+            table.score[0], table.target[0], 'o-', color=side.colour, label=side.name, markersize=3
+        )
+        histogram.stairs(table.number[0], edges, color=side.colour)
+    diagram.set_title(title, fontsize=9)
+    diagram.set_ylabel('mean IoU', fontsize=8)
+    histogram.set_xlabel('score', fontsize=8)
+    histogram.set_yscale('symlog')
+    diagram.legend(fontsize=7, frameon=False)
+    for axes in (diagram, histogram):
+        axes.set_visible(True)
+        axes.tick_params(labelsize=7)
+        axes.spines[['top', 'right']].set_visible(False)
+
+
+def _page(
+    sides: tuple[Side, ...], truths: Truths, number: np.ndarray, pictures: tuple[Path, ...]
+) -> str:
+    """One HTML file with the pictures in it; it opens without a network."""
+    metrics = [[name, *(f'{side.metrics[name]:.4f}' for side in sides)] for name in METRICS]
+    thresholds = [
+        [
+            name,
+            str(number[label]),
+            *(_number(side.best.thresholds[label]) for side in sides),
+            *(_number(side.best.lrp.total[label]) for side in sides),
+        ]
+        for label, name in enumerate(truths.class_names)
+    ]
+    images = [
+        f'<img alt="{path.stem}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}">'
+        for path in pictures
+    ]
+    names = [side.name for side in sides]
+    cuts = [f'cut, {name}' for name in names] + [f'oLRP, {name}' for name in names]
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Calibration</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<style>{STYLE}</style><h1>Calibration</h1>'
+        f'<p>{len(truths.image_ids)} images, {len(truths.label)} truths, {number.sum()} '
+        'detections. Scores are compared with the IoU of their boxes; a false one has 0.</p>'
+        f'{_table(["", *names], metrics)}<h2>All classes</h2>{images[0]}'
+        f'<h2>Classes with the most detections</h2>{images[1]}'
+        '<h2>Where to cut each class</h2><p>The score with the least LRP at IoU .5.</p>'
+        f'{_table(["class", "detections", *cuts], thresholds)}</html>\n'
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return '<tr>' + ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells) + '</tr>'
+
+    body = ''.join(line(row, 'td') for row in rows)
+    return f'<div class="wide"><table>{line(head, "th")}{body}</table></div>'
+
+
+def _number(value: float) -> str:
+    return '' if np.isnan(value) else f'{value:.3f}'
