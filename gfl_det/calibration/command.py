@@ -80,21 +80,14 @@ def fit(args: argparse.Namespace) -> None:
 
 
 def apply(args: argparse.Namespace) -> None:
-    """Write a result file with calibrated scores, none cut; other classes are left out.
+    """Write a result file with calibrated scores, none cut.
 
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
-    truths, detections = _read(args)
-    calibrator = load_calibrator(args.calibrator).for_classes(truths.class_names)
-    calibrator.check_unseen(truths)
-    label = {category: index for index, category in enumerate(truths.category_ids)}
-    results = [each for each in read_json(args.results) if each['category_id'] in label]
-    labels = np.array([label[each['category_id']] for each in results], np.int64)
-    scores = calibrator.calibrate(np.array([each['score'] for each in results]), labels)
-    calibrated = [each | dict(score=float(score)) for each, score in zip(results, scores)]
-    Path(args.out).write_text(json.dumps(calibrated))
-    _compare(detections, calibrator.calibrate(detections.scores, detections.label), truths)
+    _, _, scores = _calibrate(args)
+    entries = zip(read_json(args.results), scores.tolist())  # detections keep the file's order
+    Path(args.out).write_text(json.dumps([each | dict(score=score) for each, score in entries]))
     print(f'results: {args.out}')
 
 
@@ -104,11 +97,7 @@ def report(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
-    truths, detections = _read(args)
-    calibrator = load_calibrator(args.calibrator).for_classes(truths.class_names)
-    calibrator.check_unseen(truths)
-    scores = calibrator.calibrate(detections.scores, detections.label)
-    _compare(detections, scores, truths)
+    truths, detections, scores = _calibrate(args)
     files = write_report(detections, scores, truths, Path(args.out))
     print('written:', ', '.join(map(str, files)))
 
@@ -116,6 +105,16 @@ def report(args: argparse.Namespace) -> None:
 def _read(args: argparse.Namespace) -> tuple[Truths, Detections]:
     truths = truths_from_coco(read_json(args.truths), args.truths)
     return truths, detections_from_coco(read_json(args.results), truths, args.results)
+
+
+def _calibrate(args: argparse.Namespace) -> tuple[Truths, Detections, np.ndarray]:
+    """Calibrate the scores of images that the calibrator has not seen, and print what that does."""
+    truths, detections = _read(args)
+    calibrator = load_calibrator(args.calibrator).for_classes(truths.class_names)
+    calibrator.check_unseen(truths)
+    scores = calibrator.calibrate(detections.scores, detections.label)
+    _compare(detections, scores, truths)
+    return truths, detections, scores
 
 
 def _compare(detections: Detections, calibrated: np.ndarray, truths: Truths) -> None:
