@@ -1,4 +1,4 @@
-"""The whole detector: inferencer, test-time augmentation, and mmdet's heads on our parts."""
+"""The whole detector: inferencer and test-time augmentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from heads import make_maps, make_meta, make_truths
+from heads import make_meta
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -74,65 +74,3 @@ def test_test_time_augmentation(model) -> None:
     with torch.no_grad():
         alone = model.test_step(dict(inputs=[image], data_samples=[sample()]))[0].pred_instances
     assert (boxes[0] - alone.bboxes).abs().amax(1).min() < 32
-
-
-@pytest.mark.parametrize('head', ['ATSSHead', 'DDODHead'])
-def test_mmdets_heads_run_on_our_assigner(head: str) -> None:
-    """With the assigner as the only change, another head's losses stay what they were."""
-    changes: dict = {}
-    if head == 'DDODHead':
-        assigners = {
-            prefix: dict(type=f'{prefix}ATSSAssigner', topk=9) for prefix in ('', 'gfl_det.')
-        }
-        train = {
-            prefix: dict(
-                assigner=dict(each, alpha=0.8),
-                reg_assigner=dict(each, alpha=0.5),
-                allowed_border=-1,
-                pos_weight=-1,
-            )
-            for prefix, each in assigners.items()
-        }
-        changes = dict(loss_iou=dict(type='CrossEntropyLoss', use_sigmoid=True))
-    else:
-        train = {
-            prefix: dict(
-                assigner=dict(type=f'{prefix}ATSSAssigner', topk=9),
-                allowed_border=-1,
-                pos_weight=-1,
-            )
-            for prefix in ('', 'gfl_det.')
-        }
-    generator = torch.Generator().manual_seed(0)
-    cls, _ = make_maps(2, (128, 160), generator)
-    boxes = [torch.randn(2, 4, *level.shape[2:], generator=generator) * 0.1 for level in cls]
-    third = [torch.randn(2, 1, *level.shape[2:], generator=generator) for level in cls]
-    truths = [make_truths(count, (128, 160), generator) for count in (4, 6)]
-    losses = []
-    for prefix in ('', 'gfl_det.'):
-        built = MODELS.build(
-            ConfigDict(
-                type=head,
-                num_classes=8,
-                in_channels=16,
-                stacked_convs=1,
-                feat_channels=32,
-                anchor_generator=dict(
-                    type='AnchorGenerator',
-                    ratios=[1.0],
-                    octave_base_scale=8,
-                    scales_per_octave=1,
-                    strides=[8, 16, 32, 64, 128],
-                ),
-                bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
-                reg_decoded_bbox=True,
-                loss_cls=dict(type='FocalLoss', use_sigmoid=True),
-                loss_bbox=dict(type='GIoULoss'),
-                train_cfg=train[prefix],
-                **changes,
-            )
-        )
-        found = built.loss_by_feat(cls, boxes, third, truths, [make_meta((128, 160))] * 2)
-        losses.append({name: [float(each) for each in value] for name, value in found.items()})
-    assert losses[0] == losses[1]
-    assert sum(losses[0]['loss_bbox']) > 0

@@ -33,10 +33,14 @@ def head_of(name: str, ours: bool) -> torch.nn.Module:
     settings: dict = dict(
         loss_bbox=dict(type='GIoULoss', loss_weight=2.0), anchor_generator=ANCHORS
     )
-    if name == 'ATSSHead':
+    if name in ('ATSSHead', 'DDODHead'):
         coder = dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2])
         focal = dict(type='FocalLoss', use_sigmoid=True)
         settings.update(bbox_coder=coder, reg_decoded_bbox=True, loss_cls=focal)
+        if name == 'DDODHead':  # its cost is score^(1 - alpha) * IoU^alpha
+            train.update(assigner=dict(assigner, alpha=0.8))
+            train.update(reg_assigner=dict(assigner, alpha=0.5))
+            settings.update(loss_iou=dict(type='CrossEntropyLoss', use_sigmoid=True))
     elif name == 'TOODHead':
         later = dict(type='TaskAlignedAssigner', topk=13)
         train = dict(train, initial_epoch=4, initial_assigner=assigner, assigner=later)
@@ -65,7 +69,7 @@ def outputs_of(name: str) -> list[list[Tensor]]:
         sizes = feature_sizes(*SIZE)
         return [torch.randn(2, channels, *size, generator=generator) for size in sizes]
 
-    if name == 'ATSSHead':
+    if name in ('ATSSHead', 'DDODHead'):
         return [logits, [each * 0.1 for each in noise(4)], noise(1)]
     if name == 'VFNetHead':
         sides = [[each.exp() * stride for each, stride in zip(noise(4), STRIDES)] for _ in 'ab']
@@ -97,7 +101,14 @@ def losses_and_gradients(head: torch.nn.Module, name: str) -> tuple[dict, list[T
 
 @pytest.mark.parametrize(
     ('name', 'epoch'),
-    [('ATSSHead', 0), ('TOODHead', 0), ('TOODHead', 4), ('VFNetHead', 0), ('LDHead', 0)],
+    [
+        ('ATSSHead', 0),
+        ('DDODHead', 0),
+        ('TOODHead', 0),
+        ('TOODHead', 4),
+        ('VFNetHead', 0),
+        ('LDHead', 0),
+    ],
 )
 def test_losses_and_gradients_stay(name: str, epoch: int) -> None:
     """TOOD assigns by ATSS in its first epochs, and by task alignment with QFL afterwards."""
