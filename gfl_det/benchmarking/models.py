@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,23 @@ from torch import nn
 
 from ..config import get_config
 
-STRIDES = (8, 16, 32, 64, 128)
+CONFIG = 'gfl_r50_fpn_1x_coco'
+STRIDES = (8, 16, 32, 64, 128)  # of that config
+
+
+@cache
+def _model_config(name: str) -> ConfigDict:
+    return get_config(name).model
+
+
+def model_config(ours: bool, name: str = CONFIG) -> ConfigDict:
+    """The model of a shipped config, with our head or with mmdet's of the same settings."""
+    config = copy.deepcopy(_model_config(name))
+    if not ours:
+        head = config.bbox_head
+        for part in (head, head.loss_cls, head.loss_dfl, config.train_cfg.assigner):
+            part.type = part.type.removeprefix('gfl_det.')
+    return config
 
 
 def head_config(ours: bool, num_classes: int = 80, **changes: Any) -> ConfigDict:
@@ -25,38 +42,9 @@ def head_config(ours: bool, num_classes: int = 80, **changes: Any) -> ConfigDict
         num_classes: classes.
         **changes: of the config; ``train_cfg`` and ``test_cfg`` are merged key by key.
     """
-    prefix = 'gfl_det.' if ours else ''
-    config = ConfigDict(
-        type=f'{prefix}GFLHead',
-        num_classes=num_classes,
-        in_channels=256,
-        anchor_generator=dict(
-            type='AnchorGenerator',
-            ratios=[1.0],
-            octave_base_scale=8,
-            scales_per_octave=1,
-            strides=list(STRIDES),
-        ),
-        loss_cls=dict(
-            type=f'{prefix}QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0
-        ),
-        loss_dfl=dict(type=f'{prefix}DistributionFocalLoss', loss_weight=0.25),
-        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
-        reg_max=16,
-        train_cfg=dict(
-            assigner=dict(type=f'{prefix}ATSSAssigner', topk=9),
-            allowed_border=-1,
-            pos_weight=-1,
-            debug=False,
-        ),
-        test_cfg=dict(
-            nms_pre=1000,
-            min_bbox_size=0,
-            score_thr=0.05,
-            nms=dict(type='nms', iou_threshold=0.6),
-            max_per_img=100,
-        ),
-    )
+    model = model_config(ours)
+    config = ConfigDict(model.bbox_head, train_cfg=model.train_cfg, test_cfg=model.test_cfg)
+    config.num_classes = num_classes
     _merge(config, changes)
     return config
 
@@ -80,7 +68,7 @@ def build_heads(device: str = 'cpu', num_classes: int = 80, **changes: Any) -> t
 
 
 def build_detectors(
-    device: str = 'cpu', num_classes: int = 80, name: str = 'gfl_r50_fpn_1x_coco'
+    device: str = 'cpu', num_classes: int = 80, name: str = CONFIG
 ) -> tuple[BaseModel, BaseModel]:
     """Our detector of a shipped config and mmdet's, with the same random weights, in eval mode.
 
@@ -88,17 +76,12 @@ def build_detectors(
     scores exceed the threshold.
     """
     register_all_modules()
-    config = get_config(name).model
-    config.backbone.init_cfg = None
-    config.bbox_head.num_classes = num_classes
-    theirs_config = copy.deepcopy(config)
-    plain = head_config(ours=False)
-    for part in ('loss_cls', 'loss_dfl'):
-        theirs_config.bbox_head[part].type = plain[part].type
-    theirs_config.bbox_head.type = plain.type
-    theirs_config.train_cfg.assigner.type = plain.train_cfg.assigner.type
+    configs = [model_config(ours, name) for ours in (True, False)]
+    for config in configs:
+        config.backbone.init_cfg = None
+        config.bbox_head.num_classes = num_classes
     torch.manual_seed(0)
-    theirs = MODELS.build(theirs_config)
+    theirs = MODELS.build(configs[1])
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean = torch.randn_like(module.weight) * 0.1
@@ -106,6 +89,6 @@ def build_detectors(
             nn.init.uniform_(module.weight, 0.3, 0.6)  # larger, and activations explode with depth
     nn.init.constant_(theirs.bbox_head.gfl_cls.bias, -5.0)
     nn.init.normal_(theirs.bbox_head.gfl_cls.weight, 0, 0.03)
-    ours = MODELS.build(config)
+    ours = MODELS.build(configs[0])
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return ours.to(device).eval(), theirs.to(device).eval()
