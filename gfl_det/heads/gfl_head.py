@@ -68,9 +68,10 @@ class GFLHead(AnchorHead):
     """Head of quality scores and edge distributions, a drop-in for mmdet's ``GFLHead``.
 
     Constructor, state dict, losses and detections are mmdet's. ``test_cfg.with_uncertainty=True``
-    adds ``edge_std`` to each result: the standard deviations of the left, top, right and bottom
-    edge, in pixels of the image that the boxes refer to. ``test_cfg.calibrator='FILE.json'`` maps
-    the scores as that calibrator says.
+    adds ``edge_std (N, 4)``: the standard deviations of the left, top, right and bottom edge, px of
+    the image that the boxes refer to. ``with_distribution=True`` adds what a box was read from:
+    ``edge_logits (N, 4, reg_max + 1)``, ``bin_widths (N, 4)`` px between neighbouring bins, and
+    ``prior_centres (N, 2)`` px, from where bins count. ``calibrator='FILE.json'`` maps the scores.
 
     Args:
         num_classes: classes without background.
@@ -276,8 +277,7 @@ class GFLHead(AnchorHead):
             with_nms: suppress and keep the ``max_per_img`` best.
 
         Returns:
-            Per image ``bboxes (N, 4)`` xyxy px, ``scores (N,)``, ``labels (N,)`` and, with
-            ``with_uncertainty``, ``edge_std (N, 4)`` px.
+            Per image ``bboxes (N, 4)`` xyxy px, ``scores``, ``labels`` and what ``cfg`` asks for.
 
         Raises:
             ValueError: there are ``score_factors``, or no ``batch_img_metas``.

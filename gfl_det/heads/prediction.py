@@ -44,13 +44,13 @@ def detect(
     Args:
         decoder: of the batch.
         candidates: N of all images and levels.
-        config: test config with ``nms`` (None: sort only), ``max_per_img`` (not positive: all) and
-            ``with_uncertainty``.
+        config: test config with ``nms`` (None: sort only), ``max_per_img`` (not positive: all),
+            ``with_uncertainty`` and ``with_distribution``.
         with_nms: False gives all candidates.
 
     Returns:
-        Per image ``bboxes``, ``scores``, ``labels`` and on request ``edge_std``, by descending
-        score.
+        Per image ``bboxes``, ``scores``, ``labels`` and what was asked for (see
+        :class:`.gfl_head.GFLHead`), by descending score.
     """
     order = candidates.scores.sort(descending=True, stable=True).indices
     order = order[candidates.image[order].sort(stable=True).indices]
@@ -73,6 +73,10 @@ def detect(
         result = InstanceData(bboxes=boxes, scores=kept.scores, labels=kept.labels)
         if config.get('with_uncertainty', False):
             result.edge_std = decoder.edge_std(kept)
+        if config.get('with_distribution', False):
+            result.edge_logits = decoder.logits(kept).float()
+            result.bin_widths = decoder.bin_widths(kept)
+            result.prior_centres = decoder.original_centres(kept)
         results.append(result)
     return results
 
