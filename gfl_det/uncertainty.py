@@ -2,8 +2,8 @@
 
 Pure functions on tensors. They take what ``test_cfg.with_distribution=True`` adds to a result:
 ``edge_logits (N, 4, num_bins)``, ``bin_widths (N, 4)`` px and ``prior_centres (N, 2)`` px. Edges
-are in the order left, top, right, bottom. Positions are coordinates along the edge's axis: x for left
-and right, y for top and bottom, in the image that the boxes refer to.
+are in the order left, top, right, bottom. Positions are coordinates along the edge's axis: x for
+left and right, y for top and bottom, in the image that the boxes refer to.
 """
 
 from __future__ import annotations
