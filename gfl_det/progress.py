@@ -54,7 +54,7 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        elif self.show and kind is None:
+        elif self.show and kind is None and self.total > 1:
             print(self._line(time.monotonic()), file=sys.stderr)
 
     def advance(self, steps: int = 1) -> None:
@@ -68,6 +68,13 @@ class Progress:
         if self.show and now - self._told >= LINE_SECONDS and self.done < self.total:
             self._told = now
             print(self._line(now), file=sys.stderr, flush=True)
+
+    def tell(self, text: str) -> None:
+        """Print a result to standard output without tearing the bar."""
+        if self._bar and sys.stdout.isatty():
+            self.say(text)
+        else:
+            print(text)
 
     def say(self, text: str) -> None:
         """Print a line to standard error without tearing the bar."""

@@ -7,8 +7,8 @@
                           [--max-pixels N] [--quiet]
 
 The config is read from the checkpoint, as data, where mmengine wrote it there. --out writes COCO
-results (.json) or a table (.csv). Images that cannot be read are named, the others are done, and the
-exit status is 1.
+results (.json) or a table (.csv). Images that cannot be read are named, the others are done; the
+exit status is 1 then.
 """
 
 try:

@@ -17,7 +17,7 @@ from .results import ImageResult, Results
 
 EPILOG = """\
 INPUT is an image, a video, a folder, a pattern in quotes ('shots/**/*.png'), an http address, or
-several of them. Images that cannot be read are named, the others are done, and the exit status is 1.
+several of them. Images that cannot be read are named, the others are done; the exit status is 1.
 Results hold, besides boxes and scores, for the left, top, right and bottom edge: edge_std (px),
 edge_low and edge_high (the interval of --level, px), edge_entropy (nats): docs/uncertainty.md.
 """

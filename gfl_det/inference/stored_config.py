@@ -76,9 +76,8 @@ def parse(text: str) -> dict[str, Any]:
 
 def _needed(content: dict[str, Any]) -> dict[str, Any]:
     """The model, the test pipeline and the names of classes: what inference builds from."""
-    needed: dict[str, Any] = {
-        name: content[name] for name in ('model', 'default_scope') if name in content
-    }
+    names = [name for name in ('model', 'default_scope') if name in content]
+    needed: dict[str, Any] = {name: content[name] for name in names}
     for dataset in datasets_of(content, 'test')[:1]:
         kept = {name: dataset[name] for name in ('pipeline', 'metainfo') if name in dataset}
         needed['test_dataloader'] = dict(dataset=kept)
