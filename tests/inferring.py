@@ -36,7 +36,7 @@ def write_checkpoint(folder: Path, cfg: Config | None = None, text: str | None =
     with torch.no_grad():  # an untrained head finds nothing above the threshold
         model.bbox_head.gfl_cls.bias.add_(2.5)
         model.bbox_head.gfl_cls.weight.mul_(400)
-        model.bbox_head.gfl_reg.weight.mul_(1000)  # edges of different certainty
+        model.bbox_head.gfl_reg.weight.mul_(100)  # edges of different certainty
     meta = dict(
         cfg=cfg.pretty_text if text is None else text, dataset_meta=dict(classes=CLASSES), epoch=1
     )

@@ -99,8 +99,7 @@ def measure(args: argparse.Namespace) -> None:
     )
     print(table(before, after))
     if args.out:
-        levels = [level for level in calibrator.levels if level >= 0.1]
-        draw(*_both(judged, calibrator, levels), Path(args.out))
+        draw(*_both(judged, calibrator, calibrator.levels), Path(args.out))
         print(f'picture: {args.out}')
 
 
@@ -136,7 +135,10 @@ def draw(before: Coverage, after: Coverage, path: Path) -> None:
     for name, colour, each in (('own', '#8d99ae', before), ('calibrated', '#2b7a78', after)):
         axes.plot(each.levels, each.share, 'o-', color=colour, label=name, markersize=4)
     axes.set(
-        xlabel='level', ylabel='share of true edges in their intervals', xlim=(0, 1), ylim=(0, 1)
+        xlabel='level',
+        ylabel='share of true edges in their intervals',
+        xlim=(0.4, 1),
+        ylim=(0.4, 1.01),
     )
     axes.set_aspect('equal')
     axes.spines[['top', 'right']].set_visible(False)

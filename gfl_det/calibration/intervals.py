@@ -30,8 +30,9 @@ from ..errors import ConfigError, DataError
 from ..uncertainty import EdgeIntervals, edge_intervals, edge_quantiles, stretch_needed
 from .calibrators import Source
 
-# Levels that factors are fitted for; between two of them a factor is interpolated.
-LEVELS = (*(round(0.05 * step, 2) for step in range(1, 20)), 0.975, 0.99)
+# Levels that factors are fitted for; between two of them a factor is interpolated. Below, halves of
+# intervals are so short that an edge's error, in units of them, says little of the longer ones.
+LEVELS = (*(round(0.05 * step, 2) for step in range(10, 20)), 0.975, 0.99)
 
 
 @dataclass(frozen=True)
