@@ -11,7 +11,12 @@ import numpy as np
 
 from gfl_det.calibration.arrays import Detections, Truths
 from gfl_det.calibration.calibrators import Cut, Settings, fit_calibrator
-from gfl_det.calibration.coco import detections_from_coco, read_json, truths_from_coco
+from gfl_det.calibration.coco import read_json
+from gfl_det.calibration.data_arguments import (
+    add_data_arguments,
+    add_detector_arguments,
+    read_data,
+)
 from gfl_det.calibration.evaluation import evaluate_detections
 from gfl_det.calibration.files import load_calibrator, save_calibrator
 from gfl_det.calibration.maps import FITS
@@ -30,13 +35,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     texts = ('the file to write', 'what fit wrote', 'what fit wrote')
     for command, text in zip((fitting, applying, reporting), texts):
         command.add_argument('calibrator', metavar='CALIBRATOR', help=text)
-        command.add_argument('--truths', metavar='JSON', required=True, help='COCO annotations')
-        command.add_argument(
-            '--results',
-            metavar='JSON',
-            required=True,
-            help='COCO results with raw scores, such as tools/test.py --out writes',
-        )
+        add_data_arguments(command)
+    for command, split in ((fitting, 'val'), (reporting, 'test')):
+        add_detector_arguments(command, split)
     fitting.add_argument('--method', choices=list(FITS), default='isotonic', help='kind of map')
     fitting.add_argument('--tau', type=float, default=0.0, help='IoU that a match needs')
     fitting.add_argument(
@@ -51,7 +52,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "published protocol's threshold of each class",
     )
     fitting.add_argument('--class-agnostic', action='store_true', help='one map for all classes')
-    fitting.add_argument('--score-type', default='GFLHead', help='name of the head of the scores')
+    fitting.add_argument(
+        '--score-type',
+        metavar='HEAD',
+        help="name of the head of the scores; by default the config's, or GFLHead for --results",
+    )
     applying.add_argument('--out', required=True, metavar='JSON', help='the results to write')
     reporting.add_argument('--out', required=True, metavar='DIR', help='folder of the report')
     return parser.parse_args(argv)
@@ -69,8 +74,8 @@ def fit(args: argparse.Namespace) -> None:
     """
     cuts: tuple[Cut, Cut] = (args.raw_cut, 'lrp')
     settings = Settings(args.method, args.tau, args.target, args.class_agnostic, cuts)
-    truths, detections = _read(args)
-    calibrator = fit_calibrator(detections, truths, settings, args.score_type)
+    (truths, detections), head = read_data(args)
+    calibrator = fit_calibrator(detections, truths, settings, args.score_type or head)
     save_calibrator(calibrator, args.calibrator)
     for each in calibrator.classes:
         print(f'{each.name}: {each.status}, {each.detections} detections')
@@ -102,16 +107,13 @@ def report(args: argparse.Namespace) -> None:
     print('written:', ', '.join(map(str, files)))
 
 
-def _read(args: argparse.Namespace) -> tuple[Truths, Detections]:
-    truths = truths_from_coco(read_json(args.truths), args.truths)
-    return truths, detections_from_coco(read_json(args.results), truths, args.results)
-
-
 def _calibrate(args: argparse.Namespace) -> tuple[Truths, Detections, np.ndarray]:
     """Calibrate the scores of images that the calibrator has not seen, and print what that does."""
-    truths, detections = _read(args)
+    (truths, detections), head = read_data(args)
     calibrator = load_calibrator(args.calibrator).for_classes(truths.class_names)
     calibrator.check_unseen(truths)
+    if getattr(args, 'config', None):
+        calibrator.check_score_type(head)
     scores = calibrator.calibrate(detections.scores, detections.label)
     _compare(detections, scores, truths)
     return truths, detections, scores
