@@ -28,7 +28,7 @@ from torch import Tensor
 from ..datasets.annotations import listed
 from ..errors import ConfigError, DataError
 from ..uncertainty import EdgeIntervals, edge_intervals, edge_quantiles, stretch_needed
-from .calibrators import Source
+from .fitted import Source
 
 # Levels that factors are fitted for; between two of them a factor is interpolated.
 LEVELS = (*(round(0.05 * step, 2) for step in range(1, 20)), 0.975, 0.99)
