@@ -18,7 +18,7 @@ from .arrays import Detections, Truths, check_detections, fingerprint
 from .detection_metrics import TARGETS, Target, targets_of
 from .evaluation import keep_above
 from .lrp import optimal_lrp
-from .maps import FITS, Identity, Method, ScoreMap
+from .maps import FITS, Identity, Method, ScoreMap, fit_of
 from .matching import TRUE, ZERO_OVERLAPS, Matches, ZeroOverlap, match
 
 Cut = Union[Literal['lrp'], float]
@@ -42,9 +42,12 @@ class Settings:
         cuts: least raw score for the fit, and least calibrated score: a number for all classes, or
             'lrp', which finds the score of each class with the least LRP.
         zero_overlap: see :func:`.matching.match`.
+        quality_focal: fit a temperature or a Platt map by Quality Focal Loss with an exponent of 1
+            in place of cross entropy.
+        grid: search a Platt map on the published grid in place of its optimum.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or the method has no such option.
     """
 
     method: Method = 'isotonic'
@@ -53,6 +56,8 @@ class Settings:
     class_agnostic: bool = False
     cuts: tuple[Cut, Cut] = ('lrp', 'lrp')
     zero_overlap: ZeroOverlap = 'oracle'
+    quality_focal: bool = False
+    grid: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -68,6 +73,7 @@ class Settings:
             raise ConfigError(
                 f"cuts of a calibrator are two, each 'lrp' or a score in [0, 1], not {self.cuts!r}"
             )
+        fit_of(self.method, self.quality_focal, self.grid)
 
 
 class ClassMap(NamedTuple):
@@ -246,7 +252,8 @@ def _fit_maps(
     found: Matches, judged: np.ndarray, settings: Settings
 ) -> tuple[list[ScoreMap], list[str]]:
     """A map and a status for each class, from the detections that can be judged."""
-    fit, number = FITS[settings.method], len(found.truths)
+    fit = fit_of(settings.method, settings.quality_focal, settings.grid)
+    number = len(found.truths)
     targets = targets_of(found, settings.target)
     if settings.class_agnostic:
         pooled = fit(found.scores[judged], targets[judged])
