@@ -411,6 +411,8 @@ class TestFiles:
             class_agnostic=False,
             cuts=['lrp', 'lrp'],
             zero_overlap='oracle',
+            quality_focal=False,
+            grid=False,
         )
         assert set(content['classes'][0]['map']) == {'kind', 'slope', 'offset'}
         assert content['classes'][2]['threshold'] is None

@@ -5,7 +5,7 @@
                                   [--cfg-options KEY=VALUE ...]
                                   [--method isotonic|linear|platt|temperature|identity] [--tau T]
                                   [--target iou|precision] [--raw-cut SCORE|lrp] [--class-agnostic]
-                                  [--score-type HEAD]
+                                  [--quality-focal] [--grid] [--score-type HEAD]
     python tools/calibrate.py report CALIBRATOR.json --config CONFIG --checkpoint CHECKPOINT
                                      --out DIR [--split ...] [--half ...] [--cfg-options ...]
     python tools/calibrate.py apply CALIBRATOR.json --truths test.json --results test.bbox.json

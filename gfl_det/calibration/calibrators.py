@@ -28,7 +28,7 @@ from .fitted import (
     find_cuts,
     state_of,
 )
-from .maps import FITS, Identity, Method, ScoreMap
+from .maps import FITS, Identity, Method, ScoreMap, fit_of
 from .matching import Matches, ZeroOverlap, match
 
 
@@ -44,9 +44,12 @@ class Settings:
         cuts: least raw score for the fit, and least calibrated score: a number for all classes, or
             'lrp', which finds the score of each class with the least LRP.
         zero_overlap: see :func:`.matching.match`.
+        quality_focal: fit a temperature or a Platt map by Quality Focal Loss with an exponent of 1
+            in place of cross entropy.
+        grid: search a Platt map on the published grid in place of its optimum.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or the method has no such option.
     """
 
     method: Method = 'isotonic'
@@ -55,6 +58,8 @@ class Settings:
     class_agnostic: bool = False
     cuts: tuple[Cut, Cut] = ('lrp', 'lrp')
     zero_overlap: ZeroOverlap = 'oracle'
+    quality_focal: bool = False
+    grid: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in FITS:
@@ -62,6 +67,7 @@ class Settings:
                 f'method of a calibrator is one of {tuple(FITS)}, not {self.method!r}'
             )
         check_protocol(self)
+        fit_of(self.method, self.quality_focal, self.grid)
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,8 @@ def _fit_maps(
     found: Matches, judged: np.ndarray, settings: Settings
 ) -> tuple[list[ScoreMap], list[str]]:
     """A map and a status for each class, from the detections that can be judged."""
-    fit, number = FITS[settings.method], len(found.truths)
+    fit = fit_of(settings.method, settings.quality_focal, settings.grid)
+    number = len(found.truths)
     targets = targets_of(found, settings.target)
     if settings.class_agnostic:
         pooled = fit(found.scores[judged], targets[judged])

@@ -54,6 +54,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     fitting.add_argument('--class-agnostic', action='store_true', help='one map for all classes')
     fitting.add_argument(
+        '--quality-focal',
+        action='store_true',
+        help='fit platt or temperature by Quality Focal Loss in place of cross entropy',
+    )
+    fitting.add_argument(
+        '--grid', action='store_true', help='search platt on the published grid of 100 x 100'
+    )
+    fitting.add_argument(
         '--score-type',
         metavar='HEAD',
         help="name of the head of the scores; by default the config's, or GFLHead for --results",
@@ -74,7 +82,15 @@ def fit(args: argparse.Namespace) -> None:
         GFLDetError: See :func:`.calibrators.fit_calibrator`.
     """
     cuts: tuple[Cut, Cut] = (args.raw_cut, 'lrp')
-    settings = Settings(args.method, args.tau, args.target, args.class_agnostic, cuts)
+    settings = Settings(
+        args.method,
+        args.tau,
+        args.target,
+        args.class_agnostic,
+        cuts,
+        quality_focal=args.quality_focal,
+        grid=args.grid,
+    )
     (truths, detections), head = read_data(args)
     calibrator = fit_calibrator(detections, truths, settings, args.score_type or head)
     save_calibrator(calibrator, args.calibrator)
