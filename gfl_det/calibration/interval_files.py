@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from .calibrators import Source
 from .coco import read_json
+from .fitted import Source
 from .intervals import IntervalCalibrator
 
 FORMAT = 'gfl_det interval calibrator'

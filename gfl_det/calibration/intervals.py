@@ -28,7 +28,7 @@ from torch import Tensor
 from ..datasets.annotations import listed
 from ..errors import ConfigError, DataError
 from ..uncertainty import EdgeIntervals, edge_intervals, edge_quantiles, stretch_needed
-from .calibrators import Source
+from .fitted import Source
 
 # Levels that factors are fitted for; between two of them a factor is interpolated. Below, halves of
 # intervals are so short that an edge's error, in units of them, says little of the longer ones.

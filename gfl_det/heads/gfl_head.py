@@ -22,7 +22,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..assigners.batch import Grid, Match, PriorLevels, make_grid, match_batch
-from ..calibration.in_detector import calibrate_results, interval_factor
+from ..calibration.in_detector import calibrate_results, detection_wishes, interval_factor
 from ..errors import ConfigError
 from ..losses import DistributionFocalLoss, QualityFocalLoss
 from ..losses.score_loss import ScoreLoss
@@ -288,14 +288,14 @@ class GFLHead(AnchorHead):
         if batch_img_metas is None:
             raise ValueError('batch_img_metas says how large the images are: give one for each')
         cfg = self.test_cfg if cfg is None else cfg
-        cls_scores = [level.detach() for level in cls_scores]
-        bbox_preds = [level.detach() for level in bbox_preds]
-        device = cls_scores[0].device
-        factor = interval_factor(cfg, type(self).__name__, self.num_classes)
+        cls_scores, bbox_preds = ([x.detach() for x in maps] for maps in (cls_scores, bbox_preds))
+        device, name = cls_scores[0].device, type(self).__name__
+        factor = interval_factor(cfg, name, self.num_classes)
+        wanted = detection_wishes(cfg) if with_nms else cfg
         with torch.autocast(device.type, enabled=False):
             frames = Frames.of(batch_img_metas, cfg, rescale, self.bbox_coder.clip_border, device)
             decoder = Decoder.of(bbox_preds, self.priors, frames)
-            results = detect(decoder, find_candidates(cls_scores, cfg), cfg, with_nms, factor)
+            results = detect(decoder, find_candidates(cls_scores, cfg), wanted, with_nms, factor)
         if not with_nms or not cfg.get('calibrator'):
             return results
-        return calibrate_results(results, cfg.calibrator, type(self).__name__, self.num_classes)
+        return calibrate_results(results, cfg, name, self.num_classes)
