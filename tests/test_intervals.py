@@ -273,7 +273,7 @@ def test_each_match_gets_its_own_truth(tmp_path) -> None:
         judge(FakeDetector(first, first), split, 0.5)
 
 
-def test_parts_are_disjoint_and_complete(tmp_path) -> None:
+def test_halves_are_disjoint_and_complete(tmp_path) -> None:
     content = dict(
         images=[dict(id=n, file_name=f'{n}.png') for n in range(11)],
         categories=[dict(id=1, name='a')],
@@ -283,11 +283,11 @@ def test_parts_are_disjoint_and_complete(tmp_path) -> None:
     )
     path = tmp_path / 'truths.json'
     path.write_text(json.dumps(content))
-    halves = [read_split(str(path), 'img', (number, 2)) for number in (1, 2)]
+    halves = [read_split(str(path), 'img', half) for half in ('first', 'second')]
     ids = [half.truths.image_ids for half in halves]
     assert sorted(ids[0] + ids[1]) == list(range(11))
     assert ids[0] == sorted(ids[0])
-    assert read_split(str(path), 'img', (1, 2), seed=1).truths.image_ids != ids[0]
+    assert read_split(str(path), 'img', 'first', seed=1).truths.image_ids != ids[0]
     for half in halves:
         widths = {
             (half.truths.image_ids[i], w)
@@ -295,8 +295,7 @@ def test_parts_are_disjoint_and_complete(tmp_path) -> None:
         }
         expected = {(n % 11, n) for n in range(1, 40) if n % 11 in half.truths.image_ids}
         assert widths == expected
-    with pytest.raises(DataError, match='too few images'):
-        read_split(str(path), 'img', (13, 13))
+    assert [path.name for path in halves[0].files] == [f'{each}.png' for each in ids[0]]
 
 
 @pytest.fixture(scope='module')
@@ -331,12 +330,12 @@ def run(monkeypatch, folder: Path, *words: str) -> None:
 
 
 def test_the_tool_fits_and_measures(world, monkeypatch, capsys) -> None:
-    run(monkeypatch, world, 'fit', 'intervals.json', 'epoch_1.pth', '--part', '1/2')
+    run(monkeypatch, world, 'fit', 'intervals.json', 'epoch_1.pth', '--half', 'first')
     assert 'intervals: intervals.json' in capsys.readouterr().out
     made = calibration.load_interval_calibrator(world / 'intervals.json')
     assert made.class_names == CLASSES
     assert len(made.source.images) == 2
-    words = ['measure', 'intervals.json', 'epoch_1.pth', '--part', '2/2', '--out', 'drawn.png']
+    words = ['measure', 'intervals.json', 'epoch_1.pth', '--half', 'second', '--out', 'drawn.png']
     run(monkeypatch, world, *words)
     rows = {
         line.split()[0]: [float(each) for each in line.split()[1:]]
@@ -364,13 +363,6 @@ def test_the_tool_fits_and_measures(world, monkeypatch, capsys) -> None:
 def test_the_tool_does_not_measure_what_it_was_fitted_on(world, monkeypatch, capsys) -> None:
     run(monkeypatch, world, 'fit', 'all.json', 'epoch_1.pth', '--together')
     with pytest.raises(SystemExit) as stopped:
-        run(monkeypatch, world, 'measure', 'all.json', 'epoch_1.pth', '--part', '2/2')
+        run(monkeypatch, world, 'measure', 'all.json', 'epoch_1.pth', '--half', 'second')
     assert stopped.value.code == 1
     assert '2 of 2 images were used to fit all.json' in capsys.readouterr().err
-
-
-def test_parts_that_are_none_are_a_usage_error(world, monkeypatch, capsys) -> None:
-    for part in ('0/2', '3/2', 'a'):
-        with pytest.raises(SystemExit) as stopped:
-            run(monkeypatch, world, 'fit', 'x.json', 'epoch_1.pth', '--part', part)
-        assert stopped.value.code == 2

@@ -1,7 +1,7 @@
 """Fit a calibrator of edge intervals, and measure what share of true edges they hold.
 
     python tools/intervals.py fit INTERVALS.json CHECKPOINT --truths val.json --images DIR
-                                  [--part K/N] [--seed S] [--config CONFIG] [--device NAME]
+                                  [--half first|second] [--seed N] [--config CONFIG] [--device NAME]
                                   [--batch-size N]
     python tools/intervals.py measure INTERVALS.json CHECKPOINT --truths test.json --images DIR
                                       [--out PNG] [the same options]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from ..errors import DataError
 from .arrays import fingerprint
 from .calibrators import Source
-from .interval_data import Coverage, Judged, Split, coverage, judge, read_split
+from .interval_data import Coverage, Matched, Split, coverage, judge, read_split
 from .interval_files import load_interval_calibrator, save_interval_calibrator
 from .intervals import IntervalCalibrator, check_applies, fit_factors
 
@@ -33,8 +32,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
         add('--truths', metavar='JSON', required=True, help='COCO annotations')
         add('--images', metavar='DIR', required=True, help='folder of their image files')
-        add('--part', type=_part, default=(1, 1), metavar='K/N', help='the K-th of N random parts')
-        add('--seed', type=int, default=0, help='of the draw of parts (0)')
+        add('--half', choices=['first', 'second'], help='a random half of the images')
+        add('--seed', type=int, default=0, help='of the halves (0)')
         add('--config', metavar='CONFIG', help='without, the one in the checkpoint')
         add('--device', metavar='NAME', help='cpu, cuda ...; without, the best there is')
         add('--batch-size', type=int, default=1, metavar='N', help='images at a time (1)')
@@ -51,14 +50,14 @@ def fit(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: a file cannot be used, or there are too few matches.
     """
-    split = read_split(args.truths, args.images, args.part, args.seed)
+    split = read_split(args.truths, args.images, args.half, args.seed)
     detector = _detector(args)
     judged = judge(detector, split, IOU, args.batch_size)
     levels, factors = fit_factors(judged.edges, together=args.together)
     calibrator = IntervalCalibrator(
         levels,
         factors,
-        type(detector.model.bbox_head).__name__,
+        _head(detector),
         tuple(detector.classes),
         IOU,
         _source(split, judged, detector.classes),
@@ -81,7 +80,7 @@ def measure(args: argparse.Namespace) -> None:
         GFLDetError: a file cannot be used, or the calibrator has seen an image.
     """
     calibrator = load_interval_calibrator(args.intervals)
-    split = read_split(args.truths, args.images, args.part, args.seed)
+    split = read_split(args.truths, args.images, args.half, args.seed)
     seen = set(calibrator.source.images) & set(split.truths.image_keys)
     if seen:
         raise DataError(
@@ -89,8 +88,7 @@ def measure(args: argparse.Namespace) -> None:
             'it on others.'
         )
     detector = _detector(args)
-    head = type(detector.model.bbox_head).__name__
-    check_applies(calibrator, args.intervals, head, len(detector.classes))
+    check_applies(calibrator, args.intervals, _head(detector), len(detector.classes))
     judged = judge(detector, split, calibrator.iou_threshold, args.batch_size)
     before, after = _both(judged, calibrator, SHOWN)
     print(
@@ -151,7 +149,7 @@ def draw(before: Coverage, after: Coverage, path: Path) -> None:
 
 
 def _both(
-    judged: Judged, calibrator: IntervalCalibrator, levels: Sequence[float]
+    judged: Matched, calibrator: IntervalCalibrator, levels: Sequence[float]
 ) -> tuple[Coverage, Coverage]:
     reached = [level for level in levels if level <= calibrator.levels[-1]]
     factors = [calibrator.factors_at(level) for level in reached]
@@ -166,14 +164,10 @@ def _detector(args: argparse.Namespace) -> Any:
     )
 
 
-def _source(split: Split, judged: Judged, classes: Sequence[str]) -> Source:
+def _head(detector: Any) -> str:
+    return type(getattr(detector.model, 'bbox_head', detector.model)).__name__
+
+
+def _source(split: Split, judged: Matched, classes: Sequence[str]) -> Source:
     digest = fingerprint(split.truths.of_classes(classes), judged.detections)
     return Source(digest, tuple(split.truths.image_keys), len(judged.edges))
-
-
-def _part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r'(\d+)/(\d+)', text)
-    number, parts = (int(each) for each in found.groups()) if found else (0, 0)
-    if not 1 <= number <= parts:
-        raise argparse.ArgumentTypeError(f'{text} is no part such as 1/2 or 2/2')
-    return number, parts

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import DataError
+from . import splits
 from .arrays import Detections, Truths
 from .coco import read_json, truths_from_coco
 from .intervals import MatchedEdges
 from .matching import TRUE, match, overlaps
+from .splits import split_images, take_images
 
 if TYPE_CHECKING:  # inference imports heads, which import this package
     from ..inference import GFLInferencer, Results
@@ -26,7 +28,7 @@ class Split(NamedTuple):
     files: list[Path]  # of the images, in the order of truths.image_ids
 
 
-class Judged(NamedTuple):
+class Matched(NamedTuple):
     """What a detector found in a split."""
 
     edges: MatchedEdges
@@ -34,34 +36,33 @@ class Judged(NamedTuple):
 
 
 def read_split(
-    annotations: str, images: str, part: tuple[int, int] = (1, 1), seed: int = 0
+    annotations: str, images: str, half: Literal['first', 'second'] | None = None, seed: int = 0
 ) -> Split:
-    """Read COCO annotations, of all images or of one part of them.
+    """Read COCO annotations, of all images or of a random half of them.
 
     Args:
         annotations: path of the COCO file.
         images: folder of the image files.
-        part: (k, n): the k-th, from 1, of n parts of about the same size, drawn at random by image.
-        seed: of the draw.
+        half: of the images, see :func:`.splits.split_images`; None: all.
+        seed: of the halves.
 
     Raises:
-        DataError: the file is no COCO file, or the part has no image.
+        DataError: the file is no COCO file, or a half would be empty.
     """
     content = read_json(annotations)
     truths = truths_from_coco(content, annotations)
     names = {each['id']: str(each.get('file_name', '')) for each in content['images']}
-    number, parts = part
-    drawn = np.random.default_rng(seed).permutation(len(truths.image_ids))[number - 1 :: parts]
-    chosen = np.sort(drawn)
-    if not len(chosen):
-        raise DataError(f'{annotations} has too few images for {parts} parts.')
-    kept = _take_images(truths, chosen)
-    return Split(kept, [Path(images) / names[image_id] for image_id in kept.image_ids])
+    if half is not None:
+        chosen = split_images(truths, seed)[half == 'second']
+        none = np.zeros(0, np.int64)
+        nothing = Detections(none, none, np.zeros((0, 4)), np.zeros(0))
+        truths = take_images(splits.Judged(truths, nothing), chosen).truths
+    return Split(truths, [Path(images) / names[image_id] for image_id in truths.image_ids])
 
 
 def judge(
     detector: GFLInferencer, split: Split, iou_threshold: float, batch_size: int = 1
-) -> Judged:
+) -> Matched:
     """Detect in a split, and match detections with its truths as COCO's evaluation does.
 
     Args:
@@ -94,22 +95,7 @@ def judge(
     order = np.argsort(rows, kind='stable')
     rows, ious = rows[order], found.iou[found.state == TRUE][order]
     partners = _partners(detections.take(rows), truths, ious)
-    return Judged(_edges(results, rows, truths.boxes[partners]), detections)
-
-
-def _take_images(truths: Truths, chosen: np.ndarray) -> Truths:
-    new = np.full(len(truths.image_ids), -1)
-    new[chosen] = np.arange(len(chosen))
-    image = new[truths.image]
-    kept = image >= 0
-    return truths._replace(
-        image_ids=[truths.image_ids[index] for index in chosen],
-        image_keys=[truths.image_keys[index] for index in chosen],
-        image=image[kept],
-        label=truths.label[kept],
-        boxes=truths.boxes[kept],
-        crowd=truths.crowd[kept],
-    )
+    return Matched(_edges(results, rows, truths.boxes[partners]), detections)
 
 
 def _collect(results: Results) -> Detections:
