@@ -19,6 +19,7 @@ from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gfl_det import distribution
 from gfl_det.errors import ConfigError
 
 SIZE = (128, 160)
@@ -53,6 +54,30 @@ def test_edge_std_follows_its_box_through_nms_and_rescaling() -> None:
         [level - 20 for level in cls], edges, batch_img_metas=[meta], rescale=True
     )
     assert empty.edge_std.shape == (0, 4)
+
+
+def test_the_distributions_give_the_boxes_and_their_spread() -> None:
+    wanted = dict(with_uncertainty=True, with_distribution=True, score_thr=0.3)
+    ours, _ = head_pair(test_cfg=wanted)
+    ours.bbox_coder.clip_border = False
+    maps = make_maps(2, SIZE, torch.Generator().manual_seed(2), bias=0.0)
+    metas = [make_meta(SIZE), make_meta(SIZE, scale=2.0)]
+    metas[1]['scale_factor'] = (2.0, 4.0)
+    for found in ours.predict_by_feat(*maps, batch_img_metas=metas, rescale=True):
+        distances = distribution.mean(found.edge_logits) * found.bin_widths
+        low, high = distances.split(2, dim=1)
+        boxes = torch.cat([found.prior_centres - low, found.prior_centres + high], dim=1)
+        torch.testing.assert_close(boxes, found.bboxes)
+        spread = distribution.std(found.edge_logits) * found.bin_widths
+        torch.testing.assert_close(spread, found.edge_std)
+    (empty,) = ours.predict_by_feat(
+        [level[:1] - 40 for level in maps[0]],
+        [level[:1] for level in maps[1]],
+        batch_img_metas=metas[:1],
+    )
+    assert empty.edge_logits.shape == (0, 4, 17)
+    assert empty.bin_widths.shape == (0, 4)
+    assert empty.prior_centres.shape == (0, 2)
 
 
 def test_uncertainty_changes_no_detection() -> None:

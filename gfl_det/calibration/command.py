@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gfl_det.calibration.arrays import Detections, Truths
-from gfl_det.calibration.calibrators import Cut, Settings, fit_calibrator
+from gfl_det.calibration.calibrators import Settings, fit_calibrator
 from gfl_det.calibration.coco import read_json
 from gfl_det.calibration.data_arguments import (
     add_data_arguments,
@@ -19,6 +19,7 @@ from gfl_det.calibration.data_arguments import (
 )
 from gfl_det.calibration.evaluation import evaluate_detections
 from gfl_det.calibration.files import load_calibrator, save_calibrator
+from gfl_det.calibration.fitted import Cut
 from gfl_det.calibration.maps import FITS
 from gfl_det.calibration.report import write_report
 

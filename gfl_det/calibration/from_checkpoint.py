@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from copy import deepcopy
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from gfl_det import launch, preflight
+from gfl_det.calibration.arrays import Truths
 from gfl_det.calibration.coco import detections_from_coco, read_json, truths_from_coco
+from gfl_det.calibration.evidence import EdgeDetections
+from gfl_det.calibration.in_detector import edge_detections
 from gfl_det.calibration.splits import Judged
 from gfl_det.errors import ConfigError
 from gfl_det.preflight.classes import class_names
@@ -33,7 +38,44 @@ def detect_split(cfg: Config, checkpoint: str, split: Split) -> Judged:
     Raises:
         GFLDetError: the checkpoint or the data are missing, or the config lacks the split.
     """
+    truths, results, _ = _run(cfg, checkpoint, split)
+    return Judged(truths, detections_from_coco(results, truths, f'detections of {checkpoint}'))
+
+
+def detect_edges(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, EdgeDetections]:
+    """The same of a GFL head, with the distributions that its edges were read from.
+
+    Raises:
+        GFLDetError: as above, or the head gives no distributions.
+    """
     cfg = deepcopy(cfg)
+    cfg.model.setdefault('test_cfg', {})['with_distribution'] = True
+    truths, _, samples = _run(cfg, checkpoint, split)
+    found = [sample.pred_instances for sample in samples]
+    if not all('edge_logits' in each for each in found):
+        raise ConfigError(
+            f"{cfg.filename}: the head {score_type(cfg)} keeps no distributions: take gfl_det's "
+            'GFLHead, or a method that reads scores alone.'
+        )
+    place = {image_id: index for index, image_id in enumerate(truths.image_ids)}
+    return truths, edge_detections(found, [place[sample.img_id] for sample in samples])
+
+
+class _Keep(Hook):
+    """Keeps what a test loop finds."""
+
+    def __init__(self) -> None:
+        self.samples: list[Any] = []
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self.samples += [sample.cpu() for sample in outputs or ()]
+
+
+def _run(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, Any, list[Any]]:
+    """Truths, COCO results, and the data samples that they were written from."""
+    cfg, keep = deepcopy(cfg), _Keep()
     path = truths_path(cfg, split)
     cfg.test_dataloader = cfg[f'{split}_dataloader']
     cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
@@ -55,13 +97,15 @@ def detect_split(cfg: Config, checkpoint: str, split: Split) -> Judged:
             outfile_prefix=prefix,
         )
         preflight.check_testing(cfg)
-        launch.build_runner(cfg).test()
+        runner = launch.build_runner(cfg)
+        runner.register_hook(keep)
+        runner.test()
         results = read_json(f'{prefix}.bbox.json')
     truths = truths_from_coco(read_json(path), path)
     names = class_names(datasets_of(cfg, 'test')[0])
     if names is not None:
         truths = truths.of_classes(names, path)
-    return Judged(truths, detections_from_coco(results, truths, f'detections of {checkpoint}'))
+    return truths, results, keep.samples
 
 
 def truths_path(cfg: Config, split: Split) -> str:

@@ -22,7 +22,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..assigners.batch import Grid, Match, PriorLevels, make_grid, match_batch
-from ..calibration.in_detector import calibrate_results
+from ..calibration.in_detector import calibrate_results, detection_wishes, interval_factor
 from ..errors import ConfigError
 from ..losses import DistributionFocalLoss, QualityFocalLoss
 from ..losses.score_loss import ScoreLoss
@@ -67,10 +67,12 @@ DEFAULT_INIT = dict(
 class GFLHead(AnchorHead):
     """Head of quality scores and edge distributions, a drop-in for mmdet's ``GFLHead``.
 
-    Constructor, state dict, losses and detections are mmdet's. ``test_cfg.with_uncertainty=True``
-    adds ``edge_std`` to each result: the standard deviations of the left, top, right and bottom
-    edge, in pixels of the image that the boxes refer to. ``test_cfg.calibrator='FILE.json'`` maps
-    the scores as that calibrator says.
+    Constructor, state dict, losses and detections are mmdet's. In ``test_cfg``,
+    ``with_uncertainty=True`` adds ``edge_std (N, 4)`` and ``interval_level=0.9`` adds ``edge_low``,
+    ``edge_high`` and ``edge_entropy (N, 4)``, all explained in :mod:`..inference.results`;
+    ``with_distribution=True`` adds what a box was read from: ``edge_logits (N, 4, reg_max + 1)``,
+    ``bin_widths (N, 4)`` px, and ``prior_centres (N, 2)`` px, from where bins count. The JSON files
+    ``calibrator`` and ``interval_calibrator`` map scores and stretch intervals.
 
     Args:
         num_classes: classes without background.
@@ -276,8 +278,7 @@ class GFLHead(AnchorHead):
             with_nms: suppress and keep the ``max_per_img`` best.
 
         Returns:
-            Per image ``bboxes (N, 4)`` xyxy px, ``scores (N,)``, ``labels (N,)`` and, with
-            ``with_uncertainty``, ``edge_std (N, 4)`` px.
+            Per image ``bboxes (N, 4)`` xyxy px, ``scores``, ``labels`` and what ``cfg`` asks for.
 
         Raises:
             ValueError: there are ``score_factors``, or no ``batch_img_metas``.
@@ -287,14 +288,14 @@ class GFLHead(AnchorHead):
         if batch_img_metas is None:
             raise ValueError('batch_img_metas says how large the images are: give one for each')
         cfg = self.test_cfg if cfg is None else cfg
-        cls_scores = [level.detach() for level in cls_scores]
-        bbox_preds = [level.detach() for level in bbox_preds]
-        device = cls_scores[0].device
+        cls_scores, bbox_preds = ([x.detach() for x in maps] for maps in (cls_scores, bbox_preds))
+        device, name = cls_scores[0].device, type(self).__name__
+        factor = interval_factor(cfg, name, self.num_classes)
+        wanted = detection_wishes(cfg) if with_nms else cfg
         with torch.autocast(device.type, enabled=False):
-            clip = self.bbox_coder.clip_border
-            frames = Frames.of(batch_img_metas, cfg, rescale, clip, device)
+            frames = Frames.of(batch_img_metas, cfg, rescale, self.bbox_coder.clip_border, device)
             decoder = Decoder.of(bbox_preds, self.priors, frames)
-            results = detect(decoder, find_candidates(cls_scores, cfg), cfg, with_nms)
+            results = detect(decoder, find_candidates(cls_scores, cfg), wanted, with_nms, factor)
         if not with_nms or not cfg.get('calibrator'):
             return results
-        return calibrate_results(results, cfg.calibrator, type(self).__name__, self.num_classes)
+        return calibrate_results(results, cfg, name, self.num_classes)
