@@ -35,7 +35,7 @@ ENDINGS = frozenset(
         '.jp2',
     ]
 )
-FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF')
+FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF')
 JPEG_SCAN, JPEG_END = 0xDA, b'\xff\xd9'
 
 
