@@ -41,7 +41,9 @@ def owners(priors, counts, truths, **options) -> torch.Tensor:
 def tiny_truths(count: int, generator: torch.Generator) -> torch.Tensor:
     """Boxes of 1 to 12 px, half of them in a crowd a stride wide, and a few of any size."""
     height, width = SHAPE
-    centre = torch.rand(count, 2, generator=generator) * torch.tensor([width - 24, height - 24]) + 12
+    centre = (
+        torch.rand(count, 2, generator=generator) * torch.tensor([width - 24, height - 24]) + 12
+    )
     crowd = torch.rand(count // 2, 2, generator=generator) * 8 + 60
     centre[: count // 2] = crowd
     sides = torch.exp(torch.rand(count, 2, generator=generator) * math.log(12))
