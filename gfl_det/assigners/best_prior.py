@@ -1,9 +1,10 @@
 """A prior for truths that ATSS leaves without one: pure functions on tensors, torch alone.
 
-ATSS wants a prior's centre inside the truth. Where strides are wider than a truth there may be none,
-and the truth then trains nothing. Here each such truth takes, of its candidates, the free prior with
-the largest overlap, the nearer at a tie; priors that ATSS gave away stay where they are. On a lattice
-the first choice is the best prior of all, as overlap falls with distance among boxes of one size.
+ATSS wants a prior's centre inside the truth. Where strides are wider than a truth there may be
+none, and the truth then trains nothing. Here each such truth takes, of its candidates, the free
+prior with the largest overlap, the nearer at a tie; priors that ATSS gave away stay where they are.
+On a lattice the first choice is the best prior of all, as overlap falls with distance among boxes
+of one size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The class loss of a batch: Quality Focal Loss and its peer summed, our other losses row by row."""
+"""The class loss of a batch: quality losses summed over maps, our other losses row by row."""
 
 from __future__ import annotations
 
