@@ -1,4 +1,4 @@
-"""What training logs of a head's reach: counted right, for free, and read when the log is written."""
+"""What training logs of a head's reach: counted right, without waiting, read with the log."""
 
 from __future__ import annotations
 

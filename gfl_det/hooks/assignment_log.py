@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
@@ -35,10 +36,11 @@ class AssignmentLogHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Let every GFL head of the model count."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        heads = [module for module in model.modules() if isinstance(module, GFLHead)]
-        for head in heads:
-            head.reach_counts = ReachCounts(next(head.parameters()).device)
-        self.counts = [head.reach_counts for head in heads]
+        self.counts = []
+        for head in model.modules():
+            if isinstance(head, GFLHead):
+                head.reach_counts = ReachCounts(next(head.parameters()).device)
+                self.counts.append(head.reach_counts)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -46,7 +48,7 @@ class AssignmentLogHook(Hook):
         """Hand the shares to the log if it is written now."""
         if not self.counts or not self._is_logged(runner, batch_idx):
             return
-        totals = sum(each.totals for each in self.counts)
+        totals = torch.stack([each.totals for each in self.counts]).sum(0)
         all_reduce(totals)
         clipped, edges, bare, truths = totals.tolist()
         for each in self.counts:
