@@ -32,6 +32,7 @@ from .class_loss import ClassTargets, class_loss
 from .decoding import Decoder, Frames
 from .integral import Integral
 from .prediction import detect
+from .reach_counts import ReachCounts
 from .training import (
     Truths,
     box_terms,
@@ -92,6 +93,8 @@ class GFLHead(AnchorHead):
     Raises:
         ConfigError: several priors a cell, oblong strides, another coder, class loss or sampler.
     """
+
+    reach_counts: ReachCounts | None = None  # of the batches trained on, where a hook wants them
 
     def __init__(
         self,
@@ -241,14 +244,14 @@ class GFLHead(AnchorHead):
         stride = torch.tensor([float(x) for x, _ in grid.priors.strides])
         stride = stride.to(grid.device, non_blocking=True)
         edges = edge_targets(found, truths.boxes, stride, self.reg_max)
+        if self.reach_counts is not None:
+            self.reach_counts.add(found, edges, self.reg_max, len(truths.boxes))
         terms = box_terms(bbox_preds, found, edges)
-
         weight = peak_scores(cls_scores, found) * found.valid
         num_positives, weight_sum = normalisers(found, weight, len(grid.rectangles))
         pos_weight = self.train_cfg.get('pos_weight', -1)
-        targets = ClassTargets(
-            found, labels, terms.quality, excluded_cells(grid, match), pos_weight
-        )
+        excluded = excluded_cells(grid, match)
+        targets = ClassTargets(found, labels, terms.quality, excluded, pos_weight)
         box_loss = self.loss_bbox(terms.decoded, terms.targets, reduction_override='none')
         return dict(
             loss_cls=class_loss(self.loss_cls, cls_scores, targets, num_positives),

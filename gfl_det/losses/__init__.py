@@ -3,6 +3,7 @@
 from .calibration_modules import BrierLoss, LabelSmoothingLoss, MMCELoss
 from .focal_modules import FocalLoss, InverseFocalLoss
 from .modules import DistributionFocalLoss, QualityFocalLoss
+from .varifocal import VarifocalLoss
 
 __all__ = [
     'BrierLoss',
@@ -12,4 +13,5 @@ __all__ = [
     'LabelSmoothingLoss',
     'MMCELoss',
     'QualityFocalLoss',
+    'VarifocalLoss',
 ]
