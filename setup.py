@@ -92,6 +92,8 @@ setup(
     extras_require={
         'faster': ['faster-coco-eval>=1.6.5,<1.9'],
         'pandas': ['pandas>=2'],  # Results.to_pandas
+        'tensorboard': ['tensorboard'],
+        'wandb': ['wandb'],
     },
     cmdclass={'build_py': BuildWithConfigs},
     zip_safe=False,  # mmengine opens the configs as files
