@@ -63,8 +63,11 @@ class Browser:
 
     def run(self, script: str, *arguments: object) -> Any:
         """Run JavaScript, the body of an async function, and give what it returns."""
-        body = f'const done = arguments[arguments.length - 1]; (async (...arguments) => {{{script}}})(...arguments)'
-        body += '.then(done, (error) => done({failed: String(error)}))'
+        body = (
+            'const given = [...arguments]; const done = given.pop();'
+            f'(async function () {{{script}}}).apply(null, given)'
+            '.then(done, (error) => done({failed: String(error)}))'
+        )
         value = self._call('POST', '/execute/async', script=body, args=list(arguments))
         assert not (isinstance(value, dict) and 'failed' in value), value
         return value
@@ -87,8 +90,10 @@ class Browser:
     def click_at(self, selector: str, x: float, y: float) -> None:
         """Click at a place in an element, CSS px from its upper left corner."""
         box = self.run(
-            f"const e = document.querySelector('{selector}'); e.scrollIntoView({{block: 'nearest'}});"
-            'const r = e.getBoundingClientRect(); return [r.left, r.top]'
+            'const element = document.querySelector(arguments[0]);'
+            "element.scrollIntoView({block: 'nearest'});"
+            'const place = element.getBoundingClientRect(); return [place.left, place.top]',
+            selector,
         )
         mouse = dict(type='pointer', id='mouse', parameters=dict(pointerType='mouse'))
         mouse['actions'] = [
@@ -116,8 +121,10 @@ class Browser:
     def _start(self, width: int, height: int, mobile: bool) -> str:
         options: dict[str, Any] = dict(
             # Root has no sandbox, and a container little shared memory.
-            args=['--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu']
-            + [f'--window-size={width},{height}', '--hide-scrollbars', '--lang=en']
+            args=[
+                *('--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu'),
+                *(f'--window-size={width},{height}', '--hide-scrollbars', '--lang=en'),
+            ]
         )
         if mobile:
             metrics = dict(width=width, height=height, pixelRatio=2, touch=True, mobile=True)

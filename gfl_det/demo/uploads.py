@@ -41,7 +41,7 @@ def decode_upload(content: bytes, limits: Limits) -> np.ndarray:
         if image.width * image.height > limits.max_pixels:
             raise DataError(
                 f'This image has {image.width} x {image.height} pixels: send one of at most '
-                f'{limits.max_pixels / 1e6:g} megapixels.'
+                f'{limits.max_pixels / 1e6:.3g} megapixels.'
             )
         return np.array(ImageOps.exif_transpose(image).convert('RGB'))
     except UnidentifiedImageError as error:
@@ -56,12 +56,12 @@ def decode_upload(content: bytes, limits: Limits) -> np.ndarray:
 
 def too_large(limits: Limits) -> str:
     """The sentence for an upload of too many bytes."""
-    return f'This file is too large: send one of at most {limits.max_bytes / 2**20:g} MiB.'
+    return f'This file is too large: send one of at most {limits.max_bytes / 2**20:.3g} MiB.'
 
 
 def accepted(limits: Limits) -> str:
     """What may be sent, for the page."""
     return (
-        f'{", ".join(FORMATS)}; at most {limits.max_bytes / 2**20:g} MiB and '
-        f'{limits.max_pixels / 1e6:g} megapixels'
+        f'{", ".join(FORMATS)}; at most {limits.max_bytes / 2**20:.3g} MiB and '
+        f'{limits.max_pixels / 1e6:.3g} megapixels'
     )
