@@ -43,6 +43,7 @@ def requirements() -> list[str]:
         'mmengine>=0.10.3,<1',
         'numpy',
         'opencv-python',
+        'pillow',  # letters in pictures; matplotlib needs it anyway
         'pycocotools',
         'scikit-learn',  # the scans of the embedded dataset, isotonic regression
         'scipy',  # exact fits of calibrators; scikit-learn needs it anyway

@@ -400,7 +400,7 @@ class TestCharts:
             with pytest.raises(DataError, match='there are 2, from 0 on'):
                 edge_figure(self.image, charted, chosen)
         figure = edge_figure(self.image, charted, [0])
-        with pytest.raises(DataError, match=r'must end in \.pdf, \.png, \.svg'):
+        with pytest.raises(DataError, match=r'must end in \.jpg, \.pdf, \.png, \.svg'):
             save_figure(figure, tmp_path / 'chart.doc')
         (tmp_path / 'file').touch()
         with pytest.raises(DataError, match='cannot be written'):

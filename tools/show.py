@@ -1,7 +1,7 @@
 """Draw the detections of images with soft edges, and bar charts of their edges.
 
     python tools/show.py CONFIG CHECKPOINT IMAGE ... [--out DIR] [--score-thr S] [--truths JSON]
-                         [--edges [BOX ...]] [--format png|pdf|svg] [--device DEVICE]
+                         [--edges [BOX ...]] [--format png|jpg|pdf|svg] [--device DEVICE]
                          [--cfg-options KEY=VALUE ...]
 
 IMAGE is a file or a folder. Writes DIR/IMAGE.png, with --truths truth beside prediction, and with

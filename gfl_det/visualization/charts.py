@@ -18,8 +18,8 @@ from .palette import class_colours
 from .picture import box_texts
 from .soft import draw_soft_edges
 
-ENDINGS = ('.pdf', '.png', '.svg')
-DPI = 200  # of PNG files
+ENDINGS = ('.jpg', '.pdf', '.png', '.svg')
+DPI = 200  # of PNG and JPEG files
 FAINT = 0.02  # probabilities below it do not widen the part of the image that is shown
 PAGE, GRID, TEXT = 'white', '#d8dbe2', '#1d2129'
 BEYOND = '#eceef2'  # the image's border
@@ -109,7 +109,7 @@ def edge_figure(
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG of print quality, or as PDF or SVG with letters as text.
+    """Write a figure as PNG or JPEG of print quality, or as PDF or SVG with letters as text.
 
     Raises:
         DataError: the ending is another, or the file cannot be written.

@@ -49,7 +49,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--format',
         choices=[ending[1:] for ending in ENDINGS],
         default='png',
-        help='of the charts; pdf and svg hold vectors',
+        help='of the charts: pdf and svg hold vectors; jpg is that of the pictures too',
     )
     parser.add_argument('--device', default='cpu', help='cpu, cuda or cuda:1')
     parser.add_argument(
@@ -81,7 +81,8 @@ def show(args: argparse.Namespace) -> list[Path]:
         if given is not None:
             truth = draw_boxes(image, given, detector.classes)
             picture = side_by_side([('truth', truth), ('prediction', picture)])
-        written.append(args.out / f'{path.stem}.png')
+        ending = 'jpg' if args.format == 'jpg' else 'png'
+        written.append(args.out / f'{path.stem}.{ending}')
         save_picture(picture, written[-1])
         if args.edges is not None:
             chosen = args.edges or sharp_and_flat(found)

@@ -20,6 +20,8 @@ from .picture import draw_boxes, side_by_side
 # What a sample may hold that mmdet's visualiser draws and this one does not.
 OTHER_PARTS = ('gt_sem_seg', 'gt_panoptic_seg', 'pred_sem_seg', 'pred_panoptic_seg')
 
+JPEG_QUALITY = 85
+
 
 @VISUALIZERS.register_module()
 class GFLVisualizer(DetLocalVisualizer):
@@ -140,7 +142,8 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        written = cv2.imwrite(str(path), np.ascontiguousarray(picture[..., ::-1]))
+        bgr = np.ascontiguousarray(picture[..., ::-1])
+        written = cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     except cv2.error:  # no encoder for this ending
         written = False
     if not written:
