@@ -5,24 +5,35 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import test_tools
 import torch
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from PIL import Image
 
+from gfl_det import cli
 from gfl_det.demo import command
 from gfl_det.demo.payload import MAX_BOXES, describe
 from gfl_det.demo.server import MAX_WAITING, UPLOAD_TYPE, DemoServer
 from gfl_det.demo.uploads import Limits, decode_upload
 from gfl_det.errors import DataError, SetupError
+from gfl_det.registry import MODELS
 from gfl_det.visualization import Boxes, class_colours
 
+ROOT = Path(__file__).parents[1]
 LIMITS = Limits(max_bytes=200_000, max_pixels=40_000)
 
 
@@ -265,3 +276,52 @@ def test_the_command_line_listens_here_alone():
     args = command.parse_arguments(['c.py', 'x.pth'])
     assert (args.host, args.port) == ('127.0.0.1', 7860)
     assert (args.max_mb, args.max_megapixels) == (10, 20)
+
+
+def test_the_tool_serves_a_detector(tmp_path):
+    (tmp_path / 'tiny.py').write_text(test_tools.TINY_CONFIG)
+    cfg = cli.load_config(str(tmp_path / 'tiny.py'))
+    cfg.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model)
+    meta = {'dataset_meta': {'classes': ('blue', 'green')}}
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, tmp_path / 'noise.pth')
+
+    command_line = [sys.executable, str(ROOT / 'tools' / 'demo_web.py'), 'tiny.py', 'noise.pth']
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'DISPLAY': ''}
+    tool = subprocess.Popen(
+        [*command_line, '--port', '0', '--max-megapixels', '0.04'],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        told = next((line for line in tool.stdout if line.startswith('open ')), '')
+        assert told.startswith('open http://127.0.0.1:'), tool.stderr.read()
+        port = int(told.split()[1].rstrip('/').rpartition(':')[2])
+        here = SimpleNamespace(server_address=('127.0.0.1', port))
+        status, answer = upload(here, picture())
+        assert status == 200
+        assert (answer['height'], answer['width']) == (60, 80)
+        assert len(answer['boxes']) > 0  # noise has scores around .5 everywhere
+        for box in answer['boxes']:
+            assert box['name'] in ('blue', 'green')
+            assert [len(edge['probabilities']) for edge in box['edges']] == [17] * 4
+        assert upload(here, picture(size=(300, 200)))[0] == 422
+        taken = subprocess.run(
+            [*command_line, '--port', str(port)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert taken.returncode == 1
+        assert f'error: 127.0.0.1:{port} cannot be listened on' in taken.stderr
+        tool.send_signal(signal.SIGINT)
+        assert tool.wait(60) == 0
+    finally:
+        tool.kill()
+        tool.wait()
