@@ -116,6 +116,8 @@ class TestEdges:
         np.testing.assert_array_equal(doubled.edges.positions, 2 * boxes.edges.positions)
         np.testing.assert_array_equal(doubled.boxes, 2 * boxes.boxes)
         assert len(Boxes.of(found, 0.95).boxes) == 0
+        found.edge_logits, found.scores = logits.bfloat16(), found.scores.bfloat16()
+        assert Boxes.of(found, 0.4).scores.tolist() == pytest.approx([0.9, 0.5], abs=0.01)
 
     @pytest.mark.parametrize('direction', [1, -1])
     def test_presence_is_the_probability_at_bins_and_keeps_the_ink(self, direction):

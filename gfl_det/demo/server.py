@@ -37,7 +37,8 @@ SECURITY = {
     'Referrer-Policy': 'no-referrer',
     'Cache-Control': 'no-store',
 }
-LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+LOOPBACK = ('127.0.0.1', 'localhost')
+HTTP_PORT = 80  # browsers leave it out of the host
 SOCKET_SECONDS = 30  # a client that says nothing for so long is dropped
 DEFAULT_LIMITS = Limits()
 MAX_WAITING = 8  # uploads in memory at a time
@@ -96,8 +97,9 @@ class DemoServer(ThreadingHTTPServer):
         """Whether a request names this machine; another name could be a foreign site's."""
         if self.server_address[0] not in LOOPBACK:
             return True  # whoever listens to the network has names that are not known here
-        name, _, port = (host or '').rpartition(':')
-        return name.strip('[]') in LOOPBACK and port == str(self.server_address[1])
+        port = self.server_address[1]
+        names = {f'{name}:{port}' for name in LOOPBACK}
+        return host in names | (set(LOOPBACK) if port == HTTP_PORT else set())
 
     def answer(self, content: bytes) -> dict[str, Any]:
         """What is in an uploaded image.
@@ -105,8 +107,8 @@ class DemoServer(ThreadingHTTPServer):
         Raises:
             DataError: it is no image, or too large.
         """
-        image = decode_upload(content, self.limits)
-        with self.one_at_a_time:
+        with self.one_at_a_time:  # decoded images are the largest part: one of them at a time
+            image = decode_upload(content, self.limits)
             found = self.detect(image)
         return describe(Boxes.of(found, self.score_thr), image.shape[:2], self.classes)
 

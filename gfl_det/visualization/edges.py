@@ -136,4 +136,7 @@ def reach(positions: np.ndarray, probabilities: np.ndarray, least: float) -> tup
 
 def _array(values: Any) -> np.ndarray:
     values = getattr(values, 'tensor', values)  # mmdet's box structures hold one
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (distribution.full_precision(values) if values.is_floating_point() else values).numpy()
