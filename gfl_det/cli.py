@@ -14,7 +14,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.dist import get_world_size, is_main_process
 
-from gfl_det import options
+from gfl_det import options, pictures
 from gfl_det.config import read_config
 from gfl_det.errors import ConfigError, GFLDetError
 
@@ -60,6 +60,21 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
         action='store_true',
         help='random weights: no download, no frozen layers, a longer schedule needed',
     )
+    parser.add_argument(
+        '--pictures',
+        nargs='?',
+        type=int,
+        const=8,
+        metavar='N',
+        help='draw the same N validation images after each validation, without a number 8',
+    )
+    parser.add_argument(
+        '--log-to',
+        nargs='+',
+        choices=list(pictures.BACKENDS),
+        default=[],
+        help='send losses, metrics and pictures there too',
+    )
     return _parse(parser, argv)
 
 
@@ -68,7 +83,9 @@ def parse_test_arguments(argv: Sequence[str] | None = None) -> argparse.Namespac
     parser = _parser('Test a detector: print the COCO table, write detections and pictures.')
     parser.add_argument('checkpoint', help='weights: a file or an address')
     parser.add_argument(
-        '--show-dir', metavar='DIR', help='draw every tested image into this folder'
+        '--show-dir',
+        metavar='DIR',
+        help='draw every tested image into this folder: truth beside prediction, soft edges',
     )
     parser.add_argument(
         '--out', metavar='FILE', help='write detections: .pkl (samples) or .json (COCO results)'

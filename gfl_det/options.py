@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from gfl_det import pictures
 from gfl_det.amp import CPUAmpOptimWrapper
 from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.heads import GFLHead
@@ -177,6 +178,7 @@ def draw_into(cfg: Config, folder: str) -> None:
         )
     # mmdet nests a relative folder in work_dir/timestamp, again with each image.
     hook.update(draw=True, test_out_dir=os.path.abspath(folder))
+    pictures.draw_softly(cfg)
 
 
 def write_results(cfg: Config, out: str) -> None:

@@ -1,7 +1,8 @@
 """Train a detector.
 
     python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--channels-last]
-                                 [--auto-scale-lr] [--from-scratch] [--cfg-options KEY=VALUE ...]
+                                 [--auto-scale-lr] [--from-scratch] [--pictures [N]]
+                                 [--log-to tensorboard|wandb ...] [--cfg-options KEY=VALUE ...]
                                  [--launcher NAME]
 
 CONFIG is a file or the name of a shipped config: gfl_r50_fpn_1x_coco. On several GPUs:
@@ -11,7 +12,7 @@ tools/dist_train.sh, tools/slurm_train.sh.
 try:
     import torch
 
-    from gfl_det import cli, launch, options, preflight
+    from gfl_det import cli, launch, options, pictures, preflight
 except ModuleNotFoundError as error:
     raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
 
@@ -30,6 +31,9 @@ def main() -> None:
         options.train_from_scratch(cfg)
         print(options.SCRATCH_NOTE)
     options.log_assignment(cfg)
+    if args.pictures is not None:
+        pictures.draw_sample(cfg, args.pictures)
+    pictures.log_to(cfg, args.log_to)
     options.resume(cfg, args.resume)
     preflight.check_training(cfg)
     launch.build_runner(cfg, args.launcher).train()
