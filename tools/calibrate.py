@@ -16,8 +16,8 @@ Results are those of tools/test.py --out FILE.json. A detector applies a calibra
 try:
     from gfl_det import cli
     from gfl_det.calibration import command
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
