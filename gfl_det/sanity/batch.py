@@ -16,6 +16,8 @@ from mmengine.logging import MessageHub
 from gfl_det.errors import DataError
 from gfl_det.registry import DATASETS
 
+TRIES = 20  # pictures looked at for each one that is wanted
+
 Batch = dict[str, Any]  # inputs: uint8 pictures; data_samples: their truths
 
 
@@ -65,19 +67,18 @@ def load(dataset: Any, number: int, seed: int = 0) -> Batch:
     """
     np.random.seed(seed)
     torch.manual_seed(seed)
-    samples = []
     total = len(dataset)
+    number = min(number, total)
     # Evenly spaced ones first, then their neighbours where those have no boxes.
-    for offset in range(max(total // number, 1)):
-        for first in range(number):
-            index = first * total // number + offset
-            if len(samples) == number or index >= total:
-                break
-            sample = dataset[index]
-            if sample is not None and len(sample['data_samples'].gt_instances):
-                samples.append(sample)
-        if len(samples) >= number or offset >= 20:
+    starts = [first * total // max(number, 1) for first in range(number)]
+    places = (start + offset for offset in range(TRIES) for start in starts)
+    samples: list[Any] = []
+    for index in dict.fromkeys(place for place in places if place < total):
+        if len(samples) == number:
             break
+        sample = dataset[index]
+        if sample is not None and len(sample['data_samples'].gt_instances):
+            samples.append(sample)
     if not samples:
         raise DataError('No picture of the training set has a box: see tools/check_dataset.py.')
     return pseudo_collate(samples)

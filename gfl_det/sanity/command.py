@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(cfg: Config, args: argparse.Namespace) -> int:
-    begin = time.monotonic()
+    begin, begin_busy = time.monotonic(), time.process_time()
     if args.from_scratch:
         options.train_from_scratch(cfg)
     check_classes(cfg, ['train'])
@@ -87,7 +87,8 @@ def _run(cfg: Config, args: argparse.Namespace) -> int:
         )
         suspects += suspects_of_curve(curve, slower, faster)
     seconds = time.monotonic() - begin
-    print_outcome(curve, suspects, seconds)
+    print_outcome(curve, suspects)
+    print(f'{seconds:.0f} s, {time.process_time() - begin_busy:.0f} s of processor time')
     if args.json:
         content = dict(curve=curve._asdict(), suspects=suspects, seconds=round(seconds, 1))
         Path(args.json).write_text(json.dumps(content, indent=1) + '\n')
@@ -117,7 +118,7 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
     return suspects_of_data(format_fault, *chances)
 
 
-def print_outcome(curve: Curve, suspects: Sequence[Suspect], seconds: float) -> None:
+def print_outcome(curve: Curve, suspects: Sequence[Suspect]) -> None:
     """Print the losses before and after, the verdict, and each suspect."""
     first, last = curve.losses[0], curve.losses[-1]
     highest = {name: max(step[name] for step in curve.losses) for name in first}
@@ -127,7 +128,7 @@ def print_outcome(curve: Curve, suspects: Sequence[Suspect], seconds: float) -> 
     print_table('', ('loss', 'first', 'highest', 'last'), rows)
     if curve.scores is not None:
         print(f'AP {curve.scores.ap:.3f}, whatever the class {curve.scores.ap_any_class:.3f}')
-    print(f'{verdict(curve, suspects)}; {seconds:.0f} s')
+    print(verdict(curve, suspects))
     for suspect in suspects:
         print(f'  {suspect.part}: {suspect.reason}')
 

@@ -74,10 +74,10 @@ def suspects_of_curve(curve: Curve, slower: Curve | None, faster: Curve | None) 
         return [Suspect('labels', f'{reason} (AP {ap:.2f}): do labels contradict each other?')]
     worst = _worst_term(curve)
     if any_class < GOAL_AP:
-        reason = f'AP {any_class:.2f} whatever the class; {worst} is what is left of the loss'
+        reason = f'AP {any_class:.2f} whatever the class; most is left of {worst}'
         return [Suspect('boxes', reason)]
     part: Part = 'boxes' if any(term in worst for term in BOX_TERMS) else 'labels'
-    return [Suspect(part, f'the loss fell by {curve.fall:.0%} only; {worst} is what is left of it')]
+    return [Suspect(part, f'the loss fell by {curve.fall:.0%} only; most is left of {worst}')]
 
 
 def _first_step(losses: dict[str, float]) -> Suspect:
@@ -100,11 +100,11 @@ def _suspect_rate(curve: Curve, slower: Curve | None, faster: Curve | None) -> S
     if faster is not None and faster.finite and _left(faster, curve) < MUCH:
         outcome = f'ten times as much takes {faster.fall:.0%} off in {len(faster.losses)} steps'
         return Suspect('learning rate', f'{told}, too low: {outcome}')
-    if not curve.finite or curve.fall < 0:
-        return Suspect('learning rate', f'{told}, too high: the loss rose or became no number')
     if curve.moved < STILL:
         reason = f'in {steps} the weights moved by {curve.moved:.1e} of their length'
         return Suspect('learning rate', f'{told}, too low: {reason}')
+    if not curve.finite or curve.fall < 0:
+        return Suspect('learning rate', f'{told}, too high: the loss rose or became no number')
     return None
 
 
@@ -117,14 +117,18 @@ def _left(trial: Curve, curve: Curve) -> float:
 
 
 def _worst_term(curve: Curve) -> str:
-    """Name the term that makes up most of the loss that is left, and how much."""
-    terms: dict[str, float] = {
-        name: value for name, value in curve.losses[-1].items() if name != 'loss' and 'loss' in name
-    }
-    if not terms:
+    """Name the term of which most is left, of its highest value, and how much."""
+    left = {}
+    for name, last in curve.losses[-1].items():
+        highest = max(step[name] for step in curve.losses)
+        # Cross entropy with two bins ends at the entropy of the two and not at 0.
+        if name != 'loss' and 'loss' in name and 'dfl' not in name and highest > 0:
+            left[name] = (last / highest, last, highest)
+    if not left:
         return 'the loss'
-    name = max(terms, key=lambda key: terms[key])
-    return f'{name} ({terms[name]:.3f} of {curve.losses[-1]["loss"]:.3f})'
+    name = max(left, key=lambda key: left[key][0])
+    _, last, highest = left[name]
+    return f'{name} ({last:.3f} of {highest:.3f})'
 
 
 def verdict(curve: Curve, suspects: Sequence[Suspect]) -> str:

@@ -22,6 +22,7 @@ from gfl_det.registry import MODELS
 from gfl_det.sanity.batch import Batch, truths_of
 
 WARM_UP = 20  # steps; a config's own warm-up may be longer than the whole test
+FALL_SHARE = 0.4  # of the steps in which the rate falls, for the loss to settle
 GOAL_FALL = 0.9  # of the loss
 GOAL_AP = 0.9
 
@@ -68,19 +69,19 @@ def overfit(
     batch: Batch,
     steps: int,
     device: str,
-    rate_factor: float = 1.0,
+    rate_factor: float | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Curve:
-    """Train a fresh model on one batch, with the config's optimizer and a rate that only warms up.
+    """Train a fresh model on one batch, with the config's optimizer.
 
-    It ends early when the batch is known by heart.
+    The rate warms up, and falls in the last part. It ends early when the batch is known by heart.
 
     Args:
         cfg: The config, in whose default scope this is called.
         batch: What to learn.
         steps: At most.
         device: To run on.
-        rate_factor: Times the config's learning rate.
+        rate_factor: Of a trial: times the config's learning rate, which then does not fall.
         progress: Called with step and losses now and then.
     """
     torch.manual_seed(0)
@@ -89,14 +90,16 @@ def overfit(
         model.init_weights()
         model.to(device)
         wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
-    rates = [group['lr'] * rate_factor for group in wrapper.optimizer.param_groups]
+    factor = 1.0 if rate_factor is None else rate_factor
+    rates = [group['lr'] * factor for group in wrapper.optimizer.param_groups]
+    settled = steps if rate_factor is None else None
     data = model.data_preprocessor(copy.deepcopy(batch), training=True)
     start = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     losses: list[dict[str, float]] = []
     scores = None
     for step in range(steps):
         for group, rate in zip(wrapper.optimizer.param_groups, rates):
-            group['lr'] = rate * min(1, (step + 1) / WARM_UP)
+            group['lr'] = rate * _share_of_rate(step, settled)
         with wrapper.optim_context(model):
             total, terms = model.train().parse_losses(model(**data, mode='loss'))
         losses.append({name: float(value.detach()) for name, value in terms.items()})
@@ -113,6 +116,12 @@ def overfit(
     way = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - start
     moved = float(way.norm() / start.norm().clamp(min=1e-12))
     return Curve(losses, scores, moved, max(rates, default=0.0))
+
+
+def _share_of_rate(step: int, steps: int | None) -> float:
+    """Warm up; of a number of steps, fall to almost nothing over the last two fifths."""
+    share = min(1.0, (step + 1) / WARM_UP)
+    return share if steps is None else min(share, max(0.02, (steps - step) / (FALL_SHARE * steps)))
 
 
 def score(model: Any, batch: Batch) -> Scores:
