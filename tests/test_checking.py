@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
@@ -21,10 +23,12 @@ from PIL import Image
 import gfl_det
 from gfl_det import pixels, preflight
 from gfl_det.assigners import ATSSAssigner
+from gfl_det.checking import check as checking
 from gfl_det.checking import command, images, priors
 from gfl_det.checking.check import Decoding, Report, Source, check_file
 from gfl_det.checking.draft import Finding
 from gfl_det.datasets import CocoDataset, parsed
+from gfl_det.datasets.annotation_boxes import usable_boxes
 from gfl_det.datasets.annotations import check_ids, check_structure
 from gfl_det.errors import ConfigError, DataError
 
@@ -271,8 +275,8 @@ class TestFaults:
         for spoil, *_ in FAULTS:
             dataset = spoil(dataset)
         before = copy.deepcopy(dataset)
-        draft = gfl_det.checking.check.start(dataset, 'x')
-        gfl_det.checking.check.run(draft, Source('', 'x'))
+        draft = checking.start(dataset, 'x')
+        checking.run(draft, Source('', 'x'))
         assert repr(dataset) == repr(before)
 
     def test_empty_images_classes_and_sets(self, tmp_path):
@@ -286,6 +290,64 @@ class TestFaults:
         assert codes(check(tmp_path, dataset))['boxes.none'].level == 'error'
         dataset['images'] = []
         assert codes(check(tmp_path, dataset))['images.none'].level == 'error'
+
+
+# Values that tools, people and attackers write in the place of others.
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 130),
+    st.sampled_from([10**400, -1, 0, 1e308, float('inf'), float('nan'), '', '1', 'cat', 'x.png']),
+    st.lists(st.one_of(st.integers(-9, 200), st.none(), st.floats()), max_size=5),
+    st.dictionaries(st.sampled_from(['id', 'x']), st.integers(0, 9), max_size=1),
+)
+PLACES = st.tuples(
+    st.sampled_from(['images', 'annotations', 'categories']),
+    st.integers(0, 7),
+    st.sampled_from(
+        [
+            'id',
+            'file_name',
+            'width',
+            'height',
+            'name',
+            'image_id',
+            'category_id',
+            'bbox',
+            'area',
+            'iscrowd',
+            'ignore',
+            None,
+        ]
+    ),
+    ODD,
+)
+
+
+class TestHostileFiles:
+    @given(st.lists(PLACES, max_size=8), st.booleans())
+    @settings(max_examples=150, deadline=None, database=None)
+    def test_whatever_a_file_holds_it_is_repaired_or_refused(self, changes, with_classes):
+        dataset = sound()
+        for key, index, field, value in changes:
+            entries = dataset[key]
+            index %= len(entries)
+            if field is None:
+                entries[index] = value  # in the place of an object
+            elif isinstance(entries[index], dict):
+                entries[index] = {**entries[index], field: value}
+        source = Source('', 'x', classes=('cat', 'dog') if with_classes else None)
+        draft = checking.start(dataset, 'x')
+        checking.run(draft, source)
+        repaired = draft.result()
+        check_structure(repaired, 'x')
+        check_ids(repaired, 'x')
+        categories = [each['id'] for each in repaired['categories']]
+        _, boxes = usable_boxes(repaired, categories)
+        assert boxes.dropped == {}
+        again = checking.start(repaired, 'x')
+        checking.run(again, source)
+        assert [each for each in again.findings if each.fix] == []
 
 
 class TestFormats:

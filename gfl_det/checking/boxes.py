@@ -123,15 +123,16 @@ def _drop_repeated(draft: Draft, table: Table) -> Table:
 def _cut(draft: Draft, table: Table) -> Table:
     """Cut boxes to their image, as training does, and tell those that are far too large."""
     low, high = table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]
-    huge = (table.boxes[:, 2:] > table.image_wh + ROUNDING_PX).any(1)
+    huge = np.any(table.boxes[:, 2:] > table.image_wh + ROUNDING_PX, axis=1)
     outside = np.maximum(-low, high - table.image_wh).max(1, initial=-np.inf) > ROUNDING_PX
     fix = 'cut to the image'
     if huge.any():
         text = 'boxes larger than their image'
         draft.tell('warning', 'boxes.huge', text, _ids(draft, huge), fix)
-    if (outside & ~huge).any():
+    overhanging = np.logical_and(outside, ~huge)
+    if overhanging.any():
         text = 'boxes that reach beyond their image'
-        draft.tell('note', 'boxes.overhanging', text, _ids(draft, outside & ~huge), fix)
+        draft.tell('note', 'boxes.overhanging', text, _ids(draft, overhanging), fix)
     low, high = np.clip(low, 0, table.image_wh), np.clip(high, 0, table.image_wh)
     cut = (huge | outside) & (high - low >= MIN_SIDE_PX).all(1)  # a sliver is left as it is
     boxes = np.where(cut[:, None], np.hstack([low, high - low]), table.boxes)

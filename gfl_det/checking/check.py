@@ -116,15 +116,11 @@ def run(draft: Draft, source: Source, decoding: Decoding | None = None) -> list[
     """
     check_structure(draft)
     check_classes(draft, source.classes)
-    has_files = source.folder is not None and not is_remote(source.folder)
-    if has_files:
-        check_present(draft, str(source.folder))
+    if source.folder is not None and not is_remote(source.folder):
+        check_present(draft, source.folder)
+        if decoding is not None and draft.images:
+            check_decoded(draft, source.folder, *decoding)
     table = check_boxes(draft)
-    if has_files and decoding is not None and draft.images:
-        before = len(draft.images)
-        check_decoded(draft, str(source.folder), *decoding)
-        if len(draft.images) < before:
-            table = check_boxes(draft)  # those that are left have nothing more to find
     if source.cfg is not None and draft.images:
         check_priors(draft, table, source.cfg, source.pipeline)
     return count_classes(draft, table, source.classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from gfl_det.datasets.annotations import Entry, find
+from gfl_det.datasets.annotations import ID_TYPES, Entry, find
 
 Level = Literal['error', 'warning', 'note']
 LEVELS: tuple[Level, ...] = ('error', 'warning', 'note')
@@ -56,9 +56,12 @@ class Draft:
         if not ids:
             return
         self.gone |= set(ids)
-        self.images = [image for image in self.images if image.get('id') not in self.gone]
+        self.images = [image for image in self.images if image['id'] not in self.gone]
         self.annotations = [
-            entry for entry in self.annotations if entry.get('image_id') not in self.gone
+            entry
+            for entry in self.annotations
+            # What is no id may not even be hashable.
+            if type(entry.get('image_id')) not in ID_TYPES or entry['image_id'] not in self.gone
         ]
 
     def result(self) -> Entry:

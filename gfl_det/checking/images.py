@@ -15,7 +15,7 @@ import numpy as np
 
 from gfl_det.checking.draft import Draft
 from gfl_det.datasets.annotation_boxes import ROUNDING_PX
-from gfl_det.datasets.annotations import Entry
+from gfl_det.datasets.annotations import Entry, as_number
 from gfl_det.pixels import MAX_PIXELS, header_of
 
 WITH_BOXES = 'removed, with their boxes'
@@ -103,7 +103,8 @@ def check_decoded(
         text = 'images that EXIF turns when they are loaded; the stated size is that of the turned'
         draft.tell('note', 'images.exif', text, turned)
     draft.remove_images([each for ids in (*faults.values(), lying) for each in ids])
-    _correct_sizes(draft, {each: look.size for each, look in zip(ids_of, looks) if each in other})
+    true = {each: look.size for each, look in zip(ids_of, looks) if look.size is not None}
+    _correct_sizes(draft, {each: size for each, size in true.items() if each in other})
 
 
 def _correct_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
@@ -113,7 +114,7 @@ def _correct_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
     misfits = set()
     for entry in draft.annotations:
         size = sizes.get(entry['image_id'])
-        if size is not None and _leaves(entry['bbox'], size):
+        if size is not None and _leaves(entry.get('bbox'), size):
             misfits.add(entry['image_id'])
     right = [each for each in sizes if each not in misfits]
     if right:
@@ -131,9 +132,13 @@ def _correct_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
         draft.remove_images(list(misfits))
 
 
-def _leaves(box: list[float], size: Size) -> bool:
-    """Whether an xywh box ends outside the image."""
-    return any(box[i] + box[2 + i] > size[i] + ROUNDING_PX for i in (0, 1))
+def _leaves(box: Any, size: Size) -> bool:
+    """Whether an xywh box ends outside the image; what is no box does not."""
+    numbers = [as_number(each) for each in box] if isinstance(box, list) else []
+    if len(numbers) != 4 or None in numbers:
+        return False
+    ends = np.array(numbers[:2], float) + np.array(numbers[2:], float)
+    return bool((ends > np.array(size) + ROUNDING_PX).any())
 
 
 def look_at(path: str, max_pixels: int = MAX_PIXELS) -> Look:

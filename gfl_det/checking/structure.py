@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
+from math import isfinite
 from typing import Any
 
 from gfl_det.checking.draft import LISTS, Draft
@@ -107,8 +108,8 @@ def _give_ids(draft: Draft) -> None:
     ids = [entry.get('id') for entry in draft.annotations]
     if set(map(type, ids)) <= ID_TYPES and len(set(ids)) == len(ids):
         return
-    taken = {value for value in ids if _is_id(value)}
-    highest = max((int(value) for value in taken if not isinstance(value, str)), default=0)
+    numbers = (as_number(value) for value in ids)
+    highest = max((int(each) for each in numbers if each and isfinite(each)), default=0)
     free = count(highest + 1)
     seen: set[Any] = set()
     lacking, twice, entries = [], [], []
