@@ -1,10 +1,12 @@
-"""Calibrated scores: metrics, post-hoc calibrators, and a metric for evaluators."""
+"""Calibrated scores and edge intervals: metrics, post-hoc calibrators, a metric for evaluators."""
 
 from .arrays import Detections, Truths
 from .calibrators import DetectionCalibrator, Settings, fit_calibrator
 from .coco import detections_from_coco, read_json, truths_from_coco
 from .evaluation import evaluate_detections
 from .files import load_calibrator, save_calibrator
+from .interval_files import load_interval_calibrator, save_interval_calibrator
+from .intervals import IntervalCalibrator
 from .matching import Matches, match
 from .metric import CalibrationMetric
 
@@ -12,6 +14,7 @@ __all__ = [
     'CalibrationMetric',
     'DetectionCalibrator',
     'Detections',
+    'IntervalCalibrator',
     'Matches',
     'Settings',
     'Truths',
@@ -19,8 +22,10 @@ __all__ = [
     'evaluate_detections',
     'fit_calibrator',
     'load_calibrator',
+    'load_interval_calibrator',
     'match',
     'read_json',
     'save_calibrator',
+    'save_interval_calibrator',
     'truths_from_coco',
 ]

@@ -116,6 +116,12 @@ class Decoder(NamedTuple):
         """Centres ``(N, 2)`` of the candidates' priors, px of the image that boxes refer to."""
         return self.centres(candidates) * self.frames.scale[candidates.image, :2]
 
+    def limits(self, candidates: Candidates) -> Tensor | None:
+        """Width and height twice ``(N, 4)`` of the images that boxes refer to; None: no cut."""
+        if self.frames.limit is None:
+            return None
+        return (self.frames.limit * self.frames.scale)[candidates.image]
+
     def is_large(self, boxes: Tensor) -> Tensor:
         """Which boxes ``(N,)`` have both sides above the smallest."""
         if self.frames.smallest < 0:

@@ -22,7 +22,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..assigners.batch import Grid, Match, PriorLevels, make_grid, match_batch
-from ..calibration.in_detector import calibrate_results
+from ..calibration.in_detector import calibrate_results, interval_factor
 from ..errors import ConfigError
 from ..losses import DistributionFocalLoss, QualityFocalLoss
 from ..losses.score_loss import ScoreLoss
@@ -67,11 +67,12 @@ DEFAULT_INIT = dict(
 class GFLHead(AnchorHead):
     """Head of quality scores and edge distributions, a drop-in for mmdet's ``GFLHead``.
 
-    Constructor, state dict, losses and detections are mmdet's. ``test_cfg.with_uncertainty=True``
-    adds ``edge_std (N, 4)``: the standard deviations of the left, top, right and bottom edge, px of
-    the image that the boxes refer to. ``with_distribution=True`` adds what a box was read from:
-    ``edge_logits (N, 4, reg_max + 1)``, ``bin_widths (N, 4)`` px between neighbouring bins, and
-    ``prior_centres (N, 2)`` px, from where bins count. ``calibrator='FILE.json'`` maps the scores.
+    Constructor, state dict, losses and detections are mmdet's. In ``test_cfg``,
+    ``with_uncertainty=True`` adds ``edge_std (N, 4)`` and ``interval_level=0.9`` adds ``edge_low``,
+    ``edge_high`` and ``edge_entropy (N, 4)``, all explained in :mod:`..inference.results`;
+    ``with_distribution=True`` adds what a box was read from: ``edge_logits (N, 4, reg_max + 1)``,
+    ``bin_widths (N, 4)`` px, and ``prior_centres (N, 2)`` px, from where bins count. The JSON files
+    ``calibrator`` and ``interval_calibrator`` map scores and stretch intervals.
 
     Args:
         num_classes: classes without background.
@@ -290,11 +291,11 @@ class GFLHead(AnchorHead):
         cls_scores = [level.detach() for level in cls_scores]
         bbox_preds = [level.detach() for level in bbox_preds]
         device = cls_scores[0].device
+        factor = interval_factor(cfg, type(self).__name__, self.num_classes)
         with torch.autocast(device.type, enabled=False):
-            clip = self.bbox_coder.clip_border
-            frames = Frames.of(batch_img_metas, cfg, rescale, clip, device)
+            frames = Frames.of(batch_img_metas, cfg, rescale, self.bbox_coder.clip_border, device)
             decoder = Decoder.of(bbox_preds, self.priors, frames)
-            results = detect(decoder, find_candidates(cls_scores, cfg), cfg, with_nms)
+            results = detect(decoder, find_candidates(cls_scores, cfg), cfg, with_nms, factor)
         if not with_nms or not cfg.get('calibrator'):
             return results
         return calibrate_results(results, cfg.calibrator, type(self).__name__, self.num_classes)
