@@ -88,7 +88,7 @@ def build_detectors(
     return ours.to(device).eval(), theirs.to(device).eval()
 
 
-def spread_weights(detector: nn.Module) -> None:
+def spread_weights(detector: BaseModel) -> None:
     """Give random weights some life, in place: statistics of norms and thousands of scores.
 
     Args:

@@ -4,17 +4,18 @@
 :class:`.openvino.OpenVINODetector` run them; docs/export.md has what each costs and brings.
 """
 
-from .onnx_file import Export, write_onnx
+from .onnx_file import Settings, write_onnx
 from .openvino import OpenVINODetector, write_int8, write_openvino
 from .runtime import ExportedDetector, OnnxDetector
-from .source import load_detector
+from .source import Source, load_source
 
 __all__ = [
-    'Export',
     'ExportedDetector',
     'OnnxDetector',
     'OpenVINODetector',
-    'load_detector',
+    'Settings',
+    'Source',
+    'load_source',
     'write_int8',
     'write_onnx',
     'write_openvino',

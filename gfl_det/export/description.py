@@ -28,6 +28,7 @@ class Description:
         outputs: names of the graph's outputs.
         nms: whether suppression is inside the graph.
         calibrated: whether a calibrator is inside.
+        level: of the edges' intervals; None: there are none.
         precision: ``float32`` or ``int8``.
         version: of the gfl_det that exported it.
     """
@@ -40,6 +41,7 @@ class Description:
     outputs: list[str]
     nms: bool
     calibrated: bool
+    level: float | None = None
     precision: str = 'float32'
     version: str = field(default=__version__)
 

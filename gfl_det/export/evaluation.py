@@ -1,15 +1,16 @@
-"""The AP of an exported detector on a config's data, counted by the config's own metric."""
+"""The AP of a detector outside mmengine's runner, on a config's data, by the config's metric."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS
+from mmengine.structures import InstanceData
 
 from ..errors import ConfigError
-from .runtime import ExportedDetector
+from ..progress import Progress
 
 
 def picture_paths(cfg: Config, split: str) -> list[tuple[int, str]]:
@@ -27,11 +28,14 @@ def picture_paths(cfg: Config, split: str) -> list[tuple[int, str]]:
     return [(info['img_id'], info['img_path']) for info in infos]
 
 
-def average_precision(detector: ExportedDetector, cfg: Config, split: str) -> dict[str, float]:
+def average_precision(
+    detect: Callable[[str], InstanceData], classes: Sequence[str], cfg: Config, split: str
+) -> dict[str, float]:
     """The numbers of the metric of a split, such as ``coco/bbox_mAP``.
 
     Args:
-        detector: whose preprocessing takes the place of the config's pipeline.
+        detect: from the path of a picture to ``bboxes``, ``scores`` and ``labels``.
+        classes: names in the order of the labels.
         cfg: the config, with its data in place.
         split: ``val`` or ``test``.
 
@@ -40,14 +44,11 @@ def average_precision(detector: ExportedDetector, cfg: Config, split: str) -> di
     """
     pictures = picture_paths(cfg, split)
     metric = METRICS.build(copy.deepcopy(cfg[f'{split}_evaluator']))
-    metric.dataset_meta = dict(classes=detector.classes)
-    for sample in _samples(detector, pictures):
-        metric.process({}, [sample])
+    metric.dataset_meta = dict(classes=tuple(classes))
+    with Progress(len(pictures), 'images') as bar:
+        for img_id, path in pictures:
+            found = detect(path)
+            instances = {name: found[name] for name in ('bboxes', 'scores', 'labels')}
+            metric.process({}, [dict(img_id=img_id, ori_shape=(0, 0), pred_instances=instances)])
+            bar.advance()
     return metric.evaluate(len(pictures))
-
-
-def _samples(detector: ExportedDetector, pictures: list[tuple[int, str]]) -> Iterator[dict]:
-    for img_id, path in pictures:
-        (found,) = detector(path)
-        instances = {name: found[name] for name in ('bboxes', 'scores', 'labels')}
-        yield dict(img_id=img_id, ori_shape=(0, 0), pred_instances=instances)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import distribution
 from ..errors import ConfigError
+from ..uncertainty import EdgeQuantiles, edge_intervals, edge_quantiles
 from .calibrator import Calibration
 from .candidates import ABSENT, Frames, Pool, all_cells, apart, best_pairs, decode, take
 from .suppression import kept_by_nms
@@ -30,13 +31,18 @@ class Outputs:
     Args:
         nms: suppress inside the graph and give the ``max_per_img`` best detections; otherwise the
             boxes and scores of all cells.
-        uncertainty: add ``edge_std`` (px) and ``edge_entropy`` (nats) of each edge, ltrb.
+        uncertainty: add ``edge_std``, ``edge_low`` and ``edge_high`` (px) and ``edge_entropy``
+            (nats) of each edge, ltrb: see :mod:`..inference.results`.
         distribution: add ``edge_logits``, ``bin_widths`` and ``prior_centres``.
+        level: of the intervals from ``edge_low`` to ``edge_high``.
+        interval_factor: that stretches them.
     """
 
     nms: bool = False
     uncertainty: bool = False
     distribution: bool = False
+    level: float = 0.9
+    interval_factor: float = 1.0
 
     def names(self, calibrated: bool) -> list[str]:
         """Names of the tensors in their order."""
@@ -44,7 +50,7 @@ class Outputs:
             names = ['boxes', 'scores', 'labels', 'counts', *['raw_scores'] * calibrated]
         else:
             names = ['boxes', 'scores', 'levels', *['calibrated_scores'] * calibrated]
-        names += ['edge_std', 'edge_entropy'] * self.uncertainty
+        names += ['edge_std', 'edge_low', 'edge_high', 'edge_entropy'] * self.uncertainty
         return names + ['edge_logits', 'bin_widths', 'prior_centres'] * self.distribution
 
 
@@ -83,11 +89,11 @@ class DetectionGraph(nn.Module):
         ``raw_scores (B, K)``, or ``calibrated_scores (B, P, C)`` beside raw ones: suppression goes
         by raw scores.
         """
-        maps = self.bbox_head(self.neck(self.backbone(images)))
+        cls, edges = self.bbox_head(self.neck(self.backbone(images)))
         frames = Frames.of(img_shape, scale_factor, self.bbox_head.bbox_coder.clip_border)
         if self.outputs.nms:
-            return self._detections(*maps, frames)
-        return self._cells(*maps, frames)
+            return self._detections(cls, edges, frames)
+        return self._cells(cls, edges, frames)
 
     def _cells(self, cls: list[Tensor], edges: list[Tensor], frames: Frames) -> list[Tensor]:
         scores, pool = all_cells(cls, edges, self.bbox_head.priors)
@@ -136,11 +142,19 @@ class DetectionGraph(nn.Module):
     def _extras(self, pool: Pool, frames: Frames) -> list[Tensor]:
         extras: list[Tensor] = []
         widths = pool.strides * frames.scale
+        centres = pool.centres * frames.scale[..., :2]
         if self.outputs.uncertainty:
-            spread = distribution.std(pool.logits) * widths
-            extras += [spread, distribution.entropy(pool.logits)]
+            logits, sizes, points = (each.flatten(0, 1) for each in (pool.logits, widths, centres))
+            quantiles = edge_quantiles(logits, sizes, points, self.outputs.level)
+            whole = EdgeQuantiles(*(each.reshape(widths.shape) for each in quantiles))
+            limit = None if frames.limit is None else frames.limit * frames.scale
+            extras += [
+                distribution.std(pool.logits) * widths,
+                *edge_intervals(whole, self.outputs.interval_factor, limit),
+                distribution.entropy(pool.logits),
+            ]
         if self.outputs.distribution:
-            extras += [pool.logits, widths, pool.centres * frames.scale[..., :2]]
+            extras += [pool.logits, widths, centres]
         return extras
 
 

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import copy
+import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
 
-from ..calibration.calibrators import DetectionCalibrator
 from ..errors import ConfigError
 from ..inference.optimize import fold_batch_norms
 from .calibrator import Calibration
 from .description import KEY, Description
 from .extras import require
 from .graph import INPUTS, DetectionGraph, Outputs
-from .preprocessing import Preprocessing
+from .source import Source
 from .suppression import translations
 
 OPSETS = range(18, 24)  # those that the exporter writes, and the runtimes read
 STRIDE = 32  # an input's sides are multiples of it, whatever the config pads to
+# Of test_cfg, what a runtime needs to suppress by itself.
+KEPT = ('score_thr', 'nms_pre', 'nms', 'min_bbox_size', 'max_per_img')
 DECODING = 'decoding'  # where nodes are from that are no part of a module
 
 
 @dataclass(frozen=True)
-class Export:
+class Settings:
     """How a detector is exported.
 
     Args:
         outputs: see there.
-        calibrator: to put inside, or None.
         size: height and width of the input, px; None: any multiples of ``STRIDE``.
         opset: version of ONNX's operators.
 
@@ -44,55 +45,59 @@ class Export:
     """
 
     outputs: Outputs = field(default_factory=Outputs)
-    calibrator: DetectionCalibrator | None = None
     size: tuple[int, int] | None = None
     opset: int = 18
 
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
             raise ConfigError(
-                f'--opset is {self.opset}, and torch exports {OPSETS.start} to {OPSETS.stop - 1}.'
+                f'The opset is {self.opset}, and torch exports {OPSETS.start} to {OPSETS.stop - 1}.'
             )
         if self.size and (min(self.size) <= 0 or any(side % STRIDE for side in self.size)):
             raise ConfigError(
-                f'--size {self.size[0]} {self.size[1]} must be multiples of {STRIDE}.'
+                f'The size {self.size[0]} {self.size[1]} must be multiples of {STRIDE}.'
             )
 
 
-def describe(detector: BaseModel, name: str, export: Export) -> Description:
-    """The metadata of an exported detector."""
-    head, settings = detector.bbox_head, dict(detector.bbox_head.test_cfg)
-    kept = ('score_thr', 'nms_pre', 'nms', 'min_bbox_size', 'max_per_img')
-    nms = settings.get('nms')
-    if nms is not None:
-        settings['nms'] = dict(nms)
-        if export.calibrator is not None and nms.get('type', 'nms') != 'nms':
-            raise ConfigError(
-                f'test_cfg.nms is {nms.get("type")!r}, which changes scores before they are '
-                'calibrated: export without the calibrator, or with greedy suppression.'
-            )
+def describe(source: Source, settings: Settings) -> Description:
+    """The metadata of an exported detector.
+
+    Raises:
+        ConfigError: suppression changes scores that are to be calibrated.
+    """
+    head = source.model.bbox_head
+    test_cfg = head.test_cfg.to_dict()
+    nms = test_cfg.get('nms') or {}
+    calibrated = source.calibrator is not None
+    if calibrated and nms.get('type', 'nms') != 'nms':
+        raise ConfigError(
+            f'test_cfg.nms is {nms["type"]!r}, which changes scores before they are calibrated: '
+            'export without the calibrator, or with greedy suppression.'
+        )
+    outputs = settings.outputs
+    divisor = math.lcm(source.preprocessing.divisor, STRIDE)
     return Description(
-        name=name,
+        name=source.name,
         head=type(head).__name__,
-        classes=list(detector.dataset_meta['classes']),
-        preprocessing=Preprocessing.of(detector.cfg, export.size),
-        settings={key: settings[key] for key in kept if key in settings},
-        outputs=export.outputs.names(export.calibrator is not None),
-        nms=export.outputs.nms,
-        calibrated=export.calibrator is not None,
+        classes=list(source.classes),
+        preprocessing=replace(source.preprocessing, size=settings.size, divisor=divisor),
+        settings={key: test_cfg[key] for key in KEPT if key in test_cfg},
+        outputs=outputs.names(calibrated),
+        nms=outputs.nms,
+        calibrated=calibrated,
+        level=outputs.level if outputs.uncertainty else None,
     )
 
 
 def write_onnx(
-    detector: BaseModel, name: str, path: str | PathLike[str], export: Export
+    source: Source, path: str | PathLike[str], settings: Settings | None = None
 ) -> Description:
     """Export a detector.
 
     Args:
-        detector: of :func:`.source.load_detector`; stays as it is.
-        name: of its config.
+        source: of :func:`.source.load_source`; stays as it is.
         path: the file to write; its folder is made.
-        export: how.
+        settings: how.
 
     Returns:
         What the file says of itself.
@@ -103,32 +108,41 @@ def write_onnx(
     """
     for package in ('onnx', 'onnxscript'):
         require(package)
-    description = describe(detector, name, export)
-    folded = copy.deepcopy(detector)
-    fold_batch_norms(folded)
-    calibrator = export.calibrator
-    calibration = Calibration([each.map for each in calibrator.classes]) if calibrator else None
-    graph = DetectionGraph(folded, export.outputs, calibration).eval()
+    settings = settings or Settings()
+    description = describe(source, settings)
+    graph = build_graph(source, settings.outputs)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             graph,
-            _example(export.size),
+            _example(settings.size),
             dynamo=True,
-            dynamic_shapes=_dynamic_shapes(export.size),
+            dynamic_shapes=_dynamic_shapes(settings.size),
             input_names=list(INPUTS),
             output_names=description.outputs,
-            opset_version=export.opset,
+            opset_version=settings.opset,
             custom_translation_table=translations(),
             verbose=False,
         )
-    if program is None:  # which the exporter's types allow
-        raise ConfigError(f'{name} was not exported: torch.onnx.export gave nothing.')
+    assert program is not None  # it is for the exporter before dynamo
     _tidy(program.model)
     program.model.metadata_props[KEY] = description.to_json()
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     program.save(target, external_data=False)
     return description
+
+
+def build_graph(source: Source, outputs: Outputs) -> DetectionGraph:
+    """The module that is exported, with batch norms in the convolutions before them.
+
+    Raises:
+        ConfigError: see :class:`.graph.DetectionGraph`.
+    """
+    folded = copy.deepcopy(source.model)
+    fold_batch_norms(folded)
+    calibrator = source.calibrator
+    maps = [each.map for each in calibrator.classes] if calibrator else []
+    return DetectionGraph(folded, outputs, Calibration(maps) if maps else None).eval()
 
 
 def _example(size: tuple[int, int] | None) -> tuple[torch.Tensor, ...]:
@@ -149,8 +163,6 @@ def _dynamic_shapes(size: tuple[int, int] | None) -> dict[str, dict[int, Any]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's notes on its own deprecations and on a missing torchvision."""
-    import logging
-
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     with warnings.catch_warnings():

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from mmdet.utils import get_test_pipeline_cfg
-from mmengine.config import Config
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
@@ -63,32 +61,30 @@ class Preprocessing:
     size: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, cfg: Config, size: tuple[int, int] | None = None) -> Preprocessing:
-        """Read a config's test pipeline and data preprocessor.
+    def of(cls, pipeline: Sequence[dict[str, Any]], normalising: dict[str, Any]) -> Preprocessing:
+        """Read a test pipeline and a ``data_preprocessor``.
 
         Raises:
             ConfigError: they do anything else; the message names the step.
         """
-        resize = _resize_step(get_test_pipeline_cfg(cfg))
-        model = dict(cfg.model.get('data_preprocessor') or {})
-        if model.get('rgb_to_bgr'):
+        resize = _resize_step(pipeline)
+        if normalising.get('rgb_to_bgr'):
             raise ConfigError('data_preprocessor.rgb_to_bgr cannot be exported: use bgr_to_rgb.')
-        mean, std = (model.get(name) for name in ('mean', 'std'))
+        mean, std = (normalising.get(name) for name in ('mean', 'std'))
         return cls(
             scale=tuple(resize['scale']),
             keep_ratio=bool(resize.get('keep_ratio', False)),
             mean=None if mean is None else tuple(map(float, mean)),
             std=None if std is None else tuple(map(float, std)),
-            bgr_to_rgb=bool(model.get('bgr_to_rgb', False)),
-            divisor=int(model.get('pad_size_divisor', 1)),
-            pad_value=float(model.get('pad_value', 0)),
-            size=size,
+            bgr_to_rgb=bool(normalising.get('bgr_to_rgb', False)),
+            divisor=int(normalising.get('pad_size_divisor', 1)),
+            pad_value=float(normalising.get('pad_value', 0)),
         )
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Preprocessing:
         """What :meth:`to_json` wrote."""
-        fields = {
+        fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in content.items()
         }
@@ -127,6 +123,11 @@ class Preprocessing:
         for target, image in zip(batch, images):
             target[:, : image.shape[1], : image.shape[2]] = image
         return Prepared(batch, np.array(shapes, np.float32), np.array(factors, np.float32))
+
+    def plain(self, picture: Picture) -> Prepared:
+        """The input of one picture that has the network's size already."""
+        shape = np.array([picture.shape[:2]], np.float32)
+        return Prepared(self._normalise(picture)[None], shape, np.ones((1, 2), np.float32))
 
     def _normalise(self, image: Picture) -> NDArray[np.float32]:
         channels = image[..., ::-1] if self.bgr_to_rgb else image

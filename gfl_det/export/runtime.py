@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Union
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from mmcv.ops import batched_nms
 from mmengine.config import ConfigDict
@@ -21,26 +20,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError
+from ..inference.results import ImageResult, Results
+from ..inference.sources import Inputs, Item, Reading, find_sources, read_items
+from ..progress import Progress
 from .description import KEY, Description
 from .extras import require
 from .graph import INPUTS
 from .preprocessing import Picture, Prepared
 
-Source = Union[str, os.PathLike, Picture]
 Arrays = Mapping[str, NDArray[Any]]
-# Names in the graph and in results.
-FIELDS = {
-    'boxes': 'bboxes',
-    'scores': 'scores',
-    'labels': 'labels',
-    'raw_scores': 'raw_scores',
-    'edge_std': 'edge_std',
-    'edge_entropy': 'edge_entropy',
-    'edge_logits': 'edge_logits',
-    'bin_widths': 'bin_widths',
-    'prior_centres': 'prior_centres',
-}
-EXTRAS = ('edge_std', 'edge_entropy', 'edge_logits', 'bin_widths', 'prior_centres')
+# Outputs that results have under the same name.
+EXTRAS = (
+    'edge_std',
+    'edge_low',
+    'edge_high',
+    'edge_entropy',
+    'edge_logits',
+    'bin_widths',
+    'prior_centres',
+)
+UNSEEN = {'counts'}  # outputs that results do not have
+DECODING = (('flag', 'color'), ('backend', 'cv2'))  # of files, as test pipelines do by default
 
 
 class ExportedDetector(ABC):
@@ -71,34 +71,72 @@ class ExportedDetector(ABC):
         Returns:
             Per picture ``bboxes (N, 4)`` xyxy px, ``scores (N,)``, ``labels (N,)`` by descending
             score, ``raw_scores`` where a calibrator is inside, and what was exported of
-            ``edge_std``, ``edge_entropy``, ``edge_logits``, ``bin_widths`` and ``prior_centres``.
+            the ``edge_*`` fields, see :mod:`..inference.results`.
         """
-        outputs = self.run(self.description.preprocessing(pictures))
+        return self.finish(self.run(self.description.preprocessing(pictures)))
+
+    def finish(self, outputs: Arrays) -> list[InstanceData]:
+        """Detections from what :meth:`run` gave, see :meth:`detect`."""
         finish = _detections if self.description.nms else self._suppressed
-        return [finish(outputs, index) for index in range(len(pictures))]
+        return [finish(outputs, index) for index in range(len(outputs['boxes']))]
 
     def __call__(
-        self, pictures: Source | Sequence[Source], batch_size: int = 1
-    ) -> list[InstanceData]:
-        """Detections of files or arrays.
+        self, inputs: Inputs, *, batch_size: int = 1, progress: bool = True, **reading: Any
+    ) -> Results:
+        """Detect in images; arguments and results are those of :class:`..inference.GFLInferencer`.
 
         Args:
-            pictures: one or several: paths, or ``(H, W, 3)`` uint8 BGR.
-            batch_size: pictures that go through together. All of a batch are padded to the largest,
-                and norms over a whole picture see the padding, so scores depend on it a little.
+            inputs: path of an image or a video, folder, glob, http address, array ``(H, W, 3)``
+                uint8 BGR; or several of them.
+            batch_size: images that go through together, if they come one after another and have
+                the same size behind the preprocessing.
+            progress: show it on standard error.
+            **reading: ``max_pixels``, ``recursive`` and ``every``.
 
         Returns:
-            See :meth:`detect`.
+            One result an image. Those that could not be read hold an ``error``.
 
         Raises:
-            DataError: a file is no picture.
+            DataError: not one image could be read.
         """
-        single = isinstance(pictures, (str, os.PathLike, np.ndarray))
-        sources: Sequence[Any] = [pictures] if single else pictures  # type: ignore[list-item, assignment]  # told apart above
-        found: list[InstanceData] = []
-        for first in range(0, len(sources), batch_size):
-            found += self.detect([read(each) for each in sources[first : first + batch_size]])
-        return found
+        sources = find_sources(inputs, Reading(**reading, decoding=DECODING))
+        results = Results()
+        with Progress(sum(each.images for each in sources), 'images', progress) as bar:
+            for same in self._batches(read_items(sources), batch_size):
+                results.images += self._results(same)
+                bar.advance(len(same))
+        failed = results.failures
+        if len(failed) == len(results):
+            raise DataError(str(failed[0].error))
+        return results
+
+    def _batches(self, items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+        """Items in their order, those in a row together that have one size when resized."""
+
+        def kind(item: Item) -> tuple[int, int] | None:
+            if item.image is None:
+                return None
+            return self.description.preprocessing.resized(*item.image.shape[:2])
+
+        for _, group in groupby(items, kind):
+            while same := list(islice(group, size)):
+                yield same
+
+    def _results(self, items: list[Item]) -> list[ImageResult]:
+        pictures = [item.image for item in items if item.image is not None]
+        if not pictures:
+            return [ImageResult(each.source, frame=each.frame, error=each.error) for each in items]
+        return [
+            ImageResult(
+                item.source,
+                (picture.shape[0], picture.shape[1]),
+                found,
+                self.classes,
+                self.description.level,
+                item.frame,
+            )
+            for item, picture, found in zip(items, pictures, self.detect(pictures))
+        ]
 
     def _suppressed(self, outputs: Arrays, image: int) -> InstanceData:
         """What the head does behind its maps, from boxes and scores of all cells."""
@@ -152,6 +190,8 @@ class OnnxDetector(ExportedDetector):
         check_file(path, '.onnx')
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Threads that wait in a loop for the next picture take the processor from everyone else.
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         try:
             self.session = runtime.InferenceSession(os.fspath(path), options, list(providers))
         except Exception as error:  # ONNX Runtime has an exception class for each kind of failure
@@ -162,28 +202,6 @@ class OnnxDetector(ExportedDetector):
     def run(self, inputs: Prepared) -> Arrays:
         outputs = self.session.run(self.description.outputs, dict(zip(INPUTS, inputs)))
         return dict(zip(self.description.outputs, outputs))
-
-
-def read(source: Source) -> Picture:
-    """A picture ``(H, W, 3)`` uint8, BGR, from a file; an array as it is.
-
-    Raises:
-        DataError: the file is missing or no picture, or the array has another shape or type.
-    """
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise DataError(
-                f'A picture is an array (H, W, 3) of uint8, not {source.shape} of {source.dtype}.'
-            )
-        return source
-    try:
-        content = np.fromfile(source, np.uint8)
-    except OSError as error:
-        raise DataError(f'{source} cannot be read: {error.strerror or error}.') from error
-    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-    if picture is None:
-        raise DataError(f'{source} is no picture that OpenCV can decode.')
-    return np.asarray(picture, np.uint8)
 
 
 def check_file(path: str | os.PathLike[str], ending: str) -> None:
@@ -202,11 +220,10 @@ def check_file(path: str | os.PathLike[str], ending: str) -> None:
 def _detections(outputs: Arrays, image: int) -> InstanceData:
     """The detections of an image from a graph that suppresses."""
     count = int(outputs['counts'][image])
-    found = InstanceData()
-    for name, field in FIELDS.items():
-        if name in outputs:
-            found[field] = torch.from_numpy(outputs[name][image][:count].copy())
-    return found
+    kept = {
+        name: torch.from_numpy(outputs[name][image][:count]) for name in outputs.keys() - UNSEEN
+    }
+    return InstanceData(bboxes=kept.pop('boxes'), **kept)
 
 
 def _candidates(scores: Tensor, levels: Tensor, settings: ConfigDict) -> Tensor:

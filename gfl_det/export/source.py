@@ -2,52 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmdet.models.detectors import SingleStageDetector
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader
+from mmengine.model import BaseModel
 
 from ..calibration.calibrators import DetectionCalibrator
 from ..calibration.files import load_calibrator
-from ..datasets.annotations import listed
-from ..errors import CheckpointError, ConfigError, DataError
+from ..calibration.in_detector import interval_factor
+from ..errors import ConfigError
 from ..heads import GFLHead
-from ..preflight import check_checkpoint
-from ..preflight.classes import class_names
-from ..preflight.walk import datasets_of, walk
+from ..inference.loading import load_detector
+from ..preflight.walk import walk
+from .preprocessing import Preprocessing
+
+DEFAULT_LEVEL = 0.9
 
 
-def load_detector(cfg: Config, name: str, checkpoint: str | None) -> BaseModel:
-    """Build a detector with a GFL head in eval mode, with ``dataset_meta['classes']`` and ``cfg``.
+class Source(NamedTuple):
+    """What is exported."""
+
+    model: BaseModel  # of one stage, with a GFL head; in eval mode on the processor
+    name: str  # of its config
+    classes: tuple[str, ...]
+    pipeline: list[dict[str, Any]]  # of the test data set
+    preprocessing: Preprocessing
+    calibrator: DetectionCalibrator | None  # of the scores
+    level: float  # of the edges' intervals
+    interval_factor: float  # that stretches them
+
+
+def load_source(
+    cfg: Config,
+    name: str,
+    checkpoint: str,
+    calibrator: str | None = None,
+    intervals: str | None = None,
+    level: float | None = None,
+) -> Source:
+    """Build a detector and load its weights.
 
     Args:
-        cfg: the config; its pretrained backbone is not fetched.
-        name: of the config, for messages.
-        checkpoint: weights, file or address; None: random ones.
+        cfg: the config.
+        name: of the config, for messages and metadata.
+        checkpoint: weights, file or address.
+        calibrator: file for scores; None: that of the config, if any.
+        intervals: file for intervals; None: that of the config, if any.
+        level: of the intervals, in (0, 1); None: that of the config, or 0.9.
 
     Raises:
-        ConfigError: the config cannot be exported.
-        CheckpointError: the weights are not those of this config.
+        GFLDetError: the config cannot be exported, or something does not fit it.
     """
     refuse_deformable(cfg, name)
-    cfg.model.backbone.init_cfg = None
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    detector = MODELS.build(cfg.model)
-    head = getattr(detector, 'bbox_head', None)
-    if not isinstance(detector, SingleStageDetector) or not isinstance(head, GFLHead):
+    settings = dict(calibrator=calibrator, interval_calibrator=intervals, interval_level=level)
+    loaded = load_detector(checkpoint, cfg, 'cpu', settings)
+    head = getattr(loaded.model, 'bbox_head', None)
+    if not isinstance(loaded.model, SingleStageDetector) or not isinstance(head, GFLHead):
         raise ConfigError(
-            f'{name} has no GFL head to export ({type(head or detector).__name__}): give a config '
-            'of gfl_det, or put its head in with tools/swap_head.py.'
+            f'{name} has no GFL head to export ({type(head or loaded.model).__name__}): give a '
+            'config of gfl_det, or put its head in with tools/swap_head.py.'
         )
-    detector = revert_sync_batchnorm(detector).eval().requires_grad_(False)
-    meta = _load_weights(detector, name, checkpoint) if checkpoint else {}
-    detector.cfg = cfg
-    detector.dataset_meta = dict(classes=_classes(cfg, meta, head.num_classes))
-    return detector
+    test_cfg = head.test_cfg
+    if test_cfg.get('interval_level') is None:
+        test_cfg.interval_level = DEFAULT_LEVEL
+    test_cfg.with_uncertainty = True  # --check compares the edges too
+    kind = type(head).__name__
+    scores = load_calibrator(test_cfg.calibrator) if test_cfg.get('calibrator') else None
+    if scores is not None:
+        scores.check_score_type(kind)
+    return Source(
+        model=loaded.model.requires_grad_(False),
+        name=name,
+        classes=loaded.classes,
+        pipeline=loaded.pipeline,
+        preprocessing=Preprocessing.of(loaded.pipeline, cfg.model.get('data_preprocessor') or {}),
+        calibrator=scores,
+        level=float(test_cfg.interval_level),
+        interval_factor=interval_factor(test_cfg, kind, head.num_classes),
+    )
 
 
 def refuse_deformable(cfg: Config, name: str) -> None:
@@ -56,64 +89,11 @@ def refuse_deformable(cfg: Config, name: str) -> None:
     Raises:
         ConfigError: the model has some.
     """
-    for path, node in walk(cfg.model, 'model'):
-        kinds = [str(node.get('type')), *(str(node[key]) for key in ('dcn',) if node.get(key))]
+    for path, node in walk(cfg.get('model') or {}, 'model'):
+        kinds = (str(node.get('type')), str((node.get('dcn') or {}).get('type')))
         if any('DCN' in kind or 'DeformConv' in kind for kind in kinds):
             raise ConfigError(
                 f'{name} has deformable convolutions ({path}), which ONNX Runtime and OpenVINO '
                 'cannot run on processors: export a config without them, such as '
                 'gfl_r101_fpn_ms-2x_coco.'
             )
-
-
-def calibrator_of(detector: BaseModel, path: str | None) -> DetectionCalibrator | None:
-    """The calibrator of a file or of the config's ``test_cfg``, if it is for this detector.
-
-    Raises:
-        DataError: it was fitted for another head or other classes.
-    """
-    head = detector.bbox_head
-    path = path or (head.test_cfg or {}).get('calibrator')
-    if not path:
-        return None
-    calibrator = load_calibrator(path)
-    calibrator.check_score_type(type(head).__name__)
-    classes = detector.dataset_meta['classes']
-    if calibrator.class_names != classes:
-        raise DataError(
-            f'{path} was fitted for the classes {listed(calibrator.class_names)}, and this '
-            f'detector has {listed(classes)}: fit one for it.'
-        )
-    return calibrator
-
-
-def _load_weights(detector: BaseModel, name: str, checkpoint: str) -> dict[str, Any]:
-    check_checkpoint(checkpoint)
-    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    try:
-        missing, unknown = detector.load_state_dict(
-            content.get('state_dict', content), strict=False
-        )
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f'{checkpoint} does not fit {name}: {reason}') from error
-    for keys, what in ((missing, 'lacks'), (unknown, 'has besides')):
-        if keys:
-            raise CheckpointError(
-                f'{checkpoint} does not fit {name}: it {what} {listed(list(keys))}; give the '
-                'config it was trained with.'
-            )
-    return dict(content.get('meta') or {})
-
-
-def _classes(cfg: Config, meta: dict[str, Any], number: int) -> list[str]:
-    """Names of the classes: those of the training, else of the config's data set."""
-    names = (meta.get('dataset_meta') or {}).get('classes')
-    for dataset in datasets_of(cfg, 'test'):
-        names = names or class_names(dataset)
-    if names is None or len(names) != number:
-        raise ConfigError(
-            f'The head has {number} classes, and neither checkpoint nor data set names as many: '
-            'set metainfo=dict(classes=(...)) of the data set of test_dataloader.'
-        )
-    return list(names)
