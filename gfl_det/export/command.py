@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 
 from ..cli import KeyValueAction, load_config
 from ..datasets.images import read_image
@@ -153,7 +154,7 @@ def _training_pictures(cfg: Config, description: Description, count: int) -> Ite
 
 def _check(cfg: Config, source: Source, detector: ExportedDetector) -> None:
     pictures, what = _test_pictures(cfg)
-    found = compare(torch_detector(source.model, source.pipeline), detector, pictures)
+    found = compare(_in_torch(source, detector), detector, pictures)
     print(
         f'against torch on {len(pictures)} {what}, {found.detections} detections: scores within '
         f'{found.score:.1e}, boxes within {found.box:.1e} px, {found.unmatched} without a '
@@ -164,6 +165,10 @@ def _check(cfg: Config, source: Source, detector: ExportedDetector) -> None:
             f'The file differs from torch by more than {SCORE_LIMIT} in scores, {BOX_LIMIT} px in '
             'boxes, or in detections: report the config.'
         )
+
+
+def _in_torch(source: Source, detector: ExportedDetector) -> Callable[[Picture], InstanceData]:
+    return torch_detector(source, detector.description.preprocessing.size)
 
 
 def _test_pictures(cfg: Config) -> tuple[list[Picture], str]:
@@ -177,7 +182,7 @@ def _test_pictures(cfg: Config) -> tuple[list[Picture], str]:
 def _print_ap(cfg: Config, source: Source, detector: ExportedDetector, split: str) -> None:
     if not picture_paths(cfg, split):
         raise ConfigError(f'The {split} split has no pictures.')
-    in_torch = torch_detector(source.model, source.pipeline)
+    in_torch = _in_torch(source, detector)
     rows = {
         'torch': lambda path: in_torch(read_image(path)),
         'file': lambda path: detector.detect([read_image(path)])[0],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS
@@ -51,4 +53,5 @@ def average_precision(
             instances = {name: found[name] for name in ('bboxes', 'scores', 'labels')}
             metric.process({}, [dict(img_id=img_id, ori_shape=(0, 0), pred_instances=instances)])
             bar.advance()
-    return metric.evaluate(len(pictures))
+    with redirect_stdout(StringIO()):  # pycocotools' own table
+        return metric.evaluate(len(pictures))

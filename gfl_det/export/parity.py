@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from mmdet.models.detectors import BaseDetector
+from mmdet.structures import DetDataSample
 from mmengine.dataset import Compose
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..inference.results import EDGE_FIELDS
-from .preprocessing import Picture
+from .preprocessing import Picture, Prepared
 from .runtime import ExportedDetector
+from .source import Source
 
 SCORE_LIMIT, BOX_LIMIT = 1e-4, 0.05  # of scores; px
 
@@ -36,27 +39,42 @@ class Difference(NamedTuple):
 
 
 def torch_detector(
-    model: BaseDetector, pipeline: Sequence[dict[str, Any]]
+    source: Source, size: tuple[int, int] | None
 ) -> Callable[[Picture], InstanceData]:
-    """Detect in a picture with torch by a test pipeline, as mmdet's own functions do.
+    """Detect in a picture with torch, by the config's test pipeline as mmdet's own functions do.
 
     Args:
-        model: in eval mode.
-        pipeline: of the config; files are not loaded, annotations not read.
+        source: what is exported.
+        size: of the graph, if it is fixed: pictures are prepared for it then.
     """
-    steps = Compose([dict(each) for each in pipeline if 'Load' not in each['type']])
+    fixed = replace(source.preprocessing, size=size)
+    steps = Compose([dict(each) for each in source.pipeline if 'Load' not in each['type']])
 
     @torch.inference_mode()
     def detect(picture: Picture) -> InstanceData:
-        size = picture.shape[:2]
+        if size:
+            return predict(source.model, fixed([picture]))[0]
+        shape = picture.shape[:2]
         data = steps(
-            dict(img=picture, img_path='', img_id=0, img_shape=size, ori_shape=size)
-            | dict(height=size[0], width=size[1])
+            dict(img=picture, img_path='', img_id=0, img_shape=shape, ori_shape=shape)
+            | dict(height=shape[0], width=shape[1])
         )
         batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
-        return model.test_step(batch)[0].pred_instances
+        return source.model.test_step(batch)[0].pred_instances
 
     return detect
+
+
+@torch.inference_mode()
+def predict(model: BaseDetector, prepared: Prepared) -> list[InstanceData]:
+    """Detections of a detector in torch from inputs that are prepared."""
+    samples = []
+    for shape, factor in zip(prepared.img_shape, prepared.scale_factor):
+        size = tuple(map(int, shape))
+        meta = dict(img_shape=size, ori_shape=size, scale_factor=tuple(map(float, factor)))
+        samples.append(DetDataSample(metainfo=dict(meta, pad_shape=size, batch_input_shape=size)))
+    found = model.predict(torch.from_numpy(prepared.images), samples)
+    return [each.pred_instances for each in found]
 
 
 def compare(

@@ -6,15 +6,13 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
 from mmengine.config import Config
 
 from ..benchmarking.timing import Runs
 from ..inference.optimize import optimize_for_inference
-from .parity import noise_pictures
+from .parity import noise_pictures, predict
 from .preprocessing import Prepared
 from .runtime import ExportedDetector
 from .source import Source
@@ -66,17 +64,6 @@ def time_in_turns(
         functions[key] = _exported(detector, prepared)
     medians = Runs(repeats=15, seconds=90).in_turns(*functions.values())
     return dict(zip(functions, medians))
-
-
-@torch.inference_mode()
-def predict(model: BaseDetector, prepared: Prepared) -> Any:
-    """Detections of a detector in torch."""
-    samples = []
-    for shape, factor in zip(prepared.img_shape, prepared.scale_factor):
-        size = tuple(map(int, shape))
-        meta = dict(img_shape=size, ori_shape=size, scale_factor=tuple(map(float, factor)))
-        samples.append(DetDataSample(metainfo=dict(meta, pad_shape=size, batch_input_shape=size)))
-    return model.predict(torch.from_numpy(prepared.images), samples)
 
 
 def _prediction(model: BaseDetector, prepared: Prepared) -> Any:
