@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmengine import hub
 from mmengine.config import Config, DictAction
 from mmengine.dist import get_world_size, is_main_process
 
-from gfl_det import options
-from gfl_det.config import config_names, get_config
+from gfl_det import options, pictures
+from gfl_det.config import read_config
 from gfl_det.errors import ConfigError, GFLDetError
 
-CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
 # How torch reports an exception from a worker of a data loader.
 WORKER_TRACEBACK = re.compile(r'\ACaught \w+ in .*?Original Traceback.*\n[\w.]+: (.*)\Z', re.DOTALL)
 
@@ -64,6 +60,21 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
         action='store_true',
         help='random weights: no download, no frozen layers, a longer schedule needed',
     )
+    parser.add_argument(
+        '--pictures',
+        nargs='?',
+        type=int,
+        const=8,
+        metavar='N',
+        help='draw the same N validation images after each validation, without a number 8',
+    )
+    parser.add_argument(
+        '--log-to',
+        nargs='+',
+        choices=list(pictures.BACKENDS),
+        default=[],
+        help='send losses, metrics and pictures there too',
+    )
     return _parse(parser, argv)
 
 
@@ -72,7 +83,9 @@ def parse_test_arguments(argv: Sequence[str] | None = None) -> argparse.Namespac
     parser = _parser('Test a detector: print the COCO table, write detections and pictures.')
     parser.add_argument('checkpoint', help='weights: a file or an address')
     parser.add_argument(
-        '--show-dir', metavar='DIR', help='draw every tested image into this folder'
+        '--show-dir',
+        metavar='DIR',
+        help='draw every tested image into this folder: truth beside prediction, soft edges',
     )
     parser.add_argument(
         '--out', metavar='FILE', help='write detections: .pkl (samples) or .json (COCO results)'
@@ -101,7 +114,7 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
         ConfigError: There is no such config (the nearest names are given), or it cannot be read.
     """
     try:
-        cfg = _read_config(name)
+        cfg = read_config(name)
     except GFLDetError:
         raise
     except SyntaxError as error:
@@ -176,38 +189,3 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     arguments = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
     return arguments
-
-
-def _read_config(name: str) -> Config:
-    package, separator, path = name.partition('::')
-    if not separator:
-        return Config.fromfile(_config_path(name)) if _looks_like_path(name) else get_config(name)
-    if find_spec(package) is None:  # mmengine would go and install it
-        raise ConfigError(f'{name} is of the package {package}, which is not installed.')
-    return hub.get_config(f'{package}::{path}')
-
-
-def _looks_like_path(name: str) -> bool:
-    path = Path(name)
-    is_file_name = path.suffix in CONFIG_ENDINGS and path.stem not in config_names()
-    return path.is_file() or os.sep in name or is_file_name
-
-
-def _config_path(name: str) -> str:
-    """Return the path if it is a file.
-
-    Raises:
-        ConfigError: It is none; the nearest names in its folder and among shipped configs are told.
-    """
-    path = Path(name)
-    if path.is_file():
-        return name
-    if path.is_dir():
-        raise ConfigError(f'{name} is a folder: give a config file in it.')
-    beside = [str(other) for other in path.parent.glob('*.py')]
-    by_stem = {Path(known).stem: known for known in [*config_names(), *beside]}
-    nearest = difflib.get_close_matches(path.stem, by_stem, n=3)
-    hint = (
-        f'nearest: {", ".join(by_stem[stem] for stem in nearest)}' if nearest else 'check the path'
-    )
-    raise ConfigError(f'There is no config {name}; {hint}.')

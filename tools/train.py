@@ -1,7 +1,8 @@
 """Train a detector.
 
     python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--channels-last]
-                                 [--auto-scale-lr] [--from-scratch] [--cfg-options KEY=VALUE ...]
+                                 [--auto-scale-lr] [--from-scratch] [--pictures [N]]
+                                 [--log-to tensorboard|wandb ...] [--cfg-options KEY=VALUE ...]
                                  [--launcher NAME]
 
 CONFIG is a file or the name of a shipped config: gfl_r50_fpn_1x_coco. On several GPUs:
@@ -11,9 +12,9 @@ tools/dist_train.sh, tools/slurm_train.sh.
 try:
     import torch
 
-    from gfl_det import cli, launch, options, preflight
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+    from gfl_det import cli, launch, options, pictures, preflight
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
@@ -29,6 +30,10 @@ def main() -> None:
     if args.from_scratch:
         options.train_from_scratch(cfg)
         print(options.SCRATCH_NOTE)
+    options.log_assignment(cfg)
+    if args.pictures is not None:
+        pictures.draw_sample(cfg, args.pictures)
+    pictures.log_to(cfg, args.log_to)
     options.resume(cfg, args.resume)
     preflight.check_training(cfg)
     launch.build_runner(cfg, args.launcher).train()
