@@ -1,8 +1,8 @@
 """Train a detector.
 
     python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--channels-last]
-                                 [--auto-scale-lr] [--from-scratch] [--cfg-options KEY=VALUE ...]
-                                 [--launcher NAME]
+                                 [--no-scale-lr] [--loss-guard stop|skip|off] [--from-scratch]
+                                 [--cfg-options KEY=VALUE ...] [--launcher NAME]
 
 CONFIG is a file or the name of a shipped config: gfl_r50_fpn_1x_coco. On several GPUs:
 tools/dist_train.sh, tools/slurm_train.sh.
@@ -12,6 +12,7 @@ try:
     import torch
 
     from gfl_det import cli, launch, options, preflight
+    from gfl_det.training import safety
 except ModuleNotFoundError as error:
     raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
 
@@ -24,12 +25,12 @@ def main() -> None:
         options.use_amp(cfg, has_gpu=torch.cuda.is_available())
     if args.channels_last:
         options.use_channels_last(cfg)
-    if args.auto_scale_lr:
-        options.scale_learning_rate(cfg)
     if args.from_scratch:
         options.train_from_scratch(cfg)
         print(options.SCRATCH_NOTE)
-    options.resume(cfg, args.resume)
+    safety.protect(cfg, args.loss_guard)
+    cli.tell(options.resume(cfg, args.resume))
+    cli.tell([safety.scale_learning_rate(cfg, args.launcher, args.scale_lr)])
     preflight.check_training(cfg)
     launch.build_runner(cfg, args.launcher).train()
 
