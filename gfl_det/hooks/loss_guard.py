@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -72,6 +73,7 @@ class LossGuardHook(Hook):
         self._in_a_row = self._since_update = 0
         self._updated = False
         self._step: Step | None = None
+        self._unclipped: Tensor | None = None
         self._buffers: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._handles: list[Any] = []
@@ -87,6 +89,10 @@ class LossGuardHook(Hook):
             model.register_forward_hook(self._after_forward, with_kwargs=True),
             *(each.optimizer.register_step_pre_hook(self._before_update) for each in wrappers),
         ]
+        for each in wrappers:
+            if each.clip_grad_kwargs and each.grad_name == 'grad_value':
+                # Clipped by value, an infinite gradient is a finite one: look before.
+                each.clip_func = self._looking_first(each.clip_func)
         if self.policy == 'skip':
             self._buffers = list(model.buffers())
             self._copies = [each.clone() for each in self._buffers]
@@ -159,18 +165,19 @@ class LossGuardHook(Hook):
         self._bad_step('a loss or a gradient is not finite', norm)
 
     def _gradient_norm(self, optimizer: Any) -> float:
-        wrapper = self._runner.optim_wrapper
-        if getattr(wrapper, 'clip_grad_kwargs', None) and wrapper.grad_name == 'grad_norm':
+        norm, self._unclipped = self._unclipped, None
+        if norm is not None:
+            return float(norm)
+        if getattr(self._runner.optim_wrapper, 'clip_grad_kwargs', None):
             return float(self._runner.message_hub.get_scalar('train/grad_norm').current())
-        gradients = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group['params']
-            if parameter.grad is not None
-        ]
-        # One pass over all of them at once, as torch's own clipping does it.
-        norms = torch._foreach_norm(gradients) if gradients else [torch.zeros(())]
-        return float(torch.linalg.vector_norm(torch.stack(norms)))
+        return float(_norm([each for group in optimizer.param_groups for each in group['params']]))
+
+    def _looking_first(self, clip: Callable[..., Any]) -> Callable[..., Any]:
+        def look_and_clip(parameters: list[Tensor], **kwargs: Any) -> Any:
+            self._unclipped = _norm(parameters)
+            return clip(parameters, **kwargs)
+
+        return look_and_clip
 
     def _bad_step(self, reason: str, norm: float) -> None:
         if self._buffers:
@@ -212,6 +219,13 @@ class LossGuardHook(Hook):
 
 def _inner(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _norm(parameters: list[Tensor]) -> Tensor:
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    # One pass over all of them at once, as torch's own clipping does it.
+    norms = torch._foreach_norm(gradients) if gradients else [torch.zeros(())]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _mean(value: Any) -> Any:
