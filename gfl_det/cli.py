@@ -26,6 +26,15 @@ from gfl_det.training.safety import GUARDS
 CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
 # A disk without room, a quota used up, a file system that is only to be read.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# How the back ends of torch.distributed say that another process is gone, or does not answer.
+LOST_PROCESS = re.compile(
+    r'Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe|'
+    r'[Ww]atchdog caught collective operation timeout|Connection refused|NCCL communicator was abort'
+)
+LOST_SENTENCE = (
+    'another process of this run has ended or does not answer ({}): see what it said, then go on '
+    'with --resume.'
+)
 # How torch reports an exception from a worker of a data loader.
 WORKER_TRACEBACK = re.compile(r'\ACaught \w+ in .*?Original Traceback.*\n[\w.]+: (.*)\Z', re.DOTALL)
 
@@ -132,7 +141,7 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
 
 def tell(lines: Sequence[str]) -> None:
     """Print lines, in the first of several processes."""
-    if not _rank():
+    if lines and not _rank():
         print('\n'.join(lines), flush=True)
 
 
@@ -158,10 +167,15 @@ def run(main: Callable[[], None]) -> None:
     except GFLDetError as error:
         print(_report(_sentence(error)), file=sys.stderr)
         raise SystemExit(1) from None
+    except RuntimeError as error:
+        if not LOST_PROCESS.search(str(error)):
+            raise
+        print(_report(LOST_SENTENCE.format(str(error).splitlines()[0])), file=sys.stderr)
+        raise SystemExit(1) from None
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        where = error.filename or 'A file'
+        where = error.filename or 'a file'
         print(_report(f'{where} cannot be written: {error.strerror}.'), file=sys.stderr)
         raise SystemExit(1) from None
 

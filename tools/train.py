@@ -29,9 +29,10 @@ def main() -> None:
         options.train_from_scratch(cfg)
         print(options.SCRATCH_NOTE)
     safety.protect(cfg, args.loss_guard)
-    cli.tell(options.resume(cfg, args.resume))
-    cli.tell([safety.scale_learning_rate(cfg, args.launcher, args.scale_lr)])
+    facts = options.resume(cfg, args.resume)
+    facts.append(safety.scale_learning_rate(cfg, args.launcher, args.scale_lr))
     preflight.check_training(cfg)
+    cli.tell(facts)
     launch.build_runner(cfg, args.launcher).train()
 
 

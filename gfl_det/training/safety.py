@@ -100,7 +100,7 @@ def _rate(cfg: Config) -> float:
 
 def _batch_size(cfg: Config) -> int:
     loader = cfg.train_dataloader
-    size = loader.get('batch_size') or (loader.get('batch_sampler') or {}).get('batch_size')
+    size = loader.get('batch_size', (loader.get('batch_sampler') or {}).get('batch_size'))
     if not isinstance(size, int) or size < 1:
         raise ConfigError(f'train_dataloader.batch_size is {size}: give a number of images from 1.')
     return size

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import time
@@ -167,20 +168,32 @@ def train(
     )
 
 
-def fork_training(folder: Path, log: Path, *words: object) -> int:
+def fork_training(
+    folder: Path, log: Path, *words: object, tool: Path = TRAIN, variables: dict | None = None
+) -> int:
     """Run tools/train.py on the project in a fork of this process, which has imported it all.
+
+    Args:
+        folder: The project.
+        log: Where its output goes.
+        *words: Arguments after the config.
+        tool: Another tool.
+        variables: of the environment.
 
     Returns:
         The process id; the process leads its own group.
     """
     import torch._dynamo  # noqa: F401  (optimizers import it, for seconds: once is enough)
 
+    log.write_text('')
     pid = os.fork()
     if pid:
+        with contextlib.suppress(OSError):  # whichever of the two comes first
+            os.setpgid(pid, pid)
         return pid
     status = 70
     with contextlib.suppress(BaseException):
-        os.setsid()
+        os.setpgid(0, 0)
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -188,9 +201,10 @@ def fork_training(folder: Path, log: Path, *words: object) -> int:
         spare_time()
         os.chdir(folder)
         sys.path.insert(0, str(folder))
-        sys.argv = [str(TRAIN), 'tiny.py', *map(str, words)]
+        sys.argv = [str(tool), 'tiny.py', *map(str, words)]
+        os.environ.update(variables or {})
         try:
-            runpy.run_path(str(TRAIN), run_name='__main__')
+            runpy.run_path(str(tool), run_name='__main__')
             status = 0
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else 1
@@ -201,6 +215,36 @@ def fork_training(folder: Path, log: Path, *words: object) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
+
+
+def fork_processes(folder: Path, name: str, *words: object, **settings: Any) -> list[int]:
+    """Run a tool in two processes that work together; their logs are ``NAME 0.log`` and ``1``."""
+    common = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    return [
+        fork_training(
+            *(folder, folder / f'{name} {rank}.log', *words, '--launcher', 'pytorch'),
+            variables=common | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
+            **settings,
+        )
+        for rank in range(2)
+    ]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+def wait_for_text(log: Path, text: str, pid: int, seconds: float = 150) -> None:
+    """Wait until a log has a text; the process must not end before."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if log.exists() and text in log.read_text(errors='replace'):
+            return
+        assert wait_for(pid, 0) is None, log.read_text()[-2000:]
+        time.sleep(0.01)
+    raise AssertionError(f'{text!r} did not come:\n{log.read_text()[-2000:]}')
 
 
 def spare_time() -> None:

@@ -6,25 +6,21 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from kill_training import kill_training
-from project import differences, fork_training, train, training_state, wait_for
+from project import (
+    differences,
+    fork_training,
+    train,
+    training_state,
+    wait_for,
+    wait_for_text,
+)
 
 LIMIT_S = 150  # for what takes seconds on an idle machine
 FINAL = 'epoch_6.pth'
-
-
-def wait_for_text(log: Path, text: str, pid: int) -> None:
-    end = time.monotonic() + LIMIT_S
-    while time.monotonic() < end:
-        if log.exists() and text in log.read_text(errors='replace'):
-            return
-        assert wait_for(pid, 0) is None, log.read_text()[-2000:]
-        time.sleep(0.01)
-    raise AssertionError(f'{text!r} did not come:\n{log.read_text()[-2000:]}')
 
 
 def run_forked(folder: Path, *words: str) -> str:
