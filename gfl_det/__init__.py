@@ -20,7 +20,7 @@ from . import (  # noqa: E402  (after compat, see above)
     visualization,
 )
 from .config import get_config, register_package  # noqa: E402
-from .inference import optimize_for_inference  # noqa: E402
+from .inference import GFLInferencer, optimize_for_inference  # noqa: E402
 from .swapping import swap_head  # noqa: E402
 from .version import __version__  # noqa: E402
 from .visualization import GFLVisualizer  # noqa: E402
@@ -28,6 +28,7 @@ from .visualization import GFLVisualizer  # noqa: E402
 register_package()
 
 __all__ = [
+    'GFLInferencer',
     'GFLVisualizer',
     '__version__',
     'amp',

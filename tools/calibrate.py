@@ -15,6 +15,9 @@ fit runs the detector on the config's val split and report on its test split. Wh
 fit with --half first and report with --half second. All three take --truths and --results, what
 tools/test.py --out FILE.json wrote, in place of --config and --checkpoint. A detector applies a
 calibrator by itself with --cfg-options model.test_cfg.calibrator=CALIBRATOR.json.
+
+--method distribution predicts the IoU of a box from its score, the distributions of its edges and
+its overlap with better boxes (--evidence takes some of these); it needs --config and --checkpoint.
 """
 
 try:

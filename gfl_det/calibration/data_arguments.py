@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from gfl_det.calibration.arrays import Truths
 from gfl_det.calibration.coco import detections_from_coco, read_json, truths_from_coco
-from gfl_det.calibration.splits import Judged, split
+from gfl_det.calibration.evidence import EdgeDetections
+from gfl_det.calibration.splits import Judged, split, split_images, take_edge_images
 from gfl_det.cli import KeyValueAction, load_config
 from gfl_det.errors import ConfigError
 
@@ -75,3 +77,27 @@ def read_data(args: argparse.Namespace) -> tuple[Judged, str]:
     if getattr(args, 'half', None):
         judged = split(judged, args.seed)[HALVES.index(args.half)]
     return judged, head
+
+
+def read_edges(args: argparse.Namespace) -> tuple[Truths, EdgeDetections, str]:
+    """Run the detector, keeping its distributions, and take the half that was asked for.
+
+    Returns:
+        Truths, detections, and the name of the head.
+
+    Raises:
+        GFLDetError: no detector is given, or it cannot be used.
+    """
+    if not (getattr(args, 'config', None) and args.checkpoint) or args.truths or args.results:
+        raise ConfigError(
+            'a distribution calibrator reads the distributions of a detector, which result files '
+            'lack: give --config and --checkpoint, and no --truths or --results'
+        )
+    from gfl_det.calibration.from_checkpoint import detect_edges, score_type  # loads mmdet
+
+    cfg = load_config(args.config, args.cfg_options)
+    truths, found = detect_edges(cfg, args.checkpoint, args.split)
+    if args.half:
+        chosen = split_images(truths, args.seed)[HALVES.index(args.half)]
+        truths, found = take_edge_images(truths, found, chosen)
+    return truths, found, score_type(cfg)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from .arrays import Detections, Truths
+from .evidence import EdgeDetections
 
 
 class Judged(NamedTuple):
@@ -76,6 +77,15 @@ def take_images(judged: Judged, chosen: np.ndarray) -> Judged:
     )
     found = detections._replace(image=place[detections.image])
     return Judged(part, found.take(found.image >= 0))
+
+
+def take_edge_images(
+    truths: Truths, found: EdgeDetections, chosen: np.ndarray
+) -> tuple[Truths, EdgeDetections]:
+    """The same of detections with their edges."""
+    part, detections = take_images(Judged(truths, found.detections), chosen)
+    rows = found.take(np.isin(found.detections.image, chosen))
+    return part, rows._replace(detections=detections)
 
 
 def split(judged: Judged, seed: int = 0, share: float = 0.5) -> tuple[Judged, Judged]:
