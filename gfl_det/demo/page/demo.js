@@ -109,7 +109,7 @@ function showList(entries) {
     button.append(`${entry.name} ${entry.score.toFixed(2)}`);
     button.addEventListener('click', () => {
       choose(entry);
-      list.children[entries.indexOf(entry)].focus();
+      list.children[entries.indexOf(entry)].focus({ preventScroll: true });
     });
     return button;
   }));
