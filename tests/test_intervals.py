@@ -366,3 +366,12 @@ def test_the_tool_does_not_measure_what_it_was_fitted_on(world, monkeypatch, cap
         run(monkeypatch, world, 'measure', 'all.json', 'epoch_1.pth', '--half', 'second')
     assert stopped.value.code == 1
     assert '2 of 2 images were used to fit all.json' in capsys.readouterr().err
+
+
+def test_intervals_of_other_classes_are_refused(world, tmp_path) -> None:
+    path = tmp_path / 'other.json'
+    calibration.save_interval_calibrator(calibrator(reversed(CLASSES)), path)
+    with pytest.raises(
+        DataError, match=r"fitted for the classes \['9', .* but the detector has \['0'"
+    ):
+        GFLInferencer(world / 'epoch_1.pth', device='cpu', intervals=path)
