@@ -145,6 +145,8 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
         raise
     except SyntaxError as error:
         raise ConfigError(f'{name} is not valid Python: {error}.') from error
+    except SystemExit as error:  # or the tool would end here, and well
+        raise ConfigError(f'{name} ends the program: take the call of exit out of it.') from error
     except Exception as error:  # a config is a program: anything may go wrong in it
         raise ConfigError(f'{name} cannot be read: {type(error).__name__}: {error}.') from error
     for warning in options.override(cfg, settings or {}):

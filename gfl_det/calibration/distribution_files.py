@@ -90,7 +90,7 @@ def from_json(content: dict[str, Any], source: str) -> DistributionCalibrator:
             raise ValueError('it has not one offset a class')
         score_type, bins = str(content['score_type']), int(content['num_bins'])
         return DistributionCalibrator(settings, score_type, bins, model, classes, fitted_on)
-    except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ConfigError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
             f'{source} is a damaged calibrator ({type(error).__name__}: {error}): fit it again.'
         ) from error

@@ -78,7 +78,7 @@ def calibrator_from_json(content: Any, source: str) -> DetectionCalibrator:
         pooled = content['map'] if settings.class_agnostic else None
         classes, fitted_on = fitted_from_json(content, pooled)
         return DetectionCalibrator(settings, str(content['score_type']), classes, fitted_on)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
             f'{source} is a damaged calibrator ({type(error).__name__}: {error}): fit it again.'
         ) from error

@@ -76,7 +76,7 @@ def from_json(content: Any, source: str) -> IntervalCalibrator:
             float(content['iou_threshold']),
             Source(data['fingerprint'], tuple(data['images']), int(data['detections'])),
         )
-    except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ConfigError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
             f'{source} is a damaged interval calibrator ({type(error).__name__}: {error}): fit it '
             'again.'

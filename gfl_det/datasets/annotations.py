@@ -74,6 +74,8 @@ def parse(content: bytes, source: str) -> Entry:
         raise DataError(f'{source} {what} ({where}): give a COCO annotation file.') from error
     except UnicodeDecodeError as error:
         raise DataError(f'{source} is not a text file, so it is no COCO JSON: {error}.') from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nested lists
+        raise DataError(f'{source} holds JSON beyond all measure ({error}): it is no COCO.') from error
     if not isinstance(dataset, dict):
         raise DataError(
             f'{source} holds a JSON {type(dataset).__name__} where COCO has an object with the '
