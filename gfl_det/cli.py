@@ -18,6 +18,7 @@ from mmengine.dist import get_world_size, is_main_process
 from gfl_det import options, pictures
 from gfl_det.config import read_config
 from gfl_det.errors import ConfigError, GFLDetError
+from gfl_det.printable import printable
 from gfl_det.training.safety import GUARDS
 
 # A disk without room, a quota used up, a file system that is only to be read.
@@ -197,7 +198,7 @@ def run(main: Callable[[], None]) -> None:
 
 def _report(message: str) -> str:
     """Put ``error:`` in front; of several processes the first tells all, the others their part."""
-    rank = _rank()
+    rank, message = _rank(), printable(message)
     return f'error: {message}' if not rank else f'error (process {rank}): {message.splitlines()[0]}'
 
 

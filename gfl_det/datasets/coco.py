@@ -20,10 +20,13 @@ from gfl_det.datasets.annotations import (
     check_structure,
     match_classes,
     parse,
+    shown,
 )
 from gfl_det.errors import DataError, GFLDetError
 from gfl_det.pixels import LIMIT_VARIABLE, Header, header_of, is_endless, pixel_limit
 from gfl_det.registry import DATASETS
+
+MAX_PATH = 1000  # characters that a message shows
 
 
 @DATASETS.register_module()
@@ -115,7 +118,7 @@ class CocoDataset(MMDetCocoDataset):
                 if fault is None:
                     raise
         raise DataError(
-            f'{path} {fault}; it is image id {image_id!r} of {self.ann_file}: restore the file or '
+            f'{path:.{MAX_PATH}} {fault}; it is image id {shown(image_id)} of {self.ann_file}: restore the file or '
             'remove its entry.'
         ) from cause
 

@@ -77,4 +77,6 @@ class Description:
             preprocessing = Preprocessing.from_json(content.pop('preprocessing'))
             return cls(preprocessing=preprocessing, **content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f'{source} describes itself wrongly ({error!r}): export it again.') from error
+            raise DataError(
+                f'{source} describes itself wrongly ({error!r}): export it again.'
+            ) from error

@@ -19,6 +19,8 @@ from .edges import Boxes
 from .picture import draw_boxes, side_by_side
 from .visualizer import save_picture
 
+MAX_PX = 1e9  # beyond any picture; larger numbers cannot be added up
+
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
@@ -129,14 +131,14 @@ class CocoTruths:
             content = json.loads(path.read_text())
             self._ids = {Path(each['file_name']).name: each['id'] for each in content['images']}
             self._names = {each['id']: each['name'] for each in content['categories']}
-            self._boxes: dict[Any, list[Any]] = {}
+            self._boxes: dict[Any, list[Any]] = {each: [] for each in self._ids.values()}
             for each in content['annotations']:
                 entry = (self._names[each['category_id']], each['bbox'])
                 self._boxes.setdefault(each['image_id'], []).append(entry)
         except OSError as error:
             raise DataError(f'{path} cannot be read: {error.strerror}.') from error
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise DataError(f'{path} holds no COCO annotations: {error!r}.') from error
+            raise DataError(f'{path} holds no COCO annotations: {error!r:.200}.') from error
 
     def of(self, name: str, classes: Sequence[str]) -> Boxes:
         """The truths of an image file; those of other classes than the detector's are left out.
@@ -154,6 +156,7 @@ class CocoTruths:
                 f'{self.path}: a box of {name} is {entries[wrong][1]!r:.60}, which is not four '
                 'finite numbers [x, y, width, height]: correct it.'
             )
+        boxes = boxes.clip(-MAX_PX, MAX_PX)
         boxes[:, 2:] += boxes[:, :2]
         labels = [classes.index(kind) for kind, _ in entries]
         return Boxes(boxes, np.array(labels, dtype=np.int64))
