@@ -89,7 +89,10 @@ setup(
     packages=find_packages(include=['gfl_det', 'gfl_det.*']),
     install_requires=requirements(),
     # gfl_det/compat/versions.py knows the same range.
-    extras_require={'faster': ['faster-coco-eval>=1.6.5,<1.9']},
+    extras_require={
+        'faster': ['faster-coco-eval>=1.6.5,<1.9'],
+        'pandas': ['pandas>=2'],  # Results.to_pandas
+    },
     cmdclass={'build_py': BuildWithConfigs},
     zip_safe=False,  # mmengine opens the configs as files
 )

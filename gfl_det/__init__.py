@@ -17,23 +17,26 @@ if not _imports.doctor_is_running():  # it looks at what may not import
             assigners,
             calibration,
             datasets,
+            detectors,
             evaluation,
             heads,
             hooks,
             losses,
         )
         from .config import get_config, register_package
-        from .inference import optimize_for_inference
+        from .inference import GFLInferencer, optimize_for_inference
         from .swapping import swap_head
 
         register_package()
 
 __all__ = [
+    'GFLInferencer',
     '__version__',
     'amp',
     'assigners',
     'calibration',
     'datasets',
+    'detectors',
     'evaluation',
     'get_config',
     'heads',

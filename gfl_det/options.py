@@ -13,9 +13,11 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from gfl_det.amp import CPUAmpOptimWrapper
 from gfl_det.errors import CheckpointError, ConfigError
-from gfl_det.hooks import ChannelsLastHook
+from gfl_det.heads import GFLHead
+from gfl_det.hooks import AssignmentLogHook, ChannelsLastHook
 from gfl_det.preflight.walk import Node, datasets_of, metrics_of, walk
 from gfl_det.preflight.weights import pretrained_parts
+from gfl_det.registry import MODELS
 
 SPLITS = ('train', 'val', 'test')
 PATH_KEYS = ('data_root', 'ann_file')
@@ -103,6 +105,18 @@ def use_channels_last(cfg: Config) -> None:
     """Lay maps out with channels last."""
     hook = dict(type=f'gfl_det.{ChannelsLastHook.__name__}')
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
+
+
+def log_assignment(cfg: Config) -> None:
+    """Log clipped edges and truths without a positive, where the model has a GFL head."""
+    hook = f'gfl_det.{AssignmentLogHook.__name__}'
+    hooks = cfg.get('custom_hooks') or []
+    if any(each.get('type') in (hook, AssignmentLogHook) for each in hooks):
+        return
+    types = [node.get('type') for _, node in walk(cfg.model, 'model')]
+    kinds = [MODELS.get(each) if isinstance(each, str) else each for each in types]
+    if any(isinstance(kind, type) and issubclass(kind, GFLHead) for kind in kinds):
+        cfg.custom_hooks = [*hooks, dict(type=hook)]
 
 
 def scale_learning_rate(cfg: Config) -> None:

@@ -467,6 +467,8 @@ def test_training_in_two_processes_resuming_and_testing(pets):
     output = trained.stdout + trained.stderr
     assert 'takes a schedule several times as long' in output
     assert 'LR is set based on batch size of 4 and the current batch size is 4' in output
+    assert 'clipped_edges: 0.' in output
+    assert 'truths_without_positive: 0.' in output
     assert 'Epoch(val) [1][4/4]' in output  # each process has half of the eight images
     assert (pets / 'run' / 'epoch_1.pth').is_file()
 

@@ -29,6 +29,7 @@ def main() -> None:
     if args.from_scratch:
         options.train_from_scratch(cfg)
         print(options.SCRATCH_NOTE)
+    options.log_assignment(cfg)
     options.resume(cfg, args.resume)
     preflight.check_training(cfg)
     launch.build_runner(cfg, args.launcher).train()

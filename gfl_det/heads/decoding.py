@@ -106,8 +106,21 @@ class Decoder(NamedTuple):
 
     def edge_std(self, candidates: Candidates) -> Tensor:
         """Standard deviations ``(N, 4)`` of the edges, ltrb, rescaled."""
-        spread = distribution.std(self.logits(candidates))
-        return spread * self.stride[candidates.level] * self.frames.scale[candidates.image]
+        return distribution.std(self.logits(candidates)) * self.bin_widths(candidates)
+
+    def bin_widths(self, candidates: Candidates) -> Tensor:
+        """What a bin stands for ``(N, 4)``, ltrb: px of the image that boxes refer to."""
+        return self.stride[candidates.level] * self.frames.scale[candidates.image]
+
+    def original_centres(self, candidates: Candidates) -> Tensor:
+        """Centres ``(N, 2)`` of the candidates' priors, px of the image that boxes refer to."""
+        return self.centres(candidates) * self.frames.scale[candidates.image, :2]
+
+    def limits(self, candidates: Candidates) -> Tensor | None:
+        """Width and height twice ``(N, 4)`` of the images that boxes refer to; None: no cut."""
+        if self.frames.limit is None:
+            return None
+        return (self.frames.limit * self.frames.scale)[candidates.image]
 
     def is_large(self, boxes: Tensor) -> Tensor:
         """Which boxes ``(N,)`` have both sides above the smallest."""

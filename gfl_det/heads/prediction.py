@@ -7,6 +7,7 @@ score, so those are final. The results are those of the full computation.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from mmcv.ops import batched_nms, nms
@@ -14,6 +15,8 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from .. import distribution
+from ..uncertainty import edge_intervals, edge_quantiles
 from .candidates import Candidates
 from .decoding import Decoder
 
@@ -37,20 +40,25 @@ def is_plain_nms(config: ConfigDict | None, count: int) -> bool:
 
 
 def detect(
-    decoder: Decoder, candidates: Candidates, config: ConfigDict, with_nms: bool
+    decoder: Decoder,
+    candidates: Candidates,
+    config: ConfigDict,
+    with_nms: bool,
+    interval_factor: float | Sequence[float] = 1.0,
 ) -> list[InstanceData]:
     """Decode candidates, suppress, and keep the best of each image.
 
     Args:
         decoder: of the batch.
         candidates: N of all images and levels.
-        config: test config with ``nms`` (None: sort only), ``max_per_img`` (not positive: all) and
-            ``with_uncertainty``.
+        config: test config with ``nms`` (None: sort only), ``max_per_img`` (not positive: all),
+            ``with_uncertainty``, ``with_distribution`` and ``interval_level``.
         with_nms: False gives all candidates.
+        interval_factor: stretches the edges' intervals; one, or one a side.
 
     Returns:
-        Per image ``bboxes``, ``scores``, ``labels`` and on request ``edge_std``, by descending
-        score.
+        Per image ``bboxes``, ``scores``, ``labels`` and what was asked for (see
+        :class:`.gfl_head.GFLHead`), by descending score.
     """
     order = candidates.scores.sort(descending=True, stable=True).indices
     order = order[candidates.image[order].sort(stable=True).indices]
@@ -68,13 +76,34 @@ def detect(
                 _suppress(boxes, each, config.get('nms'), limit)
                 for boxes, each in _large_ones(decoder, candidates, counts)
             ]
-    results = []
-    for boxes, kept in found:
-        result = InstanceData(bboxes=boxes, scores=kept.scores, labels=kept.labels)
-        if config.get('with_uncertainty', False):
-            result.edge_std = decoder.edge_std(kept)
-        results.append(result)
-    return results
+    return [_result(decoder, *each, config, interval_factor) for each in found]
+
+
+def _result(
+    decoder: Decoder,
+    boxes: Tensor,
+    kept: Candidates,
+    config: ConfigDict,
+    interval_factor: float | Sequence[float],
+) -> InstanceData:
+    """The detections of an image with what the config asks for."""
+    result = InstanceData(bboxes=boxes, scores=kept.scores, labels=kept.labels)
+    level = config.get('interval_level')
+    if config.get('with_uncertainty', False):
+        result.edge_std = decoder.edge_std(kept)
+    if level is None and not config.get('with_distribution', False):
+        return result
+    logits, widths = decoder.logits(kept).float(), decoder.bin_widths(kept)
+    centres = decoder.original_centres(kept)
+    if config.get('with_distribution', False):
+        result.edge_logits, result.bin_widths, result.prior_centres = logits, widths, centres
+    if level is not None:
+        quantiles = edge_quantiles(logits, widths, centres, level)
+        result.edge_low, result.edge_high = edge_intervals(
+            quantiles, interval_factor, decoder.limits(kept)
+        )
+        result.edge_entropy = distribution.entropy(logits)
+    return result
 
 
 def _by_image(candidates: Candidates, counts: list[int]) -> list[Candidates]:

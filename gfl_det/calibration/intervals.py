@@ -1,0 +1,195 @@
+"""Calibrators of edge intervals: factors that make them hold the share of edges that they promise.
+
+An edge's distribution is trained to have the right mean, not the right width, so its own interval
+holds another share of true edges than its level says. A calibrator stretches (or shrinks) it about
+its median, by a factor for each level and side of a box that split conformal prediction finds
+(Papadopoulos et al., "Inductive Confidence Machines for Regression", ECML 2002; Romano et al.,
+"Conformalized Quantile Regression", NeurIPS 2019, here with a stretch in place of their additive
+margin, so that unsure edges keep wider intervals): the ``ceil((n + 1) * level)``-th smallest of the
+stretches that the ``n`` true edges of that side needed. If another edge is exchangeable with those,
+its stretched interval holds it with a probability of at least ``level``.
+
+What that says and what not: it is about detections that match a truth of their class at
+``iou_threshold``, over all of them together, and not about each image, class or size; the four
+edges of a box, and the boxes of an image, are no independent draws, so few images make a factor
+less certain than their number of edges suggests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..datasets.annotations import listed
+from ..errors import ConfigError, DataError
+from ..uncertainty import EdgeIntervals, edge_intervals, edge_quantiles, stretch_needed
+from .fitted import Source
+
+# Levels that factors are fitted for; between two of them a factor is interpolated. Below, halves of
+# intervals are so short that an edge's error, in units of them, says little of the longer ones.
+LEVELS = (*(round(0.05 * step, 2) for step in range(10, 20)), 0.975, 0.99)
+
+
+@dataclass(frozen=True)
+class MatchedEdges:
+    """Detections that match a truth, with the distributions of their edges.
+
+    Args:
+        logits: ``(N, 4, num_bins)``.
+        bin_widths: ``(N, 4)`` px.
+        prior_centres: ``(N, 2)`` px.
+        limits: ``(N, 4)`` px, width and height of the image, twice.
+        truths: ``(N, 4)`` xyxy px of the true boxes.
+        labels: ``(N,)`` int64.
+    """
+
+    logits: Tensor
+    bin_widths: Tensor
+    prior_centres: Tensor
+    limits: Tensor
+    truths: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.truths)
+
+    def intervals(self, level: float, factor: float | Sequence[float] = 1.0) -> EdgeIntervals:
+        """Intervals as a detector gives them: stretched, and cut at the image's border."""
+        quantiles = edge_quantiles(self.logits, self.bin_widths, self.prior_centres, level)
+        return edge_intervals(quantiles, factor, self.limits)
+
+    def stretches(self, level: float) -> Tensor:
+        """``(N, 4)``, see :func:`~gfl_det.uncertainty.stretch_needed`."""
+        quantiles = edge_quantiles(self.logits, self.bin_widths, self.prior_centres, level)
+        return stretch_needed(quantiles, self.truths)
+
+
+@dataclass(frozen=True)
+class IntervalCalibrator:
+    """Fitted factors; :mod:`.interval_files` saves and loads them.
+
+    Args:
+        levels: ascending, in (0, 1).
+        factors: for each level those of the left, top, right and bottom edge, not falling with the
+            level, so that the interval of a higher level holds that of a lower one.
+        score_type: whose distributions they are for: the name of a head.
+        class_names: of the data set that they were fitted on, in the order of the labels.
+        iou_threshold: that a detection needs to match a truth.
+        source: the data; ``detections`` counts the matched ones.
+    """
+
+    levels: tuple[float, ...]
+    factors: tuple[tuple[float, ...], ...]
+    score_type: str
+    class_names: tuple[str, ...]
+    iou_threshold: float
+    source: Source
+
+    def __post_init__(self) -> None:
+        levels, factors = np.array(self.levels, float), np.array(self.factors, float)
+        if not len(levels) or factors.shape != (len(levels), 4):
+            raise ConfigError('an interval calibrator has four factors a level, at least one level')
+        if not ((levels > 0) & (levels < 1)).all() or (np.diff(levels) <= 0).any():
+            raise ConfigError(f'levels of intervals ascend between 0 and 1, not {self.levels}')
+        if (
+            not (np.isfinite(factors) & (factors >= 0)).all()
+            or (np.diff(factors, axis=0) < 0).any()
+        ):
+            raise ConfigError('factors of intervals are at least 0 and do not fall')
+
+    def factors_at(self, level: float) -> tuple[float, ...]:
+        """The four factors of a level: interpolated between fitted levels, the first ones below.
+
+        Raises:
+            DataError: the level lies above the last one that there was data for.
+        """
+        if level > self.levels[-1]:
+            raise DataError(
+                f'the interval calibrator was fitted on {self.source.detections} boxes, which give '
+                f'levels up to {self.levels[-1]:g}, not {level:g}: lower interval_level, or fit it '
+                'on more images.'
+            )
+        return tuple(float(np.interp(level, self.levels, side)) for side in zip(*self.factors))
+
+
+def fit_factors(
+    edges: MatchedEdges, levels: Sequence[float] = LEVELS, together: bool = False
+) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """Levels and their factors; see the module for how they are found.
+
+    Args:
+        edges: of a split that nothing else is judged on.
+        levels: ascending, in (0, 1). Those for which there are too few edges are left out.
+        together: fit all four sides as one, which makes do with fewer detections.
+
+    Raises:
+        DataError: there are too few edges for any of the levels.
+    """
+    number = (4 if together else 1) * len(edges)
+    reached = [level for level in levels if math.ceil((number + 1) * level) <= number]
+    if not reached:
+        raise DataError(
+            f'{len(edges)} detections match a truth, too few to fit intervals: use more images.'
+        )
+    factors = np.empty((len(reached), 4))
+    for row, level in enumerate(reached):
+        needed = edges.stretches(level)
+        sides = [needed] * 4 if together else needed.unbind(1)
+        factors[row] = [conformal_quantile(side, level) for side in sides]
+    rising = np.maximum.accumulate(factors, axis=0)
+    return tuple(reached), tuple(tuple(row) for row in rising.tolist())
+
+
+def conformal_quantile(scores: Tensor, level: float) -> float:
+    """The ``ceil((n + 1) * level)``-th smallest of n scores (see the module), at least 0.
+
+    Raises:
+        ValueError: n is too small for the level.
+    """
+    ordered = scores.double().flatten().sort().values
+    # (n + 1) * level may be a whole number that floats miss by a little.
+    rank = math.ceil(round((len(ordered) + 1) * level, 9))
+    if not 1 <= rank <= len(ordered):
+        raise ValueError(f'{len(ordered)} scores give no quantile at level {level}')
+    return max(0.0, float(ordered[rank - 1]))
+
+
+def merge(parts: Sequence[MatchedEdges]) -> MatchedEdges:
+    """All edges of several images.
+
+    Raises:
+        DataError: there is not one.
+    """
+    if not sum(map(len, parts)):
+        raise DataError(
+            'Not one detection matches a truth: give the truths of these images, and a checkpoint '
+            'that was trained.'
+        )
+    fields = [[getattr(part, name) for part in parts] for name in MatchedEdges.__annotations__]
+    return MatchedEdges(*(torch.cat(values) for values in fields))
+
+
+def check_applies(
+    calibrator: IntervalCalibrator, path: str, score_type: str, num_classes: int
+) -> None:
+    """Refuse a calibrator of another head or of another number of classes.
+
+    Raises:
+        DataError: it was fitted for another.
+    """
+    if calibrator.score_type != score_type:
+        raise DataError(
+            f'{path} was fitted for intervals of {calibrator.score_type!r} and not of '
+            f'{score_type!r}: fit one for this head.'
+        )
+    if len(calibrator.class_names) != num_classes:
+        raise DataError(
+            f'{path} was fitted for the {len(calibrator.class_names)} classes '
+            f'{listed(list(calibrator.class_names))}, but the head has {num_classes}: fit one '
+            'for it.'
+        )

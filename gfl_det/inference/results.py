@@ -1,0 +1,259 @@
+"""What inference gives: the detections of images, and the forms they leave in.
+
+Fields of ``instances`` (N detections, by descending score; edges are left, top, right, bottom, and
+px are those of the original image):
+
+=================  ==========  ====================================================================
+``bboxes``         ``(N, 4)``  xyxy px
+``scores``         ``(N,)``    in [0, 1]: the predicted IoU, calibrated where a calibrator is set
+``labels``         ``(N,)``    index into ``classes``
+``raw_scores``     ``(N,)``    the scores before calibration; only where they were calibrated
+``edge_std``       ``(N, 4)``  px, standard deviation of the edge's distribution
+``edge_low``       ``(N, 4)``  px, where the edge's interval begins: x for left and right, y for
+                               top and bottom
+``edge_high``      ``(N, 4)``  px, where it ends; at ``level`` .9 about nine true edges in ten lie
+                               between both, if the intervals are calibrated (docs/uncertainty.md)
+``edge_entropy``   ``(N, 4)``  nats, in [0, log(reg_max + 1)]: how spread the distribution is in
+                               bins, whatever their width
+=================  ==========  ====================================================================
+
+All ``edge_*`` come from GFL heads of gfl_det; results of other heads lack them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from mmengine.structures import InstanceData
+
+from ..errors import DataError, SetupError
+
+SIDES = ('left', 'top', 'right', 'bottom')
+EDGE_FIELDS = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The detections of one image, or the reason why there are none.
+
+    Args:
+        source: path or address of the image or video; ``array 0`` for the first array.
+        size: height and width, px.
+        instances: CPU tensors, see the module.
+        classes: names in the order of the labels.
+        level: what share of true edges the intervals are meant to hold; None: there are none.
+        frame: number of a video's frame, from 0.
+        error: why this image has no detections: one sentence.
+        image: ``(H, W, 3)`` uint8 BGR, where images are kept.
+    """
+
+    source: str
+    size: tuple[int, int] = (0, 0)
+    instances: InstanceData = field(default_factory=InstanceData)
+    classes: tuple[str, ...] = ()
+    level: float | None = None
+    frame: int | None = None
+    error: str | None = None
+    image: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    @property
+    def name(self) -> str:
+        """The source, with the number of the frame where it is a video: ``a.mp4#12``."""
+        return self.source if self.frame is None else f'{self.source}#{self.frame}'
+
+    def above(self, score: float) -> ImageResult:
+        """The same result with the detections of at least this score."""
+        if self.error is not None or not len(self):
+            return self
+        return replace(self, instances=self.instances[self.instances.scores >= score])
+
+    def without_image(self) -> ImageResult:
+        """The same result without the pixels."""
+        return replace(self, image=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON: the image, and a list of detections."""
+        content: dict[str, Any] = dict(source=self.source, height=self.size[0], width=self.size[1])
+        if self.frame is not None:
+            content['frame'] = self.frame
+        if self.error is not None:
+            content['error'] = self.error
+        if self.level is not None:
+            content['level'] = self.level
+        content['detections'] = self._detections()
+        return content
+
+    def to_coco(
+        self, image_id: Any = 1, category_ids: Sequence[Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """COCO results: ``bbox`` is xywh px; edge fields and raw scores come along.
+
+        Args:
+            image_id: of the image.
+            category_ids: of the classes, in their order; None: labels from 1.
+        """
+        ids = range(1, len(self.classes) + 1) if category_ids is None else category_ids
+        entries = []
+        for each in self._detections():
+            left, top, right, bottom = each.pop('bbox')
+            entry = dict(image_id=image_id, category_id=ids[each.pop('label')])
+            entry['bbox'] = [left, top, right - left, bottom - top]
+            entries.append({**entry, **each})
+        return entries
+
+    def to_pandas(self) -> Any:
+        """A table with a row a detection; see :meth:`Results.to_pandas`."""
+        return Results([self]).to_pandas()
+
+    def _detections(self) -> list[dict[str, Any]]:
+        found = self.instances
+        if not len(found):
+            return []
+        columns: dict[str, list[Any]] = dict(
+            bbox=found.bboxes.tolist(), label=found.labels.tolist(), score=found.scores.tolist()
+        )
+        columns['class'] = [self.classes[label] for label in columns['label']]
+        if 'raw_scores' in found:
+            columns['raw_score'] = found.raw_scores.tolist()
+        for name in EDGE_FIELDS:
+            if name in found:
+                columns[name] = found[name].tolist()
+        return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
+class Results(Sequence[ImageResult]):
+    """The results of several images, in the order of the inputs."""
+
+    def __init__(self, images: Iterable[ImageResult] = ()) -> None:
+        self.images = list(images)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageResult: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Results: ...
+
+    def __getitem__(self, index: int | slice) -> ImageResult | Results:
+        return Results(self.images[index]) if isinstance(index, slice) else self.images[index]
+
+    def __iter__(self) -> Iterator[ImageResult]:
+        return iter(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def failures(self) -> list[ImageResult]:
+        """Those that could not be read; each ``error`` says why."""
+        return [each for each in self.images if each.error is not None]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """:meth:`ImageResult.to_dict` of each, failures included."""
+        return [each.to_dict() for each in self.images]
+
+    def to_coco(self, annotations: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """COCO results of all images that were read, as pycocotools' ``loadRes`` takes them.
+
+        Args:
+            annotations: a parsed COCO file whose ids to use: images are found by file name, classes
+                by name. None: images are numbered from 1 in their order, failures too, classes
+                from 1; entries then also hold ``file_name``.
+
+        Raises:
+            DataError: ``annotations`` lack an image or a class, or have it twice.
+        """
+        if annotations is None:
+            return [
+                {**entry, 'file_name': each.name}
+                for number, each in enumerate(self.images, 1)
+                for entry in each.to_coco(number)
+            ]
+        images = _ids(annotations['images'], 'file_name', 'image')
+        categories = _ids(annotations['categories'], 'name', 'class')
+        entries = []
+        for each in self.images:
+            if each.error is None:
+                image_id = _find(images, _tails(each.source), each.source, 'image')
+                names = each.classes
+                ids = [_find(categories, [name], name, 'class') for name in names]
+                entries += each.to_coco(image_id, ids)
+        return entries
+
+    def to_pandas(self) -> Any:
+        """A pandas table with a row a detection.
+
+        Columns: ``source, frame, class, label, score, raw_score, left, top, right, bottom``, and
+        for each side and edge field one such as ``left_std``, ``top_low``.
+
+        Raises:
+            SetupError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise SetupError(
+                'A table needs pandas: install it with pip install "gfl_det[pandas]".'
+            ) from error
+        rows = [_row(image, each) for image in self.images for each in image._detections()]
+        columns = ['source', 'frame', 'class', 'label', 'score', *SIDES]
+        return pandas.DataFrame(rows, columns=None if rows else columns)
+
+    def save(self, path: str | PathLike[str], annotations: Mapping[str, Any] | None = None) -> None:
+        """Write :meth:`to_coco` as JSON; the folder is made.
+
+        Raises:
+            DataError: the path does not end in .json, or cannot be written.
+        """
+        target = Path(path)
+        if target.suffix != '.json':
+            raise DataError(f'{path} must end in .json: results are written as COCO JSON.')
+        content = json.dumps(self.to_coco(annotations))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content)
+        except OSError as error:
+            raise DataError(f'{path} cannot be written: {error.strerror or error}.') from error
+
+
+def _row(image: ImageResult, detection: dict[str, Any]) -> dict[str, Any]:
+    row = dict(source=image.source, frame=image.frame)
+    row.update((name, detection[name]) for name in ('class', 'label', 'score'))
+    if 'raw_score' in detection:
+        row['raw_score'] = detection['raw_score']
+    row.update(zip(SIDES, detection['bbox']))
+    for name in EDGE_FIELDS:
+        kind = name.removeprefix('edge_')
+        row.update((f'{side}_{kind}', value) for side, value in zip(SIDES, detection.get(name, ())))
+    return row
+
+
+def _ids(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> dict[str, Any]:
+    ids: dict[str, Any] = {}
+    for entry in entries:
+        name = str(entry.get(key, ''))
+        if name in ids:
+            raise DataError(f'The annotations have two of the {what} {name!r}: rename one.')
+        ids[name] = entry['id']
+    return ids
+
+
+def _tails(path: str) -> list[str]:
+    """A path and its ends, the longest first: a/b.png, b.png."""
+    parts = Path(path).parts
+    return ['/'.join(parts[index:]) for index in range(len(parts))]
+
+
+def _find(ids: Mapping[str, Any], names: Sequence[str], shown: str, what: str) -> Any:
+    for name in names:
+        if name in ids:
+            return ids[name]
+    raise DataError(f'The annotations have no {what} {shown!r}: give those of these images.')

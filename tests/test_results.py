@@ -1,0 +1,151 @@
+"""The forms results leave in: dicts, COCO JSON as pycocotools reads it, tables."""
+
+from __future__ import annotations
+
+import builtins
+import json
+
+import pytest
+import torch
+from mmengine.structures import InstanceData
+from pycocotools.coco import COCO
+
+from gfl_det.errors import DataError, SetupError
+from gfl_det.inference.results import ImageResult, Results
+
+CLASSES = ('cat', 'dog')
+
+
+def one(source: str = 'img/a.png', number: int = 2, **fields) -> ImageResult:
+    """Boxes 10 px wide and 20 px high at x = 0, 1, ...; classes in turns."""
+    left = torch.arange(number, dtype=torch.float32)
+    boxes = torch.stack([left, left + 5, left + 10, left + 25], dim=1)
+    instances = InstanceData(
+        bboxes=boxes,
+        scores=torch.linspace(0.75, 0.25, number) if number > 1 else torch.full((number,), 0.75),
+        labels=torch.arange(number) % 2,
+        raw_scores=torch.full((number,), 0.5),
+        edge_std=torch.full((number, 4), 2.0),
+        edge_low=boxes - torch.tensor([1.0, 2.0, 3.0, 4.0]),
+        edge_high=boxes + 4,
+        edge_entropy=torch.ones(number, 4),
+    )
+    return ImageResult(source, (60, 80), instances, CLASSES, level=0.9, **fields)
+
+
+FAILED = ImageResult('torn.png', error='torn.png is no image.')
+
+
+def test_a_dict_holds_all_and_is_json() -> None:
+    content = json.loads(json.dumps(one(frame=3).to_dict()))
+    assert content['source'] == 'img/a.png'
+    assert (content['height'], content['width'], content['frame']) == (60, 80, 3)
+    assert content['level'] == 0.9
+    first = content['detections'][0]
+    assert first == {
+        'bbox': [0, 5, 10, 25],
+        'label': 0,
+        'score': 0.75,
+        'class': 'cat',
+        'raw_score': 0.5,
+        'edge_std': [2, 2, 2, 2],
+        'edge_low': [-1, 3, 7, 21],
+        'edge_high': [4, 9, 14, 29],
+        'edge_entropy': [1, 1, 1, 1],
+    }
+    assert FAILED.to_dict()['error'] == 'torn.png is no image.'
+    assert FAILED.to_dict()['detections'] == []
+
+
+def test_coco_results_load_with_the_ids_of_a_data_set(tmp_path) -> None:
+    annotations = dict(
+        images=[dict(id=70, file_name='b.png'), dict(id=7, file_name='img/a.png')],
+        categories=[dict(id=30, name='dog'), dict(id=20, name='cat')],
+        annotations=[],
+        info={},
+    )
+    path = tmp_path / 'out' / 'results.json'
+    Results([one('/data/img/a.png'), FAILED, one('other/b.png', 1)]).save(path, annotations)
+    truths = COCO()
+    truths.dataset = annotations
+    truths.createIndex()
+    loaded = truths.loadRes(str(path))
+    found = [loaded.anns[key] for key in sorted(loaded.anns)]
+    assert [(each['image_id'], each['category_id']) for each in found] == [
+        (7, 20),
+        (7, 30),
+        (70, 20),
+    ]
+    assert found[1]['bbox'] == [1, 6, 10, 20]
+    assert found[1]['area'] == 200
+    assert found[1]['edge_low'] == [0, 4, 8, 22]
+
+
+def test_without_a_data_set_images_count_from_1() -> None:
+    entries = Results([one(), FAILED, one('b.png', 1)]).to_coco()
+    assert [(each['image_id'], each['category_id']) for each in entries] == [(1, 1), (1, 2), (3, 1)]
+    assert entries[-1]['file_name'] == 'b.png'
+
+
+@pytest.mark.parametrize(
+    ('images', 'categories', 'match'),
+    [
+        ([dict(id=1, file_name='x.png')], ['cat', 'dog'], r"no image 'img/a\.png'"),
+        ([dict(id=1, file_name='a.png')], ['cat'], "no class 'dog'"),
+        ([dict(id=n, file_name='a.png') for n in (1, 2)], ['cat', 'dog'], 'two of the image'),
+    ],
+)
+def test_ids_that_are_not_there_are_said(images, categories, match) -> None:
+    named = [dict(id=n, name=name) for n, name in enumerate(categories)]
+    with pytest.raises(DataError, match=match):
+        Results([one()]).to_coco(dict(images=images, categories=named))
+
+
+def test_a_score_cut_keeps_the_fields() -> None:
+    kept = one(number=5).above(0.5)
+    assert kept.instances.scores.tolist() == [0.75, 0.625, 0.5]
+    assert kept.instances.edge_low.shape == (3, 4)
+    assert FAILED.above(0.5) is FAILED
+
+
+def test_results_are_a_sequence() -> None:
+    results = Results([one(), FAILED, one('b.png')])
+    assert len(results) == 3
+    assert results[1] is FAILED
+    assert [each.source for each in results[1:]] == ['torn.png', 'b.png']
+    assert results.failures == [FAILED]
+    assert one('v.mp4', frame=4).name == 'v.mp4#4'
+
+
+def test_a_table_has_a_row_a_detection() -> None:
+    pytest.importorskip('pandas', reason='the extra pandas is not installed')
+    table = Results([one(), FAILED, one('b.png', 1)]).to_pandas()
+    assert list(table['source']) == ['img/a.png', 'img/a.png', 'b.png']
+    assert list(table['class']) == ['cat', 'dog', 'cat']
+    assert list(table['left']) == [0, 1, 0]
+    assert list(table['bottom_low']) == [21, 22, 21]
+    assert list(one().to_pandas()['top_high']) == [9, 10]
+    empty = Results([FAILED]).to_pandas()
+    assert len(empty) == 0
+    assert {'source', 'score', 'left'} <= set(empty.columns)
+
+
+def test_without_pandas_the_extra_is_named(monkeypatch) -> None:
+    real = builtins.__import__
+
+    def fake(name, *rest):
+        if name == 'pandas':
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, '__import__', fake)
+    with pytest.raises(SetupError, match=r'pip install "gfl_det\[pandas\]"'):
+        one().to_pandas()
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path) -> None:
+    with pytest.raises(DataError, match=r'must end in \.json'):
+        Results([one()]).save(tmp_path / 'out.txt')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(DataError, match='cannot be written'):
+        Results([one()]).save(tmp_path / 'file' / 'out.json')
