@@ -22,15 +22,18 @@ if not _imports.doctor_is_running():  # it looks at what may not import
             heads,
             hooks,
             losses,
+            visualization,
         )
         from .config import get_config, register_package
         from .inference import GFLInferencer, optimize_for_inference
         from .swapping import swap_head
+        from .visualization import GFLVisualizer
 
         register_package()
 
 __all__ = [
     'GFLInferencer',
+    'GFLVisualizer',
     '__version__',
     'amp',
     'assigners',
@@ -44,4 +47,5 @@ __all__ = [
     'losses',
     'optimize_for_inference',
     'swap_head',
+    'visualization',
 ]

@@ -279,7 +279,7 @@ def test_the_tool_writes_what_it_could_read_and_exits_with_1(checkpoint, images,
     assert {each['image_id'] for each in entries} == {71, 72}
     assert {each['category_id'] for each in entries} <= set(range(5, 15))
     assert all(len(each['edge_low']) == 4 for each in entries)
-    assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == ['1.png', '2.png']
+    assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == ['1.jpg', '2.jpg']
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,18 @@
 
 from .assignment_log import AssignmentLogHook
 from .channels_last import ChannelsLastHook
+from .checkpoint import CheckpointHook
 from .gamma_schedule import GammaScheduleHook
+from .loss_guard import LossGuardHook
+from .sample_pictures import SamplePicturesHook
+from .stop_signal import StopSignalHook
 
-__all__ = ['AssignmentLogHook', 'ChannelsLastHook', 'GammaScheduleHook']
+__all__ = [
+    'AssignmentLogHook',
+    'ChannelsLastHook',
+    'CheckpointHook',
+    'GammaScheduleHook',
+    'LossGuardHook',
+    'SamplePicturesHook',
+    'StopSignalHook',
+]

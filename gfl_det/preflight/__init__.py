@@ -25,7 +25,7 @@ TESTING = ('test',)
 
 
 def check_training(cfg: Config) -> None:
-    """Check a config that is about to be trained: work dir, classes, data, weights, teacher.
+    """Check a config that is about to be trained: work dir, data, classes, weights, teacher.
 
     Raises:
         GFLDetError: Something is missing or contradictory; of several faults one message tells all.
