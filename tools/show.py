@@ -1,12 +1,12 @@
 """Draw the detections of images with soft edges, and bar charts of their edges.
 
-    python tools/show.py CONFIG CHECKPOINT IMAGE ... [--out DIR] [--score-thr S] [--truths JSON]
-                         [--edges [BOX ...]] [--format png|jpg|pdf|svg] [--device DEVICE]
-                         [--cfg-options KEY=VALUE ...]
+    python tools/show.py CHECKPOINT IMAGE [IMAGE ...] [--config CONFIG] [--out DIR] [--score-thr S]
+                         [--truths JSON] [--edges [BOX ...]] [--format png|jpg|pdf|svg]
+                         [--calibrator JSON] [--device NAME]
 
-IMAGE is a file or a folder. Writes DIR/IMAGE.png, with --truths truth beside prediction, and with
---edges DIR/IMAGE.edges.png: where the head thinks that each edge of a box lies. A whole test set
-is drawn by tools/test.py --show-dir.
+IMAGE is what tools/infer.py takes. Writes DIR/IMAGE.png, with --truths truth beside prediction,
+and with --edges DIR/IMAGE.edges.png: where the head thinks that each edge of a box lies. A whole
+test set is drawn by tools/test.py --show-dir.
 """
 
 try:
