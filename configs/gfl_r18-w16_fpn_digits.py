@@ -1,4 +1,4 @@
-"""The digits detector at half the width: the student of ld_r18-w16-gflv1-r18_fpn_digits.py, alone."""
+"""The digits detector at half the width: the student of the config for distillation, alone."""
 
 _base_ = ['./gfl_r18_fpn_digits.py']
 

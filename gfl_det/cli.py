@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmengine import hub
 from mmengine.config import Config, DictAction
 from mmengine.dist import get_world_size, is_main_process
 
 from gfl_det import options
-from gfl_det.config import config_names, get_config
+from gfl_det.config import read_config
 from gfl_det.errors import ConfigError, GFLDetError
 
-CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
 # How torch reports an exception from a worker of a data loader.
 WORKER_TRACEBACK = re.compile(r'\ACaught \w+ in .*?Original Traceback.*\n[\w.]+: (.*)\Z', re.DOTALL)
 
@@ -101,7 +97,7 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
         ConfigError: There is no such config (the nearest names are given), or it cannot be read.
     """
     try:
-        cfg = _read_config(name)
+        cfg = read_config(name)
     except GFLDetError:
         raise
     except SyntaxError as error:
@@ -176,38 +172,3 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     arguments = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
     return arguments
-
-
-def _read_config(name: str) -> Config:
-    package, separator, path = name.partition('::')
-    if not separator:
-        return Config.fromfile(_config_path(name)) if _looks_like_path(name) else get_config(name)
-    if find_spec(package) is None:  # mmengine would go and install it
-        raise ConfigError(f'{name} is of the package {package}, which is not installed.')
-    return hub.get_config(f'{package}::{path}')
-
-
-def _looks_like_path(name: str) -> bool:
-    path = Path(name)
-    is_file_name = path.suffix in CONFIG_ENDINGS and path.stem not in config_names()
-    return path.is_file() or os.sep in name or is_file_name
-
-
-def _config_path(name: str) -> str:
-    """Return the path if it is a file.
-
-    Raises:
-        ConfigError: It is none; the nearest names in its folder and among shipped configs are told.
-    """
-    path = Path(name)
-    if path.is_file():
-        return name
-    if path.is_dir():
-        raise ConfigError(f'{name} is a folder: give a config file in it.')
-    beside = [str(other) for other in path.parent.glob('*.py')]
-    by_stem = {Path(known).stem: known for known in [*config_names(), *beside]}
-    nearest = difflib.get_close_matches(path.stem, by_stem, n=3)
-    hint = (
-        f'nearest: {", ".join(by_stem[stem] for stem in nearest)}' if nearest else 'check the path'
-    )
-    raise ConfigError(f'There is no config {name}; {hint}.')

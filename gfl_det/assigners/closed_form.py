@@ -111,14 +111,14 @@ def nearest_priors(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> C
     )
 
 
-def positive_mask(candidates: Candidates) -> Tensor:
-    """ATSS's adaptive threshold (algorithm 1, lines 8 to 14) on the candidates of each truth.
+def adaptive_threshold(candidates: Candidates) -> Tensor:
+    """The IoU that makes a candidate positive (algorithm 1, lines 8 to 11).
 
     Args:
         candidates: of T truths.
 
     Returns:
-        ``(T, K)`` bool.
+        ``(T, 1)``, mean plus standard deviation; NaN for one candidate alone.
     """
     count = candidates.valid.sum(1, keepdim=True)
     # Measured from the largest, the mean of equal IoUs is that IoU, not one rounding above it.
@@ -128,10 +128,22 @@ def positive_mask(candidates: Candidates) -> Tensor:
     mean = top + offset
     deviation = (below - offset).masked_fill_(~candidates.valid, 0)
     # Unbiased, as in the authors' release: one candidate alone has no deviation and stays negative.
-    std = (deviation.square_().sum(1, keepdim=True) / (count - 1)).sqrt_()
+    return mean + (deviation.square_().sum(1, keepdim=True) / (count - 1)).sqrt_()
+
+
+def positive_mask(candidates: Candidates) -> Tensor:
+    """ATSS's adaptive threshold (algorithm 1, lines 8 to 14) on the candidates of each truth.
+
+    Args:
+        candidates: of T truths.
+
+    Returns:
+        ``(T, K)`` bool.
+    """
     is_inside = candidates.margin > MIN_INSIDE_PX
     # A truth so large that its IoU rounds to 0 has all candidates equal, and is no object.
-    return (candidates.iou > 0) & (candidates.iou >= mean + std) & is_inside
+    is_object = candidates.iou > 0
+    return is_object & (candidates.iou >= adaptive_threshold(candidates)) & is_inside
 
 
 def resolve_conflicts(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors: int) -> Tensor:

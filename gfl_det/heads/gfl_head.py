@@ -21,7 +21,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..assigners.batch import Grid, Match, PriorLevels, make_grid, match_batch
+from ..assigners.batch import PriorLevels, make_grid, match_batch
 from ..calibration.in_detector import calibrate_results, detection_wishes, interval_factor
 from ..errors import ConfigError
 from ..losses import DistributionFocalLoss, QualityFocalLoss
@@ -33,6 +33,8 @@ from .decoding import Decoder, Frames
 from .integral import Integral
 from .prediction import detect
 from .training import (
+    Scene,
+    Step,
     Truths,
     box_terms,
     edge_targets,
@@ -218,37 +220,44 @@ class GFLHead(AnchorHead):
         Returns:
             Scalars ``loss_cls`` (QFL), ``loss_bbox`` (IoU loss) and ``loss_dfl`` (DFL).
         """
+        ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            truths = Truths.collect(batch_gt_instances, cls_scores[0].device)
-            border = self.train_cfg.get('allowed_border', -1)
-            grid = make_grid(self.priors, cls_scores, batch_img_metas, border)
-            ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
-            match = match_batch(
-                self.assigner, grid, truths.boxes, truths.image, batch_gt_instances, ignored
-            )
-            return self.losses(cls_scores, bbox_preds, truths, grid, match)
+            scene = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
+            step = self.prepare(cls_scores, bbox_preds, scene)
+            return self.losses(cls_scores, scene, step)
 
-    def losses(
+    def match(
         self,
         cls_scores: Sequence[Tensor],
-        bbox_preds: Sequence[Tensor],
-        truths: Truths,
-        grid: Grid,
-        match: Match,
-    ) -> dict[str, Tensor]:
-        """The three losses of assigned positives, by tensors alone (arguments as made above)."""
-        found, labels = known_labels(match.positives, truths.labels, self.num_classes)
-        stride = torch.tensor([float(x) for x, _ in grid.priors.strides])
-        stride = stride.to(grid.device, non_blocking=True)
-        edges = edge_targets(found, truths.boxes, stride, self.reg_max)
-        terms = box_terms(bbox_preds, found, edges)
+        instances: Sequence[InstanceData],
+        metas: Sequence[dict],
+        ignored: Sequence[InstanceData | None],
+    ) -> Scene:
+        """Assign a batch's truths to the priors of its maps (arguments of ``loss_by_feat``)."""
+        truths = Truths.collect(instances, cls_scores[0].device)
+        grid = make_grid(self.priors, cls_scores, metas, self.train_cfg.get('allowed_border', -1))
+        match = match_batch(self.assigner, grid, truths.boxes, truths.image, instances, ignored)
+        return Scene(truths, grid, match)
 
+    def prepare(
+        self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], scene: Scene
+    ) -> Step:
+        """Collect what all losses of the positives share, by tensors alone."""
+        found, labels = known_labels(scene.match.positives, scene.truths.labels, self.num_classes)
+        stride = torch.tensor([float(x) for x, _ in scene.grid.priors.strides])
+        stride = stride.to(scene.grid.device, non_blocking=True)
+        targets = edge_targets(found, scene.truths.boxes, stride, self.reg_max)
+        terms = box_terms(bbox_preds, found, targets)
         weight = peak_scores(cls_scores, found) * found.valid
-        num_positives, weight_sum = normalisers(found, weight, len(grid.rectangles))
+        divisors = normalisers(found, weight, len(scene.grid.rectangles))
+        return Step(found, labels, terms, weight, *divisors)
+
+    def losses(self, cls_scores: Sequence[Tensor], scene: Scene, step: Step) -> dict[str, Tensor]:
+        """The three losses of assigned positives, by tensors alone (arguments as made above)."""
+        positives, labels, terms, weight, num_positives, weight_sum = step
+        excluded = excluded_cells(scene.grid, scene.match)
         pos_weight = self.train_cfg.get('pos_weight', -1)
-        targets = ClassTargets(
-            found, labels, terms.quality, excluded_cells(grid, match), pos_weight
-        )
+        targets = ClassTargets(positives, labels, terms.quality, excluded, pos_weight)
         box_loss = self.loss_bbox(terms.decoded, terms.targets, reduction_override='none')
         return dict(
             loss_cls=class_loss(self.loss_cls, cls_scores, targets, num_positives),

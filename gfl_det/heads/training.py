@@ -58,6 +58,26 @@ class BoxTerms(NamedTuple):
     targets: Tensor  # (M, 4) truths, strides
     quality: Tensor  # (M,) IoU of both, detached: the target of the class score
     edge_loss: Tensor  # (M,) DFL without its weight, mean over the four edges
+    logits: Tensor  # (M, 4, num_bins) of the edges
+
+
+class Scene(NamedTuple):
+    """A batch's truths and where they are to be found."""
+
+    truths: Truths
+    grid: Grid
+    match: Match
+
+
+class Step(NamedTuple):
+    """What the losses of a batch's positives share."""
+
+    positives: Positives  # M slots; those of unknown labels not valid
+    labels: Tensor  # (M,) int64
+    terms: BoxTerms
+    weight: Tensor  # (M,) of the box losses, 0 where not valid
+    num_positives: Tensor  # scalar, divisor of the class loss
+    weight_sum: Tensor  # scalar, divisor of the box losses
 
 
 def edge_targets(positives: Positives, truths: Tensor, stride: Tensor, reg_max: int) -> EdgeTargets:
@@ -101,7 +121,7 @@ def box_terms(
     distances, edge_loss = mean_and_focal_loss(logits, targets.distances)
     decoded = distances_to_boxes(targets.points, distances)
     quality = iou(decoded.detach(), targets.boxes)
-    return BoxTerms(decoded, targets.boxes, quality, edge_loss.mean(1))
+    return BoxTerms(decoded, targets.boxes, quality, edge_loss.mean(1), logits)
 
 
 def known_labels(

@@ -2,10 +2,11 @@
 
 from .calibration_modules import BrierLoss, LabelSmoothingLoss, MMCELoss
 from .focal_modules import FocalLoss, InverseFocalLoss
-from .modules import DistributionFocalLoss, QualityFocalLoss
+from .modules import DistillationLoss, DistributionFocalLoss, QualityFocalLoss
 
 __all__ = [
     'BrierLoss',
+    'DistillationLoss',
     'DistributionFocalLoss',
     'FocalLoss',
     'InverseFocalLoss',

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distribution import two_bin_target
+from ..distribution import full_precision, two_bin_target
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
@@ -88,3 +88,23 @@ def quality_focal_gradient(logits: Tensor, quality: Tensor, beta: float = 2.0) -
     # |d|^(beta-1) diverges at d = 0 for beta < 1, where the loss has a kink: 0 is its subgradient.
     power = size.pow(beta - 1).where(size > 0, torch.zeros_like(size))
     return size.pow(beta) * difference + beta * power * difference.sign() * slope
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Divergence of softened distributions: ``T^2 * KL(p || q)``, p the teacher's softmax at T.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2: the factor keeps
+    the gradients' size as the temperature grows. On the bins of an edge it is the localization
+    distillation of Zheng et al., CVPR 2022, eq. 2.
+
+    Args:
+        logits: ``(..., n)`` of the student.
+        teacher: ``(..., n)``; gets no gradient.
+        temperature: T, above 0.
+
+    Returns:
+        ``(...)``, the sum over n; 0 where both distributions are equal.
+    """
+    ours = (full_precision(logits) / temperature).log_softmax(-1)
+    theirs = (full_precision(teacher.detach()) / temperature).log_softmax(-1)
+    return temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1)
