@@ -17,7 +17,7 @@ from heads import (
 )
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
-from torch.utils._python_dispatch import TorchDispatchMode
+from synchronisation import NoSynchronisation
 
 from gfl_det import distribution
 from gfl_det.errors import ConfigError
@@ -98,20 +98,6 @@ def test_score_factors_are_refused() -> None:
     maps = make_maps(1, SIZE, torch.Generator())
     with pytest.raises(ValueError, match='score factors'):
         ours.predict_by_feat(*maps, maps[0], batch_img_metas=[make_meta(SIZE)])
-
-
-class NoSynchronisation(TorchDispatchMode):
-    """Fails on operators that a GPU could answer only by waiting."""
-
-    FORBIDDEN = ('_local_scalar_dense', 'nonzero', 'masked_select', 'is_nonzero', 'unique')
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in self.FORBIDDEN, name
-        if name in ('index', 'index_put', 'index_put_'):
-            kinds = {each.dtype for each in args[1] if isinstance(each, torch.Tensor)}
-            assert torch.bool not in kinds, f'{name} by a mask'
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize('counts', [(3, 5), (0, 2), (0, 0)])
