@@ -234,6 +234,18 @@ def test_region_loss_by_hand() -> None:
     assert (chosen == 0).all()
 
 
+def test_cells_outside_an_image_are_in_no_region() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truths = [make_truths(6, (64, 80), generator)]
+    maps = make_maps(1, SIZE, generator)
+    head = ld_head(loss_ld_vlr=LOSS)
+    where, step = step_of(head, maps, truths, [make_meta((64, 80), (64, 96))])
+    weights = region_weights(where, step.positives, NUM_CLASSES, 9)
+    assert (weights[0][0, :8, :12] > 0).any()
+    assert not weights[0][0, 8:].any()
+    assert not weights[0][0, :, 12:].any()
+
+
 def test_a_teacher_of_the_same_mind_has_nothing_to_say() -> None:
     ours, _, truths, metas = scene()
     for value in _terms(ld_head(**EVERYTHING), ours, ours, truths, metas).values():

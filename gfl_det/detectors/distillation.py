@@ -8,13 +8,14 @@ from typing import Any, Callable, Union
 import torch
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.structures import SampleList
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..registry import MODELS
 from .teacher import build_teacher, check_pair, load_teacher
 
-TeacherConfig = Union[dict, str, Path]
+TeacherConfig = Union[dict, Config, str, Path]
 
 
 # mmdet's name as well, so that its configs need nothing but the prefix.

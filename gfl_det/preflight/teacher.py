@@ -7,6 +7,7 @@ from typing import Any
 
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from gfl_det.compat.pretrained import resolve
 from gfl_det.datasets.annotations import listed
@@ -32,8 +33,9 @@ def check_teacher(cfg: Config) -> None:
     kind = MODELS.get(model.type) if isinstance(model.type, str) else model.type
     if not (isinstance(kind, type) and issubclass(kind, KnowledgeDistillationDetector)):
         return
-    teacher: Any = build_teacher(model.teacher_config)
-    check_pair(_student(model), teacher)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):  # as in a runner
+        teacher: Any = build_teacher(model.teacher_config)
+        check_pair(_student(model), teacher)
     checkpoint = model.get('teacher_ckpt')
     if checkpoint is None:
         raise ConfigError(
