@@ -26,6 +26,7 @@ from gfl_det import distribution
 from gfl_det.assigners.positives import take_cells
 from gfl_det.errors import ConfigError
 from gfl_det.heads.distillation import edge_divergence, region_weights
+from gfl_det.heads.training import make_step
 from gfl_det.losses import DistillationLoss
 from gfl_det.losses.functional import distillation_loss
 
@@ -56,7 +57,7 @@ def scene(counts=(4, 6), seed=0, num_bins=17):
 def step_of(head, maps, truths, metas):
     """The head's own positives, which other tests hold against mmdet's."""
     found = head.match(maps[0], truths, metas, [None] * len(metas))
-    return found, head.prepare(*maps, found)
+    return found, make_step(*maps, found, NUM_CLASSES, head.reg_max)
 
 
 # --- Folding a teacher's bins ------------------------------------------------------------------

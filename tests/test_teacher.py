@@ -146,6 +146,18 @@ def test_teacher_and_student_of_different_reg_max_train(bins: int) -> None:
     assert all(each.grad.isfinite().all() for each in model.parameters())
 
 
+def test_mixed_precision_trains_a_pair(weights: str) -> None:
+    term = dict(type='gfl_det.DistillationLoss', loss_weight=0.25, T=10)
+    cfg = pair(weights)
+    cfg.model.bbox_head.update(loss_ld_vlr=term, loss_kd=term)
+    model = MODELS.build(cfg.model).train()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss = total(model)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(each.grad.isfinite().all() for each in model.parameters())
+
+
 # --- What is refused ---------------------------------------------------------------------------
 
 MISFITS = [

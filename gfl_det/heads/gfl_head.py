@@ -32,17 +32,7 @@ from .class_loss import ClassTargets, class_loss
 from .decoding import Decoder, Frames
 from .integral import Integral
 from .prediction import detect
-from .training import (
-    Scene,
-    Step,
-    Truths,
-    box_terms,
-    edge_targets,
-    excluded_cells,
-    known_labels,
-    normalisers,
-    peak_scores,
-)
+from .training import Scene, Step, Truths, excluded_cells, make_step
 
 # The paper's settings; None in their place keeps mmdet's meaning, such as no norm.
 DEFAULT_NORM = dict(type='GN', num_groups=32, requires_grad=True)
@@ -223,7 +213,7 @@ class GFLHead(AnchorHead):
         ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             scene = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
-            step = self.prepare(cls_scores, bbox_preds, scene)
+            step = make_step(cls_scores, bbox_preds, scene, self.num_classes, self.reg_max)
             return self.losses(cls_scores, scene, step)
 
     def match(
@@ -238,19 +228,6 @@ class GFLHead(AnchorHead):
         grid = make_grid(self.priors, cls_scores, metas, self.train_cfg.get('allowed_border', -1))
         match = match_batch(self.assigner, grid, truths.boxes, truths.image, instances, ignored)
         return Scene(truths, grid, match)
-
-    def prepare(
-        self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], scene: Scene
-    ) -> Step:
-        """Collect what all losses of the positives share, by tensors alone."""
-        found, labels = known_labels(scene.match.positives, scene.truths.labels, self.num_classes)
-        stride = torch.tensor([float(x) for x, _ in scene.grid.priors.strides])
-        stride = stride.to(scene.grid.device, non_blocking=True)
-        targets = edge_targets(found, scene.truths.boxes, stride, self.reg_max)
-        terms = box_terms(bbox_preds, found, targets)
-        weight = peak_scores(cls_scores, found) * found.valid
-        divisors = normalisers(found, weight, len(scene.grid.rectangles))
-        return Step(found, labels, terms, weight, *divisors)
 
     def losses(self, cls_scores: Sequence[Tensor], scene: Scene, step: Step) -> dict[str, Tensor]:
         """The three losses of assigned positives, by tensors alone (arguments as made above)."""

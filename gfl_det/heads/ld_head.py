@@ -29,7 +29,7 @@ from .distillation import (
     region_weights,
 )
 from .gfl_head import GFLHead
-from .training import Scene, Step
+from .training import Scene, Step, make_step
 
 # Softened at T = 10 edges differ in more than the most likely bin; the paper found 10 the best.
 DEFAULT_LD = dict(type='gfl_det.DistillationLoss', loss_weight=0.25, T=10)
@@ -136,7 +136,7 @@ class LDHead(GFLHead):
         ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             scene = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
-            step = self.prepare(cls_scores, bbox_preds, scene)
+            step = make_step(cls_scores, bbox_preds, scene, self.num_classes, self.reg_max)
             losses = self.losses(cls_scores, scene, step)
             teacher = TeacherMaps(soft_labels, soft_targets)
             return losses | self.distil(cls_scores, bbox_preds, scene, step, teacher)

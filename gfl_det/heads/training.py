@@ -185,6 +185,35 @@ def normalisers(positives: Positives, weight: Tensor, num_images: int) -> tuple[
     return num_positives, weight_sum.clamp(min=1)
 
 
+def make_step(
+    cls_scores: Sequence[Tensor],
+    bbox_preds: Sequence[Tensor],
+    scene: Scene,
+    num_classes: int,
+    reg_max: int,
+) -> Step:
+    """Collect what all losses of the positives share.
+
+    Args:
+        cls_scores: class logits, per level ``(B, C, H, W)``.
+        bbox_preds: edge logits, per level ``(B, 4 * num_bins, H, W)``.
+        scene: the assigned truths.
+        num_classes: labels from 0 to num_classes - 1 are known.
+        reg_max: the last bin.
+
+    Returns:
+        The step.
+    """
+    found, labels = known_labels(scene.match.positives, scene.truths.labels, num_classes)
+    stride = torch.tensor([float(x) for x, _ in scene.grid.priors.strides])
+    stride = stride.to(scene.grid.device, non_blocking=True)
+    targets = edge_targets(found, scene.truths.boxes, stride, reg_max)
+    terms = box_terms(bbox_preds, found, targets)
+    weight = peak_scores(cls_scores, found) * found.valid
+    divisors = normalisers(found, weight, len(scene.grid.rectangles))
+    return Step(found, labels, terms, weight, *divisors)
+
+
 def target_entries(
     positives: Positives, labels: Tensor, quality: Tensor, num_classes: int
 ) -> TargetEntries:
