@@ -30,7 +30,8 @@ def check_teacher(cfg: Config) -> None:
         CheckpointError: The checkpoint is not to be had, or is none of the teacher's config.
     """
     model = cfg.model
-    kind = MODELS.get(model.type) if isinstance(model.type, str) else model.type
+    kind = model.get('type')
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(kind, type) and issubclass(kind, KnowledgeDistillationDetector)):
         return
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):  # as in a runner
