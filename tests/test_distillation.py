@@ -104,7 +104,7 @@ def test_divergence_is_kl_with_its_factor() -> None:
 
 
 def test_divergence_of_high_temperature_is_half_the_variance_of_the_difference() -> None:
-    """Hinton et al., section 2.1: in the limit logits are regressed."""
+    """Hinton et al., 2015: in the limit logits are regressed."""
     ours, theirs = noise(5, 17).double(), noise(5, 17, seed=1).double()
     expected = (ours - theirs).var(-1, unbiased=False) / 2
     torch.testing.assert_close(distillation_loss(ours, theirs, 1e4), expected, rtol=2e-3, atol=0)

@@ -30,7 +30,7 @@ def centre(box):
 
 
 def pair_diou(a, b):
-    """Distance-IoU of two boxes (Zheng et al., AAAI 2020, eq. 7)."""
+    """Distance-IoU of two boxes (Zheng et al., AAAI 2020)."""
     width, height = max(a[2], b[2]) - min(a[0], b[0]), max(a[3], b[3]) - min(a[1], b[1])
     return pair_iou(a, b) - math.dist(centre(a), centre(b)) ** 2 / (width**2 + height**2)
 

@@ -1,6 +1,6 @@
 """The valuable localization region: cells beside the positives from whose boxes there is to learn.
 
-Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022, section 3.3. A
+Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022. A
 prior belongs to the region of a truth if their distance-IoU (Zheng et al., AAAI 2020) lies between
 a share of ATSS's threshold for that truth and the threshold itself. The priors of a level are a
 lattice, so all parts of the measure but the last few products are separate along x and y.
@@ -18,7 +18,7 @@ from ..boxes import MIN_UNION, box_areas
 from .closed_form import adaptive_threshold, nearest_priors
 from .lattice import Lattice
 
-LOWEST_SHARE = 0.25  # of the threshold: gamma, of which the paper found 0.25 the best
+LOWEST_SHARE = 0.25  # of the threshold: the paper's gamma, as in the authors' release
 MAX_PAIRS = 2**20  # pairs of prior and truth held at a time: 4 MiB a tensor
 
 

@@ -31,7 +31,7 @@ from .distillation import (
 from .gfl_head import GFLHead
 from .training import Scene, Step, make_step
 
-# Softened at T = 10 edges differ in more than the most likely bin; the paper found 10 the best.
+# The authors' temperature: softened by it, edges differ in more than the most likely bin.
 DEFAULT_LD = dict(type='gfl_det.DistillationLoss', loss_weight=0.25, T=10)
 
 

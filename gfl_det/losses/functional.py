@@ -93,9 +93,9 @@ def quality_focal_gradient(logits: Tensor, quality: Tensor, beta: float = 2.0) -
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Divergence of softened distributions: ``T^2 * KL(p || q)``, p the teacher's softmax at T.
 
-    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2: the factor keeps
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015: the factor keeps
     the gradients' size as the temperature grows. On the bins of an edge it is the localization
-    distillation of Zheng et al., CVPR 2022, eq. 2.
+    distillation of Zheng et al., CVPR 2022.
 
     Args:
         logits: ``(..., n)`` of the student.
