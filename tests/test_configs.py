@@ -172,6 +172,7 @@ def test_says_what_mmdets_config_of_the_same_name_says(path):
     ours, theirs = shipped(path.stem).to_dict(), Config.fromfile(path).to_dict()
     assert ours.pop('custom_imports')['imports'] == ['gfl_det']
     theirs.pop('max_epochs', None)  # a name that mmdet's file gives to a number used below it
+    assert ours['optim_wrapper'].pop('clip_grad') == dict(max_norm=35, norm_type=2)
     assert as_mmdet(ours) == as_mmdet(theirs)
 
 
@@ -204,6 +205,19 @@ def test_every_split_is_read_by_the_checked_dataset(name):
             dataset = dataset.dataset
         assert dataset.type == 'gfl_det.CocoDataset'
         assert DATASETS.get(dataset.type) is gfl_det.datasets.CocoDataset
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_gradients_are_clipped_and_the_rate_warms_up_and_scales(name):
+    config = shipped(name)
+    assert set(config.optim_wrapper.clip_grad) & {'max_norm', 'clip_value'}
+    warm_up, *rest = config.param_scheduler
+    assert warm_up.type == 'LinearLR'
+    assert warm_up.start_factor <= 0.1
+    assert (warm_up.begin, warm_up.by_epoch) == (0, False)
+    assert warm_up.end >= 50
+    assert rest
+    assert config.auto_scale_lr.base_batch_size >= 1
 
 
 def test_a_name_may_end_in_py():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import MIN_UNION, box_areas
+from .best_prior import add_best_priors
 from .lattice import Lattice
 from .positives import LevelSlots, Positives
 
@@ -179,7 +180,9 @@ def capacity(num_truths: int, lattice: Lattice, k: int) -> int:
     return num_truths * candidates
 
 
-def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> Positives:
+def assign_on_lattice(
+    lattice: Lattice, truths: Tensor, image: Tensor, k: int, with_best_prior: bool = False
+) -> Positives:
     """ATSS for all truths of all images in one call.
 
     Args:
@@ -188,6 +191,7 @@ def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -
             number, or without area, gets no positive.
         image: ``(T,)`` int64, the truth's image, ascending.
         k: candidates a level.
+        with_best_prior: truths left without a positive take their best free prior.
 
     Returns:
         The positives, ordered by truth.
@@ -195,11 +199,14 @@ def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -
     candidates = nearest_priors(lattice, truths, image, k)
     positive = positive_mask(candidates)
     level = torch.arange(lattice.num_levels, device=truths.device).repeat_interleave(k)
-    cell = candidates.cell.where(positive, candidates.cell.new_zeros(()))
+    eligible = candidates.valid if with_best_prior else positive
+    cell = candidates.cell.where(eligible, candidates.cell.new_zeros(()))
     prior = (image * lattice.num_priors)[:, None] + lattice.first_prior[level] + cell
-    prior = prior.where(positive, prior.new_zeros(()))  # a last level without cells starts outside
+    prior = prior.where(eligible, prior.new_zeros(()))  # a last level without cells starts outside
     num_priors = len(lattice.begin) * lattice.num_priors
     positive = resolve_conflicts(positive, candidates.iou, prior, num_priors)
+    if with_best_prior:
+        positive = add_best_priors(positive, candidates.iou, prior, num_priors)
 
     slots = capacity(len(truths), lattice, k)
     flat = positive.flatten()
@@ -216,7 +223,7 @@ def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -
         valid=valid,
         image=image[truth],
         level=level[source % len(level)],
-        cell=cell.flatten()[source],
+        cell=each_cell.flatten()[source],
         truth=truth,
         iou=candidates.iou.flatten()[source],
         centre=candidates.centre.flatten(0, 1)[source],

@@ -82,13 +82,22 @@ def build_detectors(
         config.bbox_head.num_classes = num_classes
     torch.manual_seed(0)
     theirs = MODELS.build(configs[1])
-    for module in theirs.modules():
+    spread_weights(theirs)
+    ours = MODELS.build(configs[0])
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return ours.to(device).eval(), theirs.to(device).eval()
+
+
+def spread_weights(detector: BaseModel) -> None:
+    """Give random weights some life, in place: statistics of norms and thousands of scores.
+
+    Args:
+        detector: with ``bbox_head.gfl_cls``, just built.
+    """
+    for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean = torch.randn_like(module.weight) * 0.1
             module.running_var = torch.rand_like(module.weight) * 0.4 + 0.8
             nn.init.uniform_(module.weight, 0.3, 0.6)  # larger, and activations explode with depth
-    nn.init.constant_(theirs.bbox_head.gfl_cls.bias, -5.0)
-    nn.init.normal_(theirs.bbox_head.gfl_cls.weight, 0, 0.03)
-    ours = MODELS.build(configs[0])
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    return ours.to(device).eval(), theirs.to(device).eval()
+    nn.init.constant_(detector.bbox_head.gfl_cls.bias, -5.0)
+    nn.init.normal_(detector.bbox_head.gfl_cls.weight, 0, 0.03)

@@ -134,8 +134,10 @@ def check_class_names(path: str, names: Sequence[str]) -> None:
         )
 
 
-def interval_factor(config: ConfigDict, score_type: str, num_classes: int) -> float:
-    """What intervals are stretched by: 1 without a calibrator, or where none are asked for.
+def interval_factor(
+    config: ConfigDict, score_type: str, num_classes: int
+) -> float | tuple[float, ...]:
+    """What intervals, all or those of each side, are stretched by: 1 without a calibrator.
 
     Args:
         config: test config with ``interval_level`` and ``interval_calibrator``, both optional.
@@ -156,7 +158,7 @@ def interval_factor(config: ConfigDict, score_type: str, num_classes: int) -> fl
         return 1.0
     calibrator = _load_intervals(path, _changed(path))
     check_applies(calibrator, path, score_type, num_classes)
-    return calibrator.factor(level)
+    return calibrator.factors_at(level)
 
 
 def _changed(path: str) -> int:

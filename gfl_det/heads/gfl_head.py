@@ -32,6 +32,7 @@ from .class_loss import ClassTargets, class_loss
 from .decoding import Decoder, Frames
 from .integral import Integral
 from .prediction import detect
+from .reach_counts import ReachCounts
 from .training import Scene, Step, Truths, excluded_cells, make_step
 
 # The paper's settings; None in their place keeps mmdet's meaning, such as no norm.
@@ -84,6 +85,8 @@ class GFLHead(AnchorHead):
     Raises:
         ConfigError: several priors a cell, oblong strides, another coder, class loss or sampler.
     """
+
+    reach_counts: ReachCounts | None = None  # of the batches trained on, where a hook wants them
 
     def __init__(
         self,
@@ -231,7 +234,9 @@ class GFLHead(AnchorHead):
 
     def losses(self, cls_scores: Sequence[Tensor], scene: Scene, step: Step) -> dict[str, Tensor]:
         """The three losses of assigned positives, by tensors alone (arguments as made above)."""
-        positives, labels, terms, weight, num_positives, weight_sum = step
+        positives, labels, terms, weight, num_positives, weight_sum, edges = step
+        if self.reach_counts is not None:
+            self.reach_counts.add(positives, edges, self.reg_max, len(scene.truths.boxes))
         excluded = excluded_cells(scene.grid, scene.match)
         pos_weight = self.train_cfg.get('pos_weight', -1)
         targets = ClassTargets(positives, labels, terms.quality, excluded, pos_weight)

@@ -78,6 +78,7 @@ class Step(NamedTuple):
     weight: Tensor  # (M,) of the box losses, 0 where not valid
     num_positives: Tensor  # scalar, divisor of the class loss
     weight_sum: Tensor  # scalar, divisor of the box losses
+    edges: EdgeTargets
 
 
 def edge_targets(positives: Positives, truths: Tensor, stride: Tensor, reg_max: int) -> EdgeTargets:
@@ -211,7 +212,7 @@ def make_step(
     terms = box_terms(bbox_preds, found, targets)
     weight = peak_scores(cls_scores, found) * found.valid
     divisors = normalisers(found, weight, len(scene.grid.rectangles))
-    return Step(found, labels, terms, weight, *divisors)
+    return Step(found, labels, terms, weight, *divisors, targets)
 
 
 def target_entries(

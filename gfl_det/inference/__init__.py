@@ -1,5 +1,7 @@
-"""Faster inference of a trained detector."""
+"""Trained detectors in use: from files to results, and a faster copy."""
 
+from .inferencer import GFLInferencer
 from .optimize import optimize_for_inference
+from .results import ImageResult, Results
 
-__all__ = ['optimize_for_inference']
+__all__ = ['GFLInferencer', 'ImageResult', 'Results', 'optimize_for_inference']

@@ -24,16 +24,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 from mmengine.structures import InstanceData
 
 from ..errors import DataError, SetupError
 
 SIDES = ('left', 'top', 'right', 'bottom')
+DISTRIBUTIONS = frozenset(('edge_logits', 'bin_widths', 'prior_centres'))
 EDGE_FIELDS = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')
 
 
@@ -49,6 +51,7 @@ class ImageResult:
         level: what share of true edges the intervals are meant to hold; None: there are none.
         frame: number of a video's frame, from 0.
         error: why this image has no detections: one sentence.
+        image: ``(H, W, 3)`` uint8 BGR, where images are kept.
     """
 
     source: str
@@ -58,6 +61,7 @@ class ImageResult:
     level: float | None = None
     frame: int | None = None
     error: str | None = None
+    image: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.instances)
@@ -71,10 +75,12 @@ class ImageResult:
         """The same result with the detections of at least this score."""
         if self.error is not None or not len(self):
             return self
-        kept = self.instances[self.instances.scores >= score]
-        return ImageResult(
-            self.source, self.size, kept, self.classes, self.level, self.frame, self.error
-        )
+        return replace(self, instances=self.instances[self.instances.scores >= score])
+
+    def compact(self) -> ImageResult:
+        """The same result without what is large: the pixels and the edges' distributions."""
+        kept = {name: value for name, value in self.instances.items() if name not in DISTRIBUTIONS}
+        return replace(self, image=None, instances=InstanceData(**kept))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: the image, and a list of detections."""

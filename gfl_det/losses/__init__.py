@@ -3,6 +3,7 @@
 from .calibration_modules import BrierLoss, LabelSmoothingLoss, MMCELoss
 from .focal_modules import FocalLoss, InverseFocalLoss
 from .modules import DistillationLoss, DistributionFocalLoss, QualityFocalLoss
+from .varifocal import VarifocalLoss
 
 __all__ = [
     'BrierLoss',
@@ -13,4 +14,5 @@ __all__ = [
     'LabelSmoothingLoss',
     'MMCELoss',
     'QualityFocalLoss',
+    'VarifocalLoss',
 ]

@@ -22,7 +22,7 @@ def walk(value: Any, path: str) -> Iterator[tuple[str, Node]]:
             yield from walk(item, f'{path}.{index}')
 
 
-def datasets_of(cfg: Config, split: str) -> list[Node]:
+def datasets_of(cfg: Config | Node, split: str) -> list[Node]:
     """Return the data sets of a split without the wrappers (repeat, concat) around them."""
 
     def unwrap(dataset: Node) -> Iterator[Node]:

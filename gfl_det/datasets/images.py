@@ -1,0 +1,156 @@
+"""Reading image files of unknown origin: a limit of pixels before anything is decoded.
+
+A few kilobytes can promise an image of many gigabytes. Headers are therefore read first, and only
+by the readers of the formats below.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+from PIL import Image
+
+from ..errors import DataError
+from ..pixels import MAX_PIXELS
+
+ENDINGS = frozenset(
+    [
+        '.jpg',
+        '.jpeg',
+        '.jpe',
+        '.png',
+        '.bmp',
+        '.dib',
+        '.webp',
+        '.tif',
+        '.tiff',
+        '.ppm',
+        '.pgm',
+        '.pbm',
+        '.jp2',
+    ]
+)
+FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF')
+JPEG_SCAN, JPEG_END = 0xDA, b'\xff\xd9'
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, **decoding: Any) -> np.ndarray:
+    """Read an image file; what comes out is what mmcv's ``LoadImageFromFile`` gives.
+
+    Args:
+        path: of the file.
+        max_pixels: the most that are decoded.
+        **decoding: of ``mmcv.imfrombytes``: ``flag`` and ``backend``.
+
+    Returns:
+        ``(H, W, 3)`` uint8, BGR, turned as its EXIF entry says.
+
+    Raises:
+        DataError: the file is missing, too large, torn, or no image.
+    """
+    path = Path(path)
+    try:
+        with path.open('rb') as file:
+            _check_header(file, str(path), max_pixels)
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f'{path} cannot be read: {error.strerror or error}.') from error
+    return decode_image(content, str(path), max_pixels, **decoding)
+
+
+def decode_image(
+    content: bytes, name: str, max_pixels: int = MAX_PIXELS, **decoding: Any
+) -> np.ndarray:
+    """The image in an image file's content; as :func:`read_image`, which says more.
+
+    Raises:
+        DataError: the image is too large, torn, or none.
+    """
+    _check_header(io.BytesIO(content), name, max_pixels)
+    if _is_torn(content):
+        raise DataError(f'{name} is torn: its end is missing; copy or fetch it again.')
+    try:
+        image = mmcv.imfrombytes(content, **decoding)
+    except Exception:  # each decoding backend has its own kinds
+        image = None
+    if image is None:
+        raise DataError(f'{name} is torn or damaged: it cannot be decoded.')
+    return image
+
+
+def check_array(array: Any, name: str) -> np.ndarray:
+    """An image that is an array already, as ``(H, W, 3)`` uint8 in BGR.
+
+    Args:
+        array: ``(H, W)`` or ``(H, W, 1)`` grey, ``(H, W, 3)`` BGR or ``(H, W, 4)`` BGRA; uint8.
+        name: for messages.
+
+    Raises:
+        DataError: it has another shape or type, or is empty.
+    """
+    array = np.asarray(array)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise DataError(
+            f'{name} has the shape {array.shape}: give (height, width), or (height, width, 3) '
+            'with channels BGR.'
+        )
+    if array.dtype != np.uint8:
+        raise DataError(f'{name} is of type {array.dtype}: give uint8 values from 0 to 255.')
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
+
+
+def _check_header(file: Any, name: str, max_pixels: int) -> None:
+    """Refuse what is no image, and what would be too large a one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # Pillow's own limit is another
+            with Image.open(file, formats=_formats()) as image:
+                width, height = image.size
+    except Image.DecompressionBombError:
+        raise DataError(
+            f'{name} says that it has more than {max_pixels} pixels: it is refused undecoded.'
+        ) from None
+    except Exception as error:  # a damaged header fails in any way at all
+        raise DataError(
+            f'{name} is no image of a known format ({", ".join(FORMATS)}), or a damaged one.'
+        ) from error
+    if width * height > max_pixels:
+        raise DataError(
+            f'{name} says that it is {width} x {height}, more than {max_pixels} pixels: it is '
+            'refused undecoded.'
+        )
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [each for each in FORMATS if each in Image.OPEN]
+
+
+def _is_torn(content: bytes) -> bool:
+    """Whether a JPEG or PNG file has lost its end: OpenCV fills the missing part with grey."""
+    if content.startswith(b'\x89PNG'):
+        return b'IEND' not in content
+    if content.startswith(b'\xff\xd8'):
+        return JPEG_END not in content[_jpeg_scan(content) :]
+    return False
+
+
+def _jpeg_scan(content: bytes) -> int:
+    """Where the first scan begins: earlier segments may hold a thumbnail with an end of its own."""
+    place = 2
+    while place + 4 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == JPEG_SCAN:
+            return place
+        if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD7:  # fill bytes, markers without content
+            place += 1 if marker == 0xFF else 2
+            continue
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], 'big')
+    return place

@@ -1,0 +1,22 @@
+"""Trained detectors for other runtimes: ONNX files, OpenVINO's, and int8.
+
+``tools/export_onnx.py`` writes them, :class:`.runtime.OnnxDetector` and
+:class:`.openvino.OpenVINODetector` run them; docs/export.md has what each costs and brings.
+"""
+
+from .onnx_file import Settings, write_onnx
+from .openvino import OpenVINODetector, write_int8, write_openvino
+from .runtime import ExportedDetector, OnnxDetector
+from .source import Source, load_source
+
+__all__ = [
+    'ExportedDetector',
+    'OnnxDetector',
+    'OpenVINODetector',
+    'Settings',
+    'Source',
+    'load_source',
+    'write_int8',
+    'write_onnx',
+    'write_openvino',
+]

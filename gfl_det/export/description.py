@@ -1,0 +1,73 @@
+"""What an exported file says of itself: JSON under one key of its metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import DataError
+from ..version import __version__
+from .preprocessing import Preprocessing
+
+KEY = 'gfl_det'
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything that a runtime needs beside the graph.
+
+    Args:
+        name: of the config.
+        head: type of the head, whose scores these are.
+        classes: names in the order of the labels.
+        preprocessing: from a picture to the inputs.
+        settings: the head's ``test_cfg``: ``score_thr``, ``nms_pre``, ``nms``, ``min_bbox_size``
+            and ``max_per_img``.
+        outputs: names of the graph's outputs.
+        nms: whether suppression is inside the graph.
+        calibrated: whether a calibrator is inside.
+        level: of the edges' intervals; None: there are none.
+        precision: ``float32`` or ``int8``.
+        version: of the gfl_det that exported it.
+    """
+
+    name: str
+    head: str
+    classes: list[str]
+    preprocessing: Preprocessing
+    settings: dict[str, Any]
+    outputs: list[str]
+    nms: bool
+    calibrated: bool
+    level: float | None = None
+    precision: str = 'float32'
+    version: str = field(default=__version__)
+
+    def to_json(self) -> str:
+        """As text."""
+        content = dict(vars(self), preprocessing=self.preprocessing.to_json(), format=FORMAT)
+        return json.dumps(content)
+
+    @classmethod
+    def from_json(cls, text: str | None, source: str) -> Description:
+        """What :meth:`to_json` wrote.
+
+        Args:
+            text: None: there was none.
+            source: name of the file, for messages.
+
+        Raises:
+            DataError: it is not of this package, or of a later format.
+        """
+        if not text:
+            raise DataError(f'{source} was not written by tools/export_onnx.py: export it there.')
+        content = json.loads(text)
+        if content.pop('format', None) != FORMAT:
+            raise DataError(
+                f'{source} was written by gfl_det {content.get("version")} in a format that '
+                f'gfl_det {__version__} does not read: export it again.'
+            )
+        preprocessing = Preprocessing.from_json(content.pop('preprocessing'))
+        return cls(preprocessing=preprocessing, **content)

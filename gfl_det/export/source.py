@@ -1,0 +1,99 @@
+"""From a config and a checkpoint to a detector that can be exported, or one sentence why not."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mmdet.models.detectors import SingleStageDetector
+from mmengine.config import Config
+from mmengine.model import BaseModel
+
+from ..calibration.calibrators import DetectionCalibrator
+from ..calibration.files import load_calibrator
+from ..calibration.in_detector import interval_factor
+from ..errors import ConfigError
+from ..heads import GFLHead
+from ..inference.loading import load_detector
+from ..preflight.walk import walk
+from .preprocessing import Preprocessing
+
+DEFAULT_LEVEL = 0.9
+
+
+class Source(NamedTuple):
+    """What is exported."""
+
+    model: BaseModel  # of one stage, with a GFL head; in eval mode on the processor
+    name: str  # of its config
+    classes: tuple[str, ...]
+    pipeline: list[dict[str, Any]]  # of the test data set
+    preprocessing: Preprocessing
+    calibrator: DetectionCalibrator | None  # of the scores
+    level: float  # of the edges' intervals
+    interval_factor: float | tuple[float, ...]  # that stretches them, or one a side
+
+
+def load_source(
+    cfg: Config,
+    name: str,
+    checkpoint: str,
+    calibrator: str | None = None,
+    intervals: str | None = None,
+    level: float | None = None,
+) -> Source:
+    """Build a detector and load its weights.
+
+    Args:
+        cfg: the config.
+        name: of the config, for messages and metadata.
+        checkpoint: weights, file or address.
+        calibrator: file for scores; None: that of the config, if any.
+        intervals: file for intervals; None: that of the config, if any.
+        level: of the intervals, in (0, 1); None: that of the config, or 0.9.
+
+    Raises:
+        GFLDetError: the config cannot be exported, or something does not fit it.
+    """
+    refuse_deformable(cfg, name)
+    settings = dict(calibrator=calibrator, interval_calibrator=intervals, interval_level=level)
+    loaded = load_detector(checkpoint, cfg, 'cpu', settings)
+    head = getattr(loaded.model, 'bbox_head', None)
+    if not isinstance(loaded.model, SingleStageDetector) or not isinstance(head, GFLHead):
+        raise ConfigError(
+            f'{name} has no GFL head to export ({type(head or loaded.model).__name__}): give a '
+            'config of gfl_det, or put its head in with tools/swap_head.py.'
+        )
+    test_cfg = head.test_cfg
+    if test_cfg.get('interval_level') is None:
+        test_cfg.interval_level = DEFAULT_LEVEL
+    test_cfg.with_uncertainty = True  # --check compares the edges too
+    kind = type(head).__name__
+    scores = load_calibrator(test_cfg.calibrator) if test_cfg.get('calibrator') else None
+    if scores is not None:
+        scores.check_score_type(kind)
+    return Source(
+        model=loaded.model.requires_grad_(False),
+        name=name,
+        classes=loaded.classes,
+        pipeline=loaded.pipeline,
+        preprocessing=Preprocessing.of(loaded.pipeline, cfg.model.get('data_preprocessor') or {}),
+        calibrator=scores,
+        level=float(test_cfg.interval_level),
+        interval_factor=interval_factor(test_cfg, kind, head.num_classes),
+    )
+
+
+def refuse_deformable(cfg: Config, name: str) -> None:
+    """Refuse deformable convolutions before anything is built.
+
+    Raises:
+        ConfigError: the model has some.
+    """
+    for path, node in walk(cfg.get('model') or {}, 'model'):
+        kinds = (str(node.get('type')), str((node.get('dcn') or {}).get('type')))
+        if any('DCN' in kind or 'DeformConv' in kind for kind in kinds):
+            raise ConfigError(
+                f'{name} has deformable convolutions ({path}), which ONNX Runtime and OpenVINO '
+                'cannot run on processors: export a config without them, such as '
+                'gfl_r101_fpn_ms-2x_coco.'
+            )

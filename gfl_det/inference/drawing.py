@@ -1,0 +1,68 @@
+"""Pictures of results: edges as soft as their distributions, where results hold them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from mmdet.structures import DetDataSample
+
+from ..errors import DataError
+from ..registry import VISUALIZERS
+from .results import ImageResult
+
+VISUALIZER = 'gfl_det.GFLVisualizer'
+
+
+class Drawer:
+    """Draws results into a folder, which is made.
+
+    Args:
+        folder: of the pictures: the image's name with the ending .jpg, of a video with the number
+            of the frame; a number is added where a name comes twice.
+        classes: names in the order of the labels.
+        score_thr: least score of a box that is drawn.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, classes: tuple[str, ...], score_thr: float) -> None:
+        self.folder, self.score_thr = Path(folder), score_thr
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f'The folder {folder} cannot be made: {reason}.') from error
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise DataError(f'The folder {folder} may not be written: choose another.')
+        self._taken: set[str] = set()
+        self._visualizer = VISUALIZERS.build(dict(type=VISUALIZER, name='gfl_det.inference'))
+        self._visualizer.dataset_meta = dict(classes=classes)
+
+    def __call__(self, result: ImageResult) -> Path:
+        """Draw a result that holds its image; returns the picture's path."""
+        if result.image is None:
+            raise ValueError('there is no image to draw on: detect with keep_images=True')
+        path = self.folder / self._name(result)
+        sample = DetDataSample(pred_instances=result.instances)
+        self._visualizer.add_datasample(
+            path.stem,
+            np.ascontiguousarray(result.image[..., ::-1]),
+            sample,
+            draw_gt=False,
+            out_file=str(path),
+            pred_score_thr=self.score_thr,
+        )
+        return path
+
+    def _name(self, result: ImageResult) -> str:
+        stem = Path(result.source.partition('?')[0]).stem or 'image'
+        stem = stem if result.frame is None else f'{stem}_{result.frame:06d}'
+        name, number = f'{stem}.jpg', 1
+        while name in self._taken:
+            number += 1
+            name = f'{stem}_{number}.jpg'
+        self._taken.add(name)
+        return name

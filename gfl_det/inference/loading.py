@@ -1,0 +1,185 @@
+"""From a checkpoint, with or without a config file, to a detector that is ready to predict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
+
+from .. import cli
+from ..calibration.in_detector import check_class_names
+from ..calibration.interval_files import load_interval_calibrator
+from ..compat.checkpoint import load_file
+from ..datasets.annotations import listed
+from ..errors import CheckpointError, ConfigError, DataError, GFLDetError, SetupError
+from ..preflight import check_checkpoint
+from ..preflight.classes import class_counts, class_names
+from ..preflight.walk import datasets_of, is_remote
+from .stored_config import stored_config
+
+MISMATCH = re.compile(
+    r'size mismatch for (\S+): copying a param with shape torch\.Size\((.*?)\) from checkpoint, '
+    r'the shape in current model is torch\.Size\((.*?)\)'
+)
+
+
+class Loaded(NamedTuple):
+    """A detector in eval mode on its device, with what is needed around it."""
+
+    model: BaseModel
+    classes: tuple[str, ...]
+    pipeline: list[dict[str, Any]]  # of the test data set
+    level: float | None  # of intervals
+
+
+def load_detector(
+    checkpoint: str | Path, config: str | Path | Config | None, device: str, settings: dict
+) -> Loaded:
+    """Build a detector and load its weights.
+
+    Args:
+        checkpoint: a file or an address.
+        config: a file, the name of a shipped config, or a config; None: the one in the checkpoint.
+        device: 'cpu', 'cuda', 'cuda:1' ...
+        settings: merged into ``test_cfg`` of the model; those that are None are left out.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, unsafe, damaged, or does not fit the config.
+        ConfigError: the config cannot be read or built.
+        DataError: a calibrator in the settings is none, or one for other classes.
+        SetupError: there is no such device.
+    """
+    path = str(checkpoint)
+    content = _read(path)
+    if config is None:
+        cfg, name = stored_config(content.get('meta') or {}, path), 'the config in it'
+    elif isinstance(config, Config):
+        cfg, name = Config(config.to_dict()), 'the config'
+    else:
+        cfg, name = cli.load_config(str(config)), str(config)
+    model = _build(cfg, settings, name)
+    _load_weights(model, content, path, name)
+    classes = _classes(content.get('meta') or {}, cfg)
+    test_cfg = cfg.model.get('test_cfg') or {}
+    _check_calibrators(test_cfg, classes)
+    try:
+        model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition('\n')[0]
+        raise SetupError(f'The device {device!r} cannot be used: {reason}') from error
+    datasets = datasets_of(cfg, 'test')
+    if not datasets or 'pipeline' not in datasets[0]:
+        raise ConfigError(f'{name} has no test_dataloader with a pipeline: add one.')
+    level = test_cfg.get('interval_level')
+    return Loaded(model, classes, list(datasets[0]['pipeline']), level)
+
+
+def _read(path: str) -> dict[str, Any]:
+    if not is_remote(path):
+        check_checkpoint(path)
+        return load_file(path, 'cpu')
+    try:
+        return CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+    except GFLDetError:
+        raise
+    except Exception as error:  # each storage has its own kinds
+        raise CheckpointError(f'The checkpoint {path} cannot be fetched: {error}.') from error
+
+
+def _build(cfg: Config, settings: dict, name: str) -> BaseModel:
+    register_all_modules(init_default_scope=False)
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    if not cfg.get('model'):
+        raise ConfigError(f'{name} has no model.')
+    head = cfg.model.get('bbox_head') or {}
+    if head.get('type') in ('GFLHead', 'mmdet.GFLHead'):
+        head['type'] = 'gfl_det.GFLHead'  # the same boxes, and what is known of their edges
+    test_cfg = dict(cfg.model.get('test_cfg') or {})
+    test_cfg.update((key, value) for key, value in settings.items() if value is not None)
+    cfg.model['test_cfg'] = test_cfg
+    try:
+        return revert_sync_batchnorm(MODELS.build(cfg.model))
+    except GFLDetError:
+        raise
+    except Exception as error:  # the constructors of a whole detector run here
+        reason = str(error).partition('\n')[0]
+        raise ConfigError(f'The model of {name} cannot be built: {reason}') from error
+
+
+def _load_weights(model: BaseModel, content: Mapping[str, Any], path: str, name: str) -> None:
+    """Load strictly, or say what does not fit.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    state = content.get('state_dict', content)
+    if not isinstance(state, Mapping) or not any(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        raise CheckpointError(f'The checkpoint {path} holds no weights: name one that does.')
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    try:
+        found = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        shapes = MISMATCH.findall(str(error))
+        if not shapes:
+            raise
+        key, stored, built = shapes[0]
+        raise CheckpointError(
+            f'The checkpoint {path} does not fit {name}: {len(shapes)} of its tensors have another '
+            f'shape, the first is {key} with {stored} in place of {built}; give the config that it '
+            'was trained with.'
+        ) from error
+    # Norms of old checkpoints lack their counters, which inference does not read.
+    missing = [key for key in found.missing_keys if not key.endswith('num_batches_tracked')]
+    if missing or found.unexpected_keys:
+        parts = [
+            f'{len(keys)} tensors {what} ({listed(keys)})'
+            for keys, what in ((missing, 'are missing'), (found.unexpected_keys, 'have no place'))
+            if keys
+        ]
+        raise CheckpointError(
+            f'The checkpoint {path} does not fit {name}: {" and ".join(parts)}; give the config '
+            'that it was trained with.'
+        )
+
+
+def _classes(meta: Mapping[str, Any], cfg: Config) -> tuple[str, ...]:
+    """Names of the classes: the checkpoint's, else the test data set's, else numbers."""
+    stored = meta.get('dataset_meta') or {}
+    names: Sequence[str] | None = stored.get('classes') or stored.get('CLASSES')
+    names = names or meta.get('CLASSES')
+    datasets = datasets_of(cfg, 'test')
+    if names is None and datasets:
+        names = class_names(datasets[0])
+    counts = [number for _, number in class_counts(cfg.model)]
+    if names is None or (counts and len(names) != counts[-1]):
+        names = [f'class {label}' for label in range(counts[-1] if counts else 0)]
+    return tuple(map(str, names))
+
+
+def _check_calibrators(test_cfg: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Refuse calibrators of other classes before anything is predicted.
+
+    Raises:
+        DataError: a file is no calibrator, or one for other classes.
+    """
+    if test_cfg.get('calibrator'):
+        check_class_names(test_cfg['calibrator'], classes)
+    path = test_cfg.get('interval_calibrator')
+    if path:
+        fitted = load_interval_calibrator(path).class_names
+        if fitted != tuple(classes):
+            raise DataError(
+                f'{path} was fitted for the classes {listed(list(fitted))}, but the detector has '
+                f'{listed(list(classes))}: fit a calibrator for it.'
+            )

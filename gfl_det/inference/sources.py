@@ -1,0 +1,217 @@
+"""From what a user names to images: paths, folders, globs, addresses, arrays and videos."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import re
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Union
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+
+from ..datasets.images import ENDINGS, check_array, decode_image, read_image
+from ..errors import DataError
+from ..pixels import MAX_PIXELS
+
+VIDEO_ENDINGS = frozenset(
+    ['.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv']
+)
+MAX_DOWNLOAD = 64 * 2**20  # bytes of an image behind an address
+ANSWER_SECONDS = 20
+
+One = Union[str, Path, np.ndarray]
+Inputs = Union[One, Iterable[One]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are found and decoded.
+
+    Args:
+        max_pixels: the most of one image.
+        recursive: folders with the folders in them.
+        every: of a video, each so-manieth frame.
+        decoding: of ``mmcv.imfrombytes``.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    recursive: bool = False
+    every: int = 1
+    decoding: tuple[tuple[str, Any], ...] = ()
+
+
+class Item(NamedTuple):
+    """One image, or why there is none."""
+
+    source: str
+    frame: int | None  # of a video
+    image: np.ndarray | None  # (H, W, 3) uint8, BGR
+    error: str | None
+
+
+class Source(NamedTuple):
+    """Where one image, or a video's images, come from; nothing is read before it is asked for."""
+
+    name: str
+    images: int  # how many; of a video as its header says
+    open: Callable[[], Iterator[tuple[int | None, np.ndarray]]]
+
+
+def find_sources(inputs: Inputs, reading: Reading) -> list[Source]:
+    """List what inputs stand for, in their order; faults come up when a source is read.
+
+    Args:
+        inputs: path of an image or a video, folder, glob, http address, array; or several of them.
+        reading: see there.
+    """
+    several = [inputs] if isinstance(inputs, (str, Path, np.ndarray)) else list(inputs)
+    number = itertools.count()
+    found: list[Source] = []
+    for each in several:
+        if isinstance(each, (str, Path)):
+            try:
+                found += _named(str(each), reading)
+            except DataError as error:
+                found.append(_failed(str(each), error))
+        else:
+            found.append(_array(each, f'array {next(number)}'))
+    if not found:
+        found.append(_failed('the inputs', DataError('The inputs are an empty list: name images.')))
+    return found
+
+
+def read_items(sources: Iterable[Source]) -> Iterator[Item]:
+    """Read all images one after another; a fault is an item too."""
+    for source in sources:
+        try:
+            for frame, image in source.open():
+                yield Item(source.name, frame, image, None)
+        except DataError as error:
+            yield Item(source.name, None, None, str(error))
+
+
+def _named(name: str, reading: Reading) -> list[Source]:
+    if re.match(r'https?://', name):
+        return [_address(name, reading)]
+    path = Path(name)
+    if path.is_dir():
+        return _folder(path, reading)
+    if path.exists():
+        return [_file(path, reading)]
+    if glob.has_magic(name):
+        matches = sorted(map(Path, glob.glob(name, recursive=True)), key=_natural)
+        files = [each for each in matches if each.is_file()]
+        if not files:
+            raise DataError(f'The pattern {name} matches no file: check it.')
+        return [_file(each, reading) for each in files]
+    raise DataError(f'{name} does not exist: check the path.')
+
+
+def _folder(path: Path, reading: Reading) -> list[Source]:
+    entries = path.rglob('*') if reading.recursive else path.iterdir()
+    try:
+        files = sorted((each for each in entries if each.is_file()), key=_natural)
+    except OSError as error:
+        raise DataError(f'The folder {path} cannot be read: {error.strerror or error}.') from error
+    images = [each for each in files if each.suffix.lower() in ENDINGS]
+    if images:
+        return [_file(each, reading) for each in images]
+    if not files:
+        below = '' if reading.recursive else ' (folders in it are not searched)'
+        raise DataError(f'The folder {path} is empty{below}: name one with images.')
+    kinds = Counter(each.suffix.lower() or 'no ending' for each in files)
+    listed = ', '.join(f'{kind} ({number})' for kind, number in kinds.most_common(4))
+    raise DataError(f'The folder {path} has no images, only {listed}: name one with images.')
+
+
+def _file(path: Path, reading: Reading) -> Source:
+    ending = path.suffix.lower()
+    name = str(path)
+    if ending in VIDEO_ENDINGS:
+        return Source(name, _frame_count(path, reading.every), lambda: _frames(path, reading))
+    if ending in ENDINGS:
+        read = lambda: read_image(path, reading.max_pixels, **dict(reading.decoding))  # noqa: E731
+        return Source(name, 1, lambda: iter([(None, read())]))
+    kind = f'the ending {ending}' if ending else 'no ending'
+    known = ' '.join(sorted(ENDINGS | VIDEO_ENDINGS))
+    return _failed(name, DataError(f'{name} has {kind}: known are {known}.'))
+
+
+def _array(value: Any, name: str) -> Source:
+    return Source(name, 1, lambda: iter([(None, check_array(value, name))]))
+
+
+def _address(url: str, reading: Reading) -> Source:
+    def fetch() -> Iterator[tuple[int | None, np.ndarray]]:
+        content = _download(url)
+        yield None, decode_image(content, url, reading.max_pixels, **dict(reading.decoding))
+
+    return Source(url, 1, fetch)
+
+
+def _failed(name: str, error: DataError) -> Source:
+    def fail() -> Iterator[tuple[int | None, np.ndarray]]:
+        raise error
+
+    return Source(name, 1, fail)
+
+
+def _download(url: str) -> bytes:
+    if Path(urlsplit(url).path).suffix.lower() in VIDEO_ENDINGS:
+        raise DataError(f'{url} is a video: download it and name the file.')
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:
+            content = answer.read(MAX_DOWNLOAD + 1)
+    except urllib.error.HTTPError as error:
+        raise DataError(f'{url} is not to be had: HTTP status {error.code}.') from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'reason', error)
+        raise DataError(f'{url} cannot be fetched: {reason}.') from error
+    if len(content) > MAX_DOWNLOAD:
+        raise DataError(f'{url} is larger than {MAX_DOWNLOAD >> 20} MiB: download it by hand.')
+    return content
+
+
+def _frame_count(path: Path, every: int) -> int:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return max(1, -(-int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) // every))
+    finally:
+        capture.release()
+
+
+def _frames(path: Path, reading: Reading) -> Iterator[tuple[int | None, np.ndarray]]:
+    """A video's frames and their numbers, decoded as they are asked for."""
+    capture = cv2.VideoCapture(str(path))
+    try:
+        width, height = (
+            int(capture.get(each)) for each in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+        )
+        if width * height > reading.max_pixels:
+            raise DataError(f'{path} has frames of {width} x {height}, above the pixel limit.')
+        for number in itertools.count():
+            if not capture.grab():
+                break
+            if number % reading.every == 0:
+                decoded, image = capture.retrieve()
+                if not decoded:
+                    break
+                yield number, image
+        if not number:
+            raise DataError(f'{path} is no video that can be decoded, or a torn one.')
+    finally:
+        capture.release()
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key that puts 10.png after 9.png."""
+    parts = re.split(r'(\d+)', str(path))
+    return [(0, int(part), '') if part.isdigit() else (1, 0, part) for part in parts]

@@ -1,0 +1,162 @@
+"""The command line behind ``tools/show.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..inference import GFLInferencer, ImageResult
+from .charts import ENDINGS, edge_figure, save_figure, sharp_and_flat
+from .edges import Boxes
+from .picture import draw_boxes, side_by_side
+from .visualizer import save_picture
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Draw detections with soft edges, and bar charts of their edges.',
+        epilog='The opacity across an edge is the probability that the head gives to each place: '
+        'sure edges are narrow and dense, unsure ones wide and faint.',
+    )
+    parser.add_argument('checkpoint', help='weights: a file or an address')
+    parser.add_argument(
+        'inputs', nargs='+', metavar='IMAGE', help='files, folders, patterns in quotes, addresses'
+    )
+    parser.add_argument(
+        '--config',
+        help='a config file, or the name of a shipped config; without, the one in the checkpoint',
+    )
+    parser.add_argument('--out', type=Path, default=Path('pictures'), metavar='DIR')
+    parser.add_argument('--score-thr', type=_share, default=0.3, metavar='S', help='least score')
+    parser.add_argument(
+        '--truths', type=Path, metavar='JSON', help='COCO annotations to draw beside detections'
+    )
+    parser.add_argument(
+        '--edges',
+        nargs='*',
+        type=int,
+        metavar='BOX',
+        help='also chart the edges of these boxes, by rank of score from 0; without a number, of '
+        'the box with the sharpest edges and the one with the flattest',
+    )
+    parser.add_argument(
+        '--format',
+        choices=[ending[1:] for ending in ENDINGS],
+        default='png',
+        help='of the charts: pdf and svg hold vectors; jpg is that of the pictures too',
+    )
+    parser.add_argument('--calibrator', metavar='JSON', help='what tools/calibrate.py fit wrote')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; without, the best there is')
+    return parser.parse_args(argv)
+
+
+def show(args: argparse.Namespace) -> Iterator[Path]:
+    """Draw each image.
+
+    Yields:
+        The files, as they are written.
+
+    Raises:
+        GFLDetError: something is missing or cannot be written; or, when all others are done, images
+            could not be read.
+    """
+    truths = CocoTruths(args.truths) if args.truths else None
+    detector = GFLInferencer(
+        args.checkpoint,
+        args.config,
+        device=args.device,
+        calibrator=args.calibrator,
+        distributions=True,
+    )
+    failed = 0
+    for result in detector.stream(detector.find(args.inputs), keep_images=True):
+        if result.error is not None:
+            print(f'warning: {result.error}', file=sys.stderr)
+            failed += 1
+        else:
+            yield from _draw(args, result, truths)
+    if failed:
+        raise DataError(f'{failed} of the images could not be read, see above.')
+
+
+def _draw(
+    args: argparse.Namespace, result: ImageResult, truths: CocoTruths | None
+) -> Iterator[Path]:
+    """Draw one image, and chart the edges of its boxes where that is asked for."""
+    assert result.image is not None  # they are kept
+    image = np.ascontiguousarray(result.image[..., ::-1])
+    name = Path(result.source).name
+    stem = Path(name).stem if result.frame is None else f'{Path(name).stem}_{result.frame:06d}'
+    found = Boxes.of(result.instances, args.score_thr)
+    given = truths.of(name, result.classes) if truths else None
+    picture = draw_boxes(image, found, result.classes)
+    if given is not None:
+        truth = draw_boxes(image, given, result.classes)
+        picture = side_by_side([('truth', truth), ('prediction', picture)])
+    path = args.out / f'{stem}.{"jpg" if args.format == "jpg" else "png"}'
+    save_picture(picture, path)
+    yield path
+    if args.edges is None:
+        return
+    if len(found.boxes) == 0:
+        print(f'{name}: no box of score {args.score_thr} or more to chart', file=sys.stderr)
+        return
+    chosen = args.edges or sharp_and_flat(found) or [0]
+    path = args.out / f'{stem}.edges.{args.format}'
+    save_figure(edge_figure(image, found, chosen, result.classes, given), path)
+    yield path
+
+
+class CocoTruths:
+    """The boxes of a COCO file, by the name of the image file.
+
+    Raises:
+        DataError: the file is missing or no COCO annotations.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = json.loads(path.read_text())
+            self._ids = {Path(each['file_name']).name: each['id'] for each in content['images']}
+            self._names = {each['id']: each['name'] for each in content['categories']}
+            self._boxes: dict[Any, list[Any]] = {}
+            for each in content['annotations']:
+                self._boxes.setdefault(each['image_id'], []).append(each)
+        except OSError as error:
+            raise DataError(f'{path} cannot be read: {error.strerror}.') from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f'{path} holds no COCO annotations: {error!r}.') from error
+
+    def of(self, name: str, classes: Sequence[str]) -> Boxes:
+        """The truths of an image file; those of other classes than the detector's are left out.
+
+        Raises:
+            DataError: the file does not know the image.
+        """
+        if name not in self._ids:
+            raise DataError(f'{self.path} has no image {name}: leave --truths out.')
+        entries = [
+            each
+            for each in self._boxes.get(self._ids[name], [])
+            if self._names[each['category_id']] in classes
+        ]
+        boxes = np.array([each['bbox'] for each in entries], dtype=float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = [classes.index(self._names[each['category_id']]) for each in entries]
+        return Boxes(boxes, np.array(labels, dtype=np.int64))
+
+
+def _share(word: str) -> float:
+    value = float(word)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'a score lies in 0 .. 1, not {word}')
+    return value

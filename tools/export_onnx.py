@@ -1,0 +1,24 @@
+"""Export a detector to ONNX or OpenVINO, with its preprocessing inside, and judge the file.
+
+    python tools/export_onnx.py CONFIG CHECKPOINT --out FILE.onnx|FILE.xml [--nms] [--uncertainty]
+                                [--distribution] [--calibrator JSON] [--intervals JSON] [--level L]
+                                [--size H W] [--opset N] [--int8] [--count N] [--check]
+                                [--ap val|test] [--time H W] [--cfg-options KEY=VALUE ...]
+
+FILE.onnx runs in ONNX Runtime, FILE.xml in OpenVINO, on processors; --int8 quantises the latter on
+training pictures. --check compares with torch, --ap and --time print accuracy and speed.
+"""
+
+try:
+    from gfl_det import cli
+    from gfl_det.export import command
+except ModuleNotFoundError as error:
+    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+
+
+def main() -> None:
+    command.export(command.parse_arguments())
+
+
+if __name__ == '__main__':
+    cli.run(main)
