@@ -25,7 +25,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # How the back ends of torch.distributed say that another process is gone, or does not answer.
 LOST_PROCESS = re.compile(
     r'Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe|'
-    r'[Ww]atchdog caught collective operation timeout|Connection refused|NCCL communicator was abort'
+    r'[Ww]atchdog caught collective operation timeout|Connection refused|'
+    r'NCCL communicator was abort'
 )
 LOST_SENTENCE = (
     'another process of this run has ended or does not answer ({}): see what it said, then go on '

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kill_training import kill_training
 from project import (
+    ROOT,
     differences,
     fork_training,
     train,
@@ -19,13 +20,16 @@ from project import (
     wait_for_text,
 )
 
+from gfl_det.compat.checkpoint import load_file
+from gfl_det.training import weights
+
 LIMIT_S = 150  # for what takes seconds on an idle machine
 FINAL = 'epoch_6.pth'
 
 
-def run_forked(folder: Path, *words: str) -> str:
+def run_forked(folder: Path, *words: str, **settings: object) -> str:
     log = folder / 'log'
-    pid = fork_training(folder, log, *words)
+    pid = fork_training(folder, log, *words, **settings)
     status = wait_for(pid, LIMIT_S)
     assert status == 0, f'{status}: {log.read_text()[-2000:]}'
     return log.read_text()
@@ -55,7 +59,7 @@ class TestSigterm:
         log = whole / f'{work_dir}.log'
         pid = fork_training(whole, log, '--work-dir', work_dir)
         wait_for_text(log, moment, pid)
-        os.kill(pid, signal.SIGTERM)
+        os.killpg(pid, signal.SIGTERM)  # to the workers of its data loader too
         assert wait_for(pid, LIMIT_S) == 0, log.read_text()[-2000:]
         text = log.read_text()
         last = (whole / work_dir / 'last_checkpoint').read_text()
@@ -75,6 +79,24 @@ class TestSigterm:
         assert f'resuming from {best}: epoch {state["epoch"]}' in text
         if state['epoch'] < 6:
             assert_same_end(whole, 'from_best')
+
+    def test_averaged_and_trained_weights_can_be_used_alone(self, whole):
+        (best,) = (whole / 'whole').glob('best_*.pth')
+        found = {}
+        for kind in ('averaged', 'trained'):
+            out = whole / f'{kind}.pth'
+            weights.command(weights.parse_arguments([str(best), str(out), '--kind', kind]))
+            found[kind] = load_file(str(out))['state_dict']
+            assert out.stat().st_size < best.stat().st_size / 2
+        state = training_state(best)
+        assert differences(found['averaged'], dict(state['state_dict'])) == []
+        assert found['trained'].keys() == found['averaged'].keys()
+        assert differences(found['trained'], found['averaged']) != []
+        text = run_forked(
+            *(whole, 'averaged.pth', '--work-dir', 'tested'), tool=ROOT / 'tools' / 'test.py'
+        )
+        score = load_file(str(best))['message_hub']['runtime_info']['best_score']
+        assert f'coco/bbox_mAP: {score:.4f}' in text  # the score it was the best by
 
 
 class TestDamage:
