@@ -146,13 +146,7 @@ def report(dump: Dump, result: Replay) -> list[str]:
             if several
             else 'not the same: another device, number of threads or version of torch?'
         )
-<<<<<<< HEAD
-    bad = [
-        name for name, norm in result.gradient_norms.items() if not torch.tensor(norm).isfinite()
-    ]
-=======
     bad = [name for name, norm in result.gradient_norms.items() if not math.isfinite(norm)]
->>>>>>> ceb846a (Sharded config, weights of a checkpoint alone, restarts that find each other)
     finite = [norm for name, norm in result.gradient_norms.items() if name not in bad]
     lines += [
         f'gradients: {len(bad)} of {len(result.gradient_norms)} not finite {_few(bad)}'.rstrip(),
