@@ -146,6 +146,7 @@ def test_a_student_says_what_mmdets_of_the_same_name_says(name):
     ours = shipped(name).to_dict()
     theirs = Config.fromfile(MMDET_CONFIGS / 'ld' / f'{name}.py').to_dict()
     assert ours.pop('custom_imports')['imports'] == ['gfl_det']
+    assert ours['optim_wrapper'].pop('clip_grad') == dict(max_norm=35, norm_type=2)
     theirs.pop('teacher_ckpt')  # a name that mmdet's file gives to an address used below it
     # mmdet's is a path below a folder that it is started in.
     assert (
