@@ -210,9 +210,9 @@ def test_every_split_is_read_by_the_checked_dataset(name):
         assert DATASETS.get(dataset.type) is gfl_det.datasets.CocoDataset
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_gradients_are_clipped_and_the_rate_warms_up_and_scales(name):
-    config = shipped(name)
+@pytest.mark.parametrize('path', sorted(CONFIGS.rglob('*.py')), ids=lambda path: path.stem)
+def test_gradients_are_clipped_and_the_rate_warms_up_and_scales(path):
+    config = Config.fromfile(path)
     assert set(config.optim_wrapper.clip_grad) & {'max_norm', 'clip_value'}
     warm_up, *rest = config.param_scheduler
     assert warm_up.type == 'LinearLR'
