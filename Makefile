@@ -7,10 +7,10 @@ DEMO_CONFIG := configs/gfl_r18_fpn_digits.py
 DEMO_DIR := work_dirs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format benchmark clean
+.PHONY: help demo test test-all lint format benchmark clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## build the embedded dataset, train on it, print COCO AP, draw pictures
 	$(RUN) tools/build_digits.py
@@ -18,8 +18,11 @@ demo: $(STAMP) ## build the embedded dataset, train on it, print COCO AP, draw p
 	$(RUN) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 		--work-dir $(DEMO_DIR) --show-dir $(DEMO_DIR)/pictures
 
-test: $(STAMP) ## run the whole test suite
+test: $(STAMP) ## run the test suite
 	$(RUN) -m pytest
+
+test-all: $(STAMP) ## run the slow tests too: 70 kills, restarts of several processes
+	$(RUN) -m pytest -m 'slow or not slow'
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(RUN) -m ruff check .

@@ -43,6 +43,7 @@ def requirements() -> list[str]:
         'mmengine>=0.10.3,<1',
         'numpy',
         'opencv-python',
+        'pillow',  # letters in pictures; matplotlib needs it anyway
         'pycocotools',
         'scikit-learn',  # the scans of the embedded dataset, isotonic regression
         'scipy',  # exact fits of calibrators; scikit-learn needs it anyway
@@ -87,11 +88,14 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=find_packages(include=['gfl_det', 'gfl_det.*']),
+    package_data={'gfl_det.demo': ['page/*']},
     install_requires=requirements(),
     # gfl_det/compat/versions.py knows the same range.
     extras_require={
         'faster': ['faster-coco-eval>=1.6.5,<1.9'],
         'pandas': ['pandas>=2'],  # Results.to_pandas
+        'tensorboard': ['tensorboard'],
+        'wandb': ['wandb'],
     },
     cmdclass={'build_py': BuildWithConfigs},
     zip_safe=False,  # mmengine opens the configs as files

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import errno
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmengine import hub
 from mmengine.config import Config, DictAction
 from mmengine.dist import get_world_size, is_main_process
 
-from gfl_det import options
-from gfl_det.config import config_names, get_config
+from gfl_det import options, pictures
+from gfl_det.config import read_config
 from gfl_det.errors import ConfigError, GFLDetError
+from gfl_det.training.safety import GUARDS
 
-CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
+# A disk without room, a quota used up, a file system that is only to be read.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# How the back ends of torch.distributed say that another process is gone, or does not answer.
+LOST_PROCESS = re.compile(
+    r'Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe|'
+    r'[Ww]atchdog caught collective operation timeout|Connection refused|NCCL communicator was abort'
+)
+LOST_SENTENCE = (
+    'another process of this run has ended or does not answer ({}): see what it said, then go on '
+    'with --resume.'
+)
 # How torch reports an exception from a worker of a data loader.
 WORKER_TRACEBACK = re.compile(r'\ACaught \w+ in .*?Original Traceback.*\n[\w.]+: (.*)\Z', re.DOTALL)
 
@@ -44,7 +53,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint, without a name from the latest in the work dir',
+        help='go on from a checkpoint, without a name from the newest good one in the work dir',
     )
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 without'
@@ -54,15 +63,43 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
         action='store_true',
         help='lay maps out with channels last, which most convolutions are faster in',
     )
+    scaling = parser.add_mutually_exclusive_group()
+    scaling.add_argument(
+        '--no-scale-lr',
+        dest='scale_lr',
+        action='store_false',
+        help='keep the learning rate of the config, which is scaled by default with the number of '
+        'images an update sees over the number it was set for',
+    )
+    scaling.add_argument(
+        '--auto-scale-lr', dest='scale_lr', action='store_true', help='what is done by default'
+    )
     parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate with the real batch size',
+        '--loss-guard',
+        choices=GUARDS,
+        default=GUARDS[0],
+        help='at a loss or gradient that is infinite or NaN: stop (default), or skip the step; '
+        'either writes a file for tools/replay.py',
     )
     parser.add_argument(
         '--from-scratch',
         action='store_true',
         help='random weights: no download, no frozen layers, a longer schedule needed',
+    )
+    parser.add_argument(
+        '--pictures',
+        nargs='?',
+        type=int,
+        const=8,
+        metavar='N',
+        help='draw the same N validation images after each validation, without a number 8',
+    )
+    parser.add_argument(
+        '--log-to',
+        nargs='+',
+        choices=list(pictures.BACKENDS),
+        default=[],
+        help='send losses, metrics and pictures there too',
     )
     return _parse(parser, argv)
 
@@ -72,7 +109,9 @@ def parse_test_arguments(argv: Sequence[str] | None = None) -> argparse.Namespac
     parser = _parser('Test a detector: print the COCO table, write detections and pictures.')
     parser.add_argument('checkpoint', help='weights: a file or an address')
     parser.add_argument(
-        '--show-dir', metavar='DIR', help='draw every tested image into this folder'
+        '--show-dir',
+        metavar='DIR',
+        help='draw every tested image into this folder: truth beside prediction, soft edges',
     )
     parser.add_argument(
         '--out', metavar='FILE', help='write detections: .pkl (samples) or .json (COCO results)'
@@ -101,7 +140,7 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
         ConfigError: There is no such config (the nearest names are given), or it cannot be read.
     """
     try:
-        cfg = _read_config(name)
+        cfg = read_config(name)
     except GFLDetError:
         raise
     except SyntaxError as error:
@@ -111,6 +150,12 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
     for warning in options.override(cfg, settings or {}):
         print(f'warning: {warning}', file=sys.stderr)
     return cfg
+
+
+def tell(lines: Sequence[str]) -> None:
+    """Print lines, in the first of several processes."""
+    if lines and not _rank():
+        print('\n'.join(lines), flush=True)
 
 
 def tell_outputs(out: str | None, show_dir: str | None) -> None:
@@ -135,12 +180,27 @@ def run(main: Callable[[], None]) -> None:
     except GFLDetError as error:
         print(_report(_sentence(error)), file=sys.stderr)
         raise SystemExit(1) from None
+    except RuntimeError as error:
+        if not LOST_PROCESS.search(str(error)):
+            raise
+        print(_report(LOST_SENTENCE.format(str(error).splitlines()[0])), file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = error.filename or 'a file'
+        print(_report(f'{where} cannot be written: {error.strerror}.'), file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _report(message: str) -> str:
     """Put ``error:`` in front; of several processes the first tells all, the others their part."""
-    rank = int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
+    rank = _rank()
     return f'error: {message}' if not rank else f'error (process {rank}): {message.splitlines()[0]}'
+
+
+def _rank() -> int:
+    return int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
 
 
 def _sentence(error: GFLDetError) -> str:
@@ -176,38 +236,3 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     arguments = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
     return arguments
-
-
-def _read_config(name: str) -> Config:
-    package, separator, path = name.partition('::')
-    if not separator:
-        return Config.fromfile(_config_path(name)) if _looks_like_path(name) else get_config(name)
-    if find_spec(package) is None:  # mmengine would go and install it
-        raise ConfigError(f'{name} is of the package {package}, which is not installed.')
-    return hub.get_config(f'{package}::{path}')
-
-
-def _looks_like_path(name: str) -> bool:
-    path = Path(name)
-    is_file_name = path.suffix in CONFIG_ENDINGS and path.stem not in config_names()
-    return path.is_file() or os.sep in name or is_file_name
-
-
-def _config_path(name: str) -> str:
-    """Return the path if it is a file.
-
-    Raises:
-        ConfigError: It is none; the nearest names in its folder and among shipped configs are told.
-    """
-    path = Path(name)
-    if path.is_file():
-        return name
-    if path.is_dir():
-        raise ConfigError(f'{name} is a folder: give a config file in it.')
-    beside = [str(other) for other in path.parent.glob('*.py')]
-    by_stem = {Path(known).stem: known for known in [*config_names(), *beside]}
-    nearest = difflib.get_close_matches(path.stem, by_stem, n=3)
-    hint = (
-        f'nearest: {", ".join(by_stem[stem] for stem in nearest)}' if nearest else 'check the path'
-    )
-    raise ConfigError(f'There is no config {name}; {hint}.')

@@ -76,6 +76,27 @@ def two_bin_target(distances: Tensor, num_bins: int) -> TwoBins:
     return TwoBins(left, 1 - right_weight, right_weight)
 
 
+def fold(logits: Tensor, num_bins: int) -> Tensor:
+    """The same distribution on fewer bins: what lies beyond the last bin counts as at the last.
+
+    The mean stays where nothing lies beyond; otherwise it falls by what was cut off, as a target
+    out of reach is clamped to it.
+
+    Args:
+        logits: ``(..., n)``.
+        num_bins: at least 1; from n on the logits stay as they are.
+
+    Returns:
+        Logits ``(..., min(n, num_bins))`` of the kept and the summed probabilities.
+    """
+    if num_bins >= logits.shape[-1]:
+        return logits
+    kept, beyond = full_precision(logits).split(
+        [num_bins - 1, logits.shape[-1] - num_bins + 1], dim=-1
+    )
+    return torch.cat([kept, beyond.logsumexp(-1, keepdim=True)], dim=-1)
+
+
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of an edge's distribution in nats: 0 for one certain bin, log(num_bins) for none.
 

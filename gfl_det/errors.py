@@ -29,3 +29,7 @@ class MissingOpError(GFLDetError, NotImplementedError):
 
 class NotSwappableError(ConfigError):
     """A detector whose head cannot give way to another by its nature."""
+
+
+class NonFiniteLossError(GFLDetError, ArithmeticError):
+    """A training step whose loss or gradient is infinite or not a number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 from mmdet.registry import RUNNERS
@@ -63,7 +64,10 @@ def _join_processes(cfg: Config) -> None:
     if get_device() != 'cpu':
         return
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+        # mmengine's key, in seconds: how long to wait for a process that does not answer.
+        seconds = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
+        patience = dict(timeout=timedelta(seconds=seconds)) if seconds else {}
+        torch.distributed.init_process_group('gloo', **patience)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,

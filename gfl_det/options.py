@@ -9,13 +9,17 @@ from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
+from gfl_det import pictures
 from gfl_det.amp import CPUAmpOptimWrapper
-from gfl_det.errors import CheckpointError, ConfigError
-from gfl_det.hooks import ChannelsLastHook
+from gfl_det.errors import ConfigError
+from gfl_det.heads import GFLHead
+from gfl_det.hooks import AssignmentLogHook, ChannelsLastHook
 from gfl_det.preflight.walk import Node, datasets_of, metrics_of, walk
 from gfl_det.preflight.weights import pretrained_parts
+from gfl_det.registry import MODELS
+from gfl_det.training.checkpoints import Choice, choose_checkpoint, newest_checkpoint
 
 SPLITS = ('train', 'val', 'test')
 PATH_KEYS = ('data_root', 'ann_file')
@@ -105,18 +109,16 @@ def use_channels_last(cfg: Config) -> None:
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
 
 
-def scale_learning_rate(cfg: Config) -> None:
-    """Scale the learning rate by the real batch size over the one it was set for.
-
-    Raises:
-        ConfigError: The config does not say what batch size its rate was set for.
-    """
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-        raise ConfigError(
-            '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the '
-            'batch size over all processes that its learning rate was set for.'
-        )
-    cfg.auto_scale_lr.enable = True
+def log_assignment(cfg: Config) -> None:
+    """Log clipped edges and truths without a positive, where the model has a GFL head."""
+    hook = f'gfl_det.{AssignmentLogHook.__name__}'
+    hooks = cfg.get('custom_hooks') or []
+    if any(each.get('type') in (hook, AssignmentLogHook) for each in hooks):
+        return
+    types = [node.get('type') for _, node in walk(cfg.model, 'model')]
+    kinds = [MODELS.get(each) if isinstance(each, str) else each for each in types]
+    if any(isinstance(kind, type) and issubclass(kind, GFLHead) for kind in kinds):
+        cfg.custom_hooks = [*hooks, dict(type=hook)]
 
 
 def train_from_scratch(cfg: Config) -> None:
@@ -129,25 +131,41 @@ def train_from_scratch(cfg: Config) -> None:
                 part[key] = trained
 
 
-def resume(cfg: Config, checkpoint: str | None) -> None:
-    """Go on from a checkpoint, or with ``auto`` from the latest in the work dir if there is one.
+def resume(cfg: Config, checkpoint: str | None) -> list[str]:
+    """Go on from a checkpoint, or with ``auto`` from the newest good one in the work dir if any.
 
     What a checkpoint will overwrite is not fetched first.
 
+    Returns:
+        Lines that say what is gone on from, and which damaged files were passed over.
+
     Raises:
-        CheckpointError: The checkpoint does not exist.
+        CheckpointError: The checkpoint is missing or damaged, or all in the work dir are.
     """
     if checkpoint is None:
-        return
-    latest = find_latest_checkpoint(cfg.work_dir) if os.path.isdir(cfg.work_dir) else None
-    if checkpoint != 'auto' and '://' not in checkpoint and not os.path.isfile(checkpoint):
-        hint = f'the latest in {cfg.work_dir} is {latest}' if latest else 'check the path'
-        raise CheckpointError(f'--resume {checkpoint} does not exist: {hint}.')
+        return []
+    if '://' in checkpoint:
+        cfg.load_from = checkpoint
+        lines = [f'resuming from {checkpoint}']
+    else:
+        choice = (
+            newest_checkpoint(cfg.work_dir)
+            if checkpoint == 'auto'
+            else Choice(choose_checkpoint(checkpoint, cfg.work_dir), [])
+        )
+        lines = [f'passed over {each.path}: {each.fault}' for each in choice.passed_over]
+        if choice.found is None:
+            cfg.resume, cfg.load_from = False, cfg.get('load_from')
+            return [*lines, f'no checkpoint in {cfg.work_dir} to resume from: a new training']
+        found = choice.found
+        cfg.load_from = str(found.path)
+        lines.append(
+            f'resuming from {found.path}: epoch {found.epoch}, iteration {found.iteration}'
+        )
     cfg.resume = True
-    cfg.load_from = None if checkpoint == 'auto' else checkpoint
-    if latest or checkpoint != 'auto':
-        for path, _ in list(pretrained_parts(cfg.model)):
-            _at(cfg, path)['init_cfg'] = None
+    for path, _ in list(pretrained_parts(cfg.model)):
+        _at(cfg, path)['init_cfg'] = None
+    return lines
 
 
 def draw_into(cfg: Config, folder: str) -> None:
@@ -163,6 +181,7 @@ def draw_into(cfg: Config, folder: str) -> None:
         )
     # mmdet nests a relative folder in work_dir/timestamp, again with each image.
     hook.update(draw=True, test_out_dir=os.path.abspath(folder))
+    pictures.draw_softly(cfg)
 
 
 def write_results(cfg: Config, out: str) -> None:

@@ -8,6 +8,7 @@ left and right, y for top and bottom, in the image that the boxes refer to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -77,19 +78,21 @@ def edge_positions(distances: Tensor, bin_widths: Tensor, prior_centres: Tensor)
 
 
 def edge_intervals(
-    quantiles: EdgeQuantiles, factor: float = 1.0, limit: Tensor | None = None
+    quantiles: EdgeQuantiles, factor: float | Sequence[float] = 1.0, limit: Tensor | None = None
 ) -> EdgeIntervals:
     """Stretch central intervals about their medians and cut them at the image's border.
 
     Args:
         quantiles: of :func:`edge_quantiles`.
-        factor: at least 0; 1 leaves the distribution's own interval, other values are fitted
-            (:mod:`.calibration.intervals`). The two sides keep their proportion.
+        factor: at least 0, or one for each of the four edges; 1 leaves the distribution's own
+            interval, other values are fitted (:mod:`.calibration.intervals`). What lies before and
+            after the median keeps its proportion.
         limit: ``(4,)`` or ``(N, 4)`` px: width, height, width, height of the image, beyond which no
             edge is seen; None cuts nothing.
     """
-    low = quantiles.median - factor * (quantiles.median - quantiles.low)
-    high = quantiles.median + factor * (quantiles.high - quantiles.median)
+    stretch = quantiles.median.new_tensor(factor)
+    low = quantiles.median - stretch * (quantiles.median - quantiles.low)
+    high = quantiles.median + stretch * (quantiles.high - quantiles.median)
     if limit is not None:
         low, high = (torch.minimum(each.clamp(min=0), limit) for each in (low, high))
     return EdgeIntervals(low, high)

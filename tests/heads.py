@@ -79,3 +79,17 @@ def losses_and_gradients(
     return values, [
         torch.zeros_like(level) if level.grad is None else level.grad for level in (*cls, *edges)
     ]
+
+
+class Taught:
+    """An LDHead beside its teacher's maps, with the calls of a head without one."""
+
+    def __init__(self, head: Any, maps: tuple[list[torch.Tensor], list[torch.Tensor]]) -> None:
+        self.head = head
+        self.maps = maps
+
+    def loss_by_feat(
+        self, cls: Any, edges: Any, truths: Any, metas: Any, ignored: Any = None
+    ) -> dict[str, torch.Tensor]:
+        labels, targets = self.maps
+        return self.head.loss_by_feat(cls, edges, truths, metas, targets, ignored, labels)

@@ -149,6 +149,7 @@ def test_a_head_gives_calibrated_scores_in_order(calibrator: str) -> None:
         assert torch.equal(found.labels, raw.labels[order])
         assert torch.equal(found.bboxes, raw.bboxes[order])
         assert torch.equal(found.edge_std, raw.edge_std[order])
+        assert torch.equal(found.raw_scores, raw.scores[order])
     without_nms = ours.predict_by_feat(*maps, batch_img_metas=metas, with_nms=False)
     assert float(without_nms[0].scores[0]) == pytest.approx(float(plain[0].scores[0]))
 

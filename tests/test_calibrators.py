@@ -20,7 +20,7 @@ from gfl_det.calibration import (
     match,
     save_calibrator,
 )
-from gfl_det.calibration import calibrators as module
+from gfl_det.calibration import fitted as module
 from gfl_det.calibration.detection_metrics import dece, laace, laece
 from gfl_det.calibration.files import calibrator_to_json
 from gfl_det.calibration.lrp import lrp, optimal_lrp
@@ -411,6 +411,8 @@ class TestFiles:
             class_agnostic=False,
             cuts=['lrp', 'lrp'],
             zero_overlap='oracle',
+            quality_focal=False,
+            grid=False,
         )
         assert set(content['classes'][0]['map']) == {'kind', 'slope', 'offset'}
         assert content['classes'][2]['threshold'] is None

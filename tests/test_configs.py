@@ -34,6 +34,18 @@ ISSUED = {
 ISSUED |= {
     name.replace('gfl_', 'gfl_v2_') for name in ISSUED if 'r18' not in name and 'r34' not in name
 }
+# Names of ours that MMDetection has another word for.
+DISTILLATION = {
+    'gfl_det.KnowledgeDistillationDetector': 'KnowledgeDistillationSingleStageDetector',
+    'gfl_det.DistillationLoss': 'KnowledgeDistillationKLDivLoss',
+}
+STUDENTS_ALONE = {
+    'ld_r18-gflv1-r101_fpn_1x_coco': 'gfl_r18_fpn_1x_coco',
+    'ld_r50-gflv1-r101_fpn_1x_coco': 'gfl_r50_fpn_1x_coco',
+    'ld_r18-w16-gflv1-r18_fpn_digits': 'gfl_r18-w16_fpn_digits',
+}
+ISSUED |= set(STUDENTS_ALONE)
+STUDENTS = [name for name in NAMES if name.startswith('ld_')]
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 # A stand-in for the compiled module is no file.
 HAS_COMPILED_OPS = getattr(importlib.import_module('mmcv._ext'), '__file__', None) is not None
@@ -58,13 +70,17 @@ def as_mmdet(value):
     if isinstance(value, (list, tuple)):
         return type(value)(as_mmdet(item) for item in value)
     # GFLv2 has no counterpart in MMDetection: its head is GFL's and a network more.
-    names = {'gfl_det.GFLv2Head': 'GFLHead'}
+    names = {'gfl_det.GFLv2Head': 'GFLHead', **DISTILLATION}
     return names.get(value, value.replace('gfl_det.', '')) if isinstance(value, str) else value
 
 
 def without_download(model: dict) -> dict:
     model = copy.deepcopy(model)
     model['backbone']['init_cfg'] = None
+    if 'teacher_config' in model:
+        model['teacher_config'] = shipped(model['teacher_config']).to_dict()
+        model['teacher_config']['model']['backbone']['init_cfg'] = None
+        model['teacher_ckpt'] = None
     return model
 
 
@@ -123,11 +139,40 @@ def test_the_published_names_are_there():
     assert gfl_det.config.config_names() == NAMES
 
 
+@pytest.mark.parametrize('name', [name for name in STUDENTS if name.endswith('_1x_coco')])
+def test_a_student_says_what_mmdets_of_the_same_name_says(name):
+    ours = shipped(name).to_dict()
+    theirs = Config.fromfile(MMDET_CONFIGS / 'ld' / f'{name}.py').to_dict()
+    assert ours.pop('custom_imports')['imports'] == ['gfl_det']
+    theirs.pop('teacher_ckpt')  # a name that mmdet's file gives to an address used below it
+    # mmdet's is a path below a folder that it is started in.
+    assert (
+        theirs['model'].pop('teacher_config')
+        == f'configs/gfl/{ours["model"].pop("teacher_config")}.py'
+    )
+    assert as_mmdet(ours) == as_mmdet(theirs)
+
+
+@pytest.mark.parametrize('name', STUDENTS)
+def test_a_student_differs_from_the_same_model_alone_in_its_teacher(name):
+    taught, alone = (shipped(each).to_dict() for each in (name, STUDENTS_ALONE[name]))
+    assert taught['model'].pop('type') == 'gfl_det.KnowledgeDistillationDetector'
+    assert alone['model'].pop('type') == 'GFL'
+    teacher = shipped(taught['model'].pop('teacher_config')).model
+    assert teacher.bbox_head.num_classes == alone['model']['bbox_head']['num_classes']
+    assert taught['model'].pop('teacher_ckpt').endswith('.pth')
+    assert taught['model']['bbox_head'].pop('type') == 'gfl_det.LDHead'
+    assert alone['model']['bbox_head'].pop('type') == 'gfl_det.GFLHead'
+    assert taught['model']['bbox_head'].pop('loss_ld')['loss_weight'] > 0
+    assert taught == alone
+
+
 @pytest.mark.parametrize('path', sorted((MMDET_CONFIGS / 'gfl').glob('*.py')), ids=lambda p: p.stem)
 def test_says_what_mmdets_config_of_the_same_name_says(path):
     ours, theirs = shipped(path.stem).to_dict(), Config.fromfile(path).to_dict()
     assert ours.pop('custom_imports')['imports'] == ['gfl_det']
     theirs.pop('max_epochs', None)  # a name that mmdet's file gives to a number used below it
+    assert ours['optim_wrapper'].pop('clip_grad') == dict(max_norm=35, norm_type=2)
     assert as_mmdet(ours) == as_mmdet(theirs)
 
 
@@ -160,6 +205,19 @@ def test_every_split_is_read_by_the_checked_dataset(name):
             dataset = dataset.dataset
         assert dataset.type == 'gfl_det.CocoDataset'
         assert DATASETS.get(dataset.type) is gfl_det.datasets.CocoDataset
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_gradients_are_clipped_and_the_rate_warms_up_and_scales(name):
+    config = shipped(name)
+    assert set(config.optim_wrapper.clip_grad) & {'max_norm', 'clip_value'}
+    warm_up, *rest = config.param_scheduler
+    assert warm_up.type == 'LinearLR'
+    assert warm_up.start_factor <= 0.1
+    assert (warm_up.begin, warm_up.by_epoch) == (0, False)
+    assert warm_up.end >= 50
+    assert rest
+    assert config.auto_scale_lr.base_batch_size >= 1
 
 
 def test_a_name_may_end_in_py():

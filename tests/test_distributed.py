@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ import torch.multiprocessing as mp
 # Truths of the four images, two a process.
 CASES = {'all': (5, 2, 0, 7), 'one process without truths': (0, 0, 4, 3)}
 SIZE = (96, 128)
+KINDS = ('GFLHead', 'LDHead')
 
 
 def _batch(counts: tuple) -> tuple:
@@ -23,14 +26,20 @@ def _batch(counts: tuple) -> tuple:
     return maps, truths, [make_meta(SIZE) for _ in counts]
 
 
-def _head() -> torch.nn.Module:
-    from heads import head_config
+def _head(kind: str, images: slice) -> Any:
+    from heads import Taught, head_config, make_maps
     from mmdet.registry import MODELS
 
     import gfl_det  # noqa: F401
 
     torch.manual_seed(0)
-    return MODELS.build(head_config(True))
+    if kind == 'GFLHead':
+        return MODELS.build(head_config(True))
+    term = dict(type='gfl_det.DistillationLoss', loss_weight=0.25, T=10)
+    terms = dict(loss_ld=term, loss_ld_vlr=term, loss_kd=term)
+    teacher = make_maps(4, SIZE, torch.Generator().manual_seed(1), num_bins=9)
+    mine = tuple([level[images] for level in each] for each in teacher)
+    return Taught(MODELS.build(head_config(True, type='gfl_det.LDHead', **terms)), mine)
 
 
 def _process(rank: int, folder: str) -> None:
@@ -42,8 +51,10 @@ def _process(rank: int, folder: str) -> None:
         maps, truths, metas = _batch(counts)
         mine = slice(2 * rank, 2 * rank + 2)
         half = tuple([level[mine] for level in kind] for kind in maps)
-        result = losses_and_gradients(_head(), half, truths[mine], metas[mine])
-        torch.save(result, os.path.join(folder, f'{name} {rank}.pt'))
+        for kind in KINDS:
+            head = _head(kind, mine)
+            result = losses_and_gradients(head, half, truths[mine], metas[mine])
+            torch.save(result, os.path.join(folder, f'{kind} {name} {rank}.pt'))
     dist.destroy_process_group()
 
 
@@ -51,9 +62,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     from heads import losses_and_gradients
 
     mp.spawn(_process, (str(tmp_path),), nprocs=2)
-    for name, counts in CASES.items():
-        parts = [torch.load(tmp_path / f'{name} {rank}.pt') for rank in (0, 1)]
-        values, gradients = losses_and_gradients(_head(), *_batch(counts))
+    for kind, (name, counts) in product(KINDS, CASES.items()):
+        parts = [torch.load(tmp_path / f'{kind} {name} {rank}.pt') for rank in (0, 1)]
+        values, gradients = losses_and_gradients(_head(kind, slice(4)), *_batch(counts))
         for key, value in values.items():
             mean = (parts[0][0][key] + parts[1][0][key]) / 2  # what DDP's averaging makes of them
             assert abs(mean - value) <= 1e-5 * max(abs(value), 1e-6), key

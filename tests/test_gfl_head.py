@@ -17,12 +17,18 @@ from heads import (
 )
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
-from torch.utils._python_dispatch import TorchDispatchMode
+from synchronisation import NoSynchronisation
 
 from gfl_det import distribution
 from gfl_det.errors import ConfigError
 
 SIZE = (128, 160)
+BEST_PRIOR = dict(type='gfl_det.ATSSAssigner', topk=9, with_best_prior=True)
+OPTIONS = [
+    {},
+    dict(train_cfg=dict(pos_weight=2.0, allowed_border=30)),
+    dict(train_cfg=dict(assigner=BEST_PRIOR)),
+]
 
 
 def test_edge_std_follows_its_box_through_nms_and_rescaling() -> None:
@@ -100,22 +106,8 @@ def test_score_factors_are_refused() -> None:
         ours.predict_by_feat(*maps, maps[0], batch_img_metas=[make_meta(SIZE)])
 
 
-class NoSynchronisation(TorchDispatchMode):
-    """Fails on operators that a GPU could answer only by waiting."""
-
-    FORBIDDEN = ('_local_scalar_dense', 'nonzero', 'masked_select', 'is_nonzero', 'unique')
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in self.FORBIDDEN, name
-        if name in ('index', 'index_put', 'index_put_'):
-            kinds = {each.dtype for each in args[1] if isinstance(each, torch.Tensor)}
-            assert torch.bool not in kinds, f'{name} by a mask'
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize('counts', [(3, 5), (0, 2), (0, 0)])
-@pytest.mark.parametrize('options', [{}, dict(train_cfg=dict(pos_weight=2.0, allowed_border=30))])
+@pytest.mark.parametrize('options', OPTIONS)
 def test_losses_never_wait_for_the_device(counts: tuple, options: dict) -> None:
     ours, _ = head_pair(**options)
     generator = torch.Generator().manual_seed(0)
@@ -130,7 +122,7 @@ def test_losses_never_wait_for_the_device(counts: tuple, options: dict) -> None:
 
 
 @pytest.mark.parametrize('counts', [(3, 5), (0, 2), (0, 0)])
-@pytest.mark.parametrize('options', [{}, dict(train_cfg=dict(pos_weight=2.0, allowed_border=30))])
+@pytest.mark.parametrize('options', OPTIONS)
 def test_training_never_needs_a_value(counts: tuple, options: dict, monkeypatch) -> None:
     """On the meta device tensors have shapes alone, so reading any value fails, in backward too."""
     ours, _ = head_pair(**options)
@@ -144,7 +136,7 @@ def test_training_never_needs_a_value(counts: tuple, options: dict, monkeypatch)
     assert [each.shape for each in gradients] == [each.shape for each in leaves]
 
 
-@pytest.mark.parametrize('options', [{}, dict(train_cfg=dict(pos_weight=2.0, allowed_border=30))])
+@pytest.mark.parametrize('options', OPTIONS)
 def test_losses_compile_into_one_graph(options: dict) -> None:
     """fullgraph refuses whatever Python must decide by a value; the results stay the same."""
     ours, _ = head_pair(**options)

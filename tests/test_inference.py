@@ -22,6 +22,7 @@ from gfl_det import winograd
 from gfl_det.errors import SetupError
 from gfl_det.inference import optimize_for_inference
 from gfl_det.inference.optimize import fold_batch_norms
+from gfl_det.inference.packed import PackedConv2d, can_pack, use_packed
 
 
 def test_transforms_give_the_correlation_of_an_axis() -> None:
@@ -149,6 +150,41 @@ def test_a_shared_convolution_keeps_its_norms() -> None:
     fold_batch_norms(levels)
     for level, output in zip(levels, expected):
         torch.testing.assert_close(level(maps), output)
+
+
+@pytest.mark.skipif(not can_pack(), reason='this PyTorch has no packed convolutions')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        dict(size=1, padding=0, bias=False),
+        dict(size=7, padding=3, stride=2),
+        dict(groups=16, dilation=2, padding=2),
+    ],
+)
+def test_a_packed_convolution_gives_the_same_bits_at_every_size(dtype, options) -> None:
+    plain = (
+        conv(16, 32, **options).requires_grad_(False).to(dtype, memory_format=torch.channels_last)
+    )
+    packed = copy.deepcopy(plain)
+    use_packed(packed)
+    assert type(packed) is PackedConv2d
+    for images, height, width in ((1, 40, 56), (2, 9, 8), (0, 9, 8)):
+        maps = torch.randn(images, 16, height, width).to(dtype, memory_format=torch.channels_last)
+        assert torch.equal(packed(maps), plain(maps))
+        assert torch.equal(copy.deepcopy(packed)(maps), plain(maps))
+    assert packed.packed is not None
+    assert list(packed.state_dict()) == list(plain.state_dict())
+    maps = torch.randn(1, 16, 9, 9, dtype=dtype, requires_grad=True)
+    packed(maps).sum().backward()
+    assert maps.grad is not None
+
+
+@pytest.mark.parametrize('other', [conv(padding='same'), conv(padding_mode='reflect')])
+def test_packing_leaves_alone_what_it_does_not_compute(other) -> None:
+    use_packed(other)
+    assert type(other) is nn.Conv2d
 
 
 @pytest.fixture(scope='module')

@@ -68,8 +68,21 @@ def here(tmp_path, monkeypatch) -> Path:
         for name in names:
             (folder / name).touch()
         content = {
-            'images': [{'id': i, 'file_name': name} for i, name in enumerate(names)],
-            'annotations': [{'id': 1, 'bbox': [1, 1, 2, 2], 'area': 4, 'iscrowd': 0}],
+            'images': [
+                {'id': i, 'file_name': name, 'width': 9, 'height': 9}
+                for i, name in enumerate(names)
+            ],
+            'annotations': [
+                {
+                    'id': 1,
+                    'image_id': 0,
+                    'category_id': 0,
+                    'bbox': [1, 1, 2, 2],
+                    'area': 4,
+                    'iscrowd': 0,
+                }
+            ],
+            'categories': [{'id': i, 'name': name} for i, name in enumerate(CLASSES)],
         }
         (folder.parent / f'{split}.json').write_text(json.dumps(content))
     return tmp_path

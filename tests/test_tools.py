@@ -21,6 +21,7 @@ import gfl_det
 from gfl_det import amp, cli, launch, options
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
 from gfl_det.preflight.walk import walk
+from gfl_det.training import safety
 
 ROOT = Path(__file__).parents[1]
 COCO = 'gfl_r50_fpn_1x_coco'
@@ -181,26 +182,86 @@ class TestOptions:
         backbone = cfg.model.backbone
         assert (backbone.init_cfg, backbone.frozen_stages, backbone.norm_eval) == (None, -1, False)
 
-    def test_scaling_the_learning_rate(self):
+    @pytest.mark.parametrize(
+        ('launcher', 'variable', 'batch', 'steps', 'expected'),
+        [
+            ('none', None, 2, 1, '0.01 x 2/16 = 0.00125 for batches of 2 images, set for 16'),
+            ('pytorch', 'WORLD_SIZE', 2, 1, '0.01 x 16/16 = 0.01 for batches of 2 images x 8 proc'),
+            ('slurm', 'SLURM_NTASKS', 4, 1, '0.01 x 32/16 = 0.02 for batches of 4 images x 8 proc'),
+            ('none', None, 4, 2, '0.01 x 8/16 = 0.005 for batches of 4 images x 2 steps, set for'),
+        ],
+    )
+    def test_the_learning_rate_is_scaled_and_said(
+        self, monkeypatch, launcher, variable, batch, steps, expected
+    ):
         cfg = shipped()
-        options.scale_learning_rate(cfg)
-        assert cfg.auto_scale_lr == {'enable': True, 'base_batch_size': 16}
-        with pytest.raises(ConfigError, match='base_batch_size'):
-            options.scale_learning_rate(Config({}))
+        cfg.train_dataloader.batch_size = batch
+        if steps > 1:
+            cfg.optim_wrapper.accumulative_counts = steps
+        if variable:
+            monkeypatch.setenv(variable, '8')
+        line = safety.scale_learning_rate(cfg, launcher)
+        assert line.startswith(f'learning rate {expected}')
+        assert line.endswith('(--no-scale-lr keeps 0.01)')
+        assert cfg.auto_scale_lr.enable
+        # What mmengine will make of it.
+        processes = 8 if variable else 1
+        rate = 0.01 * batch * processes / cfg.auto_scale_lr.base_batch_size
+        assert f'= {rate:g} ' in line
+
+    def test_the_learning_rate_is_left_alone(self):
+        cfg = shipped()
+        line = safety.scale_learning_rate(cfg, wanted=False)
+        assert line == 'learning rate 0.01, as in the config (--no-scale-lr)'
+        assert not cfg.auto_scale_lr.enable
+        cfg.auto_scale_lr = None
+        assert 'does not say for what batch size' in safety.scale_learning_rate(cfg)
+        assert not cfg.auto_scale_lr.enable
+        cfg.optim_wrapper.optimizer.lr = 'high'
+        with pytest.raises(ConfigError, match='set a learning rate'):
+            safety.scale_learning_rate(cfg)
+        cfg = shipped()
+        cfg.train_dataloader.batch_size = 0
+        with pytest.raises(ConfigError, match='batch_size is 0'):
+            safety.scale_learning_rate(cfg)
+
+    def test_what_is_lost_otherwise_is_protected(self):
+        cfg = shipped()
+        safety.protect(cfg)
+        safety.protect(cfg)  # again: nothing twice
+        assert cfg.train_cfg.type == 'gfl_det.EpochTrainLoop'
+        assert cfg.default_hooks.checkpoint.type == 'gfl_det.CheckpointHook'
+        assert [hook.type for hook in cfg.custom_hooks] == [
+            'gfl_det.StopSignalHook',
+            'gfl_det.LossGuardHook',
+        ]
+        cfg = shipped()
+        cfg.train_cfg = dict(by_epoch=True, max_epochs=3)
+        cfg.default_hooks.checkpoint = dict(type='MyHook')
+        safety.protect(cfg, 'off')
+        assert cfg.train_cfg == dict(type='gfl_det.EpochTrainLoop', max_epochs=3)
+        assert cfg.default_hooks.checkpoint.type == 'MyHook'
+        assert len(cfg.custom_hooks) == 1
+        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=3)
+        safety.protect(cfg, 'skip')
+        assert cfg.train_cfg.type == 'IterBasedTrainLoop'
+        assert cfg.custom_hooks[-1].policy == 'skip'
 
     def test_resuming_needs_no_other_weights(self, tmp_path):
         cfg = shipped()
         cfg.work_dir = str(tmp_path)
         options.resume(cfg, None)
         assert cfg.resume is False
-        options.resume(cfg, 'auto')
-        assert (cfg.resume, cfg.load_from) == (True, None)
-        assert cfg.model.backbone.init_cfg is not None  # nothing to resume from: a new start
-        (tmp_path / 'epoch_1.pth').touch()
-        (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
-        options.resume(cfg, 'auto')
+        assert options.resume(cfg, 'auto')[0].endswith('to resume from: a new training')
+        assert (cfg.resume, cfg.load_from) == (False, None)
+        assert cfg.model.backbone.init_cfg is not None
+        path = tmp_path / 'epoch_1.pth'
+        torch.save(dict(meta=dict(epoch=1, iter=7), state_dict={}, optimizer={}), path)
+        (said,) = options.resume(cfg, 'auto')
+        assert said == f'resuming from {path}: epoch 1, iteration 7'
+        assert (cfg.resume, cfg.load_from) == (True, str(path))
         assert cfg.model.backbone.init_cfg is None
-        with pytest.raises(CheckpointError, match=r'gone\.pth does not exist: .*epoch_1\.pth'):
+        with pytest.raises(CheckpointError, match=r'gone\.pth does not exist; .*epoch_1\.pth'):
             options.resume(cfg, 'gone.pth')
 
     def test_pictures_go_to_the_folder_named(self, tmp_path, monkeypatch):
@@ -281,11 +342,14 @@ class TestCommandLine:
         args = cli.parse_train_arguments([*words.split(), '--cfg-options', 'a.b=1', 'c=[x,y]'])
         assert (args.config, args.work_dir, args.resume) == ('c.py', 'w', 'auto')
         assert args.amp
-        assert args.auto_scale_lr
+        assert args.scale_lr
         assert args.from_scratch
         assert args.cfg_options == {'a.b': 1, 'c': ['x', 'y']}
         assert os.environ['LOCAL_RANK'] == '3'
+        args = cli.parse_train_arguments(['c.py', '--no-scale-lr', '--loss-guard', 'skip'])
+        assert (args.scale_lr, args.loss_guard) == (False, 'skip')
         args = cli.parse_train_arguments(['c.py', '--resume', 'x.pth', '--launcher', 'slurm'])
+        assert (args.scale_lr, args.loss_guard) == (True, 'stop')
         assert (args.resume, args.launcher) == ('x.pth', 'slurm')
 
     def test_testing(self):
@@ -466,7 +530,10 @@ def test_training_in_two_processes_resuming_and_testing(pets):
     assert trained.returncode == 0, trained.stdout + trained.stderr
     output = trained.stdout + trained.stderr
     assert 'takes a schedule several times as long' in output
+    assert 'learning rate 0.01 x 4/4 = 0.01 for batches of 2 images x 2 processes' in output
     assert 'LR is set based on batch size of 4 and the current batch size is 4' in output
+    assert 'clipped_edges: 0.' in output
+    assert 'truths_without_positive: 0.' in output
     assert 'Epoch(val) [1][4/4]' in output  # each process has half of the eight images
     assert (pets / 'run' / 'epoch_1.pth').is_file()
 

@@ -12,8 +12,8 @@ with its reason; --zoo tries every single-stage config that MMDetection ships.
 try:
     from gfl_det import cli
     from gfl_det.swapping import command
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ samples to a .pkl or COCO results to a .json. On several GPUs: tools/dist_test.s
 
 try:
     from gfl_det import cli, launch, options, preflight
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:

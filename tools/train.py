@@ -1,8 +1,9 @@
 """Train a detector.
 
     python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--channels-last]
-                                 [--auto-scale-lr] [--from-scratch] [--cfg-options KEY=VALUE ...]
-                                 [--launcher NAME]
+                                 [--no-scale-lr] [--loss-guard stop|skip|off] [--from-scratch]
+                                 [--pictures [N]] [--log-to tensorboard|wandb ...]
+                                 [--cfg-options KEY=VALUE ...] [--launcher NAME]
 
 CONFIG is a file or the name of a shipped config: gfl_r50_fpn_1x_coco. On several GPUs:
 tools/dist_train.sh, tools/slurm_train.sh.
@@ -11,9 +12,10 @@ tools/dist_train.sh, tools/slurm_train.sh.
 try:
     import torch
 
-    from gfl_det import cli, launch, options, preflight
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+    from gfl_det import cli, launch, options, pictures, preflight
+    from gfl_det.training import safety
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
@@ -24,13 +26,18 @@ def main() -> None:
         options.use_amp(cfg, has_gpu=torch.cuda.is_available())
     if args.channels_last:
         options.use_channels_last(cfg)
-    if args.auto_scale_lr:
-        options.scale_learning_rate(cfg)
     if args.from_scratch:
         options.train_from_scratch(cfg)
         print(options.SCRATCH_NOTE)
-    options.resume(cfg, args.resume)
+    options.log_assignment(cfg)
+    if args.pictures is not None:
+        pictures.draw_sample(cfg, args.pictures)
+    pictures.log_to(cfg, args.log_to)
+    safety.protect(cfg, args.loss_guard)
+    facts = options.resume(cfg, args.resume)
+    facts.append(safety.scale_learning_rate(cfg, args.launcher, args.scale_lr))
     preflight.check_training(cfg)
+    cli.tell(facts)
     launch.build_runner(cfg, args.launcher).train()
 
 

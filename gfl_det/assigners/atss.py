@@ -36,6 +36,8 @@ class ATSSAssigner(BaseAssigner):
         iou_calculator: mmdet's config of the overlap.
         ignore_iof_thr: a prior with more than this share inside an ignored truth counts neither as
             positive nor as negative; negative: ignored truths are not looked at.
+        with_best_prior: a truth that ATSS leaves without a positive, such as one smaller than the
+            finest stride, takes the free candidate with the largest overlap. Not in mmdet.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class ATSSAssigner(BaseAssigner):
         alpha: float | None = None,
         iou_calculator: dict | None = None,
         ignore_iof_thr: float = -1,
+        with_best_prior: bool = False,
     ) -> None:
         self.topk = topk
         self.alpha = alpha
         self.iou_calculator = TASK_UTILS.build(iou_calculator or dict(type='BboxOverlaps2D'))
         self.ignore_iof_thr = ignore_iof_thr
+        self.with_best_prior = with_best_prior
 
     @property
     def has_closed_form(self) -> bool:
@@ -70,7 +74,7 @@ class ATSSAssigner(BaseAssigner):
         Returns:
             The positives.
         """
-        return assign_on_lattice(lattice, truths, image, self.topk)
+        return assign_on_lattice(lattice, truths, image, self.topk, self.with_best_prior)
 
     def assign(
         self,
@@ -115,9 +119,11 @@ class ATSSAssigner(BaseAssigner):
             truth, overlap = self._assign_lattice(lattice, truths)
         else:
             overlap_of = self._overlap_function(pred_instances, gt_instances)
-            truth, overlap = general.assign(
-                priors, num_level_priors, truths, overlap_of, self.topk, ignored
-            )
+            case = (priors, num_level_priors, truths, overlap_of, self.topk, ignored)
+            truth, overlap = general.assign(*case)
+            if self.with_best_prior:
+                found = general.Assignment(truth, overlap)
+                truth, overlap = general.add_best_priors(found, *case)
         positive = truth >= 0
         gt_inds[positive] = truth[positive] + 1
         assigned_labels = torch.full_like(gt_inds, -1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import MIN_UNION, box_areas
+from .best_prior import add_best_priors
 from .lattice import Lattice
 from .positives import LevelSlots, Positives
 
@@ -111,14 +112,14 @@ def nearest_priors(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> C
     )
 
 
-def positive_mask(candidates: Candidates) -> Tensor:
-    """ATSS's adaptive threshold (algorithm 1, lines 8 to 14) on the candidates of each truth.
+def adaptive_threshold(candidates: Candidates) -> Tensor:
+    """The IoU that makes a candidate positive (algorithm 1, lines 8 to 11).
 
     Args:
         candidates: of T truths.
 
     Returns:
-        ``(T, K)`` bool.
+        ``(T, 1)``, mean plus standard deviation; NaN for one candidate alone.
     """
     count = candidates.valid.sum(1, keepdim=True)
     # Measured from the largest, the mean of equal IoUs is that IoU, not one rounding above it.
@@ -128,10 +129,22 @@ def positive_mask(candidates: Candidates) -> Tensor:
     mean = top + offset
     deviation = (below - offset).masked_fill_(~candidates.valid, 0)
     # Unbiased, as in the authors' release: one candidate alone has no deviation and stays negative.
-    std = (deviation.square_().sum(1, keepdim=True) / (count - 1)).sqrt_()
+    return mean + (deviation.square_().sum(1, keepdim=True) / (count - 1)).sqrt_()
+
+
+def positive_mask(candidates: Candidates) -> Tensor:
+    """ATSS's adaptive threshold (algorithm 1, lines 8 to 14) on the candidates of each truth.
+
+    Args:
+        candidates: of T truths.
+
+    Returns:
+        ``(T, K)`` bool.
+    """
     is_inside = candidates.margin > MIN_INSIDE_PX
     # A truth so large that its IoU rounds to 0 has all candidates equal, and is no object.
-    return (candidates.iou > 0) & (candidates.iou >= mean + std) & is_inside
+    is_object = candidates.iou > 0
+    return is_object & (candidates.iou >= adaptive_threshold(candidates)) & is_inside
 
 
 def resolve_conflicts(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors: int) -> Tensor:
@@ -167,7 +180,9 @@ def capacity(num_truths: int, lattice: Lattice, k: int) -> int:
     return num_truths * candidates
 
 
-def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> Positives:
+def assign_on_lattice(
+    lattice: Lattice, truths: Tensor, image: Tensor, k: int, with_best_prior: bool = False
+) -> Positives:
     """ATSS for all truths of all images in one call.
 
     Args:
@@ -176,6 +191,7 @@ def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -
             number, or without area, gets no positive.
         image: ``(T,)`` int64, the truth's image, ascending.
         k: candidates a level.
+        with_best_prior: truths left without a positive take their best free prior.
 
     Returns:
         The positives, ordered by truth.
@@ -183,11 +199,14 @@ def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -
     candidates = nearest_priors(lattice, truths, image, k)
     positive = positive_mask(candidates)
     level = torch.arange(lattice.num_levels, device=truths.device).repeat_interleave(k)
-    cell = candidates.cell.where(positive, candidates.cell.new_zeros(()))
+    eligible = candidates.valid if with_best_prior else positive
+    cell = candidates.cell.where(eligible, candidates.cell.new_zeros(()))
     prior = (image * lattice.num_priors)[:, None] + lattice.first_prior[level] + cell
-    prior = prior.where(positive, prior.new_zeros(()))  # a last level without cells starts outside
+    prior = prior.where(eligible, prior.new_zeros(()))  # a last level without cells starts outside
     num_priors = len(lattice.begin) * lattice.num_priors
     positive = resolve_conflicts(positive, candidates.iou, prior, num_priors)
+    if with_best_prior:
+        positive = add_best_priors(positive, candidates.iou, prior, num_priors)
 
     slots = capacity(len(truths), lattice, k)
     flat = positive.flatten()
@@ -204,7 +223,7 @@ def assign_on_lattice(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -
         valid=valid,
         image=image[truth],
         level=level[source % len(level)],
-        cell=cell.flatten()[source],
+        cell=each_cell.flatten()[source],
         truth=truth,
         iou=candidates.iou.flatten()[source],
         centre=candidates.centre.flatten(0, 1)[source],

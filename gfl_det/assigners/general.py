@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import box_areas, box_centres, intersections
+from .best_prior import choose_free
 from .closed_form import MIN_INSIDE_PX
 
 MAX_PAIRS = 2**21  # distances held at a time: 8 MiB in float32
@@ -79,10 +80,7 @@ def assign(
     centres = box_centres(priors)
     for truth in torch.arange(len(truths), device=priors.device).split(_chunk(len(priors))):
         boxes = truths[truth]
-        distance = (centres[:, None] - box_centres(boxes)).pow(2).sum(-1).sqrt()
-        if ignored is not None:
-            distance = distance.masked_fill(ignored[:, None], 1e8)  # behind all others
-        candidates = _nearest(distance, num_level_priors, k)
+        candidates = _candidates(centres, boxes, num_level_priors, k, ignored)
         overlap = overlap_of(candidates, truth)
         positive = overlap >= overlap.mean(0) + overlap.std(0)
         centre = centres[candidates]
@@ -94,6 +92,59 @@ def assign(
         best_overlap[prior[better]] = value[better].to(best_overlap.dtype)
         best_truth[prior[better]] = owner[better]
     return Assignment(best_truth, best_overlap.clamp(min=0))
+
+
+def add_best_priors(
+    found: Assignment,
+    priors: Tensor,
+    num_level_priors: Sequence[int],
+    truths: Tensor,
+    overlap_of: OverlapFunction,
+    k: int,
+    ignored: Tensor | None = None,
+) -> Assignment:
+    """Give truths without a prior the free candidate with the largest overlap.
+
+    Args:
+        found: what :func:`assign` gave for the other arguments, which are its.
+
+    Returns:
+        The assignment; ignored priors are not free.
+    """
+    has_one = torch.zeros(len(truths), dtype=torch.bool, device=priors.device)
+    has_one[found.truth[found.truth >= 0]] = True
+    needy = (~has_one).nonzero().squeeze(1)
+    if len(needy) == 0:
+        return found
+    centres, pairs = box_centres(priors), []
+    for truth in needy.split(_chunk(len(priors))):
+        candidates = _candidates(centres, truths[truth], num_level_priors, k, ignored)
+        overlap = overlap_of(candidates, truth).T
+        if ignored is not None:
+            overlap = overlap.masked_fill(ignored[candidates.T], 0)
+        pairs.append((overlap, candidates.T))
+    overlap, prior = (torch.cat(each) for each in zip(*pairs))
+    all_need = torch.ones_like(needy, dtype=torch.bool)
+    chosen = choose_free(all_need, overlap, prior, found.truth >= 0)
+    row = chosen.nonzero()[:, 0]
+    return Assignment(
+        found.truth.index_put((prior[chosen],), needy[row]),
+        found.overlap.index_put((prior[chosen],), overlap[chosen].to(found.overlap.dtype)),
+    )
+
+
+def _candidates(
+    centres: Tensor,
+    boxes: Tensor,
+    num_level_priors: Sequence[int],
+    k: int,
+    ignored: Tensor | None,
+) -> Tensor:
+    """Indices ``(K, t)`` of the k priors of each level nearest to boxes ``(t, 4)``."""
+    distance = (centres[:, None] - box_centres(boxes)).pow(2).sum(-1).sqrt()
+    if ignored is not None:
+        distance = distance.masked_fill(ignored[:, None], 1e8)  # behind all others
+    return _nearest(distance, num_level_priors, k)
 
 
 def _nearest(distance: Tensor, num_level_priors: Sequence[int], k: int) -> Tensor:

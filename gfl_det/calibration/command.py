@@ -10,13 +10,32 @@ from pathlib import Path
 import numpy as np
 
 from gfl_det.calibration.arrays import Detections, Truths
-from gfl_det.calibration.calibrators import Cut, Settings, fit_calibrator
-from gfl_det.calibration.coco import detections_from_coco, read_json, truths_from_coco
+from gfl_det.calibration.calibrators import Settings, fit_calibrator
+from gfl_det.calibration.coco import read_json
+from gfl_det.calibration.data_arguments import (
+    add_data_arguments,
+    add_detector_arguments,
+    read_data,
+    read_edges,
+)
+from gfl_det.calibration.distribution_calibrator import (
+    DistributionCalibrator,
+    DistributionSettings,
+    fit_distribution_calibrator,
+)
+from gfl_det.calibration.distribution_files import (
+    load_any_calibrator,
+    save_distribution_calibrator,
+)
 from gfl_det.calibration.evaluation import evaluate_detections
-from gfl_det.calibration.files import load_calibrator, save_calibrator
+from gfl_det.calibration.evidence import GROUPS
+from gfl_det.calibration.files import save_calibrator
+from gfl_det.calibration.fitted import Cut, FittedCalibrator
 from gfl_det.calibration.maps import FITS
 from gfl_det.calibration.report import write_report
+from gfl_det.errors import ConfigError
 
+DISTRIBUTION = 'distribution'
 SHOWN = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP', 'AP', 'AP50')
 
 
@@ -30,14 +49,23 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     texts = ('the file to write', 'what fit wrote', 'what fit wrote')
     for command, text in zip((fitting, applying, reporting), texts):
         command.add_argument('calibrator', metavar='CALIBRATOR', help=text)
-        command.add_argument('--truths', metavar='JSON', required=True, help='COCO annotations')
-        command.add_argument(
-            '--results',
-            metavar='JSON',
-            required=True,
-            help='COCO results with raw scores, such as tools/test.py --out writes',
-        )
-    fitting.add_argument('--method', choices=list(FITS), default='isotonic', help='kind of map')
+        add_data_arguments(command)
+    for command, split in ((fitting, 'val'), (reporting, 'test')):
+        add_detector_arguments(command, split)
+    fitting.add_argument(
+        '--method',
+        choices=[*FITS, DISTRIBUTION],
+        default='isotonic',
+        help=f'kind of map; {DISTRIBUTION} predicts the IoU from the edges as well and needs '
+        '--config and --checkpoint',
+    )
+    fitting.add_argument(
+        '--evidence',
+        nargs='+',
+        choices=GROUPS,
+        default=list(GROUPS),
+        help=f'what {DISTRIBUTION} reads (default: all)',
+    )
     fitting.add_argument('--tau', type=float, default=0.0, help='IoU that a match needs')
     fitting.add_argument(
         '--target', choices=['iou', 'precision'], default='iou', help='what a score should be'
@@ -51,7 +79,19 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "published protocol's threshold of each class",
     )
     fitting.add_argument('--class-agnostic', action='store_true', help='one map for all classes')
-    fitting.add_argument('--score-type', default='GFLHead', help='name of the head of the scores')
+    fitting.add_argument(
+        '--quality-focal',
+        action='store_true',
+        help='fit platt or temperature by Quality Focal Loss in place of cross entropy',
+    )
+    fitting.add_argument(
+        '--grid', action='store_true', help='search platt on the published grid of 100 x 100'
+    )
+    fitting.add_argument(
+        '--score-type',
+        metavar='HEAD',
+        help="name of the head of the scores; by default the config's, or GFLHead for --results",
+    )
     applying.add_argument('--out', required=True, metavar='JSON', help='the results to write')
     reporting.add_argument('--out', required=True, metavar='DIR', help='folder of the report')
     return parser.parse_args(argv)
@@ -68,15 +108,50 @@ def fit(args: argparse.Namespace) -> None:
         GFLDetError: See :func:`.calibrators.fit_calibrator`.
     """
     cuts: tuple[Cut, Cut] = (args.raw_cut, 'lrp')
-    settings = Settings(args.method, args.tau, args.target, args.class_agnostic, cuts)
-    truths, detections = _read(args)
-    calibrator = fit_calibrator(detections, truths, settings, args.score_type)
+    if args.method == DISTRIBUTION:
+        _fit_distribution(args, cuts)
+        return
+    settings = Settings(
+        args.method,
+        args.tau,
+        args.target,
+        args.class_agnostic,
+        cuts,
+        quality_focal=args.quality_focal,
+        grid=args.grid,
+    )
+    (truths, detections), head = read_data(args)
+    calibrator = fit_calibrator(detections, truths, settings, args.score_type or head)
     save_calibrator(calibrator, args.calibrator)
+    scores = calibrator.calibrate(detections.scores, detections.label)
+    _tell(args.calibrator, calibrator, detections, scores, truths)
+
+
+def _fit_distribution(args: argparse.Namespace, cuts: tuple[Cut, Cut]) -> None:
+    for name in ('class_agnostic', 'quality_focal', 'grid'):
+        if getattr(args, name):
+            option = name.replace('_', '-')
+            raise ConfigError(f'--method {DISTRIBUTION} has no --{option}: leave it out')
+    settings = DistributionSettings(tuple(args.evidence), args.tau, args.target, cuts)
+    truths, found, head = read_edges(args)
+    calibrator = fit_distribution_calibrator(found, truths, settings, args.score_type or head)
+    save_distribution_calibrator(calibrator, args.calibrator)
+    scores = calibrator.calibrate(found)
+    _tell(args.calibrator, calibrator, found.detections, scores, truths)
+
+
+def _tell(
+    path: str,
+    calibrator: FittedCalibrator,
+    detections: Detections,
+    scores: np.ndarray,
+    truths: Truths,
+) -> None:
     for each in calibrator.classes:
         print(f'{each.name}: {each.status}, {each.detections} detections')
-    _compare(detections, calibrator.calibrate(detections.scores, detections.label), truths)
-    print(f'calibrator: {args.calibrator}')
-    print(f'to use it: --cfg-options model.test_cfg.calibrator={args.calibrator}')
+    _compare(detections, scores, truths)
+    print(f'calibrator: {path}')
+    print(f'to use it: --cfg-options model.test_cfg.calibrator={path}')
 
 
 def apply(args: argparse.Namespace) -> None:
@@ -102,17 +177,20 @@ def report(args: argparse.Namespace) -> None:
     print('written:', ', '.join(map(str, files)))
 
 
-def _read(args: argparse.Namespace) -> tuple[Truths, Detections]:
-    truths = truths_from_coco(read_json(args.truths), args.truths)
-    return truths, detections_from_coco(read_json(args.results), truths, args.results)
-
-
 def _calibrate(args: argparse.Namespace) -> tuple[Truths, Detections, np.ndarray]:
     """Calibrate the scores of images that the calibrator has not seen, and print what that does."""
-    truths, detections = _read(args)
-    calibrator = load_calibrator(args.calibrator).for_classes(truths.class_names)
+    calibrator = load_any_calibrator(args.calibrator)
+    if isinstance(calibrator, DistributionCalibrator):
+        truths, found, head = read_edges(args)
+        calibrator = calibrator.for_classes(truths.class_names)
+        detections, scores = found.detections, calibrator.calibrate(found)
+    else:
+        (truths, detections), head = read_data(args)
+        calibrator = calibrator.for_classes(truths.class_names)
+        scores = calibrator.calibrate(detections.scores, detections.label)
     calibrator.check_unseen(truths)
-    scores = calibrator.calibrate(detections.scores, detections.label)
+    if getattr(args, 'config', None):
+        calibrator.check_score_type(head)
     _compare(detections, scores, truths)
     return truths, detections, scores
 

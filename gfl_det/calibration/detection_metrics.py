@@ -58,14 +58,19 @@ def targets_of(matches: Matches, target: Target) -> np.ndarray:
 
 
 def laece(
-    matches: Matches, num_bins: int = LAECE_BINS, drop_perfect: bool = False
+    matches: Matches,
+    num_bins: int = LAECE_BINS,
+    drop_perfect: bool = False,
+    as_saod: bool = False,
 ) -> CalibrationError:
     """Localisation-aware expected calibration error: scores against IoUs, class by class.
 
     Args:
-        matches: at tau 0 for LaECE_0.
+        matches: at tau 0 for LaECE_0, at tau .1 for the LaECE of the SAOD paper.
         num_bins: equal bins of the score.
         drop_perfect: leave out classes without any error, as published figures do.
+        as_saod: as in the first definition (Oksuz et al., 2023): bins hold [low, high), so that a
+            score of 1 is in none, and a class with truths but without detections counts as 0.
     """
     judged = matches.judged()
     table = reliability(
@@ -74,8 +79,15 @@ def laece(
         np.linspace(0, 1, num_bins + 1),
         matches.label[judged],
         len(matches.truths),
+        half_open=as_saod,
     )
-    return _averaged(table.errors(), table, drop_perfect)
+    per_class = table.errors()
+    if as_saod:
+        found = np.bincount(matches.label[judged], minlength=len(matches.truths))
+        # What is in no bin still counts among the detections.
+        per_class = per_class * table.number.sum(1) / np.maximum(found, 1)
+        per_class = np.where(matches.truths > 0, np.nan_to_num(per_class), np.nan)
+    return _averaged(per_class, table, drop_perfect)
 
 
 def laace(

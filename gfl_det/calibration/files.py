@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .calibrators import ClassMap, DetectionCalibrator, Settings, Source
+from .calibrators import DetectionCalibrator, Settings
 from .coco import read_json
+from .fitted import ClassMap, FittedCalibrator, Source
 from .maps import map_from_json, map_to_json
 
 FORMAT = 'gfl_det detection calibrator'
@@ -51,11 +52,7 @@ def calibrator_to_json(calibrator: DetectionCalibrator) -> dict[str, Any]:
     )
     if agnostic:
         content['map'] = map_to_json(calibrator.classes[0].map)
-    content['classes'] = [_class_to_json(each, agnostic) for each in calibrator.classes]
-    content['source'] = {
-        **calibrator.source._asdict(),
-        'images': list(calibrator.source.images),
-    }
+    content.update(fitted_to_json(calibrator, with_maps=not agnostic))
     return content
 
 
@@ -79,16 +76,39 @@ def calibrator_from_json(content: Any, source: str) -> DetectionCalibrator:
     try:
         settings = Settings(**{**content['settings'], 'cuts': tuple(content['settings']['cuts'])})
         pooled = content['map'] if settings.class_agnostic else None
-        classes = tuple(_class_from_json(each, pooled) for each in content['classes'])
-        data = content['source']
-        fitted_on = Source(data['fingerprint'], tuple(data['images']), int(data['detections']))
-        if not classes:
-            raise ValueError('it has no classes')
+        classes, fitted_on = fitted_from_json(content, pooled)
         return DetectionCalibrator(settings, str(content['score_type']), classes, fitted_on)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f'{source} is a damaged calibrator ({type(error).__name__}: {error}): fit it again.'
         ) from error
+
+
+def fitted_to_json(calibrator: FittedCalibrator, with_maps: bool) -> dict[str, Any]:
+    """Classes and source, which calibrators of every kind have."""
+    source = {**calibrator.source._asdict(), 'images': list(calibrator.source.images)}
+    return dict(
+        classes=[_class_to_json(each, not with_maps) for each in calibrator.classes], source=source
+    )
+
+
+def fitted_from_json(
+    content: dict[str, Any], pooled: dict[str, Any] | None
+) -> tuple[tuple[ClassMap, ...], Source]:
+    """What :func:`fitted_to_json` wrote.
+
+    Args:
+        content: with ``classes`` and ``source``.
+        pooled: the map of all classes, where they have none of their own.
+
+    Raises:
+        KeyError, TypeError, ValueError: something is missing or damaged.
+    """
+    classes = tuple(_class_from_json(each, pooled) for each in content['classes'])
+    if not classes:
+        raise ValueError('it has no classes')
+    data = content['source']
+    return classes, Source(data['fingerprint'], tuple(data['images']), int(data['detections']))
 
 
 def _class_to_json(each: ClassMap, agnostic: bool) -> dict[str, Any]:

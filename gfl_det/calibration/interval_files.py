@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from .calibrators import Source
 from .coco import read_json
+from .fitted import Source
 from .intervals import IntervalCalibrator
 
 FORMAT = 'gfl_det interval calibrator'
@@ -42,7 +42,7 @@ def to_json(calibrator: IntervalCalibrator) -> dict[str, Any]:
         iou_threshold=calibrator.iou_threshold,
         classes=list(calibrator.class_names),
         levels=list(calibrator.levels),
-        factors=list(calibrator.factors),
+        factors=[list(sides) for sides in calibrator.factors],
         source={**source._asdict(), 'images': list(source.images)},
     )
 
@@ -70,7 +70,7 @@ def from_json(content: Any, source: str) -> IntervalCalibrator:
         data = content['source']
         return IntervalCalibrator(
             tuple(map(float, content['levels'])),
-            tuple(map(float, content['factors'])),
+            tuple(tuple(map(float, sides)) for sides in content['factors']),
             str(content['score_type']),
             tuple(map(str, content['classes'])),
             float(content['iou_threshold']),

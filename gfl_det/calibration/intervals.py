@@ -2,12 +2,12 @@
 
 An edge's distribution is trained to have the right mean, not the right width, so its own interval
 holds another share of true edges than its level says. A calibrator stretches (or shrinks) it about
-its median by one factor a level, found by split conformal prediction (Papadopoulos et al., ECML
-2002; Romano et al., "Conformalized Quantile Regression", NeurIPS 2019, eqs. 6 to 8, with the
-stretch in place of their additive margin, so that unsure edges keep wider intervals): the factor is
-the ``ceil((n + 1) * level)``-th smallest of the stretches that ``n`` true edges needed. If other
-edges are exchangeable with those, the stretched interval holds one with a probability of at least
-``level``.
+its median, by a factor for each level and side of a box that split conformal prediction finds
+(Papadopoulos et al., "Inductive Confidence Machines for Regression", ECML 2002; Romano et al.,
+"Conformalized Quantile Regression", NeurIPS 2019, here with a stretch in place of their additive
+margin, so that unsure edges keep wider intervals): the ``ceil((n + 1) * level)``-th smallest of the
+stretches that the ``n`` true edges of that side needed. If another edge is exchangeable with those,
+its stretched interval holds it with a probability of at least ``level``.
 
 What that says and what not: it is about detections that match a truth of their class at
 ``iou_threshold``, over all of them together, and not about each image, class or size; the four
@@ -28,10 +28,11 @@ from torch import Tensor
 from ..datasets.annotations import listed
 from ..errors import ConfigError, DataError
 from ..uncertainty import EdgeIntervals, edge_intervals, edge_quantiles, stretch_needed
-from .calibrators import Source
+from .fitted import Source
 
-# Levels that factors are fitted for; between two of them a factor is interpolated.
-LEVELS = (*(round(0.05 * step, 2) for step in range(1, 20)), 0.975, 0.99)
+# Levels that factors are fitted for; between two of them a factor is interpolated. Below, halves of
+# intervals are so short that an edge's error, in units of them, says little of the longer ones.
+LEVELS = (*(round(0.05 * step, 2) for step in range(10, 20)), 0.975, 0.99)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class MatchedEdges:
     def __len__(self) -> int:
         return len(self.truths)
 
-    def intervals(self, level: float, factor: float = 1.0) -> EdgeIntervals:
+    def intervals(self, level: float, factor: float | Sequence[float] = 1.0) -> EdgeIntervals:
         """Intervals as a detector gives them: stretched, and cut at the image's border."""
         quantiles = edge_quantiles(self.logits, self.bin_widths, self.prior_centres, level)
         return edge_intervals(quantiles, factor, self.limits)
@@ -74,8 +75,8 @@ class IntervalCalibrator:
 
     Args:
         levels: ascending, in (0, 1).
-        factors: one a level, not falling, so that the interval of a higher level holds that of a
-            lower one.
+        factors: for each level those of the left, top, right and bottom edge, not falling with the
+            level, so that the interval of a higher level holds that of a lower one.
         score_type: whose distributions they are for: the name of a head.
         class_names: of the data set that they were fitted on, in the order of the labels.
         iou_threshold: that a detection needs to match a truth.
@@ -83,7 +84,7 @@ class IntervalCalibrator:
     """
 
     levels: tuple[float, ...]
-    factors: tuple[float, ...]
+    factors: tuple[tuple[float, ...], ...]
     score_type: str
     class_names: tuple[str, ...]
     iou_threshold: float
@@ -91,15 +92,18 @@ class IntervalCalibrator:
 
     def __post_init__(self) -> None:
         levels, factors = np.array(self.levels, float), np.array(self.factors, float)
-        if not len(levels) or len(levels) != len(factors):
-            raise ConfigError('an interval calibrator has as many factors as levels, at least one')
+        if not len(levels) or factors.shape != (len(levels), 4):
+            raise ConfigError('an interval calibrator has four factors a level, at least one level')
         if not ((levels > 0) & (levels < 1)).all() or (np.diff(levels) <= 0).any():
             raise ConfigError(f'levels of intervals ascend between 0 and 1, not {self.levels}')
-        if not (np.isfinite(factors) & (factors >= 0)).all() or (np.diff(factors) < 0).any():
-            raise ConfigError(f'factors of intervals are at least 0 and do not fall: {factors}')
+        if (
+            not (np.isfinite(factors) & (factors >= 0)).all()
+            or (np.diff(factors, axis=0) < 0).any()
+        ):
+            raise ConfigError('factors of intervals are at least 0 and do not fall')
 
-    def factor(self, level: float) -> float:
-        """The factor at a level: interpolated between fitted levels, that of the first below it.
+    def factors_at(self, level: float) -> tuple[float, ...]:
+        """The four factors of a level: interpolated between fitted levels, the first ones below.
 
         Raises:
             DataError: the level lies above the last one that there was data for.
@@ -110,33 +114,39 @@ class IntervalCalibrator:
                 f'levels up to {self.levels[-1]:g}, not {level:g}: lower interval_level, or fit it '
                 'on more images.'
             )
-        return float(np.interp(level, self.levels, self.factors))
+        return tuple(float(np.interp(level, self.levels, side)) for side in zip(*self.factors))
 
 
 def fit_factors(
-    edges: MatchedEdges, levels: Sequence[float] = LEVELS
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    edges: MatchedEdges, levels: Sequence[float] = LEVELS, together: bool = False
+) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
     """Levels and their factors; see the module for how they are found.
 
     Args:
         edges: of a split that nothing else is judged on.
         levels: ascending, in (0, 1). Those for which there are too few edges are left out.
+        together: fit all four sides as one, which makes do with fewer detections.
 
     Raises:
         DataError: there are too few edges for any of the levels.
     """
-    number = 4 * len(edges)
+    number = (4 if together else 1) * len(edges)
     reached = [level for level in levels if math.ceil((number + 1) * level) <= number]
     if not reached:
         raise DataError(
             f'{len(edges)} detections match a truth, too few to fit intervals: use more images.'
         )
-    factors = [conformal_quantile(edges.stretches(level), level) for level in reached]
-    return tuple(reached), tuple(np.maximum.accumulate(factors).tolist())
+    factors = np.empty((len(reached), 4))
+    for row, level in enumerate(reached):
+        needed = edges.stretches(level)
+        sides = [needed] * 4 if together else needed.unbind(1)
+        factors[row] = [conformal_quantile(side, level) for side in sides]
+    rising = np.maximum.accumulate(factors, axis=0)
+    return tuple(reached), tuple(tuple(row) for row in rising.tolist())
 
 
 def conformal_quantile(scores: Tensor, level: float) -> float:
-    """The ``ceil((n + 1) * level)``-th smallest of n scores (Romano et al., eq. 8), at least 0.
+    """The ``ceil((n + 1) * level)``-th smallest of n scores (see the module), at least 0.
 
     Raises:
         ValueError: n is too small for the level.

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Literal, Union
 
 import numpy as np
 from scipy.special import expit
 
+from ..errors import ConfigError
 from .logistic import fit_line, fit_slope
+from .other_fits import fit_line_by_quality, fit_slope_by_quality, search_line
 
 Method = Literal['identity', 'temperature', 'platt', 'linear', 'isotonic']
 EPS = float(np.finfo(float).eps)  # scores of 0 and 1 get the logits of this and of 1 - this
@@ -94,18 +97,33 @@ def logit(scores: np.ndarray) -> np.ndarray:
     return np.log(inside) - np.log1p(-inside)
 
 
-def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> Temperature | Constant:
-    """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``."""
+def fit_temperature(
+    scores: np.ndarray, targets: np.ndarray, quality_focal: bool = False
+) -> Temperature | Constant:
+    """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``.
+
+    With ``quality_focal``, least Quality Focal Loss; see :mod:`.other_fits`.
+    """
     if targets.min() == targets.max() and targets[0] in (0, 1):
         return Constant(float(targets[0]))
-    return Temperature(float(1 / fit_slope(logit(scores), targets)))
+    fit = fit_slope_by_quality if quality_focal else fit_slope
+    return Temperature(float(1 / fit(logit(scores), targets)))
 
 
-def fit_platt(scores: np.ndarray, targets: np.ndarray) -> Platt | Constant:
-    """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``."""
+def fit_platt(
+    scores: np.ndarray, targets: np.ndarray, quality_focal: bool = False, grid: bool = False
+) -> Platt | Constant:
+    """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``.
+
+    With ``quality_focal``, least Quality Focal Loss, and with ``grid``, the best of a grid; see
+    :mod:`.other_fits`.
+    """
     if targets.min() == targets.max() and targets[0] in (0, 1):
         return Constant(float(targets[0]))
-    return Platt(*fit_line(logit(scores), targets))
+    if grid:
+        return Platt(*search_line(logit(scores), targets, quality_focal))
+    fit = fit_line_by_quality if quality_focal else fit_line
+    return Platt(*fit(logit(scores), targets))
 
 
 def fit_linear(scores: np.ndarray, targets: np.ndarray) -> Linear:
@@ -125,13 +143,32 @@ def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> Isotonic:
     return Isotonic(tuple(model.X_thresholds_.tolist()), tuple(model.y_thresholds_.tolist()))
 
 
-FITS: dict[str, Callable[[np.ndarray, np.ndarray], ScoreMap]] = {
+FITS: dict[str, Callable[..., ScoreMap]] = {
     'identity': lambda scores, targets: Identity(),
     'temperature': fit_temperature,
     'platt': fit_platt,
     'linear': fit_linear,
     'isotonic': fit_isotonic,
 }
+
+
+def fit_of(
+    method: str, quality_focal: bool = False, grid: bool = False
+) -> Callable[[np.ndarray, np.ndarray], ScoreMap]:
+    """The fit of a method with its options.
+
+    Raises:
+        ConfigError: the method has no such option.
+    """
+    if grid and method != 'platt':
+        raise ConfigError(f'only platt is searched on a grid, not {method}: leave grid=False')
+    if quality_focal and method not in ('platt', 'temperature'):
+        raise ConfigError(
+            f'platt and temperature are fitted by Quality Focal Loss, {method} is not: leave '
+            'quality_focal=False'
+        )
+    options = {'quality_focal': quality_focal, 'grid': grid}
+    return partial(FITS[method], **{name: True for name, chosen in options.items() if chosen})
 
 
 def map_to_json(score_map: ScoreMap) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 class Reliability(NamedTuple):
     """One row for each group, one column for each of J bins; means of empty bins are NaN."""
 
-    edges: np.ndarray  # (J + 1,) a bin holds (low, high], the first one its low edge too
+    edges: np.ndarray  # (J + 1,) a bin holds (low, high], the first one its low edge too,
+    # or with ``half_open`` [low, high)
     number: np.ndarray  # (G, J) int64, entries
     score: np.ndarray  # (G, J) mean score
     target: np.ndarray  # (G, J) mean target
@@ -35,6 +36,7 @@ def reliability(
     edges: np.ndarray,
     groups: np.ndarray | None = None,
     num_groups: int = 1,
+    half_open: bool = False,
 ) -> Reliability:
     """Sort scores into bins and average.
 
@@ -44,9 +46,17 @@ def reliability(
         edges: ``(J + 1,)`` ascending.
         groups: ``(N,)`` int64 in 0..num_groups-1; None: all in the first.
         num_groups: rows of the table.
+        half_open: bins hold [low, high) in place of (low, high], and a score at the last edge is in
+            none of them.
     """
     bins = len(edges) - 1
-    place = (np.searchsorted(edges, scores) - 1).clip(0, bins - 1)
+    if half_open:
+        inside = scores < edges[-1]
+        scores, targets = scores[inside], targets[inside]
+        groups = None if groups is None else groups[inside]
+        place = np.searchsorted(edges, scores, side='right') - 1
+    else:
+        place = (np.searchsorted(edges, scores) - 1).clip(0, bins - 1)
     if groups is not None:
         place = place + groups * bins
 

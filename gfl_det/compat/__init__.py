@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from gfl_det.pixels import limit_decoder
+
 
 @cache
 def install() -> None:
@@ -12,6 +14,7 @@ def install() -> None:
     Raises:
         SetupError: mmcv is absent, or its compiled operators do not load.
     """
+    limit_decoder()  # before OpenCV is imported
     # In here, as the others import mmengine and through it, if it is broken, fail less clearly.
     from gfl_det.compat import ops
 

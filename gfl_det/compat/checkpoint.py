@@ -45,12 +45,13 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> dict[str
     return load_file(os.path.expanduser(filename), map_location)
 
 
-def load_file(path: str, map_location: MapLocation = None) -> dict[str, Any]:
+def load_file(path: str, map_location: MapLocation = None, mmap: bool = False) -> dict[str, Any]:
     """Load a checkpoint with ``weights_only=True``: tensors, plain values, mmengine's state.
 
     Args:
         path: The file.
         map_location: As in ``torch.load``.
+        mmap: Read tensors when they are used; for a look at what else a file holds.
 
     Raises:
         CheckpointError: The file is missing, damaged, no checkpoint, or holds anything else, such
@@ -69,7 +70,7 @@ def load_file(path: str, map_location: MapLocation = None) -> dict[str, Any]:
     try:
         with _state_types_alone(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # an error says it all, and success needs no remark
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged pickle fails in any way at all

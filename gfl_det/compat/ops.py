@@ -13,14 +13,10 @@ from typing import Any, NoReturn
 import torch
 
 from gfl_det.compat import nms as suppression
+from gfl_det.compat.imports import BUILD_LINE, LITE_LINE
 from gfl_det.errors import MissingOpError, SetupError
 
 EXTENSION = 'mmcv._ext'
-LITE_LINE = 'pip install mmcv-lite==2.1.0'
-BUILD_LINE = (
-    'pip uninstall -y mmcv-lite; pip install "setuptools<81" wheel ninja; '
-    'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv mmcv==2.1.0'
-)
 
 
 @dataclass(frozen=True)

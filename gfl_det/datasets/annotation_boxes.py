@@ -83,12 +83,12 @@ def usable_boxes(dataset: Entry, category_ids: Iterable[Any]) -> tuple[list[Entr
     wanted, entries = set(category_ids), dataset.get('annotations', [])
     asked = [entry for entry in entries if entry['category_id'] in wanted]
     used = [entry for entry in asked if not entry.get('ignore', False)]
-    boxes, is_numeric = _as_boxes([entry.get('bbox') for entry in used])  # (N, 4) xywh, px
-    image_wh = _image_sizes(used, dataset['images'])
+    boxes, is_numeric = as_boxes([entry.get('bbox') for entry in used])  # (N, 4) xywh, px
+    image_wh = image_sizes(used, dataset['images'])
 
     with np.errstate(invalid='ignore', over='ignore'):
-        area, has_area = _areas(used, boxes)
-        faults = _faults(boxes, is_numeric, area, image_wh)
+        area, has_area = areas_of(used, boxes)
+        faults = box_faults(boxes, is_numeric, area, image_wh)
         overhang = np.maximum(-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - image_wh)
     keep = ~np.logical_or.reduce(list(faults.values()))
 
@@ -110,7 +110,7 @@ def usable_boxes(dataset: Entry, category_ids: Iterable[Any]) -> tuple[list[Entr
     return kept, report
 
 
-def _faults(
+def box_faults(
     boxes: np.ndarray, is_numeric: np.ndarray, area: np.ndarray, image_wh: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return a mask (N,) for each reason in `DROPPED`; an entry is set in one at most."""
@@ -131,7 +131,7 @@ def _faults(
     return faults
 
 
-def _image_sizes(entries: list[Entry], images: list[Entry]) -> np.ndarray:
+def image_sizes(entries: list[Entry], images: list[Entry]) -> np.ndarray:
     """Return the width and height (N, 2), px, of the image of each entry."""
     sizes = np.array([(image['width'], image['height']) for image in images], float)
     rows = {image['id']: row for row, image in enumerate(images)}
@@ -142,7 +142,7 @@ def _image_sizes(entries: list[Entry], images: list[Entry]) -> np.ndarray:
 _flat = chain.from_iterable
 
 
-def _as_boxes(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+def as_boxes(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return boxes (N, 4) float64 and which of them (N,) are four real numbers; others are NaN."""
     number, all_lists = len(values), set(map(type, values)) <= {list}
     if all_lists and set(map(len, values)) <= {4} and set(map(type, _flat(values))) <= {int, float}:
@@ -159,7 +159,7 @@ def _as_boxes(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     return boxes.reshape(-1, 4), is_numeric
 
 
-def _areas(entries: list[Entry], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def areas_of(entries: list[Entry], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return areas (N,), w * h where the field is no number, and which (N,) come from the file."""
     given = [as_number(entry.get('area')) for entry in entries]
     area = np.array([np.nan if value is None else value for value in given], float)

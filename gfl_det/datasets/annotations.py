@@ -154,7 +154,7 @@ def match_classes(classes: Sequence[str], categories: list[Entry], source: str) 
             raise DataError(f'The class {twice[0]!r} occurs twice in {where}: rename one.')
     missing = [name for name in classes if name not in in_file]
     if missing:
-        hints = ', '.join(_with_nearest(name, in_file) for name in missing[:MAX_LISTED])
+        hints = ', '.join(with_nearest(name, in_file) for name in missing[:MAX_LISTED])
         raise DataError(
             f'{source} has no class named {hints}; {both}. Set metainfo=dict(classes=(...)) of '
             "the dataset (and the head's num_classes) to the file's names."
@@ -213,7 +213,8 @@ def _refuse_duplicates(entries: list[Entry], key: str, source: str) -> None:
     raise DataError(f'{source}: {key} have ids that occur twice: {twice}; make ids unique.')
 
 
-def _with_nearest(name: Any, names: Sequence[str]) -> str:
+def with_nearest(name: Any, names: Sequence[str]) -> str:
+    """Show a name and the one of a list that is most like it."""
     by_lower = {other.lower(): other for other in names}
     nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
     return f'{name!r} (nearest: {by_lower[nearest[0]]!r})' if nearest else repr(name)

@@ -12,6 +12,7 @@ from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmengine import fileio
 from mmengine.logging import print_log
 
+from gfl_det.datasets import parsed
 from gfl_det.datasets.annotation_boxes import BoxReport, usable_boxes
 from gfl_det.datasets.annotations import (
     Entry,
@@ -21,6 +22,7 @@ from gfl_det.datasets.annotations import (
     parse,
 )
 from gfl_det.errors import DataError, GFLDetError
+from gfl_det.pixels import LIMIT_VARIABLE, header_of, pixel_limit
 from gfl_det.registry import DATASETS
 
 
@@ -45,7 +47,9 @@ class CocoDataset(MMDetCocoDataset):
         Raises:
             DataError: See the class.
         """
-        dataset = parse(self._read(self.ann_file), self.ann_file)
+        dataset = parsed.take(self.ann_file)  # the check before a training has read it
+        if dataset is None:
+            dataset = parse(self._read(self.ann_file), self.ann_file)
         check_structure(dataset, self.ann_file, need_annotations=self._needs_boxes())
         check_ids(dataset, self.ann_file)
         self.cat_ids = match_classes(self.metainfo['classes'], dataset['categories'], self.ann_file)
@@ -140,6 +144,12 @@ class CocoDataset(MMDetCocoDataset):
             return 'does not exist'
         except OSError as error:
             return f'cannot be read ({error.strerror or error})'
+        header = header_of(content)
+        if header is not None and header.pixels > pixel_limit():
+            return (
+                f'has {header.pixels:,} pixels, more than the limit of {pixel_limit():,} '
+                f'({LIMIT_VARIABLE} in the environment raises it)'
+            )
         try:
             image = mmcv.imfrombytes(content)
         except Exception:  # each decoding backend has its own kinds

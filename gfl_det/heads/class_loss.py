@@ -1,4 +1,4 @@
-"""The class loss of a batch: Quality Focal Loss in its own sum, our other losses row by row."""
+"""The class loss of a batch: quality losses summed over maps, our other losses row by row."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..assigners.positives import Positives
-from ..losses.quality_focal_sum import TargetEntries, quality_focal_sum
+from ..losses.quality_focal_sum import ElementLoss, TargetEntries, focal_sum
 from ..losses.score_loss import ScoreLoss
+from ..losses.varifocal import VarifocalLoss
 from .training import target_entries
 
 
@@ -39,7 +40,8 @@ def class_loss(
     """The loss of all class logits, divided by the number of positives.
 
     Args:
-        loss: a Quality Focal Loss, ours or mmdet's, or a :class:`..losses.score_loss.ScoreLoss`.
+        loss: a Quality Focal Loss, ours or mmdet's, our Varifocal Loss, or another
+            :class:`..losses.score_loss.ScoreLoss`.
         maps: class logits, per level ``(B, C, H, W)``.
         targets: of these logits.
         num_positives: scalar.
@@ -47,18 +49,24 @@ def class_loss(
     Returns:
         Scalar.
     """
-    if isinstance(loss, ScoreLoss):
+    if isinstance(loss, ScoreLoss) and not isinstance(loss, VarifocalLoss):
         rows = class_rows(maps, targets)
         return loss(rows.logits, (rows.labels, rows.quality), rows.weight, num_positives)
     weighted = targets.pos_weight > 0
-    return quality_focal_sum(
+    return focal_sum(
         maps,
         _entries(targets, maps[0].shape[1] if weighted else 0),
         targets.excluded,
-        beta=loss.beta,
+        _element_loss(loss),
         weight=targets.pos_weight if weighted else 1.0,
         scale=loss.loss_weight / num_positives,
     )
+
+
+def _element_loss(loss: Any) -> ElementLoss:
+    if isinstance(loss, VarifocalLoss):
+        return ElementLoss.varifocal(loss.alpha, loss.gamma, loss.iou_weighted)
+    return ElementLoss.quality_focal(loss.beta)
 
 
 def class_rows(maps: Sequence[Tensor], targets: ClassTargets) -> Rows:

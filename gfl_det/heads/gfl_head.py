@@ -21,8 +21,8 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..assigners.batch import Grid, Match, PriorLevels, make_grid, match_batch
-from ..calibration.in_detector import calibrate_results, interval_factor
+from ..assigners.batch import PriorLevels, make_grid, match_batch
+from ..calibration.in_detector import calibrate_results, detection_wishes, interval_factor
 from ..errors import ConfigError
 from ..losses import DistributionFocalLoss, QualityFocalLoss
 from ..losses.score_loss import ScoreLoss
@@ -32,15 +32,8 @@ from .class_loss import ClassTargets, class_loss
 from .decoding import Decoder, Frames
 from .integral import Integral
 from .prediction import detect
-from .training import (
-    Truths,
-    box_terms,
-    edge_targets,
-    excluded_cells,
-    known_labels,
-    normalisers,
-    peak_scores,
-)
+from .reach_counts import ReachCounts
+from .training import Scene, Step, Truths, excluded_cells, make_step
 
 # The paper's settings; None in their place keeps mmdet's meaning, such as no norm.
 DEFAULT_NORM = dict(type='GN', num_groups=32, requires_grad=True)
@@ -92,6 +85,8 @@ class GFLHead(AnchorHead):
     Raises:
         ConfigError: several priors a cell, oblong strides, another coder, class loss or sampler.
     """
+
+    reach_counts: ReachCounts | None = None  # of the batches trained on, where a hook wants them
 
     def __init__(
         self,
@@ -218,37 +213,33 @@ class GFLHead(AnchorHead):
         Returns:
             Scalars ``loss_cls`` (QFL), ``loss_bbox`` (IoU loss) and ``loss_dfl`` (DFL).
         """
+        ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            truths = Truths.collect(batch_gt_instances, cls_scores[0].device)
-            border = self.train_cfg.get('allowed_border', -1)
-            grid = make_grid(self.priors, cls_scores, batch_img_metas, border)
-            ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
-            match = match_batch(
-                self.assigner, grid, truths.boxes, truths.image, batch_gt_instances, ignored
-            )
-            return self.losses(cls_scores, bbox_preds, truths, grid, match)
+            scene = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
+            step = make_step(cls_scores, bbox_preds, scene, self.num_classes, self.reg_max)
+            return self.losses(cls_scores, scene, step)
 
-    def losses(
+    def match(
         self,
         cls_scores: Sequence[Tensor],
-        bbox_preds: Sequence[Tensor],
-        truths: Truths,
-        grid: Grid,
-        match: Match,
-    ) -> dict[str, Tensor]:
-        """The three losses of assigned positives, by tensors alone (arguments as made above)."""
-        found, labels = known_labels(match.positives, truths.labels, self.num_classes)
-        stride = torch.tensor([float(x) for x, _ in grid.priors.strides])
-        stride = stride.to(grid.device, non_blocking=True)
-        edges = edge_targets(found, truths.boxes, stride, self.reg_max)
-        terms = box_terms(bbox_preds, found, edges)
+        instances: Sequence[InstanceData],
+        metas: Sequence[dict],
+        ignored: Sequence[InstanceData | None],
+    ) -> Scene:
+        """Assign a batch's truths to the priors of its maps (arguments of ``loss_by_feat``)."""
+        truths = Truths.collect(instances, cls_scores[0].device)
+        grid = make_grid(self.priors, cls_scores, metas, self.train_cfg.get('allowed_border', -1))
+        match = match_batch(self.assigner, grid, truths.boxes, truths.image, instances, ignored)
+        return Scene(truths, grid, match)
 
-        weight = peak_scores(cls_scores, found) * found.valid
-        num_positives, weight_sum = normalisers(found, weight, len(grid.rectangles))
+    def losses(self, cls_scores: Sequence[Tensor], scene: Scene, step: Step) -> dict[str, Tensor]:
+        """The three losses of assigned positives, by tensors alone (arguments as made above)."""
+        positives, labels, terms, weight, num_positives, weight_sum, edges = step
+        if self.reach_counts is not None:
+            self.reach_counts.add(positives, edges, self.reg_max, len(scene.truths.boxes))
+        excluded = excluded_cells(scene.grid, scene.match)
         pos_weight = self.train_cfg.get('pos_weight', -1)
-        targets = ClassTargets(
-            found, labels, terms.quality, excluded_cells(grid, match), pos_weight
-        )
+        targets = ClassTargets(positives, labels, terms.quality, excluded, pos_weight)
         box_loss = self.loss_bbox(terms.decoded, terms.targets, reduction_override='none')
         return dict(
             loss_cls=class_loss(self.loss_cls, cls_scores, targets, num_positives),
@@ -288,14 +279,14 @@ class GFLHead(AnchorHead):
         if batch_img_metas is None:
             raise ValueError('batch_img_metas says how large the images are: give one for each')
         cfg = self.test_cfg if cfg is None else cfg
-        cls_scores = [level.detach() for level in cls_scores]
-        bbox_preds = [level.detach() for level in bbox_preds]
-        device = cls_scores[0].device
-        factor = interval_factor(cfg, type(self).__name__, self.num_classes)
+        cls_scores, bbox_preds = ([x.detach() for x in maps] for maps in (cls_scores, bbox_preds))
+        device, name = cls_scores[0].device, type(self).__name__
+        factor = interval_factor(cfg, name, self.num_classes)
+        wanted = detection_wishes(cfg) if with_nms else cfg
         with torch.autocast(device.type, enabled=False):
             frames = Frames.of(batch_img_metas, cfg, rescale, self.bbox_coder.clip_border, device)
             decoder = Decoder.of(bbox_preds, self.priors, frames)
-            results = detect(decoder, find_candidates(cls_scores, cfg), cfg, with_nms, factor)
+            results = detect(decoder, find_candidates(cls_scores, cfg), wanted, with_nms, factor)
         if not with_nms or not cfg.get('calibrator'):
             return results
-        return calibrate_results(results, cfg.calibrator, type(self).__name__, self.num_classes)
+        return calibrate_results(results, cfg, name, self.num_classes)

@@ -7,6 +7,7 @@ score, so those are final. The results are those of the full computation.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from mmcv.ops import batched_nms, nms
@@ -43,7 +44,7 @@ def detect(
     candidates: Candidates,
     config: ConfigDict,
     with_nms: bool,
-    interval_factor: float = 1.0,
+    interval_factor: float | Sequence[float] = 1.0,
 ) -> list[InstanceData]:
     """Decode candidates, suppress, and keep the best of each image.
 
@@ -53,7 +54,7 @@ def detect(
         config: test config with ``nms`` (None: sort only), ``max_per_img`` (not positive: all),
             ``with_uncertainty``, ``with_distribution`` and ``interval_level``.
         with_nms: False gives all candidates.
-        interval_factor: stretches the edges' intervals.
+        interval_factor: stretches the edges' intervals; one, or one a side.
 
     Returns:
         Per image ``bboxes``, ``scores``, ``labels`` and what was asked for (see
@@ -79,7 +80,11 @@ def detect(
 
 
 def _result(
-    decoder: Decoder, boxes: Tensor, kept: Candidates, config: ConfigDict, interval_factor: float
+    decoder: Decoder,
+    boxes: Tensor,
+    kept: Candidates,
+    config: ConfigDict,
+    interval_factor: float | Sequence[float],
 ) -> InstanceData:
     """The detections of an image with what the config asks for."""
     result = InstanceData(bboxes=boxes, scores=kept.scores, labels=kept.labels)

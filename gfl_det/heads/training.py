@@ -58,6 +58,27 @@ class BoxTerms(NamedTuple):
     targets: Tensor  # (M, 4) truths, strides
     quality: Tensor  # (M,) IoU of both, detached: the target of the class score
     edge_loss: Tensor  # (M,) DFL without its weight, mean over the four edges
+    logits: Tensor  # (M, 4, num_bins) of the edges
+
+
+class Scene(NamedTuple):
+    """A batch's truths and where they are to be found."""
+
+    truths: Truths
+    grid: Grid
+    match: Match
+
+
+class Step(NamedTuple):
+    """What the losses of a batch's positives share."""
+
+    positives: Positives  # M slots; those of unknown labels not valid
+    labels: Tensor  # (M,) int64
+    terms: BoxTerms
+    weight: Tensor  # (M,) of the box losses, 0 where not valid
+    num_positives: Tensor  # scalar, divisor of the class loss
+    weight_sum: Tensor  # scalar, divisor of the box losses
+    edges: EdgeTargets
 
 
 def edge_targets(positives: Positives, truths: Tensor, stride: Tensor, reg_max: int) -> EdgeTargets:
@@ -101,7 +122,7 @@ def box_terms(
     distances, edge_loss = mean_and_focal_loss(logits, targets.distances)
     decoded = distances_to_boxes(targets.points, distances)
     quality = iou(decoded.detach(), targets.boxes)
-    return BoxTerms(decoded, targets.boxes, quality, edge_loss.mean(1))
+    return BoxTerms(decoded, targets.boxes, quality, edge_loss.mean(1), logits)
 
 
 def known_labels(
@@ -163,6 +184,35 @@ def normalisers(positives: Positives, weight: Tensor, num_images: int) -> tuple[
     sums = torch.stack([per_image.clamp(min=1).sum(), weight.sum()])
     num_positives, weight_sum = reduce_mean(sums)
     return num_positives, weight_sum.clamp(min=1)
+
+
+def make_step(
+    cls_scores: Sequence[Tensor],
+    bbox_preds: Sequence[Tensor],
+    scene: Scene,
+    num_classes: int,
+    reg_max: int,
+) -> Step:
+    """Collect what all losses of the positives share.
+
+    Args:
+        cls_scores: class logits, per level ``(B, C, H, W)``.
+        bbox_preds: edge logits, per level ``(B, 4 * num_bins, H, W)``.
+        scene: the assigned truths.
+        num_classes: labels from 0 to num_classes - 1 are known.
+        reg_max: the last bin.
+
+    Returns:
+        The step.
+    """
+    found, labels = known_labels(scene.match.positives, scene.truths.labels, num_classes)
+    stride = torch.tensor([float(x) for x, _ in scene.grid.priors.strides])
+    stride = stride.to(scene.grid.device, non_blocking=True)
+    targets = edge_targets(found, scene.truths.boxes, stride, reg_max)
+    terms = box_terms(bbox_preds, found, targets)
+    weight = peak_scores(cls_scores, found) * found.valid
+    divisors = normalisers(found, weight, len(scene.grid.rectangles))
+    return Step(found, labels, terms, weight, *divisors, targets)
 
 
 def target_entries(

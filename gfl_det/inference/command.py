@@ -124,17 +124,18 @@ def _detect(args: argparse.Namespace, detector: GFLInferencer, drawer: Drawer | 
 
 
 def summary(result: ImageResult) -> str:
-    """One line: the image, how many boxes, of which classes, and the best score of each."""
+    """One line: the image, how many boxes, and of each class the best score and the number."""
     labels, scores = result.instances.labels.tolist(), result.instances.scores.tolist()
     best: dict[int, float] = {}
     for label, score in zip(labels, scores):
-        best[label] = max(score, best.get(label, 0.0))
+        best.setdefault(label, score)  # scores fall
+    number = Counter(labels)
     kinds = ', '.join(
-        f'{number} {result.classes[label]} {best[label]:.2f}'
-        for label, number in Counter(labels).most_common()
+        f'{result.classes[label]} ({score:.2f}{f", {number[label]} times" * (number[label] > 1)})'
+        for label, score in best.items()
     )
-    boxes = 'box' if len(labels) == 1 else 'boxes'
-    return f'{result.name}: {len(labels)} {boxes}' + (f' ({kinds})' if kinds else '')
+    boxes = f'{len(labels)} box' + 'es' * (len(labels) != 1)
+    return f'{result.name}: {boxes}' + (f': {kinds}' if kinds else '')
 
 
 def _check_out(args: argparse.Namespace) -> None:

@@ -46,7 +46,8 @@ class GFLInferencer:
             into the checkpoint, which is read as data: nothing in it is run.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...; None: the best there is.
         score_thr: least score, before calibration; None: that of the config.
-        level: share of true edges that intervals are meant to hold; None: no intervals.
+        level: share of true edges that intervals are meant to hold; None: that of the config, if it
+            has one, or no intervals.
         calibrator: file of ``tools/calibrate.py`` for scores; None: that of the config, if any.
         intervals: file of ``tools/intervals.py`` for intervals; None: that of the config, if any.
         distributions: keep ``edge_logits``, ``bin_widths`` and ``prior_centres`` in results.
@@ -82,7 +83,7 @@ class GFLInferencer:
         if level is not None and not 0 < level < 1:
             raise ConfigError(f'level is a share between 0 and 1, not {level!r}.')
         loaded = load_detector(checkpoint, config, device or get_device(), settings)
-        self.model, self.classes, self.level = loaded.model, loaded.classes, level
+        self.model, self.classes, self.level = loaded.model, loaded.classes, loaded.level
         if optimize is not None:
             self.model = optimize_for_inference(self.model, getattr(torch, optimize))
         self._decoding, self._prepare = _split_pipeline(loaded.pipeline)

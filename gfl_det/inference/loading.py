@@ -38,6 +38,7 @@ class Loaded(NamedTuple):
     model: BaseModel
     classes: tuple[str, ...]
     pipeline: list[dict[str, Any]]  # of the test data set
+    level: float | None  # of intervals
 
 
 def load_detector(
@@ -68,7 +69,8 @@ def load_detector(
     model = _build(cfg, settings, name)
     _load_weights(model, content, path, name)
     classes = _classes(content.get('meta') or {}, cfg)
-    _check_calibrators(cfg.model.get('test_cfg') or {}, classes)
+    test_cfg = cfg.model.get('test_cfg') or {}
+    _check_calibrators(test_cfg, classes)
     try:
         model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -77,7 +79,8 @@ def load_detector(
     datasets = datasets_of(cfg, 'test')
     if not datasets or 'pipeline' not in datasets[0]:
         raise ConfigError(f'{name} has no test_dataloader with a pipeline: add one.')
-    return Loaded(model, classes, list(datasets[0]['pipeline']))
+    level = test_cfg.get('interval_level')
+    return Loaded(model, classes, list(datasets[0]['pipeline']), level)
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """One call that makes a trained detector faster: the same boxes, other arithmetic.
 
 Batch norms go into the convolutions before them, maps lie with channels last, large 3x3
-convolutions are done in fewer products (:mod:`..winograd`), and on request all of it runs in half
-precision. docs/benchmarks.md has what each step brings.
+convolutions are done in fewer products (:mod:`..winograd`), the weights of the others lie as the
+kernels read them (:mod:`.packed`), and on request all of it runs in half precision.
+docs/benchmarks.md has what each step brings.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..errors import SetupError
 from ..hooks.channels_last import CastInput
 from ..winograd import use_winograd
+from .packed import use_packed
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -56,6 +58,8 @@ def optimize_for_inference(
     if compile:
         for child in network:
             child.compile()
+    elif device.type == 'cpu':
+        use_packed(fast)
     return fast
 
 

@@ -2,14 +2,17 @@
 
 from .calibration_modules import BrierLoss, LabelSmoothingLoss, MMCELoss
 from .focal_modules import FocalLoss, InverseFocalLoss
-from .modules import DistributionFocalLoss, QualityFocalLoss
+from .modules import DistillationLoss, DistributionFocalLoss, QualityFocalLoss
+from .varifocal import VarifocalLoss
 
 __all__ = [
     'BrierLoss',
+    'DistillationLoss',
     'DistributionFocalLoss',
     'FocalLoss',
     'InverseFocalLoss',
     'LabelSmoothingLoss',
     'MMCELoss',
     'QualityFocalLoss',
+    'VarifocalLoss',
 ]

@@ -72,7 +72,18 @@ class FocalLoss(ScoreLoss):
             )
         self.alpha = checked_alpha(alpha)
         self.detach_weight = detach_weight
-        self.gammas, self.thresholds = steps, edges
+        self.gammas: tuple[float, ...] = steps
+        self.thresholds: tuple[float, ...] = edges
+
+    def set_gamma(self, gamma: float) -> None:
+        """Take one gamma for all samples from now on.
+
+        Raises:
+            ValueError: it is negative.
+        """
+        if not gamma >= 0:
+            raise ValueError(f'gamma of FocalLoss is at least 0, not {gamma!r}')
+        self.gammas, self.thresholds = (gamma,), ()
 
     def _gamma(self, probability: Tensor) -> float | Tensor:
         if not self.thresholds:

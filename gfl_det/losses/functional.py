@@ -1,7 +1,8 @@
-"""The equations of Generalized Focal Loss: pure, unreduced, torch alone.
+"""The equations of Generalized Focal Loss and of its peer: pure, unreduced, torch alone.
 
-Source: Li et al., "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for
-Dense Object Detection", NeurIPS 2020.
+Sources: Li et al., "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for
+Dense Object Detection", NeurIPS 2020; Zhang et al., "VarifocalNet: An IoU-aware Dense Object
+Detector", CVPR 2021.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distribution import two_bin_target
+from ..distribution import full_precision, two_bin_target
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
@@ -88,3 +89,62 @@ def quality_focal_gradient(logits: Tensor, quality: Tensor, beta: float = 2.0) -
     # |d|^(beta-1) diverges at d = 0 for beta < 1, where the loss has a kink: 0 is its subgradient.
     power = size.pow(beta - 1).where(size > 0, torch.zeros_like(size))
     return size.pow(beta) * difference + beta * power * difference.sign() * slope
+
+
+def varifocal_loss(
+    logits: Tensor,
+    quality: Tensor,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    iou_weighted: bool = True,
+) -> Tensor:
+    """Varifocal Loss (VarifocalNet, eq. 2): focal for negatives alone.
+
+    Args:
+        logits: any shape.
+        quality: target q in [0, 1], broadcasts with logits; 0 for a negative.
+        alpha: weight of negatives.
+        gamma: focusing parameter of negatives, at least 0.
+        iou_weighted: weigh a positive by its quality, as the paper does.
+
+    Returns:
+        Loss of each element: ``q * BCE(s, q)`` where q > 0, else ``alpha * s^gamma * softplus``.
+    """
+    weight = quality if iou_weighted else torch.ones_like(quality)
+    positive = weight * (F.softplus(logits) - quality * logits)
+    negative = alpha * quality_focal_loss(logits, torch.zeros_like(quality), gamma)
+    return positive.where(quality > 0, negative)
+
+
+def varifocal_gradient(
+    logits: Tensor,
+    quality: Tensor,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    iou_weighted: bool = True,
+) -> Tensor:
+    """Derivative of :func:`varifocal_loss`, whose arguments these are, by the logits."""
+    weight = quality if iou_weighted else torch.ones_like(quality)
+    positive = weight * (logits.sigmoid() - quality)
+    negative = alpha * quality_focal_gradient(logits, torch.zeros_like(quality), gamma)
+    return positive.where(quality > 0, negative)
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Divergence of softened distributions: ``T^2 * KL(p || q)``, p the teacher's softmax at T.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015: the factor keeps
+    the gradients' size as the temperature grows. On the bins of an edge it is the localization
+    distillation of Zheng et al., CVPR 2022.
+
+    Args:
+        logits: ``(..., n)`` of the student.
+        teacher: ``(..., n)``; gets no gradient.
+        temperature: T, above 0.
+
+    Returns:
+        ``(...)``, the sum over n; 0 where both distributions are equal.
+    """
+    ours = (full_precision(logits) / temperature).log_softmax(-1)
+    theirs = (full_precision(teacher.detach()) / temperature).log_softmax(-1)
+    return temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..registry import MODELS
 from .functional import (
+    distillation_loss,
     distribution_focal_loss,
     quality_focal_loss,
     quality_focal_loss_from_scores,
@@ -180,5 +181,56 @@ class DistributionFocalLoss(nn.Module):
             Scalar, or ``(N,)`` without reduction.
         """
         loss = distribution_focal_loss(pred, target)
+        reduction = reduction_override or self.reduction
+        return self.loss_weight * reduce_loss(loss, weight, reduction, avg_factor)
+
+
+@MODELS.register_module()
+class DistillationLoss(nn.Module):
+    """Divergence of a student's softened distribution from its teacher's.
+
+    It takes what mmdet's ``KnowledgeDistillationKLDivLoss`` takes. That one averages over the n
+    bins or classes, so it is n times smaller.
+
+    Args:
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: factor of the result.
+        T: temperature, above 0.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+
+    def __init__(
+        self, reduction: Reduction = 'mean', loss_weight: float = 1.0, T: float = 10
+    ) -> None:
+        super().__init__()
+        if T <= 0:
+            raise ValueError(f'T divides logits: choose a temperature above 0, not {T}')
+        self.reduction: Reduction = reduction
+        self.loss_weight = loss_weight
+        self.T = T
+
+    def forward(
+        self,
+        pred: Tensor,
+        soft_label: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: Reduction | None = None,
+    ) -> Tensor:
+        """Loss of logits ``(N, n)`` against the teacher's.
+
+        Args:
+            pred: ``(N, n)`` logits.
+            soft_label: ``(N, n)`` logits of the teacher.
+            weight: ``(N,)``.
+            avg_factor: divisor of the sum.
+            reduction_override: takes the place of ``reduction``.
+
+        Returns:
+            Scalar, or ``(N,)`` without reduction.
+        """
+        loss = distillation_loss(pred, soft_label, self.T)
         reduction = reduction_override or self.reduction
         return self.loss_weight * reduce_loss(loss, weight, reduction, avg_factor)

@@ -1,4 +1,4 @@
-"""Quality Focal Loss summed over a whole pyramid, with its own backward.
+"""Losses that are focal at target 0, summed over a whole pyramid, with their own backward.
 
 Nearly all targets are 0 and only the positives' entries differ. So the sum is taken as if every
 target were 0, on the maps as they lie in memory, in blocks that stay in cache, and the few others
@@ -10,7 +10,7 @@ as much.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,16 @@ from torch.autograd.function import once_differentiable
 
 from ..distribution import full_precision
 from ..maps import Layout
-from .functional import quality_focal_gradient, quality_focal_loss
+from .functional import (
+    quality_focal_gradient,
+    quality_focal_loss,
+    varifocal_gradient,
+    varifocal_loss,
+)
 
 # Logits a block on a CPU: with three float32 temporaries 3 MiB, within the caches of two cores.
 BLOCK = 2**18
+Equation = Callable[..., Tensor]
 # A logit whose loss and gradient at target 0 are exactly 0, in half precision too.
 EXCLUDED_LOGIT = -1e4
 
@@ -43,6 +49,27 @@ class TargetEntries(NamedTuple):
         places = (self.image, self.label, self.cell)
         image, label, cell = (place.where(on, place.new_zeros(())) for place in places)
         return on, (image, label, cell)
+
+
+class ElementLoss(NamedTuple):
+    """A loss of logits against qualities that is ``factor * s^beta * softplus`` at target 0."""
+
+    equation: Equation
+    gradient: Equation  # its derivative by the logits
+    arguments: tuple[float, ...]  # of both, after logits and qualities
+    beta: float
+    factor: float
+
+    @classmethod
+    def quality_focal(cls, beta: float) -> ElementLoss:
+        """Quality Focal Loss."""
+        return cls(quality_focal_loss, quality_focal_gradient, (beta,), beta, 1.0)
+
+    @classmethod
+    def varifocal(cls, alpha: float, gamma: float, iou_weighted: bool) -> ElementLoss:
+        """Varifocal Loss."""
+        arguments = (alpha, gamma, iou_weighted)
+        return cls(varifocal_loss, varifocal_gradient, arguments, gamma, alpha)
 
 
 def _blocks(maps: Tensor) -> Iterator[tuple[slice, ...]]:
@@ -89,10 +116,10 @@ def _negative_sums(
     return sums
 
 
-class _QualityFocalSum(torch.autograd.Function):
+class _FocalSum(torch.autograd.Function):
     # Untyped: torch passes to forward what apply was given, and annotates neither method.
     @staticmethod
-    def forward(ctx, beta, weight, scale, excluded, entries, *maps):  # type: ignore[no-untyped-def]
+    def forward(ctx, loss, weight, scale, excluded, entries, *maps):  # type: ignore[no-untyped-def]
         kept = full_precision(maps[0]).dtype
         scale = scale.to(kept)
         ctx.layouts, ctx.dtype = [Layout.of(level) for level in maps], maps[0].dtype
@@ -105,16 +132,16 @@ class _QualityFocalSum(torch.autograd.Function):
                 # The spare end takes what is written at entries that are not valid.
                 memories.append(logits.new_empty(logits.numel() + 1, dtype=kept))
                 gradient = ctx.layouts[level].view(memories[-1])
-            parts += _negative_sums(logits, mask, beta, scale, gradient)
+            parts += _negative_sums(logits, mask, loss.beta, loss.factor * scale, gradient)
             on, place = places[level]
             chosen = logits.flatten(2)[place].to(kept).where(on, chosen)
         if memories:
-            slope = weight * scale * quality_focal_gradient(chosen, entries.quality, beta)
+            slope = weight * scale * loss.gradient(chosen, entries.quality, *loss.arguments)
             for memory, layout, (on, place) in zip(memories, ctx.layouts, places):
                 memory[layout.address(*place).masked_fill_(~on, len(memory) - 1)] = slope.to(kept)
         ctx.save_for_backward(*memories)
-        change = weight * quality_focal_loss(chosen, entries.quality, beta)
-        change = change - quality_focal_loss(chosen, torch.zeros_like(chosen), beta)
+        change = weight * loss.equation(chosen, entries.quality, *loss.arguments)
+        change = change - loss.equation(chosen, torch.zeros_like(chosen), *loss.arguments)
         change = change.where(entries.valid, change.new_zeros(())).sum() * scale
         return torch.stack([*parts, change.double()]).sum().to(kept)
 
@@ -132,15 +159,15 @@ def _is_one(factor: Tensor) -> bool:
     return factor.device.type == 'cpu' and not torch.compiler.is_compiling() and float(factor) == 1
 
 
-def quality_focal_sum(
+def focal_sum(
     maps: Sequence[Tensor],
     entries: TargetEntries,
     excluded: Sequence[Tensor | None],
-    beta: float = 2.0,
+    loss: ElementLoss,
     weight: float = 1.0,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """Sum of Quality Focal Loss over all classes and cells of all levels and images.
+    """Sum of a loss over all classes and cells of all levels and images.
 
     The gradient is made with the value, so a factor known beforehand, such as the normaliser, is
     best given as ``scale``: what then comes back in backward is mostly 1, and on a CPU the gradient
@@ -151,7 +178,7 @@ def quality_focal_sum(
         entries: where the target is not 0.
         excluded: per level ``(B, 1, H, W)`` bool, cells that do not count, or None; no valid entry
             lies in one.
-        beta: focusing parameter.
+        loss: of each logit.
         weight: of the loss at the entries.
         scale: scalar, factor of the sum; gets no gradient. None: 1.
 
@@ -160,7 +187,19 @@ def quality_focal_sum(
     """
     dense = [level if _is_dense(level) else level.contiguous() for level in maps]
     scale = dense[0].new_ones(()) if scale is None else scale.detach()
-    return _QualityFocalSum.apply(beta, weight, scale, list(excluded), entries, *dense)
+    return _FocalSum.apply(loss, weight, scale, list(excluded), entries, *dense)
+
+
+def quality_focal_sum(
+    maps: Sequence[Tensor],
+    entries: TargetEntries,
+    excluded: Sequence[Tensor | None],
+    beta: float = 2.0,
+    weight: float = 1.0,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Sum of Quality Focal Loss, as :func:`focal_sum` takes it; beta is its focusing parameter."""
+    return focal_sum(maps, entries, excluded, ElementLoss.quality_focal(beta), weight, scale)
 
 
 def _is_dense(maps: Tensor) -> bool:

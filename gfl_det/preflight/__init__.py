@@ -12,8 +12,10 @@ from pathlib import Path
 from mmengine.config import Config
 
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
+from gfl_det.preflight.annotations import check_annotations
 from gfl_det.preflight.classes import check_calibrator, check_classes
 from gfl_det.preflight.data import check_data, check_metric_fields
+from gfl_det.preflight.teacher import check_teacher
 from gfl_det.preflight.weights import check_weights
 
 __all__ = ['check_testing', 'check_training']
@@ -23,7 +25,7 @@ TESTING = ('test',)
 
 
 def check_training(cfg: Config) -> None:
-    """Check a config that is about to be trained: work dir, class counts, data, weights.
+    """Check a config that is about to be trained: work dir, data, classes, weights, teacher.
 
     Raises:
         GFLDetError: Something is missing or contradictory; of several faults one message tells all.
@@ -39,6 +41,8 @@ def check_training(cfg: Config) -> None:
             faults.append(error)
     if faults:
         raise type(faults[0])('\n\nAlso, '.join(map(str, faults)))
+    check_teacher(cfg)
+    check_annotations(cfg, TRAINING)
     check_metric_fields(cfg, TRAINING)
 
 

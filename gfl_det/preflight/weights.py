@@ -57,6 +57,8 @@ def check_weights(cfg: Config) -> None:
 def pretrained_parts(model: Node) -> Iterator[tuple[str, Node]]:
     """Yield the dotted path of each model part with pretrained weights, and its ``init_cfg``."""
     for path, node in walk(model, 'model'):
+        if path.startswith('model.teacher_config'):  # its checkpoint replaces what it starts from
+            continue
         inits = node.get('init_cfg')
         for init in inits if isinstance(inits, (list, tuple)) else [inits]:
             if isinstance(init, dict) and init.get('type') in ('Pretrained', 'PretrainedInit'):

@@ -33,12 +33,13 @@ class Outcome(NamedTuple):
     parameters: int  # of the model
 
 
-def check_config(cfg: Config, side: int = 128) -> Outcome:
+def check_config(cfg: Config, side: int = 128, device: str = 'cpu') -> Outcome:
     """Build a model with random weights, train it for one step, and predict.
 
     Args:
         cfg: a complete config.
         side: of the square images, px.
+        device: to run on.
 
     Returns:
         The losses and the number of detections.
@@ -52,6 +53,7 @@ def check_config(cfg: Config, side: int = 128) -> Outcome:
         _initialise(model)
     if MessageHub.get_current_instance().get_info('iter') is None:
         MessageHub.get_current_instance().update_info('iter', 0)  # some augmentations count steps
+    model.to(device)
     data = model.data_preprocessor(_batch(cfg, side), training=True)
     total, losses = model.train().parse_losses(model(**data, mode='loss'))
     values = {name: float(value.detach()) for name, value in losses.items()}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from gfl_det.cli import CONFIG_ENDINGS, load_config
+from gfl_det.cli import load_config
+from gfl_det.config import CONFIG_ENDINGS
 from gfl_det.errors import ConfigError
 from gfl_det.swapping import zoo
 from gfl_det.swapping.check import check_config

@@ -7,12 +7,17 @@ from typing import Any, Literal
 from mmdet.models import dense_heads, detectors
 from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
 
+from ..detectors import KnowledgeDistillationDetector
 from ..errors import ConfigError, NotSwappableError
 from ..registry import MODELS
 from .report import type_name
 
 Target = Literal['bbox_head', 'rpn_head']
 
+COMPARING_PAIR = (
+    'it is a pair of teacher and student whose losses compare their heads: swap the head of the '
+    "student's own config"
+)
 WHOLE_DETECTORS = (
     (
         detectors.DetectionTransformer,
@@ -24,11 +29,8 @@ WHOLE_DETECTORS = (
         'it is a pair of teacher and student whose assignment comes from the teacher: swap the '
         "head of the student's own config",
     ),
-    (
-        detectors.KnowledgeDistillationSingleStageDetector,
-        'it is a pair of teacher and student whose losses compare their heads: swap the head of '
-        "the student's own config",
-    ),
+    (detectors.KnowledgeDistillationSingleStageDetector, COMPARING_PAIR),
+    (KnowledgeDistillationDetector, COMPARING_PAIR),
     (
         SingleStageInstanceSegmentor,
         'its mask head reads what its box head predicts, and a GFL head predicts boxes alone',

@@ -1,0 +1,1 @@
+"""Measurements that docs/calibration.md quotes, run by ``tools/prove_*.py``."""

@@ -1,0 +1,108 @@
+"""What the papers on training losses say, tested on the same runs in pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from .classification import Run
+
+MUKHOTI = 'Mukhoti 2020'
+WANG = 'Wang 2021'
+LEVEL = 0.05  # of the two-sided paired t test that decides
+Verdict = Literal['holds', 'undecided', 'the opposite holds']
+
+
+class Claim(NamedTuple):
+    """That a measure is lower with one loss than with another."""
+
+    source: str
+    measure: str  # 'error', 'distance of T from 1', or one of MEASURES with 'before' or 'after'
+    lower: str
+    higher: str
+
+    def __str__(self) -> str:
+        return f'{self.measure}: {self.lower} < {self.higher}'
+
+
+class Finding(NamedTuple):
+    """A claim with what the runs say."""
+
+    claim: Claim
+    difference: float  # mean over seeds of the lower one minus the higher one: below 0 is for it
+    seeds_for: int  # seeds in which it is below 0
+    seeds: int
+    p_value: float
+    verdict: Verdict
+
+
+CLAIMS = (
+    Claim(MUKHOTI, 'ECE before', 'Brier', 'CE'),
+    Claim(MUKHOTI, 'ECE before', 'MMCE', 'CE'),
+    Claim(MUKHOTI, 'ECE before', 'FL-3', 'CE'),
+    Claim(MUKHOTI, 'ECE before', 'FLSD-53', 'CE'),
+    Claim(MUKHOTI, 'ECE before', 'FLSD-53', 'FL-3'),
+    Claim(MUKHOTI, 'NLL before', 'FLSD-53', 'CE'),
+    Claim(MUKHOTI, 'distance of T from 1', 'FLSD-53', 'CE'),
+    Claim(MUKHOTI, 'ECE after', 'FLSD-53', 'CE'),
+    Claim(MUKHOTI, 'error', 'FLSD-53', 'CE'),
+    Claim(WANG, 'ECE before', 'LS-.05', 'CE'),
+    Claim(WANG, 'ECE after', 'CE', 'LS-.05'),
+    Claim(WANG, 'ECE after', 'CE', 'FL-3'),
+    Claim(WANG, 'NLL after', 'CE', 'LS-.05'),
+    Claim(WANG, 'NLL after', 'CE', 'FL-3'),
+    Claim(WANG, 'ECE before', 'CE', 'IFL-1.5'),
+    Claim(WANG, 'ECE after', 'IFL-1.5', 'CE'),
+    Claim(WANG, 'NLL after', 'IFL-1.5', 'CE'),
+)
+
+
+def value_of(run: Run, measure: str) -> float:
+    """A measure of a run under the name that claims use.
+
+    Raises:
+        KeyError: the name is unknown.
+    """
+    if measure == 'error':
+        return run.error
+    if measure == 'distance of T from 1':
+        return abs(math.log(run.temperature))
+    name, when = measure.split()
+    return {'before': run.before, 'after': run.after}[when][name]
+
+
+def judge(claim: Claim, runs: Sequence[Run]) -> Finding:
+    """Compare the two losses of a claim seed by seed.
+
+    Args:
+        claim: of two losses.
+        runs: at least two seeds of both.
+
+    Returns:
+        'holds' or 'the opposite holds' where a paired t test at `LEVEL` tells them apart.
+    """
+    from scipy.stats import ttest_rel  # slow to import
+
+    sides = [
+        {run.seed: value_of(run, claim.measure) for run in runs if run.loss == loss}
+        for loss in (claim.lower, claim.higher)
+    ]
+    seeds = sorted(sides[0])
+    lower, higher = (np.array([side[seed] for seed in seeds]) for side in sides)
+    difference = lower - higher
+    # Without any spread the test has no answer: then the sign is the answer.
+    same = np.ptp(difference) == 0
+    p_value = float(difference[0] == 0) if same else float(ttest_rel(lower, higher).pvalue)
+    verdict: Verdict = 'undecided'
+    if p_value < LEVEL:
+        verdict = 'holds' if difference.mean() < 0 else 'the opposite holds'
+    number = int((difference < 0).sum())
+    return Finding(claim, float(difference.mean()), number, len(seeds), p_value, verdict)
+
+
+def finding_to_json(finding: Finding) -> dict[str, Any]:
+    """A finding as plain JSON values."""
+    return {**finding._asdict(), 'claim': finding.claim._asdict()}

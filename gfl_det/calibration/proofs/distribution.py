@@ -1,0 +1,113 @@
+"""What a box's edges and neighbours tell of its IoU beside its score, against isotonic regression.
+
+Held-out images are cut in two at random, for several seeds: calibrators are fitted on one half and
+judged on the other, in two views (see :mod:`.detection`): of all detections, and of those above
+each class's least LRP, the published protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..arrays import Truths
+from ..calibrators import Settings, fit_calibrator
+from ..distribution_calibrator import DistributionSettings, fit_distribution_calibrator
+from ..evaluation import evaluate_detections
+from ..evidence import EdgeDetections, Group
+from ..fitted import Cut
+from ..splits import split_images, take_edge_images
+
+VIEWS: dict[str, tuple[Cut, Cut]] = {'all': (0.0, 0.0), 'kept': ('lrp', 'lrp')}
+# What each calibrator reads; None is the raw score, an empty tuple isotonic regression alone.
+CALIBRATORS: dict[str, tuple[Group, ...] | None] = {
+    'raw': None,
+    'isotonic': (),
+    'score': ('score',),
+    'score, edges': ('score', 'distribution'),
+    'score, overlap': ('score', 'overlap'),
+    'score, edges, overlap': ('score', 'distribution', 'overlap'),
+}
+METRICS = ('LaECE_0', 'LaACE_0', 'LRP_0', 'AP')
+
+
+class Outcome(NamedTuple):
+    """What one calibrator made of one half."""
+
+    name: str  # of the data and detector
+    seed: int
+    calibrator: str  # of CALIBRATORS
+    view: str  # of VIEWS
+    metrics: dict[str, float]  # METRICS; AP is of all detections in either view
+
+
+def pool(parts: Sequence[tuple[Truths, EdgeDetections]]) -> tuple[Truths, EdgeDetections]:
+    """Several splits as one; images get the number of their split before their id.
+
+    Args:
+        parts: of the same classes in the same order, at least one.
+    """
+    truths, found = zip(*parts)
+    begin = np.cumsum([0, *(len(each.image_ids) for each in truths)])
+    image = [each.image + start for each, start in zip(truths, begin)]
+    joined = truths[0]._replace(
+        image_ids=[f'{n}/{i}' for n, each in enumerate(truths) for i in each.image_ids],
+        image_keys=[key for each in truths for key in each.image_keys],
+        image=np.concatenate(image),
+        label=np.concatenate([each.label for each in truths]),
+        boxes=np.concatenate([each.boxes for each in truths]),
+        crowd=np.concatenate([each.crowd for each in truths]),
+    )
+    moved = [
+        each.detections._replace(image=each.detections.image + start)
+        for each, start in zip(found, begin)
+    ]
+    detections = type(moved[0])(*(np.concatenate(values) for values in zip(*moved)))
+    logits = np.concatenate([each.logits for each in found])
+    return joined, EdgeDetections(
+        detections, logits, np.concatenate([each.bin_widths for each in found])
+    )
+
+
+def compare(name: str, truths: Truths, found: EdgeDetections, seeds: int) -> Iterator[Outcome]:
+    """Every calibrator and view for each seed.
+
+    Args:
+        name: of the data and detector.
+        truths: of the held-out images.
+        found: their detections, raw.
+        seeds: how many random cuts.
+
+    Raises:
+        DataError: nothing can be fitted.
+    """
+    for seed in range(seeds):
+        first, second = split_images(truths, seed)
+        fitting, judged = (take_edge_images(truths, found, part) for part in (first, second))
+        for view, cuts in VIEWS.items():
+            for calibrator, groups in CALIBRATORS.items():
+                metrics = _judge(fitting, judged, groups, cuts)
+                yield Outcome(name, seed, calibrator, view, metrics)
+
+
+def _judge(
+    fitting: tuple[Truths, EdgeDetections],
+    judged: tuple[Truths, EdgeDetections],
+    groups: tuple[Group, ...] | None,
+    cuts: tuple[Cut, Cut],
+) -> dict[str, float]:
+    (fit_truths, fit_found), (truths, found) = fitting, judged
+    raw = found.detections
+    if groups:
+        settings = DistributionSettings(groups, cuts=cuts)
+        fitted = fit_distribution_calibrator(fit_found, fit_truths, settings)
+        every, kept = fitted.calibrate(found), fitted.apply(found)[0].detections
+    else:
+        method = Settings('identity' if groups is None else 'isotonic', cuts=cuts)
+        plain = fit_calibrator(fit_found.detections, fit_truths, method)
+        every, kept = plain.calibrate(raw.scores, raw.label), plain.apply(raw)[0]
+    metrics = evaluate_detections(kept, truths)
+    metrics['AP'] = evaluate_detections(raw._replace(scores=every), truths)['AP']
+    return {metric: metrics[metric] for metric in METRICS}

@@ -1,0 +1,88 @@
+"""The command line of ``tools/prove_distribution.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...cli import KeyValueAction, load_config
+from ...errors import ConfigError
+from .distribution import CALIBRATORS, METRICS, VIEWS, Outcome, compare, pool
+from .tables import markdown, spread
+
+SPLITS = ('val', 'test')
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Predict the IoU of detections from their scores, their edges and their '
+        'neighbours; judge that against isotonic regression of the scores on other images.'
+    )
+    parser.add_argument('name', help='of the data and detector, for the table')
+    parser.add_argument('config', help='of a GFL detector: a file, or the name of one')
+    parser.add_argument('checkpoints', nargs='+', help='its weights; several are averaged')
+    parser.add_argument(
+        '--splits',
+        nargs='+',
+        choices=SPLITS,
+        default=['val'],
+        help='held-out data of the config that are pooled and cut in two at random',
+    )
+    parser.add_argument('--seeds', type=int, default=5, help='random cuts, at least 2')
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE')
+    parser.add_argument('--out', type=Path, help='file for all values')
+    return parser.parse_args(argv)
+
+
+def prove(args: argparse.Namespace) -> None:
+    """Run the detector, judge every calibrator, print the table, write the JSON file.
+
+    Raises:
+        GFLDetError: an argument is out of range, or the detector or its data cannot be used.
+    """
+    from ..from_checkpoint import detect_edges  # loads mmdet
+
+    if args.seeds < 2:
+        raise ConfigError(f'--seeds is at least 2, as cuts are compared, not {args.seeds}')
+    outcomes: list[Outcome] = []
+    for number, checkpoint in enumerate(args.checkpoints):
+        cfg = load_config(args.config, args.cfg_options)
+        truths, found = pool([detect_edges(cfg, checkpoint, each) for each in args.splits])
+        for outcome in compare(args.name, truths, found, args.seeds):
+            outcomes.append(outcome)
+            if outcome.calibrator == 'raw' and outcome.view == 'all':
+                place = f'{number + 1}/{len(args.checkpoints)}'
+                print(f'[{place}] cut {outcome.seed + 1} of {args.seeds}', file=sys.stderr)
+    out = args.out or Path('work_dirs/proof') / f'distribution_{args.name}.json'
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps([each._asdict() for each in outcomes], indent=1) + '\n')
+    print(table(outcomes), f'values: {out}', sep='\n\n')
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Means and deviations as Markdown, and LaACE_0 against isotonic regression's."""
+    rows = []
+    for view in VIEWS:
+        reference = _values(outcomes, 'isotonic', view, 'LaACE_0').mean()
+        for calibrator in CALIBRATORS:
+            cells = [_values(outcomes, calibrator, view, metric) for metric in METRICS]
+            change = f'{100 * (cells[1].mean() / reference - 1):+.0f} %'
+            rows.append([view, calibrator, *(spread(each.tolist()) for each in cells), change])
+    head = ['detections', 'reads', *METRICS, 'LaACE_0 to isotonic']
+    return markdown(head, rows, words=2)
+
+
+def _values(outcomes: Sequence[Outcome], calibrator: str, view: str, metric: str) -> np.ndarray:
+    return np.array(
+        [
+            each.metrics[metric]
+            for each in outcomes
+            if (each.calibrator, each.view) == (calibrator, view)
+        ]
+    )

@@ -1,0 +1,109 @@
+"""Random parts of a data set, the same for all who name the same seed.
+
+A calibrator is fitted on other images than it is judged on (Kuzucu et al., "On Calibration of
+Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024: minival and minitest). Where a
+data set has one held-out split, that is cut in two here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import ConfigError, DataError
+from .arrays import Detections, Truths
+from .evidence import EdgeDetections
+
+
+class Judged(NamedTuple):
+    """Detections with the truths of the same images."""
+
+    truths: Truths
+    detections: Detections
+
+
+def split_images(truths: Truths, seed: int = 0, share: float = 0.5) -> tuple[np.ndarray, ...]:
+    """Cut the images in two at random.
+
+    What falls where depends on the seed and on each image's id and file name alone: not on the
+    order of the file, nor on a version of NumPy.
+
+    Args:
+        truths: of N images.
+        seed: any integer; another one, another cut.
+        share: part of the images in (0, 1) that the first group gets, rounded.
+
+    Returns:
+        Two ascending lists of indices into ``truths.image_ids``, together all of them.
+
+    Raises:
+        ConfigError: the share is out of range.
+        DataError: a group would be empty.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f'the share of a split lies in (0, 1), not {share!r}')
+    keys = truths.image_keys
+    order = sorted(range(len(keys)), key=lambda index: _digest(seed, keys[index], index))
+    number = round(share * len(keys))
+    if not 0 < number < len(keys):
+        raise DataError(
+            f'{len(keys)} images cannot be cut into {share:g} and the rest: give more images'
+        )
+    first, second = np.sort(order[:number]), np.sort(order[number:])
+    return first, second
+
+
+def take_images(judged: Judged, chosen: np.ndarray) -> Judged:
+    """The part of truths and detections that lies in some of the images, in order.
+
+    Args:
+        judged: the whole.
+        chosen: ``(n,)`` distinct indices into ``image_ids``, ascending.
+    """
+    truths, detections = judged
+    place = np.full(len(truths.image_ids), -1)
+    place[chosen] = np.arange(len(chosen))
+    image = place[truths.image]
+    kept = image >= 0
+    part = truths._replace(
+        image_ids=[truths.image_ids[index] for index in chosen],
+        image_keys=[truths.image_keys[index] for index in chosen],
+        image=image[kept],
+        label=truths.label[kept],
+        boxes=truths.boxes[kept],
+        crowd=truths.crowd[kept],
+    )
+    found = detections._replace(image=place[detections.image])
+    return Judged(part, found.take(found.image >= 0))
+
+
+def take_edge_images(
+    truths: Truths, found: EdgeDetections, chosen: np.ndarray
+) -> tuple[Truths, EdgeDetections]:
+    """The same of detections with their edges."""
+    part, detections = take_images(Judged(truths, found.detections), chosen)
+    rows = found.take(np.isin(found.detections.image, chosen))
+    return part, rows._replace(detections=detections)
+
+
+def split(judged: Judged, seed: int = 0, share: float = 0.5) -> tuple[Judged, Judged]:
+    """Truths and detections of two random groups of the images: to fit on, and to judge on.
+
+    Args:
+        judged: the whole.
+        seed: see :func:`split_images`.
+        share: part of the images in (0, 1) that the first group gets.
+
+    Raises:
+        ConfigError: the share is out of range.
+        DataError: a group would be empty.
+    """
+    first, second = split_images(judged.truths, seed, share)
+    return take_images(judged, first), take_images(judged, second)
+
+
+def _digest(seed: int, key: str, index: int) -> tuple[str, int]:
+    """A random order; the index decides between images of one key."""
+    return hashlib.sha256(f'{seed} {key}'.encode()).hexdigest(), index

@@ -1,0 +1,5 @@
+"""What is wrong with a data set, found before it costs a training, and a repaired file.
+
+Each check works on what the ones before it left, and what it takes away or changes is what
+``--fix`` writes: a file is checked and repaired by the same code.
+"""

@@ -1,0 +1,174 @@
+"""Why a package of the family does not import, in one sentence with the line that cures it.
+
+Nothing but Python's own library is imported: this is for installations in which nothing else works.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gfl_det.compat.ranges import RANGES
+from gfl_det.errors import GFLDetError, SetupError
+
+DOCTOR = 'gfl_det.doctor'
+LITE_LINE = 'pip install mmcv-lite==2.1.0'
+BUILD_LINE = (
+    'pip uninstall -y mmcv-lite; pip install "setuptools<81" wheel ninja; '
+    'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv mmcv==2.1.0'
+)
+SETUPTOOLS_LINE = 'pip install "setuptools<81"'
+HEADLESS_LINE = (
+    'pip uninstall -y opencv-python; pip install --force-reinstall opencv-python-headless'
+)
+# Modules whose distribution has another name, or which come with another package.
+LINES = {
+    'mmcv': LITE_LINE,
+    'cv2': 'pip install opencv-python',
+    'pkg_resources': SETUPTOOLS_LINE,
+    'sklearn': 'pip install scikit-learn',
+    'yaml': 'pip install pyyaml',
+    'PIL': 'pip install pillow',
+    **{
+        name: f'pip install "{known.tested}"'
+        for name, known in RANGES.items()
+        if name in ('torch', 'mmengine', 'mmdet')
+    },
+}
+
+# How a failure reads -> what it means and the line that cures it; the first match counts.
+FAILURES: tuple[tuple[str, str, str], ...] = (
+    (
+        r"No module named '(?P<name>mmcv\._ext)'",
+        'this mmcv has no compiled operators: import gfl_det before mmdet.models, which brings '
+        'operators of its own, or build mmcv with them',
+        BUILD_LINE,
+    ),
+    (
+        r'mmcv/_ext\S*:.*undefined symbol|_ext\S*\.so.*undefined symbol|DLL load failed.*_ext',
+        "mmcv's compiled operators were built for another torch",
+        BUILD_LINE,
+    ),
+    (
+        r'MMCV==(?P<version>\S+) is used but incompatible',
+        'mmdet refuses mmcv {version}',
+        f'pip uninstall -y mmcv mmcv-lite; {LITE_LINE}',
+    ),
+    (
+        r'MMEngine==(?P<version>\S+) is used but incompatible',
+        'mmengine {version} is refused',
+        LINES['mmengine'],
+    ),
+    (
+        r"cannot import name '\w+' from 'mmcv"
+        r"|No module named 'mmcv\.(?:runner|parallel|utils\.\w+)'",
+        'an mmcv or mmdet of another generation (1.x, 2.x) is installed',
+        f'pip uninstall -y mmcv-full mmcv mmcv-lite mmdet; {LITE_LINE} mmdet==3.3.0',
+    ),
+    (
+        r"No module named '(?P<name>pkg_resources)'",
+        'mmengine needs pkg_resources, which this setuptools lacks',
+        SETUPTOOLS_LINE,
+    ),
+    (
+        r'(?P<name>lib(?:GL|gthread|glib|SM|Xext|Xrender)\S*?\.so\S*): cannot open shared object',
+        'OpenCV needs the screen library {name}, which this system lacks',
+        HEADLESS_LINE,
+    ),
+    (
+        r'numpy\.core\.multiarray failed|compiled using NumPy 1|_ARRAY_API not found'
+        r'|numpy\.(?:dtype|ndarray) size changed',
+        'a package was compiled for another numpy than the installed one',
+        'pip install --upgrade --force-reinstall --no-cache-dir pycocotools opencv-python numpy',
+    ),
+    (
+        r'(?P<name>lib(?:cu|nccl|nv|torch|c10)\S*?\.so\S*): cannot open shared object',
+        'torch lacks the library {name}, so its installation is incomplete',
+        'pip install --force-reinstall torch',
+    ),
+)
+# Whose assertions and missing names are the installation's fault and not the user's.
+FAMILY = ('torch', 'mmengine', 'mmcv', 'mmdet', 'cv2', 'numpy', 'pycocotools', 'scipy', 'sklearn')
+
+
+def doctor_is_running() -> bool:
+    """Whether Python imports the package because ``python -m gfl_det.doctor`` was typed.
+
+    The doctor looks at what does not import, and ``-m`` imports the package around it first.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back:
+        asked_for = frame.f_locals.get('mod_name')  # an argument of all that runs a module
+        if frame.f_globals.get('__name__') == 'runpy' and isinstance(asked_for, str):
+            return asked_for == DOCTOR or asked_for.startswith(f'{DOCTOR}.')
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn a failure to import the family into a SetupError; errors of other origin pass unchanged.
+
+    Raises:
+        SetupError: A package is missing, broken or of a version that another refuses.
+    """
+    try:
+        yield
+    except GFLDetError:
+        raise
+    except Exception as error:  # an import runs any code, so it fails in any way
+        said = explain(error)
+        if said is None:
+            raise
+        raise said from error
+
+
+def explain(error: BaseException) -> SetupError | None:
+    """Say what a failed import means; None where it is no matter of the installation."""
+    text = re.sub(r'\s+', ' ', str(error)).strip()
+    for pattern, meaning, line in FAILURES:
+        match = re.search(pattern, text)
+        if match:
+            # The text itself may hold braces: only the meaning is a template.
+            named = {key: value.rstrip('.,') for key, value in match.groupdict().items()}
+            return SetupError(f'{_first_upper(meaning.format(**named))}: run `{line}`.')
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        top = error.name.partition('.')[0]
+        if top == 'gfl_det':
+            return None
+        line = LINES.get(top, f'pip install {top}')
+        if top != error.name:  # the package is there, a part of it is not
+            line = line.replace('pip install', 'pip install --force-reinstall --no-deps')
+        return SetupError(f'The package {error.name} is not installed: run `{line}`.')
+    culprit = _culprit(error)
+    if culprit is None or not isinstance(
+        error, (ImportError, OSError, AssertionError, AttributeError)
+    ):
+        return None
+    line = LINES.get(culprit, f'pip install {culprit}').replace(
+        'pip install', 'pip install --force-reinstall'
+    )
+    return SetupError(
+        f'The package {culprit} does not import ({type(error).__name__}: {text[:300]}): '
+        f'run `{line}`, and `python -m {DOCTOR}` to see all versions.'
+    )
+
+
+def _culprit(error: BaseException) -> str | None:
+    """Name the package of the family that an error was raised in, or what could not be found."""
+    trace, found = error.__traceback__, None
+    while trace is not None:
+        top = str(trace.tb_frame.f_globals.get('__name__', '')).partition('.')[0]
+        if top in (*FAMILY, 'gfl_det'):
+            found = top
+        trace = trace.tb_next
+    name = (getattr(error, 'name', None) or '').partition('.')[0]
+    if found == 'gfl_det':
+        return name if name in FAMILY else None
+    return found or (name if name in FAMILY else None)
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:] if not text.startswith('mm') else text

@@ -1,0 +1,141 @@
+// Soft edges on a canvas, as gfl_det.visualization draws them: opacity follows the probability.
+
+export const INK = 0.75; // opacity where a distribution puts all its probability
+const FAINT = 0.01; // probabilities below it are not looked for
+
+/** Bins with ascending positions: {first, step, heights}, step > 0 px. */
+function ascending(edge, scale) {
+  const { start, step, probabilities } = edge;
+  if (step > 0) return { first: start * scale, step: step * scale, heights: probabilities };
+  const last = start + step * (probabilities.length - 1);
+  return { first: last * scale, step: -step * scale, heights: [...probabilities].reverse() };
+}
+
+/** How likely the edge is at x: interpolated between bins, 0 one bin beyond the outermost. */
+export function presence(bins, x) {
+  const place = (x - bins.first) / bins.step;
+  const low = Math.floor(place);
+  const at = (bin) => bins.heights[bin] ?? 0;
+  return at(low) + (place - low) * (at(low + 1) - at(low));
+}
+
+/** The probability that the edge lies below x; a bin's is spread evenly around it. */
+export function shareBelow(bins, x) {
+  const place = (x - bins.first) / bins.step + 0.5;
+  const whole = Math.min(bins.heights.length, Math.max(0, Math.floor(place)));
+  let sum = 0;
+  for (let bin = 0; bin < whole; bin += 1) sum += bins.heights[bin];
+  return sum + (place > 0 ? (place - whole) * (bins.heights[whole] ?? 0) : 0);
+}
+
+function span(bins) {
+  const least = Math.min(FAINT, Math.max(...bins.heights));
+  const kept = bins.heights.flatMap((height, bin) => (height >= least ? [bin] : []));
+  return [bins.first + (kept[0] - 1) * bins.step, bins.first + (kept.at(-1) + 1) * bins.step];
+}
+
+function axis(low, high, size, before, after) {
+  const from = Math.max(0, Math.floor(Math.min(span(before)[0], span(after)[0], low)));
+  const to = Math.min(size, Math.ceil(Math.max(span(before)[1], span(after)[1], high)));
+  const along = [];
+  const inside = [];
+  for (let pixel = from; pixel < to; pixel += 1) {
+    along.push(Math.max(presence(before, pixel + 0.5), presence(after, pixel + 0.5)));
+    inside.push(shareBelow(before, pixel + 0.5) * (1 - shareBelow(after, pixel + 0.5)));
+  }
+  return { from, along, inside };
+}
+
+/** How likely a box's outline passes each pixel of a part of the canvas, rows of columns. */
+export function edgeOpacity(entry, scale, width, height) {
+  const [left, top, right, bottom] = entry.edges.map((edge) => ascending(edge, scale));
+  const columns = axis(Infinity, -Infinity, width, left, right);
+  const rows = axis(Infinity, -Infinity, height, top, bottom);
+  const opacity = rows.along.map((alongY, y) => columns.along.map(
+    (alongX, x) => Math.max(rows.inside[y] * alongX, alongY * columns.inside[x])));
+  return { left: columns.from, top: rows.from, opacity };
+}
+
+function rgb(colour) {
+  return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+}
+
+/** Blend a box's distributions into pixels, its colour at most by `ink`. */
+export function blendEdges(pixels, entry, scale, ink) {
+  const { left, top, opacity } = edgeOpacity(entry, scale, pixels.width, pixels.height);
+  const colour = rgb(entry.colour);
+  opacity.forEach((row, y) => row.forEach((alpha, x) => {
+    const at = 4 * ((top + y) * pixels.width + left + x);
+    for (let band = 0; band < 3; band += 1) {
+      pixels.data[at + band] += ink * alpha * (colour[band] - pixels.data[at + band]);
+    }
+  }));
+}
+
+/** Black or white, the more legible on a colour (WCAG luminance). */
+export function textColour(colour) {
+  const [r, g, b] = rgb(colour).map((value) => {
+    const part = value / 255;
+    return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  });
+  const light = 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  return (light + 0.05) / 0.05 > 1.05 / (light + 0.05) ? '#000' : '#fff';
+}
+
+function overlap(a, b) {
+  const wide = Math.min(a.x + a.w, b.x + b.w) - Math.max(a.x, b.x);
+  const tall = Math.min(a.y + a.h, b.y + b.h) - Math.max(a.y, b.y);
+  return wide > 0 && tall > 0 ? wide * tall : 0;
+}
+
+/** The place for a label that covers least of the labels placed before it. */
+export function placeLabel(box, w, h, placed, width, height) {
+  const [x1, y1, x2, y2] = box;
+  const corners = [[x1, y1 - h], [x1, y1], [x2 - w, y1 - h], [x1, y2], [x2 - w, y1],
+    [x1, y2 - h], [x2 - w, y2], [x2 - w, y2 - h]];
+  const spots = corners.map(([x, y]) => ({
+    x: Math.max(0, Math.min(x, width - w)), y: Math.max(0, Math.min(y, height - h)), w, h }));
+  const cost = spots.map((spot, index) => 0.02 * index * w * h
+    + placed.reduce((sum, other) => sum + overlap(spot, other), 0));
+  return spots[cost.indexOf(Math.min(...cost))];
+}
+
+const SVG = 'http://www.w3.org/2000/svg';
+
+function shape(name, attributes, text) {
+  const element = document.createElementNS(SVG, name);
+  Object.entries(attributes).forEach(([key, value]) => element.setAttribute(key, value));
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+/** A bar for each bin of an edge, as they lie along the image's axis, with a line at the box. */
+export function barChart(edge, place, colour) {
+  const [width, height, foot, side] = [320, 96, 16, 22];
+  const svg = shape('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img',
+    'aria-label': `${edge.side} edge: standard deviation ${edge.std} px` });
+  const { first, step: apart, heights } = ascending(edge, 1);
+  const count = heights.length;
+  const step = (width - side) / count;
+  const base = height - foot;
+  [0, 0.5, 1].forEach((level) => {
+    const y = base - level * (base - 8);
+    svg.append(shape('line', { class: 'axis', x1: side, x2: width, y1: y, y2: y }),
+      shape('text', { x: side - 4, y: y + 3, 'text-anchor': 'end' }, level));
+  });
+  heights.forEach((probability, bin) => {
+    const tall = probability * (base - 8);
+    const bar = shape('rect', { class: 'bar', x: side + bin * step + step * 0.12,
+      y: base - tall, width: step * 0.76, height: tall, fill: colour });
+    const at = (first + bin * apart).toFixed(0);
+    bar.append(shape('title', {}, `${at} px: ${(100 * probability).toFixed(1)} %`));
+    svg.append(bar);
+    if (bin % 4 === 0) {
+      const label = { x: side + (bin + 0.5) * step, y: height - 4, 'text-anchor': 'middle' };
+      svg.append(shape('text', label, at));
+    }
+  });
+  const mean = side + ((place - first) / apart + 0.5) * step;
+  svg.append(shape('line', { class: 'mean', x1: mean, x2: mean, y1: 2, y2: base }));
+  return svg;
+}

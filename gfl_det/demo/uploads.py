@@ -1,0 +1,67 @@
+"""Uploaded images, which may be anything: sizes are judged before anything is decoded."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import DataError
+
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
+
+
+class Limits(NamedTuple):
+    """What an upload may be."""
+
+    max_bytes: int = 10 * 2**20
+    max_pixels: int = 20_000_000
+
+
+def decode_upload(content: bytes, limits: Limits) -> np.ndarray:
+    """Decode an image, upright as its EXIF orientation says.
+
+    Args:
+        content: a whole file.
+        limits: of its size.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB.
+
+    Raises:
+        DataError: the file is too large, has too many pixels (its header is asked, so that a small
+            file cannot unfold into gigabytes), is damaged, or no image of a known format.
+    """
+    if len(content) > limits.max_bytes:
+        raise DataError(too_large(limits))
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.width * image.height > limits.max_pixels:
+            raise DataError(
+                f'This image has {image.width} x {image.height} pixels: send one of at most '
+                f'{limits.max_pixels / 1e6:.3g} megapixels.'
+            )
+        return np.array(ImageOps.exif_transpose(image).convert('RGB'))
+    except UnidentifiedImageError as error:
+        raise DataError(f'This file is no image: send {", ".join(FORMATS)}.') from error
+    except Image.DecompressionBombError as error:
+        raise DataError('This image has too many pixels: send a smaller one.') from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError('This image is damaged or cut off: send it again.') from error
+
+
+def too_large(limits: Limits) -> str:
+    """The sentence for an upload of too many bytes."""
+    return f'This file is too large: send one of at most {limits.max_bytes / 2**20:.3g} MiB.'
+
+
+def accepted(limits: Limits) -> str:
+    """What may be sent, for the page."""
+    return (
+        f'{", ".join(FORMATS)}; at most {limits.max_bytes / 2**20:.3g} MiB and '
+        f'{limits.max_pixels / 1e6:.3g} megapixels'
+    )

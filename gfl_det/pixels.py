@@ -1,0 +1,58 @@
+"""How large a picture says it is, before memory is taken for it."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from typing import NamedTuple
+
+MAX_PIXELS = 178_956_970  # where PIL refuses; decoded, 512 MiB, and a few kilobytes can ask for it
+LIMIT_VARIABLE = 'OPENCV_IO_MAX_IMAGE_PIXELS'
+EXIF_ORIENTATION = 0x0112
+
+
+class Header(NamedTuple):
+    """What the head of an image file states."""
+
+    pixels: int  # width times height
+    orientation: int = 1  # of EXIF, 1 to 8; 1: as stored
+
+
+def limit_decoder() -> None:
+    """Let OpenCV refuse pictures of more than `MAX_PIXELS`, unless the environment says otherwise.
+
+    OpenCV reads the variable when it is first imported; its own limit is six times as large.
+    """
+    os.environ.setdefault(LIMIT_VARIABLE, str(MAX_PIXELS))
+
+
+def pixel_limit() -> int:
+    """Return the number of pixels that a picture may have."""
+    given = os.environ.get(LIMIT_VARIABLE, '')
+    return int(given) if given.isdecimal() else MAX_PIXELS
+
+
+def header_of(content: bytes) -> Header | None:
+    """Read the head of an image file; None where PIL is absent or cannot read it.
+
+    Args:
+        content: The file, or enough of its beginning.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of half the size that it refuses
+            picture = Image.open(io.BytesIO(content))
+            orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    except Image.DecompressionBombError as refusal:
+        return Header(int(re.findall(r'\d+', str(refusal))[0]))
+    except Exception:  # a damaged head fails in any way
+        return None
+    width, height = picture.size
+    right = isinstance(orientation, int) and 1 <= orientation <= 8
+    return Header(width * height, orientation if right else 1)

@@ -1,0 +1,209 @@
+"""The command line of ``tools/suggest_reg_max.py``: what it reads, writes and prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gfl_det.assigners import ATSSAssigner
+from gfl_det.cli import load_config
+from gfl_det.errors import ConfigError
+from gfl_det.preflight.classes import class_names
+from gfl_det.preflight.walk import datasets_of, walk
+from gfl_det.reach import picture, report
+from gfl_det.reach.advice import DEFAULT_LIMITS, MOST, Advice, Limits, advise
+from gfl_det.reach.boxes import read_boxes
+from gfl_det.reach.measure import LARGEST, Pyramid
+from gfl_det.reach.resizing import Resizing, resizing_of
+from gfl_det.registry import TASK_UTILS
+
+EPILOG = """\
+Priors and assigner are those that train: a positive is a prior that ATSS gives to a box, and an
+edge is clipped if it lies farther from that prior than reg_max strides of its level.
+Of the pyramids tried the least change is suggested that keeps to --max-bare and --max-clipped."""
+DEFAULTS = dict(strides=(8, 16, 32, 64, 128), anchor_scale=8.0, reg_max=MOST, topk=9, pad=32)
+
+
+class Setting(NamedTuple):
+    """What a detector does with a data set."""
+
+    pyramid: Pyramid
+    reg_max: int
+    assigner: ATSSAssigner
+    resizing: Resizing
+    classes: list[str] | None
+    not_followed: list[str]
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Suggest reg_max, strides and anchor scale for your own boxes.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('annotations', metavar='ANNOTATIONS', help='COCO JSON of the boxes')
+    parser.add_argument(
+        '--config',
+        help='take image size, strides, anchor scale, reg_max, top k and classes from this config',
+    )
+    size = parser.add_argument_group('the detector, in place of what the config says')
+    size.add_argument(
+        '--scale',
+        type=_positive,
+        nargs=2,
+        metavar=('W', 'H'),
+        help='px that images are fitted into, ratio kept, as mmdet does; without: as they are',
+    )
+    size.add_argument('--strides', type=_positive, nargs='+', metavar='S', help='8 16 32 64 128')
+    size.add_argument('--anchor-scale', type=float, metavar='X', help='side in strides (8)')
+    size.add_argument('--reg-max', type=_positive, metavar='N', help='to judge (16)')
+    size.add_argument('--topk', type=_positive, metavar='K', help='candidates a level of ATSS (9)')
+    size.add_argument('--pad', type=_positive, metavar='PX', help='images are padded to (32)')
+    limits = parser.add_argument_group('what the advice keeps to')
+    default = DEFAULT_LIMITS
+    limits.add_argument(
+        '--max-bare',
+        type=float,
+        default=default.bare,
+        metavar='SHARE',
+        help='of truths without a positive (%(default)s)',
+    )
+    limits.add_argument(
+        '--max-clipped',
+        type=float,
+        default=default.clipped,
+        metavar='SHARE',
+        help='of positives with an edge beyond reg_max (%(default)s)',
+    )
+    parser.add_argument(
+        '--sample', type=_positive, default=20000, metavar='N', help='boxes to try pyramids on'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of the sample and of random sizes')
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/reach'), metavar='DIR', help='for JSON and PNG'
+    )
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> Advice:
+    """Measure, print, and write ``reach.json`` and ``reach.png``.
+
+    Raises:
+        GFLDetError: The annotations or the config cannot be used.
+    """
+    setting = read_setting(args)
+    random = np.random.default_rng(args.seed)
+    print(f'reading {args.annotations}', file=sys.stderr, flush=True)
+    boxes = read_boxes(args.annotations, setting.resizing, random, setting.classes)
+    images = len(boxes.image_wh)
+    print(f'{args.annotations}: {len(boxes.xyxy):,} boxes of {images:,} images, ', end='')
+    print(f'{boxes.num_classes} classes, {setting.resizing}')
+    for warning in (boxes.dropped, _not_followed(setting.not_followed)):
+        if warning:
+            print(f'warning: {warning}', file=sys.stderr)
+    advice = advise(
+        boxes,
+        setting.pyramid,
+        setting.assigner,
+        reg_max=setting.reg_max,
+        limits=Limits(args.max_bare, args.max_clipped),
+        sample=args.sample,
+        seed=args.seed,
+        report=_show_progress,
+    )
+    print(report.format_text(advice))
+    args.out.mkdir(parents=True, exist_ok=True)
+    report.write_json(advice, args.out / 'reach.json')
+    picture.draw(advice, args.out / 'reach.png')
+    print(f'written: {args.out / "reach.json"}, {args.out / "reach.png"}')
+    return advice
+
+
+def read_setting(args: argparse.Namespace) -> Setting:
+    """Take each value from its option, else from the config, else the paper's.
+
+    Raises:
+        ConfigError: The config has no head with a pyramid of square priors, or no resizing.
+    """
+    found: dict[str, Any] = dict(DEFAULTS)
+    resizing, classes = Resizing(), None
+    not_followed: list[str] = []
+    options: dict[str, Any] = {}
+    if args.config:
+        cfg = load_config(args.config)
+        found.update(_head_of(cfg.model, args.config))
+        options = _assigner_of(cfg.model)
+        found['topk'] = options.pop('topk', found['topk'])
+        datasets = datasets_of(cfg, 'train')
+        if datasets and not args.scale:
+            resizing, not_followed = resizing_of(datasets[0].get('pipeline', []))
+        classes = class_names(datasets[0]) if datasets else None
+    given = {key: getattr(args, key) for key in DEFAULTS if getattr(args, key) is not None}
+    found.update(given)
+    if args.scale:
+        resizing = Resizing((tuple(args.scale),))
+    strides = tuple(sorted(found['strides']))
+    if found['anchor_scale'] <= 0 or not 2 <= found['reg_max'] < LARGEST:
+        raise ConfigError(f'Give an anchor scale above 0 and a reg_max of 2 to {LARGEST - 1}.')
+    pyramid = Pyramid(strides, float(found['anchor_scale']), found['pad'])
+    assigner = ATSSAssigner(found['topk'], **options)
+    return Setting(pyramid, found['reg_max'], assigner, resizing, classes, not_followed)
+
+
+def _head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
+    """Strides, anchor scale, reg_max and padding of the first head with one prior a cell."""
+    for _, node in walk(model, 'model'):
+        anchors = node.get('anchor_generator')
+        if not isinstance(anchors, dict) or 'strides' not in anchors:
+            continue
+        generator = TASK_UTILS.build(dict(anchors))
+        if set(generator.num_base_priors) != {1}:
+            break
+        sides = [float(base[0, 2] - base[0, 0]) for base in generator.base_anchors]
+        strides = [int(x) for x, _ in generator.strides]
+        scales = {round(side / stride, 4) for side, stride in zip(sides, strides)}
+        if len(scales) != 1:
+            break
+        pad = (model.get('data_preprocessor') or {}).get('pad_size_divisor', 1)
+        found = dict(strides=strides, anchor_scale=scales.pop(), pad=pad)
+        return dict(found, reg_max=node.get('reg_max', DEFAULTS['reg_max']))
+    raise ConfigError(
+        f'{name} has no head with one square prior a cell: put ours in by tools/swap_head.py first.'
+    )
+
+
+def _assigner_of(model: dict[str, Any]) -> dict[str, Any]:
+    """What the config says of ATSS that changes its positives without ignored truths."""
+    for _, node in walk(model, 'model'):
+        if str(node.get('type', '')).rpartition('.')[2] == 'ATSSAssigner':
+            return {key: node[key] for key in ('topk', 'with_best_prior') if key in node}
+    return {}
+
+
+def _not_followed(steps: list[str]) -> str | None:
+    if not steps:
+        return None
+    return (
+        f'{", ".join(steps)} of the training pipeline move boxes further, which is not followed: '
+        'what is measured are the boxes of whole images'
+    )
+
+
+def _show_progress(what: str, done: int, total: int) -> None:
+    """One line, rewritten on a terminal; in a log only its last state."""
+    if done == total or sys.stderr.isatty():
+        end = '\n' if done == total else ''
+        print(f'\r{what}: {done:,} of {total:,}', end=end, file=sys.stderr, flush=True)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{value} is not at least 1')
+    return value

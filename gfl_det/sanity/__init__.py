@@ -1,0 +1,1 @@
+"""Does a config learn eight pictures by heart? If not, or if it should not: which part is wrong."""

@@ -1,0 +1,264 @@
+"""Bar charts of a box's edges beside the box itself: sharp distributions against flat ones.
+
+Bars stand where their bins lie in the image: those of the left and right edge above it, those of
+the top and bottom edge at its side, as figures 2 and 3 of the paper show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import DataError
+from .edges import SIDES, Boxes, EdgeBins, reach
+from .palette import class_colours
+from .picture import box_texts
+from .soft import draw_soft_edges
+
+ENDINGS = ('.jpg', '.pdf', '.png', '.svg')
+DPI = 200  # of PNG and JPEG files
+FAINT = 0.02  # probabilities below it do not widen the part of the image that is shown
+PAGE, GRID, TEXT = 'white', '#d8dbe2', '#1d2129'
+BEYOND = '#eceef2'  # the image's border
+# Inches: the image's height, the charts' depth, room for their ticks, space between boxes.
+HEIGHT, DEPTH, TICKS, SPACE, TITLE = 2.6, 0.9, 0.42, 0.25, 0.42
+ASPECT = (0.7, 1.6)  # of the part of the image that is shown, width over height
+
+
+class Panel(NamedTuple):
+    """One box of a figure."""
+
+    box: int  # its index
+    view: tuple[int, int, int, int]  # xyxy px, the part of the image that is shown
+    truth: np.ndarray | None  # (4,) xyxy px
+
+    @property
+    def width(self) -> float:
+        """Of the image in the figure, inches."""
+        x1, y1, x2, y2 = self.view
+        return HEIGHT * (x2 - x1) / (y2 - y1)
+
+
+def edge_spread(bins: EdgeBins) -> np.ndarray:
+    """Standard deviations ``(N, 4)`` of the edges, px."""
+    mean = (bins.probabilities * bins.positions).sum(-1, keepdims=True)
+    return np.sqrt((bins.probabilities * (bins.positions - mean) ** 2).sum(-1))
+
+
+def edge_entropy(bins: EdgeBins) -> np.ndarray:
+    """Entropies ``(N, 4)`` of the edges, nats, in [0, log(num_bins)]."""
+    safe = np.maximum(bins.probabilities, 1e-12)
+    return -(bins.probabilities * np.log(safe)).sum(-1)
+
+
+def sharp_and_flat(boxes: Boxes) -> list[int]:
+    """The box with the sharpest edges and the one with the flattest, by mean entropy.
+
+    Returns:
+        Two indices, one where there is a single box, none where there is none.
+    """
+    if boxes.edges is None or len(boxes.boxes) == 0:
+        return []
+    entropy = edge_entropy(boxes.edges).mean(1)
+    return list(dict.fromkeys([int(entropy.argmin()), int(entropy.argmax())]))
+
+
+def edge_figure(
+    image: np.ndarray,
+    boxes: Boxes,
+    chosen: Sequence[int],
+    classes: Sequence[str] | None = None,
+    truths: Boxes | None = None,
+) -> Any:
+    """Chosen boxes side by side, each with the distributions of its edges.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        boxes: with ``edges``, px of the image.
+        chosen: indices of boxes, one at least.
+        classes: names; None: numbers.
+        truths: dashed lines show the one that overlaps a box the most, from IoU 0.5 on.
+
+    Returns:
+        A matplotlib figure, to be saved in any format: bars and letters stay vectors.
+
+    Raises:
+        DataError: the boxes have no distributions, or there is no such box.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if boxes.edges is None:
+        raise DataError(
+            'these boxes have no edge distributions: set model.test_cfg.with_distribution=True '
+            'and use a detector with a GFL head.'
+        )
+    if len(chosen) == 0 or not all(0 <= index < len(boxes.boxes) for index in chosen):
+        raise DataError(f'there is no box {list(chosen)}: there are {len(boxes.boxes)}, from 0 on.')
+    panels = [_panel(boxes, index, truths) for index in chosen]
+    widths = [SPACE + panel.width + DEPTH + TICKS for panel in panels]
+    size = sum(widths) + SPACE, TICKS + HEIGHT + DEPTH + TITLE
+    figure = Figure(figsize=size, facecolor=PAGE)
+    FigureCanvasAgg(figure)
+    for place, panel in zip(np.cumsum([TICKS, *widths[:-1]]), panels):
+        _draw_panel(figure, place, panel, image, boxes, box_texts(boxes, classes)[panel.box])
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG or JPEG of print quality, or as PDF or SVG with letters as text.
+
+    Raises:
+        DataError: the ending is another, or the file cannot be written.
+    """
+    import matplotlib
+
+    if path.suffix not in ENDINGS:
+        raise DataError(f'{path} must end in {", ".join(ENDINGS)}.')
+    # Type 42 embeds letters as letters; journals refuse matplotlib's type 3.
+    with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.hashsalt': path.stem}):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=DPI)
+        except OSError as error:
+            raise DataError(f'{path} cannot be written: {error.strerror}.') from error
+
+
+def _panel(boxes: Boxes, index: int, truths: Boxes | None) -> Panel:
+    """Choose the part of the image around a box: its edges' bins, and its truth."""
+    assert boxes.edges is not None
+    truth = _nearest(boxes.boxes[index], truths)
+    shown = [boxes.boxes[index]] if truth is None else [boxes.boxes[index], truth]
+    bins = boxes.edges
+    for side in range(4):
+        low, high = reach(bins.positions[index, side], bins.probabilities[index, side], FAINT)
+        stretch = boxes.boxes[index].copy()
+        stretch[[side % 2, side % 2 + 2]] = low, high
+        shown.append(stretch)
+    low = np.min([each[:2] for each in shown], axis=0)
+    high = np.max([each[2:] for each in shown], axis=0)
+    view = _fit_aspect(*low.tolist(), *high.tolist())
+    return Panel(index, view, truth)
+
+
+def _fit_aspect(x1: float, y1: float, x2: float, y2: float) -> tuple[int, int, int, int]:
+    """Widen a view until it is neither thin nor flat, to whole pixels."""
+    missing_x = max(0.0, ASPECT[0] * (y2 - y1) - (x2 - x1)) / 2
+    missing_y = max(0.0, (x2 - x1) / ASPECT[1] - (y2 - y1)) / 2
+    low, high = (
+        np.floor([x1 - missing_x, y1 - missing_y]),
+        np.ceil([x2 + missing_x, y2 + missing_y]),
+    )
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
+def _nearest(box: np.ndarray, truths: Boxes | None) -> np.ndarray | None:
+    """The truth that overlaps a box the most, if by an IoU of 0.5."""
+    if truths is None or len(truths.boxes) == 0:
+        return None
+    low = np.maximum(box[:2], truths.boxes[:, :2])
+    high = np.minimum(box[2:], truths.boxes[:, 2:])
+    common = np.clip(high - low, 0, None).prod(1)
+    areas = (truths.boxes[:, 2:] - truths.boxes[:, :2]).prod(1)
+    iou = common / np.maximum((box[2:] - box[:2]).prod() + areas - common, 1e-9)
+    best = iou.argmax()
+    return truths.boxes[best] if iou[best] >= 0.5 else None
+
+
+def _draw_panel(
+    figure: Any, left: float, panel: Panel, image: np.ndarray, boxes: Boxes, text: str
+) -> None:
+    """The image with the box, a chart above and one at its right, and a title with numbers."""
+    wide, tall = figure.get_size_inches()
+    bottom = TICKS
+
+    def axes(x: float, y: float, width: float, height: float) -> Any:
+        return figure.add_axes((x / wide, y / tall, width / wide, height / tall))
+
+    centre = axes(left, bottom, panel.width, HEIGHT)
+    above = axes(left, bottom + HEIGHT + 0.06, panel.width, DEPTH)
+    beside = axes(left + panel.width + 0.06, bottom, DEPTH, HEIGHT)
+    _draw_view(centre, panel, image, boxes)
+    colour = class_colours(int(boxes.labels[panel.box]) + 1)[-1] / 255
+    for side in range(4):
+        _draw_bars(beside if side % 2 else above, side, panel, boxes, colour)
+    _dress(above, beside, panel)
+    x = left / wide
+    y = (bottom + HEIGHT + DEPTH + 0.06 + 0.13) / tall
+    figure.text(x, y, text, color=TEXT, fontsize=9, weight='bold', va='bottom')
+    corner = (left + panel.width + 0.16) / wide, (bottom + HEIGHT + DEPTH + 0.06) / tall
+    spread = edge_spread(boxes.edges)[panel.box] if boxes.edges is not None else np.zeros(4)
+    lines = [f'{side}: std {value:.1f} px' for side, value in zip(SIDES, spread)]
+    lines.append('line: mean' + (', dashes: truth' if panel.truth is not None else ''))
+    figure.text(*corner, '\n'.join(lines), color=TEXT, fontsize=6, va='top', linespacing=1.45)
+
+
+def _draw_view(axes: Any, panel: Panel, image: np.ndarray, boxes: Boxes) -> None:
+    """The part of the image, enlarged, with the soft edges and the lines of the box."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import MaxNLocator
+    from PIL import Image
+
+    x1, y1, x2, y2 = panel.view
+    scale = HEIGHT * DPI / (y2 - y1)
+    size = max(1, round((x2 - x1) * scale)), max(1, round((y2 - y1) * scale))
+    part = Image.new('RGB', (x2 - x1, y2 - y1), BEYOND)
+    part.paste(Image.fromarray(image), (-x1, -y1))
+    canvas = np.asarray(part.resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
+    one = boxes._replace(
+        boxes=boxes.boxes[[panel.box]], labels=boxes.labels[[panel.box]], scores=None
+    )
+    assert boxes.edges is not None
+    origin = np.array([x1, y1, x1, y1])
+    edges = boxes.edges.take([panel.box])
+    edges = edges._replace(positions=(edges.positions - origin[:, None]) * scale)
+    colour = class_colours(int(one.labels[0]) + 1)[-1:].astype(np.float32)
+    draw_soft_edges(canvas, one._replace(edges=edges), colour)
+    axes.imshow(canvas.clip(0, 255) / 255, extent=(x1, x2, y2, y1), interpolation='none')
+    frames = [(one.boxes[0], '-', TEXT, 2.0), (one.boxes[0], '-', tuple(colour[0] / 255), 1.3)]
+    if panel.truth is not None:  # black on white dashes are seen on any ground
+        frames += [(panel.truth, '-', PAGE, 1.4), (panel.truth, '--', TEXT, 1.4)]
+    for box, style, line, thick in frames:
+        axes.add_patch(
+            Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, lw=thick, ls=style, ec=line)
+        )
+    axes.set(xlim=(x1, x2), ylim=(y2, y1), aspect='auto')
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, prune='upper'))
+    axes.tick_params(labelsize=6, length=2, color=GRID)
+    for spine in axes.spines.values():
+        spine.set_color(GRID)
+
+
+def _draw_bars(axes: Any, side: int, panel: Panel, boxes: Boxes, colour: np.ndarray) -> None:
+    """The bins of one edge, its mean and, dashed, where the truth lies."""
+    assert boxes.edges is not None
+    positions = boxes.edges.positions[panel.box, side]
+    probabilities = boxes.edges.probabilities[panel.box, side]
+    thick = 0.8 * abs(positions[1] - positions[0])
+    bars, line = (axes.barh, axes.axhline) if side % 2 else (axes.bar, axes.axvline)
+    bars(positions, probabilities, thick, color=colour, edgecolor=TEXT, linewidth=0.4, alpha=0.9)
+    line(boxes.boxes[panel.box, side], color=TEXT, linewidth=1)
+    if panel.truth is not None:
+        line(panel.truth[side], color=TEXT, linewidth=1, linestyle='--')
+
+
+def _dress(above: Any, beside: Any, panel: Panel) -> None:
+    x1, y1, x2, y2 = panel.view
+    above.set(xlim=(x1, x2), ylim=(0, 1))
+    beside.set(ylim=(y2, y1), xlim=(0, 1))
+    above.set_xticks([])
+    beside.set_yticks([])
+    above.set_yticks([0, 0.5, 1], ['0', '.5', '1'])
+    beside.set_xticks([0, 0.5, 1], ['0', '.5', '1'])
+    above.grid(axis='y', color=GRID, linewidth=0.5)
+    beside.grid(axis='x', color=GRID, linewidth=0.5)
+    for axes in (above, beside):
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=6, length=0)
+        axes.spines[['top', 'right', 'left', 'bottom']].set_visible(False)
+    above.axhline(0, color=TEXT, linewidth=0.8)
+    beside.axvline(0, color=TEXT, linewidth=0.8)

@@ -1,0 +1,154 @@
+"""Reading image files of unknown origin: the same pixels as mmdet reads, limits, torn files."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmcv.transforms import LoadImageFromFile
+from PIL import Image
+
+from gfl_det.datasets.images import check_array, decode_image, read_image
+from gfl_det.errors import DataError
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+
+
+def encoded(kind: str, mode: str = 'RGB', **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of some hundred bytes that promises so many pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack('>I', zlib.crc32(kind + content))
+        return struct.pack('>I', len(content)) + kind + content + check
+
+    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b'\0' * 1000)
+    parts = (chunk(b'IHDR', header), chunk(b'IDAT', rows), chunk(b'IEND', b''))
+    return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
+
+
+@pytest.mark.parametrize(
+    ('ending', 'content'),
+    [
+        ('png', encoded('PNG')),
+        ('png', encoded('PNG', 'RGBA')),
+        ('png', encoded('PNG', 'L')),
+        ('png', encoded('PNG', 'P')),
+        ('png', encoded('PNG', '1')),
+        ('jpg', encoded('JPEG')),
+        ('jpg', encoded('JPEG', 'CMYK')),
+        ('jpg', encoded('JPEG', 'L')),
+        ('jpg', encoded('JPEG', progressive=True)),
+        ('bmp', encoded('BMP')),
+        ('webp', encoded('WEBP')),
+        ('tif', encoded('TIFF')),
+        ('png', cv2.imencode('.png', PIXELS.astype(np.uint16) * 256)[1].tobytes()),
+        ('jpg', encoded('PNG')),  # the content decides
+    ],
+)
+def test_pixels_are_those_that_mmdet_reads(tmp_path, ending: str, content: bytes) -> None:
+    path = tmp_path / f'image.{ending}'
+    path.write_bytes(content)
+    expected = LoadImageFromFile()(dict(img_path=str(path)))['img']
+    found = read_image(path)
+    assert found.shape == (40, 60, 3)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, expected)
+
+
+def test_an_image_is_turned_as_its_exif_entry_says(tmp_path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    path = tmp_path / 'turned.jpg'
+    path.write_bytes(encoded('JPEG', exif=exif))
+    assert read_image(path).shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize('size', [(20_000, 20_000), (2**31 - 1, 2**31 - 1), (100_001, 1000)])
+def test_an_image_of_too_many_pixels_is_refused_undecoded(tmp_path, monkeypatch, size) -> None:
+    monkeypatch.setattr('mmcv.imfrombytes', lambda *_, **__: pytest.fail('was decoded'))
+    path = tmp_path / 'bomb.png'
+    path.write_bytes(bomb(*size))
+    assert path.stat().st_size < 200
+    with pytest.raises(DataError, match='refused undecoded') as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_limit_is_the_callers() -> None:
+    content = encoded('PNG')
+    assert decode_image(content, 'x', max_pixels=2400).shape == (40, 60, 3)
+    with pytest.raises(DataError, match=r'60 x 40, more than 2399 pixels'):
+        decode_image(content, 'x', max_pixels=2399)
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
+@pytest.mark.parametrize('share', [0.3, 0.6, 0.95])
+def test_a_torn_file_is_told_from_a_whole_one(kind: str, share: float) -> None:
+    content = encoded(kind)
+    assert decode_image(content + b'bytes behind the end', 'x').shape == (40, 60, 3)
+    with pytest.raises(DataError, match=r'^x is '):
+        decode_image(content[: int(share * len(content))], 'x')
+
+
+def test_a_thumbnails_end_is_not_the_images() -> None:
+    """A JPEG within the header of a JPEG, as cameras write it."""
+    inner = encoded('JPEG', quality=10)
+    content = encoded('JPEG')
+    segment = b'\xff\xe1' + struct.pack('>H', len(inner) + 8) + b'Exif\0\0' + inner
+    whole = content[:2] + segment + content[2:]
+    assert decode_image(whole, 'x').shape == (40, 60, 3)
+    with pytest.raises(DataError, match='torn'):
+        decode_image(whole[:-200], 'x')
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'torn', b'\x89PNG', b'\xff\xd8\xff', b'GIF89a', b'%!PS-Adobe', b'<svg/>' * 50]
+)
+def test_what_is_no_image_is_refused(tmp_path, content: bytes) -> None:
+    path = tmp_path / 'x.png'
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r'x\.png is '):
+        read_image(path)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path) -> None:
+    with pytest.raises(DataError, match='No such file'):
+        read_image(tmp_path / 'absent.png')
+    with pytest.raises(DataError, match='Is a directory'):
+        read_image(Path(tmp_path))
+
+
+def test_arrays_become_three_channels() -> None:
+    grey = PIXELS[..., 0]
+    for array in (grey, grey[..., None]):
+        assert np.array_equal(check_array(array, 'x'), np.stack([grey] * 3, axis=-1))
+    four = np.concatenate([PIXELS, grey[..., None]], axis=-1)
+    assert np.array_equal(check_array(four, 'x'), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ('array', 'match'),
+    [
+        (PIXELS.astype(float), 'x is of type float64'),
+        (PIXELS[None], r'x has the shape \(1, 40, 60, 3\)'),
+        (np.zeros((0, 5, 3), np.uint8), 'shape'),
+        (np.zeros((4, 5, 2), np.uint8), 'shape'),
+        ('text', 'shape'),
+        (None, 'shape'),
+    ],
+)
+def test_other_arrays_are_refused(array, match) -> None:
+    with pytest.raises(DataError, match=match):
+        check_array(array, 'x')

@@ -1,0 +1,27 @@
+"""Check a data set before it costs a training, and repair what can be repaired.
+
+    python tools/check_dataset.py CONFIG [--split train val test] [--cfg-options KEY=VALUE ...]
+    python tools/check_dataset.py ANNOTATIONS.json [--images DIR]
+                                  [--decode [--workers N] [--max-pixels N]] [--fix OUT.json]
+                                  [--json FILE] [--strict]
+
+CONFIG is a file or the name of a shipped config. The images are listed, and with --decode also
+decoded; priors and the reach of the head's distributions are checked with a config alone. Exit
+status 1 if something would stop or spoil a training.
+"""
+
+import sys
+
+try:
+    from gfl_det import cli
+    from gfl_det.checking import command
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+
+
+def main() -> None:
+    sys.exit(command.check(command.parse_arguments()))
+
+
+if __name__ == '__main__':
+    cli.run(main)

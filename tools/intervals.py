@@ -1,0 +1,26 @@
+"""Fit a calibrator of edge intervals, and measure what share of true edges they hold.
+
+    python tools/intervals.py fit INTERVALS.json CHECKPOINT --truths val.json --images DIR
+                                  [--half first|second] [--seed N] [--config CONFIG] [--device NAME]
+                                  [--batch-size N]
+    python tools/intervals.py measure INTERVALS.json CHECKPOINT --truths test.json --images DIR
+                                      [--out PNG] [the same options]
+
+A detector applies it by itself: tools/infer.py --intervals INTERVALS.json, or in any other tool
+--cfg-options model.test_cfg.interval_level=0.9 model.test_cfg.interval_calibrator=INTERVALS.json.
+"""
+
+try:
+    from gfl_det import cli
+    from gfl_det.calibration import interval_command as command
+except ModuleNotFoundError as error:
+    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+
+
+def main() -> None:
+    args = command.parse_arguments()
+    dict(fit=command.fit, measure=command.measure)[args.command](args)
+
+
+if __name__ == '__main__':
+    cli.run(main)

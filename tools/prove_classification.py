@@ -1,0 +1,23 @@
+"""Compare training losses by how true a classifier's probabilities are.
+
+    python tools/prove_classification.py [--seeds 5] [--noise 0.1] [--epochs 80] [--out FILE.json]
+
+Trains a small network on scikit-learn's digits, some of them labelled wrong, with cross entropy,
+Brier, MMCE, label smoothing, two focal losses and inverse focal loss. Prints a Markdown table of
+the error, ECE, AdaECE and NLL before and after temperature scaling, and what becomes of the papers'
+claims; a minute or two on one core, nothing is downloaded.
+"""
+
+try:
+    from gfl_det import cli
+    from gfl_det.calibration.proofs import classification_command
+except ModuleNotFoundError as error:
+    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+
+
+def main() -> None:
+    classification_command.prove(classification_command.parse_arguments())
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,23 @@
+"""Show what a box's edges and neighbours tell of its IoU that its score does not.
+
+    python tools/prove_distribution.py NAME CONFIG CHECKPOINT [CHECKPOINT ...]
+                                       [--splits val test] [--seeds 5] [--cfg-options KEY=VALUE ...]
+                                       [--out FILE.json]
+
+Runs a GFL detector on held-out images, cuts them in two at random, fits isotonic regression and
+distribution calibrators on one half and judges them on the other. Prints a Markdown table.
+"""
+
+try:
+    from gfl_det import cli
+    from gfl_det.calibration.proofs import distribution_command
+except ModuleNotFoundError as error:
+    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+
+
+def main() -> None:
+    distribution_command.prove(distribution_command.parse_arguments())
+
+
+if __name__ == '__main__':
+    cli.run(main)

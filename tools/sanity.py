@@ -1,0 +1,24 @@
+"""Learn a few pictures by heart before the long training: does this config learn at all?
+
+    python tools/sanity.py CONFIG [--images 8] [--steps 200] [--from-scratch] [--device DEVICE]
+                           [--json FILE] [--cfg-options KEY=VALUE ...]
+
+The loss must fall by 90 % and AP on the pictures reach .9. Else, or where boxes or labels have
+nothing to do with the pictures, the part that looks wrong is named: labels, boxes, learning rate.
+"""
+
+import sys
+
+try:
+    from gfl_det import cli
+    from gfl_det.sanity import command
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+
+
+def main() -> None:
+    sys.exit(command.run(command.parse_arguments()))
+
+
+if __name__ == '__main__':
+    cli.run(main)

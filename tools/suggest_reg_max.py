@@ -1,0 +1,24 @@
+"""Suggest reg_max, strides and anchor scale for your own boxes.
+
+    python tools/suggest_reg_max.py ANNOTATIONS [--config CONFIG] [--scale W H] [--strides S ...]
+                                    [--anchor-scale X] [--reg-max N] [--out DIR]
+    python tools/suggest_reg_max.py data/mine/train.json --scale 1333 800
+    python tools/suggest_reg_max.py data/mine/train.json --config mine.py
+
+ANNOTATIONS is a COCO JSON. Prints what each level reaches, what each reg_max clips, which truths
+get no positive, and the least change that helps; writes reach.json and reach.png into DIR.
+"""
+
+try:
+    from gfl_det import cli
+    from gfl_det.reach import command
+except ModuleNotFoundError as error:
+    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+
+
+def main() -> None:
+    command.run(command.parse_arguments())
+
+
+if __name__ == '__main__':
+    cli.run(main)
