@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from exporting import random_checkpoint, random_source, tiny_config
+from exporting import random_source, tiny_config
 
 from gfl_det.calibration.calibrators import ClassMap, DetectionCalibrator, Source
 from gfl_det.calibration.calibrators import Settings as Fit
@@ -148,31 +147,3 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(SetupError, match=r'install it with pip install "gfl_det\[onnx\]"'):
         extras.require('onnxruntime')
-
-
-def run_tool(*arguments):
-    command = [sys.executable, str(ROOT / 'tools' / 'export_onnx.py'), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-
-def test_the_command_exports_and_checks(folder):
-    cfg = tiny_config()
-    cfg.test_dataloader.dataset.data_root = 'nowhere/'
-    cfg.dump(folder / 'tiny.py')
-    checkpoint = random_checkpoint(cfg, folder / 'tiny.pth')
-    out = folder / 'new' / 'tiny.onnx'
-    size = ('--size', 96, 128)
-    done = run_tool(folder / 'tiny.py', checkpoint, '--out', out, '--nms', *size, '--check')
-    assert done.returncode == 0, done.stderr
-    assert f'written: {out} (boxes, scores, labels, counts)' in done.stdout
-    assert 'against torch on 3 pictures of noise' in done.stdout
-    assert ' 0 without a counterpart' in done.stdout
-    assert OnnxDetector(out).classes == ('a', 'b', 'c')
-
-
-def test_the_command_refuses_in_one_sentence(folder):
-    name = 'gfl_r101-dconv-c3-c5_fpn_ms-2x_coco'
-    done = run_tool(name, 'none.pth', '--out', folder / 'x.onnx')
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f'error: {name} has deformable convolutions')
-    assert 'Traceback' not in done.stderr
