@@ -35,7 +35,7 @@ class Outputs:
             (nats) of each edge, ltrb: see :mod:`..inference.results`.
         distribution: add ``edge_logits``, ``bin_widths`` and ``prior_centres``.
         level: of the intervals from ``edge_low`` to ``edge_high``.
-        interval_factor: that stretches them, all or those of each side.
+        interval_factor: that stretches them, or one a side.
     """
 
     nms: bool = False

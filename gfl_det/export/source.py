@@ -31,7 +31,7 @@ class Source(NamedTuple):
     preprocessing: Preprocessing
     calibrator: DetectionCalibrator | None  # of the scores
     level: float  # of the edges' intervals
-    interval_factor: float | tuple[float, ...]  # that stretches them, all or each side
+    interval_factor: float | tuple[float, ...]  # that stretches them, or one a side
 
 
 def load_source(
