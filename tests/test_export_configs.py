@@ -13,7 +13,13 @@ from gfl_det.config import config_names
 from gfl_det.errors import ConfigError
 from gfl_det.export import OnnxDetector, Settings, load_source, write_onnx
 from gfl_det.export.graph import Outputs
-from gfl_det.export.parity import compare, noise_pictures, torch_detector
+from gfl_det.export.parity import (
+    BOX_LIMIT,
+    SCORE_LIMIT,
+    compare,
+    noise_pictures,
+    torch_detector,
+)
 
 DEFORMABLE = [name for name in config_names() if 'dconv' in name]
 OTHERS = [name for name in config_names() if 'dconv' not in name]
@@ -33,7 +39,10 @@ def test_onnx_runtime_gives_what_torch_gives(name, tmp_path):
     found = compare(torch_detector(source, None), detector, pictures)
     print(f'\n{name}: {found}')
     assert found.detections > 20
-    assert found.is_small, found
+    assert found.score <= SCORE_LIMIT
+    assert found.box <= BOX_LIMIT
+    # Random weights saturate scores: of two boxes that overlap, either may have the last bit more.
+    assert found.unmatched <= found.detections // 50
 
 
 @pytest.mark.parametrize('name', DEFORMABLE)
