@@ -143,6 +143,9 @@ class TestVisualizer:
     def test_a_picture_that_cannot_be_written(self, image, tmp_path):
         with pytest.raises(DataError, match=r'name a \.png or \.jpg'):
             save_picture(image, tmp_path / 'x.nothing')
+        (tmp_path / 'file').touch()
+        with pytest.raises(DataError, match='cannot be written'):
+            save_picture(image, tmp_path / 'file' / 'x.png')
 
 
 class TenImages:
@@ -323,6 +326,8 @@ def test_a_training_sends_the_same_images_each_epoch_and_a_tool_draws_them(pets)
     assert local == sorted(f'{name}_{epoch}.png' for name in names for epoch in (1, 2))
 
     (pets / 'torn.png').write_bytes(b'torn')
+    (pets / 'more').mkdir()
+    (pets / 'more' / '2.png').write_bytes((pets / 'pets' / 'img' / '5.png').read_bytes())
     drawn = run_tool(
         *(
             ROOT / 'tools/show.py',
@@ -330,6 +335,7 @@ def test_a_training_sends_the_same_images_each_epoch_and_a_tool_draws_them(pets)
             'pets/img/2.png',
             'torn.png',
             'pets/img/7.png',
+            'more',
         ),
         *('--truths', 'pets/labels.json', '--out', 'shown', '--score-thr', '0'),
         *('--edges', '--format', 'svg'),
@@ -340,8 +346,10 @@ def test_a_training_sends_the_same_images_each_epoch_and_a_tool_draws_them(pets)
     assert 'warning: torn.png' in drawn.stderr
     assert 'error: 1 of the images could not be read' in drawn.stderr
     written = sorted(path.name for path in (pets / 'shown').iterdir())
-    assert written == ['2.edges.svg', '2.png', '7.edges.svg', '7.png']
-    assert drawn.stdout.count('written: shown/') == 4
+    assert written == [
+        *('2.edges.svg', '2.png', '2_2.edges.svg', '2_2.png', '7.edges.svg', '7.png')
+    ]
+    assert drawn.stdout.count('written: shown/') == 6
     seen = cv2.imread(str(pets / 'shown' / '2.png'))[..., ::-1]
     left = seen[:, : seen.shape[1] // 2].reshape(-1, 3)
     labels = json.loads((pets / 'pets' / 'labels.json').read_text())['annotations']

@@ -11,8 +11,8 @@ stay in memory. It listens on 127.0.0.1, so that only this machine can use it.
 try:
     from gfl_det import cli
     from gfl_det.demo import command
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:

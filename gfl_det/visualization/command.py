@@ -79,25 +79,36 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
         calibrator=args.calibrator,
         distributions=True,
     )
-    failed = 0
+    failed, taken = 0, set[str]()
     for result in detector.stream(detector.find(args.inputs), keep_images=True):
         if result.error is not None:
             print(f'warning: {result.error}', file=sys.stderr)
             failed += 1
         else:
-            yield from _draw(args, result, truths)
+            yield from _draw(args, result, truths, _free_name(result, taken))
     if failed:
         raise DataError(f'{failed} of the images could not be read, see above.')
 
 
+def _free_name(result: ImageResult, taken: set[str]) -> str:
+    """The image's name without its ending, with a number where an earlier image had it."""
+    stem = Path(result.source.partition('?')[0]).stem
+    stem = stem if result.frame is None else f'{stem}_{result.frame:06d}'
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f'{stem}_{number}'
+    taken.add(name)
+    return name
+
+
 def _draw(
-    args: argparse.Namespace, result: ImageResult, truths: CocoTruths | None
+    args: argparse.Namespace, result: ImageResult, truths: CocoTruths | None, stem: str
 ) -> Iterator[Path]:
     """Draw one image, and chart the edges of its boxes where that is asked for."""
     assert result.image is not None  # they are kept
     image = np.ascontiguousarray(result.image[..., ::-1])
     name = Path(result.source).name
-    stem = Path(name).stem if result.frame is None else f'{Path(name).stem}_{result.frame:06d}'
     found = Boxes.of(result.instances, args.score_thr)
     given = truths.of(name, result.classes) if truths else None
     picture = draw_boxes(image, found, result.classes)
