@@ -118,8 +118,8 @@ class CocoDataset(MMDetCocoDataset):
                 if fault is None:
                     raise
         raise DataError(
-            f'{path:.{MAX_PATH}} {fault}; it is image id {shown(image_id)} of {self.ann_file}: restore the file or '
-            'remove its entry.'
+            f'{path:.{MAX_PATH}} {fault}; it is image id {shown(image_id)} of {self.ann_file}: '
+            'restore the file or remove its entry.'
         ) from cause
 
     def _get_unserialized_subset(self, indices: Sequence[int] | int) -> list[Entry]:

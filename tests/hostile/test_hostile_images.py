@@ -73,9 +73,10 @@ def outcome(reader, path: Path) -> tuple[int, int] | None:
     try:
         return reader(path)
     except DataError as error:
-        assert str(error)
-        assert '\n' not in str(error)
-        return None
+        said = str(error)
+    assert said
+    assert '\n' not in said
+    return None
 
 
 def assert_defined(path: Path, file: File) -> None:
