@@ -53,6 +53,7 @@ def trained_on(path: Path, backend: str = 'cv2') -> tuple[int, int]:
         ann_file=str(labels),
         data_prefix=dict(img=str(path.parent)),
         metainfo=dict(classes=('cat',)),
+        serialize_data=False,  # mmengine collects garbage after it, which takes longest of all
         pipeline=[dict(PIPELINE[0], imdecode_backend=backend)],
     )
     return dataset[0]['img'].shape[:2]
