@@ -18,6 +18,7 @@ from mmengine.dist import get_world_size, is_main_process
 from gfl_det import options, pictures
 from gfl_det.config import read_config
 from gfl_det.errors import ConfigError, GFLDetError
+from gfl_det.preflight.shape import check_shape
 from gfl_det.printable import printable
 from gfl_det.training.safety import GUARDS
 
@@ -154,6 +155,7 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
         raise ConfigError(f'{name} ends the program: take the call of exit out of it.') from error
     except Exception as error:  # a config is a program: anything may go wrong in it
         raise ConfigError(f'{name} cannot be read: {type(error).__name__}: {error}.') from error
+    check_shape(cfg, name)
     for warning in options.override(cfg, settings or {}):
         print(f'warning: {warning}', file=sys.stderr)
     return cfg

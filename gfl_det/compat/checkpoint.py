@@ -76,8 +76,13 @@ def load_file(path: str, map_location: MapLocation = None, mmap: bool = False) -
         with _state_types_alone(), _no_sized_bytes(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # an error says it all, and success needs no remark
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except (MemoryError, torch.cuda.OutOfMemoryError):
+    except torch.cuda.OutOfMemoryError:
         raise
+    except MemoryError as error:
+        raise CheckpointError(
+            f'The file {path} ({os.path.getsize(path)} bytes) asks for more memory than there is: '
+            'it is damaged, or this machine is too small for it.'
+        ) from error
     except Exception as error:  # a damaged pickle fails in any way at all
         if isinstance(error, RuntimeError) and 'CUDA' in str(error):  # no matter of the file
             raise
@@ -90,13 +95,21 @@ def load_file(path: str, map_location: MapLocation = None, mmap: bool = False) -
     return checkpoint
 
 
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a zip archive with a list of its parts, as torch writes."""
+    try:
+        return zipfile.is_zipfile(path)
+    except Exception:  # zipfile lets some damaged ends through as errors
+        return False
+
+
 def _refuse_bomb(path: str) -> None:
     """Refuse an archive that says it unfolds to far more than it holds; torch compresses nothing.
 
     Raises:
         CheckpointError: It does.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:

@@ -70,7 +70,7 @@ class Description:
         if not isinstance(content, dict) or content.pop('format', None) != FORMAT:
             content = content if isinstance(content, dict) else {}
             raise DataError(
-                f'{source} was written by gfl_det {content.get("version")} in a format that '
+                f'{source} was written by gfl_det {content.get("version")!s:.60} in a format that '
                 f'gfl_det {__version__} does not read: export it again.'
             )
         try:
