@@ -524,7 +524,7 @@ class TestPixelLimit:
             ann_file=str(tmp_path / 'labels.json'),
             data_prefix=dict(img=str(pictures)),
             metainfo=dict(classes=('cat', 'dog')),
-            pipeline=[dict(type='mmdet.LoadImageFromFile')],
+            pipeline=[],
         )
         monkeypatch.setenv(pixels.LIMIT_VARIABLE, '100')
         assert '3,072 pixels, more than the limit of 100' in dataset._image_fault(
