@@ -15,6 +15,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from gfl_det.errors import ConfigError, SetupError
+from gfl_det.hooks.progress import ProgressHook, has_terminal
 from gfl_det.inference import optimize_for_inference
 
 # What mmengine's registries say of a type that they do not know, and of wrong arguments.
@@ -35,6 +36,9 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     cfg.launcher = launcher
     if launcher == 'pytorch':
         _join_processes(cfg)
+    if has_terminal():
+        hook = f'gfl_det.{ProgressHook.__name__}'
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=hook)]
     setup_cache_size_limit_of_dynamo()  # shapes of pictures vary: compile anew less often
     try:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -37,7 +37,7 @@ class Progress:
     ) -> None:
         self.total, self.unit, self.show, self.done = total, unit, show, 0
         live = sys.stderr.isatty() if terminal is None else terminal
-        self._bar = _bar() if show and live else None
+        self._bar = live_bar() if show and live else None
         self._task = self._bar.add_task(unit, total=total) if self._bar else None
 
     def __enter__(self) -> Progress:
@@ -92,7 +92,47 @@ class Progress:
         return f'{text}, {_duration(seconds)} in all'
 
 
-def _bar() -> RichProgress:
+class ProgressCalls:
+    """Shows what functions tell by calls ``(unit, done, total)``; a context.
+
+    A bar begins with the first call for a unit, so that work which is found done shows none.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def __call__(self, unit: str, done: int, total: int) -> None:
+        """Tell how far it is."""
+        if self._bar is None:
+            self._bar = Progress(total, unit)
+            self._bar.__enter__()
+        self._bar.advance(done - self._bar.done)
+        if done >= total:
+            self._close(None)
+
+    def __enter__(self) -> ProgressCalls:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close(kind)
+
+    def _close(self, kind: type[BaseException] | None) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(kind, None, None)
+            self._bar = None
+
+
+def live_bar(auto_refresh: bool = True) -> RichProgress:
+    """A bar on standard error, not started.
+
+    Args:
+        auto_refresh: it is drawn by a thread; False: by calls of ``refresh``.
+    """
     columns = (
         TextColumn('{task.description}'),
         BarColumn(),
@@ -101,7 +141,7 @@ def _bar() -> RichProgress:
         TextColumn('left:'),
         TimeRemainingColumn(),
     )
-    return RichProgress(*columns, console=Console(stderr=True))
+    return RichProgress(*columns, console=Console(stderr=True), auto_refresh=auto_refresh)
 
 
 def _duration(seconds: float) -> str:

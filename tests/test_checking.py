@@ -478,7 +478,7 @@ class TestImages:
 
     def test_a_bar_and_its_end(self, capsys):
         assert list(images._with_bar(iter([1, 2]), 2)) == [1, 2]
-        assert 'decoded 2 in' in capsys.readouterr().err
+        assert '2/2 images decoded' in capsys.readouterr().err
 
 
 BOMB = """

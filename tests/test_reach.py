@@ -343,7 +343,7 @@ def test_the_command(tmp_path) -> None:
     assert '60 boxes of 12 images, 1 classes, resized to 640x480, ratio kept' in done.stdout
     for part in ('reach px', 'without a positive', '<- suggested', 'suggested: strides'):
         assert part in done.stdout
-    assert 'boxes assigned: 60 of 60' in done.stderr
+    assert '60/60 boxes assigned' in done.stderr
     assert 'pyramids tried: 24 of 24' in done.stderr
     assert (tmp_path / 'advice' / 'reach.png').read_bytes().startswith(b'\x89PNG')
     assert json.loads((tmp_path / 'advice' / 'reach.json').read_text())['boxes'] == 60

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from gfl_det.datasets.digits import DigitsRecipe, build_digits
 from gfl_det.datasets.preview import write_preview
 from gfl_det.errors import GFLDetError
+from gfl_det.progress import ProgressCalls
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,18 +33,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show_progress(done: int, total: int) -> None:
-    """One line, rewritten on a terminal; in a log only its last state."""
-    if done == total or (done % 20 == 0 and sys.stderr.isatty()):
-        end = '\n' if done == total else ''
-        print(f'\r{done} of {total} pictures', end=end, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     args = parse_args()
     try:
         recipe = DigitsRecipe(train=args.train, val=args.val, seed=args.seed)
-        summary = build_digits(args.out, recipe, force=args.force, progress=show_progress)
+        with ProgressCalls() as told:
+            told_pictures = partial(told, 'pictures')
+            summary = build_digits(args.out, recipe, force=args.force, progress=told_pictures)
         verb = 'built in' if summary.built else 'already there, unchanged:'
         print(f'handwritten digits {verb} {args.out}')
         for split, images in summary.images.items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +15,12 @@ from gfl_det.checking.draft import Draft
 from gfl_det.datasets.annotation_boxes import ROUNDING_PX
 from gfl_det.datasets.annotations import Entry, as_number
 from gfl_det.pixels import MAX_PIXELS, header_of
+from gfl_det.progress import Progress
 
 WITH_BOXES = 'removed, with their boxes'
 # How formats begin and end that OpenCV completes where the end is missing.
 ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG': b'IEND'}
 TAIL = 4096  # bytes in which the end is looked for: some cameras write something behind it
-BAR_SECONDS = 0.2  # between two redrawings
 
 Size = tuple[int, int]  # width and height, px
 
@@ -178,20 +176,8 @@ def _is_torn(content: bytes) -> bool:
 
 
 def _with_bar(looks: Iterator[Look], total: int) -> Iterator[Look]:
-    """Show how far it is: a bar in a terminal, a line at the end elsewhere."""
-    begin = last = time.monotonic()
-    for number, look in enumerate(looks, 1):
-        yield look
-        now = time.monotonic()
-        if sys.stderr.isatty() and (now - last > BAR_SECONDS or number == total):
-            last = now
-            done = '#' * (30 * number // total)
-            left = (now - begin) / number * (total - number)
-            text = f'\rdecoding [{done:30}] {number:,} of {total:,}, {left:.0f} s left '
-            print(text, end='', file=sys.stderr, flush=True)
-    seconds = time.monotonic() - begin
-    print(
-        f'{chr(13) if sys.stderr.isatty() else ""}decoded {total:,} in {seconds:.1f} s'
-        + ' ' * 40 * sys.stderr.isatty(),
-        file=sys.stderr,
-    )
+    """Show how far it is: a bar in a terminal, lines elsewhere."""
+    with Progress(total, 'images decoded') as bar:
+        for look in looks:
+            yield look
+            bar.advance()

@@ -5,6 +5,7 @@ from .channels_last import ChannelsLastHook
 from .checkpoint import CheckpointHook
 from .gamma_schedule import GammaScheduleHook
 from .loss_guard import LossGuardHook
+from .progress import ProgressHook
 from .sample_pictures import SamplePicturesHook
 from .stop_signal import StopSignalHook
 
@@ -14,6 +15,7 @@ __all__ = [
     'CheckpointHook',
     'GammaScheduleHook',
     'LossGuardHook',
+    'ProgressHook',
     'SamplePicturesHook',
     'StopSignalHook',
 ]

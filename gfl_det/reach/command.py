@@ -15,6 +15,7 @@ from gfl_det.cli import load_config
 from gfl_det.errors import ConfigError
 from gfl_det.preflight.classes import class_names
 from gfl_det.preflight.walk import datasets_of
+from gfl_det.progress import ProgressCalls
 from gfl_det.reach import picture, report
 from gfl_det.reach.advice import DEFAULT_LIMITS, Advice, Limits, advise
 from gfl_det.reach.boxes import read_boxes
@@ -106,16 +107,17 @@ def run(args: argparse.Namespace) -> Advice:
     for warning in (boxes.dropped, _not_followed(setting.not_followed)):
         if warning:
             print(f'warning: {warning}', file=sys.stderr)
-    advice = advise(
-        boxes,
-        setting.pyramid,
-        setting.assigner,
-        reg_max=setting.reg_max,
-        limits=Limits(args.max_bare, args.max_clipped),
-        sample=args.sample,
-        seed=args.seed,
-        report=_show_progress,
-    )
+    with ProgressCalls() as told:
+        advice = advise(
+            boxes,
+            setting.pyramid,
+            setting.assigner,
+            reg_max=setting.reg_max,
+            limits=Limits(args.max_bare, args.max_clipped),
+            sample=args.sample,
+            seed=args.seed,
+            report=told,
+        )
     print(report.format_text(advice))
     args.out.mkdir(parents=True, exist_ok=True)
     report.write_json(advice, args.out / 'reach.json')
@@ -162,13 +164,6 @@ def _not_followed(steps: list[str]) -> str | None:
         f'{", ".join(steps)} of the training pipeline move boxes further, which is not followed: '
         'what is measured are the boxes of whole images'
     )
-
-
-def _show_progress(what: str, done: int, total: int) -> None:
-    """One line, rewritten on a terminal; in a log only its last state."""
-    if done == total or sys.stderr.isatty():
-        end = '\n' if done == total else ''
-        print(f'\r{what}: {done:,} of {total:,}', end=end, file=sys.stderr, flush=True)
 
 
 def _positive(text: str) -> int:
