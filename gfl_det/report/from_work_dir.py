@@ -1,0 +1,123 @@
+"""A report's data from a work dir: its config, its best checkpoint, its logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+
+from ..calibration.arrays import Truths
+from ..calibration.coco import detections_from_coco, read_json
+from ..calibration.distribution_calibrator import DistributionCalibrator
+from ..calibration.distribution_files import load_any_calibrator
+from ..calibration.evidence import EdgeDetections, softmax
+from ..calibration.from_checkpoint import Split, run_split, score_type, truths_path
+from ..calibration.in_detector import edge_detections
+from ..errors import CheckpointError, ConfigError
+from ..preflight.walk import datasets_of, image_folder
+from ..training.checkpoints import newest_checkpoint
+from .data import EdgeLogits, ReportData, box_areas, file_names
+from .training import scalar_files
+
+
+def find_config(work_dir: Path) -> Path:
+    """The config that mmengine wrote into a work dir.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    found = sorted(work_dir.glob('*.py'))
+    if len(found) != 1:
+        what = 'several configs' if found else 'no config'
+        raise ConfigError(f'{work_dir} has {what}: name one with --config.')
+    return found[0]
+
+
+def find_checkpoint(work_dir: Path) -> Path:
+    """The best checkpoint of a work dir, else the newest good one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    best = sorted(work_dir.glob('best_*.pth'), key=lambda path: path.stat().st_mtime_ns)
+    if best:
+        return best[-1]
+    newest = newest_checkpoint(work_dir).found
+    if newest is None:
+        raise CheckpointError(f'{work_dir} has no checkpoint: name one with --checkpoint.')
+    return newest.path
+
+
+def run_work_dir(
+    work_dir: Path, cfg: Config, checkpoint: str, split: Split, calibrator: str | None = None
+) -> ReportData:
+    """Run the detector of a work dir over a split of its config.
+
+    Args:
+        work_dir: with the logs of the training.
+        cfg: of the detector.
+        checkpoint: a file or an address.
+        split: 'val' or 'test'.
+        calibrator: of scores, fitted on other images; None: that of the config, if it names one.
+
+    Raises:
+        GFLDetError: something is missing, or the calibrator does not belong to the detector.
+    """
+    cfg = Config(cfg.to_dict(), filename=cfg.filename)
+    test_cfg = cfg.model.setdefault('test_cfg', {})
+    test_cfg['with_distribution'] = True
+    calibrator = calibrator or test_cfg.get('calibrator')
+    truths, results, samples = run_split(cfg, checkpoint, split)
+    path = truths_path(cfg, split)
+    dataset = read_json(path)
+    folder = image_folder(datasets_of(cfg, split)[0])
+    facts = [('config', cfg.filename), ('checkpoint', checkpoint), (f'{split} split', path)]
+    common: dict[str, Any] = dict(
+        title=Path(cfg.filename).stem,
+        facts=facts,
+        truths=truths,
+        area=box_areas(dataset, truths),
+        names=file_names(dataset, truths),
+        folder=None if folder is None else Path(folder),
+        scalars=scalar_files(work_dir),
+    )
+    found = [sample.pred_instances for sample in samples]
+    if not found or not all('edge_logits' in each for each in found):
+        common['detections'] = detections_from_coco(results, truths, checkpoint)
+        if calibrator is not None:
+            raise ConfigError(
+                f'{cfg.filename}: only heads of gfl_det are calibrated here: leave --calibrator out.'
+            )
+        return ReportData(**common)
+    place = {image_id: index for index, image_id in enumerate(truths.image_ids)}
+    edges = edge_detections(found, [place[sample.img_id] for sample in samples])
+    centres = np.concatenate([each['prior_centres'].float().cpu().numpy() for each in found])
+    common['distributions'] = EdgeLogits(edges.logits, edges.bin_widths, centres)
+    common['edge_std'] = _deviations(edges)
+    common['detections'] = edges.detections
+    if calibrator is not None:
+        common['raw_scores'] = edges.detections.scores
+        scores = _calibrate(edges, truths, calibrator, score_type(cfg))
+        common['detections'] = edges.detections._replace(scores=scores)
+        facts.append(('calibrator', calibrator))
+    return ReportData(**common)
+
+
+def _calibrate(edges: EdgeDetections, truths: Truths, path: str, head: str) -> np.ndarray:
+    calibrator = load_any_calibrator(path)
+    calibrator.check_unseen(truths)
+    calibrator.check_score_type(head)
+    ordered = calibrator.for_classes(truths.class_names)
+    if isinstance(ordered, DistributionCalibrator):
+        return ordered.calibrate(edges)
+    return ordered.calibrate(edges.detections.scores, edges.detections.label)
+
+
+def _deviations(edges: EdgeDetections) -> np.ndarray:
+    """``edge_std (N, 4)``, px, as the head gives it."""
+    shares = softmax(edges.logits.astype(float))
+    bins = np.arange(shares.shape[-1])
+    mean = shares @ bins
+    return np.sqrt((shares * (bins - mean[..., None]) ** 2).sum(-1)) * edges.bin_widths
