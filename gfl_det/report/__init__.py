@@ -4,7 +4,7 @@ from .analysis import Analysis, analyse
 from .confusion import confusion_matrix
 from .data import ReportData
 from .errors import KINDS, Errors, find_errors, oracle_gains
-from .gallery import gallery
+from .gallery import draw_gallery
 from .page import render
 
 __all__ = [
@@ -14,8 +14,8 @@ __all__ = [
     'ReportData',
     'analyse',
     'confusion_matrix',
+    'draw_gallery',
     'find_errors',
-    'gallery',
     'oracle_gains',
     'render',
 ]

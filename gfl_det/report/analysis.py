@@ -140,7 +140,9 @@ def _side(name: str, found: Detections, truths: Truths) -> dict[str, Any]:
     (matches,) = match(found, truths, [0.0])
     judged = matches.judged()
     edges = np.linspace(0, 1, NUM_BINS + 1)
-    scores, ious, label = (values[judged] for values in (matches.scores, matches.iou, matches.label))
+    scores, ious, label = (
+        values[judged] for values in (matches.scores, matches.iou, matches.label)
+    )
     pooled = reliability(scores, ious, edges)
     apart = reliability(scores, ious, edges, label, len(truths.category_ids))
     rows = [np.concatenate([one, each]) for one, each in zip(pooled[1:], apart[1:])]

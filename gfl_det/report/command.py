@@ -11,7 +11,7 @@ from ..errors import ConfigError, DataError
 from .analysis import analyse
 from .data import ReportData
 from .from_results import read_results
-from .gallery import gallery
+from .gallery import draw_gallery
 from .page import render
 from .training import scalar_files
 
@@ -67,7 +67,7 @@ def report(args: argparse.Namespace) -> Path:
     if args.title:
         data = data._replace(title=args.title)
     analysis = analyse(data, not args.quiet)
-    analysis.values['pictures'] = gallery(data, analysis, args.pictures, not args.quiet)
+    analysis.values['pictures'] = draw_gallery(data, analysis, args.pictures, not args.quiet)
     page = render(analysis.values)
     try:
         args.out.write_text(page, encoding='utf-8')

@@ -82,8 +82,7 @@ def best_cuts(found: Matches) -> Cuts:
     for label in range(classes):
         mine = found.of_class(label)
         rows.append(_best_cut(mine.scores, mine.state, found.truths[label]))
-    numbers = np.array([row[:4] for row in rows])
-    return Cuts(*numbers.T, np.stack([row[4] for row in rows]))
+    return Cuts(*(np.array(column) for column in zip(*rows)))
 
 
 def _best_cut(
@@ -91,7 +90,8 @@ def _best_cut(
 ) -> tuple[float, float, float, float, np.ndarray]:
     """F1, threshold, precision, recall and the curve of one class."""
     if truths == 0:
-        return (*[float('nan')] * 4, np.full(len(GRID), np.nan))
+        nan = float('nan')
+        return nan, nan, nan, nan, np.full(len(GRID), nan)
     order = np.argsort(-scores, kind='stable')
     scores, state = scores[order], state[order]
     right, wrong = np.cumsum(state == TRUE), np.cumsum(state == FALSE)

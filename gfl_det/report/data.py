@@ -67,7 +67,7 @@ def box_areas(dataset: dict, truths: Truths) -> np.ndarray:
         dataset: the parsed annotation file.
         truths: of the file, or of some of its classes.
     """
-    kept = {category: None for category in truths.category_ids}
+    kept = set(truths.category_ids)
     entries = [each for each in dataset.get('annotations', []) if each['category_id'] in kept]
     boxes = truths.boxes[:, 2] * truths.boxes[:, 3]
     areas = [each.get('area', box) for each, box in zip(entries, boxes.tolist())]

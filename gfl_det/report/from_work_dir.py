@@ -88,7 +88,7 @@ def run_work_dir(
         common['detections'] = detections_from_coco(results, truths, checkpoint)
         if calibrator is not None:
             raise ConfigError(
-                f'{cfg.filename}: only heads of gfl_det are calibrated here: leave --calibrator out.'
+                f'{cfg.filename}: calibrators here are for heads of gfl_det: leave --calibrator out.'
             )
         return ReportData(**common)
     place = {image_id: index for index, image_id in enumerate(truths.image_ids)}

@@ -22,7 +22,7 @@ MAX_BYTES = 10_000_000  # of all pictures, as base64
 MAX_DRAWN = 60  # detections of an image, the best
 
 
-def gallery(
+def draw_gallery(
     data: ReportData, analysis: Analysis, limit: int, show_progress: bool = False
 ) -> list[dict[str, Any]]:
     """Draw images that are worth a look, truth and detections apart.
@@ -50,7 +50,9 @@ def gallery(
                 continue
             size += len(entry['truth']) + len(entry['found'])
             if size > MAX_BYTES:
-                progress.say(f'pictures: {len(entries)} of {len(chosen)}, as more would be too large')
+                progress.say(
+                    f'pictures: {len(entries)} of {len(chosen)}, as more would be too large'
+                )
                 break
             entries.append(entry)
             progress.advance()

@@ -35,7 +35,7 @@ def render(values: dict[str, Any]) -> str:
 
 
 def embed(values: Any) -> str:
-    """JSON that can stand in a script element: no text in it ends the element or opens a comment."""
+    """JSON for a script element: no text in it ends the element or opens a comment."""
     text = json.dumps(plain(values), separators=(',', ':'), ensure_ascii=False, allow_nan=False)
     # U+2028 and U+2029 are line ends for older browsers.
     for sign in '<>&\u2028\u2029':

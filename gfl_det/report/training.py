@@ -68,7 +68,9 @@ def _curves(scalars: dict[str, dict[float, float]]) -> list[Curve]:
         width = -(-len(steps) // MAX_POINTS)
         groups = [steps[start : start + width] for start in range(0, len(steps), width or 1)]
         values = [[points[step] for step in group] for group in groups]
-        curves.append(Curve(name, [group[-1] for group in groups], [_mean(each) for each in values]))
+        curves.append(
+            Curve(name, [group[-1] for group in groups], [_mean(each) for each in values])
+        )
     return curves
 
 
