@@ -15,7 +15,7 @@ from ..progress import Progress
 from ..visualization import class_colours
 from . import uncertainty
 from .confusion import confusion_matrix
-from .curves import SIZES, best_cuts, coco_table
+from .curves import SIZES, CocoTable, Cuts, best_cuts, coco_table
 from .data import ReportData
 from .errors import KINDS, TAU, Errors, find_errors, oracle_gains
 from .images import ImageErrors, judge_images
@@ -66,12 +66,7 @@ def analyse(data: ReportData, show_progress: bool = False) -> Analysis:
     values = dict(
         _head(data),
         ap=_table(table.ap, table.recall),
-        per_class=[
-            [int(number), *by_class, *by_size, *(values[1:][label] for values in cuts[:4])]
-            for label, (number, by_class, by_size) in enumerate(
-                zip(truths.counts(), table.ap_by_class, table.ap_by_class_size)
-            )
-        ],
+        per_class=_per_class(truths, table, cuts),
         cut=dict(
             threshold=threshold,
             f1=cuts.f1[0],
@@ -113,6 +108,13 @@ def _head(data: ReportData) -> dict[str, Any]:
 
 def _table(ap: np.ndarray, recall: np.ndarray) -> list[list[Any]]:
     return [[size, *row, found] for size, row, found in zip(SIZES, ap, recall)]
+
+
+def _per_class(truths: Truths, table: CocoTable, cuts: Cuts) -> list[list[Any]]:
+    """Of each class: truths, AP, AP50, AP75, AP by size, and the best F1 with its cut."""
+    best = np.stack(cuts[:4], axis=1)[1:]
+    rows = zip(truths.counts().tolist(), table.ap_by_class, table.ap_by_class_size, best)
+    return [[number, *ap, *sizes, *cut] for number, ap, sizes, cut in rows]
 
 
 def _errors(all_errors: Errors, judged: ImageErrors, truths: Truths) -> dict[str, Any]:

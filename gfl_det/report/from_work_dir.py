@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 
-from ..calibration.arrays import Truths
+from ..calibration.arrays import Detections, Truths
 from ..calibration.coco import detections_from_coco, read_json
 from ..calibration.distribution_calibrator import DistributionCalibrator
 from ..calibration.distribution_files import load_any_calibrator
@@ -74,45 +75,49 @@ def run_work_dir(
     dataset = read_json(path)
     folder = image_folder(datasets_of(cfg, split)[0])
     facts = [('config', cfg.filename), ('checkpoint', checkpoint), (f'{split} split', path)]
-    common: dict[str, Any] = dict(
-        title=Path(cfg.filename).stem,
-        facts=facts,
-        truths=truths,
-        area=box_areas(dataset, truths),
-        names=file_names(dataset, truths),
-        folder=None if folder is None else Path(folder),
+    edges = _edges(samples, truths)
+    data = ReportData(
+        Path(cfg.filename).stem,
+        facts if calibrator is None else [*facts, ('calibrator', calibrator)],
+        truths,
+        box_areas(dataset, truths),
+        file_names(dataset, truths),
+        None if folder is None else Path(folder),
+        edges.detections if edges else detections_from_coco(results, truths, checkpoint),
         scalars=scalar_files(work_dir),
     )
+    if edges:
+        centres = [sample.pred_instances['prior_centres'].float().cpu() for sample in samples]
+        logits = EdgeLogits(edges.logits, edges.bin_widths, np.concatenate(centres))
+        data = data._replace(distributions=logits, edge_std=_deviations(edges))
+    if calibrator is None:
+        return data
+    raw = data.detections
+    scores = _calibrate(edges, raw, truths, calibrator, score_type(cfg))
+    return data._replace(detections=raw._replace(scores=scores), raw_scores=raw.scores)
+
+
+def _edges(samples: Sequence[Any], truths: Truths) -> EdgeDetections | None:
+    """Detections with distributions; None of a head that gives none."""
     found = [sample.pred_instances for sample in samples]
     if not found or not all('edge_logits' in each for each in found):
-        common['detections'] = detections_from_coco(results, truths, checkpoint)
-        if calibrator is not None:
-            raise ConfigError(
-                f'{cfg.filename}: calibrators here are for heads of gfl_det: leave --calibrator out.'
-            )
-        return ReportData(**common)
+        return None
     place = {image_id: index for index, image_id in enumerate(truths.image_ids)}
-    edges = edge_detections(found, [place[sample.img_id] for sample in samples])
-    centres = np.concatenate([each['prior_centres'].float().cpu().numpy() for each in found])
-    common['distributions'] = EdgeLogits(edges.logits, edges.bin_widths, centres)
-    common['edge_std'] = _deviations(edges)
-    common['detections'] = edges.detections
-    if calibrator is not None:
-        common['raw_scores'] = edges.detections.scores
-        scores = _calibrate(edges, truths, calibrator, score_type(cfg))
-        common['detections'] = edges.detections._replace(scores=scores)
-        facts.append(('calibrator', calibrator))
-    return ReportData(**common)
+    return edge_detections(found, [place[sample.img_id] for sample in samples])
 
 
-def _calibrate(edges: EdgeDetections, truths: Truths, path: str, head: str) -> np.ndarray:
+def _calibrate(
+    edges: EdgeDetections | None, raw: Detections, truths: Truths, path: str, head: str
+) -> np.ndarray:
     calibrator = load_any_calibrator(path)
     calibrator.check_unseen(truths)
     calibrator.check_score_type(head)
     ordered = calibrator.for_classes(truths.class_names)
-    if isinstance(ordered, DistributionCalibrator):
-        return ordered.calibrate(edges)
-    return ordered.calibrate(edges.detections.scores, edges.detections.label)
+    if not isinstance(ordered, DistributionCalibrator):
+        return ordered.calibrate(raw.scores, raw.label)
+    if edges is None:
+        raise ConfigError(f'{path} reads the distributions of edges, which {head} does not give.')
+    return ordered.calibrate(edges)
 
 
 def _deviations(edges: EdgeDetections) -> np.ndarray:

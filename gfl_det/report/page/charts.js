@@ -27,7 +27,8 @@ const share = (value) => (value === null || value === undefined ? '–' : value.
 function short(value) {
   const size = Math.abs(value);
   if (size >= 10000) return `${+(value / 1000).toPrecision(3)}k`;
-  return String(size > 0 && size < 0.01 ? +value.toExponential(1) : +value.toPrecision(3));
+  if (size > 0 && size < 0.01) return value.toExponential(1).replace('.0e', 'e');
+  return String(+value.toPrecision(3));
 }
 
 function ticks(low, high, log, count) {
@@ -75,7 +76,7 @@ const redraw = new ResizeObserver((entries) => {
 
 /* A chart of lines, dots, bands and bars over one pair of axes.
    spec: {title, x: {label, domain, log}, y: {...}, diagonal, height,
-          series: [{name, colour, kind, points: [[x, y] or [x, low, high]], dash}]} */
+          series: [{name, colour, kind, points: [[x, y], [x, y, radius] or of bands [x, low, high]], dash}]} */
 function chart(spec) {
   const plot = make('div', {class: 'chart'});
   const readout = make('p', {class: 'readout'}, 'Point at the chart to read values.');
@@ -92,7 +93,7 @@ function paint(spec, width, readout) {
   const box = {left: 54, right: width - 12, top: 8, bottom: height - 38};
   const all = spec.series.flatMap((each) => each.points);
   const domainX = spec.x.domain || extent(all.map((point) => point[0]), spec.x.log);
-  const domainY = spec.y.domain || extent(all.flatMap((point) => point.slice(1)), spec.y.log);
+  const domainY = spec.y.domain || extent(spec.series.flatMap((each) => each.points.flatMap((point) => point.slice(1, each.kind === 'band' ? 3 : 2))), spec.y.log);
   const x = scale(domainX, [box.left, box.right], spec.x.log);
   const y = scale(domainY, [box.bottom, box.top], spec.y.log);
   const svg = draw('svg', {role: 'img', 'aria-label': describe(spec), viewBox: `0 0 ${width} ${height}`, height});
@@ -135,8 +136,8 @@ function marks(series, x, y, box) {
     path += `${broken ? 'M' : 'L'}${x(a).toFixed(1)} ${y(b).toFixed(1)}`;
     broken = false;
   }
-  const line = draw('path', {d: path, fill: 'none', stroke: series.colour, 'stroke-width': 2, 'stroke-dasharray': series.dash, 'stroke-linejoin': 'round'});
-  const points = series.kind === 'linedots' ? known.map(([a, b]) => draw('circle', {cx: x(a), cy: y(b), r: 3, fill: series.colour})) : [];
+  const line = draw('path', {d: path, fill: 'none', stroke: series.colour, 'stroke-width': series.stroke || 2, 'stroke-dasharray': series.dash, 'stroke-linejoin': 'round'});
+  const points = series.kind === 'linedots' ? known.map(([a, b, size]) => draw('circle', {cx: x(a), cy: y(b), r: size || 3, fill: series.colour})) : [];
   return [line, ...points];
 }
 

@@ -38,13 +38,13 @@ function precision(data, label) {
 function reliability(data, label) {
   const sides = data.reliability, row = label + 1;
   const bins = sides[0].number[0].length, unit = [0, 1];
-  const curves = sides.map((side, index) => ({name: side.name, kind: 'linedots', colour: colour(index),
-    points: zip(side.score[row], side.iou[row]).filter((point) => point[0] !== null)}));
+  const curves = sides.map((side, index) => ({name: side.name, kind: 'linedots', colour: colour(index), stroke: 1.3,
+    points: side.score[row].map((score, bin) => [score, side.iou[row][bin], 1 + 1.3 * Math.log10(1 + side.number[row][bin])]).filter((point) => point[0] !== null)}));
   const bars = sides.map((side, index) => ({name: side.name, kind: 'bars', colour: colour(index), width: 1 / bins,
     points: side.number[row].map((count, bin) => [(bin + 0.5) / bins, Math.log10(1 + count)])}));
   const metrics = Object.keys(sides[0].metrics);
   return [
-    make('p', {class: 'hint'}, 'A GFL score is meant to be the IoU of its box with a truth; a false one has 0. On the dotted line it is.' +
+    make('p', {class: 'hint'}, 'A GFL score is meant to be the IoU of its box with a truth; a false one has 0. On the dotted line it is; the larger a dot, the more detections.' +
       (sides.length > 1 ? '' : ' One side only: there is no calibrator (--calibrator).')),
     make('div', {class: 'pair'},
       chart({title: `Reliability, ${named(data, label)}`, diagonal: true, x: {label: 'mean score', domain: unit}, y: {label: 'mean IoU', domain: unit}, series: curves}),
@@ -100,7 +100,7 @@ function errors(data, label, state) {
     make('span', {class: 'number'}, `+${share(gains[index])}`),
   ]);
   const rows = data.kinds.map((kind, index) => [kind, data.errors.all[index], data.errors.kept[label + 1][index], index]);
-  const show = (index) => make('button', {type: 'button', onclick: () => state.showKind(index)}, 'Show images');
+  const show = (index) => make('button', {type: 'button', onclick: () => state.showKind(index)}, 'Show');
   const threshold = share(data.cut.threshold);
   return [
     make('p', {class: 'hint'}, 'Kinds as TIDE defines them (Bolya et al., ECCV 2020). A bar is by how much AP50 would rise if all errors of this kind alone were mended.'),
@@ -108,8 +108,8 @@ function errors(data, label, state) {
       make('figure', {}, make('h3', {}, `What each kind costs of AP50 (${share(data.errors.gains.AP)})`),
         make('div', {class: 'bars', role: 'img', 'aria-label': data.kinds.map((kind, index) => `${kind} ${share(gains[index])}`).join(', ')}, bars),
         make('p', {class: 'hint'}, `All false positives +${share(data.errors.gains['false positives'])}, all false negatives +${share(data.errors.gains['false negatives'])}.`)),
-      make('div', {}, make('h3', {}, `How many, ${named(data, label)}`),
-        table([['kind', (kind) => make('div', {class: 'meaning'}, kind, make('small', {}, MEANING[kind]))], [label < 0 ? 'of all' : 'of all classes', number], [`score from ${threshold}`, number], ['', show]], rows, {sorted: false, label: 'Numbers of errors'}))),
+      make('div', {class: 'phrases'}, make('h3', {}, `How many, ${named(data, label)}`),
+        table([['kind', (kind) => make('div', {class: 'meaning'}, kind, make('small', {}, MEANING[kind]))], [label < 0 ? 'of all' : 'of all classes', number], [`score from ${threshold}`, number], ['images', show]], rows, {sorted: false, label: 'Numbers of errors'}))),
   ];
 }
 
