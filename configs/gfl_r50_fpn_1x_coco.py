@@ -76,6 +76,6 @@ train_dataloader = dict(dataset=dict(type='gfl_det.CocoDataset'))
 val_dataloader = dict(dataset=dict(type='gfl_det.CocoDataset'))
 test_dataloader = dict(dataset=dict(type='gfl_det.CocoDataset'))
 
-# Half of the schedule's rate, for the same 16 images a step. Gradients are clipped where mmdet's config
-# lets them grow: far above what a healthy step has, far below what ends a training.
+# Half of the schedule's rate, for the same 16 images a step. mmdet's config does not clip: 35 is
+# more than a healthy step has, and less than what ends a training.
 optim_wrapper = dict(optimizer=dict(lr=0.01), clip_grad=dict(max_norm=35, norm_type=2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Union
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -17,17 +17,18 @@ from gfl_det.registry import OPTIM_WRAPPERS
 class CPUAmpOptimWrapper(OptimWrapper):
     """mmengine's ``OptimWrapper`` with the forward pass in bfloat16 under CPU autocast.
 
-    bfloat16 has the exponents of float32, so small gradients do not vanish and no loss needs scaling.
+    bfloat16 has the exponents of float32, so small gradients do not vanish and no loss needs
+    scaling.
 
     Args:
         loss_scale: None for no scaling. ``'dynamic'``, a first scale, or arguments of torch's
-            ``GradScaler`` scale losses all the same, as mmengine's ``AmpOptimWrapper`` does on a GPU:
-            with it a run on a processor goes the ways of a run in float16. Needs torch 2.3.
+            ``GradScaler`` scale losses all the same, as mmengine's ``AmpOptimWrapper`` does on a
+            GPU: with it a run on a processor goes the ways of a run in float16. Needs torch 2.3.
         **kwargs: mmengine's.
     """
 
     def __init__(
-        self, loss_scale: Union[str, float, dict[str, Any], None] = None, **kwargs: Any
+        self, loss_scale: str | float | dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.loss_scaler = None

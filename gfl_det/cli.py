@@ -25,12 +25,16 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # How the back ends of torch.distributed say that another process is gone, or does not answer.
 LOST_PROCESS = re.compile(
     r'Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe|'
-    r'[Ww]atchdog caught collective operation timeout|Connection refused|NCCL communicator was abort'
+    r'[Ww]atchdog caught collective operation timeout|Connection refused|'
+    r'NCCL communicator was abort'
 )
 LOST_SENTENCE = (
     'another process of this run has ended or does not answer ({}): see what it said, then go on '
     'with --resume.'
 )
+# What torch says where weights are loaded strictly; averages (EMA) are.
+MISFIT = 'Error(s) in loading state_dict'
+MISFIT_SENTENCE = 'The checkpoint is of another model than the config'
 # How torch reports an exception from a worker of a data loader.
 WORKER_TRACEBACK = re.compile(r'\ACaught \w+ in .*?Original Traceback.*\n[\w.]+: (.*)\Z', re.DOTALL)
 
@@ -181,9 +185,10 @@ def run(main: Callable[[], None]) -> None:
         print(_report(_sentence(error)), file=sys.stderr)
         raise SystemExit(1) from None
     except RuntimeError as error:
-        if not LOST_PROCESS.search(str(error)):
+        sentence = _known_failure(str(error))
+        if sentence is None:
             raise
-        print(_report(LOST_SENTENCE.format(str(error).splitlines()[0])), file=sys.stderr)
+        print(_report(sentence), file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:
         if error.errno not in UNWRITABLE:
@@ -197,6 +202,16 @@ def _report(message: str) -> str:
     """Put ``error:`` in front; of several processes the first tells all, the others their part."""
     rank = _rank()
     return f'error: {message}' if not rank else f'error (process {rank}): {message.splitlines()[0]}'
+
+
+def _known_failure(message: str) -> str | None:
+    """Say in a sentence what libraries say in a page; None for what is not known."""
+    if LOST_PROCESS.search(message):
+        return LOST_SENTENCE.format(message.splitlines()[0])
+    if message.startswith(MISFIT) and '\n' in message:
+        first = message.splitlines()[1].strip().rstrip('.')
+        return f'{MISFIT_SENTENCE} ({first}): give the config that it was trained with.'
+    return None
 
 
 def _rank() -> int:

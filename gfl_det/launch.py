@@ -66,8 +66,16 @@ def _join_processes(cfg: Config) -> None:
     if not torch.distributed.is_initialized():
         # mmengine's key, in seconds: how long to wait for a process that does not answer.
         seconds = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
-        patience = dict(timeout=timedelta(seconds=seconds)) if seconds else {}
-        torch.distributed.init_process_group('gloo', **patience)
+        patience = timedelta(seconds=seconds) if seconds else None
+        store, rank, count = next(torch.distributed.rendezvous('env://'))
+        if os.environ.get('LOCAL_WORLD_SIZE') == os.environ['WORLD_SIZE']:
+            # Processes that torchrun starts again on one machine get the store of those before, and
+            # would connect to the addresses of the dead.
+            attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+            store = torch.distributed.PrefixStore(f'attempt {attempt}', store)
+        torch.distributed.init_process_group(
+            'gloo', store=store, rank=rank, world_size=count, timeout=patience
+        )
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,

@@ -90,7 +90,7 @@ def edge_intervals(
         limit: ``(4,)`` or ``(N, 4)`` px: width, height, width, height of the image, beyond which no
             edge is seen; None cuts nothing.
     """
-    stretch = quantiles.median.new_tensor(factor)
+    stretch = factor if isinstance(factor, (float, int)) else quantiles.low.new_tensor(factor)
     low = quantiles.median - stretch * (quantiles.median - quantiles.low)
     high = quantiles.median + stretch * (quantiles.high - quantiles.median)
     if limit is not None:

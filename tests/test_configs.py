@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import socket
 from pathlib import Path
 
 import mmdet
 import pytest
 import torch
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, MODEL_WRAPPERS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 import gfl_det
+from gfl_det import launch
 from gfl_det.errors import ConfigError, MissingOpError, SetupError
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -144,6 +146,7 @@ def test_a_student_says_what_mmdets_of_the_same_name_says(name):
     ours = shipped(name).to_dict()
     theirs = Config.fromfile(MMDET_CONFIGS / 'ld' / f'{name}.py').to_dict()
     assert ours.pop('custom_imports')['imports'] == ['gfl_det']
+    assert ours['optim_wrapper'].pop('clip_grad') == dict(max_norm=35, norm_type=2)
     theirs.pop('teacher_ckpt')  # a name that mmdet's file gives to an address used below it
     # mmdet's is a path below a folder that it is started in.
     assert (
@@ -207,9 +210,9 @@ def test_every_split_is_read_by_the_checked_dataset(name):
         assert DATASETS.get(dataset.type) is gfl_det.datasets.CocoDataset
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_gradients_are_clipped_and_the_rate_warms_up_and_scales(name):
-    config = shipped(name)
+@pytest.mark.parametrize('path', sorted(CONFIGS.rglob('*.py')), ids=lambda path: path.stem)
+def test_gradients_are_clipped_and_the_rate_warms_up_and_scales(path):
+    config = Config.fromfile(path)
     assert set(config.optim_wrapper.clip_grad) & {'max_norm', 'clip_value'}
     warm_up, *rest = config.param_scheduler
     assert warm_up.type == 'LinearLR'
@@ -241,6 +244,34 @@ def test_an_installation_without_configs_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr('gfl_det.config.CONFIG_FOLDERS', (tmp_path, tmp_path / 'absent'))
     with pytest.raises(SetupError, match='install gfl_det again'):
         gfl_det.get_config('gfl_r50_fpn_1x_coco')
+
+
+def test_the_sharded_config_builds(monkeypatch, tmp_path):
+    """The runner with its strategy, and the model; FSDP itself wants a GPU."""
+    config = gfl_det.get_config('gfl_r50_fpn_1x_coco_fsdp')
+    assert config.model == shipped('gfl_r50_fpn_1x_coco').model
+    config.work_dir = str(tmp_path)
+    config.model.backbone.init_cfg = None
+    variables = dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')  # mmengine would set them for good
+    variables |= dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1')
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        variables['MASTER_PORT'] = str(probe.getsockname()[1])
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    try:
+        runner = launch.build_runner(config, 'pytorch')
+        assert type(runner.strategy).__name__ == 'FSDPStrategy'
+        wrapper = MODEL_WRAPPERS.get(runner.strategy.model_wrapper['type'])
+        assert wrapper is gfl_det.training.ShardedDataParallel
+        model = runner.strategy.build_model(config.model)
+        assert sum(each.dim() == 0 for each in model.parameters()) == 5  # what FSDP refuses
+        if not torch.cuda.device_count():
+            with pytest.raises(RuntimeError, match='accelerator'):
+                runner.strategy._wrap_model(model)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_metafile_lists_every_coco_config():

@@ -51,6 +51,8 @@ def found_in(image: np.ndarray) -> InstanceData:
     logits = torch.full((2, 4, 5), -20.0)
     logits[0, :, 2] = 20
     return InstanceData(
+        edge_low=torch.full((2, 4), 1.5),
+        edge_high=torch.full((2, 4), 2.5),
         bboxes=torch.tensor([[4.0, 6, 36, 38], [0, 0, width, height]]),
         labels=torch.tensor([1, 0]),
         scores=torch.tensor([0.75, 0.01]),
@@ -126,7 +128,7 @@ class TestPayload:
         assert (left['start'], left['step']) == (20, -8)
         assert (bottom['start'], bottom['step']) == (22, 8)
         assert left['probabilities'] == [0, 0, 1, 0, 0]
-        assert (left['std'], left['entropy']) == (0, 0)
+        assert (left['std'], left['entropy'], left['interval']) == (0, 0, [1.5, 2.5])
 
     def test_other_heads_and_many_boxes(self):
         boxes = Boxes(np.zeros((300, 4)), np.zeros(300, np.int64), np.ones(300))
@@ -273,7 +275,7 @@ class TestServer:
 
 
 def test_the_command_line_listens_here_alone():
-    args = command.parse_arguments(['c.py', 'x.pth'])
+    args = command.parse_arguments(['x.pth'])
     assert (args.host, args.port) == ('127.0.0.1', 7860)
     assert (args.max_mb, args.max_megapixels) == (10, 20)
 
@@ -287,7 +289,8 @@ def test_the_tool_serves_a_detector(tmp_path):
     meta = {'dataset_meta': {'classes': ('blue', 'green')}}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, tmp_path / 'noise.pth')
 
-    command_line = [sys.executable, str(ROOT / 'tools' / 'demo_web.py'), 'tiny.py', 'noise.pth']
+    command_line = [sys.executable, str(ROOT / 'tools' / 'demo_web.py'), 'noise.pth']
+    command_line += ['--config', 'tiny.py']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'DISPLAY': ''}
     tool = subprocess.Popen(
         [*command_line, '--port', '0', '--max-megapixels', '0.04'],

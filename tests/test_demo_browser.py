@@ -32,6 +32,8 @@ def found_in(image: np.ndarray) -> InstanceData:
         scores=torch.tensor([0.9, 0.6, 0.4]),
         edge_logits=3 * torch.randn(3, 4, 17, generator=generator),
         bin_widths=torch.full((3, 4), 8.0),
+        edge_low=torch.full((3, 4), 60.0),
+        edge_high=torch.full((3, 4), 76.0),
         prior_centres=torch.tensor([[70.0, 90], [80, 80], [220, 100]]),
     )
 
@@ -39,7 +41,12 @@ def found_in(image: np.ndarray) -> InstanceData:
 @pytest.fixture(scope='module')
 def server() -> Iterator[DemoServer]:
     demo = DemoServer(
-        found_in, CLASSES, ('127.0.0.1', 0), title='pets', limits=Limits(max_bytes=500_000)
+        found_in,
+        CLASSES,
+        ('127.0.0.1', 0),
+        title='pets',
+        limits=Limits(max_bytes=500_000),
+        level=0.9,
     )
     thread = threading.Thread(target=demo.serve_forever, kwargs={'poll_interval': 0.01})
     thread.start()
@@ -113,6 +120,11 @@ def test_a_click_shows_the_edges_of_the_smallest_box_there(desk, image):
         probabilities = edge['probabilities'] if edge['step'] > 0 else edge['probabilities'][::-1]
         np.testing.assert_allclose(np.array(heights) / 72, probabilities, atol=1e-3)
     assert f'{expected[0]["std"]:.1f} px' in desk.text('#chosen')
+    assert 'Bracket: the 90 % interval' in desk.text('#chosen')
+    wide = desk.run(
+        "const box = document.querySelector('#chosen .interval').getBBox(); return box.width"
+    )
+    assert wide == pytest.approx((76 - 60) / 8 * 298 / 17, rel=1e-3)  # two bins of 17 in 298 units
     desk.click_at('#canvas', 310 * scale, 10 * scale)  # on nothing
     assert 'Click a box' in desk.text('#chosen')
 

@@ -11,8 +11,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# Truths of the four images, two a process.
-CASES = {'all': (5, 2, 0, 7), 'one process without truths': (0, 0, 4, 3)}
+# Truths of the four images, and how many of the images the first process has.
+CASES = {
+    'all': ((5, 2, 0, 7), 2),
+    'one process without truths': ((0, 0, 4, 3), 2),
+    'unequal batches': ((5, 2, 3, 7), 3),
+    'unequal batches, one without truths': ((4, 1, 3, 0), 3),
+}
 SIZE = (96, 128)
 KINDS = ('GFLHead', 'LDHead')
 
@@ -47,9 +52,9 @@ def _process(rank: int, folder: str) -> None:
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
     from heads import losses_and_gradients
 
-    for name, counts in CASES.items():
+    for name, (counts, first) in CASES.items():
         maps, truths, metas = _batch(counts)
-        mine = slice(2 * rank, 2 * rank + 2)
+        mine = slice(first, None) if rank else slice(first)
         half = tuple([level[mine] for level in kind] for kind in maps)
         for kind in KINDS:
             head = _head(kind, mine)
@@ -62,7 +67,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     from heads import losses_and_gradients
 
     mp.spawn(_process, (str(tmp_path),), nprocs=2)
-    for kind, (name, counts) in product(KINDS, CASES.items()):
+    for kind, (name, (counts, _)) in product(KINDS, CASES.items()):
         parts = [torch.load(tmp_path / f'{kind} {name} {rank}.pt') for rank in (0, 1)]
         values, gradients = losses_and_gradients(_head(kind, slice(4)), *_batch(counts))
         for key, value in values.items():

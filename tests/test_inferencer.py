@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from inferring import CLASSES, small_config, write_checkpoint, write_images
+from mmdet.registry import MODELS
 
 from gfl_det import GFLInferencer
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
@@ -232,6 +233,22 @@ def test_mmdets_head_is_built_as_ours(checkpoint, images, detect) -> None:
     assert_same(found[0].instances, detect(images[0], progress=False)[0].instances)
 
 
+def test_heads_without_distributions_give_boxes_and_scores(images, tmp_path) -> None:
+    cfg = small_config()
+    cfg.model.type, cfg.model.bbox_head.type = 'ATSS', 'ATSSHead'
+    for name in ('loss_dfl', 'reg_max'):
+        cfg.model.bbox_head.pop(name)
+    cfg.model.bbox_head.loss_cls = dict(type='FocalLoss', use_sigmoid=True)
+    model = MODELS.build(cfg.model)
+    path = tmp_path / 'atss.pth'
+    meta = dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=CLASSES))
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), path)
+    result = GFLInferencer(path, device='cpu', score_thr=0.0)(images[0], progress=False)[0]
+    assert sorted(result.instances.keys()) == ['bboxes', 'labels', 'scores']
+    assert result.level is None
+    assert len(result) == len(result.to_coco()) > 0
+
+
 def test_optimized_and_without_intervals(checkpoint, images, detect) -> None:
     fast = GFLInferencer(checkpoint, device='cpu', score_thr=0.3, level=None, optimize='float32')
     found = fast(images[0], progress=False)[0]
@@ -279,7 +296,7 @@ def test_the_tool_writes_what_it_could_read_and_exits_with_1(checkpoint, images,
     assert {each['image_id'] for each in entries} == {71, 72}
     assert {each['category_id'] for each in entries} <= set(range(5, 15))
     assert all(len(each['edge_low']) == 4 for each in entries)
-    assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == ['1.png', '2.png']
+    assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == ['1.jpg', '2.jpg']
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 
+import numpy as np
 import pytest
 import torch
 from mmengine.structures import InstanceData
@@ -106,6 +107,18 @@ def test_a_score_cut_keeps_the_fields() -> None:
     assert kept.instances.scores.tolist() == [0.75, 0.625, 0.5]
     assert kept.instances.edge_low.shape == (3, 4)
     assert FAILED.above(0.5) is FAILED
+
+
+def test_a_compact_result_lacks_what_is_large() -> None:
+    whole = one(image=np.zeros((60, 80, 3), np.uint8))
+    for name in ('edge_logits', 'bin_widths', 'prior_centres'):
+        whole.instances[name] = torch.zeros(2, 4)
+    light = whole.compact()
+    assert light.image is None
+    assert light.to_dict() == whole.to_dict()
+    assert 'edge_low' in light.instances
+    assert not {'edge_logits', 'bin_widths', 'prior_centres'} & set(light.instances.keys())
+    assert FAILED.compact().to_dict() == FAILED.to_dict()
 
 
 def test_results_are_a_sequence() -> None:

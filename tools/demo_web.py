@@ -1,7 +1,8 @@
 """Drop an image on a page, see boxes with soft edges, click one for its edges' distributions.
 
-    python tools/demo_web.py CONFIG CHECKPOINT [--port N] [--host ADDRESS] [--device DEVICE]
-                             [--max-mb MIB] [--max-megapixels MP] [--cfg-options KEY=VALUE ...]
+    python tools/demo_web.py CHECKPOINT [--config CONFIG] [--port N] [--host ADDRESS] [--max-mb MIB]
+                             [--max-megapixels MP] [--calibrator JSON] [--intervals JSON]
+                             [--device NAME]
 
 Open the address that it prints. It needs no package but the project's own and no network; images
 stay in memory. It listens on 127.0.0.1, so that only this machine can use it.
@@ -10,8 +11,8 @@ stay in memory. It listens on 127.0.0.1, so that only this machine can use it.
 try:
     from gfl_det import cli
     from gfl_det.demo import command
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ training pictures. --check compares with torch, --ap and --time print accuracy a
 try:
     from gfl_det import cli
     from gfl_det.export import command
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ claims; a minute or two on one core, nothing is downloaded.
 try:
     from gfl_det import cli
     from gfl_det.calibration.proofs import classification_command
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:

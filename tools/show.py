@@ -1,19 +1,19 @@
 """Draw the detections of images with soft edges, and bar charts of their edges.
 
-    python tools/show.py CONFIG CHECKPOINT IMAGE ... [--out DIR] [--score-thr S] [--truths JSON]
-                         [--edges [BOX ...]] [--format png|jpg|pdf|svg] [--device DEVICE]
-                         [--cfg-options KEY=VALUE ...]
+    python tools/show.py CHECKPOINT IMAGE [IMAGE ...] [--config CONFIG] [--out DIR] [--score-thr S]
+                         [--truths JSON] [--edges [BOX ...]] [--format png|jpg|pdf|svg]
+                         [--calibrator JSON] [--device NAME]
 
-IMAGE is a file or a folder. Writes DIR/IMAGE.png, with --truths truth beside prediction, and with
---edges DIR/IMAGE.edges.png: where the head thinks that each edge of a box lies. A whole test set
-is drawn by tools/test.py --show-dir.
+IMAGE is what tools/infer.py takes. Writes DIR/IMAGE.png, with --truths truth beside prediction,
+and with --edges DIR/IMAGE.edges.png: where the head thinks that each edge of a box lies. A whole
+test set is drawn by tools/test.py --show-dir.
 """
 
 try:
     from gfl_det import cli
     from gfl_det.visualization import command
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:

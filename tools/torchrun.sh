@@ -4,7 +4,8 @@
 # Several machines: set NNODES, NODE_RANK and MASTER_ADDR on each; PORT is 29500 by default.
 # MAX_RESTARTS: how often torchrun starts all processes anew when one has died (0 by default); with
 # --resume among the arguments they go on from the newest checkpoint. RDZV_ENDPOINT=HOST:PORT lets the
-# machines find each other there, so that they may come in any order and leave (NNODES=2:4).
+# machines find each other there, so that they may come in any order and leave (NNODES=2:4); restarts
+# need it, and use MASTER_ADDR:PORT by default.
 # PYTHON names the interpreter: PYTHON=.venv/bin/python tools/torchrun.sh ...
 set -euo pipefail
 
@@ -17,6 +18,10 @@ gpus=$2
 shift 2
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
+if [ -z "${RDZV_ENDPOINT:-}" ] && [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
+    # Without a rendezvous, processes that were started again find the addresses of the dead.
+    RDZV_ENDPOINT=${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}
+fi
 if [ -n "${RDZV_ENDPOINT:-}" ]; then
     meeting=(--rdzv_backend=c10d --rdzv_endpoint="$RDZV_ENDPOINT" --rdzv_id="${RDZV_ID:-gfl_det}")
 else

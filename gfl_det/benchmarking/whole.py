@@ -156,7 +156,7 @@ def _channels_last(model: BaseModel) -> BaseModel:
 def _step(model: BaseModel, wrapper: type[OptimWrapper], data: dict) -> Callable[[], object]:
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)
-    optim_wrapper = wrapper(optimizer)
+    optim_wrapper = wrapper(optimizer=optimizer)
     return lambda: model.train_step(copy.deepcopy(data), optim_wrapper)
 
 

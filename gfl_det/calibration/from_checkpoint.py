@@ -89,6 +89,7 @@ def run_split(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, Any, 
     with TemporaryDirectory() as folder:
         prefix = os.path.join(folder, 'found')
         cfg.work_dir = folder
+        cfg.log_level = 'WARNING'  # tools print tables where a training prints its log
         # mmengine keeps logs and visualizers by name: a second run here needs others.
         cfg.experiment_name = os.path.basename(folder)
         cfg.visualizer = dict(type='DetLocalVisualizer', vis_backends=[])

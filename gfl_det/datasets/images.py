@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from ..pixels import MAX_PIXELS
 
-MAX_PIXELS = 100_000_000  # 10,000 x 10,000: 300 MB as an array
 ENDINGS = frozenset(
     [
         '.jpg',
@@ -35,7 +35,7 @@ ENDINGS = frozenset(
         '.jp2',
     ]
 )
-FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF')
+FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF')
 JPEG_SCAN, JPEG_END = 0xDA, b'\xff\xd9'
 
 
@@ -124,7 +124,7 @@ def _check_header(file: Any, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise DataError(
             f'{name} says that it is {width} x {height}, more than {max_pixels} pixels: it is '
-            'refused undecoded; raise max_pixels if it is meant.'
+            'refused undecoded.'
         )
 
 

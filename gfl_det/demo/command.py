@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import cli
-from ..visualization.detector import Detector
+from ..inference import GFLInferencer
 from .server import LOOPBACK, DemoServer
 from .uploads import Limits
 
@@ -19,20 +18,22 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description='Serve a page to drop images on: boxes with soft edges, and the edge '
         'distributions of the box that is clicked.'
     )
-    parser.add_argument('config', help='a config file, or the name of a shipped config')
     parser.add_argument('checkpoint', help='weights: a file or an address')
+    parser.add_argument(
+        '--config',
+        help='a config file, or the name of a shipped config; without, the one in the checkpoint',
+    )
     parser.add_argument(
         '--host',
         default='127.0.0.1',
         help='address to listen on; 0.0.0.0 lets everyone in who can reach this machine',
     )
     parser.add_argument('--port', type=int, default=7860, help='0 takes a free one')
-    parser.add_argument('--device', default='cpu', help='cpu, cuda or cuda:1')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; without, the best there is')
     parser.add_argument('--max-mb', type=float, default=10, metavar='MIB', help='of an upload')
     parser.add_argument('--max-megapixels', type=float, default=20, metavar='MP')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=cli.KeyValueAction, metavar='KEY=VALUE', default={}
-    )
+    parser.add_argument('--calibrator', metavar='JSON', help='what tools/calibrate.py fit wrote')
+    parser.add_argument('--intervals', metavar='JSON', help='what tools/intervals.py fit wrote')
     return parser.parse_args(argv)
 
 
@@ -42,17 +43,24 @@ def build_server(args: argparse.Namespace) -> DemoServer:
     Raises:
         GFLDetError: the config or the checkpoint is unusable, or the address is taken.
     """
-    cfg = cli.load_config(args.config, args.cfg_options)
-    detector = Detector(cfg, args.checkpoint, args.device)
+    detector = GFLInferencer(
+        args.checkpoint,
+        args.config,
+        device=args.device,
+        calibrator=args.calibrator,
+        intervals=args.intervals,
+        distributions=True,
+    )
     if args.host not in LOOPBACK:
         print(
             f'warning: everyone who can reach {args.host} may use this page; it has no password',
             file=sys.stderr,
         )
     return DemoServer(
-        detector,
+        lambda image: detector(image[..., ::-1], progress=False)[0].instances,
         detector.classes,
         (args.host, args.port),
-        title=Path(args.config).stem,
+        title=Path(args.config or args.checkpoint).stem,
         limits=Limits(round(args.max_mb * 2**20), round(args.max_megapixels * 1e6)),
+        level=detector.level,
     )

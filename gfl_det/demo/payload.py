@@ -26,7 +26,8 @@ def describe(boxes: Boxes, size: tuple[int, int], classes: Sequence[str]) -> dic
     Returns:
         ``height``, ``width`` and ``boxes``, each with ``box`` (xyxy px), ``name``, ``colour``
         (``#rrggbb``), ``score`` and, of a GFL head, ``edges``: ``side``, ``start`` and ``step`` (px
-        of the bins along the axis), ``probabilities``, ``std`` (px), ``entropy`` (nats).
+        of the bins along the axis), ``probabilities``, ``std`` (px), ``entropy`` (nats), and
+        ``interval`` (px) where results have intervals.
     """
     colours = class_colours(len(classes))
     described: list[dict[str, Any]] = []
@@ -47,6 +48,7 @@ def _edges(boxes: Boxes, index: int) -> list[dict[str, Any]]:
     if boxes.edges is None:
         return []
     one = boxes.edges.take([index])
+    intervals = None if boxes.intervals is None else np.round(boxes.intervals[index], 2).tolist()
     spread, entropy = edge_spread(one)[0], edge_entropy(one)[0]
     return [
         dict(
@@ -56,6 +58,7 @@ def _edges(boxes: Boxes, index: int) -> list[dict[str, Any]]:
             probabilities=np.round(probabilities, DIGITS).tolist(),
             std=round(float(spread[number]), 2),
             entropy=round(float(entropy[number]), 3),
+            **({} if intervals is None else dict(interval=intervals[number])),
         )
         for number, (side, positions, probabilities) in enumerate(
             zip(SIDES, one.positions[0], one.probabilities[0])

@@ -56,6 +56,7 @@ class DemoServer(ThreadingHTTPServer):
         title: of the page, the detector's name.
         limits: of uploads.
         score_thr: detections below it are not sent.
+        level: of the detections' intervals, where they have them.
 
     Raises:
         SetupError: the address cannot be listened on.
@@ -72,12 +73,14 @@ class DemoServer(ThreadingHTTPServer):
         title: str = 'detector',
         limits: Limits = DEFAULT_LIMITS,
         score_thr: float = 0.05,
+        level: float | None = None,
     ) -> None:
         self.detect = detect
         self.classes = classes
         self.title = title
         self.limits = limits
         self.score_thr = score_thr
+        self.level = level
         self.one_at_a_time = threading.Lock()
         self.waiting = threading.BoundedSemaphore(MAX_WAITING)
         try:
@@ -172,6 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         return dict(
             title=self.server.title,
             classes=self.server.classes,
+            level=self.server.level,
             max_bytes=limits.max_bytes,
             too_large=too_large(limits),
             accepted=accepted(limits),

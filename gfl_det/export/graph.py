@@ -35,14 +35,14 @@ class Outputs:
             (nats) of each edge, ltrb: see :mod:`..inference.results`.
         distribution: add ``edge_logits``, ``bin_widths`` and ``prior_centres``.
         level: of the intervals from ``edge_low`` to ``edge_high``.
-        interval_factor: that stretches them.
+        interval_factor: that stretches them, or one a side.
     """
 
     nms: bool = False
     uncertainty: bool = False
     distribution: bool = False
     level: float = 0.9
-    interval_factor: float = 1.0
+    interval_factor: float | tuple[float, ...] = 1.0
 
     def names(self, calibrated: bool) -> list[str]:
         """Names of the tensors in their order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -87,6 +88,7 @@ def write_int8(
         SetupError: openvino or nncf is missing.
     """
     nncf, openvino = require('nncf'), require('openvino')
+    logging.getLogger('nncf').setLevel(logging.WARNING)  # it names each node it leaves alone
     data = nncf.Dataset(pictures, lambda prepared: dict(zip(INPUTS, prepared)))
     # A node that gives an output is named after it.
     kept = [*FLOAT, *(f'^{name}$' for name in description.outputs)]

@@ -9,7 +9,8 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 
 from ..calibration.calibrators import DetectionCalibrator
-from ..calibration.files import load_calibrator
+from ..calibration.distribution_calibrator import DistributionCalibrator
+from ..calibration.distribution_files import load_any_calibrator
 from ..calibration.in_detector import interval_factor
 from ..errors import ConfigError
 from ..heads import GFLHead
@@ -30,7 +31,7 @@ class Source(NamedTuple):
     preprocessing: Preprocessing
     calibrator: DetectionCalibrator | None  # of the scores
     level: float  # of the edges' intervals
-    interval_factor: float  # that stretches them
+    interval_factor: float | tuple[float, ...]  # that stretches them, or one a side
 
 
 def load_source(
@@ -68,7 +69,7 @@ def load_source(
         test_cfg.interval_level = DEFAULT_LEVEL
     test_cfg.with_uncertainty = True  # --check compares the edges too
     kind = type(head).__name__
-    scores = load_calibrator(test_cfg.calibrator) if test_cfg.get('calibrator') else None
+    scores = _score_calibrator(test_cfg.get('calibrator'))
     if scores is not None:
         scores.check_score_type(kind)
     return Source(
@@ -97,3 +98,19 @@ def refuse_deformable(cfg: Config, name: str) -> None:
                 'cannot run on processors: export a config without them, such as '
                 'gfl_r101_fpn_ms-2x_coco.'
             )
+
+
+def _score_calibrator(path: str | None) -> DetectionCalibrator | None:
+    """A calibrator of maps from score to score.
+
+    Raises:
+        ConfigError: it ranks detections by their neighbours, which no graph does.
+        DataError: the file is no calibrator.
+    """
+    found = load_any_calibrator(path) if path else None
+    if isinstance(found, DistributionCalibrator):
+        raise ConfigError(
+            f"{path} reads detections' edges and neighbours, and a graph maps scores alone: give "
+            '--calibrator the file of another method, or drop test_cfg.calibrator.'
+        )
+    return found

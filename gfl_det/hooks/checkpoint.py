@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, and complete enough for a resumed training to be the same training."""
+"""Checkpoints that are whole, and from which a training goes on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         *args: mmengine's.
         **kwargs: mmengine's. ``backend_args`` given by the user decides how files are written.
     """
+
+    backend_args: dict[str, Any] | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

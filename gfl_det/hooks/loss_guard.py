@@ -34,16 +34,17 @@ class LossGuardHook(Hook):
     changed by a bad step: no weights, no state of the optimizer, and under ``'skip'`` no running
     statistics either. What is needed to repeat the step goes to a file for ``tools/replay.py``.
 
-    Cost on a GPU: the host waits for one number a step, the norm of all gradients. mmengine waits for
-    the same number when it clips gradients, which is then read from its log, and for each loss after
-    each step. Losses need no wait of their own: each is multiplied by ``1 + 0 * total``, which is
-    exactly 1, or NaN, so that a non-finite loss makes all gradients NaN. Through the averaging of
-    gradients all processes see that and do the same, without a word between them.
+    Cost on a GPU: the host waits for one number a step, the norm of all gradients. mmengine waits
+    for the same number when it clips gradients, which is then read from its log, and for each loss
+    after each step. Losses need no wait of their own: each is multiplied by ``1 + 0 * total``,
+    which is exactly 1, or NaN, so that a non-finite loss makes all gradients NaN. Through the
+    averaging of gradients all processes see that and do the same, without a word between them.
 
-    Mixed precision with a loss scaler: gradients that overflow are the scaler's business, which leaves
-    the step out and lowers its scale. It is an event for the guard when a loss (which is computed
-    unscaled in float32) is not finite, or when ``max_scaler_skips`` steps in a row were left out, for
-    then no scale helps. Gradients that are accumulated over several steps are dropped together.
+    Mixed precision with a loss scaler: gradients that overflow are the scaler's business, which
+    leaves the step out and lowers its scale. It is an event for the guard when a loss (which is
+    computed unscaled in float32) is not finite, or when ``max_scaler_skips`` steps in a row were
+    left out, for then no scale helps. Gradients that are accumulated over several steps are dropped
+    together.
 
     Args:
         policy: ``'stop'`` raises, ``'skip'`` goes on without the step.
@@ -140,7 +141,7 @@ class LossGuardHook(Hook):
         if kwargs.get('mode') != 'loss' or not isinstance(losses, dict):
             return losses
         self._step = Step(
-            inputs=kwargs.get('inputs', args[0] if args else None),
+            inputs=kwargs['inputs'] if 'inputs' in kwargs else args[0],
             samples=kwargs.get('data_samples'),
             losses={key: _detached(value) for key, value in losses.items()},
             random=self._state,

@@ -29,9 +29,9 @@ class StopSignalHook(Hook):
 
     Schedulers of clusters send SIGTERM some seconds (the grace time) before they kill. Of several
     processes all end after the same step: each tells the others whether it was told to, in a
-    reduction over gloo that runs while the step is computed. During a validation what was trained is
-    saved at its next batch, and the validation is done again on resuming. A second signal ends the
-    program at once.
+    reduction over gloo that runs while the step is computed. During a validation what was trained
+    is saved at its next batch, and the validation is done again on resuming. A second signal ends
+    the program at once.
 
     Args:
         signals: names of the signals to heed.
@@ -78,7 +78,6 @@ class StopSignalHook(Hook):
             self._stop(runner, within_epoch=False)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # Workers of the data loader inherit this and go on: the step still needs their data.
         self._told.fill_(1)
         signal.signal(number, signal.SIG_DFL)
 

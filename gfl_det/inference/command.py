@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..calibration.coco import read_json
-from ..datasets.images import MAX_PIXELS
 from ..errors import DataError
+from ..pixels import MAX_PIXELS
 from ..progress import Progress
 from .drawing import Drawer
 from .inferencer import GFLInferencer
@@ -85,6 +85,7 @@ def infer(args: argparse.Namespace) -> None:
         level=args.level,
         calibrator=args.calibrator,
         intervals=args.intervals,
+        distributions=args.show_dir is not None,
         optimize=args.optimize,
     )
     drawer = Drawer(args.show_dir, detector.classes, args.show_thr) if args.show_dir else None
@@ -111,7 +112,7 @@ def _detect(args: argparse.Namespace, detector: GFLInferencer, drawer: Drawer | 
         )
         for result in stream:
             bar.advance()
-            results.images.append(result.without_image())
+            results.images.append(result.compact())
             if result.error is not None:
                 if len(sources) > 1:
                     bar.say(f'warning: {result.error}')

@@ -1,4 +1,4 @@
-"""Pictures of results, by the visualiser that mmdet's hooks draw with."""
+"""Pictures of results: edges as soft as their distributions, where results hold them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 from pathlib import Path
 
 import numpy as np
-from mmdet.registry import VISUALIZERS
 from mmdet.structures import DetDataSample
 
 from ..errors import DataError
+from ..registry import VISUALIZERS
 from .results import ImageResult
 
-VISUALIZER = 'DetLocalVisualizer'
+VISUALIZER = 'gfl_det.GFLVisualizer'
 
 
 class Drawer:
     """Draws results into a folder, which is made.
 
     Args:
-        folder: of the pictures: the image's name with the ending .png, of a video with the number
+        folder: of the pictures: the image's name with the ending .jpg, of a video with the number
             of the frame; a number is added where a name comes twice.
         classes: names in the order of the labels.
         score_thr: least score of a box that is drawn.
@@ -60,9 +60,9 @@ class Drawer:
     def _name(self, result: ImageResult) -> str:
         stem = Path(result.source.partition('?')[0]).stem or 'image'
         stem = stem if result.frame is None else f'{stem}_{result.frame:06d}'
-        name, number = f'{stem}.png', 1
+        name, number = f'{stem}.jpg', 1
         while name in self._taken:
             number += 1
-            name = f'{stem}_{number}.png'
+            name = f'{stem}_{number}.jpg'
         self._taken.add(name)
         return name

@@ -35,6 +35,7 @@ from mmengine.structures import InstanceData
 from ..errors import DataError, SetupError
 
 SIDES = ('left', 'top', 'right', 'bottom')
+DISTRIBUTIONS = frozenset(('edge_logits', 'bin_widths', 'prior_centres'))
 EDGE_FIELDS = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')
 
 
@@ -76,9 +77,10 @@ class ImageResult:
             return self
         return replace(self, instances=self.instances[self.instances.scores >= score])
 
-    def without_image(self) -> ImageResult:
-        """The same result without the pixels."""
-        return replace(self, image=None)
+    def compact(self) -> ImageResult:
+        """The same result without what is large: the pixels and the edges' distributions."""
+        kept = {name: value for name, value in self.instances.items() if name not in DISTRIBUTIONS}
+        return replace(self, image=None, instances=InstanceData(**kept))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: the image, and a list of detections."""

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 
-from ..datasets.images import ENDINGS, MAX_PIXELS, check_array, decode_image, read_image
+from ..datasets.images import ENDINGS, check_array, decode_image, read_image
 from ..errors import DataError
+from ..pixels import MAX_PIXELS
 
 VIDEO_ENDINGS = frozenset(
     ['.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv']

@@ -14,19 +14,18 @@ from gfl_det.assigners import ATSSAssigner
 from gfl_det.cli import load_config
 from gfl_det.errors import ConfigError
 from gfl_det.preflight.classes import class_names
-from gfl_det.preflight.walk import datasets_of, walk
+from gfl_det.preflight.walk import datasets_of
 from gfl_det.reach import picture, report
-from gfl_det.reach.advice import DEFAULT_LIMITS, MOST, Advice, Limits, advise
+from gfl_det.reach.advice import DEFAULT_LIMITS, Advice, Limits, advise
 from gfl_det.reach.boxes import read_boxes
 from gfl_det.reach.measure import LARGEST, Pyramid
 from gfl_det.reach.resizing import Resizing, resizing_of
-from gfl_det.registry import TASK_UTILS
+from gfl_det.reach.settings import DEFAULTS, assigner_of, head_of
 
 EPILOG = """\
 Priors and assigner are those that train: a positive is a prior that ATSS gives to a box, and an
 edge is clipped if it lies farther from that prior than reg_max strides of its level.
 Of the pyramids tried the least change is suggested that keeps to --max-bare and --max-clipped."""
-DEFAULTS = dict(strides=(8, 16, 32, 64, 128), anchor_scale=8.0, reg_max=MOST, topk=9, pad=32)
 
 
 class Setting(NamedTuple):
@@ -137,8 +136,8 @@ def read_setting(args: argparse.Namespace) -> Setting:
     options: dict[str, Any] = {}
     if args.config:
         cfg = load_config(args.config)
-        found.update(_head_of(cfg.model, args.config))
-        options = _assigner_of(cfg.model)
+        found.update(head_of(cfg.model, args.config))
+        options = assigner_of(cfg.model)
         found['topk'] = options.pop('topk', found['topk'])
         datasets = datasets_of(cfg, 'train')
         if datasets and not args.scale:
@@ -154,36 +153,6 @@ def read_setting(args: argparse.Namespace) -> Setting:
     pyramid = Pyramid(strides, float(found['anchor_scale']), found['pad'])
     assigner = ATSSAssigner(found['topk'], **options)
     return Setting(pyramid, found['reg_max'], assigner, resizing, classes, not_followed)
-
-
-def _head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
-    """Strides, anchor scale, reg_max and padding of the first head with one prior a cell."""
-    for _, node in walk(model, 'model'):
-        anchors = node.get('anchor_generator')
-        if not isinstance(anchors, dict) or 'strides' not in anchors:
-            continue
-        generator = TASK_UTILS.build(dict(anchors))
-        if set(generator.num_base_priors) != {1}:
-            break
-        sides = [float(base[0, 2] - base[0, 0]) for base in generator.base_anchors]
-        strides = [int(x) for x, _ in generator.strides]
-        scales = {round(side / stride, 4) for side, stride in zip(sides, strides)}
-        if len(scales) != 1:
-            break
-        pad = (model.get('data_preprocessor') or {}).get('pad_size_divisor', 1)
-        found = dict(strides=strides, anchor_scale=scales.pop(), pad=pad)
-        return dict(found, reg_max=node.get('reg_max', DEFAULTS['reg_max']))
-    raise ConfigError(
-        f'{name} has no head with one square prior a cell: put ours in by tools/swap_head.py first.'
-    )
-
-
-def _assigner_of(model: dict[str, Any]) -> dict[str, Any]:
-    """What the config says of ATSS that changes its positives without ignored truths."""
-    for _, node in walk(model, 'model'):
-        if str(node.get('type', '')).rpartition('.')[2] == 'ATSSAssigner':
-            return {key: node[key] for key in ('topk', 'with_best_prior') if key in node}
-    return {}
 
 
 def _not_followed(steps: list[str]) -> str | None:

@@ -72,6 +72,8 @@ def _tried(axes: Any, advice: Advice) -> None:
         scales = [each.pyramid.scale for each in tried]
         label = f'{" ".join(map(str, strides))} ({tried[0].cells:.2f} x cells)'
         axes.plot(scales, [100 * each.bare for each in tried], 'o-', ms=4, label=label)
+        if strides[-1] != advice.now.pyramid.strides[-1]:
+            continue  # its points lie on those without the coarser level: one number a point
         for each in tried:
             place = (each.pyramid.scale, 100 * each.bare)
             above = dict(xytext=(0, 4), textcoords='offset points')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,11 +81,6 @@ def load(dataset: Any, number: int, seed: int = 0) -> Batch:
     if not samples:
         raise DataError('No picture of the training set has a box: see tools/check_dataset.py.')
     return pseudo_collate(samples)
-
-
-def class_names(dataset: Any) -> Sequence[str]:
-    """Return the names of a data set's classes."""
-    return tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
 
 
 def truths_of(sample: DetDataSample) -> tuple[np.ndarray, np.ndarray]:

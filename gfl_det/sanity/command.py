@@ -53,7 +53,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='override values of the config, as in data_root=DIR',
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.images < 1 or args.steps < 1:
+        parser.error('--images and --steps are at least 1')
+    return args
 
 
 def run(args: argparse.Namespace) -> int:

@@ -84,12 +84,7 @@ def overfit(
         rate_factor: Of a trial: times the config's learning rate, which then does not fall.
         progress: Called with step and losses now and then.
     """
-    torch.manual_seed(0)
-    with _quiet():
-        model: Any = MODELS.build(copy.deepcopy(cfg.model))
-        model.init_weights()
-        model.to(device)
-        wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+    model, wrapper = _build(cfg, device)
     factor = 1.0 if rate_factor is None else rate_factor
     rates = [group['lr'] * factor for group in wrapper.optimizer.param_groups]
     settled = steps if rate_factor is None else None
@@ -116,6 +111,16 @@ def overfit(
     way = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - start
     moved = float(way.norm() / start.norm().clamp(min=1e-12))
     return Curve(losses, scores, moved, max(rates, default=0.0))
+
+
+def _build(cfg: Config, device: str) -> tuple[Any, Any]:
+    """Return a fresh model and its optimizer, the same on every call."""
+    torch.manual_seed(0)
+    with _quiet():
+        model: Any = MODELS.build(copy.deepcopy(cfg.model))
+        model.init_weights()
+        model.to(device)
+        return model, build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
 
 
 def _share_of_rate(step: int, steps: int | None) -> float:

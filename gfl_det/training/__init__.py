@@ -3,10 +3,12 @@
 from .checkpoints import Candidate, choose_checkpoint, newest_checkpoint
 from .files import WholeFileBackend, is_intact, write_whole
 from .loop import EpochTrainLoop
+from .sharding import ShardedDataParallel
 
 __all__ = [
     'Candidate',
     'EpochTrainLoop',
+    'ShardedDataParallel',
     'WholeFileBackend',
     'choose_checkpoint',
     'is_intact',

@@ -13,7 +13,6 @@ from gfl_det.errors import CheckpointError
 from gfl_det.training.files import AnyPath, is_intact
 
 LAST_CHECKPOINT = 'last_checkpoint'  # mmengine's file with the path of the newest
-TRAINING_STATE = ('epoch', 'iter')
 CANNOT_LOAD = re.compile(r'cannot be loaded \(.*\)(?=:)', re.DOTALL)
 
 
@@ -36,8 +35,8 @@ class Choice(NamedTuple):
 def newest_checkpoint(work_dir: AnyPath) -> Choice:
     """Find the newest checkpoint that is whole and holds the state of a training.
 
-    Looks at every ``*.pth`` in the work dir and beside the file that ``last_checkpoint`` names, for a
-    run may have been killed after a checkpoint was written and before that was noted. Files of
+    Looks at every ``*.pth`` in the work dir and beside the file that ``last_checkpoint`` names, for
+    a run may have been killed after a checkpoint was written and before that was noted. Files of
     weights alone are left aside.
 
     Args:
@@ -73,7 +72,8 @@ def choose_checkpoint(path: AnyPath, work_dir: AnyPath) -> Candidate:
     """Check a checkpoint that was named to go on from.
 
     Raises:
-        CheckpointError: It is missing, damaged or no state of a training; the newest good one in the
+        CheckpointError: It is missing, damaged or no state of a training; the newest good one in
+        the
             work dir is told.
     """
     path = Path(path)
@@ -107,12 +107,12 @@ def outline(path: Path) -> Candidate | None:
     except CheckpointError as error:
         return Candidate(path, -1, -1, _reason(error))
     meta = checkpoint.get('meta')
-    numbers = [meta.get(key) for key in TRAINING_STATE] if isinstance(meta, dict) else []
-    if 'optimizer' not in checkpoint or 'state_dict' not in checkpoint or not numbers:
+    if not isinstance(meta, dict) or not {'optimizer', 'state_dict'} <= checkpoint.keys():
         return None
-    if not all(isinstance(number, int) for number in numbers):
+    epoch, iteration = meta.get('epoch'), meta.get('iter')
+    if not isinstance(epoch, int) or not isinstance(iteration, int):
         return None
-    return Candidate(path, *numbers, None)
+    return Candidate(path, epoch, iteration, None)
 
 
 def verify(candidate: Candidate) -> Candidate:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
+from torch.utils.data import DataLoader
 
 from gfl_det.registry import LOOPS
 from gfl_det.training import random_state
@@ -30,21 +31,28 @@ class EpochTrainLoop(EpochBasedTrainLoop):
         random_aside: the training's random state while a validation draws from the generators.
     """
 
+    dataloader: DataLoader
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.owes_validation = False
         self.random_aside: random_state.State | None = None
+        self._batches: ResumableBatches | None = None
         if self.dataloader.batch_sampler is not None:
-            self.dataloader = make_resumable(self.dataloader, lambda: self.runner.seed)
+            self._batches = ResumableBatches(
+                self.dataloader.batch_sampler, lambda: self.runner.seed
+            )
+            self.dataloader = make_resumable(self.dataloader, self._batches)
 
     @property
     def can_resume_within(self) -> bool:
         """Whether the data come in batches that can be left out."""
-        return isinstance(self.dataloader.batch_sampler, ResumableBatches)
+        return self._batches is not None
 
     def resume_within(self, batches_done: int) -> None:
         """Begin the next epoch after so many of its batches."""
-        self.dataloader.batch_sampler.done = batches_done
+        if self._batches is not None:
+            self._batches.done = batches_done
         # A checkpoint that was written within an epoch follows the validation of the one before.
         self.owes_validation = not batches_done
 
@@ -63,9 +71,9 @@ class EpochTrainLoop(EpochBasedTrainLoop):
     def run_epoch(self) -> None:
         """Train for the rest of an epoch, all of it unless resumed within."""
         first = 0
-        if self.can_resume_within:
-            self.dataloader.batch_sampler.epoch = self._epoch
-            first = self.dataloader.batch_sampler.done
+        if self._batches is not None:
+            self._batches.epoch = self._epoch
+            first = self._batches.done
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         for index, batch in enumerate(self.dataloader, first):

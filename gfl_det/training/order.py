@@ -1,19 +1,24 @@
 """Data in an order and with augmentations that a resumed training finds again.
 
-mmengine seeds each worker process once, so that augmentations depend on how long it has lived, and a
-training that was stopped within an epoch starts that epoch anew. Here a picture's random numbers
-follow from the training's seed, the epoch and the picture's index, in whatever process it is loaded,
-and an epoch can begin at any batch without loading those before it.
+mmengine seeds each worker process once, so that augmentations depend on how long it has lived, and
+a training that was stopped within an epoch starts that epoch anew. Here a picture's random numbers
+follow from the training's seed, the epoch and the picture's index, in whatever process it is
+loaded, and an epoch can begin at any batch without loading those before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import atexit
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
 from itertools import islice
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from gfl_det.training.random_state import derive, seeded
 
@@ -21,11 +26,11 @@ from gfl_det.training.random_state import derive, seeded
 class Draw(NamedTuple):
     """What the sampler asks a data set for: the entry and the seed of its augmentations."""
 
-    index: int
+    entry: int
     seed: int
 
 
-class SeededDataset:
+class SeededDataset(Dataset):
     """A data set whose entries are loaded with random numbers of their own.
 
     Args:
@@ -39,7 +44,7 @@ class SeededDataset:
         if not isinstance(draw, Draw):
             return self.dataset[draw]
         with seeded(draw.seed):
-            return self.dataset[draw.index]
+            return self.dataset[draw.entry]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -62,7 +67,7 @@ class ResumableBatches:
         done: how many batches the next epoch leaves out at its begin; 0 again from then on.
     """
 
-    def __init__(self, batches: Iterable[list[int]], seed: Callable[[], int]) -> None:
+    def __init__(self, batches: Any, seed: Callable[[], int]) -> None:
         self.batches = batches
         self.sampler = getattr(batches, 'sampler', None)
         self.seed = seed
@@ -76,27 +81,54 @@ class ResumableBatches:
             yield [Draw(index, derive(seed, epoch, index)) for index in batch]
 
     def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]  # batch samplers of torch have a length
+        return len(self.batches)
 
 
-def make_resumable(loader: DataLoader, seed: Callable[[], int]) -> DataLoader:
-    """Return a loader of the same batches that can begin within an epoch.
+class DeafWorker:
+    """Start of a worker process that SIGTERM does not end before its training ends.
+
+    Schedulers send it to every process there is, and the step that is to be finished needs its
+    data.
 
     Args:
-        loader: of a map-style data set with batches.
-        seed: gives the training's seed.
+        then: what else to call with the worker's number.
+    """
 
-    Returns:
-        Its ``batch_sampler`` is a :class:`ResumableBatches`.
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self.then = then
+        self.ending = multiprocessing.RawValue('b', 0)
+        # Python ends its workers by SIGTERM and waits for them; what is registered last runs first.
+        atexit.register(self._end)
+
+    def __call__(self, worker: int) -> None:
+        """Prepare a worker."""
+        signal.signal(signal.SIGTERM, self._heed)
+        if self.then is not None:
+            self.then(worker)
+
+    def _end(self) -> None:
+        self.ending.value = 1
+
+    def _heed(self, number: int, frame: FrameType | None) -> None:
+        if self.ending.value:
+            os._exit(0)
+
+
+def make_resumable(loader: DataLoader, batches: ResumableBatches) -> DataLoader:
+    """Return a loader of the same data that can begin within an epoch.
+
+    Args:
+        loader: of a map-style data set.
+        batches: of the loader's own batch sampler.
     """
     return DataLoader(
         SeededDataset(loader.dataset),
-        batch_sampler=ResumableBatches(loader.batch_sampler, seed),
+        batch_sampler=batches,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
+        worker_init_fn=DeafWorker(loader.worker_init_fn),
         multiprocessing_context=loader.multiprocessing_context,
         # Each new iterator draws a number: from its own generator, not from the training's.
         generator=torch.Generator(),

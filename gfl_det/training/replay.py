@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -145,9 +146,7 @@ def report(dump: Dump, result: Replay) -> list[str]:
             if several
             else 'not the same: another device, number of threads or version of torch?'
         )
-    bad = [
-        name for name, norm in result.gradient_norms.items() if not torch.tensor(norm).isfinite()
-    ]
+    bad = [name for name, norm in result.gradient_norms.items() if not math.isfinite(norm)]
     finite = [norm for name, norm in result.gradient_norms.items() if name not in bad]
     lines += [
         f'gradients: {len(bad)} of {len(result.gradient_norms)} not finite {_few(bad)}'.rstrip(),
@@ -159,7 +158,7 @@ def report(dump: Dump, result: Replay) -> list[str]:
     return lines
 
 
-def _build(cfg: Config, dump: Dump) -> nn.Module:
+def _build(cfg: Config, dump: Dump) -> Any:
     settings = cfg.model.to_dict()
     for part in [settings, *(each for each in settings.values() if isinstance(each, dict))]:
         part.pop('init_cfg', None)  # the weights come from the dump

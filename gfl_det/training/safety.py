@@ -24,12 +24,14 @@ PROCESS_COUNTS = {
 def protect(cfg: Config, guard: str = 'stop') -> None:
     """Put our loop, checkpoints, loss guard and stop signal in the place of mmengine's, or beside.
 
-    What a config names otherwise is left as it is.
+    What a config names otherwise is left as it is, and so is a config for a strategy such as FSDP.
 
     Args:
         cfg: The config.
         guard: ``stop`` or ``skip`` for a bad step, ``off`` for no guard.
     """
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        return  # strategies write their own checkpoints, and no process has all of the weights
     loop = cfg.get('train_cfg') or {}
     by_epoch = loop.get('type') is None and loop.get('by_epoch', True)
     if loop.get('type') == 'EpochBasedTrainLoop' or ('max_epochs' in loop and by_epoch):

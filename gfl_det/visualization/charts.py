@@ -1,7 +1,7 @@
 """Bar charts of a box's edges beside the box itself: sharp distributions against flat ones.
 
 Bars stand where their bins lie in the image: those of the left and right edge above it, those of
-the top and bottom edge at its side, as figures 2 and 3 of the paper show them.
+the top and bottom edge at its side.
 """
 
 from __future__ import annotations

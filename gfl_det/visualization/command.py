@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from .. import cli
 from ..errors import DataError
+from ..inference import GFLInferencer, ImageResult
 from .charts import ENDINGS, edge_figure, save_figure, sharp_and_flat
-from .detector import Detector
 from .edges import Boxes
 from .picture import draw_boxes, side_by_side
 from .visualizer import save_picture
-
-IMAGE_ENDINGS = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,9 +26,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog='The opacity across an edge is the probability that the head gives to each place: '
         'sure edges are narrow and dense, unsure ones wide and faint.',
     )
-    parser.add_argument('config', help='a config file, or the name of a shipped config')
     parser.add_argument('checkpoint', help='weights: a file or an address')
-    parser.add_argument('images', nargs='+', type=Path, help='image files, or folders of them')
+    parser.add_argument(
+        'inputs', nargs='+', metavar='IMAGE', help='files, folders, patterns in quotes, addresses'
+    )
+    parser.add_argument(
+        '--config',
+        help='a config file, or the name of a shipped config; without, the one in the checkpoint',
+    )
     parser.add_argument('--out', type=Path, default=Path('pictures'), metavar='DIR')
     parser.add_argument('--score-thr', type=_share, default=0.3, metavar='S', help='least score')
     parser.add_argument(
@@ -51,80 +53,77 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default='png',
         help='of the charts: pdf and svg hold vectors; jpg is that of the pictures too',
     )
-    parser.add_argument('--device', default='cpu', help='cpu, cuda or cuda:1')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=cli.KeyValueAction, metavar='KEY=VALUE', default={}
-    )
+    parser.add_argument('--calibrator', metavar='JSON', help='what tools/calibrate.py fit wrote')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; without, the best there is')
     return parser.parse_args(argv)
 
 
-def show(args: argparse.Namespace) -> list[Path]:
+def show(args: argparse.Namespace) -> Iterator[Path]:
     """Draw each image.
 
-    Returns:
-        The files that were written.
+    Yields:
+        The files, as they are written.
 
     Raises:
-        GFLDetError: a file is missing, no image, or cannot be written.
+        GFLDetError: something is missing or cannot be written; or, when all others are done, images
+            could not be read.
     """
-    paths = find_images(args.images)
     truths = CocoTruths(args.truths) if args.truths else None
-    detector = Detector(
-        cli.load_config(args.config, args.cfg_options), args.checkpoint, args.device
+    detector = GFLInferencer(
+        args.checkpoint,
+        args.config,
+        device=args.device,
+        calibrator=args.calibrator,
+        distributions=True,
     )
-    written = []
-    for path in paths:
-        image = read_image(path)
-        found = Boxes.of(detector(image), args.score_thr)
-        given = truths.of(path, detector.classes) if truths else None
-        picture = draw_boxes(image, found, detector.classes)
-        if given is not None:
-            truth = draw_boxes(image, given, detector.classes)
-            picture = side_by_side([('truth', truth), ('prediction', picture)])
-        ending = 'jpg' if args.format == 'jpg' else 'png'
-        written.append(args.out / f'{path.stem}.{ending}')
-        save_picture(picture, written[-1])
-        if args.edges is not None:
-            chosen = args.edges or sharp_and_flat(found)
-            if len(found.boxes) == 0:
-                print(f'{path}: no box of score {args.score_thr} or more to chart')
-                continue
-            figure = edge_figure(image, found, chosen, detector.classes, given)
-            written.append(args.out / f'{path.stem}.edges.{args.format}')
-            save_figure(figure, written[-1])
-    return written
-
-
-def find_images(given: Sequence[Path]) -> list[Path]:
-    """Image files, those in folders by name.
-
-    Raises:
-        DataError: a path does not exist, or a folder has no image.
-    """
-    paths = []
-    for path in given:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
-            if not inside:
-                raise DataError(f'{path} has no image ({", ".join(IMAGE_ENDINGS)}).')
-            paths += inside
-        elif path.is_file():
-            paths.append(path)
+    failed, taken = 0, set[str]()
+    for result in detector.stream(detector.find(args.inputs), keep_images=True):
+        if result.error is not None:
+            print(f'warning: {result.error}', file=sys.stderr)
+            failed += 1
         else:
-            raise DataError(f'{path} does not exist: check the path.')
-    return paths
+            yield from _draw(args, result, truths, _free_name(result, taken))
+    if failed:
+        raise DataError(f'{failed} of the images could not be read, see above.')
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image file as ``(H, W, 3)`` uint8 RGB.
+def _free_name(result: ImageResult, taken: set[str]) -> str:
+    """The image's name without its ending, with a number where an earlier image had it."""
+    stem = Path(result.source.partition('?')[0]).stem
+    stem = stem if result.frame is None else f'{stem}_{result.frame:06d}'
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f'{stem}_{number}'
+    taken.add(name)
+    return name
 
-    Raises:
-        DataError: the file is no image that OpenCV can decode.
-    """
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if _size(path) else None
-    if image is None:
-        raise DataError(f'{path} is no image that can be decoded: is the file complete?')
-    return np.ascontiguousarray(image[..., ::-1])
+
+def _draw(
+    args: argparse.Namespace, result: ImageResult, truths: CocoTruths | None, stem: str
+) -> Iterator[Path]:
+    """Draw one image, and chart the edges of its boxes where that is asked for."""
+    assert result.image is not None  # they are kept
+    image = np.ascontiguousarray(result.image[..., ::-1])
+    name = Path(result.source).name
+    found = Boxes.of(result.instances, args.score_thr)
+    given = truths.of(name, result.classes) if truths else None
+    picture = draw_boxes(image, found, result.classes)
+    if given is not None:
+        truth = draw_boxes(image, given, result.classes)
+        picture = side_by_side([('truth', truth), ('prediction', picture)])
+    path = args.out / f'{stem}.{"jpg" if args.format == "jpg" else "png"}'
+    save_picture(picture, path)
+    yield path
+    if args.edges is None:
+        return
+    if len(found.boxes) == 0:
+        print(f'{name}: no box of score {args.score_thr} or more to chart', file=sys.stderr)
+        return
+    chosen = args.edges or sharp_and_flat(found) or [0]
+    path = args.out / f'{stem}.edges.{args.format}'
+    save_figure(edge_figure(image, found, chosen, result.classes, given), path)
+    yield path
 
 
 class CocoTruths:
@@ -148,27 +147,23 @@ class CocoTruths:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f'{path} holds no COCO annotations: {error!r}.') from error
 
-    def of(self, image: Path, classes: Sequence[str]) -> Boxes:
-        """The truths of an image; those of other classes than the detector's are left out.
+    def of(self, name: str, classes: Sequence[str]) -> Boxes:
+        """The truths of an image file; those of other classes than the detector's are left out.
 
         Raises:
             DataError: the file does not know the image.
         """
-        if image.name not in self._ids:
-            raise DataError(f'{self.path} has no image {image.name}: leave --truths out.')
+        if name not in self._ids:
+            raise DataError(f'{self.path} has no image {name}: leave --truths out.')
         entries = [
             each
-            for each in self._boxes.get(self._ids[image.name], [])
+            for each in self._boxes.get(self._ids[name], [])
             if self._names[each['category_id']] in classes
         ]
         boxes = np.array([each['bbox'] for each in entries], dtype=float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = [classes.index(self._names[each['category_id']]) for each in entries]
         return Boxes(boxes, np.array(labels, dtype=np.int64))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _share(word: str) -> float:

@@ -36,6 +36,7 @@ class Boxes(NamedTuple):
     labels: np.ndarray  # (N,) int64
     scores: np.ndarray | None = None  # (N,)
     edges: EdgeBins | None = None  # of heads that predict distributions
+    intervals: np.ndarray | None = None  # (N, 4, 2) px, where each edge's begins and ends
 
     @classmethod
     def of(cls, instances: Any, score_thr: float = 0.0) -> Boxes:
@@ -44,7 +45,8 @@ class Boxes(NamedTuple):
         Args:
             instances: ``InstanceData`` with ``bboxes`` (a tensor, an array or mmdet's boxes) and
                 ``labels``, of results also ``scores``, and what ``test_cfg.with_distribution=True``
-                adds: ``edge_logits``, ``bin_widths`` and ``prior_centres``.
+                adds: ``edge_logits``, ``bin_widths`` and ``prior_centres``; also ``edge_low`` and
+                ``edge_high``.
             score_thr: drops results with a lower score.
         """
         boxes = _array(instances.bboxes).reshape(-1, 4).astype(np.float64)
@@ -55,12 +57,15 @@ class Boxes(NamedTuple):
         order = np.argsort(-scores, kind='stable')
         order = order[scores[order] >= score_thr]
         edges = edge_bins(instances).take(order) if 'edge_logits' in instances else None
-        return cls(boxes[order], labels[order], scores[order], edges)
+        ends = [_array(instances[key]) for key in ('edge_low', 'edge_high') if key in instances]
+        intervals = np.stack(ends, axis=-1)[order] if len(ends) == 2 else None
+        return cls(boxes[order], labels[order], scores[order], edges, intervals)
 
     def scaled(self, factor: float) -> Boxes:
         """The same boxes in a picture enlarged by a factor."""
         edges = None if self.edges is None else self.edges.scaled(factor)
-        return self._replace(boxes=self.boxes * factor, edges=edges)
+        intervals = None if self.intervals is None else self.intervals * factor
+        return self._replace(boxes=self.boxes * factor, edges=edges, intervals=intervals)
 
 
 def edge_bins(instances: Any) -> EdgeBins:

@@ -140,11 +140,11 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         bgr = np.ascontiguousarray(picture[..., ::-1])
         written = cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    except cv2.error:  # no encoder for this ending
+    except (OSError, cv2.error):  # the second: no encoder for this ending
         written = False
     if not written:
         raise DataError(f'{path} cannot be written: name a .png or .jpg file in a writable folder.')

@@ -12,7 +12,6 @@ import json
 import os
 import runpy
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -151,21 +150,6 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     keep = {key: value for key, value in os.environ.items() if not key.lower().endswith('_proxy')}
     paths = f'{ROOT}{os.pathsep}{folder}'
     return keep | dict(PYTHONPATH=paths, OMP_NUM_THREADS='1', PYTHON=sys.executable) | more
-
-
-def train(
-    folder: Path, *words: object, timeout: float = 120, **more: str
-) -> subprocess.CompletedProcess:
-    """Run tools/train.py on the project and wait."""
-    command = [sys.executable, str(TRAIN), 'tiny.py', *map(str, words)]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=environment(folder, **more),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
 
 
 def fork_training(

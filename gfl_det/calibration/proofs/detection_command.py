@@ -126,6 +126,7 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[tuple[Judged,
         parts = []
         splits: tuple[Split, ...] = ('val',) if args.halves else ('val', 'test')
         for part in splits:
+            print(f'{name}: detecting on {part}', file=sys.stderr, flush=True)
             cfg = load_config(config, args.cfg_options)
             parts.append(detect_split(cfg, checkpoint, part))
             keep(parts[-1], args.out.with_name(f'{name}-{number}.{part}.bbox.json'))

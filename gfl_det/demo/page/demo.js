@@ -109,7 +109,7 @@ function showList(entries) {
     button.append(`${entry.name} ${entry.score.toFixed(2)}`);
     button.addEventListener('click', () => {
       choose(entry);
-      list.children[entries.indexOf(entry)].focus();
+      list.children[entries.indexOf(entry)].focus({ preventScroll: true });
     });
     return button;
   }));
@@ -141,6 +141,13 @@ function choose(entry) {
     figure.append(caption, barChart(edge, entry.box[side], entry.colour));
     return figure;
   }));
+  const { level } = state.info ?? {};
+  if (level && entry.edges.some((edge) => edge.interval)) {
+    const legend = document.createElement('p');
+    legend.className = 'hint';
+    legend.textContent = `Upright line: the box. Bracket: the ${Math.round(100 * level)} % interval.`;
+    chosen.append(legend);
+  }
   if (!entry.edges.length) {
     const none = document.createElement('p');
     none.textContent = 'This detector has no GFL head of gfl_det, so its edges have no distributions.';

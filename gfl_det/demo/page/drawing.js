@@ -127,15 +127,23 @@ export function barChart(edge, place, colour) {
     const tall = probability * (base - 8);
     const bar = shape('rect', { class: 'bar', x: side + bin * step + step * 0.12,
       y: base - tall, width: step * 0.76, height: tall, fill: colour });
-    const at = (first + bin * apart).toFixed(0);
-    bar.append(shape('title', {}, `${at} px: ${(100 * probability).toFixed(1)} %`));
+    const px = (first + bin * apart).toFixed(0);
+    bar.append(shape('title', {}, `${px} px: ${(100 * probability).toFixed(1)} %`));
     svg.append(bar);
     if (bin % 4 === 0) {
       const label = { x: side + (bin + 0.5) * step, y: height - 4, 'text-anchor': 'middle' };
-      svg.append(shape('text', label, at));
+      svg.append(shape('text', label, px));
     }
   });
-  const mean = side + ((place - first) / apart + 0.5) * step;
+  const at = (px) => side + ((px - first) / apart + 0.5) * step;
+  if (edge.interval) {
+    const [low, high] = edge.interval.map(at);
+    const path = `M${low} 9V4H${high}V9`;
+    const bracket = shape('path', { class: 'interval', d: path });
+    bracket.append(shape('title', {}, edge.interval.map((px) => px.toFixed(1)).join(' to ')));
+    svg.append(bracket);
+  }
+  const mean = at(place);
   svg.append(shape('line', { class: 'mean', x1: mean, x2: mean, y1: 2, y2: base }));
   return svg;
 }

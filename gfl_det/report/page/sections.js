@@ -42,13 +42,14 @@ function reliability(data, label) {
     points: side.score[row].map((score, bin) => [score, side.iou[row][bin], 1 + 1.3 * Math.log10(1 + side.number[row][bin])]).filter((point) => point[0] !== null)}));
   const bars = sides.map((side, index) => ({name: side.name, kind: 'bars', colour: colour(index), width: 1 / bins,
     points: side.number[row].map((count, bin) => [(bin + 0.5) / bins, Math.log10(1 + count)])}));
+  const highest = Math.max(1, ...bars.flatMap((each) => each.points.map((point) => point[1])));
   const metrics = Object.keys(sides[0].metrics);
   return [
     make('p', {class: 'hint'}, 'A GFL score is meant to be the IoU of its box with a truth; a false one has 0. On the dotted line it is; the larger a dot, the more detections.' +
       (sides.length > 1 ? '' : ' One side only: there is no calibrator (--calibrator).')),
     make('div', {class: 'pair'},
       chart({title: `Reliability, ${named(data, label)}`, diagonal: true, x: {label: 'mean score', domain: unit}, y: {label: 'mean IoU', domain: unit}, series: curves}),
-      chart({title: 'How many detections', x: {label: 'score', domain: unit}, y: {label: 'log10 of 1 + number'}, series: bars})),
+      chart({title: 'How many detections', x: {label: 'score', domain: unit}, y: {label: 'log10 of 1 + number', domain: [0, highest]}, series: bars})),
     make('h3', {}, 'Errors of calibration, all classes'),
     table([['error'], ...sides.map((side) => [side.name, share])],
       metrics.map((name) => [name, ...sides.map((side) => side.metrics[name])]), {sorted: false, label: 'Calibration errors'}),
@@ -122,8 +123,8 @@ function confusion(data, label) {
   const list = wrong.sort((a, b) => b[2] - a[2]).slice(0, 15).map((cell) => [phrase(cell), cell[2], sums[cell[0]] ? cell[2] / sums[cell[0]] : null]);
   const readout = make('p', {class: 'readout'}, 'Point at a cell to read it.');
   return [
-    make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more, at IoU .5. The darker a cell, the larger its part of the row.`),
-    make('div', {class: 'pair'},
+    make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more, at IoU .5. The stronger a cell, the larger its part of the row.`),
+    make('div', {class: size > 25 ? 'stack' : 'pair'},
       make('figure', {}, make('h3', {}, 'True class (rows), predicted class (columns)'),
         make('div', {class: 'wide chart', tabindex: 0, role: 'region', 'aria-label': 'Confusion matrix'}, matrix(data, names, sums, label, readout, phrase)), readout),
       make('div', {class: 'phrases'}, make('h3', {}, 'Most frequent confusions'), table([['true class'], ['number', number], ['of its row', share]], list, {label: 'Most frequent confusions'}))),
@@ -132,16 +133,17 @@ function confusion(data, label) {
 
 function matrix(data, names, sums, label, readout, phrase) {
   const size = names.length, written = size <= 13;
-  const side = written ? 38 : size <= 40 ? 18 : 10;
+  const side = written ? 38 : size <= 40 ? 18 : 11;
+  const turn = side > 11 ? -55 : -90;
   const clip = (name) => (name.length > 14 ? `${name.slice(0, 13)}…` : name);
-  const left = 8 + 6.6 * Math.max(...names.map((name) => clip(name).length)), top = written && size < 13 ? left * 0.8 + 8 : left + 4;
+  const left = 8 + 6.6 * Math.max(...names.map((name) => clip(name).length)), top = left * (turn === -90 ? 1 : 0.85) + 6;
   const svg = draw('svg', {role: 'img', 'aria-label': `Confusion matrix of ${size - 1} classes`, style: `width:${left + size * side + 40}px`,
     viewBox: `0 0 ${left + size * side + 40} ${top + size * side + 4}`});
-  const text = side >= 10 ? Math.min(11.5, side + 1) : 9;
+  const text = Math.min(11.5, side - 0.5);
   names.forEach((name, index) => {
     const weight = index === label ? 700 : 400, middle = (index + 0.5) * side;
     svg.append(draw('text', {x: left - 5, y: top + middle + 4, 'text-anchor': 'end', style: `font-size:${text}px;font-weight:${weight}`}, clip(name)),
-      draw('text', {x: 0, y: 0, transform: `translate(${left + middle + 3} ${top - 5}) rotate(-55)`, style: `font-size:${text}px;font-weight:${weight}`}, clip(name)));
+      draw('text', {x: 0, y: 0, transform: `translate(${left + middle + (turn === -90 ? 4 : 3)} ${top - 5}) rotate(${turn})`, style: `font-size:${text}px;font-weight:${weight}`}, clip(name)));
   });
   svg.append(draw('rect', {x: left, y: top, width: size * side, height: size * side, fill: 'none', stroke: 'var(--line)'}));
   for (const [row, column, count] of data.confusion) {

@@ -1,0 +1,112 @@
+"""How exported files are judged: by AP, by time against mmdet's own detector, by comparison."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import pytest
+import torch
+from exporting import EagerDetector, random_source, tiny_config
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
+
+from gfl_det.errors import ConfigError
+from gfl_det.export.evaluation import average_precision, picture_paths
+from gfl_det.export.graph import Outputs
+from gfl_det.export.parity import difference, noise_pictures, predict
+from gfl_det.export.timing import counterpart, time_in_turns
+
+BOX = [10.0, 20.0, 50.0, 60.0]  # xyxy
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """Two pictures with an object each, of the first and of the second class."""
+    images, annotations = [], []
+    for number, picture in enumerate(noise_pictures([(96, 128), (64, 64)])):
+        cv2.imwrite(str(tmp_path / f'{number}.png'), picture)
+        height, width = picture.shape[:2]
+        images.append(dict(id=number + 5, file_name=f'{number}.png', height=height, width=width))
+        box = [BOX[0], BOX[1], BOX[2] - BOX[0], BOX[3] - BOX[1]]
+        annotations.append(
+            dict(id=number + 1, image_id=number + 5, category_id=number + 1, bbox=box)
+            | dict(area=box[2] * box[3], iscrowd=0)
+        )
+    categories = [dict(id=index + 1, name=name) for index, name in enumerate('abc')]
+    parts = dict(images=images, annotations=annotations, categories=categories)
+    (tmp_path / 'set.json').write_text(json.dumps(parts))
+    cfg = tiny_config()
+    cfg.test_dataloader.dataset.update(
+        data_root=str(tmp_path), ann_file='set.json', data_prefix=dict(img='')
+    )
+    cfg.test_evaluator.ann_file = str(tmp_path / 'set.json')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield cfg
+
+
+def one(label, score=0.9, shift=0.0):
+    boxes = torch.tensor([BOX]) + shift
+    return InstanceData(bboxes=boxes, scores=torch.tensor([score]), labels=torch.tensor([label]))
+
+
+def test_ap_of_what_is_true_is_one_and_of_half_of_it_a_half(cfg):
+    labels = {path: label for label, (_, path) in enumerate(picture_paths(cfg, 'test'))}
+    right = average_precision(lambda path: one(labels[path]), 'abc', cfg, 'test')
+    assert right['coco/bbox_mAP'] == 1.0
+    half = average_precision(lambda path: one(0), 'abc', cfg, 'test')
+    assert 0.2 < half['coco/bbox_mAP'] <= 0.5
+
+
+def test_a_split_that_is_not_there(cfg):
+    cfg.val_dataloader = None
+    with pytest.raises(ConfigError, match='no val_dataloader'):
+        picture_paths(cfg, 'val')
+
+
+def test_the_graph_gives_what_mmdets_own_detector_gives(cfg, tmp_path):
+    source = random_source(cfg, tmp_path)
+    name, theirs = counterpart(cfg, source.model)
+    assert (name, type(theirs.bbox_head).__module__.split('.')[0]) == (
+        'mmdet, torch, eager',
+        'mmdet',
+    )
+    inputs = source.preprocessing(noise_pictures([(192, 256)]))
+    detector = EagerDetector(source, Outputs(nms=True))
+    found = difference(predict(theirs, inputs)[0], detector.finish(detector.run(inputs))[0])
+    assert found.detections > 20
+    assert found.is_small, found
+
+
+def test_times_begin_with_what_they_are_compared_to(cfg, tmp_path):
+    source = random_source(cfg, tmp_path)
+    detector = EagerDetector(source, Outputs(nms=True))
+    times = time_in_turns(source, cfg, {'file': detector}, (64, 96))
+    assert list(times) == ['mmdet, torch, eager', 'gfl_det, torch, optimize_for_inference', 'file']
+    assert min(times.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ('found', 'unmatched'),
+    [
+        (one(1), 0),
+        (one(2), 2),  # of another class
+        (one(1, score=0.95), 2),
+        (one(1, shift=3.0), 2),
+        (one(1)[:0], 1),
+    ],
+    ids=['equal', 'class', 'score', 'place', 'none'],
+)
+def test_a_detection_without_a_counterpart_counts_on_both_sides(found, unmatched):
+    result = difference(one(1), found)
+    assert result.unmatched == unmatched
+    assert result.is_small == (unmatched == 0)
+
+
+def test_small_differences_are_told_and_not_small_ones_refused():
+    near = difference(one(1), one(1, shift=0.03))
+    assert near.box == pytest.approx(0.03, abs=1e-5)
+    assert near.is_small
+    far = difference(one(1), one(1, score=0.9005))
+    assert far.score == pytest.approx(5e-4, abs=1e-6)
+    assert (far.unmatched, far.is_small) == (0, False)

@@ -1,0 +1,149 @@
+"""Exported files in ONNX Runtime: the numbers of torch, and one sentence where it cannot be."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from exporting import random_source, tiny_config
+
+from gfl_det.calibration.calibrators import ClassMap, DetectionCalibrator, Source
+from gfl_det.calibration.calibrators import Settings as Fit
+from gfl_det.calibration.files import save_calibrator
+from gfl_det.calibration.maps import Isotonic, Platt, Temperature
+from gfl_det.errors import ConfigError, DataError, SetupError
+from gfl_det.export import OnnxDetector, Settings, extras, write_onnx
+from gfl_det.export.graph import Outputs
+from gfl_det.export.parity import BOX_LIMIT, SCORE_LIMIT, compare, noise_pictures, torch_detector
+
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxscript')
+pytest.importorskip('onnxruntime')
+
+ROOT = Path(__file__).parents[1]
+MAPS = (Platt(0.5, 1.0), Temperature(2.0), Isotonic((0.1, 0.6), (0.2, 0.9)))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('onnx')
+
+
+@pytest.fixture(scope='module')
+def source(folder):
+    """GFLv2 with a calibrator whose classes have maps of every kind."""
+    classes = tuple(
+        ClassMap(name, each, 'fitted', float('nan'), float('nan'), 9)
+        for name, each in zip('abc', MAPS)
+    )
+    path = folder / 'calibrator.json'
+    save_calibrator(DetectionCalibrator(Fit(), 'GFLv2Head', classes, Source('', (), 9)), path)
+    return random_source(tiny_config('GFLv2Head'), folder, calibrator=str(path))
+
+
+@pytest.fixture(scope='module')
+def detector(source, folder):
+    write_onnx(source, folder / 'all.onnx', Settings(Outputs(True, True, True)))
+    return OnnxDetector(folder / 'all.onnx', threads=1)
+
+
+@pytest.mark.parametrize('shape', [(192, 256), (40, 300), (33, 17), (700, 500)], ids=str)
+def test_any_size_gives_what_torch_gives(shape, source, detector):
+    found = compare(torch_detector(source, None), detector, noise_pictures([shape]))
+    assert found.detections > 0
+    assert found.is_small, found
+    assert found.score < SCORE_LIMIT / 10
+    assert found.box < BOX_LIMIT / 10
+    assert found.edge < BOX_LIMIT
+
+
+def test_any_batch_gives_what_its_pictures_give_alone(detector):
+    pictures = noise_pictures([(192, 256), (96, 128), (384, 512)])  # resized to one size
+    alone = [detector.detect([each])[0] for each in pictures]
+    for one, other in zip(alone, detector.detect(pictures)):
+        assert one.keys() == other.keys()
+        assert len(one) == len(other) > 0
+        torch.testing.assert_close(one.bboxes, other.bboxes, rtol=0, atol=1e-3)
+        torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-5)
+
+
+def test_results_are_the_inferencers(detector, folder):
+    """Files, arrays and a broken file; the type and fields of GFLInferencer's results."""
+    picture = noise_pictures([(192, 256)])[0]
+    cv2.imwrite(str(folder / 'one.png'), picture)
+    (folder / 'torn.png').write_bytes(b'no picture')
+    paths = [str(folder / 'one.png'), str(folder / 'torn.png'), picture, picture]
+    results = detector(paths, batch_size=2, progress=False)
+    assert [each.error is None for each in results] == [True, False, True, True]
+    assert len({len(results[index]) for index in (0, 2, 3)}) == 1
+    first = results.to_dict()[0]
+    assert first['level'] == 0.9
+    edges = {'edge_std', 'edge_low', 'edge_high', 'edge_entropy'}
+    assert {'bbox', 'score', 'raw_score', 'label', 'class', *edges} <= set(first['detections'][0])
+    with pytest.raises(DataError, match=r'torn\.png'):
+        detector(str(folder / 'torn.png'), progress=False)
+
+
+def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(detector, folder):
+    assert detector.classes == ('a', 'b', 'c')
+    assert (detector.description.head, detector.description.nms) == ('GFLv2Head', True)
+    model = onnx.load(folder / 'all.onnx')
+    onnx.checker.check_model(model)
+    assert max(each.version for each in model.opset_import if not each.domain) == Settings.opset
+    sizes = [dimension.dim_param for dimension in model.graph.input[0].type.tensor_type.shape.dim]
+    assert [bool(each) for each in sizes] == [True, False, True, True]
+    content = (folder / 'all.onnx').read_bytes()
+    assert b'site-packages' not in content
+    assert str(ROOT).encode() not in content
+
+
+def test_without_nms_and_of_a_fixed_size(folder):
+    source = random_source(tiny_config(), folder)
+    write_onnx(source, folder / 'cells.onnx', Settings(Outputs(), size=(96, 128)))
+    detector = OnnxDetector(folder / 'cells.onnx')
+    pictures = noise_pictures([(96, 128), (300, 200)])
+    found = compare(torch_detector(source, (96, 128)), detector, pictures)
+    assert found.detections > 0
+    assert found.is_small, found
+    outputs = detector.run(detector.description.preprocessing(pictures))
+    cells = 12 * 16 + 6 * 8
+    assert outputs['boxes'].shape == (2, cells, 4)
+    assert outputs['scores'].shape == (2, cells, 3)
+    assert np.bincount(outputs['levels']).tolist() == [192, 48]
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [(dict(opset=17), 'torch exports 18 to 23'), (dict(size=(100, 128)), 'multiples of 32')],
+)
+def test_settings_that_cannot_be(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        Settings(**settings)
+
+
+def test_other_files_are_refused(folder):
+    with pytest.raises(DataError, match=r'does not end in \.onnx'):
+        OnnxDetector(folder / 'a.xml')
+    with pytest.raises(DataError, match='does not exist'):
+        OnnxDetector(folder / 'none.onnx')
+    (folder / 'text.onnx').write_text('text')
+    with pytest.raises(DataError, match='cannot be run'):
+        OnnxDetector(folder / 'text.onnx')
+    helper = onnx.helper
+    value = helper.make_tensor_value_info('x', onnx.TensorProto.FLOAT, [1])
+    other = helper.make_tensor_value_info('y', onnx.TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node('Relu', ['x'], ['y'])], 'g', [value], [other])
+    opset = [helper.make_opsetid('', 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), folder / 'other.onnx')
+    with pytest.raises(DataError, match=r'was not written by tools/export_onnx\.py'):
+        OnnxDetector(folder / 'other.onnx')
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(SetupError, match=r'install it with pip install "gfl_det\[onnx\]"'):
+        extras.require('onnxruntime')

@@ -1,0 +1,21 @@
+"""Take the weights out of a checkpoint of a training.
+
+    python tools/weights.py CHECKPOINT OUT [--kind averaged|trained]
+
+Without optimizer and history, for tests, exports and other trainings; of a training with averaged
+weights (EMA) the averages, or what the optimizer left.
+"""
+
+try:
+    from gfl_det import cli
+    from gfl_det.training import weights
+except ModuleNotFoundError as error:
+    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+
+
+def main() -> None:
+    weights.command(weights.parse_arguments())
+
+
+if __name__ == '__main__':
+    cli.run(main)
