@@ -306,6 +306,7 @@ def test_a_work_dir_is_run(tmp_path):
     assert values['counts'][0] == ['images', 3]
     assert dict(map(tuple, values['counts']))['detections'] > 0
     assert values['training']['training'][0]['values'] == [1.5]
+    assert values['uncertainty']['level'] == 0.9
     assert len(values['pictures']) == 2
     (work_dir / 'best_coco_bbox_mAP_epoch_1.pth').unlink()
     from gfl_det.report.from_work_dir import find_checkpoint

@@ -22,6 +22,9 @@ from ..training.checkpoints import newest_checkpoint
 from .data import EdgeLogits, ReportData, box_areas, file_names
 from .training import scalar_files
 
+LEVEL = 0.9  # of the edges' intervals, unless the config has another
+EDGE_FIELDS = ('prior_centres', 'edge_low', 'edge_high')
+
 
 def find_config(work_dir: Path) -> Path:
     """The config that mmengine wrote into a work dir.
@@ -69,6 +72,7 @@ def run_work_dir(
     cfg = Config(cfg.to_dict(), filename=cfg.filename)
     test_cfg = cfg.model.setdefault('test_cfg', {})
     test_cfg['with_distribution'] = True
+    level = test_cfg.setdefault('interval_level', LEVEL)
     calibrator = calibrator or test_cfg.get('calibrator')
     truths, results, samples = run_split(cfg, checkpoint, split)
     path = truths_path(cfg, split)
@@ -87,9 +91,13 @@ def run_work_dir(
         scalars=scalar_files(work_dir),
     )
     if edges:
-        centres = [sample.pred_instances['prior_centres'].float().cpu() for sample in samples]
-        logits = EdgeLogits(edges.logits, edges.bin_widths, np.concatenate(centres))
-        data = data._replace(distributions=logits, edge_std=_deviations(edges))
+        centres, low, high = (_joined(samples, name) for name in EDGE_FIELDS)
+        data = data._replace(
+            distributions=EdgeLogits(edges.logits, edges.bin_widths, centres),
+            edge_std=_deviations(edges),
+            intervals=(low, high),
+            level=level,
+        )
     if calibrator is None:
         return data
     raw = data.detections
@@ -104,6 +112,10 @@ def _edges(samples: Sequence[Any], truths: Truths) -> EdgeDetections | None:
         return None
     place = {image_id: index for index, image_id in enumerate(truths.image_ids)}
     return edge_detections(found, [place[sample.img_id] for sample in samples])
+
+
+def _joined(samples: Sequence[Any], name: str) -> np.ndarray:
+    return np.concatenate([sample.pred_instances[name].float().numpy() for sample in samples])
 
 
 def _calibrate(

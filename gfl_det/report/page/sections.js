@@ -106,7 +106,7 @@ function errors(data, label, state) {
   return [
     make('p', {class: 'hint'}, 'Kinds as TIDE defines them (Bolya et al., ECCV 2020). A bar is by how much AP50 would rise if all errors of this kind alone were mended.'),
     make('div', {class: 'pair'},
-      make('figure', {}, make('h3', {}, `What each kind costs of AP50 (${share(data.errors.gains.AP)})`),
+      make('figure', {}, make('h3', {}, `What each kind costs of AP50 (${share(data.errors.gains.AP)}), all classes`),
         make('div', {class: 'bars', role: 'img', 'aria-label': data.kinds.map((kind, index) => `${kind} ${share(gains[index])}`).join(', ')}, bars),
         make('p', {class: 'hint'}, `All false positives +${share(data.errors.gains['false positives'])}, all false negatives +${share(data.errors.gains['false negatives'])}.`)),
       make('div', {class: 'phrases'}, make('h3', {}, `How many, ${named(data, label)}`),
@@ -118,16 +118,18 @@ function confusion(data, label) {
   const names = [...data.classes, 'nothing'], size = names.length;
   const sums = new Array(size).fill(0);
   for (const [row, , count] of data.confusion) sums[row] += count;
-  const wrong = data.confusion.filter(([row, column]) => row !== column && (label < 0 || row === label || column === label));
   const phrase = ([row, column]) => (column === size - 1 ? `${names[row]}, not found` : row === size - 1 ? `nothing, taken for ${names[column]}` : `${names[row]}, taken for ${names[column]}`);
-  const list = wrong.sort((a, b) => b[2] - a[2]).slice(0, 15).map((cell) => [phrase(cell), cell[2], sums[cell[0]] ? cell[2] / sums[cell[0]] : null]);
+  const own = ([row, column]) => label < 0 || row === label || column === label;
+  const mixed = data.confusion.filter((cell) => cell[0] !== cell[1] && cell[0] < size - 1 && cell[1] < size - 1 && own(cell));
+  const list = mixed.sort((a, b) => b[2] - a[2]).slice(0, 15).map((cell) => [phrase(cell), cell[2], cell[2] / sums[cell[0]]]);
   const readout = make('p', {class: 'readout'}, 'Point at a cell to read it.');
   return [
     make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more, at IoU .5. The stronger a cell, the larger its part of the row.`),
     make('div', {class: size > 25 ? 'stack' : 'pair'},
       make('figure', {}, make('h3', {}, 'True class (rows), predicted class (columns)'),
         make('div', {class: 'wide chart', tabindex: 0, role: 'region', 'aria-label': 'Confusion matrix'}, matrix(data, names, sums, label, readout, phrase)), readout),
-      make('div', {class: 'phrases'}, make('h3', {}, 'Most frequent confusions'), table([['true class'], ['number', number], ['of its row', share]], list, {label: 'Most frequent confusions'}))),
+      make('div', {class: 'phrases'}, make('h3', {}, `Most frequent confusions, ${named(data, label)}`), list.length ?
+        table([['true class'], ['number', number], ['of its row', share]], list, {label: 'Most frequent confusions'}) : make('p', {class: 'hint'}, 'No class is taken for another.'))),
   ];
 }
 
