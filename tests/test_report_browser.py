@@ -158,6 +158,8 @@ def test_tables_sort_and_charts_tell_values(desk):
         "return [...document.querySelectorAll('.chart svg, .bars')].map(e => e.ariaLabel || '')"
     )
     assert all(len(label) > 10 for label in labels)
+    desk.run("document.querySelector('#precision details').open = true")
+    desk.until("document.querySelectorAll('#precision details tbody tr').length > 50")
     assert desk.console() == []
 
 

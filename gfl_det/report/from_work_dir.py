@@ -13,7 +13,7 @@ from ..calibration.arrays import Detections, Truths
 from ..calibration.coco import detections_from_coco, read_json
 from ..calibration.distribution_calibrator import DistributionCalibrator
 from ..calibration.distribution_files import load_any_calibrator
-from ..calibration.evidence import EdgeDetections, softmax
+from ..calibration.evidence import EdgeDetections
 from ..calibration.from_checkpoint import Split, run_split, score_type, truths_path
 from ..calibration.in_detector import edge_detections
 from ..errors import CheckpointError, ConfigError
@@ -23,7 +23,7 @@ from .data import EdgeLogits, ReportData, box_areas, file_names
 from .training import scalar_files
 
 LEVEL = 0.9  # of the edges' intervals, unless the config has another
-EDGE_FIELDS = ('prior_centres', 'edge_low', 'edge_high')
+EDGE_FIELDS = ('prior_centres', 'edge_std', 'edge_low', 'edge_high')
 
 
 def find_config(work_dir: Path) -> Path:
@@ -71,7 +71,7 @@ def run_work_dir(
     """
     cfg = Config(cfg.to_dict(), filename=cfg.filename)
     test_cfg = cfg.model.setdefault('test_cfg', {})
-    test_cfg['with_distribution'] = True
+    test_cfg.update(with_distribution=True, with_uncertainty=True)
     level = test_cfg.setdefault('interval_level', LEVEL)
     calibrator = calibrator or test_cfg.get('calibrator')
     truths, results, samples = run_split(cfg, checkpoint, split)
@@ -91,10 +91,10 @@ def run_work_dir(
         scalars=scalar_files(work_dir),
     )
     if edges:
-        centres, low, high = (_joined(samples, name) for name in EDGE_FIELDS)
+        centres, std, low, high = (_joined(samples, name) for name in EDGE_FIELDS)
         data = data._replace(
             distributions=EdgeLogits(edges.logits, edges.bin_widths, centres),
-            edge_std=_deviations(edges),
+            edge_std=std,
             intervals=(low, high),
             level=level,
         )
@@ -130,11 +130,3 @@ def _calibrate(
     if edges is None:
         raise ConfigError(f'{path} reads the distributions of edges, which {head} does not give.')
     return ordered.calibrate(edges)
-
-
-def _deviations(edges: EdgeDetections) -> np.ndarray:
-    """``edge_std (N, 4)``, px, as the head gives it."""
-    shares = softmax(edges.logits.astype(float))
-    bins = np.arange(shares.shape[-1])
-    mean = shares @ bins
-    return np.sqrt((shares * (bins - mean[..., None]) ** 2).sum(-1)) * edges.bin_widths

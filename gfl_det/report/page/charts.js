@@ -85,7 +85,22 @@ function chart(spec) {
   const legend = spec.series.filter((each) => each.name).map((each) =>
     make('span', {}, make('i', {style: `background:${each.colour}`}), each.name));
   return make('figure', {}, make('h3', {}, spec.title), plot,
-    legend.length > 1 ? make('div', {class: 'legend'}, legend) : null, readout);
+    legend.length > 1 ? make('div', {class: 'legend'}, legend) : null, readout, numbers(spec));
+}
+
+// What a chart shows as a table, for those who cannot see or point; built when it is opened.
+function numbers(spec) {
+  const details = make('details', {}, make('summary', {}, 'As a table'));
+  details.addEventListener('toggle', () => {
+    if (!details.open || details.children.length > 1) return;
+    const rows = spec.series.filter((each) => each.name).flatMap((each) => {
+      const step = Math.ceil(each.points.length / 25);
+      return each.points.filter((_, index) => index % step === 0).map(([x, y]) => [each.name, x, y]);
+    });
+    const format = (value) => (value === null ? '–' : short(value));
+    details.append(table([['curve'], [spec.x.label, format], [spec.y.label, format]], rows, {label: spec.title}));
+  });
+  return details;
 }
 
 function paint(spec, width, readout) {
