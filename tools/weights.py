@@ -9,8 +9,8 @@ weights (EMA) the averages, or what the optimizer left.
 try:
     from gfl_det import cli
     from gfl_det.training import weights
-except ModuleNotFoundError as error:
-    raise SystemExit(f'error: {error}: install the project first, pip install -e .') from error
+except ImportError as error:  # without gfl_det, or with a broken family
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
