@@ -18,6 +18,8 @@ from mmengine.dist import get_world_size, is_main_process
 from gfl_det import options, pictures
 from gfl_det.config import read_config
 from gfl_det.errors import ConfigError, GFLDetError
+from gfl_det.preflight.shape import check_shape
+from gfl_det.printable import printable
 from gfl_det.training.safety import GUARDS
 
 # A disk without room, a quota used up, a file system that is only to be read.
@@ -149,8 +151,11 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
         raise
     except SyntaxError as error:
         raise ConfigError(f'{name} is not valid Python: {error}.') from error
+    except SystemExit as error:  # or the tool would end here, and well
+        raise ConfigError(f'{name} ends the program: take the call of exit out of it.') from error
     except Exception as error:  # a config is a program: anything may go wrong in it
         raise ConfigError(f'{name} cannot be read: {type(error).__name__}: {error}.') from error
+    check_shape(cfg, name)
     for warning in options.override(cfg, settings or {}):
         print(f'warning: {warning}', file=sys.stderr)
     return cfg
@@ -200,7 +205,7 @@ def run(main: Callable[[], None]) -> None:
 
 def _report(message: str) -> str:
     """Put ``error:`` in front; of several processes the first tells all, the others their part."""
-    rank = _rank()
+    rank, message = _rank(), printable(message)
     return f'error: {message}' if not rank else f'error (process {rank}): {message.splitlines()[0]}'
 
 

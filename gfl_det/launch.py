@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 
 import torch
@@ -13,8 +14,11 @@ from mmengine.device import get_device
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from gfl_det.errors import SetupError
+from gfl_det.errors import ConfigError, SetupError
 from gfl_det.inference import optimize_for_inference
+
+# What mmengine's registries say of a type that they do not know, and of wrong arguments.
+REGISTRY_FAULT = re.compile(r'.* is not in the \S+ registry|class `\w+` in \S+: .*argument')
 
 
 def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
@@ -25,13 +29,22 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
         launcher: What started the processes: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
 
     Raises:
+        ConfigError: A part has an unknown type, or an argument that its type does not take.
         SetupError: ``pytorch`` without torchrun.
     """
     cfg.launcher = launcher
     if launcher == 'pytorch':
         _join_processes(cfg)
     setup_cache_size_limit_of_dynamo()  # shapes of pictures vary: compile anew less often
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    try:
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except (KeyError, TypeError) as error:
+        reason = str(error.args[0]) if error.args else ''
+        if not REGISTRY_FAULT.match(reason):
+            raise
+        raise ConfigError(
+            f'{cfg.filename or "The config"} cannot be built: {reason.partition(". ")[0]}.'
+        ) from error
 
 
 def optimize_model(runner: Runner, dtype: str) -> None:

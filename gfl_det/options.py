@@ -115,7 +115,7 @@ def log_assignment(cfg: Config) -> None:
     hooks = cfg.get('custom_hooks') or []
     if any(each.get('type') in (hook, AssignmentLogHook) for each in hooks):
         return
-    types = [node.get('type') for _, node in walk(cfg.model, 'model')]
+    types = [node.get('type') for _, node in walk(cfg.get('model'), 'model')]
     kinds = [MODELS.get(each) if isinstance(each, str) else each for each in types]
     if any(isinstance(kind, type) and issubclass(kind, GFLHead) for kind in kinds):
         cfg.custom_hooks = [*hooks, dict(type=hook)]

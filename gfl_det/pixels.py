@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import warnings
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 MAX_PIXELS = 178_956_970  # where PIL refuses; decoded, 512 MiB, and a few kilobytes can ask for it
 LIMIT_VARIABLE = 'OPENCV_IO_MAX_IMAGE_PIXELS'
@@ -34,11 +35,22 @@ def pixel_limit() -> int:
     return int(given) if given.isdecimal() else MAX_PIXELS
 
 
-def header_of(content: bytes) -> Header | None:
+def is_endless(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a device or a pipe: reading one may never come to an end.
+
+    Raises:
+        OSError: nothing is there.
+        ValueError: the path cannot be the name of a file.
+    """
+    mode = os.stat(path).st_mode
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def header_of(content: bytes | BinaryIO) -> Header | None:
     """Read the head of an image file; None where PIL is absent or cannot read it.
 
     Args:
-        content: The file, or enough of its beginning.
+        content: The file, opened or read, or enough of its beginning.
     """
     try:
         from PIL import Image
@@ -47,8 +59,11 @@ def header_of(content: bytes) -> Header | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of half the size that it refuses
-            picture = Image.open(io.BytesIO(content))
-            orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+            file = io.BytesIO(content) if isinstance(content, bytes) else content
+            picture = Image.open(file)
+            # Of a PNG without an entry PIL would decode all, to look for one behind the pixels.
+            silent = picture.format == 'PNG' and 'exif' not in picture.info
+            orientation = 1 if silent else picture.getexif().get(EXIF_ORIENTATION, 1)
     except Image.DecompressionBombError as refusal:
         return Header(int(re.findall(r'\d+', str(refusal))[0]))
     except Exception:  # a damaged head fails in any way

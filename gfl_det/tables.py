@@ -10,6 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from gfl_det.printable import printable
+
+MAX_CELL = 1000  # characters
+
 COLOURS = {
     'ok': 'green',
     'note': 'cyan',
@@ -34,9 +38,14 @@ def print_table(
         stream: Where to; standard output by default.
     """
     out = stream or sys.stdout
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[cut(printable(str(cell))) for cell in row] for row in rows]
     if not (out.isatty() and _print_rich(title, columns, cells, out)):
         print(format_table(title, columns, cells), file=out)
+
+
+def cut(text: str) -> str:
+    """Cut a text that would be no cell any more."""
+    return text if len(text) <= MAX_CELL else f'{text[:MAX_CELL]}...'
 
 
 def format_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

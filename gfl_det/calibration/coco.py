@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from mmengine import fileio
 
-from ..datasets.annotations import Entry, check_ids, listed
+from ..datasets.annotations import ID_TYPES, Entry, as_number, check_ids, listed
 from ..errors import DataError
 from .arrays import Detections, Truths, check_detections, image_key
 
@@ -26,7 +26,7 @@ def read_json(path: str | PathLike[str], backend_args: dict | None = None) -> An
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f'{path} cannot be read ({reason}): correct the path.') from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f'{path} is no JSON file: {error}.') from error
 
 
@@ -87,6 +87,7 @@ def detections_from_coco(
         ('image_id', truths.image_ids, 'image'),
         ('category_id', truths.category_ids, 'class'),
     ):
+        _check_ids(results, field, f'{source}: entry ')
         unknown = {each[field] for each in results} - set(known)
         if unknown:
             raise DataError(
@@ -119,6 +120,18 @@ def _check_lists(dataset: Any, source: str) -> None:
             lacking = next((i for i, each in enumerate(entries) if field not in each), None)
             if lacking is not None:
                 raise DataError(f'{source}: {key}[{lacking}] has no "{field}": add it.')
+            if field != 'bbox':
+                _check_ids(entries, field, f'{source}: {key}')
+
+
+def _check_ids(entries: Sequence[Entry], field: str, what: str) -> None:
+    values = [entry[field] for entry in entries]
+    if not set(map(type, values)) <= ID_TYPES:
+        wrong = next(i for i, value in enumerate(values) if type(value) not in ID_TYPES)
+        raise DataError(
+            f'{what}[{wrong}] has the {field} {values[wrong]!r:.60}, which is neither a number nor '
+            'a text: correct it.'
+        )
 
 
 def _sorted_images(images: Sequence[Entry]) -> tuple[list[Any], list[str]]:
@@ -139,7 +152,7 @@ def _boxes(entries: Sequence[Entry], what: str, names: Sequence[Any]) -> np.ndar
     """Boxes ``(N, 4)``; a fault names its entry by ``what`` and one of ``names``."""
     try:
         boxes = np.array([entry['bbox'] for entry in entries], float).reshape(len(entries), 4)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         boxes = np.array([_row(entry['bbox']) for entry in entries])
     wrong = np.flatnonzero(~np.isfinite(boxes).all(1))
     if len(wrong):
@@ -153,7 +166,7 @@ def _boxes(entries: Sequence[Entry], what: str, names: Sequence[Any]) -> np.ndar
 def _row(value: Any) -> list[float]:
     try:
         row = [float(each) for each in value]
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         row = []
     return row if len(row) == 4 else [np.nan] * 4
 
@@ -163,4 +176,4 @@ def _scores(results: Sequence[Entry], source: str) -> np.ndarray:
     if not set(map(type, values)) <= {int, float}:
         wrong = next(i for i, value in enumerate(values) if type(value) not in (int, float))
         raise DataError(f'{source}: entry {wrong} has the score {values[wrong]!r:.60}: no number.')
-    return np.array(values, float)
+    return np.array([as_number(value) for value in values], float)  # of any size

@@ -71,7 +71,7 @@ def from_json(content: dict[str, Any], source: str) -> DistributionCalibrator:
     """
     if content.get('version') != VERSION:
         raise DataError(
-            f'{source} is a distribution calibrator of version {content.get("version")!r}, and '
+            f'{source} is a distribution calibrator of version {content.get("version")!r:.60}, and '
             f'this gfl_det reads version {VERSION}: fit it again.'
         )
     try:
@@ -90,7 +90,8 @@ def from_json(content: dict[str, Any], source: str) -> DistributionCalibrator:
             raise ValueError('it has not one offset a class')
         score_type, bins = str(content['score_type']), int(content['num_bins'])
         return DistributionCalibrator(settings, score_type, bins, model, classes, fitted_on)
-    except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ConfigError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
-            f'{source} is a damaged calibrator ({type(error).__name__}: {error}): fit it again.'
+            f'{source} is a damaged calibrator ({type(error).__name__}: {error!s:.200}): '
+            'fit it again.'
         ) from error

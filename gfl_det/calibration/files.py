@@ -70,7 +70,7 @@ def calibrator_from_json(content: Any, source: str) -> DetectionCalibrator:
         raise DataError(f'{source} is no calibrator: give a file that tools/calibrate.py wrote.')
     if content.get('version') != VERSION:
         raise DataError(
-            f'{source} is a calibrator of version {content.get("version")!r}, and this gfl_det '
+            f'{source} is a calibrator of version {content.get("version")!r:.60}, and this gfl_det '
             f'reads version {VERSION}: fit it again.'
         )
     try:
@@ -78,9 +78,10 @@ def calibrator_from_json(content: Any, source: str) -> DetectionCalibrator:
         pooled = content['map'] if settings.class_agnostic else None
         classes, fitted_on = fitted_from_json(content, pooled)
         return DetectionCalibrator(settings, str(content['score_type']), classes, fitted_on)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
-            f'{source} is a damaged calibrator ({type(error).__name__}: {error}): fit it again.'
+            f'{source} is a damaged calibrator ({type(error).__name__}: {error!s:.200}): '
+            'fit it again.'
         ) from error
 
 

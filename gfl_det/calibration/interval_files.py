@@ -63,8 +63,8 @@ def from_json(content: Any, source: str) -> IntervalCalibrator:
         )
     if content.get('version') != VERSION:
         raise DataError(
-            f'{source} is an interval calibrator of version {content.get("version")!r}, and this '
-            f'gfl_det reads version {VERSION}: fit it again.'
+            f'{source} is an interval calibrator of version {content.get("version")!r:.60}, and '
+            f'this gfl_det reads version {VERSION}: fit it again.'
         )
     try:
         data = content['source']
@@ -76,8 +76,8 @@ def from_json(content: Any, source: str) -> IntervalCalibrator:
             float(content['iou_threshold']),
             Source(data['fingerprint'], tuple(data['images']), int(data['detections'])),
         )
-    except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ConfigError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
-            f'{source} is a damaged interval calibrator ({type(error).__name__}: {error}): fit it '
-            'again.'
+            f'{source} is a damaged interval calibrator ({type(error).__name__}: '
+            f'{error!s:.200}): fit it again.'
         ) from error

@@ -53,7 +53,7 @@ def check_present(draft: Draft, folder: str) -> None:
             there = {
                 item.name for item in os.scandir(os.path.join(folder, place)) if item.is_file()
             }
-        except OSError:
+        except (OSError, ValueError):  # no such folder, or no possible name of one
             there = set()
         missing += [image['id'] for name, image in members if name not in there]
         unlisted += len(there - {name for name, _ in members})

@@ -19,8 +19,9 @@ def install() -> None:
     from gfl_det.compat import ops
 
     ops.install()
-    from gfl_det.compat import checkpoint, pretrained, versions
+    from gfl_det.compat import checkpoint, plain_yaml, pretrained, versions
 
     checkpoint.install()
+    plain_yaml.install()
     pretrained.install()
     versions.install()

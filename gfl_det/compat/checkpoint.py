@@ -6,6 +6,7 @@ import os
 import re
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Union
@@ -22,6 +23,9 @@ MapLocation = Union[str, torch.device, dict[str, str], Callable[..., Any], None]
 HAS_ALLOW_LIST = hasattr(torch.serialization, 'add_safe_globals')
 REFUSED_GLOBAL = re.compile(r'(?:GLOBAL|Unsupported class) ([\w.]+)')
 TORCH_BEGINNINGS = (b'PK', b'\x80')  # a zip archive, a pickle
+SIZED_BYTES = 'builtins.bytearray'  # a call of it with a number takes that much memory
+MAX_UNFOLDING = 4  # times an archive's size
+SMALL = 2**26  # bytes that any archive may unfold to
 UNPICKLER_REASON = re.compile(r'WeightsUnpickler error:\s*(.+)')
 
 
@@ -67,12 +71,18 @@ def load_file(path: str, map_location: MapLocation = None, mmap: bool = False) -
             f'The checkpoint {path} is in the tar format of torch 0.1, which cannot be loaded '
             'safely: load it where you trust it and write it again with torch.save.'
         )
+    _refuse_bomb(path)
     try:
-        with _state_types_alone(), warnings.catch_warnings():
+        with _state_types_alone(), _no_sized_bytes(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # an error says it all, and success needs no remark
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except (MemoryError, torch.cuda.OutOfMemoryError):
+    except torch.cuda.OutOfMemoryError:
         raise
+    except MemoryError as error:
+        raise CheckpointError(
+            f'The file {path} ({os.path.getsize(path)} bytes) asks for more memory than there is: '
+            'it is damaged, or this machine is too small for it.'
+        ) from error
     except Exception as error:  # a damaged pickle fails in any way at all
         if isinstance(error, RuntimeError) and 'CUDA' in str(error):  # no matter of the file
             raise
@@ -83,6 +93,35 @@ def load_file(path: str, map_location: MapLocation = None, mmap: bool = False) -
             'a dict with "state_dict", or a state dict itself, is needed.'
         )
     return checkpoint
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a zip archive with a list of its parts, as torch writes."""
+    try:
+        return zipfile.is_zipfile(path)
+    except Exception:  # zipfile lets some damaged ends through as errors
+        return False
+
+
+def _refuse_bomb(path: str) -> None:
+    """Refuse an archive that says it unfolds to far more than it holds; torch compresses nothing.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    if not is_archive(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unfolded = sum(member.file_size for member in archive.infolist())
+    except Exception:  # a torn one, of which torch will say more
+        return
+    size = os.path.getsize(path)
+    if unfolded > MAX_UNFOLDING * size + SMALL:
+        raise CheckpointError(
+            f'The checkpoint {path} of {size:,} bytes says that it unfolds to {unfolded:,}: it is '
+            'refused unread; torch.save compresses nothing, so write it again with that.'
+        )
 
 
 def _what_is_wrong(path: str, error: Exception) -> str:
@@ -132,6 +171,23 @@ def _state_types_alone() -> Iterator[None]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+@contextmanager
+def _no_sized_bytes() -> Iterator[None]:
+    """Take ``bytearray`` from torch's own list: sixty bytes of pickle make it fill all memory."""
+    try:
+        from torch._weights_only_unpickler import _get_allowed_globals
+    except ImportError:  # another version of torch
+        yield
+        return
+    allowed = _get_allowed_globals()
+    entry = allowed.pop(SIZED_BYTES, None)
+    try:
+        yield
+    finally:
+        if entry is not None:
+            allowed[SIZED_BYTES] = entry
 
 
 def _name_of(entry: Any) -> str:

@@ -16,6 +16,7 @@ from gfl_det.errors import DataError
 
 NAMED = 3  # entries that a message names before it only counts
 MAX_LISTED = 25  # class names that a message lists
+MAX_SHOWN = 80  # characters of a value
 ID_TYPES = {int, float, str}  # some tools write 12.0 for 12
 
 Entry = dict[str, Any]
@@ -29,13 +30,19 @@ class Findings(NamedTuple):
 
     def __str__(self) -> str:
         more = ', ...' if self.number > len(self.ids) else ''
-        return f'{self.number} (id {", ".join(map(repr, self.ids))}{more})'
+        return f'{self.number} (id {", ".join(map(shown, self.ids))}{more})'
 
 
 def find(ids: Iterable[Any]) -> Findings:
     """Count ids and remember the first few."""
     found = list(ids)
     return Findings(len(found), found[:NAMED])
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f'{text[:MAX_SHOWN]}...'
 
 
 def as_number(value: Any) -> float | None:
@@ -52,8 +59,8 @@ def as_number(value: Any) -> float | None:
 
 def listed(values: Sequence[Any]) -> str:
     """Show the first values and, of a long list, how many there are."""
-    shown = ', '.join(repr(value) for value in values[:MAX_LISTED])
-    return f'[{shown}{f", ... {len(values)} in all" if len(values) > MAX_LISTED else ""}]'
+    first = ', '.join(map(shown, values[:MAX_LISTED]))
+    return f'[{first}{f", ... {len(values)} in all" if len(values) > MAX_LISTED else ""}]'
 
 
 def parse(content: bytes, source: str) -> Entry:
@@ -74,6 +81,10 @@ def parse(content: bytes, source: str) -> Entry:
         raise DataError(f'{source} {what} ({where}): give a COCO annotation file.') from error
     except UnicodeDecodeError as error:
         raise DataError(f'{source} is not a text file, so it is no COCO JSON: {error}.') from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nested lists
+        raise DataError(
+            f'{source} holds JSON beyond all measure ({error}): it is no COCO.'
+        ) from error
     if not isinstance(dataset, dict):
         raise DataError(
             f'{source} holds a JSON {type(dataset).__name__} where COCO has an object with the '
@@ -125,7 +136,7 @@ def check_ids(dataset: Entry, source: str) -> None:
         if not unknown:
             continue
         found = find(entry['id'] for entry in annotations if entry[field] in unknown)
-        values = ', '.join(repr(value) for value in sorted(unknown, key=repr)[:NAMED])
+        values = ', '.join(map(shown, sorted(unknown, key=repr)[:NAMED]))
         raise DataError(
             f'{source}: annotations {found} have the {field} {values}, which its "{key}" do not '
             f'list (known: {listed(sorted(known, key=repr))}): correct or remove them.'
@@ -151,7 +162,7 @@ def match_classes(classes: Sequence[str], categories: list[Entry], source: str) 
     for names, where in ((in_file, f'"categories" of {source}'), (list(classes), 'metainfo')):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise DataError(f'The class {twice[0]!r} occurs twice in {where}: rename one.')
+            raise DataError(f'The class {shown(twice[0])} occurs twice in {where}: rename one.')
     missing = [name for name in classes if name not in in_file]
     if missing:
         hints = ', '.join(with_nearest(name, in_file) for name in missing[:MAX_LISTED])
@@ -217,4 +228,5 @@ def with_nearest(name: Any, names: Sequence[str]) -> str:
     """Show a name and the one of a list that is most like it."""
     by_lower = {other.lower(): other for other in names}
     nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
-    return f'{name!r} (nearest: {by_lower[nearest[0]]!r})' if nearest else repr(name)
+    hint = f' (nearest: {shown(by_lower[nearest[0]])})' if nearest else ''
+    return f'{shown(name)}{hint}'

@@ -20,10 +20,13 @@ from gfl_det.datasets.annotations import (
     check_structure,
     match_classes,
     parse,
+    shown,
 )
 from gfl_det.errors import DataError, GFLDetError
-from gfl_det.pixels import LIMIT_VARIABLE, header_of, pixel_limit
+from gfl_det.pixels import LIMIT_VARIABLE, Header, header_of, is_endless, pixel_limit
 from gfl_det.registry import DATASETS
+
+MAX_PATH = 1000  # characters that a message shows
 
 
 @DATASETS.register_module()
@@ -101,19 +104,23 @@ class CocoDataset(MMDetCocoDataset):
         Raises:
             DataError: The image file is missing or broken. Errors of other origin pass unchanged.
         """
-        try:
-            return super().prepare_data(idx)
-        except GFLDetError:
-            raise
-        except Exception as error:
-            info = self.get_data_info(idx)
-            fault = self._image_fault(info['img_path'])
-            if fault is None:
+        info = self.get_data_info(idx)
+        path, image_id = info['img_path'], info['img_id']
+        cause: Exception | None = None
+        fault = self._early_fault(path)
+        if fault is None:
+            try:
+                return self.pipeline(info)
+            except GFLDetError:
                 raise
-            raise DataError(
-                f'{info["img_path"]} {fault}; it is image id {info["img_id"]!r} of '
-                f'{self.ann_file}: restore the file or remove its entry.'
-            ) from error
+            except Exception as error:
+                cause, fault = error, self._image_fault(path)
+                if fault is None:
+                    raise
+        raise DataError(
+            f'{path:.{MAX_PATH}} {fault}; it is image id {shown(image_id)} of {self.ann_file}: '
+            'restore the file or remove its entry.'
+        ) from cause
 
     def _get_unserialized_subset(self, indices: Sequence[int] | int) -> list[Entry]:
         subset = super()._get_unserialized_subset(indices)
@@ -136,6 +143,23 @@ class CocoDataset(MMDetCocoDataset):
         except OSError as error:
             raise DataError(f'The annotation file {path} cannot be read: {error}.') from error
 
+    def _early_fault(self, path: str) -> str | None:
+        """Say what forbids to read a file on this machine at all; None of others.
+
+        Not every decoder has a limit of pixels, and OpenCV's holds only where gfl_det was imported
+        before it.
+        """
+        if self.backend_args or '://' in path:
+            return None
+        try:
+            if is_endless(path):
+                return 'is a device or a pipe'
+            with open(path, 'rb') as file:
+                header = header_of(file)
+        except (OSError, ValueError):  # the pipeline may know what to do without it
+            return None
+        return _too_large(header)
+
     def _image_fault(self, path: str) -> str | None:
         """Say what is wrong with an image file; None where it loads."""
         try:
@@ -144,12 +168,11 @@ class CocoDataset(MMDetCocoDataset):
             return 'does not exist'
         except OSError as error:
             return f'cannot be read ({error.strerror or error})'
-        header = header_of(content)
-        if header is not None and header.pixels > pixel_limit():
-            return (
-                f'has {header.pixels:,} pixels, more than the limit of {pixel_limit():,} '
-                f'({LIMIT_VARIABLE} in the environment raises it)'
-            )
+        except ValueError as error:
+            return f'is no name of a file ({error})'
+        fault = _too_large(header_of(content))
+        if fault is not None:
+            return fault
         try:
             image = mmcv.imfrombytes(content)
         except Exception:  # each decoding backend has its own kinds
@@ -180,3 +203,12 @@ class CocoDataset(MMDetCocoDataset):
 
     def _log(self, message: str, level: int) -> None:
         print_log(f'{self.ann_file}: {message}', logger='current', level=level)
+
+
+def _too_large(header: Header | None) -> str | None:
+    if header is None or header.pixels <= pixel_limit():
+        return None
+    return (
+        f'has {header.pixels:,} pixels, more than the limit of {pixel_limit():,} '
+        f'({LIMIT_VARIABLE} in the environment raises it)'
+    )

@@ -173,7 +173,7 @@ def _read_annotations(root: Path, split: str) -> dict[str, Any] | None:
     try:
         content = json.loads((root / 'annotations' / f'{split}.json').read_text())
         return content if content['info']['generator'] == GENERATOR else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from ..pixels import MAX_PIXELS
+from ..pixels import MAX_PIXELS, is_endless
 
 ENDINGS = frozenset(
     [
@@ -55,11 +55,17 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, **decoding: Any) 
     """
     path = Path(path)
     try:
+        if is_endless(path):
+            raise DataError(f'{path} is a device or a pipe: give an image file.')
         with path.open('rb') as file:
             _check_header(file, str(path), max_pixels)
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f'{path} cannot be read: {error.strerror or error}.') from error
+    except ValueError as error:  # a name with a zero byte
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f'{str(path)!r} is no name of a file: {error}.') from error
     return decode_image(content, str(path), max_pixels, **decoding)
 
 

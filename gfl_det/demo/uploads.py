@@ -48,9 +48,9 @@ def decode_upload(content: bytes, limits: Limits) -> np.ndarray:
         raise DataError(f'This file is no image: send {", ".join(FORMATS)}.') from error
     except Image.DecompressionBombError as error:
         raise DataError('This image has too many pixels: send a smaller one.') from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file fails in any way at all
         raise DataError('This image is damaged or cut off: send it again.') from error
 
 

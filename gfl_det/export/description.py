@@ -63,11 +63,20 @@ class Description:
         """
         if not text:
             raise DataError(f'{source} was not written by tools/export_onnx.py: export it there.')
-        content = json.loads(text)
-        if content.pop('format', None) != FORMAT:
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f'{source} describes itself in no JSON: export it again.') from error
+        if not isinstance(content, dict) or content.pop('format', None) != FORMAT:
+            content = content if isinstance(content, dict) else {}
             raise DataError(
-                f'{source} was written by gfl_det {content.get("version")} in a format that '
+                f'{source} was written by gfl_det {content.get("version")!s:.60} in a format that '
                 f'gfl_det {__version__} does not read: export it again.'
             )
-        preprocessing = Preprocessing.from_json(content.pop('preprocessing'))
-        return cls(preprocessing=preprocessing, **content)
+        try:
+            preprocessing = Preprocessing.from_json(content.pop('preprocessing'))
+            return cls(preprocessing=preprocessing, **content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f'{source} describes itself wrongly ({error!r}): export it again.'
+            ) from error

@@ -60,15 +60,18 @@ def load_detector(
     """
     path = str(checkpoint)
     content = _read(path)
+    meta = content.get('meta') or {}
+    if not isinstance(meta, Mapping):
+        raise CheckpointError(f'The "meta" of {path} is no dict: it is no checkpoint of mmengine.')
     if config is None:
-        cfg, name = stored_config(content.get('meta') or {}, path), 'the config in it'
+        cfg, name = stored_config(meta, path), 'the config in it'
     elif isinstance(config, Config):
         cfg, name = Config(config.to_dict()), 'the config'
     else:
         cfg, name = cli.load_config(str(config)), str(config)
     model = _build(cfg, settings, name)
     _load_weights(model, content, path, name)
-    classes = _classes(content.get('meta') or {}, cfg)
+    classes = _classes(meta, cfg)
     test_cfg = cfg.model.get('test_cfg') or {}
     _check_calibrators(test_cfg, classes)
     try:

@@ -179,8 +179,13 @@ class Results(Sequence[ImageResult]):
                 for number, each in enumerate(self.images, 1)
                 for entry in each.to_coco(number)
             ]
-        images = _ids(annotations['images'], 'file_name', 'image')
-        categories = _ids(annotations['categories'], 'name', 'class')
+        try:
+            images = _ids(annotations['images'], 'file_name', 'image')
+            categories = _ids(annotations['categories'], 'name', 'class')
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(
+                f'The annotations are no COCO file ({error!r:.200}): give one.'
+            ) from error
         entries = []
         for each in self.images:
             if each.error is None:

@@ -15,6 +15,7 @@ from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
 from gfl_det.preflight.annotations import check_annotations
 from gfl_det.preflight.classes import check_calibrator, check_classes
 from gfl_det.preflight.data import check_data, check_metric_fields
+from gfl_det.preflight.shape import check_model
 from gfl_det.preflight.teacher import check_teacher
 from gfl_det.preflight.weights import check_weights
 
@@ -30,6 +31,7 @@ def check_training(cfg: Config) -> None:
     Raises:
         GFLDetError: Something is missing or contradictory; of several faults one message tells all.
     """
+    check_model(cfg)
     check_work_dir(cfg.work_dir)
     check_classes(cfg, TRAINING)
     check_calibrator(cfg, TRAINING)
@@ -52,6 +54,7 @@ def check_testing(cfg: Config) -> None:
     Raises:
         GFLDetError: Something is missing or contradictory.
     """
+    check_model(cfg)
     check_checkpoint(cfg.load_from)
     check_work_dir(cfg.work_dir)
     check_classes(cfg, TESTING)

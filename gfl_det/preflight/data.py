@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine.config import Config
@@ -108,7 +109,8 @@ def sample_file_names(annotations: str, number: int = SAMPLED_IMAGES) -> Iterato
             if match is not None:
                 found[match.start()] = match.group(1)
         for name in found.values():
-            yield json.loads(name)
+            with suppress(ValueError):  # of a file that is no JSON; whoever reads it will say so
+                yield json.loads(name)
 
 
 def check_metric_fields(cfg: Config, splits: Sequence[str]) -> None:

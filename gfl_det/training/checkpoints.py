@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from gfl_det.compat.checkpoint import load_file
+from gfl_det.compat.checkpoint import is_archive, load_file
 from gfl_det.errors import CheckpointError
 from gfl_det.training.files import AnyPath, is_intact
 
@@ -103,7 +104,7 @@ def outline(path: Path) -> Candidate | None:
         None for a file of weights alone, which is no training to go on with.
     """
     try:
-        checkpoint = load_file(str(path), 'cpu', mmap=zipfile.is_zipfile(path))
+        checkpoint = load_file(str(path), 'cpu', mmap=is_archive(path))
     except CheckpointError as error:
         return Candidate(path, -1, -1, _reason(error))
     meta = checkpoint.get('meta')
@@ -138,8 +139,9 @@ def _files(work_dir: Path) -> Iterator[Path]:
     note = work_dir / LAST_CHECKPOINT
     if note.is_file():
         named = Path(note.read_text(errors='replace').strip())
-        if named.is_file():
-            folders.append(named.parent)  # CheckpointHook(out_dir=...) writes elsewhere
+        with suppress(OSError, ValueError):  # no possible name of a file
+            if named.is_file():
+                folders.append(named.parent)  # CheckpointHook(out_dir=...) writes elsewhere
     seen = set()
     for folder in folders:
         for path in sorted(folder.glob('*.pth')):
@@ -150,10 +152,13 @@ def _files(work_dir: Path) -> Iterator[Path]:
 
 def _torn_member(path: Path) -> str | None:
     """Check the sums inside torch's archives, which torch itself does not look at."""
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         return None
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except Exception:  # damaged headers fail in any way
+        return 'with the list of parts'
 
 
 def _reason(error: CheckpointError) -> str:

@@ -98,13 +98,16 @@ def read_dump(path: AnyPath) -> Dump:
             f'{path} is no step that the loss guard wrote: give a file from the folder non_finite '
             'of a work dir.'
         )
-    record = json.loads(content['record'])
-    samples = [
-        _unpack(tensors, meta) for tensors, meta in zip(content['samples'], record['metainfo'])
-    ]
-    step = Step(
-        content['inputs'], samples, content['losses'], content['random'], record['autocast']
-    )
+    try:
+        record = json.loads(content['record'])
+        samples = [
+            _unpack(tensors, meta) for tensors, meta in zip(content['samples'], record['metainfo'])
+        ]
+        step = Step(
+            content['inputs'], samples, content['losses'], content['random'], record['autocast']
+        )
+    except Exception as error:  # what another program wrote fails in any way at all
+        raise CheckpointError(f'{path} is a damaged step of the loss guard: {error!r}.') from error
     return Dump(step, record, content['state_dict'])
 
 

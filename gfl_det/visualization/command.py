@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets.annotation_boxes import as_boxes
 from ..errors import DataError
 from ..inference import GFLInferencer, ImageResult
 from .charts import ENDINGS, edge_figure, save_figure, sharp_and_flat
 from .edges import Boxes
 from .picture import draw_boxes, side_by_side
 from .visualizer import save_picture
+
+MAX_PX = 1e9  # beyond any picture; larger numbers cannot be added up
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -139,13 +142,14 @@ class CocoTruths:
             content = json.loads(path.read_text())
             self._ids = {Path(each['file_name']).name: each['id'] for each in content['images']}
             self._names = {each['id']: each['name'] for each in content['categories']}
-            self._boxes: dict[Any, list[Any]] = {}
+            self._boxes: dict[Any, list[Any]] = {each: [] for each in self._ids.values()}
             for each in content['annotations']:
-                self._boxes.setdefault(each['image_id'], []).append(each)
+                entry = (self._names[each['category_id']], each['bbox'])
+                self._boxes.setdefault(each['image_id'], []).append(entry)
         except OSError as error:
             raise DataError(f'{path} cannot be read: {error.strerror}.') from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f'{path} holds no COCO annotations: {error!r}.') from error
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise DataError(f'{path} holds no COCO annotations: {error!r:.200}.') from error
 
     def of(self, name: str, classes: Sequence[str]) -> Boxes:
         """The truths of an image file; those of other classes than the detector's are left out.
@@ -155,14 +159,17 @@ class CocoTruths:
         """
         if name not in self._ids:
             raise DataError(f'{self.path} has no image {name}: leave --truths out.')
-        entries = [
-            each
-            for each in self._boxes.get(self._ids[name], [])
-            if self._names[each['category_id']] in classes
-        ]
-        boxes = np.array([each['bbox'] for each in entries], dtype=float).reshape(-1, 4)
+        entries = [each for each in self._boxes.get(self._ids[name], []) if each[0] in classes]
+        boxes, _ = as_boxes([box for _, box in entries])
+        if not np.isfinite(boxes).all():
+            wrong = int(np.flatnonzero(~np.isfinite(boxes).all(1))[0])
+            raise DataError(
+                f'{self.path}: a box of {name} is {entries[wrong][1]!r:.60}, which is not four '
+                'finite numbers [x, y, width, height]: correct it.'
+            )
+        boxes = boxes.clip(-MAX_PX, MAX_PX)
         boxes[:, 2:] += boxes[:, :2]
-        labels = [classes.index(self._names[each['category_id']]) for each in entries]
+        labels = [classes.index(kind) for kind, _ in entries]
         return Boxes(boxes, np.array(labels, dtype=np.int64))
 
 
