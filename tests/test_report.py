@@ -120,9 +120,10 @@ def test_the_page_fetches_nothing_and_its_names_are_text(files):
 
 
 def test_what_is_embedded_is_read_as_it_was():
-    values = {'a': [HOSTILE, '<!--', ']]>', '\u2028', 'é', None], 'b': np.arange(3)}
+    values = {'a': [HOSTILE, '<!--', ']]>', '\u2028', 'é', '\ud800', None], 'b': np.arange(3)}
     text = embed(values)
-    assert not set(text) & set('<>&\u2028')
+    assert not set(text) & set('<>&')
+    assert text.isascii()
     assert json.loads(text) == {'a': values['a'], 'b': [0, 1, 2]}
     numbers = [np.float32(1 / 3), np.nan, -np.inf, np.int64(7), True, np.bool_(False), (1.5,)]
     assert plain(numbers) == [0.3333, None, None, 7, True, False, [1.5]]
@@ -217,6 +218,27 @@ def test_pictures_stop_at_a_size_and_pass_over_broken_images(files, monkeypatch,
     monkeypatch.setattr('gfl_det.report.gallery.MAX_BYTES', one + 1)
     assert len(draw_gallery(data, analysis, 10)) == 1
     assert draw_gallery(data._replace(folder=None), analysis, 10) == []
+
+
+@pytest.mark.parametrize('area', [None, 'large', float('nan'), [1]])
+def test_an_area_that_is_no_number(files, tmp_path, area):
+    dataset = json.loads(files['truths'].read_text())
+    dataset['annotations'][2]['area'] = area
+    path = tmp_path / 'truths.json'
+    path.write_text(json.dumps(dataset))
+    with pytest.raises(DataError, match=r'annotation 3 has the area .*, which is no number'):
+        read({**files, 'truths': path})
+
+
+def test_names_that_are_no_unicode_are_written(files, tmp_path):
+    dataset = json.loads(files['truths'].read_text())
+    dataset['categories'][0]['name'] = '\ud800'
+    path = tmp_path / 'truths.json'
+    path.write_text(json.dumps(dataset))
+    out = tmp_path / 'report.html'
+    words = [files['results'], '--truths', path, '--out', out, '--quiet', '--title', 'x \udc80']
+    command.report(command.parse_arguments([str(word) for word in words]))
+    assert data_of(out)['classes'][0] == '\ud800'
 
 
 @pytest.mark.parametrize(

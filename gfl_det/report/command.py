@@ -70,7 +70,7 @@ def report(args: argparse.Namespace) -> Path:
     analysis.values['pictures'] = draw_gallery(data, analysis, args.pictures, not args.quiet)
     page = render(analysis.values)
     try:
-        args.out.write_text(page, encoding='utf-8')
+        args.out.write_text(page, encoding='utf-8', errors='replace')
     except OSError as error:
         raise DataError(f'{args.out} cannot be written: {error.strerror or error}.') from error
     return args.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..calibration.arrays import Detections, Truths
+from ..errors import DataError
 from ..visualization.edges import EdgeBins, edge_bins
 
 NORMAL_BINS = np.linspace(-3, 3, 17)  # deviations from the mean
@@ -66,11 +68,20 @@ def box_areas(dataset: dict, truths: Truths) -> np.ndarray:
     Args:
         dataset: the parsed annotation file.
         truths: of the file, or of some of its classes.
+
+    Raises:
+        DataError: an area is no number.
     """
     kept = set(truths.category_ids)
     entries = [each for each in dataset.get('annotations', []) if each['category_id'] in kept]
     boxes = truths.boxes[:, 2] * truths.boxes[:, 3]
     areas = [each.get('area', box) for each, box in zip(entries, boxes.tolist())]
+    for entry, area in zip(entries, areas):
+        if not isinstance(area, (int, float)) or not math.isfinite(area):
+            raise DataError(
+                f'annotation {entry["id"]!r} has the area {area!r:.60}, which is no number: '
+                'correct it, or leave it out.'
+            )
     return np.array(areas, float)
 
 

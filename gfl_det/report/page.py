@@ -36,9 +36,8 @@ def render(values: dict[str, Any]) -> str:
 
 def embed(values: Any) -> str:
     """JSON for a script element: no text in it ends the element or opens a comment."""
-    text = json.dumps(plain(values), separators=(',', ':'), ensure_ascii=False, allow_nan=False)
-    # U+2028 and U+2029 are line ends for older browsers.
-    for sign in '<>&\u2028\u2029':
+    text = json.dumps(plain(values), separators=(',', ':'), allow_nan=False)  # of ASCII alone
+    for sign in '<>&':
         text = text.replace(sign, f'\\u{ord(sign):04x}')
     return text
 
