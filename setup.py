@@ -88,7 +88,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=find_packages(include=['gfl_det', 'gfl_det.*']),
-    package_data={'gfl_det.demo': ['page/*']},
+    package_data={'gfl_det.demo': ['page/*'], 'gfl_det.report': ['page/*']},
     install_requires=requirements(),
     # gfl_det/compat/versions.py knows the same range.
     extras_require={

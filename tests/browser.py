@@ -114,6 +114,10 @@ class Browser:
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call('GET', '/screenshot')))
 
+    def command(self, name: str, parameters: dict[str, Any]) -> Any:
+        """Send a command of the DevTools protocol."""
+        return self._call('POST', '/goog/cdp/execute', cmd=name, params=parameters)
+
     def _find(self, selector: str) -> str:
         found = self._call('POST', '/element', using='css selector', value=selector)
         return found[ELEMENT]

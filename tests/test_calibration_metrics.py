@@ -35,6 +35,7 @@ def hand_made(scores: list, ious: list, truths: int, tau: float = 0.0) -> Matche
         np.array(scores, float),
         np.array(state, np.int8),
         np.array(values, float),
+        np.full(number, -1),
         np.array([truths]),
     )
 

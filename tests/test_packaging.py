@@ -157,7 +157,7 @@ def test_the_wheel_holds_the_package_the_configs_and_the_tools_only(wheel):
     shipped = {f'gfl_det/.mim/configs/gfl/{path.name}' for path in ROOT.glob('configs/*.py')}
     shipped |= {f'gfl_det/.mim/tools/{path.name}' for path in ROOT.glob('tools/*.*')}
     sources = {path.relative_to(ROOT).as_posix() for path in ROOT.glob('gfl_det/**/*.py')}
-    sources |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob('gfl_det/demo/page/*')}
+    sources |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob('gfl_det/*/page/*')}
     sources = {name for name in sources if '/.mim/' not in name}
     assert names >= shipped | sources
     assert min(len(shipped), len(sources)) > 0

@@ -38,7 +38,7 @@ def detect_split(cfg: Config, checkpoint: str, split: Split) -> Judged:
     Raises:
         GFLDetError: the checkpoint or the data are missing, or the config lacks the split.
     """
-    truths, results, _ = _run(cfg, checkpoint, split)
+    truths, results, _ = run_split(cfg, checkpoint, split)
     return Judged(truths, detections_from_coco(results, truths, f'detections of {checkpoint}'))
 
 
@@ -50,7 +50,7 @@ def detect_edges(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, Ed
     """
     cfg = deepcopy(cfg)
     cfg.model.setdefault('test_cfg', {})['with_distribution'] = True
-    truths, _, samples = _run(cfg, checkpoint, split)
+    truths, _, samples = run_split(cfg, checkpoint, split)
     found = [sample.pred_instances for sample in samples]
     if not all('edge_logits' in each for each in found):
         raise ConfigError(
@@ -73,8 +73,11 @@ class _Keep(Hook):
         self.samples += [sample.cpu() for sample in outputs or ()]
 
 
-def _run(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, Any, list[Any]]:
-    """Truths, COCO results, and the data samples that they were written from."""
+def run_split(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, Any, list[Any]]:
+    """Truths, COCO results, and the data samples that they were written from.
+
+    Arguments and errors are those of :func:`detect_split`.
+    """
     cfg, keep = deepcopy(cfg), _Keep()
     path = truths_path(cfg, split)
     cfg.test_dataloader = cfg[f'{split}_dataloader']

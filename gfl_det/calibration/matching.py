@@ -35,6 +35,7 @@ class Matches(NamedTuple):
     scores: np.ndarray  # (N,) float64
     state: np.ndarray  # (N,) int8: TRUE, FALSE or IGNORED (in a crowd, or an area below 0)
     iou: np.ndarray  # (N,) float64, with the truth of a TRUE one; else 0
+    truth: np.ndarray  # (N,) int64, index of the truth of a TRUE one; else -1
     truths: np.ndarray  # (K,) int64, truths of each class without crowds
 
     def judged(self) -> np.ndarray:
@@ -48,7 +49,7 @@ class Matches(NamedTuple):
         return self._replace(**{name: getattr(self, name)[part] for name in PER_DETECTION})
 
 
-PER_DETECTION = ('row', 'label', 'scores', 'state', 'iou')
+PER_DETECTION = ('row', 'label', 'scores', 'state', 'iou', 'truth')
 
 
 class _Pairs(NamedTuple):
@@ -99,14 +100,14 @@ def match(
     if zero_overlap == 'reject':
         least = np.maximum(least, np.nextafter(0, 1))
     pairs = _pairs(chosen, rank, truths, least.min(initial=1))
-    state, iou = _choose(pairs, truths, least, len(rows))
+    state, iou, truth = _choose(pairs, truths, least, len(rows))
     area = chosen.boxes[:, 2] * chosen.boxes[:, 3]
     state[((area < 0) | (area > MAX_AREA))[:, None] & (state == FALSE)] = IGNORED
     order = np.lexsort((chosen.image, -chosen.scores, chosen.label))
     counts = truths.counts()
     found = (rows[order], chosen.label[order], chosen.scores[order])
     return [
-        Matches(float(tau), *found, state[order, t], iou[order, t], counts)
+        Matches(float(tau), *found, state[order, t], iou[order, t], truth[order, t], counts)
         for t, tau in enumerate(taus)
     ]
 
@@ -165,10 +166,11 @@ def _pairs(detections: Detections, rank: np.ndarray, truths: Truths, least: floa
 
 def _choose(
     pairs: _Pairs, truths: Truths, least: np.ndarray, number: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """States ``(N, T)`` and IoUs ``(N, T)`` after every detection has chosen."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """States, IoUs and truths, each ``(N, T)``, after every detection has chosen."""
     state = np.full((number, len(least)), FALSE, np.int8)
     found_iou = np.zeros((number, len(least)))
+    found_truth = np.full((number, len(least)), -1)
     free = np.ones((len(truths.label), len(least)), bool)
     enough = pairs.iou[:, None] >= least
     starts = np.flatnonzero(np.diff(pairs.rank, prepend=-1))
@@ -184,5 +186,6 @@ def _choose(
         crowd = truths.crowd[taken]
         state[who, t] = np.where(crowd, IGNORED, TRUE)
         found_iou[who, t] = np.where(crowd, 0, pairs.iou[begin:end][pair])
+        found_truth[who, t] = np.where(crowd, -1, taken)
         free[taken[~crowd], t[~crowd]] = False
-    return state, found_iou
+    return state, found_iou, found_truth

@@ -1,0 +1,91 @@
+"""What a report is made of, whether it comes from files or from a detector that was run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+from ..calibration.arrays import Detections, Truths
+from ..errors import DataError
+from ..visualization.edges import EdgeBins, edge_bins
+
+NORMAL_BINS = np.linspace(-3, 3, 17)  # deviations from the mean
+LEAST_STD_PX = 0.25  # a band narrower than that cannot be seen
+
+
+class EdgeLogits(NamedTuple):
+    """The distributions of the edges of N detections, as a head gives them."""
+
+    edge_logits: np.ndarray  # (N, 4, num_bins)
+    bin_widths: np.ndarray  # (N, 4) px
+    prior_centres: np.ndarray  # (N, 2) px
+
+    def bins(self, rows: np.ndarray) -> EdgeBins:
+        """Where the edges of some detections may lie."""
+        chosen = (values[rows] for values in self)
+        return edge_bins(SimpleNamespace(**dict(zip(self._fields, chosen))))
+
+
+class ReportData(NamedTuple):
+    """Truths and N detections of a data set, and what else is known of them."""
+
+    title: str
+    facts: list[tuple[str, str]]  # where the numbers come from
+    truths: Truths
+    area: np.ndarray  # (M,) px, of the annotations
+    names: list[str]  # of the image files, in the order of truths.image_ids
+    folder: Path | None  # of the image files
+    detections: Detections  # with the scores that the report is about
+    raw_scores: np.ndarray | None = None  # (N,) before calibration, where there was one
+    edge_std: np.ndarray | None = None  # (N, 4) px: left, top, right, bottom
+    intervals: tuple[np.ndarray, np.ndarray] | None = None  # ends, each (N, 4) px
+    level: float | None = None  # share of true edges that the intervals are to hold
+    distributions: EdgeLogits | None = None
+    scalars: Sequence[Path] = ()  # files of training curves, the oldest first
+
+    def bins(self, rows: np.ndarray) -> EdgeBins | None:
+        """Distributions of the edges of some detections; from deviations alone normal ones."""
+        if self.distributions is not None:
+            return self.distributions.bins(rows)
+        if self.edge_std is None:
+            return None
+        boxes = self.detections.boxes[rows]
+        edges = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        std = np.maximum(self.edge_std[rows], LEAST_STD_PX)
+        positions = edges[..., None] + std[..., None] * NORMAL_BINS
+        density = np.exp(-(NORMAL_BINS**2) / 2)
+        return EdgeBins(positions, np.broadcast_to(density / density.sum(), positions.shape))
+
+
+def box_areas(dataset: dict, truths: Truths) -> np.ndarray:
+    """The areas ``(M,)`` of truths in px: as annotated, else of the boxes.
+
+    Args:
+        dataset: the parsed annotation file.
+        truths: of the file, or of some of its classes.
+
+    Raises:
+        DataError: an area is no number.
+    """
+    kept = set(truths.category_ids)
+    entries = [each for each in dataset.get('annotations', []) if each['category_id'] in kept]
+    boxes = truths.boxes[:, 2] * truths.boxes[:, 3]
+    areas = [each.get('area', box) for each, box in zip(entries, boxes.tolist())]
+    for entry, area in zip(entries, areas):
+        if not isinstance(area, (int, float)) or not math.isfinite(area):
+            raise DataError(
+                f'annotation {entry["id"]!r} has the area {area!r:.60}, which is no number: '
+                'correct it, or leave it out.'
+            )
+    return np.array(areas, float)
+
+
+def file_names(dataset: dict, truths: Truths) -> list[str]:
+    """The image files' names in the order of the truths' images; ids where they have none."""
+    names = {each['id']: str(each.get('file_name') or each['id']) for each in dataset['images']}
+    return [names[image_id] for image_id in truths.image_ids]

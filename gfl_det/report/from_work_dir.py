@@ -1,0 +1,132 @@
+"""A report's data from a work dir: its config, its best checkpoint, its logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+
+from ..calibration.arrays import Detections, Truths
+from ..calibration.coco import detections_from_coco, read_json
+from ..calibration.distribution_calibrator import DistributionCalibrator
+from ..calibration.distribution_files import load_any_calibrator
+from ..calibration.evidence import EdgeDetections
+from ..calibration.from_checkpoint import Split, run_split, score_type, truths_path
+from ..calibration.in_detector import edge_detections
+from ..errors import CheckpointError, ConfigError
+from ..preflight.walk import datasets_of, image_folder
+from ..training.checkpoints import newest_checkpoint
+from .data import EdgeLogits, ReportData, box_areas, file_names
+from .training import scalar_files
+
+LEVEL = 0.9  # of the edges' intervals, unless the config has another
+EDGE_FIELDS = ('prior_centres', 'edge_std', 'edge_low', 'edge_high')
+
+
+def find_config(work_dir: Path) -> Path:
+    """The config that mmengine wrote into a work dir.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    found = sorted(work_dir.glob('*.py'))
+    if len(found) != 1:
+        what = 'several configs' if found else 'no config'
+        raise ConfigError(f'{work_dir} has {what}: name one with --config.')
+    return found[0]
+
+
+def find_checkpoint(work_dir: Path) -> Path:
+    """The best checkpoint of a work dir, else the newest good one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    best = sorted(work_dir.glob('best_*.pth'), key=lambda path: path.stat().st_mtime_ns)
+    if best:
+        return best[-1]
+    newest = newest_checkpoint(work_dir).found
+    if newest is None:
+        raise CheckpointError(f'{work_dir} has no checkpoint: name one with --checkpoint.')
+    return newest.path
+
+
+def run_work_dir(
+    work_dir: Path, cfg: Config, checkpoint: str, split: Split, calibrator: str | None = None
+) -> ReportData:
+    """Run the detector of a work dir over a split of its config.
+
+    Args:
+        work_dir: with the logs of the training.
+        cfg: of the detector.
+        checkpoint: a file or an address.
+        split: 'val' or 'test'.
+        calibrator: of scores, fitted on other images; None: that of the config, if it names one.
+
+    Raises:
+        GFLDetError: something is missing, or the calibrator does not belong to the detector.
+    """
+    cfg = Config(cfg.to_dict(), filename=cfg.filename)
+    test_cfg = cfg.model.setdefault('test_cfg', {})
+    test_cfg.update(with_distribution=True, with_uncertainty=True)
+    level = test_cfg.setdefault('interval_level', LEVEL)
+    calibrator = calibrator or test_cfg.get('calibrator')
+    truths, results, samples = run_split(cfg, checkpoint, split)
+    path = truths_path(cfg, split)
+    dataset = read_json(path)
+    folder = image_folder(datasets_of(cfg, split)[0])
+    facts = [('config', cfg.filename), ('checkpoint', checkpoint), (f'{split} split', path)]
+    edges = _edges(samples, truths)
+    data = ReportData(
+        Path(cfg.filename).stem,
+        facts if calibrator is None else [*facts, ('calibrator', calibrator)],
+        truths,
+        box_areas(dataset, truths),
+        file_names(dataset, truths),
+        None if folder is None else Path(folder),
+        edges.detections if edges else detections_from_coco(results, truths, checkpoint),
+        scalars=scalar_files(work_dir),
+    )
+    if edges:
+        centres, std, low, high = (_joined(samples, name) for name in EDGE_FIELDS)
+        data = data._replace(
+            distributions=EdgeLogits(edges.logits, edges.bin_widths, centres),
+            edge_std=std,
+            intervals=(low, high),
+            level=level,
+        )
+    if calibrator is None:
+        return data
+    raw = data.detections
+    scores = _calibrate(edges, raw, truths, calibrator, score_type(cfg))
+    return data._replace(detections=raw._replace(scores=scores), raw_scores=raw.scores)
+
+
+def _edges(samples: Sequence[Any], truths: Truths) -> EdgeDetections | None:
+    """Detections with distributions; None of a head that gives none."""
+    found = [sample.pred_instances for sample in samples]
+    if not found or not all('edge_logits' in each for each in found):
+        return None
+    place = {image_id: index for index, image_id in enumerate(truths.image_ids)}
+    return edge_detections(found, [place[sample.img_id] for sample in samples])
+
+
+def _joined(samples: Sequence[Any], name: str) -> np.ndarray:
+    return np.concatenate([sample.pred_instances[name].float().numpy() for sample in samples])
+
+
+def _calibrate(
+    edges: EdgeDetections | None, raw: Detections, truths: Truths, path: str, head: str
+) -> np.ndarray:
+    calibrator = load_any_calibrator(path)
+    calibrator.check_unseen(truths)
+    calibrator.check_score_type(head)
+    ordered = calibrator.for_classes(truths.class_names)
+    if not isinstance(ordered, DistributionCalibrator):
+        return ordered.calibrate(raw.scores, raw.label)
+    if edges is None:
+        raise ConfigError(f'{path} reads the distributions of edges, which {head} does not give.')
+    return ordered.calibrate(edges)

@@ -1,0 +1,179 @@
+'use strict';
+// The sections of the page: each takes the numbers and the chosen class (-1: all) and gives elements.
+
+const grid = Array.from({length: 101}, (_, index) => index / 100);
+const zip = (xs, ys) => xs.map((x, index) => [x, ys[index]]);
+const colour = (index) => `var(--s${index % 5})`;
+const named = (data, label) => (label < 0 ? 'all classes' : data.classes[label]);
+const COLUMNS = ['truths', 'AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large', 'F1', 'threshold', 'precision', 'recall'];
+
+function summary(data, label) {
+  const own = label < 0 ? null : data.per_class[label];
+  const [ap, ap50, ap75] = own ? own.slice(1, 4) : data.ap[0].slice(1, 4);
+  const cut = own ? {f1: own[7], threshold: own[8], precision: own[9], recall: own[10]} : data.cut;
+  const tile = (value, name) => make('div', {class: 'tile'}, make('b', {}, share(value)), make('span', {}, name));
+  const rows = data.classes.map((name, index) => [name, ...data.per_class[index]]);
+  return [
+    make('div', {class: 'tiles'}, tile(ap, 'AP'), tile(ap50, 'AP50'), tile(ap75, 'AP75'), tile(cut.f1, 'best F1'),
+      tile(cut.threshold, 'at this score'), tile(cut.precision, 'precision there'), tile(cut.recall, 'recall there')),
+    make('h3', {}, 'By size of the truth, all classes'),
+    table([['size'], ['AP', share], ['AP50', share], ['AP75', share], ['recall', share]], data.ap, {sorted: false, label: 'AP by size'}),
+    make('p', {class: 'hint'}, 'COCO’s numbers: AP over IoU .50 to .95; small is below 32² px, large above 96² px; recall is that of 100 detections an image. F1 is of IoU .5, at the score where it is best.'),
+    make('h3', {}, 'By class'),
+    table([['class'], ...COLUMNS.map((name, index) => [name, index ? share : (value) => number(value)])], rows,
+      {label: 'Numbers by class', chosen: (row) => label >= 0 && row[0] === data.classes[label]}),
+  ];
+}
+
+function precision(data, label) {
+  const curves = data.precision[label + 1];
+  const series = ['IoU .5', 'IoU .75', 'mean of .5 to .95'].map((name, index) => ({name, colour: colour(index), points: zip(grid, curves[index])}));
+  const f1 = [{name: 'F1', colour: colour(0), points: zip(grid, data.f1[label + 1])}];
+  const unit = [0, 1];
+  return [make('div', {class: 'pair'},
+    chart({title: `Precision and recall, ${named(data, label)}`, x: {label: 'recall', domain: unit}, y: {label: 'precision', domain: unit}, series}),
+    chart({title: `F1 of what is kept, IoU .5, ${named(data, label)}`, x: {label: 'least score', domain: unit}, y: {label: 'F1', domain: unit}, series: f1}))];
+}
+
+function reliability(data, label) {
+  const sides = data.reliability, row = label + 1;
+  const bins = sides[0].number[0].length, unit = [0, 1];
+  const curves = sides.map((side, index) => ({name: side.name, kind: 'linedots', colour: colour(index), stroke: 1.3,
+    points: side.score[row].map((score, bin) => [score, side.iou[row][bin], 1 + 1.3 * Math.log10(1 + side.number[row][bin])]).filter((point) => point[0] !== null)}));
+  const bars = sides.map((side, index) => ({name: side.name, kind: 'bars', colour: colour(index), width: 1 / bins,
+    points: side.number[row].map((count, bin) => [(bin + 0.5) / bins, Math.log10(1 + count)])}));
+  const highest = Math.max(1, ...bars.flatMap((each) => each.points.map((point) => point[1])));
+  const metrics = Object.keys(sides[0].metrics);
+  return [
+    make('p', {class: 'hint'}, 'A GFL score is meant to be the IoU of its box with a truth; a false one has 0. On the dotted line it is; the larger a dot, the more detections.' +
+      (sides.length > 1 ? '' : ' One side only: there is no calibrator (--calibrator).')),
+    make('div', {class: 'pair'},
+      chart({title: `Reliability, ${named(data, label)}`, diagonal: true, x: {label: 'mean score', domain: unit}, y: {label: 'mean IoU', domain: unit}, series: curves}),
+      chart({title: 'How many detections', x: {label: 'score', domain: unit}, y: {label: 'log10 of 1 + number', domain: [0, highest]}, series: bars})),
+    make('h3', {}, 'Errors of calibration, all classes'),
+    table([['error'], ...sides.map((side) => [side.name, share])],
+      metrics.map((name) => [name, ...sides.map((side) => side.metrics[name])]), {sorted: false, label: 'Calibration errors'}),
+  ];
+}
+
+function uncertainty(data, label, state) {
+  if (!data.uncertainty) return [make('p', {class: 'hint'}, 'These results hold no edge_std: detections of a GFL head of gfl_det do.')];
+  const names = Object.keys(data.uncertainty.sides);
+  const side = data.uncertainty.sides[state.side || names[0]];
+  const choose = make('select', {'aria-label': 'Edges', onchange: (event) => { state.side = event.target.value; state.update('uncertainty'); }},
+    names.map((name) => make('option', {value: name, selected: name === (state.side || names[0]) ? '' : null}, name)));
+  const {std, error, low, high} = side.bins;
+  const floor = Math.max(1e-3, 0.3 * Math.min(...low.filter((value) => value > 0)));
+  const points = side.points.filter(([a, b]) => a > 0 && b >= floor);
+  const series = [
+    {name: '', kind: 'dots', size: 1.6, opacity: 0.35, colour: 'var(--dim)', points},
+    {name: '', kind: 'band', colour: colour(0), points: std.map((value, index) => [value, Math.max(low[index], floor), Math.max(high[index], floor)])},
+    {name: 'root mean square error', kind: 'linedots', colour: colour(0), points: zip(std, error).filter((point) => point[1] >= floor)},
+  ];
+  const covered = data.uncertainty.coverage;
+  return [
+    make('p', {class: 'hint'}, 'Each edge of a detection that matches a truth at IoU .5: the deviation the head predicts, and how far the edge is from the true one. ' +
+      'The line is over groups of equally many edges, the band holds the middle 80 % of their errors; on the dotted line deviations are true.'),
+    make('div', {class: 'filters'}, choose, make('output', {}, `${number(side.edges)} edges, rank correlation ${share(side.correlation)}, ` +
+      `deviation ${number(side.rms_std, 2)} px, error ${number(side.rms_error, 2)} px (root mean squares)`)),
+    chart({title: 'Error against predicted deviation', diagonal: true, height: 360, x: {label: 'predicted deviation, px', log: true},
+      y: {label: 'error, px', log: true}, series}),
+    covered ? make('p', {}, `Intervals${data.uncertainty.level ? ` of level ${data.uncertainty.level}` : ''} hold ${share(covered[0])} of the true edges: ` +
+      ['left', 'top', 'right', 'bottom'].map((name, index) => `${name} ${share(covered[index + 1])}`).join(', ') + '.') : null,
+  ];
+}
+
+const MEANING = {
+  localisation: 'right class, IoU of .1 to .5',
+  class: 'IoU of .5 or more with a truth of another class',
+  both: 'another class, and IoU of .1 to .5',
+  duplicate: 'a second box on a truth that is found',
+  background: 'on no truth: IoU below .1',
+  missed: 'a truth that nothing found, nor lies on',
+};
+
+function errors(data, label, state) {
+  const gains = data.kinds.map((kind) => data.errors.gains[kind] ?? 0);
+  const largest = Math.max(...gains, 1e-9);
+  const bars = data.kinds.flatMap((kind, index) => [
+    make('span', {title: MEANING[kind]}, kind),
+    make('div', {class: 'track'}, make('div', {class: 'fill', style: `width:${Math.max(0, 100 * gains[index] / largest)}%`})),
+    make('span', {class: 'number'}, `+${share(gains[index])}`),
+  ]);
+  const rows = data.kinds.map((kind, index) => [kind, data.errors.all[index], data.errors.kept[label + 1][index], index]);
+  const show = (index) => make('button', {type: 'button', onclick: () => state.showKind(index)}, 'Show');
+  const threshold = share(data.cut.threshold);
+  return [
+    make('p', {class: 'hint'}, 'Kinds as TIDE defines them (Bolya et al., ECCV 2020). A bar is by how much AP50 would rise if all errors of this kind alone were mended.'),
+    make('div', {class: 'pair'},
+      make('figure', {}, make('h3', {}, `What each kind costs of AP50 (${share(data.errors.gains.AP)}), all classes`),
+        make('div', {class: 'bars', role: 'img', 'aria-label': data.kinds.map((kind, index) => `${kind} ${share(gains[index])}`).join(', ')}, bars),
+        make('p', {class: 'hint'}, `All false positives +${share(data.errors.gains['false positives'])}, all false negatives +${share(data.errors.gains['false negatives'])}.`)),
+      make('div', {class: 'phrases'}, make('h3', {}, `How many, ${named(data, label)}`),
+        table([['kind', (kind) => make('div', {class: 'meaning'}, kind, make('small', {}, MEANING[kind]))], [label < 0 ? 'of all' : 'of all classes', number], [`score from ${threshold}`, number], ['images', show]], rows, {sorted: false, label: 'Numbers of errors'}))),
+  ];
+}
+
+function confusion(data, label) {
+  const names = [...data.classes, 'nothing'], size = names.length;
+  const sums = new Array(size).fill(0);
+  for (const [row, , count] of data.confusion) sums[row] += count;
+  const phrase = ([row, column]) => (column === size - 1 ? `${names[row]}, not found` : row === size - 1 ? `nothing, taken for ${names[column]}` : `${names[row]}, taken for ${names[column]}`);
+  const own = ([row, column]) => label < 0 || row === label || column === label;
+  const mixed = data.confusion.filter((cell) => cell[0] !== cell[1] && cell[0] < size - 1 && cell[1] < size - 1 && own(cell));
+  const list = mixed.sort((a, b) => b[2] - a[2]).slice(0, 15).map((cell) => [phrase(cell), cell[2], cell[2] / sums[cell[0]]]);
+  const readout = make('p', {class: 'readout'}, 'Point at a cell to read it.');
+  return [
+    make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more, at IoU .5. The stronger a cell, the larger its part of the row.`),
+    make('div', {class: size > 25 ? 'stack' : 'pair'},
+      make('figure', {}, make('h3', {}, 'True class (rows), predicted class (columns)'),
+        make('div', {class: 'wide chart', tabindex: 0, role: 'region', 'aria-label': 'Confusion matrix'}, matrix(data, names, sums, label, readout, phrase)), readout),
+      make('div', {class: 'phrases'}, make('h3', {}, `Most frequent confusions, ${named(data, label)}`), list.length ?
+        table([['true class'], ['number', number], ['of its row', share]], list, {label: 'Most frequent confusions'}) : make('p', {class: 'hint'}, 'No class is taken for another.'))),
+  ];
+}
+
+function matrix(data, names, sums, label, readout, phrase) {
+  const size = names.length, written = size <= 13;
+  const side = written ? 38 : size <= 40 ? 18 : 11;
+  const turn = side > 11 ? -55 : -90;
+  const clip = (name) => (name.length > 14 ? `${name.slice(0, 13)}…` : name);
+  const left = 8 + 6.6 * Math.max(...names.map((name) => clip(name).length)), top = left * (turn === -90 ? 1 : 0.85) + 6;
+  const svg = draw('svg', {role: 'img', 'aria-label': `Confusion matrix of ${size - 1} classes`, style: `width:${left + size * side + 40}px`,
+    viewBox: `0 0 ${left + size * side + 40} ${top + size * side + 4}`});
+  const text = Math.min(11.5, side - 0.5);
+  names.forEach((name, index) => {
+    const weight = index === label ? 700 : 400, middle = (index + 0.5) * side;
+    svg.append(draw('text', {x: left - 5, y: top + middle + 4, 'text-anchor': 'end', style: `font-size:${text}px;font-weight:${weight}`}, clip(name)),
+      draw('text', {x: 0, y: 0, transform: `translate(${left + middle + (turn === -90 ? 4 : 3)} ${top - 5}) rotate(${turn})`, style: `font-size:${text}px;font-weight:${weight}`}, clip(name)));
+  });
+  svg.append(draw('rect', {x: left, y: top, width: size * side, height: size * side, fill: 'none', stroke: 'var(--line)'}));
+  for (const [row, column, count] of data.confusion) {
+    const part = count / (sums[row] || 1), faded = label >= 0 && row !== label && column !== label;
+    svg.append(draw('rect', {x: left + column * side, y: top + row * side, width: side - 1, height: side - 1,
+      fill: `rgba(var(--heat), ${(0.08 + 0.92 * part).toFixed(3)})`, opacity: faded ? 0.3 : 1,
+      onpointerenter: () => { readout.textContent = `${row === column ? `${names[row]}, found` : phrase([row, column])}: ${number(count)} (${share(part)} of the row)`; }}));
+    if (written) {
+      svg.append(draw('text', {x: left + (column + 0.5) * side - 0.5, y: top + (row + 0.5) * side + 3.5, 'text-anchor': 'middle',
+        style: `font-size:10.5px;pointer-events:none;fill:${part > 0.55 ? 'var(--card)' : 'var(--text)'}`}, short(count)));
+    }
+  }
+  return svg;
+}
+
+function training(data) {
+  if (!data.training || !(data.training.training.length + data.training.validation.length)) {
+    return [make('p', {class: 'hint'}, 'There are no logs of a training (vis_data/scalars.json): give a work dir, or --logs.')];
+  }
+  const curves = (list, test) => list.filter((each) => test(each.name))
+    .map((each, index) => ({name: each.name.replace('coco/bbox_', ''), colour: colour(index), kind: each.steps.length < 40 ? 'linedots' : 'line', steps: each.steps, points: zip(each.steps, each.values)}));
+  const steps = data.training.training, scores = data.training.validation;
+  const panels = [
+    ['Losses', 'step', 'loss', curves(steps, (name) => name.startsWith('loss'))],
+    ['Validation', 'epoch', 'AP', curves(scores, (name) => /mAP(_50|_75)?$/.test(name)), [0, 1]],
+    ['Learning rate', 'step', 'rate', curves(steps, (name) => name === 'lr')],
+    ['Norm of the gradient', 'step', 'norm', curves(steps, (name) => name === 'grad_norm')],
+  ];
+  return [make('div', {class: 'pair'}, panels.filter((each) => each[3].length).map(([title, x, y, series, domain]) =>
+    chart({title, height: 260, x: {label: x, domain: [0, Math.max(...series.flatMap((each) => each.steps))]}, y: {label: y, domain}, series})))];
+}
