@@ -344,7 +344,7 @@ def test_the_command(tmp_path) -> None:
     for part in ('reach px', 'without a positive', '<- suggested', 'suggested: strides'):
         assert part in done.stdout
     assert '60/60 boxes assigned' in done.stderr
-    assert 'pyramids tried: 24 of 24' in done.stderr
+    assert '24/24 pyramids tried' in done.stderr
     assert (tmp_path / 'advice' / 'reach.png').read_bytes().startswith(b'\x89PNG')
     assert json.loads((tmp_path / 'advice' / 'reach.json').read_text())['boxes'] == 60
 
