@@ -152,7 +152,7 @@ def server() -> Iterator[DemoServer]:
 def ask(
     server: DemoServer, method: str, path: str, body: bytes | None = None, **headers: str
 ) -> tuple[http.client.HTTPResponse, bytes]:
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=120)
     given = {name.replace('_', '-'): value for name, value in headers.items()}
     connection.request(method, path, body, given)
     response = connection.getresponse()
