@@ -18,8 +18,8 @@ demo: $(STAMP) ## build the embedded dataset, train on it, print COCO AP, draw p
 	$(RUN) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 		--work-dir $(DEMO_DIR) --show-dir $(DEMO_DIR)/pictures
 
-test: $(STAMP) ## run the test suite
-	$(RUN) -m pytest
+test: $(STAMP) ## run the test suite; show which lines of gfl_det it runs
+	$(RUN) -m pytest --cov --cov-report=term
 
 test-all: $(STAMP) ## run the slow tests too: 70 kills, restarts of several processes
 	$(RUN) -m pytest -m 'slow or not slow'
