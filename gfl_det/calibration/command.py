@@ -149,6 +149,7 @@ def _tell(
 ) -> None:
     for each in calibrator.classes:
         print(f'{each.name}: {each.status}, {each.detections} detections')
+    print('on the images it was fitted on, which flatters it (report judges others):')
     _compare(detections, scores, truths)
     print(f'calibrator: {path}')
     print(f'to use it: --cfg-options model.test_cfg.calibrator={path}')

@@ -143,7 +143,9 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         bgr = np.ascontiguousarray(picture[..., ::-1])
-        written = cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        is_jpeg = str(path).lower().endswith(('.jpg', '.jpeg'))
+        quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if is_jpeg else []
+        written = cv2.imwrite(str(path), bgr, quality)
     except (OSError, cv2.error):  # the second: no encoder for this ending
         written = False
     if not written:
