@@ -72,7 +72,6 @@ def test_the_table_compares_with_isotonic_regression(monkeypatch, tmp_path, caps
     assert changes['isotonic'] == '+0 %'
     wanted = 100 * (mean('score, edges') / mean('isotonic') - 1)
     assert changes['score, edges'] == f'{wanted:+.0f} %'
+    once = distribution_command.parse_arguments([*words[:3], '--seeds', '1'])
     with pytest.raises(ConfigError, match='at least 2'):
-        distribution_command.prove(
-            distribution_command.parse_arguments([*words[:4], '--seeds', '1'])
-        )
+        distribution_command.prove(once)

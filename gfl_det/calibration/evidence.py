@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from scipy.special import entr, softmax
 
 from .arrays import Detections
 from .maps import logit
@@ -75,11 +76,11 @@ def _score(found: EdgeDetections) -> np.ndarray:
 
 
 def _distribution(found: EdgeDetections) -> np.ndarray:
-    shares = softmax(found.logits.astype(float))
+    shares = softmax(found.logits.astype(float), axis=-1)
     bins = np.arange(shares.shape[-1])
     mean = shares @ bins
     spread = np.sqrt((shares * (bins - mean[..., None]) ** 2).sum(-1)) * found.bin_widths
-    entropy = -(shares * np.log(np.maximum(shares, np.finfo(float).tiny))).sum(-1)
+    entropy = entr(shares).sum(-1)
     best = -np.sort(-shares, axis=-1)[..., :2]
     sides = np.maximum(found.detections.boxes[:, 2:], MIN_SIDE_PX)
     relative = spread / sides[:, [0, 1, 0, 1]] + FLOOR
@@ -96,12 +97,6 @@ def _distribution(found: EdgeDetections) -> np.ndarray:
         np.abs(np.log(sides[:, 0] / sides[:, 1])),
     )
     return np.stack(columns, axis=1)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis."""
-    shares = np.exp(logits - logits.max(-1, keepdims=True))
-    return shares / shares.sum(-1, keepdims=True)
 
 
 def _overlap(found: EdgeDetections) -> np.ndarray:
