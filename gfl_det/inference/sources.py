@@ -10,6 +10,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 from urllib.parse import urlsplit
@@ -138,7 +139,7 @@ def _file(path: Path, reading: Reading) -> Source:
     if ending in VIDEO_ENDINGS:
         return Source(name, _frame_count(path, reading.every), lambda: _frames(path, reading))
     if ending in ENDINGS:
-        read = lambda: read_image(path, reading.max_pixels, **dict(reading.decoding))  # noqa: E731
+        read = partial(read_image, path, reading.max_pixels, **dict(reading.decoding))
         return Source(name, 1, lambda: iter([(None, read())]))
     kind = f'the ending {ending}' if ending else 'no ending'
     known = ' '.join(sorted(ENDINGS | VIDEO_ENDINGS))
