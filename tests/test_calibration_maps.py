@@ -210,3 +210,20 @@ def test_maps_survive_json(score_map) -> None:
 def test_damaged_maps_are_refused(entry: dict) -> None:
     with pytest.raises((KeyError, ValueError, TypeError)):
         map_from_json(entry)
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        dict(kind='temperature', temperature=0.0),
+        dict(kind='temperature', temperature=-1.0),
+        dict(kind='platt', slope=-1.0, offset=0.0),
+        dict(kind='linear', slope=-1.0, offset=1.0),
+        dict(kind='constant', value=7.0),
+        dict(kind='isotonic', scores=[0.0, 1.0], values=[-1.0, 5.0]),
+        dict(kind='isotonic', scores=[0.0, float('inf')], values=[0.0, 1.0]),
+    ],
+)
+def test_parameters_that_would_turn_or_leave_the_scores_are_refused(entry) -> None:
+    with pytest.raises(ValueError, match=r'out of range|leave \[0, 1\]'):
+        map_from_json(entry)

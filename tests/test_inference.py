@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,8 +153,15 @@ def test_a_shared_convolution_keeps_its_norms() -> None:
         torch.testing.assert_close(level(maps), output)
 
 
-@pytest.mark.skipif(not can_pack(), reason='this PyTorch has no packed convolutions')
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    'dtype',
+    [
+        pytest.param(
+            dtype, marks=pytest.mark.skipif(not can_pack(dtype), reason=f'{dtype} cannot be packed')
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    ],
+)
 @pytest.mark.parametrize(
     'options',
     [
@@ -179,6 +187,18 @@ def test_a_packed_convolution_gives_the_same_bits_at_every_size(dtype, options) 
     maps = torch.randn(1, 16, 9, 9, dtype=dtype, requires_grad=True)
     packed(maps).sum().backward()
     assert maps.grad is not None
+
+
+def test_bfloat16_is_left_alone_where_the_processor_lacks_it(monkeypatch) -> None:
+    without = SimpleNamespace(
+        _reorder_convolution_weight=None,
+        _convolution_pointwise=None,
+        _is_mkldnn_bf16_supported=lambda: False,
+    )
+    monkeypatch.setattr(torch.ops, 'mkldnn', without)
+    layer = conv().to(torch.bfloat16)
+    use_packed(layer)
+    assert type(layer) is nn.Conv2d
 
 
 @pytest.mark.parametrize('other', [conv(padding='same'), conv(padding_mode='reflect')])

@@ -181,7 +181,7 @@ def map_from_json(entry: dict[str, Any]) -> ScoreMap:
 
     Raises:
         KeyError: the kind is unknown or a parameter missing.
-        ValueError: a parameter is no number, or knots do not fit together.
+        ValueError: a parameter is no number or out of range, or knots do not fit together.
     """
     kind = KINDS[entry['kind']]
     values = {field.name: entry[field.name] for field in fields(kind)}
@@ -189,8 +189,13 @@ def map_from_json(entry: dict[str, Any]) -> ScoreMap:
         knots = np.array([values['scores'], values['values']], float)
         if knots.ndim != 2 or not knots.size or not (np.diff(knots) >= 0).all():
             raise ValueError('the knots of an isotonic map do not rise')
+        if not ((knots >= 0) & (knots <= 1)).all():
+            raise ValueError('the knots of an isotonic map leave [0, 1]')
         return Isotonic(*(tuple(row) for row in knots.tolist()))
     numbers = {name: float(value) for name, value in values.items()}
     if not np.isfinite(list(numbers.values())).all():
         raise ValueError('a parameter is not finite')
+    falls = numbers.get('slope', 0.0) < 0 or numbers.get('temperature', 1.0) <= 0
+    if falls or not 0 <= numbers.get('value', 0.0) <= 1:
+        raise ValueError('a parameter is out of range')
     return kind(**numbers)

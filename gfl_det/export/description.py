@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DataError
+from ..inference.stored_config import SUPPRESSIONS
 from ..version import __version__
 from .preprocessing import Preprocessing
 
@@ -75,6 +76,9 @@ class Description:
             )
         try:
             preprocessing = Preprocessing.from_json(content.pop('preprocessing'))
+            nms = content['settings'].get('nms')
+            if nms is not None and nms.get('type', 'nms') not in SUPPRESSIONS:
+                raise ValueError(f'nms of the type {nms["type"]!r:.60}')  # mmcv evaluates its name
             return cls(preprocessing=preprocessing, **content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(

@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 
-def can_pack() -> bool:
-    """Whether this PyTorch has the operators, which inductor's frozen graphs call as well."""
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has the operators for a dtype; inductor's frozen graphs call them too.
+
+    On a processor without instructions for bfloat16 they refuse it, where a plain convolution
+    takes a slower way.
+    """
     operators = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(operators, name)
-        for name in ('_reorder_convolution_weight', '_convolution_pointwise')
-    )
+    names = ('_reorder_convolution_weight', '_convolution_pointwise', '_is_mkldnn_bf16_supported')
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(operators, n) for n in names):
+        return False
+    return dtype != torch.bfloat16 or operators._is_mkldnn_bf16_supported()
 
 
 class PackedConv2d(nn.Conv2d):
@@ -51,9 +55,8 @@ def use_packed(model: nn.Module) -> None:
     Args:
         model: on a processor, in the dtype it will compute in.
     """
-    if not can_pack():
-        return
     for module in model.modules():
-        plain = type(module) is nn.Conv2d and module.padding_mode == 'zeros'
-        if plain and not isinstance(module.padding, str):
+        if type(module) is not nn.Conv2d or isinstance(module.padding, str):
+            continue
+        if module.padding_mode == 'zeros' and can_pack(module.weight.dtype):
             module.__class__ = PackedConv2d

@@ -20,6 +20,7 @@ from gfl_det.calibration.fitted import Source
 from gfl_det.calibration.interval_files import load_interval_calibrator
 from gfl_det.errors import ConfigError, DataError, GFLDetError
 from gfl_det.export.description import Description
+from gfl_det.export.preprocessing import Preprocessing
 from gfl_det.preflight import check_training
 
 CONFIGS = {
@@ -188,6 +189,21 @@ def test_files_that_are_no_calibrators(tmp_path: Path, text: str) -> None:
     for load in WRITERS.values():
         with pytest.raises(DataError, match=r'calibrator\.json is no '):
             load(path)
+
+
+def test_a_model_file_cannot_name_code_as_its_suppression(tmp_path: Path) -> None:
+    """mmcv evaluates the type of an NMS config; a description is data."""
+    canary = tmp_path / 'ran'
+    spell = f"__import__('pathlib').Path({str(canary)!r}).touch"
+    nms = dict(type=spell, iou_threshold=0.5)
+    sound = dict(name='x', head='GFLHead', classes=['a'], outputs=['boxes'], nms=False)
+    told = Description(
+        **sound, preprocessing=Preprocessing((9, 9)), settings=dict(nms=nms), calibrated=False
+    )
+    text = told.to_json()
+    with pytest.raises(DataError, match='nms of the type'):
+        Description.from_json(text, 'x.onnx')
+    assert not canary.exists()
 
 
 def test_a_model_file_that_describes_itself_wrongly() -> None:
