@@ -209,6 +209,23 @@ FAULTS = [
         8,
     ),
     (lambda d: without(d, 'annotations', 0, 'area'), 'annotations.area', 'warning', [11], 4, 8),
+    (lambda d: change(d, 'annotations', 0, area=None), 'annotations.area', 'warning', [11], 4, 8),
+    (
+        lambda d: change(d, 'annotations', 0, area=float('nan')),
+        'annotations.area',
+        'warning',
+        [11],
+        4,
+        8,
+    ),
+    (
+        lambda d: change(d, 'annotations', 0, iscrowd=None),
+        'annotations.iscrowd',
+        'warning',
+        [11],
+        4,
+        8,
+    ),
     (
         lambda d: without(d, 'annotations', 0, 'iscrowd'),
         'annotations.iscrowd',

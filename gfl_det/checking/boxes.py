@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import compress
 from typing import NamedTuple
 
@@ -152,16 +153,25 @@ def _cut_area(entry: Entry, box: list[float]) -> float:
 
 def _fill_fields(draft: Draft, table: Table) -> None:
     for field in ('area', 'iscrowd'):
-        lacking = [i for i, entry in enumerate(draft.annotations) if field not in entry]
+        lacking = [i for i, entry in enumerate(draft.annotations) if not _is_usable(entry, field)]
         if not lacking:
             continue
-        text = f'annotations without {field}, which the COCO metric reads'
+        text = f'annotations without a usable {field}, which the COCO metric reads'
         fix = 'area set to width * height' if field == 'area' else 'iscrowd set to 0'
         ids = [draft.annotations[i]['id'] for i in lacking]
         draft.tell('warning', f'annotations.{field}', text, ids, fix)
         for i in lacking:
             value = float(table.boxes[i, 2:].prod()) if field == 'area' else 0
             draft.annotations[i] = {**draft.annotations[i], field: value}
+
+
+def _is_usable(entry: Entry, field: str) -> bool:
+    """Whether the COCO metric can read an area, a number, or a crowd mark, 0 or 1."""
+    value = entry.get(field)
+    if field == 'iscrowd':
+        return isinstance(value, (int, float)) and value in (0, 1)
+    number = as_number(value)
+    return number is not None and math.isfinite(number)
 
 
 def _tell_format(draft: Draft, table: Table, is_numeric: np.ndarray) -> None:

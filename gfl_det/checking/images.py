@@ -14,13 +14,11 @@ import numpy as np
 from gfl_det.checking.draft import Draft
 from gfl_det.datasets.annotation_boxes import ROUNDING_PX
 from gfl_det.datasets.annotations import Entry, as_number
+from gfl_det.datasets.images import is_torn
 from gfl_det.pixels import MAX_PIXELS, header_of
 from gfl_det.progress import Progress
 
 WITH_BOXES = 'removed, with their boxes'
-# How formats begin and end that OpenCV completes where the end is missing.
-ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG': b'IEND'}
-TAIL = 4096  # bytes in which the end is looked for: some cameras write something behind it
 
 Size = tuple[int, int]  # width and height, px
 
@@ -156,7 +154,7 @@ def look_at(path: str, max_pixels: int = MAX_PIXELS) -> Look:
     header = header_of(content)
     if header is not None and header.pixels > max_pixels:
         return Look(f'have more than {max_pixels:,} pixels')
-    if _is_torn(content):
+    if is_torn(content):
         return Look('are torn: their end is missing')
     try:
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
@@ -166,13 +164,6 @@ def look_at(path: str, max_pixels: int = MAX_PIXELS) -> Look:
         return Look('cannot be decoded')
     height, width = picture.shape[:2]
     return Look(None, (width, height), header.orientation if header else 1)
-
-
-def _is_torn(content: bytes) -> bool:
-    """Whether the mark of the end is missing, where OpenCV fills up with grey."""
-    return any(
-        content.startswith(begin) and end not in content[-TAIL:] for begin, end in ENDS.items()
-    )
 
 
 def _with_bar(looks: Iterator[Look], total: int) -> Iterator[Look]:

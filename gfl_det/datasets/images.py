@@ -78,7 +78,7 @@ def decode_image(
         DataError: the image is too large, torn, or none.
     """
     _check_header(io.BytesIO(content), name, max_pixels)
-    if _is_torn(content):
+    if is_torn(content):
         raise DataError(f'{name} is torn: its end is missing; copy or fetch it again.')
     try:
         image = mmcv.imfrombytes(content, **decoding)
@@ -139,7 +139,7 @@ def _formats() -> list[str]:
     return [each for each in FORMATS if each in Image.OPEN]
 
 
-def _is_torn(content: bytes) -> bool:
+def is_torn(content: bytes) -> bool:
     """Whether a JPEG or PNG file has lost its end: OpenCV fills the missing part with grey."""
     if content.startswith(b'\x89PNG'):
         return b'IEND' not in content

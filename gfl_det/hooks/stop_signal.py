@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -14,6 +16,9 @@ from mmengine.runner import Runner
 
 from gfl_det.hooks.checkpoint import CheckpointHook
 from gfl_det.registry import HOOKS
+
+# torchrun hands on a signal that the scheduler has sent to every process as well.
+TOGETHER_SECONDS = 5.0
 
 
 class TrainingStopped(SystemExit):
@@ -30,8 +35,8 @@ class StopSignalHook(Hook):
     Schedulers of clusters send SIGTERM some seconds (the grace time) before they kill. Of several
     processes all end after the same step: each tells the others whether it was told to, in a
     reduction over gloo that runs while the step is computed. During a validation what was trained
-    is saved at its next batch, and the validation is done again on resuming. A second signal ends
-    the program at once.
+    is saved at its next batch, and the validation is done again on resuming. A further signal ends
+    the program at once, if it comes later than those that launcher and scheduler send together.
 
     Args:
         signals: names of the signals to heed.
@@ -42,6 +47,8 @@ class StopSignalHook(Hook):
     def __init__(self, signals: tuple[str, ...] = ('SIGTERM',)) -> None:
         self.signals = [signal.Signals[name] for name in signals]
         self._told = torch.zeros(1)
+        self._first: float | None = None  # when the first signal came
+        self._common_batches = 0  # of a validation, that all processes have
         self._before: dict[signal.Signals, Any] = {}
         self._group: Any = None
         self._reduced: torch.Tensor = torch.zeros(1)
@@ -69,9 +76,16 @@ class StopSignalHook(Hook):
         if self._answer():
             self._stop(runner, within_epoch=True)
 
-    def before_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Agree on the batches that every process has: after those nobody can be asked."""
+        number = torch.tensor(len(runner.val_dataloader))
+        if self._before and self._group is not None:
+            dist.all_reduce(number, dist.ReduceOp.MIN, group=self._group)
+        self._common_batches = int(number)
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Save and end; in a validation of its own there is nothing to save."""
-        if not self._before:
+        if not self._before or batch_idx >= self._common_batches:
             return
         self._ask()
         if self._answer():
@@ -79,7 +93,12 @@ class StopSignalHook(Hook):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._told.fill_(1)
-        signal.signal(number, signal.SIG_DFL)
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        elif now - self._first > TOGETHER_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def _ask(self) -> None:
         if self._group is not None:

@@ -112,7 +112,8 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
             content = read(path)
             found = check_annotations_alone(Source('train', path), content)
             parsed.keep(path, content)
-            format_fault = next((each.text for each in found if each.code in FORMAT_CODES), None)
+            faults = (each.text for each in found if each.code in FORMAT_CODES)
+            format_fault = format_fault or next(faults, None)
     examples = Examples.of(load(build_dataset(cfg), max(LOOKED_AT, fewest)))
     chances = box_chance(examples), label_chance(examples)
     for name, chance in zip(('boxes', 'labels'), chances):

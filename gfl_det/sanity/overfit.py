@@ -45,8 +45,7 @@ class Curve(NamedTuple):
     @property
     def fall(self) -> float:
         """Share of the loss that is gone; negative where it rose."""
-        last = float(np.mean([step['loss'] for step in self.losses[-3:]]))
-        return 1 - last / max(self.losses[0]['loss'], 1e-12)
+        return _fall(self.losses)
 
     @property
     def finite(self) -> bool:
@@ -176,7 +175,8 @@ def _average_precision(truths: list, found: list, with_classes: bool) -> float:
 
 
 def _fall(losses: list[dict[str, float]]) -> float:
-    return 1 - losses[-1]['loss'] / max(losses[0]['loss'], 1e-12)
+    last = float(np.mean([step['loss'] for step in losses[-3:]]))
+    return 1 - last / max(losses[0]['loss'], 1e-12)
 
 
 @contextmanager

@@ -49,6 +49,12 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == 'dataset':
+            super().__setattr__(name, value)
+        else:  # mmdet's PipelineSwitchHook gives the data set another pipeline
+            setattr(self.dataset, name, value)
+
     def __getattr__(self, name: str) -> Any:
         if name == 'dataset' or name.startswith('__'):  # while being copied or unpickled
             raise AttributeError(name)

@@ -124,7 +124,7 @@ def _torn() -> Iterator[File]:
             yield File(f'{name} with other bytes, {seed}', _scrambled(whole, seed))
         zeros = whole[: len(whole) // 3] + bytes(len(whole) // 3) + whole[2 * len(whole) // 3 :]
         yield File(f'{name} with a hole', zeros)
-        yield File(f'{name} and more behind it', whole + b'more' * 999, (HEIGHT, WIDTH))
+        yield File(f'{name} and more behind it', whole + b'more' * 9999, (HEIGHT, WIDTH))
 
 
 def _scrambled(content: bytes, seed: int) -> bytes:
