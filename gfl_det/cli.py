@@ -22,8 +22,16 @@ from gfl_det.preflight.shape import check_shape
 from gfl_det.printable import printable
 from gfl_det.training.safety import GUARDS
 
-# A disk without room, a quota used up, a file system that is only to be read.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# A disk without room, a quota used up, what is only to be read, or no place for a file.
+UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 # How the back ends of torch.distributed say that another process is gone, or does not answer.
 LOST_PROCESS = re.compile(
     r'Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe|'
@@ -199,7 +207,7 @@ def run(main: Callable[[], None]) -> None:
         if error.errno not in UNWRITABLE:
             raise
         where = error.filename or 'a file'
-        print(_report(f'{where} cannot be written: {error.strerror}.'), file=sys.stderr)
+        print(_report(f'{where} cannot be used: {error.strerror}.'), file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from gfl_det.errors import ConfigError, SetupError
 
 # Heads whose results hold distributions on request.
-HEADS = ('gfl_det.GFLHead', 'gfl_det.GFLv2Head')
+HEADS = ('gfl_det.GFLHead', 'gfl_det.GFLv2Head', 'gfl_det.LDHead')
 BACKENDS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend'}
 
 

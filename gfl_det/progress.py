@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from .printable import printable
+
 LINE_SECONDS = 10.0  # between plain lines
 
 
@@ -71,6 +73,7 @@ class Progress:
 
     def tell(self, text: str) -> None:
         """Print a result to standard output without tearing the bar."""
+        text = printable(text)
         if self._bar and sys.stdout.isatty():
             self.say(text)
         else:
@@ -78,6 +81,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line to standard error without tearing the bar."""
+        text = printable(text)
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

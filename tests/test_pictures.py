@@ -271,8 +271,15 @@ class TestShowTool:
         assert boxes.boxes.tolist() == [[1, 2, 4, 6]]
         assert boxes.labels.tolist() == [1]
         assert truths.of('b.png', ('cat',)).boxes.shape == (0, 4)
-        with pytest.raises(DataError, match=r'no image c\.png'):
+        with pytest.raises(DataError, match=r"no image 'c\.png'"):
             truths.of('c.png', ('cat',))
+        content['images'][1]['file_name'] = 'other/a.png'
+        path.write_text(json.dumps(content))
+        truths = command.CocoTruths(path)
+        assert len(truths.of('x/in/a.png', ('cat',)).boxes) == 1
+        assert len(truths.of('other/a.png', ('cat',)).boxes) == 0
+        with pytest.raises(DataError, match=r"no image 'a\.png'"):  # either may be meant
+            truths.of('a.png', ('cat',))
         for text in ('{}', '[', '[]'):
             path.write_text(text)
             with pytest.raises(DataError, match='no COCO annotations'):

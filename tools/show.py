@@ -11,6 +11,7 @@ test set is drawn by tools/test.py --show-dir.
 
 try:
     from gfl_det import cli
+    from gfl_det.printable import printable
     from gfl_det.visualization import command
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
@@ -19,7 +20,7 @@ except ImportError as error:  # without gfl_det, or with a broken family
 def main() -> None:
     args = command.parse_arguments()
     for path in command.show(args):
-        print(f'written: {path}')
+        print(printable(f'written: {path}'))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from ..calibration.coco import read_json
 from ..errors import DataError
 from ..pixels import MAX_PIXELS
 from ..progress import Progress
-from .drawing import Drawer
+from .drawing import Drawer, check_apart
 from .inferencer import GFLInferencer
 from .results import ImageResult, Results
 
@@ -89,7 +89,7 @@ def infer(args: argparse.Namespace) -> None:
         optimize=args.optimize,
     )
     drawer = Drawer(args.show_dir, detector.classes, args.show_thr) if args.show_dir else None
-    results = _detect(args, detector, drawer)
+    results = _detect(args, detector, drawer, annotations)
     failed = results.failures
     if args.out and len(failed) < len(results):
         _write(results, args.out, annotations)
@@ -102,9 +102,19 @@ def infer(args: argparse.Namespace) -> None:
         raise DataError(f'{len(failed)} of {len(results)} inputs could not be read, see above.')
 
 
-def _detect(args: argparse.Namespace, detector: GFLInferencer, drawer: Drawer | None) -> Results:
+def _detect(
+    args: argparse.Namespace,
+    detector: GFLInferencer,
+    drawer: Drawer | None,
+    annotations: dict | None,
+) -> Results:
     reading = dict(recursive=args.recursive, every=args.every, max_pixels=args.max_pixels)
     sources = detector.find(args.inputs, **reading)
+    if drawer:
+        check_apart(sources, drawer.folder)
+    if annotations:  # an unknown image or class is told before the work
+        named = (ImageResult(each.name, classes=detector.classes) for each in sources)
+        Results(named).to_coco(annotations)
     results = Results()
     with Progress(sum(each.images for each in sources), 'images', not args.quiet) as bar:
         stream = detector.stream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from mmdet.structures import DetDataSample
 from ..errors import DataError
 from ..registry import VISUALIZERS
 from .results import ImageResult
+from .sources import Source
 
 VISUALIZER = 'gfl_det.GFLVisualizer'
 
@@ -37,7 +39,7 @@ class Drawer:
             raise DataError(f'The folder {folder} cannot be made: {reason}.') from error
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise DataError(f'The folder {folder} may not be written: choose another.')
-        self._taken: set[str] = set()
+        self._name = PictureNames()
         self._visualizer = VISUALIZERS.build(dict(type=VISUALIZER, name='gfl_det.inference'))
         self._visualizer.dataset_meta = dict(classes=classes)
 
@@ -45,7 +47,7 @@ class Drawer:
         """Draw a result that holds its image; returns the picture's path."""
         if result.image is None:
             raise ValueError('there is no image to draw on: detect with keep_images=True')
-        path = self.folder / self._name(result)
+        path = self.folder / f'{self._name(result)}.jpg'
         sample = DetDataSample(pred_instances=result.instances)
         self._visualizer.add_datasample(
             path.stem,
@@ -57,12 +59,33 @@ class Drawer:
         )
         return path
 
-    def _name(self, result: ImageResult) -> str:
+
+class PictureNames:
+    """Names of pictures without their endings: the image's, with a number where one comes twice."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def __call__(self, result: ImageResult) -> str:
+        """The name for a result; of a video it has the number of the frame."""
         stem = Path(result.source.partition('?')[0]).stem or 'image'
         stem = stem if result.frame is None else f'{stem}_{result.frame:06d}'
-        name, number = f'{stem}.jpg', 1
+        name, number = stem, 1
         while name in self._taken:
             number += 1
-            name = f'{stem}_{number}.jpg'
+            name = f'{stem}_{number}'
         self._taken.add(name)
         return name
+
+
+def check_apart(sources: Iterable[Source], folder: str | Path) -> None:
+    """Refuse to draw into a folder that holds the images themselves.
+
+    Raises:
+        DataError: a drawing could replace one.
+    """
+    place = Path(folder).resolve()
+    for source in sources:
+        path = Path(source.name)
+        if path.is_file() and path.resolve().parent == place:
+            raise DataError(f'{folder} holds the images, as {source.name}: draw into another.')

@@ -180,8 +180,8 @@ class Results(Sequence[ImageResult]):
                 for entry in each.to_coco(number)
             ]
         try:
-            images = _ids(annotations['images'], 'file_name', 'image')
-            categories = _ids(annotations['categories'], 'name', 'class')
+            images = ids_by_name(annotations['images'], 'file_name', 'image')
+            categories = ids_by_name(annotations['categories'], 'name', 'class')
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(
                 f'The annotations are no COCO file ({error!r:.200}): give one.'
@@ -189,9 +189,9 @@ class Results(Sequence[ImageResult]):
         entries = []
         for each in self.images:
             if each.error is None:
-                image_id = _find(images, _tails(each.source), each.source, 'image')
+                image_id = find_id(images, path_tails(each.source), each.source, 'image')
                 names = each.classes
-                ids = [_find(categories, [name], name, 'class') for name in names]
+                ids = [find_id(categories, [name], name, 'class') for name in names]
                 entries += each.to_coco(image_id, ids)
         return entries
 
@@ -243,7 +243,12 @@ def _row(image: ImageResult, detection: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _ids(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> dict[str, Any]:
+def ids_by_name(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> dict[str, Any]:
+    """The ids of images or categories by ``key``, a name.
+
+    Raises:
+        DataError: two have the same.
+    """
     ids: dict[str, Any] = {}
     for entry in entries:
         name = str(entry.get(key, ''))
@@ -253,13 +258,18 @@ def _ids(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> dict[str,
     return ids
 
 
-def _tails(path: str) -> list[str]:
+def path_tails(path: str) -> list[str]:
     """A path and its ends, the longest first: a/b.png, b.png."""
     parts = Path(path).parts
     return ['/'.join(parts[index:]) for index in range(len(parts))]
 
 
-def _find(ids: Mapping[str, Any], names: Sequence[str], shown: str, what: str) -> Any:
+def find_id(ids: Mapping[str, Any], names: Sequence[str], shown: str, what: str) -> Any:
+    """The id of the first of the names that is known.
+
+    Raises:
+        DataError: none is.
+    """
     for name in names:
         if name in ids:
             return ids[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import http.client
 import itertools
 import re
 import urllib.error
@@ -82,6 +83,9 @@ def find_sources(inputs: Inputs, reading: Reading) -> list[Source]:
                 found += _named(str(each), reading)
             except DataError as error:
                 found.append(_failed(str(each), error))
+            except OSError as error:  # a name too long, a folder that may not be looked into
+                fault = DataError(f'{each} cannot be looked up: {error.strerror or error}.')
+                found.append(_failed(str(each), fault))
         else:
             found.append(_array(each, f'array {next(number)}'))
     if not found:
@@ -173,7 +177,7 @@ def _download(url: str) -> bytes:
             content = answer.read(MAX_DOWNLOAD + 1)
     except urllib.error.HTTPError as error:
         raise DataError(f'{url} is not to be had: HTTP status {error.code}.') from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, 'reason', error)
         raise DataError(f'{url} cannot be fetched: {reason}.') from error
     if len(content) > MAX_DOWNLOAD:

@@ -14,6 +14,8 @@ import numpy as np
 from ..datasets.annotation_boxes import as_boxes
 from ..errors import DataError
 from ..inference import GFLInferencer, ImageResult
+from ..inference.drawing import PictureNames, check_apart
+from ..inference.results import find_id, ids_by_name, path_tails
 from .charts import ENDINGS, edge_figure, save_figure, sharp_and_flat
 from .edges import Boxes
 from .picture import draw_boxes, side_by_side
@@ -79,27 +81,17 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
         calibrator=args.calibrator,
         distributions=True,
     )
-    failed, taken = 0, set[str]()
-    for result in detector.stream(detector.find(args.inputs), keep_images=True):
+    failed, name = 0, PictureNames()
+    sources = detector.find(args.inputs)
+    check_apart(sources, args.out)
+    for result in detector.stream(sources, keep_images=True):
         if result.error is not None:
             print(f'warning: {result.error}', file=sys.stderr)
             failed += 1
         else:
-            yield from _draw(args, result, truths, _free_name(result, taken))
+            yield from _draw(args, result, truths, name(result))
     if failed:
         raise DataError(f'{failed} of the images could not be read, see above.')
-
-
-def _free_name(result: ImageResult, taken: set[str]) -> str:
-    """The image's name without its ending, with a number where an earlier image had it."""
-    stem = Path(result.source.partition('?')[0]).stem
-    stem = stem if result.frame is None else f'{stem}_{result.frame:06d}'
-    name, number = stem, 1
-    while name in taken:
-        number += 1
-        name = f'{stem}_{number}'
-    taken.add(name)
-    return name
 
 
 def _draw(
@@ -110,7 +102,7 @@ def _draw(
     image = np.ascontiguousarray(result.image[..., ::-1])
     name = Path(result.source).name
     found = Boxes.of(result.instances, args.score_thr)
-    given = truths.of(name, result.classes) if truths else None
+    given = truths.of(result.source, result.classes) if truths else None
     picture = draw_boxes(image, found, result.classes)
     if given is not None:
         truth = draw_boxes(image, given, result.classes)
@@ -123,14 +115,17 @@ def _draw(
     if len(found.boxes) == 0:
         print(f'{name}: no box of score {args.score_thr} or more to chart', file=sys.stderr)
         return
-    chosen = args.edges or sharp_and_flat(found) or [0]
+    chosen = [each for each in args.edges if each < len(found.boxes)]
+    if len(chosen) < len(args.edges):
+        print(f'{name}: boxes 0 to {len(found.boxes) - 1} alone can be charted', file=sys.stderr)
+    chosen = chosen or sharp_and_flat(found) or [0]
     path = args.out / f'{stem}.edges.{args.format}'
     save_figure(edge_figure(image, found, chosen, result.classes, given), path)
     yield path
 
 
 class CocoTruths:
-    """The boxes of a COCO file, by the name of the image file.
+    """The boxes of a COCO file, by the image file: its path, its end, or its name if one has it.
 
     Raises:
         DataError: the file is missing or no COCO annotations.
@@ -140,7 +135,7 @@ class CocoTruths:
         self.path = path
         try:
             content = json.loads(path.read_text())
-            self._ids = {Path(each['file_name']).name: each['id'] for each in content['images']}
+            self._ids = ids_by_name(content['images'], 'file_name', 'image')
             self._names = {each['id']: each['name'] for each in content['categories']}
             self._boxes: dict[Any, list[Any]] = {each: [] for each in self._ids.values()}
             for each in content['annotations']:
@@ -148,6 +143,8 @@ class CocoTruths:
                 self._boxes.setdefault(each['image_id'], []).append(entry)
         except OSError as error:
             raise DataError(f'{path} cannot be read: {error.strerror}.') from error
+        except DataError as error:
+            raise DataError(f'{path}: {error}') from error
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise DataError(f'{path} holds no COCO annotations: {error!r:.200}.') from error
 
@@ -157,9 +154,10 @@ class CocoTruths:
         Raises:
             DataError: the file does not know the image.
         """
-        if name not in self._ids:
-            raise DataError(f'{self.path} has no image {name}: leave --truths out.')
-        entries = [each for each in self._boxes.get(self._ids[name], []) if each[0] in classes]
+        alike = [each for each in self._ids if Path(each).name == Path(name).name]
+        known = path_tails(name) + (alike if len(alike) == 1 else [])
+        image_id = find_id(self._ids, known, name, 'image')
+        entries = [each for each in self._boxes.get(image_id, []) if each[0] in classes]
         boxes, _ = as_boxes([box for _, box in entries])
         if not np.isfinite(boxes).all():
             wrong = int(np.flatnonzero(~np.isfinite(boxes).all(1))[0])
