@@ -8,6 +8,7 @@ import os
 from copy import deepcopy
 from typing import Any
 
+from mmdet.registry import MODELS  # a bare name is mmdet's, as in a runner
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
@@ -18,7 +19,6 @@ from gfl_det.heads import GFLHead
 from gfl_det.hooks import AssignmentLogHook, ChannelsLastHook
 from gfl_det.preflight.walk import Node, datasets_of, metrics_of, walk
 from gfl_det.preflight.weights import pretrained_parts
-from gfl_det.registry import MODELS
 from gfl_det.training.checkpoints import Choice, choose_checkpoint, newest_checkpoint
 
 SPLITS = ('train', 'val', 'test')

@@ -18,7 +18,7 @@ from gfl_det import distribution
 from gfl_det.losses import DistributionFocalLoss, QualityFocalLoss, functional
 from gfl_det.losses import quality_focal_sum as fused
 from gfl_det.losses.edge_distribution import mean_and_focal_loss
-from gfl_det.losses.quality_focal_sum import TargetEntries, quality_focal_sum
+from gfl_det.losses.quality_focal_sum import ElementLoss, TargetEntries, focal_sum
 
 
 @given(st.floats(-12, 12), st.floats(0, 1), st.floats(0, 4))
@@ -28,6 +28,10 @@ def test_quality_focal_loss_equation(logit: float, quality: float, beta: float) 
     )
     quality = float(torch.tensor(quality))  # as float32 holds it
     assert float(value) == pytest.approx(quality_focal(logit, quality, beta), rel=1e-6, abs=1e-12)
+
+
+def quality_focal_sum(maps, entries, excluded, beta=2.0, weight=1.0, scale=None):
+    return focal_sum(maps, entries, excluded, ElementLoss.quality_focal(beta), weight, scale)
 
 
 def test_quality_focal_loss_is_cross_entropy_at_beta_0_and_focal_for_hard_targets() -> None:

@@ -23,12 +23,14 @@ from mmengine.structures import InstanceData
 import gfl_det
 from gfl_det.assigners import ATSSAssigner
 from gfl_det.errors import ConfigError, DataError
+from gfl_det.preflight.annotations import _is_ours
 from gfl_det.reach import command
 from gfl_det.reach.advice import Candidate, Limits, advise, by_size, choose, variants
 from gfl_det.reach.boxes import Boxes, read_boxes
 from gfl_det.reach.measure import LARGEST, Pyramid, measure
 from gfl_det.reach.report import as_dict, format_text
 from gfl_det.reach.resizing import Resizing, resizing_of
+from gfl_det.reach.settings import head_of
 
 ROOT = Path(__file__).parents[1]
 USUAL = Pyramid((8, 16, 32, 64, 128), 8.0)
@@ -283,6 +285,10 @@ class TestResizing:
 
     def test_choices_ratios_and_steps_that_move_boxes(self):
         choice = dict(type='RandomChoiceResize', scales=[(100, 50), (200, 100)], keep_ratio=True)
+        sides = dict(type='RandomChoiceResize', scales=[640, (800, 600)], keep_ratio=True)
+        assert resizing_of([sides]) == (Resizing(((640, 640), (800, 600))), [])
+        one = dict(type='RandomChoiceResize', scales=(1333, 800), keep_ratio=True)
+        assert resizing_of([one]) == (Resizing(((1333, 800),)), [])
         found, moving = resizing_of([dict(type='mmdet.RandomCrop'), choice])
         assert (found.scales, moving) == (((100, 50), (200, 100)), ['mmdet.RandomCrop'])
         sizes = found.sizes(np.full((50, 2), (200.0, 100.0)), np.random.default_rng(0))
@@ -356,3 +362,30 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path) -> None:
     done = suggest(tmp_path, 'nowhere.json')
     assert done.returncode == 1
     assert done.stderr.endswith('error: nowhere.json cannot be read: No such file or directory.\n')
+
+
+@pytest.mark.parametrize(
+    ('anchors', 'message'),
+    [
+        (dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32]), 'no head with one square'),
+        (
+            dict(
+                type='AnchorGenerator',
+                ratios=[1.0],
+                octave_base_scale=8,
+                scales_per_octave=1,
+                strides=[8, 16],
+                center_offset=0.5,
+            ),
+            'center_offset=0.5, which is not measured',
+        ),
+    ],
+)
+def test_priors_that_are_not_ours_are_refused(anchors: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        head_of(dict(bbox_head=dict(anchor_generator=anchors)), 'x.py')
+
+
+def test_a_bare_name_of_a_data_set_is_mmdets() -> None:
+    assert _is_ours('gfl_det.CocoDataset')
+    assert not _is_ours('CocoDataset')

@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 import gfl_det
 from gfl_det.datasets.digits import DigitsRecipe, build_digits
 from gfl_det.detectors import KnowledgeDistillationDetector
-from gfl_det.detectors.teacher import build_teacher
+from gfl_det.detectors.teacher import build_teacher, load_teacher
 from gfl_det.errors import CheckpointError, ConfigError, NotSwappableError
 from gfl_det.preflight.teacher import check_teacher
 from gfl_det.preflight.weights import pretrained_parts
@@ -291,3 +291,25 @@ def test_the_tool_trains_a_pair_and_stops_before_it_without_the_teacher(
     saved = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=True)['state_dict']
     student = MODELS.build(gfl_det.get_config('gfl_r18-w16_fpn_digits').model)
     student.load_state_dict(saved)
+
+
+def test_the_authors_gfl_v2_is_a_teacher(tmp_path) -> None:
+    """Their release has a class channel to spare, which the head drops as it is loaded."""
+    cfg = gfl_det.get_config('gfl_r18_fpn_digits')
+    cfg.model.bbox_head.type = 'gfl_det.GFLv2Head'
+    teacher = build_teacher(cfg)
+    state = teacher.state_dict()
+    for name in ('weight', 'bias'):
+        key = f'bbox_head.gfl_cls.{name}'
+        state[key] = torch.cat([state[key] + 1, state[key][:1]])
+    torch.save(dict(state_dict=state, meta=dict(epoch=1)), tmp_path / 'v2.pth')
+    assert load_teacher(teacher, str(tmp_path / 'v2.pth')) == dict(epoch=1)
+    assert torch.equal(teacher.bbox_head.gfl_cls.bias, state['bbox_head.gfl_cls.bias'][:-1])
+
+
+@pytest.mark.parametrize('part', ['teacher_config', 'bbox_head'])
+def test_a_student_without_one_of_its_parts(weights: str, part: str) -> None:
+    cfg = pair(weights)
+    del cfg.model[part]
+    with pytest.raises(ConfigError, match=f'{part} is missing'):
+        check_teacher(cfg)

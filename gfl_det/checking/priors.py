@@ -15,7 +15,7 @@ from gfl_det.assigners import ATSSAssigner
 from gfl_det.checking.boxes import Table
 from gfl_det.checking.draft import Draft, Level
 from gfl_det.errors import ConfigError
-from gfl_det.preflight.walk import Node, walk
+from gfl_det.preflight.walk import Node
 from gfl_det.reach.boxes import Boxes
 from gfl_det.reach.measure import LARGEST, Pyramid, measure
 from gfl_det.reach.resizing import Resizing, resizing_of
@@ -38,13 +38,10 @@ def check_priors(draft: Draft, table: Table, cfg: Config, pipeline: Sequence[Nod
     model = cfg.get('model') or {}
     try:
         head = head_of(model, draft.source)
+        options = assigner_of(model)
         resizing, _ = resizing_of(list(pipeline))
     except ConfigError as refusal:
         draft.tell('note', 'priors.unchecked', f'priors are not checked: {refusal}')
-        return
-    kinds = {str(node.get('type')).rpartition('.')[2] for _, node in walk(model, 'model')}
-    if 'ATSSAssigner' not in kinds:
-        draft.tell('note', 'priors.unchecked', 'priors are not checked: ATSS does not assign them')
         return
     rows = _sample(len(draft.images))
     chosen = np.flatnonzero(np.isin(table.image, rows) & ~table.crowd)
@@ -52,7 +49,7 @@ def check_priors(draft: Draft, table: Table, cfg: Config, pipeline: Sequence[Nod
     if not len(chosen):
         return
     pyramid = Pyramid(tuple(head['strides']), head['anchor_scale'], head['pad'])
-    assigner = ATSSAssigner(**{'topk': DEFAULTS['topk'], **assigner_of(model)})
+    assigner = ATSSAssigner(**{'topk': DEFAULTS['topk'], **options})
     measured = measure(resized(table, chosen, resizing), pyramid, assigner)
     of = f'of {len(chosen)} boxes' + (
         f', in {len(rows)} images drawn at random' if len(rows) < len(draft.images) else ''

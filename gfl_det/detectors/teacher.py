@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,27 +93,21 @@ def load_teacher(teacher: nn.Module, checkpoint: str) -> dict[str, Any]:
     """
     content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     state = content.get('state_dict', content)
-    expected = teacher.state_dict()
     # Some writers saved the wrapper of several GPUs around the model.
     state = {key.removeprefix('module.'): value for key, value in state.items()}
-    faults = [
-        *_listed('has no', [key for key in expected if key not in state]),
-        *_listed('has beside them', [key for key in state if key not in expected]),
-        *_listed(
-            'has another shape for',
-            [
-                f'{key} ({tuple(state[key].shape)}, not {tuple(value.shape)})'
-                for key, value in expected.items()
-                if key in state and state[key].shape != value.shape
-            ],
-        ),
-    ]
+    try:
+        lacking, spare = teacher.load_state_dict(state, strict=False)
+        faults = [*_listed('has no', lacking), *_listed('has beside them', spare)]
+    except RuntimeError as error:
+        expected = teacher.state_dict()
+        keys = re.findall(r'size mismatch for ([^:]+):', str(error))
+        shapes = [f'{k} ({tuple(state[k].shape)}, not {tuple(expected[k].shape)})' for k in keys]
+        faults = _listed('has another shape for', shapes) or [f'fails: {error!s:.200}']
     if faults:
         raise CheckpointError(
             f'The checkpoint {checkpoint} of model.teacher_ckpt does not fit model.teacher_config: '
             f'it {" and ".join(faults)}; name the config that it was trained with.'
         )
-    teacher.load_state_dict(state)
     return content.get('meta', {})
 
 

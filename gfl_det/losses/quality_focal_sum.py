@@ -190,17 +190,5 @@ def focal_sum(
     return _FocalSum.apply(loss, weight, scale, list(excluded), entries, *dense)
 
 
-def quality_focal_sum(
-    maps: Sequence[Tensor],
-    entries: TargetEntries,
-    excluded: Sequence[Tensor | None],
-    beta: float = 2.0,
-    weight: float = 1.0,
-    scale: Tensor | None = None,
-) -> Tensor:
-    """Sum of Quality Focal Loss, as :func:`focal_sum` takes it; beta is its focusing parameter."""
-    return focal_sum(maps, entries, excluded, ElementLoss.quality_focal(beta), weight, scale)
-
-
 def _is_dense(maps: Tensor) -> bool:
     return maps.is_contiguous() or maps.is_contiguous(memory_format=torch.channels_last)

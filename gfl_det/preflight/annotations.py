@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmdet.registry import DATASETS  # a bare name is mmdet's, as in a runner
 from mmengine.config import Config
 
 from gfl_det.checking.check import Source, check_annotations_alone, read
@@ -13,7 +14,6 @@ from gfl_det.datasets.coco import CocoDataset
 from gfl_det.errors import DataError
 from gfl_det.preflight.classes import class_names
 from gfl_det.preflight.walk import annotation_path, datasets_of, is_remote
-from gfl_det.registry import DATASETS
 
 
 def check_annotations(cfg: Config, splits: Sequence[str]) -> None:

@@ -34,6 +34,9 @@ def check_teacher(cfg: Config) -> None:
     kind = MODELS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(kind, type) and issubclass(kind, KnowledgeDistillationDetector)):
         return
+    for part in ('teacher_config', 'bbox_head'):
+        if not model.get(part):
+            raise ConfigError(f'model.{part} is missing: a student is a detector with a teacher.')
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):  # as in a runner
         teacher: Any = build_teacher(model.teacher_config)
         check_pair(_student(model), teacher)

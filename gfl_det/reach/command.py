@@ -37,7 +37,7 @@ class Setting(NamedTuple):
     assigner: ATSSAssigner
     resizing: Resizing
     classes: list[str] | None
-    not_followed: list[str]
+    warnings: list[str]
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> Advice:
     images = len(boxes.image_wh)
     print(f'{args.annotations}: {len(boxes.xyxy):,} boxes of {images:,} images, ', end='')
     print(f'{boxes.num_classes} classes, {setting.resizing}')
-    for warning in (boxes.dropped, _not_followed(setting.not_followed)):
+    for warning in (boxes.dropped, *setting.warnings):
         if warning:
             print(f'warning: {warning}', file=sys.stderr)
     with ProgressCalls() as told:
@@ -134,16 +134,20 @@ def read_setting(args: argparse.Namespace) -> Setting:
     """
     found: dict[str, Any] = dict(DEFAULTS)
     resizing, classes = Resizing(), None
-    not_followed: list[str] = []
+    warnings: list[str] = []
     options: dict[str, Any] = {}
     if args.config:
         cfg = load_config(args.config)
         found.update(head_of(cfg.model, args.config))
-        options = assigner_of(cfg.model)
+        try:
+            options = assigner_of(cfg.model)
+        except ConfigError as other:
+            warnings.append(f'{other}: what is measured is what ATSS would do')
         found['topk'] = options.pop('topk', found['topk'])
         datasets = datasets_of(cfg, 'train')
         if datasets and not args.scale:
-            resizing, not_followed = resizing_of(datasets[0].get('pipeline', []))
+            resizing, steps = resizing_of(datasets[0].get('pipeline', []))
+            warnings += _not_followed(steps)
         classes = class_names(datasets[0]) if datasets else None
     given = {key: getattr(args, key) for key in DEFAULTS if getattr(args, key) is not None}
     found.update(given)
@@ -154,16 +158,16 @@ def read_setting(args: argparse.Namespace) -> Setting:
         raise ConfigError(f'Give an anchor scale above 0 and a reg_max of 2 to {LARGEST - 1}.')
     pyramid = Pyramid(strides, float(found['anchor_scale']), found['pad'])
     assigner = ATSSAssigner(found['topk'], **options)
-    return Setting(pyramid, found['reg_max'], assigner, resizing, classes, not_followed)
+    return Setting(pyramid, found['reg_max'], assigner, resizing, classes, warnings)
 
 
-def _not_followed(steps: list[str]) -> str | None:
+def _not_followed(steps: list[str]) -> list[str]:
     if not steps:
-        return None
-    return (
+        return []
+    return [
         f'{", ".join(steps)} of the training pipeline move boxes further, which is not followed: '
         'what is measured are the boxes of whole images'
-    )
+    ]
 
 
 def _positive(text: str) -> int:

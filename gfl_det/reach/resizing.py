@@ -80,8 +80,9 @@ def _resizing(step: dict[str, Any]) -> Resizing | None:
         scale = step['scale']
         return Resizing(((scale, scale) if isinstance(scale, int) else tuple(scale),), keep)
     if kind == 'RandomChoiceResize':
-        keep = bool((step.get('resize_cfg') or {}).get('keep_ratio', keep))
-        return Resizing(tuple(map(tuple, step['scales'])), keep)
+        scales = step['scales'] if isinstance(step['scales'], list) else [step['scales']]
+        pairs = ((each, each) if isinstance(each, int) else tuple(each) for each in scales)
+        return Resizing(tuple(pairs), keep)
     if kind == 'RandomResize' and step.get('scale'):
         if isinstance(step['scale'][0], (list, tuple)):
             return Resizing(tuple(map(tuple, step['scale'])), keep, between=True)

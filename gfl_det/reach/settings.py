@@ -21,15 +21,20 @@ def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
         name: The config's, for the message.
 
     Raises:
-        ConfigError: There is no such head.
+        ConfigError: There is no such head, or its priors lie between the cells.
     """
     for _, node in walk(model, 'model'):
         anchors = node.get('anchor_generator')
         if not isinstance(anchors, dict) or 'strides' not in anchors:
             continue
         generator = TASK_UTILS.build(dict(anchors))
-        if set(generator.num_base_priors) != {1}:
-            break
+        if not hasattr(generator, 'base_anchors') or set(generator.num_base_priors) != {1}:
+            break  # points, or several priors a cell
+        if generator.center_offset:
+            raise ConfigError(
+                f'{name} moves its priors by center_offset={generator.center_offset}, which is not '
+                'measured: leave --config out and give --strides and --anchor-scale.'
+            )
         sides = [float(base[0, 2] - base[0, 0]) for base in generator.base_anchors]
         strides = [int(x) for x, _ in generator.strides]
         scales = {round(side / stride, 4) for side, stride in zip(sides, strides)}
@@ -44,8 +49,12 @@ def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def assigner_of(model: dict[str, Any]) -> dict[str, Any]:
-    """What the config says of ATSS that changes its positives without ignored truths."""
+    """What the config says of ATSS that changes its positives without ignored truths.
+
+    Raises:
+        ConfigError: Another assigner trains.
+    """
     for _, node in walk(model, 'model'):
         if str(node.get('type', '')).rpartition('.')[2] == 'ATSSAssigner':
             return {key: node[key] for key in ('topk', 'with_best_prior') if key in node}
-    return {}
+    raise ConfigError('ATSS does not assign the priors of this config')
