@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 DEMO_CONFIG := configs/gfl_r18_fpn_digits.py
 DEMO_DIR := work_dirs/demo
 
+# A file's tests stay together: they share detectors that take seconds to export.
+ON_ALL_CORES := -n logical --maxprocesses 8 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format benchmark clean
 
@@ -18,11 +21,11 @@ demo: $(STAMP) ## build the embedded dataset, train on it, print COCO AP, draw p
 	$(RUN) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 		--work-dir $(DEMO_DIR) --show-dir $(DEMO_DIR)/pictures
 
-test: $(STAMP) ## run the test suite; show which lines of gfl_det it runs
-	$(RUN) -m pytest --cov --cov-report=term
+test: $(STAMP) ## run the test suite on all cores; show which lines of gfl_det it runs
+	$(RUN) -m pytest $(ON_ALL_CORES) --cov --cov-report=term
 
 test-all: $(STAMP) ## run the slow tests too: 70 kills, restarts of several processes
-	$(RUN) -m pytest -m 'slow or not slow'
+	$(RUN) -m pytest $(ON_ALL_CORES) -m 'slow or not slow'
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(RUN) -m ruff check .

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # on tensors this small, threads mostly wait
+
 import pytest
 import torch
 from hypothesis import settings
@@ -11,7 +15,7 @@ import gfl_det  # noqa: F401  (before any test imports mmdet, which may lack ope
 # The same examples in each run, and no deadline: machines of CI are busy.
 settings.register_profile('suite', derandomize=True, deadline=None)
 settings.load_profile('suite')
-torch.set_num_threads(1)  # on tensors this small, threads mostly wait for each other
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

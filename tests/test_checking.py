@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commands import run_tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
@@ -635,29 +636,12 @@ class TestPriors:
         assert drawn.tolist() == sorted(priors._sample(1000).tolist())
 
 
-def run_tool(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable,
-            '-W',
-            'ignore',
-            str(ROOT / 'tools' / 'check_dataset.py'),
-            *map(str, words),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-    )
-
-
 class TestCommand:
     def test_the_tool_finds_repairs_and_ends_with_its_status(self, tmp_path, pictures):
         dataset = change(sound(), 'annotations', 0, image_id=99)
         (tmp_path / 'labels.json').write_text(json.dumps(dataset))
         done = run_tool(
+            'check_dataset',
             'labels.json',
             '--images',
             pictures,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from commands import run_tool
 from pycocotools.coco import COCO
 
 from gfl_det.datasets.digits import (
@@ -386,21 +385,10 @@ def test_the_preview_shows_the_first_pictures_with_boxes(built, tmp_path):
 
 
 def test_the_tool_says_where_and_how_many(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / 'tools' / 'build_digits.py'),
-        '--out',
-        str(tmp_path / 'd'),
-        '--train',
-        '2',
-        '--val',
-        '1',
-    ]
-
     def run(*options: str) -> subprocess.CompletedProcess[str]:
-        call = [*command, *options]
-        env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-        return subprocess.run(call, capture_output=True, text=True, check=False, env=env)
+        return run_tool(
+            *('build_digits', '--out', tmp_path / 'd', '--train', 2, '--val', 1, *options)
+        )
 
     first, second, refused = run('--preview'), run(), run('--val', '0')
     assert (first.returncode, second.returncode, refused.returncode) == (0, 0, 1)

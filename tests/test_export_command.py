@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run_tool
 from exporting import random_checkpoint, tiny_config
 
 from gfl_det.export import OnnxDetector
@@ -23,12 +21,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run_tool(*arguments):
-    command = [sys.executable, str(ROOT / 'tools' / 'export_onnx.py'), *map(str, arguments)]
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-
-
 def test_the_command_exports_and_checks(folder):
     cfg = tiny_config()
     cfg.test_dataloader.dataset.data_root = 'nowhere/'
@@ -36,7 +28,9 @@ def test_the_command_exports_and_checks(folder):
     checkpoint = random_checkpoint(cfg, folder / 'tiny.pth')
     out = folder / 'new' / 'tiny.onnx'
     size = ('--size', 96, 128)
-    done = run_tool(folder / 'tiny.py', checkpoint, '--out', out, '--nms', *size, '--check')
+    done = run_tool(
+        'export_onnx', folder / 'tiny.py', checkpoint, '--out', out, '--nms', *size, '--check'
+    )
     assert done.returncode == 0, done.stderr
     assert f'written: {out} (boxes, scores, labels, counts)' in done.stdout
     assert 'against torch on 3 pictures of noise' in done.stdout
@@ -46,7 +40,7 @@ def test_the_command_exports_and_checks(folder):
 
 def test_the_command_refuses_in_one_sentence(folder):
     name = 'gfl_r101-dconv-c3-c5_fpn_ms-2x_coco'
-    done = run_tool(name, 'none.pth', '--out', folder / 'x.onnx')
+    done = run_tool('export_onnx', name, 'none.pth', '--out', folder / 'x.onnx')
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f'error: {name} has deformable convolutions')
     assert 'Traceback' not in done.stderr

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import subprocess
 import sys
 import threading
 from functools import partial
@@ -16,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commands import run_tool
 from inferring import CLASSES, small_config, write_checkpoint, write_images
 from mmdet.registry import MODELS
 
@@ -260,18 +259,6 @@ def test_optimized_and_without_intervals(checkpoint, images, detect) -> None:
     )
 
 
-def run_tool(*words: object, cwd: Path) -> subprocess.CompletedProcess:
-    variables = dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', MPLBACKEND='Agg')
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / 'infer.py'), *map(str, words)],
-        cwd=cwd,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-
-
 def test_the_tool_writes_what_it_could_read_and_exits_with_1(checkpoint, images, tmp_path) -> None:
     (tmp_path / 'in').mkdir()
     for path in images[:2]:
@@ -283,7 +270,7 @@ def test_the_tool_writes_what_it_could_read_and_exits_with_1(checkpoint, images,
     )
     (tmp_path / 'coco.json').write_text(json.dumps(coco))
     words = ['--out', 'out/found.json', '--annotations', 'coco.json', '--show-dir', 'drawn']
-    ran = run_tool(checkpoint, 'in', *words, '--batch-size', 2, cwd=tmp_path)
+    ran = run_tool('infer', checkpoint, 'in', *words, '--batch-size', 2, cwd=tmp_path)
     assert ran.returncode == 1
     assert 'Traceback' not in ran.stderr
     lines = ran.stderr.splitlines()

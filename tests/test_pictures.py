@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import test_tools
 import torch
+from commands import run_tool
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
@@ -27,7 +28,6 @@ from gfl_det.visualization.visualizer import save_picture
 
 ROOT = Path(__file__).parents[1]
 pets = test_tools.pets
-run_tool = test_tools.run_tool
 
 # W&B itself is not among the tested packages: this stands in its place and keeps what it is told.
 FAKE_WANDB = """
@@ -300,7 +300,7 @@ def test_a_training_sends_the_same_images_each_epoch_and_a_tool_draws_them(pets)
     (pets / 'wandb.py').write_text(FAKE_WANDB)
     python_path = f'{ROOT}:{pets}'
     trained = run_tool(
-        *(ROOT / 'tools/train.py', 'tiny.py', '--work-dir', 'run', '--from-scratch'),
+        *('train', 'tiny.py', '--work-dir', 'run', '--from-scratch'),
         *('--pictures', '3', '--log-to', 'tensorboard', 'wandb'),
         *('--cfg-options', 'data_root=pets', 'train_cfg.max_epochs=2'),
         *('default_hooks.visualization.score_thr=0.0',),
@@ -337,7 +337,7 @@ def test_a_training_sends_the_same_images_each_epoch_and_a_tool_draws_them(pets)
     (pets / 'more' / '2.png').write_bytes((pets / 'pets' / 'img' / '5.png').read_bytes())
     drawn = run_tool(
         *(
-            ROOT / 'tools/show.py',
+            'show',
             'run/epoch_2.pth',
             'pets/img/2.png',
             'torn.png',

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import run_tool
 from mmdet.models.task_modules.assigners import ATSSAssigner as MMDetATSSAssigner
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.registry import TRANSFORMS
@@ -333,18 +331,10 @@ class TestSetting:
             command.read_setting(command.parse_arguments(words))
 
 
-def suggest(folder: Path, *words: object) -> subprocess.CompletedProcess:
-    tool = [sys.executable, str(ROOT / 'tools' / 'suggest_reg_max.py'), *map(str, words)]
-    variables = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    return subprocess.run(
-        tool, cwd=folder, env=variables, capture_output=True, text=True, timeout=120
-    )
-
-
 def test_the_command(tmp_path) -> None:
     random = np.random.default_rng(0)
     path = write(tmp_path, coco([tuple(random.uniform(8, 200, 2)) for _ in range(60)]))
-    done = suggest(tmp_path, path, '--scale', 640, 480, '--out', 'advice')
+    done = run_tool('suggest_reg_max', path, '--scale', 640, 480, '--out', 'advice', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert '60 boxes of 12 images, 1 classes, resized to 640x480, ratio kept' in done.stdout
     for part in ('reach px', 'without a positive', '<- suggested', 'suggested: strides'):
@@ -359,7 +349,7 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path) -> None:
     empty = dict(coco([]), categories=[dict(id=1, name='a')])
     with pytest.raises(DataError, match='no box to train on'):
         read_boxes(write(tmp_path, empty), Resizing(), np.random.default_rng(0))
-    done = suggest(tmp_path, 'nowhere.json')
+    done = run_tool('suggest_reg_max', 'nowhere.json', cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.endswith('error: nowhere.json cannot be read: No such file or directory.\n')
 

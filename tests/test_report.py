@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import reporting
+from commands import run_tool
 from inferring import CLASSES, write_checkpoint
 
 import gfl_det
@@ -34,15 +32,6 @@ from gfl_det.report.page import embed, plain
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = '</script><script>document.title="run"</script>'
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / 'report.py'), *map(str, arguments)],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-        text=True,
-        capture_output=True,
-    )
 
 
 def data_of(page: Path) -> dict:
@@ -78,8 +67,15 @@ def changed(files: dict[str, Path], folder: Path, change) -> dict[str, Path]:
 
 def test_a_report_of_results(files, tmp_path):
     out = tmp_path / 'new' / 'report.html'
-    done = run(
-        files['results'], '--truths', files['truths'], '--images', files['images'], '--out', out
+    done = run_tool(
+        'report',
+        files['results'],
+        '--truths',
+        files['truths'],
+        '--images',
+        files['images'],
+        '--out',
+        out,
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r'report: .*report\.html \(\d\.\d MB\)', done.stdout)
@@ -318,7 +314,7 @@ def test_a_work_dir_is_run(tmp_path):
     cfg.dump(str(work_dir / 'mine.py'))
     (work_dir / 'epoch_1.pth').rename(work_dir / 'best_coco_bbox_mAP_epoch_1.pth')
     out = tmp_path / 'report.html'
-    done = run(work_dir, '--out', out, '--title', 'My run', '--pictures', 2)
+    done = run_tool('report', work_dir, '--out', out, '--title', 'My run', '--pictures', 2)
     assert done.returncode == 0, done.stderr
     values = data_of(out)
     assert values['title'] == 'My run'
@@ -345,7 +341,7 @@ def test_five_thousand_images_stay_below_15_megabytes(tmp_path):
     (tmp_path / 'r.json').write_text(json.dumps(results))
     out = tmp_path / 'report.html'
     files = ('--truths', tmp_path / 't.json', '--images', tmp_path / 'img', '--out', out)
-    done = run(tmp_path / 'r.json', *files, '--pictures', 400)
+    done = run_tool('report', tmp_path / 'r.json', *files, '--pictures', 400)
     assert done.returncode == 0, done.stderr
     assert out.stat().st_size < 15e6
     assert len(data_of(out)['images']) == 5000

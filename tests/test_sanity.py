@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from commands import run_tool
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData
@@ -331,24 +329,7 @@ def parts(outcome: dict) -> set[str]:
 
 class TestTool:
     def test_a_sane_config(self, cfg_file):
-        done = subprocess.run(
-            [
-                sys.executable,
-                '-W',
-                'ignore',
-                str(ROOT / 'tools' / 'sanity.py'),
-                str(cfg_file),
-                '--images',
-                '4',
-                '--json',
-                str(cfg_file.with_suffix('.json')),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-            env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-        )
+        done = run_tool('sanity', cfg_file, '--images', 4, '--json', cfg_file.with_suffix('.json'))
         assert done.returncode == 0, done.stdout + done.stderr
         assert 'SANE: the loss fell by' in done.stdout
         found = json.loads(cfg_file.with_suffix('.json').read_text())

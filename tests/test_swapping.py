@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_tool
 from heads import make_meta, make_truths
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -348,13 +346,7 @@ def test_command_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_the_tool_on_a_config_of_mmdet(tmp_path: Path) -> None:
     name = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
-    done = subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / 'swap_head.py'), name, '--head', 'GFLv2Head'],
-        cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = run_tool('swap_head', name, '--head', 'GFLv2Head', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     written = Config.fromfile(tmp_path / 'retinanet_r18_fpn_1x_coco_gflv2head.py')
     assert written.model.bbox_head.type == 'gfl_det.GFLv2Head'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run_tool
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
@@ -267,12 +267,9 @@ def test_swap_head_leaves_pairs_alone() -> None:
 # --- The command -------------------------------------------------------------------------------
 
 
-def train(root: Path, weights: str, *settings: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / 'tools' / 'train.py'), NAME]
+def train(root: Path, weights: str, *settings: str) -> subprocess.CompletedProcess[str]:
     options = [f'data_root={root}/digits/', f'model.teacher_ckpt={weights}', *settings]
-    command += ['--work-dir', str(root / 'run'), '--cfg-options', *options]
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    return run_tool('train', NAME, '--work-dir', root / 'run', '--cfg-options', *options)
 
 
 def test_the_tool_trains_a_pair_and_stops_before_it_without_the_teacher(
