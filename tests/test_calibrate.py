@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -13,6 +16,8 @@ import pytest
 import torch
 from heads import head_pair, make_maps, make_meta
 from mmengine.config import Config
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from gfl_det import calibration
 from gfl_det.benchmarking.detections import make_set
@@ -83,10 +88,45 @@ def test_the_tool_fits_and_applies(tmp_path, monkeypatch, capsys) -> None:
     np.testing.assert_allclose([each['score'] for each in calibrated], expected)
 
 
-def test_the_report_holds_pictures_and_thresholds(tmp_path, monkeypatch, capsys) -> None:
-    path, out = str(tmp_path / 'calibrator.json'), tmp_path / 'report'
+def judged_by_pycocotools(truths: str, results: list[dict], tau: float | None = None) -> COCOeval:
+    """COCO's evaluation of all areas; at one threshold of the IoU, or at its ten."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        known = COCO(truths)
+        known.dataset.setdefault('info', {})
+        judge = COCOeval(known, known.loadRes(results), 'bbox')
+        if tau is not None:
+            judge.params.iouThrs = np.array([tau])
+        judge.evaluate()
+        judge.accumulate()
+    return judge
+
+
+def lrp_by_pycocotools(truths: str, results: list[dict], category: int, tau: float) -> float:
+    judge = judged_by_pycocotools(truths, results, tau)
+    distances, wrong, number = [], 0, 0
+    for each in judge.evalImgs:
+        if not each or each['category_id'] != category or each['aRng'] != judge.params.areaRng[0]:
+            continue
+        number += sum(1 - np.array(each['gtIgnore']))
+        overlaps = judge.ious[each['image_id'], category]  # detections by score, truths as listed
+        listed = [entry['id'] for entry in judge._gts[each['image_id'], category]]
+        for row, (match, ignored) in enumerate(zip(each['dtMatches'][0], each['dtIgnore'][0])):
+            if not ignored and match:
+                distances.append(1 - overlaps[row, listed.index(match)])
+            wrong += not ignored and not match
+    missed = number - len(distances)
+    errors = sum(distances) / (1 - tau) + wrong + missed
+    return float(errors / (len(distances) + wrong + missed))
+
+
+def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    """The cuts come from the calibrator, whose images are others; pycocotools judges them."""
+    path, out, tau = str(tmp_path / 'calibrator.json'), tmp_path / 'report', 0.3
     truths, results = write_set(tmp_path, 0)
-    run(monkeypatch, 'fit', path, '--truths', truths, '--results', results)
+    options = ['--tau', str(tau), '--raw-cut', 'lrp', '--method', 'linear']
+    run(monkeypatch, 'fit', path, '--truths', truths, '--results', results, *options)
     truths, results = write_set(tmp_path, 1)
     given = ['--truths', truths, '--results', results, '--out', str(out)]
     run(monkeypatch, 'report', path, *given)
@@ -96,8 +136,40 @@ def test_the_report_holds_pictures_and_thresholds(tmp_path, monkeypatch, capsys)
     page = (out / 'report.html').read_text()
     assert page.count('data:image/png') == 2
     assert 'src="http' not in page
-    for name in ('c0', 'c1', 'c2', 'LaECE_0', 'oLRP, calibrated'):
-        assert name in page
+    rows = {
+        re.findall('<t[dh]>(.*?)</t[dh]>', row)[0]: re.findall('<t[dh]>(.*?)</t[dh]>', row)[1:]
+        for row in page.split('<tr>')[1:]
+    }
+
+    calibrator, raw = calibration.load_calibrator(path), json.loads(Path(results).read_text())
+    scores = calibrator.calibrate(
+        np.array([each['score'] for each in raw]),
+        np.array([each['category_id'] - 1 for each in raw]),
+    )
+    mapped = [each | dict(score=score) for each, score in zip(raw, scores.tolist())]
+    for shown, entries in zip(rows['AP'], (raw, mapped)):
+        precision = judged_by_pycocotools(truths, entries).eval['precision'][..., 0, -1]
+        assert shown == f'{precision.mean():.4f}'
+
+    lrps = []
+    for label, each in enumerate(calibrator.classes):
+        kept = [
+            after
+            for before, after in zip(raw, mapped)
+            if before['score'] >= each.raw_threshold and after['score'] >= each.threshold
+        ]
+        lrps.append(lrp_by_pycocotools(truths, kept, label + 1, tau))
+        cells = rows[each.name]
+        number = sum(entry['category_id'] == label + 1 for entry in raw)
+        fitted = (each.raw_threshold, each.threshold, lrps[-1])
+        assert cells[:4] == [str(number), *(f'{value:.3f}' for value in fitted)]
+        # The best cut of these images does better; it may end within equal scores, and so be below
+        # what all of them give.
+        best = [entry for entry in raw if entry['score'] >= float(cells[4]) - 5e-4]
+        assert float(cells[5]) <= lrp_by_pycocotools(truths, best, label + 1, tau) + 5e-4
+        assert float(cells[5]) < lrps[-1]
+    assert rows['mean'][3] == f'{np.mean(lrps):.3f}'
+    assert rows['class'][4] == 'best on these images, raw'
 
 
 def test_the_tool_refuses_the_images_it_was_fitted_on(tmp_path, monkeypatch, capsys) -> None:

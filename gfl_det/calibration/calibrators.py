@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
-from .arrays import Detections, Truths, check_detections, fingerprint
+from ..errors import ConfigError
+from .arrays import Detections, Truths, check_detections
 from .detection_metrics import Target, targets_of
 from .evaluation import keep_above
 from .fitted import (
-    NO_DETECTIONS,
-    NO_TRUTHS,
     POOLED,
     ClassMap,
     Cut,
@@ -25,11 +23,10 @@ from .fitted import (
     Source,
     check_labels,
     check_protocol,
-    find_cuts,
-    state_of,
 )
-from .maps import FITS, Identity, Method, ScoreMap, fit_of
-from .matching import Matches, ZeroOverlap, match
+from .fitting import FitData, cut_classes, fit_data, fit_maps, source_of, uncut_classes
+from .maps import FITS, Method, ScoreMap, fit_of
+from .matching import ZeroOverlap
 
 
 @dataclass(frozen=True)
@@ -142,54 +139,19 @@ def fit_calibrator(
     Raises:
         DataError: no detections, or none that can be judged.
     """
-    check_detections(detections)
-    if not len(detections.scores):
-        raise DataError('there are no detections to fit a calibrator on: lower score_thr')
-    raw_cuts = find_cuts(settings.cuts[0], detections, truths, settings)
-    kept = detections.take(keep_above(detections, raw_cuts))
-    (found,) = match(kept, truths, [settings.tau], settings.zero_overlap)
-    judged = found.judged()
-    if not judged.any():
-        raise DataError(
-            'not one detection can be judged, as their classes have no truths: give the truths and '
-            'detections of one data set'
-        )
-    maps, states = _fit_maps(found, judged, settings)
-    used = np.bincount(found.label[judged], minlength=len(maps))
-
-    def build(cuts: np.ndarray) -> DetectionCalibrator:
-        rows = zip(truths.class_names, maps, states, raw_cuts, cuts, used)
-        classes = tuple(
-            ClassMap(name, each, status, float(raw), float(cut), int(number))
-            for name, each, status, raw, cut, number in rows
-        )
-        digest = fingerprint(truths, detections)
-        source = Source(digest, tuple(truths.image_keys), len(detections.scores))
-        return DetectionCalibrator(settings, score_type, classes, source)
-
-    uncut = build(np.full(len(maps), np.nan))
-    mapped, _ = uncut.apply(kept)
-    return build(find_cuts(settings.cuts[1], mapped, truths, settings))
+    data = fit_data(detections, truths, settings)
+    maps = _fit_maps(data, settings)
+    source = source_of(truths, detections)
+    uncut = DetectionCalibrator(settings, score_type, uncut_classes(data, truths, maps), source)
+    scores = uncut.calibrate(detections.scores, detections.label)
+    mapped = detections._replace(scores=scores)
+    return replace(uncut, classes=cut_classes(uncut.classes, mapped, data, truths, settings))
 
 
-def _fit_maps(
-    found: Matches, judged: np.ndarray, settings: Settings
-) -> tuple[list[ScoreMap], list[str]]:
-    """A map and a status for each class, from the detections that can be judged."""
+def _fit_maps(data: FitData, settings: Settings) -> list[tuple[ScoreMap, str]]:
+    """A map and a status for each class."""
     fit = fit_of(settings.method, settings.quality_focal, settings.grid)
-    number = len(found.truths)
-    targets = targets_of(found, settings.target)
+    scores, targets = data.matches.scores, targets_of(data.matches, settings.target)
     if settings.class_agnostic:
-        pooled = fit(found.scores[judged], targets[judged])
-        return [pooled] * number, [POOLED] * number
-    maps: list[ScoreMap] = []
-    states: list[str] = []
-    for label in range(number):
-        mine = judged & (found.label == label)
-        if not mine.any():
-            maps.append(Identity())
-            states.append(NO_DETECTIONS if found.truths[label] else NO_TRUTHS)
-            continue
-        maps.append(fit(found.scores[mine], targets[mine]))
-        states.append(state_of(found, mine))
-    return maps, states
+        return [(fit(scores, targets), POOLED)] * len(data.matches.truths)
+    return fit_maps(data, scores, targets, fit)

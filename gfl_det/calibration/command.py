@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from gfl_det.calibration.evaluation import evaluate_detections
 from gfl_det.calibration.evidence import GROUPS
 from gfl_det.calibration.files import save_calibrator
 from gfl_det.calibration.fitted import Cut, FittedCalibrator
+from gfl_det.calibration.json_files import write_json
 from gfl_det.calibration.maps import FITS
 from gfl_det.calibration.report import write_report
 from gfl_det.errors import ConfigError
@@ -161,9 +161,9 @@ def apply(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
-    _, _, scores = _calibrate(args)
+    *_, scores = _calibrate(args)
     entries = zip(read_json(args.results), scores.tolist())  # detections keep the file's order
-    Path(args.out).write_text(json.dumps([each | dict(score=score) for each, score in entries]))
+    write_json(args.out, [each | dict(score=score) for each, score in entries])
     print(f'results: {args.out}')
 
 
@@ -173,12 +173,14 @@ def report(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
-    truths, detections, scores = _calibrate(args)
-    files = write_report(detections, scores, truths, Path(args.out))
+    calibrator, truths, detections, scores = _calibrate(args)
+    files = write_report(calibrator, detections, scores, truths, Path(args.out))
     print('written:', ', '.join(map(str, files)))
 
 
-def _calibrate(args: argparse.Namespace) -> tuple[Truths, Detections, np.ndarray]:
+def _calibrate(
+    args: argparse.Namespace,
+) -> tuple[FittedCalibrator, Truths, Detections, np.ndarray]:
     """Calibrate the scores of images that the calibrator has not seen, and print what that does."""
     calibrator = load_any_calibrator(args.calibrator)
     if isinstance(calibrator, DistributionCalibrator):
@@ -193,7 +195,7 @@ def _calibrate(args: argparse.Namespace) -> tuple[Truths, Detections, np.ndarray
     if getattr(args, 'config', None):
         calibrator.check_score_type(head)
     _compare(detections, scores, truths)
-    return truths, detections, scores
+    return calibrator, truths, detections, scores
 
 
 def _compare(detections: Detections, calibrated: np.ndarray, truths: Truths) -> None:

@@ -13,25 +13,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from .arrays import Truths, check_detections, fingerprint
+from .arrays import Truths, check_detections
 from .detection_metrics import Target, targets_of
 from .evaluation import keep_above
 from .evidence import COLUMNS, GROUPS, EdgeDetections, Group, evidence
-from .fitted import (
-    NO_DETECTIONS,
-    NO_TRUTHS,
-    ClassMap,
-    Cut,
-    FittedCalibrator,
-    Source,
-    check_labels,
-    check_protocol,
-    find_cuts,
-    state_of,
-)
+from .fitted import ClassMap, Cut, FittedCalibrator, Source, check_labels, check_protocol
+from .fitting import cut_classes, fit_data, fit_maps, source_of, uncut_classes
 from .logistic_model import LogisticModel, fit_logistic, predict_unseen
-from .maps import Identity, ScoreMap, fit_isotonic
-from .matching import PER_DETECTION, Matches, ZeroOverlap, match
+from .maps import Identity, fit_isotonic
+from .matching import ZeroOverlap
 
 # Isotonic regression calls many detections equal. So much of the model's own probability keeps
 # their order; it can move a score by no more than that.
@@ -123,11 +113,7 @@ class DistributionCalibrator(FittedCalibrator):
         Returns:
             What is kept, in order, with predicted scores; and its indices.
         """
-        return self.cut(found, self.calibrate(found))
-
-    def cut(self, found: EdgeDetections, scores: np.ndarray) -> tuple[EdgeDetections, np.ndarray]:
-        """What :meth:`apply` keeps, given the predicted scores ``(N,)``."""
-        mapped = found._replace(detections=found.detections._replace(scores=scores))
+        mapped = found._replace(detections=found.detections._replace(scores=self.calibrate(found)))
         kept = keep_above(found.detections, [each.raw_threshold for each in self.classes])
         kept &= keep_above(mapped.detections, [each.threshold for each in self.classes])
         rows = np.flatnonzero(kept)
@@ -166,58 +152,22 @@ def fit_distribution_calibrator(
         DataError: no detections, or none that can be judged.
     """
     settings = settings or DistributionSettings()
-    check_detections(found.detections)
-    if not len(found.detections.scores):
-        raise DataError('there are no detections to fit a calibrator on: lower score_thr')
-    raw_cuts = find_cuts(settings.cuts[0], found.detections, truths, settings)
-    kept = np.flatnonzero(keep_above(found.detections, raw_cuts))
-    (matches,) = match(found.detections.take(kept), truths, [settings.tau], settings.zero_overlap)
-    matches = _take(matches, matches.judged())
-    if not len(matches.row):
-        raise DataError(
-            'not one detection can be judged, as their classes have no truths: give the truths and '
-            'detections of one data set'
-        )
-    rows, label = kept[matches.row], found.detections.label
-    columns = evidence(found, settings.groups)
-    number = len(truths.category_ids)
-    data = columns[rows], label[rows], targets_of(matches, settings.target), number
-    model = fit_logistic(*data)
-    unseen = predict_unseen(*data, found.detections.image[rows])
-    maps = _class_maps(unseen, data[2], matches)
-    source = Source(fingerprint(truths, found.detections), tuple(truths.image_keys), len(label))
-
-    def build(cuts: np.ndarray) -> DistributionCalibrator:
-        used = np.bincount(matches.label, minlength=number)
-        classes = tuple(
-            ClassMap(name, each, state, float(raw), float(cut), int(count))
-            for name, (each, state), raw, cut, count in zip(
-                truths.class_names, maps, raw_cuts, cuts, used
-            )
-        )
-        bins = found.logits.shape[-1]
-        return DistributionCalibrator(settings, score_type, bins, model, classes, source)
-
-    uncut = build(np.full(number, np.nan))
-    predicted = model(columns, label)
-    predicted[rows] = unseen  # thresholds too are for images that the model has not seen
-    mapped, _ = uncut.cut(found, uncut.finish(predicted, found))
-    return build(find_cuts(settings.cuts[1], mapped.detections, truths, settings))
-
-
-def _class_maps(
-    predicted: np.ndarray, targets: np.ndarray, matches: Matches
-) -> list[tuple[ScoreMap, str]]:
-    """A map and a status for each class."""
-    maps: list[tuple[ScoreMap, str]] = []
-    for label in range(len(matches.truths)):
-        mine = matches.label == label
-        if not mine.any():
-            maps.append((Identity(), NO_DETECTIONS if matches.truths[label] else NO_TRUTHS))
-            continue
-        maps.append((fit_isotonic(predicted[mine], targets[mine]), state_of(matches, mine)))
-    return maps
-
-
-def _take(matches: Matches, chosen: np.ndarray) -> Matches:
-    return matches._replace(**{name: getattr(matches, name)[chosen] for name in PER_DETECTION})
+    raw = found.detections
+    data = fit_data(raw, truths, settings)
+    columns, number = evidence(found, settings.groups), len(truths.category_ids)
+    targets = targets_of(data.matches, settings.target)
+    given = columns[data.rows], raw.label[data.rows], targets, number
+    model = fit_logistic(*given)
+    unseen = predict_unseen(*given, raw.image[data.rows])
+    uncut = DistributionCalibrator(
+        settings,
+        score_type,
+        found.logits.shape[-1],
+        model,
+        uncut_classes(data, truths, fit_maps(data, unseen, targets, fit_isotonic)),
+        source_of(truths, raw),
+    )
+    predicted = model(columns, raw.label)
+    predicted[data.rows] = unseen  # thresholds too are for images that the model has not seen
+    mapped = raw._replace(scores=uncut.finish(predicted, found))
+    return replace(uncut, classes=cut_classes(uncut.classes, mapped, data, truths, settings))

@@ -9,17 +9,18 @@ import numpy as np
 
 from ..datasets.annotations import listed
 from ..errors import ConfigError, DataError
-from .arrays import Detections, Truths
+from .arrays import Truths
 from .detection_metrics import TARGETS, Target
-from .lrp import optimal_lrp
 from .maps import ScoreMap
-from .matching import TRUE, ZERO_OVERLAPS, Matches, ZeroOverlap, match
+from .matching import ZERO_OVERLAPS, ZeroOverlap
 
 Cut = Union[Literal['lrp'], float]
 # What became of a class.
 FITTED = 'fitted'
 POOLED = 'fitted on all classes together'
-NO_TRUE_POSITIVE = 'no true positive'  # every target is 0, and so is every fitted score
+# Every target is 0, and so is what a fitted map says (identity keeps the score, and a distribution
+# calibrator its model's share, see OWN_SHARE there).
+NO_TRUE_POSITIVE = 'no true positive'
 NO_TRUTHS = 'no truths'  # the score stays
 NO_DETECTIONS = 'no detections'  # the score stays
 
@@ -59,6 +60,7 @@ class Source(NamedTuple):
 class FittedCalibrator:
     """Whose detections of which classes a calibrator serves, and on which images."""
 
+    settings: FitProtocol
     score_type: str
     classes: tuple[ClassMap, ...]
     source: Source
@@ -143,21 +145,6 @@ def check_protocol(settings: FitProtocol) -> None:
         raise ConfigError(
             f"cuts of a calibrator are two, each 'lrp' or a score in [0, 1], not {settings.cuts!r}"
         )
-
-
-def find_cuts(
-    cut: Cut, detections: Detections, truths: Truths, settings: FitProtocol
-) -> np.ndarray:
-    """Least scores ``(K,)`` of the classes: the given one, or those with the least LRP."""
-    if cut != 'lrp':
-        return np.full(len(truths.category_ids), float(cut))
-    (found,) = match(detections, truths, [settings.tau], settings.zero_overlap)
-    return optimal_lrp(found).thresholds
-
-
-def state_of(found: Matches, mine: np.ndarray) -> str:
-    """What a class is that a map was fitted for, from its detections, at least one."""
-    return FITTED if (found.state[mine] == TRUE).any() else NO_TRUE_POSITIVE
 
 
 def _is_cut(cut: object) -> bool:

@@ -19,6 +19,8 @@ SLOPES = np.linspace(0, 10, 100)
 OFFSETS = np.linspace(-5, 5, 100)
 # Starts of a search for a temperature: 1/T from .1 to 10.
 RATES = np.geomspace(0.1, 10, 41)
+# Losses of the grid that are computed at once, lest 100 rows of many detections fill the memory.
+AT_ONCE = 2**20
 
 
 def mean_loss(values: np.ndarray, targets: np.ndarray, quality_focal: bool = False) -> np.ndarray:
@@ -44,16 +46,21 @@ def search_line(
     """Slope and offset on a grid: 100 slopes in [0, 10] times 100 offsets in [-5, 5].
 
     Args:
-        logits: ``(N,)`` finite, N at least 1.
+        logits: ``(N,)`` finite, N at least 1; memory is a few times N, or 2^20 numbers if more.
         targets: ``(N,)`` in [0, 1].
         quality_focal: see :func:`mean_loss`.
 
     Returns:
         The pair with the least loss, the lowest slope and then offset at a tie.
     """
-    losses = np.stack(
-        [mean_loss(slope * logits + OFFSETS[:, None], targets, quality_focal) for slope in SLOPES]
-    )
+    rows = max(1, AT_ONCE // len(logits))
+    losses = np.empty((len(SLOPES), len(OFFSETS)))
+    for index, slope in enumerate(SLOPES):
+        sloped = slope * logits
+        for begin in range(0, len(OFFSETS), rows):
+            part = slice(begin, begin + rows)
+            values = sloped + OFFSETS[part, None]
+            losses[index, part] = mean_loss(values, targets, quality_focal)
     row, column = np.unravel_index(losses.argmin(), losses.shape)
     return float(SLOPES[row]), float(OFFSETS[column])
 

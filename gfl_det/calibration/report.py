@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arrays import Detections, Truths
-from .evaluation import evaluate_detections
-from .lrp import OptimalLRP, optimal_lrp
+from .evaluation import evaluate_detections, keep_above
+from .fitted import FittedCalibrator
+from .lrp import OptimalLRP, lrp, nan_mean, optimal_lrp
 from .matching import Matches, match
 from .reliability import reliability
 
@@ -34,22 +35,54 @@ class Side(NamedTuple):
     colour: str
     metrics: dict[str, float]
     found: Matches  # at tau 0
-    best: OptimalLRP  # at tau 0.5
 
 
 def judge(name: str, colour: str, detections: Detections, truths: Truths) -> Side:
     """Match and measure one side of the report."""
-    at_zero, at_half = match(detections, truths, [0.0, 0.5])
-    metrics = evaluate_detections(detections, truths)
-    return Side(name, colour, metrics, at_zero, optimal_lrp(at_half))
+    (at_zero,) = match(detections, truths, [0.0])
+    return Side(name, colour, evaluate_detections(detections, truths), at_zero)
+
+
+class Cuts(NamedTuple):
+    """Least scores of the K classes, and the LRP of what they keep, at the calibrator's tau."""
+
+    fitted: np.ndarray  # (K,) LRP above the cuts that the calibrator was fitted with
+    raw: OptimalLRP  # the best of these very images, by raw scores
+    calibrated: OptimalLRP  # and by calibrated ones
+
+
+def judge_cuts(
+    calibrator: FittedCalibrator, detections: Detections, calibrated: Detections, truths: Truths
+) -> Cuts:
+    """Judge the cuts of a calibrator, beside those that only who knows the truths could choose.
+
+    Args:
+        calibrator: with the classes of the truths, in their order.
+        detections: with raw scores.
+        calibrated: the same with calibrated ones.
+        truths: of the same images.
+    """
+    kept = keep_above(detections, [each.raw_threshold for each in calibrator.classes])
+    kept &= keep_above(calibrated, [each.threshold for each in calibrator.classes])
+    settings = calibrator.settings
+    fitted, raw, mapped = (
+        match(each, truths, [settings.tau], settings.zero_overlap)[0]
+        for each in (calibrated.take(kept), detections, calibrated)
+    )
+    return Cuts(lrp(fitted).total, optimal_lrp(raw), optimal_lrp(mapped))
 
 
 def write_report(
-    detections: Detections, calibrated: np.ndarray, truths: Truths, folder: Path
+    calibrator: FittedCalibrator,
+    detections: Detections,
+    calibrated: np.ndarray,
+    truths: Truths,
+    folder: Path,
 ) -> list[Path]:
     """Write ``reliability.png``, ``classes.png`` and ``report.html``, which holds both.
 
     Args:
+        calibrator: with the classes of the truths, in their order.
         detections: with raw scores.
         calibrated: ``(N,)`` their calibrated scores.
         truths: of the same images, which the calibrator has not seen.
@@ -59,9 +92,10 @@ def write_report(
         The files.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    mapped = detections._replace(scores=calibrated)
     sides = (
         judge('raw', '#8d99ae', detections, truths),
-        judge('calibrated', '#2b7a78', detections._replace(scores=calibrated), truths),
+        judge('calibrated', '#2b7a78', mapped, truths),
     )
     pooled, classes, page = (
         folder / name for name in ('reliability.png', 'classes.png', 'report.html')
@@ -73,7 +107,9 @@ def write_report(
         (truths.class_names[label], int(label)) for label in order
     ]
     _figure(panels, sides).savefig(classes, dpi=110)
-    page.write_text(_page(sides, truths, number, (pooled, classes)))
+    cuts = _cuts(calibrator, judge_cuts(calibrator, detections, mapped, truths), number)
+    content = _page(sides, truths, len(calibrated), cuts, (pooled, classes))
+    page.write_text(content, encoding='utf-8')
     return [pooled, classes, page]
 
 
@@ -125,36 +161,59 @@ def _panel(
 
 
 def _page(
-    sides: tuple[Side, ...], truths: Truths, number: np.ndarray, pictures: tuple[Path, ...]
+    sides: tuple[Side, ...], truths: Truths, number: int, cuts: str, pictures: tuple[Path, ...]
 ) -> str:
     """One HTML file with the pictures in it; it opens without a network."""
     metrics = [[name, *(f'{side.metrics[name]:.4f}' for side in sides)] for name in METRICS]
-    thresholds = [
-        [
-            name,
-            str(number[label]),
-            *(_number(side.best.thresholds[label]) for side in sides),
-            *(_number(side.best.lrp.total[label]) for side in sides),
-        ]
-        for label, name in enumerate(truths.class_names)
-    ]
     images = [
         f'<img alt="{path.stem}" src="data:image/png;base64,'
         f'{base64.b64encode(path.read_bytes()).decode()}">'
         for path in pictures
     ]
-    names = [side.name for side in sides]
-    cuts = [f'cut, {name}' for name in names] + [f'oLRP, {name}' for name in names]
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Calibration</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<style>{STYLE}</style><h1>Calibration</h1>'
-        f'<p>{len(truths.image_ids)} images, {len(truths.label)} truths, {number.sum()} '
-        'detections. Scores are compared with the IoU of their boxes; a false one has 0.</p>'
-        f'{_table(["", *names], metrics)}<h2>All classes</h2>{images[0]}'
-        f'<h2>Classes with the most detections</h2>{images[1]}'
-        '<h2>Where to cut each class</h2><p>The score with the least LRP at IoU .5.</p>'
-        f'{_table(["class", "detections", *cuts], thresholds)}</html>\n'
+        f'<p>{len(truths.image_ids)} images, {len(truths.label)} truths, '
+        f'{number} detections. Scores are compared with the IoU of their boxes; '
+        'a false one has 0.</p>'
+        f'{_table(["", *(side.name for side in sides)], metrics)}'
+        f'<h2>All classes</h2>{images[0]}'
+        f'<h2>Classes with the most detections</h2>{images[1]}{cuts}</html>\n'
+    )
+
+
+def _cuts(calibrator: FittedCalibrator, cuts: Cuts, number: np.ndarray) -> str:
+    """The section on least scores; ``number`` of detections of each class, ``(K,)``."""
+    at_best = (cuts.raw, cuts.calibrated)
+    rows = [
+        [
+            each.name,
+            str(number[label]),
+            *map(_number, (each.raw_threshold, each.threshold, cuts.fitted[label])),
+            *(
+                _number(value[label])
+                for best in at_best
+                for value in (best.thresholds, best.lrp[0])
+            ),
+        ]
+        for label, each in enumerate(calibrator.classes)
+    ]
+    means = [
+        _number(nan_mean(values)) for values in (cuts.fitted, *(best.lrp[0] for best in at_best))
+    ]
+    rows.append(['mean', '', '', '', means[0], '', means[1], '', means[2]])
+    best_of = [
+        f'best on these images, {name}' for name in ('raw', 'its LRP', 'calibrated', 'its LRP')
+    ]
+    head = ['class', 'detections', 'raw cut', 'calibrated cut', 'LRP', *best_of]
+    tau = calibrator.settings.tau
+    return (
+        '<h2>Where to cut each class</h2><p>The cuts that the calibrator was fitted with, on other '
+        'images: keep what reaches both; an empty one keeps all. Beside them the scores with the '
+        'least LRP on these images, which nobody knows beforehand: what the cuts could have '
+        f'reached at most. LRP is at IoU {tau:g}, for which the cuts were fitted; 0 is '
+        f'perfect.</p>{_table(head, rows)}'
     )
 
 

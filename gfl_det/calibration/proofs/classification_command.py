@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ...errors import ConfigError
+from ..json_files import write_json
 from .claims import CLAIMS, Finding, finding_to_json, judge
 from .classification import LOSSES, MEASURES, Recipe, Run, run_all
 from .tables import fraction, markdown, spread
@@ -50,13 +50,12 @@ def prove(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # the network is too small for more, and one gives the same digits
     runs = list(run_all(recipe, args.seeds, _Progress(args.seeds * len(LOSSES))))
     findings = [judge(claim, runs) for claim in CLAIMS]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     content = dict(
         recipe=asdict(recipe),
         runs=[run._asdict() for run in runs],
         claims=[finding_to_json(finding) for finding in findings],
     )
-    args.out.write_text(json.dumps(content, indent=1) + '\n')
+    write_json(args.out, content, indent=1)
     print(result_table(runs), claim_table(findings), f'values: {args.out}', sep='\n\n')
 
 

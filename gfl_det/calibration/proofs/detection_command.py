@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 from ...cli import KeyValueAction, load_config
 from ...errors import ConfigError
 from ..coco import detections_from_coco, read_json, truths_from_coco
+from ..json_files import write_json
 from ..splits import Judged
 from .detection import METHODS, Outcome, compare, halves, means
 from .tables import markdown, spread
@@ -88,14 +87,14 @@ def prove(args: argparse.Namespace) -> None:
     """
     if not (args.run or args.results) or args.halves < 0:
         raise ConfigError('give at least one --run or --results, and --halves of at least 0')
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the work
     total = len(args.results) + len(args.run)
     outcomes: list[Outcome] = []
     for number, (name, pairs) in enumerate(_sources(args)):
         for cut, (fitting, judged) in enumerate(pairs):
             outcomes += compare(name, fitting, judged, cut)
         print(f'[{number + 1}/{total}] {name} judged', file=sys.stderr, flush=True)
-    args.out.write_text(json.dumps([_to_json(each) for each in outcomes], indent=1) + '\n')
+    write_json(args.out, [each._asdict() for each in outcomes], indent=1)
     print(table(outcomes, ALL_COLUMNS), table(outcomes, KEPT_COLUMNS), sep='\n\n')
     print(f'\nvalues: {args.out}')
 
@@ -152,11 +151,4 @@ def keep(judged: Judged, path: Path) -> None:
         )
         for image, label, box, score in rows
     ]
-    path.write_text(json.dumps(entries) + '\n')
-
-
-def _to_json(outcome: Outcome) -> dict:
-    metrics = {
-        name: None if math.isnan(value) else value for name, value in outcome.metrics.items()
-    }
-    return {**outcome._asdict(), 'metrics': metrics}
+    write_json(path, entries)

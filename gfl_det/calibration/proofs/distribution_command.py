@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from ...cli import KeyValueAction, load_config
 from ...errors import ConfigError
+from ..json_files import write_json
 from .distribution import CALIBRATORS, METRICS, VIEWS, Outcome, compare, pool
 from .tables import markdown, spread
 
@@ -60,8 +60,7 @@ def prove(args: argparse.Namespace) -> None:
                 place = f'{number + 1}/{len(args.checkpoints)}'
                 print(f'[{place}] cut {outcome.seed + 1} of {args.seeds}', file=sys.stderr)
     out = args.out or Path('work_dirs/proof') / f'distribution_{args.name}.json'
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps([each._asdict() for each in outcomes], indent=1) + '\n')
+    write_json(out, [each._asdict() for each in outcomes], indent=1)
     print(table(outcomes), f'values: {out}', sep='\n\n')
 
 
