@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from edge_scenes import scene
 from heads import head_pair, make_maps, make_meta
 from mmengine.config import Config
 from pycocotools.coco import COCO
@@ -69,7 +70,7 @@ def test_the_tool_fits_and_applies(tmp_path, monkeypatch, capsys) -> None:
     )
     assert f'calibrator: {path}' in capsys.readouterr().out
     truths, results = write_set(tmp_path, 1)
-    out = tmp_path / 'out.json'
+    out = tmp_path / 'new' / 'out.json'
     run(monkeypatch, 'apply', path, '--truths', truths, '--results', results, '--out', str(out))
     table = {
         line.split()[0]: [float(each) for each in line.split()[1:]]
@@ -181,6 +182,47 @@ def test_the_tool_refuses_the_images_it_was_fitted_on(tmp_path, monkeypatch, cap
         run(monkeypatch, 'apply', path, *given, '--out', str(tmp_path / 'out.json'))
     assert stopped.value.code == 1
     assert 'used to fit the calibrator' in capsys.readouterr().err
+
+
+def test_each_mistake_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> None:
+    path, edges = (str(tmp_path / name) for name in ('calibrator.json', 'edges.json'))
+    truths, results = write_set(tmp_path, 0)
+    run(monkeypatch, 'fit', path, '--truths', truths, '--results', results, '--method', 'linear')
+    edge_truths, found = scene(0, images=10)
+    fitted = calibration.fit_distribution_calibrator(found, edge_truths)
+    calibration.save_distribution_calibrator(fitted, edges)
+    truths, results = write_set(tmp_path, 1)
+    entries = json.loads(Path(results).read_text())
+    none, nan, other = (tmp_path / f'{name}.json' for name in ('none', 'nan', 'other'))
+    none.write_text('[]')
+    nan.write_text(json.dumps([entries[0], entries[1] | dict(score=float('nan'))]))
+    other.write_text(json.dumps([entries[0] | dict(image_id=image) for image in (70, 9000, 800)]))
+    out, report = str(tmp_path / 'out.json'), str(tmp_path / 'report')
+    for words, message in (
+        (['apply', edges, results, out], f'tools/test.py CONFIG CHECKPOINT .*calibrator={edges}'),
+        (['report', edges, results, report], 'give --config and --checkpoint'),
+        (['report', path, str(none), report], r'none\.json gives no detections: take the results'),
+        (['apply', path, str(nan), out], r'nan\.json: entry 1 has the score nan, which is no'),
+        (['apply', path, str(other), out], r'image_id \[70, 800, 9000\] is no image of the truths'),
+        (['apply', path, results, str(nan / 'x')], r'nan\.json is a file and no folder: write'),
+        (['report', path, results, str(nan)], r'nan\.json is a file and no folder: write'),
+    ):
+        command, calibrator, given, target = words
+        files = ['--truths', truths, '--results', given, '--out', target]
+        with pytest.raises(SystemExit, match='1'):
+            run(monkeypatch, command, calibrator, *files)
+        printed = capsys.readouterr().err
+        assert printed.startswith('error: ')
+        assert re.search(message, printed), printed
+    files = ['--truths', truths, '--results', str(none)]
+    with pytest.raises(SystemExit, match='1'):
+        run(monkeypatch, 'fit', str(tmp_path / 'new.json'), *files)
+    assert f'{none} gives no detections' in capsys.readouterr().err
+    with pytest.raises(SystemExit, match='2'):
+        run(monkeypatch, 'fit', path, *files, '--raw-cut', '2')
+    assert "a score in [0, 1] or lrp is needed, not '2'" in capsys.readouterr().err
+    run(monkeypatch, 'apply', path, *files, '--out', out)  # nothing stays nothing
+    assert json.loads(Path(out).read_text()) == []
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def test_a_detector_and_its_result_file_give_one_calibrator(
     results = str(tmp_path / 'results.json')
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, 'calibrate.py', 'fit', direct, *detector(digits))
+    assert 'loading annotations' not in capsys.readouterr().out  # of pycocotools
     assert not (tmp_path / 'work_dirs').exists()
     options = ['--cfg-options', f'data_root={root}', *OPTIONS]
     run(monkeypatch, 'test.py', NAME, checkpoint, '--out', results, *options)

@@ -12,6 +12,7 @@ import pytest
 from gfl_det.calibration import detections_from_coco, match, read_json, truths_from_coco
 from gfl_det.calibration.arrays import check_detections, fingerprint
 from gfl_det.calibration.detection_metrics import laece
+from gfl_det.calibration.json_files import write_json
 from gfl_det.errors import DataError
 
 TRUTHS = dict(
@@ -133,9 +134,9 @@ def test_truths_that_are_refused(dataset, words: str) -> None:
         (changed({}, 0), 'entry 0 has no "image_id"'),
         (changed(99, 1, 'image_id'), 'the image_id \\[99\\] is no image of the truths'),
         (changed(99, 1, 'category_id'), 'the category_id \\[99\\] is no class of the truths'),
-        (changed(float('nan'), 1, 'score'), 'the first is nan of entry 1'),
-        (changed(1.2, 1, 'score'), 'the first is 1.2 of entry 1'),
-        (changed(-0.1, 0, 'score'), 'the first is -0.1 of entry 0'),
+        (changed(float('nan'), 1, 'score'), 'entry 1 has the score nan, which'),
+        (changed(1.2, 1, 'score'), 'entry 1 has the score 1.2, which'),
+        (changed(-0.1, 0, 'score'), 'entry 0 has the score -0.1, which'),
         (changed('0.5', 0, 'score'), "entry 0 has the score '0.5'"),
         (changed(True, 0, 'score'), 'entry 0 has the score True'),
         (changed([0, 0, float('inf'), 1], 1, 'bbox'), 'entry 1 has the bbox'),
@@ -164,6 +165,18 @@ def test_all_pure_functions_have_one_home() -> None:
     truths = truths_from_coco(TRUTHS)
     (found,) = functional.match(detections_from_coco(RESULTS, truths), truths, [0.5])
     assert functional.laece(found).mean == 0
+
+
+def test_what_json_has_no_word_for_is_null(tmp_path: Path) -> None:
+    path = tmp_path / 'new' / 'values.json'
+    nan, infinity = np.float64('nan'), float('inf')
+    write_json(path, [dict(a=nan, b=(1.5, infinity)), 'NaN', True, None])
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert content == [dict(a=None, b=[1.5, None]), 'NaN', True, None]
+    with pytest.raises(DataError, match=r'values\.json is a file and no folder: write elsewhere'):
+        write_json(path / 'x.json', content)
+    with pytest.raises(DataError, match='new is a folder: name a file'):
+        write_json(path.parent, content)
 
 
 def test_files(tmp_path: Path) -> None:

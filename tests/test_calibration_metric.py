@@ -195,7 +195,9 @@ class TestRefused:
         for bad in (float('nan'), 1.5):
             samples = make_samples()
             samples[3]['pred_instances']['scores'][0] = bad
-            with pytest.raises(DataError, match=r'1 scores are no number in \[0, 1\]'):
+            with pytest.raises(
+                DataError, match=r'the score (nan|1.5), which is no number in \[0, 1\]'
+            ):
                 run(evaluator(dict(type=TYPE)), samples)
 
     def test_images_missing_from_the_file(self, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from calibration_cases import scene
 from scipy.special import expit
 
-from gfl_det.calibration import Settings, fit_calibrator
+from gfl_det.calibration import Settings, fit_calibrator, other_fits
 from gfl_det.calibration.files import calibrator_from_json, calibrator_to_json
 from gfl_det.calibration.maps import Constant, Platt, fit_platt, fit_temperature, logit
 from gfl_det.calibration.other_fits import (
@@ -43,14 +43,18 @@ def test_the_losses_are_those_of_the_training(seed: int) -> None:
 
 @pytest.mark.parametrize('quality', [False, True])
 @pytest.mark.parametrize('seed', range(3))
-def test_the_grid_is_searched_whole(seed: int, quality: bool) -> None:
+def test_the_grid_is_searched_whole(seed: int, quality: bool, monkeypatch) -> None:
     logits, targets = sample(seed)
     best = (np.inf, 0.0, 0.0)
     for slope in SLOPES:
         for offset in OFFSETS:
             loss = float(mean_loss(slope * logits + offset, targets, quality))
             best = min(best, (loss, slope, offset))
-    assert search_line(logits, targets, quality) == pytest.approx(best[1:])
+    whole = search_line(logits, targets, quality)
+    assert whole == pytest.approx(best[1:])
+    for rows in (1, 7):  # of the 100 offsets at once, as with many detections
+        monkeypatch.setattr(other_fits, 'AT_ONCE', rows * len(logits))
+        assert search_line(logits, targets, quality) == whole
     assert (len(SLOPES), SLOPES[0], SLOPES[-1]) == (100, 0, 10)
     assert (len(OFFSETS), OFFSETS[0], OFFSETS[-1]) == (100, -5, 5)
 

@@ -19,6 +19,8 @@ from gfl_det.calibration.distribution_files import to_json
 from gfl_det.calibration.evidence import COLUMNS, evidence
 from gfl_det.calibration.in_detector import edge_detections
 from gfl_det.calibration.logistic_model import fit_logistic, predict_unseen
+from gfl_det.calibration.maps import fit_isotonic
+from gfl_det.calibration.matching import TRUE
 from gfl_det.errors import ConfigError, DataError
 
 SIDE = 64.0
@@ -182,22 +184,71 @@ def test_a_class_without_detections_keeps_its_scores_and_is_named() -> None:
     truths, found = scene(3)
     fitted = calibration.fit_distribution_calibrator(found, truths)
     assert [each.status for each in fitted.classes] == ['fitted', 'fitted', 'no truths']
-    eel = found._replace(detections=found.detections._replace(label=np.full(240, 2)))
+    eel = found._replace(detections=found.detections._replace(label=np.full(len(found.logits), 2)))
     np.testing.assert_array_equal(fitted.calibrate(eel), eel.detections.scores)
 
 
-def test_thresholds_are_those_of_the_protocol() -> None:
+def least_lrp(detections: calibration.Detections, truths: calibration.Truths, label: int) -> float:
+    """The score of the class with the least LRP at tau 0 above it: every cut is tried."""
+
+    def above(score: float) -> float:
+        kept = detections.take(detections.scores >= score)
+        (found,) = calibration.match(kept, truths, [0.0])
+        mine = found.label == label
+        right = mine & (found.state == TRUE)
+        wrong = int(mine.sum() - right.sum())
+        missed = int(truths.counts()[label] - right.sum())
+        return float((1 - found.iou[right]).sum() + wrong + missed) / (right.sum() + wrong + missed)
+
+    return max(detections.scores[detections.label == label], key=lambda each: (-above(each), each))
+
+
+def test_maps_and_thresholds_are_for_images_that_the_model_has_not_seen() -> None:
+    """The protocol step by step: cut, fit the model, fit maps to what it says of others, cut."""
+    truths, found = scene(4, images=16)
+    wanted = calibration.DistributionSettings(cuts=('lrp', 'lrp'))
+    fitted = calibration.fit_distribution_calibrator(found, truths, wanted)
+    raw, columns = found.detections, evidence(found)
+    cuts = [least_lrp(raw, truths, label) for label in (0, 1)]
+    assert [each.raw_threshold for each in fitted.classes[:2]] == cuts
+    rows = np.flatnonzero(raw.scores >= np.array([*cuts, 0.0])[raw.label])
+    assert 0.3 * len(raw.scores) < len(rows) < 0.9 * len(raw.scores)
+
+    (matches,) = calibration.match(raw.take(rows), truths, [0.0])
+    assert (matches.iou == 0).sum() > 2  # false positives above the cuts
+    targets = np.zeros(len(rows))
+    targets[matches.row] = matches.iou
+    # In the order of matching, so that sums are rounded alike.
+    rows, targets = rows[matches.row], targets[matches.row]
+    given = columns[rows], raw.label[rows], targets, 3
+    unseen = predict_unseen(*given, raw.image[rows])
+    seen = fit_logistic(*given)(columns[rows], raw.label[rows])
+    said = np.empty(len(rows))
+    for label in (0, 1):
+        mine = raw.label[rows] == label
+        assert fitted.classes[label].map == fit_isotonic(unseen[mine], targets[mine])
+        assert fitted.classes[label].map != fit_isotonic(seen[mine], targets[mine])
+        said[mine] = 0.99 * fitted.classes[label].map(unseen[mine]) + 0.01 * unseen[mine]
+    kept = raw.take(rows)._replace(scores=said)
+    thresholds = [least_lrp(kept, truths, label) for label in (0, 1)]
+    assert [each.threshold for each in fitted.classes[:2]] == pytest.approx(thresholds, abs=1e-12)
+
+
+def test_what_is_kept_reaches_both_thresholds() -> None:
     truths, found = scene(4)
     wanted = calibration.DistributionSettings(cuts=('lrp', 'lrp'))
     fitted = calibration.fit_distribution_calibrator(found, truths, wanted)
     kept, rows = fitted.apply(found)
-    scores = fitted.calibrate(found)
+    scores, raw = fitted.calibrate(found), found.detections
+    assert 0.3 * len(scores) < len(rows) < 0.9 * len(scores)
     np.testing.assert_array_equal(kept.detections.scores, scores[rows])
-    for label in (0, 1):
-        mine = found.detections.label == label
-        entry = fitted.classes[label]
-        above = (found.detections.scores >= entry.raw_threshold) & (scores >= entry.threshold)
-        np.testing.assert_array_equal(np.flatnonzero(mine & above), rows[mine[rows]])
+    expected = [
+        row
+        for row, label in enumerate(raw.label)
+        if raw.scores[row] >= fitted.classes[label].raw_threshold
+        and scores[row] >= fitted.classes[label].threshold
+    ]
+    np.testing.assert_array_equal(rows, expected)
 
 
 def test_a_file_gives_the_same_calibrator(tmp_path: Path) -> None:
@@ -254,8 +305,10 @@ def test_settings_out_of_range_are_refused(options: dict) -> None:
 def test_nothing_to_fit_on_is_said() -> None:
     truths, found = scene(7, images=2)
     with pytest.raises(DataError, match='no detections'):
-        calibration.fit_distribution_calibrator(found.take(np.zeros(8, bool)), truths)
-    eel = found._replace(detections=found.detections._replace(label=np.full(8, 2)))
+        calibration.fit_distribution_calibrator(
+            found.take(np.zeros(len(found.logits), bool)), truths
+        )
+    eel = found._replace(detections=found.detections._replace(label=np.full(len(found.logits), 2)))
     with pytest.raises(DataError, match='not one detection can be judged'):
         calibration.fit_distribution_calibrator(eel, truths)
 

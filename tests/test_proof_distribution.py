@@ -44,10 +44,18 @@ def test_each_calibrator_is_judged_on_the_half_it_has_not_seen() -> None:
     fit_truths, fitting = take_edge_images(truths, found, first)
     chosen = calibration.DistributionSettings(('score', 'distribution'), cuts=('lrp', 'lrp'))
     fitted = calibration.fit_distribution_calibrator(fitting, fit_truths, chosen)
-    kept = fitted.apply(half)[0].detections
-    assert by_kind['kept', 'score, edges']['LaACE_0'] == pytest.approx(
-        calibration.evaluate_detections(kept, own)['LaACE_0']
-    )
+    kept = calibration.evaluate_detections(fitted.apply(half)[0].detections, own)
+    shown = by_kind['kept', 'score, edges']
+    for metric in ('LaECE_0', 'LaACE_0', 'LRP_0'):
+        assert shown[metric] == pytest.approx(kept[metric])
+    # AP is of all detections in either view; what is kept has another.
+    every = half.detections._replace(scores=fitted.calibrate(half))
+    assert shown['AP'] == pytest.approx(calibration.evaluate_detections(every, own)['AP'])
+    assert shown['AP'] > kept['AP'] + 0.01
+    # The cuts are worth it: most of what is wrong goes.
+    for calibrator in distribution.CALIBRATORS:
+        metrics = [by_kind[view, calibrator]['LRP_0'] for view in ('kept', 'all')]
+        assert metrics[0] < metrics[1] - 0.02
     assert by_kind['all', 'score, edges']['LaACE_0'] < by_kind['all', 'isotonic']['LaACE_0']
 
 
@@ -72,6 +80,13 @@ def test_the_table_compares_with_isotonic_regression(monkeypatch, tmp_path, caps
     assert changes['isotonic'] == '+0 %'
     wanted = 100 * (mean('score, edges') / mean('isotonic') - 1)
     assert changes['score, edges'] == f'{wanted:+.0f} %'
+    # A split of which nothing is kept has no LaECE: null, as JSON has no NaN.
+    empty = distribution.Outcome('a', 0, 'raw', 'all', dict.fromkeys(distribution.METRICS, np.nan))
+    monkeypatch.setattr(distribution_command, 'compare', lambda *_: [empty])
+    monkeypatch.setattr(distribution_command, 'table', lambda _: '')
+    distribution_command.prove(distribution_command.parse_arguments([*words, str(out)]))
+    (read,) = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert set(read['metrics'].values()) == {None}
     once = distribution_command.parse_arguments([*words[:3], '--seeds', '1'])
     with pytest.raises(ConfigError, match='at least 2'):
         distribution_command.prove(once)

@@ -84,9 +84,10 @@ def check_detections(detections: Detections, source: str = 'the detections') -> 
     scores = detections.scores
     wrong = np.flatnonzero(~((scores >= 0) & (scores <= 1)))  # NaN fails both
     if len(wrong):
+        number = f' ({len(wrong)} such in all)' if len(wrong) > 1 else ''
         raise DataError(
-            f'{source}: {len(wrong)} scores are no number in [0, 1], the first is '
-            f'{scores[wrong[0]]} of entry {wrong[0]}: give probabilities after NMS.'
+            f'{source}: entry {wrong[0]} has the score {scores[wrong[0]]}, which is no number in '
+            f'[0, 1]{number}: give probabilities after NMS.'
         )
     wrong = np.flatnonzero(~np.isfinite(detections.boxes).all(1))
     if len(wrong):

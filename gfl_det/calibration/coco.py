@@ -27,7 +27,9 @@ def read_json(path: str | PathLike[str], backend_args: dict | None = None) -> An
         reason = error.strerror or error
         raise DataError(f'{path} cannot be read ({reason}): correct the path.') from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f'{path} is no JSON file: {error}.') from error
+        raise DataError(
+            f'{path} is no JSON file ({error}): write it anew, or name another.'
+        ) from error
 
 
 def truths_from_coco(dataset: Any, source: str = 'the truths') -> Truths:
@@ -90,8 +92,10 @@ def detections_from_coco(
         _check_ids(results, field, f'{source}: entry ')
         unknown = {each[field] for each in results} - set(known)
         if unknown:
+            # Numbers in their order, texts behind them.
+            ordered = sorted(unknown, key=lambda each: (isinstance(each, str), each))
             raise DataError(
-                f'{source}: the {field} {listed(sorted(unknown, key=repr))} is no {what} of the '
+                f'{source}: the {field} {listed(ordered)} is no {what} of the '
                 f'truths ({listed(known)}): give the truths that these detections belong to.'
             )
     return check_detections(
@@ -175,5 +179,8 @@ def _scores(results: Sequence[Entry], source: str) -> np.ndarray:
     values = [each['score'] for each in results]
     if not set(map(type, values)) <= {int, float}:
         wrong = next(i for i, value in enumerate(values) if type(value) not in (int, float))
-        raise DataError(f'{source}: entry {wrong} has the score {values[wrong]!r:.60}: no number.')
+        raise DataError(
+            f'{source}: entry {wrong} has the score {values[wrong]!r:.60}, which is no '
+            'number: correct it.'
+        )
     return np.array([as_number(value) for value in values], float)  # of any size

@@ -30,10 +30,10 @@ from gfl_det.calibration.evaluation import evaluate_detections
 from gfl_det.calibration.evidence import GROUPS
 from gfl_det.calibration.files import save_calibrator
 from gfl_det.calibration.fitted import Cut, FittedCalibrator
-from gfl_det.calibration.json_files import write_json
+from gfl_det.calibration.json_files import make_folder, make_folder_of, write_json
 from gfl_det.calibration.maps import FITS
 from gfl_det.calibration.report import write_report
-from gfl_det.errors import ConfigError
+from gfl_det.errors import ConfigError, DataError
 
 DISTRIBUTION = 'distribution'
 SHOWN = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP', 'AP', 'AP50')
@@ -98,7 +98,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _cut(text: str) -> Cut:
-    return 'lrp' if text == 'lrp' else float(text)
+    if text == 'lrp':
+        return 'lrp'
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'a score in [0, 1] or lrp is needed, not {text!r}')
+    return value
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -107,6 +115,7 @@ def fit(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :func:`.calibrators.fit_calibrator`.
     """
+    make_folder_of(args.calibrator)
     cuts: tuple[Cut, Cut] = (args.raw_cut, 'lrp')
     if args.method == DISTRIBUTION:
         _fit_distribution(args, cuts)
@@ -121,6 +130,7 @@ def fit(args: argparse.Namespace) -> None:
         grid=args.grid,
     )
     (truths, detections), head = read_data(args)
+    _refuse_none(args, detections)
     calibrator = fit_calibrator(detections, truths, settings, args.score_type or head)
     save_calibrator(calibrator, args.calibrator)
     scores = calibrator.calibrate(detections.scores, detections.label)
@@ -134,6 +144,7 @@ def _fit_distribution(args: argparse.Namespace, cuts: tuple[Cut, Cut]) -> None:
             raise ConfigError(f'--method {DISTRIBUTION} has no --{option}: leave it out')
     settings = DistributionSettings(tuple(args.evidence), args.tau, args.target, cuts)
     truths, found, head = read_edges(args)
+    _refuse_none(args, found.detections)
     calibrator = fit_distribution_calibrator(found, truths, settings, args.score_type or head)
     save_distribution_calibrator(calibrator, args.calibrator)
     scores = calibrator.calibrate(found)
@@ -161,6 +172,7 @@ def apply(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
+    make_folder_of(args.out)
     *_, scores = _calibrate(args)
     entries = zip(read_json(args.results), scores.tolist())  # detections keep the file's order
     write_json(args.out, [each | dict(score=score) for each, score in entries])
@@ -173,9 +185,20 @@ def report(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
+    make_folder(Path(args.out))
     calibrator, truths, detections, scores = _calibrate(args)
+    _refuse_none(args, detections)
     files = write_report(calibrator, detections, scores, truths, Path(args.out))
     print('written:', ', '.join(map(str, files)))
+
+
+def _refuse_none(args: argparse.Namespace, detections: Detections) -> None:
+    if not len(detections.scores):
+        found = args.results or f'the {args.split} split with {args.checkpoint}'
+        raise DataError(
+            f'{found} gives no detections: take the results of a trained detector, or lower '
+            'model.test_cfg.score_thr.'
+        )
 
 
 def _calibrate(
@@ -184,6 +207,12 @@ def _calibrate(
     """Calibrate the scores of images that the calibrator has not seen, and print what that does."""
     calibrator = load_any_calibrator(args.calibrator)
     if isinstance(calibrator, DistributionCalibrator):
+        if args.command == 'apply':
+            raise ConfigError(
+                f'{args.calibrator} reads the distributions of the edges too, which a result file '
+                'lacks: let the detector apply it, by tools/test.py CONFIG CHECKPOINT --out '
+                f'FILE.json --cfg-options model.test_cfg.calibrator={args.calibrator}.'
+            )
         truths, found, head = read_edges(args)
         calibrator = calibrator.for_classes(truths.class_names)
         detections, scores = found.detections, calibrator.calibrate(found)

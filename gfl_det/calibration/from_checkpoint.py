@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from contextlib import redirect_stdout
 from copy import deepcopy
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -103,6 +105,8 @@ def run_split(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, Any, 
         preflight.check_testing(cfg)
         runner = launch.build_runner(cfg)
         runner.register_hook(keep)
+        with redirect_stdout(io.StringIO()):  # pycocotools tells of each step
+            _ = runner.test_loop  # reads the annotations
         runner.test()
         results = read_json(f'{prefix}.bbox.json')
     truths = truths_from_coco(read_json(path), path)

@@ -161,11 +161,13 @@ def fit_of(
         ConfigError: the method has no such option.
     """
     if grid and method != 'platt':
-        raise ConfigError(f'only platt is searched on a grid, not {method}: leave grid=False')
+        raise ConfigError(
+            f'only platt is searched on a grid, not {method}: leave grid=False, or --grid out'
+        )
     if quality_focal and method not in ('platt', 'temperature'):
         raise ConfigError(
             f'platt and temperature are fitted by Quality Focal Loss, {method} is not: leave '
-            'quality_focal=False'
+            'quality_focal=False, or --quality-focal out'
         )
     options = {'quality_focal': quality_focal, 'grid': grid}
     return partial(FITS[method], **{name: True for name, chosen in options.items() if chosen})

@@ -12,6 +12,7 @@ import numpy as np
 from .arrays import Detections, Truths
 from .evaluation import evaluate_detections, keep_above
 from .fitted import FittedCalibrator
+from .json_files import make_folder
 from .lrp import OptimalLRP, lrp, nan_mean, optimal_lrp
 from .matching import Matches, match
 from .reliability import reliability
@@ -91,7 +92,7 @@ def write_report(
     Returns:
         The files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     mapped = detections._replace(scores=calibrated)
     sides = (
         judge('raw', '#8d99ae', detections, truths),

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...cli import KeyValueAction, load_config
 from ...errors import ConfigError
-from ..json_files import write_json
+from ..json_files import make_folder_of, write_json
 from .distribution import CALIBRATORS, METRICS, VIEWS, Outcome, compare, pool
 from .tables import markdown, spread
 
@@ -50,6 +50,8 @@ def prove(args: argparse.Namespace) -> None:
 
     if args.seeds < 2:
         raise ConfigError(f'--seeds is at least 2, as cuts are compared, not {args.seeds}')
+    out = args.out or Path('work_dirs/proof') / f'distribution_{args.name}.json'
+    make_folder_of(out)
     outcomes: list[Outcome] = []
     for number, checkpoint in enumerate(args.checkpoints):
         cfg = load_config(args.config, args.cfg_options)
@@ -59,7 +61,6 @@ def prove(args: argparse.Namespace) -> None:
             if outcome.calibrator == 'raw' and outcome.view == 'all':
                 place = f'{number + 1}/{len(args.checkpoints)}'
                 print(f'[{place}] cut {outcome.seed + 1} of {args.seeds}', file=sys.stderr)
-    out = args.out or Path('work_dirs/proof') / f'distribution_{args.name}.json'
     write_json(out, [each._asdict() for each in outcomes], indent=1)
     print(table(outcomes), f'values: {out}', sep='\n\n')
 
