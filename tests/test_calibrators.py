@@ -306,9 +306,9 @@ class TestRefused:
         for bad in (math.nan, -0.1, 1.1):
             broken = detections._replace(scores=detections.scores.copy())
             broken.scores[2] = bad
-            with pytest.raises(DataError, match='of entry 2: give probabilities'):
+            with pytest.raises(DataError, match=r'entry 2 has the score .*: give probabilities'):
                 fit_calibrator(broken, truths, Settings())
-            with pytest.raises(DataError, match='of entry 0'):
+            with pytest.raises(DataError, match='entry 0 has the score'):
                 self.fitted().calibrate(np.array([bad]), np.array([0]))
 
     def test_unknown_labels(self) -> None:
