@@ -8,12 +8,11 @@ from itertools import count
 from math import isfinite
 from typing import Any
 
-from gfl_det.checking.draft import LISTS, Draft
+from gfl_det.checking.draft import LISTS, WITH_BOXES, Draft
 from gfl_det.datasets.annotations import ID_TYPES, Entry, as_number
 from gfl_det.errors import DataError
 
 REMOVED = 'removed'
-WITH_BOXES = 'removed, with their boxes'
 
 
 def start(dataset: Entry, source: str) -> Draft:
