@@ -77,17 +77,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
         action='store_true',
         help='lay maps out with channels last, which most convolutions are faster in',
     )
-    scaling = parser.add_mutually_exclusive_group()
-    scaling.add_argument(
-        '--no-scale-lr',
-        dest='scale_lr',
-        action='store_false',
-        help='keep the learning rate of the config, which is scaled by default with the number of '
-        'images an update sees over the number it was set for',
-    )
-    scaling.add_argument(
-        '--auto-scale-lr', dest='scale_lr', action='store_true', help='what is done by default'
-    )
+    _add_scaling(parser)
     parser.add_argument(
         '--loss-guard',
         choices=GUARDS,
@@ -236,6 +226,20 @@ def _sentence(error: GFLDetError) -> str:
     message = str(error)
     passed_on = WORKER_TRACEBACK.match(message.strip())
     return passed_on.group(1) if passed_on else message
+
+
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
+    scaling = parser.add_mutually_exclusive_group()
+    scaling.add_argument(
+        '--no-scale-lr',
+        dest='scale_lr',
+        action='store_false',
+        help='keep the learning rate of the config, which is scaled by default with the number of '
+        'images an update sees over the number it was set for',
+    )
+    scaling.add_argument(
+        '--auto-scale-lr', dest='scale_lr', action='store_true', help='what is done by default'
+    )
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

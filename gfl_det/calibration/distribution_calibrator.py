@@ -170,15 +170,8 @@ def fit_distribution_calibrator(
     if not len(found.detections.scores):
         raise DataError('there are no detections to fit a calibrator on: lower score_thr')
     raw_cuts = find_cuts(settings.cuts[0], found.detections, truths, settings)
-    kept = np.flatnonzero(keep_above(found.detections, raw_cuts))
-    (matches,) = match(found.detections.take(kept), truths, [settings.tau], settings.zero_overlap)
-    matches = _take(matches, matches.judged())
-    if not len(matches.row):
-        raise DataError(
-            'not one detection can be judged, as their classes have no truths: give the truths and '
-            'detections of one data set'
-        )
-    rows, label = kept[matches.row], found.detections.label
+    rows, matches = _judged(found, truths, raw_cuts, settings)
+    label = found.detections.label
     columns = evidence(found, settings.groups)
     number = len(truths.category_ids)
     data = columns[rows], label[rows], targets_of(matches, settings.target), number
@@ -203,6 +196,24 @@ def fit_distribution_calibrator(
     predicted[rows] = unseen  # thresholds too are for images that the model has not seen
     mapped, _ = uncut.cut(found, uncut.finish(predicted, found))
     return build(find_cuts(settings.cuts[1], mapped.detections, truths, settings))
+
+
+def _judged(
+    found: EdgeDetections,
+    truths: Truths,
+    raw_cuts: np.ndarray,
+    settings: DistributionSettings,
+) -> tuple[np.ndarray, Matches]:
+    """The rows of the detections to fit on, and their matches."""
+    kept = np.flatnonzero(keep_above(found.detections, raw_cuts))
+    (matches,) = match(found.detections.take(kept), truths, [settings.tau], settings.zero_overlap)
+    matches = _take(matches, matches.judged())
+    if not len(matches.row):
+        raise DataError(
+            'not one detection can be judged, as their classes have no truths: give the truths and '
+            'detections of one data set'
+        )
+    return kept[matches.row], matches
 
 
 def _class_maps(

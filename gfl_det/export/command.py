@@ -53,28 +53,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('config', metavar='CONFIG', help='a config file, or the name of a shipped config')
     add('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
     add('--out', metavar='FILE', type=Path, required=True, help='FILE.onnx or FILE.xml')
-    add('--nms', action='store_true', help='suppress inside the graph')
-    add(
-        '--uncertainty', action='store_true', help='add edge_std, edge_low, edge_high, edge_entropy'
-    )
-    add('--distribution', action='store_true', help="add the edges' distributions")
-    add('--calibrator', metavar='JSON', help='of the scores, put inside: of tools/calibrate.py fit')
-    add('--intervals', metavar='JSON', help='of edge_low and edge_high: of tools/intervals.py fit')
-    add('--level', type=float, metavar='L', help='of these intervals (0.9)')
-    add(
-        '--size',
-        type=int,
-        nargs=2,
-        metavar=('H', 'W'),
-        help='a fixed size of the input, px; pictures are resized to fit it',
-    )
-    add(
-        '--opset',
-        type=int,
-        default=Settings.opset,
-        metavar='N',
-        help=f'of ONNX, {OPSETS.start} to {OPSETS.stop - 1} (%(default)s)',
-    )
+    _add_contents(parser)
     add('--int8', action='store_true', help='quantise on pictures of the training split; FILE.xml')
     add('--count', type=int, default=300, metavar='N', help='pictures to quantise on (%(default)s)')
     add(
@@ -100,6 +79,33 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.count < 1:
         parser.error('--count is at least 1')
     return args
+
+
+def _add_contents(parser: argparse.ArgumentParser) -> None:
+    """Add what decides what the graph holds and takes."""
+    add = parser.add_argument
+    add('--nms', action='store_true', help='suppress inside the graph')
+    add(
+        '--uncertainty', action='store_true', help='add edge_std, edge_low, edge_high, edge_entropy'
+    )
+    add('--distribution', action='store_true', help="add the edges' distributions")
+    add('--calibrator', metavar='JSON', help='of the scores, put inside: of tools/calibrate.py fit')
+    add('--intervals', metavar='JSON', help='of edge_low and edge_high: of tools/intervals.py fit')
+    add('--level', type=float, metavar='L', help='of these intervals (0.9)')
+    add(
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='a fixed size of the input, px; pictures are resized to fit it',
+    )
+    add(
+        '--opset',
+        type=int,
+        default=Settings.opset,
+        metavar='N',
+        help=f'of ONNX, {OPSETS.start} to {OPSETS.stop - 1} (%(default)s)',
+    )
 
 
 def export(args: argparse.Namespace) -> None:
