@@ -59,6 +59,16 @@ class KeyValueAction(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def add_cfg_options(
+    parser: argparse._ActionsContainer,
+    text: str = 'override values of the config, as in data_root=DIR',
+) -> None:
+    """Add ``--cfg-options`` to a parser, or to a group of one."""
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE', help=text
+    )
+
+
 def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line of ``tools/train.py``."""
     parser = _parser('Train a detector.')
@@ -246,12 +256,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='a config file, or the name of a shipped config')
     parser.add_argument('--work-dir', metavar='DIR', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=KeyValueAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, as in data_root=DIR train_dataloader.batch_size=4',
+    add_cfg_options(
+        parser,
+        'override values of the config, as in data_root=DIR train_dataloader.batch_size=4',
     )
     parser.add_argument(
         '--launcher',

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from ..cli import KeyValueAction, load_config
+from ..cli import add_cfg_options, load_config
 from ..datasets.images import read_image
 from ..errors import ConfigError, DataError, GFLDetError
 from .description import Description
@@ -70,9 +70,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar=('H', 'W'),
         help="time FILE against mmdet's detector on an input of this size",
     )
-    add(
-        '--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE', help='of the config'
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     if args.int8 and (args.out.suffix != '.xml' or args.check):
         parser.error('--int8 writes FILE.xml, and is judged by --ap and not by --check')
