@@ -16,13 +16,14 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import get_world_size, is_main_process
 
 from gfl_det import options, pictures
+from gfl_det.building import FAULTS, building_fault
 from gfl_det.config import read_config
 from gfl_det.errors import ConfigError, GFLDetError
 from gfl_det.preflight.shape import check_shape
 from gfl_det.printable import printable
 from gfl_det.training.safety import GUARDS
 
-# A disk without room, a quota used up, what is only to be read, or no place for a file.
+# A disk without room, a quota used up, what is only to be read, or no place for a file, or no file.
 UNWRITABLE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -31,6 +32,7 @@ UNWRITABLE = (
     errno.EISDIR,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENOENT,
 )
 # How the back ends of torch.distributed say that another process is gone, or does not answer.
 LOST_PROCESS = re.compile(
@@ -208,6 +210,12 @@ def run(main: Callable[[], None]) -> None:
             raise
         where = error.filename or 'a file'
         print(_report(f'{where} cannot be used: {error.strerror}.'), file=sys.stderr)
+        raise SystemExit(1) from None
+    except FAULTS as error:
+        sentence = building_fault(error)
+        if sentence is None:
+            raise
+        print(_report(sentence), file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -210,5 +210,8 @@ class TestChoice:
         torch.save({'state_dict': {}}, tmp_path / 'weights.pth')
         with pytest.raises(CheckpointError, match='holds weights and no training state'):
             choose_checkpoint(tmp_path / 'weights.pth', tmp_path)
+        (tmp_path / 'torn.pth').write_bytes(b'torn')
+        with pytest.raises(CheckpointError, match=r'torn\.pth cannot be .*; name another, or'):
+            choose_checkpoint(tmp_path / 'torn.pth', tmp_path)
         with pytest.raises(CheckpointError, match=r'gone\.pth does not exist; check the path'):
             choose_checkpoint(tmp_path / 'gone.pth', tmp_path)

@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from gfl_det import cli
+from gfl_det.building import move
 from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.preflight.walk import walk
 from gfl_det.printable import few
@@ -96,7 +97,7 @@ def replay(dump: Dump, cfg: Config, device: str = 'cpu') -> Replay:
     Raises:
         CheckpointError: The config's model is another than the dump's.
     """
-    model = _build(cfg, dump).to(device)
+    model: Any = move(_build(cfg, dump), device)
     step = dump.step
     first_bad: list[str] = []
     for name, module in model.named_modules():
