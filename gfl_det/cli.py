@@ -16,13 +16,14 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import get_world_size, is_main_process
 
 from gfl_det import options, pictures
+from gfl_det.building import FAULTS, building_fault
 from gfl_det.config import read_config
 from gfl_det.errors import ConfigError, GFLDetError
 from gfl_det.preflight.shape import check_shape
 from gfl_det.printable import printable
 from gfl_det.training.safety import GUARDS
 
-# A disk without room, a quota used up, what is only to be read, or no place for a file.
+# A disk without room, a quota used up, what is only to be read, or no place for a file, or no file.
 UNWRITABLE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -31,6 +32,7 @@ UNWRITABLE = (
     errno.EISDIR,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENOENT,
 )
 # How the back ends of torch.distributed say that another process is gone, or does not answer.
 LOST_PROCESS = re.compile(
@@ -59,6 +61,16 @@ class KeyValueAction(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def add_cfg_options(
+    parser: argparse._ActionsContainer,
+    text: str = 'override values of the config, as in data_root=DIR',
+) -> None:
+    """Add ``--cfg-options`` to a parser, or to a group of one."""
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE', help=text
+    )
+
+
 def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line of ``tools/train.py``."""
     parser = _parser('Train a detector.')
@@ -77,17 +89,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
         action='store_true',
         help='lay maps out with channels last, which most convolutions are faster in',
     )
-    scaling = parser.add_mutually_exclusive_group()
-    scaling.add_argument(
-        '--no-scale-lr',
-        dest='scale_lr',
-        action='store_false',
-        help='keep the learning rate of the config, which is scaled by default with the number of '
-        'images an update sees over the number it was set for',
-    )
-    scaling.add_argument(
-        '--auto-scale-lr', dest='scale_lr', action='store_true', help='what is done by default'
-    )
+    _add_scaling(parser)
     parser.add_argument(
         '--loss-guard',
         choices=GUARDS,
@@ -209,6 +211,12 @@ def run(main: Callable[[], None]) -> None:
         where = error.filename or 'a file'
         print(_report(f'{where} cannot be used: {error.strerror}.'), file=sys.stderr)
         raise SystemExit(1) from None
+    except FAULTS as error:
+        sentence = building_fault(error)
+        if sentence is None:
+            raise
+        print(_report(sentence), file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _report(message: str) -> str:
@@ -238,16 +246,27 @@ def _sentence(error: GFLDetError) -> str:
     return passed_on.group(1) if passed_on else message
 
 
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
+    scaling = parser.add_mutually_exclusive_group()
+    scaling.add_argument(
+        '--no-scale-lr',
+        dest='scale_lr',
+        action='store_false',
+        help='keep the learning rate of the config, which is scaled by default with the number of '
+        'images an update sees over the number it was set for',
+    )
+    scaling.add_argument(
+        '--auto-scale-lr', dest='scale_lr', action='store_true', help='what is done by default'
+    )
+
+
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='a config file, or the name of a shipped config')
     parser.add_argument('--work-dir', metavar='DIR', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=KeyValueAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, as in data_root=DIR train_dataloader.batch_size=4',
+    add_cfg_options(
+        parser,
+        'override values of the config, as in data_root=DIR train_dataloader.batch_size=4',
     )
     parser.add_argument(
         '--launcher',

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 import gfl_det
 from gfl_det.compat import imports
 from gfl_det.compat.ranges import RANGES, release
+from gfl_det.doctor import __main__ as doctor
 from gfl_det.doctor import installed, places
 from gfl_det.doctor.checks import Check
 from gfl_det.doctor.examine import merge, of_outcome, split_cure
@@ -315,3 +316,9 @@ class TestParts:
             11,
             11,
         ]
+
+    def test_a_file_that_cannot_be_written(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(doctor, 'examine', lambda with_test: [])
+        assert doctor.main(['--json', str(tmp_path / 'gone' / 'a.json')]) == 1
+        said = capsys.readouterr().err
+        assert said == f'error: {tmp_path}/gone/a.json cannot be used: No such file or directory.\n'

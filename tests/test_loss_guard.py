@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS, OPTIM_WRAPPERS
@@ -20,20 +21,30 @@ from mmengine.structures import InstanceData
 from gfl_det.errors import CheckpointError, ConfigError, NonFiniteLossError
 from gfl_det.hooks import LossGuardHook
 from gfl_det.training import replay
-from gfl_det.training.dumps import read_dump
+from gfl_det.training.dumps import Step, read_dump, write_dump
 
 sys.path.insert(0, str(Path(__file__).parent / 'faults'))
 from project import CONFIG, DROPPING
 
 SGD = dict(type='SGD', lr=0.1, momentum=0.9)
+SEMI = """
+model = dict(
+    type='SemiBaseDetector', detector=model,
+    data_preprocessor=dict(
+        type='MultiBranchDataPreprocessor', data_preprocessor=model['data_preprocessor']),
+    semi_train_cfg=dict(freeze_teacher=True, cls_pseudo_thr=0.005, min_pseudo_bbox_wh=(1, 1)))
+"""
+BRANCHES = ('sup', 'unsup_teacher', 'unsup_student')
 
 
 class Training:
     """A model, an optimizer, and the guard on them, stepped as mmengine's runner does."""
 
+    text = CONFIG
+
     def __init__(self, folder: Path, policy: str = 'stop', **wrapper: object) -> None:
         sys.path.insert(0, str(folder))
-        (folder / 'tiny.py').write_text(CONFIG)
+        (folder / 'tiny.py').write_text(self.text)
         (folder / 'dropping.py').write_text(DROPPING)
         self.cfg = Config.fromfile(folder / 'tiny.py')
         with DefaultScope.overwrite_default_scope('mmdet'):
@@ -57,9 +68,7 @@ class Training:
 
     def step(self, spoil: str = '', scale: float = 1.0) -> dict[str, float]:
         self.guard.before_train_iter(self.runner, 0)
-        batch = make_batch(self.runner.iter)
-        if spoil == 'image':
-            batch['inputs'][1][0, 5, 5] = float('nan')
+        batch = self.batch(spoil == 'image')
         handle = None
         if spoil == 'gradient':  # finite losses, one infinite gradient
             parameter = self.model.neck.fpn_convs[0].conv.weight
@@ -82,11 +91,34 @@ class Training:
         self.runner.iter += 1
         return {key: float(value.detach()) for key, value in outputs.items()}
 
+    def batch(self, spoilt: bool) -> dict:
+        batch = make_batch(self.runner.iter)
+        if spoilt:
+            batch['inputs'][1][0, 5, 5] = float('nan')
+        return batch
+
     def state(self) -> dict[str, torch.Tensor]:
         moments = self.optim.optimizer.state_dict()['state']
         tensors = {f'{key} moment': value['momentum_buffer'] for key, value in moments.items()}
         weights = self.model.state_dict()
         return {key: value.clone() for key, value in (weights | tensors).items()}
+
+
+class SemiTraining(Training):
+    """Of mmdet's semi-supervised detectors: a teacher's boxes are truths of unlabelled images."""
+
+    text = CONFIG + SEMI
+
+    def batch(self, spoilt: bool) -> dict:
+        parts = {name: make_batch(seed) for seed, name in enumerate(BRANCHES)}
+        for part in parts.values():
+            for number, sample in enumerate(part['data_samples']):
+                moved = np.array([[1, 0, 3], [0, 1, number], [0, 0, 1]], np.float32)
+                sample.set_metainfo(dict(homography_matrix=moved))
+        if spoilt:
+            parts['unsup_student']['inputs'][1][0, 5, 5] = float('nan')
+        keys = ('inputs', 'data_samples')
+        return {key: {name: part[key] for name, part in parts.items()} for key in keys}
 
 
 def make_batch(seed: int) -> dict:
@@ -256,6 +288,27 @@ class TestReplay:
         assert replay.command(replay.parse_arguments([str(path)])) == 0
         assert 'images: 100, 101' in capsys.readouterr().out
 
+    @pytest.mark.parametrize('spoil', ['image', ''])
+    def test_a_batch_with_branches(self, tmp_path, spoil):
+        """The teacher's boxes are found and moved again, to the same losses."""
+        training = SemiTraining(tmp_path)
+        if not spoil:
+            training.model.student.backbone.layer1[0].conv1.weight.data[0] = 1e38
+        with pytest.raises(NonFiniteLossError, match='image ids sup 100, sup 101, unsup_teacher 1'):
+            training.step(spoil)
+        path = tmp_path / 'non_finite' / 'iter_1_rank_0.pt'
+        dump = read_dump(path)
+        assert dump.step.inputs.keys() == dump.step.samples.keys() == set(BRANCHES)
+        samples = dump.step.samples['unsup_student']
+        assert samples[1].homography_matrix.dtype == np.float32
+        assert samples[1].homography_matrix[1, 2] == 1
+        assert len(samples[0].gt_instances) > 0
+        result = replay.replay(dump, training.cfg)
+        assert replay.same_losses(dump, result)
+        assert any(key.startswith('unsup_loss') for key in result.losses)
+        assert result.bad_inputs == (['unsup_student 1'] if spoil else [])
+        assert replay.command(replay.parse_arguments([str(path)])) == 0
+
     def test_a_file_that_is_no_step(self, tmp_path):
         torch.save({'state_dict': {}}, tmp_path / 'a.pt')
         with pytest.raises(CheckpointError, match='is no step that the loss guard wrote'):
@@ -292,6 +345,30 @@ class TestReplay:
         record = json.loads(torch.load(path, weights_only=True)['record'])
         assert record['iteration'] == 1
         assert record['metainfo'][0]['img_shape'] == [64, 96]
+
+
+def test_a_file_that_cannot_be_written_changes_no_policy(tmp_path, monkeypatch):
+    training = Training(tmp_path, 'skip')
+    (tmp_path / 'non_finite').touch()  # where the folder should be
+    training.step('image')
+    assert 'iter_1_rank_0.pt cannot be written' in training.messages[0]
+    (tmp_path / 'non_finite').unlink()
+    training.guard.max_dumps = 1
+    for _ in range(2):
+        training.step('image')
+    assert 'iter_2_rank_0.pt repeats it' in training.messages[1]
+    assert 'no file repeats it: non_finite has 1 already' in training.messages[2]
+
+
+def test_a_batch_that_no_file_holds(tmp_path):
+    training = Training(tmp_path, 'skip')
+    step = Step([torch.zeros(3, 8, 8)], None, {}, {}, None)
+    with pytest.raises(CheckpointError, match=r'no file repeats it, because .* holds a list'):
+        write_dump(tmp_path / 'a.pt', step, {}, training.model)
+    step = step._replace(inputs=torch.zeros(1, 3, 8, 8), samples=[dict()])
+    with pytest.raises(CheckpointError, match='holds a dict'):
+        write_dump(tmp_path / 'a.pt', step, {}, training.model)
+    assert not (tmp_path / 'a.pt').exists()
 
 
 def test_an_unknown_policy():

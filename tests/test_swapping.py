@@ -75,6 +75,9 @@ def test_every_difference_is_reported(name: str) -> None:
     for key in old.keys() | new.keys():
         if key != 'bbox_head' and old.get(key) != new.get(key):
             assert f'model.{key}' in reported
+    words = ' '.join(swap.report.split())
+    assert '...' not in words  # values are wrapped, none is cut
+    assert all(f'{each.before} -> {each.after} ({each.reason})' in words for each in swap.changes)
     head = f'{reported} {swap.report}'
     for key in old['bbox_head'].keys() | new['bbox_head'].keys():
         if old['bbox_head'].get(key) != new['bbox_head'].get(key):

@@ -6,7 +6,10 @@ import copy
 import pickle
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -248,6 +251,30 @@ def test_classes_in_another_order(weights: str) -> None:
     cfg.model.bbox_head.loss_kd = dict(type='gfl_det.DistillationLoss', T=2)
     with pytest.raises(ConfigError, match='loss_kd needs the same'):
         check_teacher(cfg)
+
+
+def test_a_checkpoint_at_an_address_is_fetched_to_be_checked(
+    tmp_path, weights: str, monkeypatch
+) -> None:
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, 'log_message', lambda *_: None)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as host:
+        Thread(target=host.serve_forever, daemon=True).start()
+        cfg = pair(f'http://127.0.0.1:{host.server_port}/teacher.pth')
+        cfg.train_dataloader.dataset.metainfo.classes = tuple('9876543210')
+        cfg.model.bbox_head.loss_kd = dict(type='gfl_det.DistillationLoss', T=2)
+        for name in ('LOCAL_RANK', 'SLURM_LOCALID'):
+            monkeypatch.setenv(name, '1')
+            check_teacher(cfg)  # the first process fetches it, and says what is wrong
+            assert not list(tmp_path.glob('cache/**/*.pth'))
+            monkeypatch.delenv(name)
+        with pytest.raises(ConfigError, match='loss_kd needs the same'):
+            check_teacher(cfg)
+        host.shutdown()
+    assert len(list(tmp_path.glob('cache/**/teacher.pth'))) == 1
 
 
 def test_a_fitting_pair_passes_and_others_are_left_alone(weights: str) -> None:

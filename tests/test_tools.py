@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from commands import run_script, run_tool
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from torch import nn
 from torch._utils import ExceptionWrapper
 
 import gfl_det
 from gfl_det import amp, cli, launch, options
+from gfl_det.building import move
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
 from gfl_det.preflight.walk import walk
 from gfl_det.training import safety
@@ -217,7 +220,7 @@ class TestOptions:
         assert 'does not say for what batch size' in safety.scale_learning_rate(cfg)
         assert not cfg.auto_scale_lr.enable
         cfg.optim_wrapper.optimizer.lr = 'high'
-        with pytest.raises(ConfigError, match='set a learning rate'):
+        with pytest.raises(ConfigError, match=r"optimizer\.lr is 'high': set a number"):
             safety.scale_learning_rate(cfg)
         cfg = shipped()
         cfg.train_dataloader.batch_size = 0
@@ -439,9 +442,51 @@ class TestErrors:
             expected = expected or 'error (process 3): first line\n'
             assert capsys.readouterr().err == expected
 
+    @pytest.mark.parametrize(
+        ('part', 'sentence'),
+        [
+            (
+                dict(type='gfl_det.GFLHead', num_classes=2, in_channels=16, nun_classes=4),
+                'GFLHead of the config cannot be built (TypeError: AnchorHead.__init__() got an '
+                "unexpected keyword argument 'nun_classes'): correct its settings (num_classes=2, "
+                'in_channels=16, nun_classes=4).',
+            ),
+            (
+                dict(type='GFL', backbone=dict(type='ResNet', depth=17), neck=None, bbox_head=None),
+                'ResNet of the config cannot be built (KeyError: invalid depth 17 for resnet): '
+                'correct its settings (depth=17).',
+            ),
+            (
+                dict(type='NoSuchHead'),
+                'A part of the config cannot be built: NoSuchHead is not in the mmdet::model '
+                'registry.',
+            ),
+        ],
+    )
+    def test_a_part_that_cannot_be_built_is_named_with_its_settings(self, part, sentence, capsys):
+        def main() -> None:
+            with DefaultScope.overwrite_default_scope('mmdet'):
+                MODELS.build(part)
+
+        with pytest.raises(SystemExit):
+            cli.run(main)
+        assert capsys.readouterr().err == f'error: {sentence}\n'
+
+    @pytest.mark.parametrize('device', ['xpu9', 'cuda:99'])
+    def test_a_device_that_is_not_there(self, device):
+        with pytest.raises(SetupError, match=rf"The device '{device}' cannot be used .*take cpu"):
+            move(torch.nn.Linear(1, 1), device)
+
+    def test_a_folder_that_is_not_there(self, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            cli.run((tmp_path / 'gone' / 'out.json').touch)
+        assert 'gone/out.json cannot be used: No such file or directory.' in capsys.readouterr().err
+
     def test_a_programming_error_keeps_its_traceback(self):
         with pytest.raises(ZeroDivisionError):
             cli.run(lambda: 1 / 0)
+        with pytest.raises(TypeError):
+            cli.run(lambda: max(1))
 
 
 @pytest.fixture

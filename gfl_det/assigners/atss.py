@@ -116,20 +116,13 @@ class ATSSAssigner(BaseAssigner):
                 warnings.warn('scores and boxes count only when alpha is set', stacklevel=2)
             lattice = fit_lattice(priors, num_level_priors)
         if lattice is not None:
-            truth, overlap = self._assign_lattice(lattice, truths)
+            found = self._assign_lattice(lattice, truths)
         else:
             overlap_of = self._overlap_function(pred_instances, gt_instances)
-            case = (priors, num_level_priors, truths, overlap_of, self.topk, ignored)
-            truth, overlap = general.assign(*case)
-            if self.with_best_prior:
-                found = general.Assignment(truth, overlap)
-                truth, overlap = general.add_best_priors(found, *case)
-        positive = truth >= 0
-        gt_inds[positive] = truth[positive] + 1
-        assigned_labels = torch.full_like(gt_inds, -1)
-        assigned_labels[positive] = labels[truth[positive]]
-        overlap = overlap.masked_fill(~positive, NO_OVERLAP)
-        return AssignResult(len(truths), gt_inds, overlap, labels=assigned_labels)
+            found = self._assign_generally(
+                priors, num_level_priors, truths, overlap_of, self.topk, ignored
+            )
+        return _with_positives(gt_inds, found, labels)
 
     def _ignored(self, priors: Tensor, instances: InstanceData | None) -> Tensor | None:
         """Which priors ``(P,)`` lie in ignored truths; None where those do not count."""
@@ -147,6 +140,10 @@ class ATSSAssigner(BaseAssigner):
         overlap = truths.new_zeros(lattice.num_priors)
         overlap[prior] = found.iou[found.valid]
         return general.Assignment(truth, overlap)
+
+    def _assign_generally(self, *case: Any) -> general.Assignment:
+        found = general.assign(*case)
+        return general.add_best_priors(found, *case) if self.with_best_prior else found
 
     def _overlap_function(
         self, pred_instances: InstanceData, gt_instances: InstanceData
@@ -170,3 +167,14 @@ class ATSSAssigner(BaseAssigner):
             return score ** (1 - alpha) * overlap_with(boxes, prior, truth) ** alpha
 
         return dynamic_cost
+
+
+def _with_positives(gt_inds: Tensor, found: general.Assignment, labels: Tensor) -> AssignResult:
+    """Write positives ``(P,)`` over background and ignored priors, in mmdet's form."""
+    positive = found.truth >= 0
+    truth = found.truth[positive]
+    gt_inds[positive] = truth + 1
+    assigned_labels = torch.full_like(gt_inds, -1)
+    assigned_labels[positive] = labels[truth]
+    overlap = found.overlap.masked_fill(~positive, NO_OVERLAP)
+    return AssignResult(len(labels), gt_inds, overlap, labels=assigned_labels)

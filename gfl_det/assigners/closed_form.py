@@ -197,8 +197,16 @@ def assign_on_lattice(
         The positives, ordered by truth.
     """
     candidates = nearest_priors(lattice, truths, image, k)
-    positive = positive_mask(candidates)
     level = torch.arange(lattice.num_levels, device=truths.device).repeat_interleave(k)
+    positive = _choose(lattice, candidates, image, level, with_best_prior)
+    return _gather(lattice, candidates, positive, image, level)
+
+
+def _choose(
+    lattice: Lattice, candidates: Candidates, image: Tensor, level: Tensor, with_best_prior: bool
+) -> Tensor:
+    """Which candidates ``(T, K)`` are positive, each prior for one truth at most."""
+    positive = positive_mask(candidates)
     eligible = candidates.valid if with_best_prior else positive
     cell = candidates.cell.where(eligible, candidates.cell.new_zeros(()))
     prior = (image * lattice.num_priors)[:, None] + lattice.first_prior[level] + cell
@@ -207,8 +215,15 @@ def assign_on_lattice(
     positive = resolve_conflicts(positive, candidates.iou, prior, num_priors)
     if with_best_prior:
         positive = add_best_priors(positive, candidates.iou, prior, num_priors)
+    return positive
 
-    slots = capacity(len(truths), lattice, k)
+
+def _gather(
+    lattice: Lattice, candidates: Candidates, positive: Tensor, image: Tensor, level: Tensor
+) -> Positives:
+    """Move the positive candidates to the front: a fixed number of slots, so that nothing waits."""
+    k = len(level) // lattice.num_levels
+    slots = capacity(len(image), lattice, k)
     flat = positive.flatten()
     slot = (flat.cumsum(0) - 1).masked_fill_(~flat, slots).clamp_(max=slots)
     source = slot.new_zeros(slots + 1)
@@ -217,7 +232,7 @@ def assign_on_lattice(
     truth = source.div(len(level), rounding_mode='floor')
     # Candidates that are not positive all name the first cell: reading it again costs little.
     each_image = image[:, None].where(positive, image.new_zeros(()))
-    each_cell = candidates.cell.where(positive, cell.new_zeros(()))
+    each_cell = candidates.cell.where(positive, candidates.cell.new_zeros(()))
     by_candidate = (each_image, each_cell, slot.view_as(positive))
     return Positives(
         valid=valid,

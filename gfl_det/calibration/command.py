@@ -52,6 +52,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add_data_arguments(command)
     for command, split in ((fitting, 'val'), (reporting, 'test')):
         add_detector_arguments(command, split)
+    _add_fit_arguments(fitting)
+    applying.add_argument('--out', required=True, metavar='JSON', help='the results to write')
+    reporting.add_argument('--out', required=True, metavar='DIR', help='folder of the report')
+    return parser.parse_args(argv)
+
+
+def _add_fit_arguments(fitting: argparse.ArgumentParser) -> None:
     fitting.add_argument(
         '--method',
         choices=[*FITS, DISTRIBUTION],
@@ -92,9 +99,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='HEAD',
         help="name of the head of the scores; by default the config's, or GFLHead for --results",
     )
-    applying.add_argument('--out', required=True, metavar='JSON', help='the results to write')
-    reporting.add_argument('--out', required=True, metavar='DIR', help='folder of the report')
-    return parser.parse_args(argv)
 
 
 def _cut(text: str) -> Cut:

@@ -8,7 +8,7 @@ from gfl_det.calibration.arrays import Truths
 from gfl_det.calibration.coco import detections_from_coco, read_json, truths_from_coco
 from gfl_det.calibration.evidence import EdgeDetections
 from gfl_det.calibration.splits import Judged, split, split_images, take_edge_images
-from gfl_det.cli import KeyValueAction, load_config
+from gfl_det.cli import add_cfg_options, load_config
 from gfl_det.errors import ConfigError
 
 HALVES = ('first', 'second')
@@ -35,13 +35,7 @@ def add_detector_arguments(parser: argparse.ArgumentParser, default_split: str) 
         default=default_split,
         help=f"the config's data to run it on (default: {default_split})",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=KeyValueAction,
-        metavar='KEY=VALUE',
-        help='override values of the config',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--half',
         choices=HALVES,

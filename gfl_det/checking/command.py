@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from gfl_det.checking.check import Decoding, Report, Source, check_file
 from gfl_det.checking.draft import LEVELS
-from gfl_det.cli import KeyValueAction, load_config
+from gfl_det.cli import add_cfg_options, load_config
 from gfl_det.datasets.annotations import find
 from gfl_det.errors import ConfigError
 from gfl_det.pixels import pixel_limit
@@ -52,13 +52,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--json', metavar='FILE', help='write all findings; - prints them')
     parser.add_argument('--strict', action='store_true', help='warnings count as errors')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=KeyValueAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, as in data_root=DIR',
-    )
+    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

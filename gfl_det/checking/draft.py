@@ -9,6 +9,7 @@ from gfl_det.datasets.annotations import ID_TYPES, Entry, find
 
 Level = Literal['error', 'warning', 'note']
 LEVELS: tuple[Level, ...] = ('error', 'warning', 'note')
+WITH_BOXES = 'removed, with their boxes'  # what a repair does to images
 
 
 class Finding(NamedTuple):
@@ -68,10 +69,6 @@ class Draft:
         """Return the file as it is left."""
         lists = (self.images, self.annotations, self.categories)
         return {**self.rest, **dict(zip(LISTS, lists))}
-
-    def has_errors(self) -> bool:
-        """Whether a training would stop or be spoilt."""
-        return any(finding.level == 'error' for finding in self.findings)
 
 
 LISTS = ('images', 'annotations', 'categories')

@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from gfl_det.checking.draft import Draft
+from gfl_det.checking.draft import WITH_BOXES, Draft
 from gfl_det.datasets.annotation_boxes import ROUNDING_PX
 from gfl_det.datasets.annotations import Entry, as_number
 from gfl_det.datasets.images import is_torn
 from gfl_det.pixels import MAX_PIXELS, header_of
 from gfl_det.progress import Progress
-
-WITH_BOXES = 'removed, with their boxes'
 
 Size = tuple[int, int]  # width and height, px
 

@@ -8,12 +8,11 @@ from itertools import count
 from math import isfinite
 from typing import Any
 
-from gfl_det.checking.draft import LISTS, Draft
-from gfl_det.datasets.annotations import ID_TYPES, Entry, as_number
+from gfl_det.checking.draft import LISTS, WITH_BOXES, Draft
+from gfl_det.datasets.annotations import ID_TYPES, Entry, as_number, is_id, is_name, is_size
 from gfl_det.errors import DataError
 
 REMOVED = 'removed'
-WITH_BOXES = 'removed, with their boxes'
 
 
 def start(dataset: Entry, source: str) -> Draft:
@@ -52,12 +51,12 @@ def check_structure(draft: Draft) -> None:
 
 def check_images(draft: Draft) -> None:
     """Check that each image has an id and a file of its own, and a size."""
-    _keep(draft, 'images', 'id', _is_id, WITH_BOXES)
+    _keep(draft, 'images', 'id', is_id, WITH_BOXES)
     _refuse_shared_ids(draft)
     for field, is_right, text in (
-        ('file_name', _is_name, 'images without a file_name'),
-        ('height', _is_size, 'images without a usable height'),
-        ('width', _is_size, 'images without a usable width'),
+        ('file_name', is_name, 'images without a file_name'),
+        ('height', is_size, 'images without a usable height'),
+        ('width', is_size, 'images without a usable width'),
     ):
         wrong = [image['id'] for image in draft.images if not is_right(image.get(field))]
         if wrong:
@@ -68,8 +67,8 @@ def check_images(draft: Draft) -> None:
 
 def check_categories(draft: Draft) -> None:
     """Check that each category has an id and a name of its own."""
-    _keep(draft, 'categories', 'id', _is_id, REMOVED)
-    _keep(draft, 'categories', 'name', _is_name, REMOVED)
+    _keep(draft, 'categories', 'id', is_id, REMOVED)
+    _keep(draft, 'categories', 'name', is_name, REMOVED)
     by_id: dict[Any, Entry] = {}
     wrong = []
     for category in draft.categories:
@@ -92,7 +91,7 @@ def check_categories(draft: Draft) -> None:
 def check_annotations(draft: Draft) -> None:
     """Check that annotations have ids of their own, a known image and a known category."""
     for field, key in (('image_id', 'images'), ('category_id', 'categories')):
-        _keep(draft, 'annotations', field, _is_id, REMOVED)
+        _keep(draft, 'annotations', field, is_id, REMOVED)
         known = {entry['id'] for entry in getattr(draft, key)}
         if {entry[field] for entry in draft.annotations} <= known:
             continue
@@ -115,7 +114,7 @@ def _give_ids(draft: Draft) -> None:
     lacking, twice, entries = [], [], []
     for index, entry in enumerate(draft.annotations):
         own = entry.get('id')
-        if not _is_id(own):
+        if not is_id(own):
             lacking.append(index)
         elif own in seen:
             twice.append(own)
@@ -179,7 +178,7 @@ def _merge_same_files(draft: Draft) -> None:
 
 def _renamed(entries: list[Entry], field: str, new: dict[Any, Any]) -> list[Entry]:
     def is_old(value: Any) -> bool:
-        return _is_id(value) and new.get(value, value) != value
+        return is_id(value) and new.get(value, value) != value
 
     return [
         {**each, field: new[each[field]]} if is_old(each.get(field)) else each for each in entries
@@ -190,7 +189,7 @@ def _keep(draft: Draft, key: str, field: str, is_right: Callable[[Any], bool], f
     """Keep the entries whose field is right."""
     entries = getattr(draft, key)
     values = [entry.get(field) for entry in entries]
-    if is_right is _is_id and set(map(type, values)) <= ID_TYPES:  # a million at once
+    if is_right is is_id and set(map(type, values)) <= ID_TYPES:  # a million at once
         return
     right = [is_right(value) for value in values]
     if all(right):
@@ -203,17 +202,4 @@ def _keep(draft: Draft, key: str, field: str, is_right: Callable[[Any], bool], f
 
 def _name(index: int, entry: Entry) -> Any:
     """Return an entry's id, or its place in the list where it has none."""
-    return entry['id'] if _is_id(entry.get('id')) else index
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) in ID_TYPES
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_size(value: Any) -> bool:
-    number = as_number(value)
-    return number is not None and 0 < number < float('inf')
+    return entry['id'] if is_id(entry.get('id')) else index

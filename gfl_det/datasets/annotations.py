@@ -116,8 +116,8 @@ def check_structure(dataset: Entry, source: str, need_annotations: bool = True) 
             raise DataError(
                 f'{source}: {key}[{wrong}] is {entries[wrong]!r:.60} where COCO has an object.'
             )
-    _need(dataset['images'], 'images', source, file_name=_is_name, height=_is_size, width=_is_size)
-    _need(dataset['categories'], 'categories', source, name=_is_name)
+    _need(dataset['images'], 'images', source, file_name=is_name, height=is_size, width=is_size)
+    _need(dataset['categories'], 'categories', source, name=is_name)
     _need(dataset.get('annotations', []), 'annotations', source, image_id=None, category_id=None)
 
 
@@ -191,9 +191,9 @@ def _need(
             index = next(i for i, entry in enumerate(entries) if field not in entry)
             name = f'entry {entries[index]["id"]!r}' if 'id' in entries[index] else f'[{index}]'
             raise DataError(f'{source}: {key} {name} has no "{field}": add it.') from None
-        check = is_right or _is_id
+        check = is_right or is_id
         # The kinds of a million ids are checked at once; only a fault is worth a search.
-        if check is _is_id and set(map(type, values)) <= ID_TYPES:
+        if check is is_id and set(map(type, values)) <= ID_TYPES:
             continue
         wrong = next((i for i, value in enumerate(values) if not check(value)), None)
         if wrong is not None:
@@ -203,15 +203,18 @@ def _need(
             )
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Whether a JSON value can be an id."""
     return type(value) in ID_TYPES
 
 
-def _is_name(value: Any) -> bool:
+def is_name(value: Any) -> bool:
+    """Whether a JSON value can be a name: of a file or a class."""
     return isinstance(value, str) and bool(value)
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
+    """Whether a JSON value can be a height or width, px."""
     number = as_number(value)
     return number is not None and 0 < number < float('inf')
 

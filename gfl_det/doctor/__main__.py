@@ -32,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         report(checks)
         if args.json:
-            Path(args.json).write_text(text + '\n')
+            try:
+                Path(args.json).write_text(text + '\n')
+            except OSError as error:
+                print(f'error: {args.json} cannot be used: {error.strerror}.', file=sys.stderr)
+                return 1
     return int(any(check.state == 'problem' for check in checks))
 
 

@@ -64,7 +64,7 @@ def of_outcome(outcome: Outcome, found_cause: bool) -> list[Check]:
     """
     if not outcome.ok:
         check = _failure(outcome)
-        if outcome.name in ('python', 'import gfl_det') and found_cause:
+        if outcome.name == 'python' and found_cause:
             return [Check('gfl_det', 'problem', 'does not import, for the reasons above', '')]
         return [check if check.cure or found_cause else check._replace(cure=REINSTALL)]
     facts = outcome.facts

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from ..cli import KeyValueAction, load_config
+from ..cli import add_cfg_options, load_config
 from ..datasets.images import read_image
 from ..errors import ConfigError, DataError, GFLDetError
 from .description import Description
@@ -53,6 +53,35 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('config', metavar='CONFIG', help='a config file, or the name of a shipped config')
     add('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
     add('--out', metavar='FILE', type=Path, required=True, help='FILE.onnx or FILE.xml')
+    _add_contents(parser)
+    add('--int8', action='store_true', help='quantise on pictures of the training split; FILE.xml')
+    add('--count', type=int, default=300, metavar='N', help='pictures to quantise on (%(default)s)')
+    add(
+        '--check',
+        action='store_true',
+        help='compare with torch on pictures of the test split, or on noise without one; the exit '
+        f'status is 1 if scores differ by more than {SCORE_LIMIT} or boxes by {BOX_LIMIT} px',
+    )
+    add('--ap', choices=['val', 'test'], help='print the AP of torch and of FILE on this split')
+    add(
+        '--time',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help="time FILE against mmdet's detector on an input of this size",
+    )
+    add_cfg_options(parser)
+    args = parser.parse_args(argv)
+    if args.int8 and (args.out.suffix != '.xml' or args.check):
+        parser.error('--int8 writes FILE.xml, and is judged by --ap and not by --check')
+    if args.count < 1:
+        parser.error('--count is at least 1')
+    return args
+
+
+def _add_contents(parser: argparse.ArgumentParser) -> None:
+    """Add what decides what the graph holds and takes."""
+    add = parser.add_argument
     add('--nms', action='store_true', help='suppress inside the graph')
     add(
         '--uncertainty', action='store_true', help='add edge_std, edge_low, edge_high, edge_entropy'
@@ -75,31 +104,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='N',
         help=f'of ONNX, {OPSETS.start} to {OPSETS.stop - 1} (%(default)s)',
     )
-    add('--int8', action='store_true', help='quantise on pictures of the training split; FILE.xml')
-    add('--count', type=int, default=300, metavar='N', help='pictures to quantise on (%(default)s)')
-    add(
-        '--check',
-        action='store_true',
-        help='compare with torch on pictures of the test split, or on noise without one; the exit '
-        f'status is 1 if scores differ by more than {SCORE_LIMIT} or boxes by {BOX_LIMIT} px',
-    )
-    add('--ap', choices=['val', 'test'], help='print the AP of torch and of FILE on this split')
-    add(
-        '--time',
-        type=int,
-        nargs=2,
-        metavar=('H', 'W'),
-        help="time FILE against mmdet's detector on an input of this size",
-    )
-    add(
-        '--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE', help='of the config'
-    )
-    args = parser.parse_args(argv)
-    if args.int8 and (args.out.suffix != '.xml' or args.check):
-        parser.error('--int8 writes FILE.xml, and is judged by --ap and not by --check')
-    if args.count < 1:
-        parser.error('--count is at least 1')
-    return args
 
 
 def export(args: argparse.Namespace) -> None:

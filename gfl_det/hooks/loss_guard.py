@@ -15,14 +15,14 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from gfl_det.amp import autocast_dtype
-from gfl_det.errors import ConfigError, NonFiniteLossError
+from gfl_det.errors import CheckpointError, ConfigError, NonFiniteLossError
+from gfl_det.printable import few
 from gfl_det.registry import HOOKS
 from gfl_det.training import random_state
 from gfl_det.training.dumps import Step, write_dump
 
 Policy = Literal['stop', 'skip']
 FOLDER = 'non_finite'
-MAX_SHOWN = 8
 
 
 @HOOKS.register_module()
@@ -142,7 +142,7 @@ class LossGuardHook(Hook):
             return losses
         self._step = Step(
             inputs=kwargs['inputs'] if 'inputs' in kwargs else args[0],
-            samples=kwargs.get('data_samples'),
+            samples=kwargs.get('data_samples', args[1] if len(args) > 1 else None),
             losses={key: _detached(value) for key, value in losses.items()},
             random=self._state,
             autocast=autocast_dtype(),
@@ -186,12 +186,9 @@ class LossGuardHook(Hook):
         step, self._step = self._step, None
         self._in_a_row += 1
         terms = _terms(step)
-        if step is not None and len(self.dumps) < self.max_dumps:
-            self.dumps.append(self._dump(step, reason, norm))
-        where = f'; {self.dumps[-1]} repeats it: tools/replay.py' if self.dumps else ''
         message = f'iteration {self._runner.iter + 1}: {reason} ({terms}; gradient norm {norm:g})'
         if step is not None:
-            message += f', image ids {_short(step.image_ids())}{where}'
+            message += f', image ids {few(step.image_ids())}; {self._keep(step, reason, norm)}'
         if self.policy == 'stop' or self._in_a_row > self.max_skips:
             row = f' for the {self._in_a_row}th time in a row' if self._in_a_row > 1 else ''
             raise NonFiniteLossError(
@@ -199,6 +196,16 @@ class LossGuardHook(Hook):
                 'the learning rate.'
             )
         self._runner.logger.warning(f'Left out {message}.')
+
+    def _keep(self, step: Step, reason: str, norm: float) -> str:
+        """Write the step to a file, and say where; a file that fails changes no policy."""
+        if len(self.dumps) == self.max_dumps:
+            return f'no file repeats it: {FOLDER} has {self.max_dumps} already'
+        try:
+            self.dumps.append(self._dump(step, reason, norm))
+        except CheckpointError as error:
+            return str(error).rstrip('.')
+        return f'{self.dumps[-1]} repeats it: tools/replay.py'
 
     def _dump(self, step: Step, reason: str, norm: float) -> Path:
         runner = self._runner
@@ -246,8 +253,3 @@ def _terms(step: Step | None) -> str:
     if step is None:
         return 'no losses seen'
     return ', '.join(f'{key} {float(value):g}' for key, value in step.losses.items())
-
-
-def _short(items: list[Any]) -> str:
-    shown = ', '.join(map(str, items[:MAX_SHOWN]))
-    return f'{shown}, ...' if len(items) > MAX_SHOWN else shown

@@ -16,11 +16,12 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 
 from .. import cli
+from ..building import move
 from ..calibration.in_detector import check_class_names
 from ..calibration.interval_files import load_interval_calibrator
 from ..compat.checkpoint import load_file
 from ..datasets.annotations import listed
-from ..errors import CheckpointError, ConfigError, DataError, GFLDetError, SetupError
+from ..errors import CheckpointError, ConfigError, DataError, GFLDetError
 from ..preflight import check_checkpoint
 from ..preflight.classes import class_counts, class_names
 from ..preflight.walk import datasets_of, is_remote
@@ -74,11 +75,7 @@ def load_detector(
     classes = _classes(meta, cfg)
     test_cfg = cfg.model.get('test_cfg') or {}
     _check_calibrators(test_cfg, classes)
-    try:
-        model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition('\n')[0]
-        raise SetupError(f'The device {device!r} cannot be used: {reason}') from error
+    move(model, device).eval()
     datasets = datasets_of(cfg, 'test')
     if not datasets or 'pipeline' not in datasets[0]:
         raise ConfigError(f'{name} has no test_dataloader with a pipeline: add one.')

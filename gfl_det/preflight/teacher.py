@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from gfl_det.compat.pretrained import resolve
+from gfl_det.compat.pretrained import WEB, resolve
 from gfl_det.datasets.annotations import listed
 from gfl_det.detectors import KnowledgeDistillationDetector
 from gfl_det.detectors.teacher import build_teacher, check_pair, load_teacher
@@ -17,6 +18,8 @@ from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.preflight.classes import class_names
 from gfl_det.preflight.walk import datasets_of
 from gfl_det.preflight.weights import unreachable
+
+LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID')  # of torchrun, of srun
 
 
 def check_teacher(cfg: Config) -> None:
@@ -46,12 +49,24 @@ def check_teacher(cfg: Config) -> None:
             'model.teacher_ckpt is None, so the teacher would have random weights: name the '
             'checkpoint of model.teacher_config'
         )
-    weights = resolve(checkpoint)
-    if weights.cached:
+    if _is_had(checkpoint):
         meta = load_teacher(teacher, checkpoint)
         if model.bbox_head.get('loss_kd'):
             _check_names(cfg, checkpoint, meta)
-        return
+
+
+def _is_had(checkpoint: str) -> bool:
+    """Whether a checkpoint can be read now: it is here, or this process may fetch it.
+
+    The training needs the file anyway, and what it was trained on stands nowhere else. Of several
+    processes of a machine the first fetches it; what storage clients fetch is left to the training.
+
+    Raises:
+        CheckpointError: It is not to be had.
+    """
+    weights = resolve(checkpoint)
+    if weights.cached:
+        return True
     reason = unreachable(weights.url) if weights.url else 'there is no such file'
     if reason is not None:
         raise CheckpointError(
@@ -59,6 +74,8 @@ def check_teacher(cfg: Config) -> None:
             'train the teacher first, or name its checkpoint with --cfg-options '
             'model.teacher_ckpt=FILE.'
         )
+    is_first = all(os.environ.get(name, '0') == '0' for name in LOCAL_RANKS)
+    return is_first and weights.url is not None and weights.url.startswith(WEB)
 
 
 def _student(model: Any) -> SimpleNamespace:

@@ -43,9 +43,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     run.add_argument('--split', choices=['val', 'test'], default='val', help="the config's (val)")
     run.add_argument('--config', metavar='CONFIG', help='in place of the one in the work dir')
     run.add_argument('--checkpoint', metavar='CHECKPOINT', help='in place of the best one')
-    run.add_argument(
-        '--cfg-options', nargs='+', action=cli.KeyValueAction, metavar='KEY=VALUE', help='as ever'
-    )
+    cli.add_cfg_options(run)
     files = parser.add_argument_group('results')
     files.add_argument('--truths', metavar='JSON', help='COCO annotations of the images')
     files.add_argument('--images', metavar='DIR', help='folder of the images; without, no pictures')

@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 
 from gfl_det import options
 from gfl_det.checking.check import Source, check_annotations_alone, read
-from gfl_det.cli import KeyValueAction, load_config
+from gfl_det.cli import add_cfg_options, load_config
 from gfl_det.datasets import parsed
 from gfl_det.errors import GFLDetError
 from gfl_det.preflight.classes import check_classes
@@ -46,13 +46,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--device', help='cpu, cuda, ...; the GPU where there is one')
     parser.add_argument('--from-scratch', action='store_true', help='random weights, no download')
     parser.add_argument('--json', metavar='FILE', help='write losses, AP and suspects')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=KeyValueAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, as in data_root=DIR',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     if args.images < 1 or args.steps < 1:
         parser.error('--images and --steps are at least 1')

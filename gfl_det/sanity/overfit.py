@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 
+from gfl_det.building import move
 from gfl_det.calibration.arrays import Detections, Truths
 from gfl_det.calibration.average_precision import COCO_TAUS, average_precision
 from gfl_det.calibration.matching import match
@@ -118,7 +119,7 @@ def _build(cfg: Config, device: str) -> tuple[Any, Any]:
     with _quiet():
         model: Any = MODELS.build(copy.deepcopy(cfg.model))
         model.init_weights()
-        model.to(device)
+        move(model, device)
         return model, build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ..errors import ConfigError
 from ..heads.gfl_head import DEFAULT_ANCHORS, DEFAULT_BOX_LOSS, DEFAULT_DFL, DEFAULT_NORM
 from .pyramid import Pyramid
-from .report import Change, shorten, type_name
+from .report import Change, plain, type_name
 
 HeadName = Literal['GFLHead', 'GFLv2Head']
 HEADS = ('GFLHead', 'GFLv2Head')
@@ -115,7 +115,7 @@ def explain_head(
         f'{(bins - 1) * max(pyramid.strides)} pixels on the coarsest level',
     }
     changes = [
-        Change(f'{path}.{key}', shorten(old.get(key)), shorten(value), reasons[key])
+        Change(f'{path}.{key}', plain(old.get(key)), plain(value), reasons[key])
         for key, value in new.items()
         if old.get(key) != value
     ]

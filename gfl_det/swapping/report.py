@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 WIDTH = 96
-LIMIT = 70  # characters of a value
 
 
 class Change(NamedTuple):
@@ -20,11 +19,15 @@ class Change(NamedTuple):
 
 
 def format_changes(changes: Sequence[Change]) -> str:
-    """The changes as text, a few lines each."""
+    """The changes as text, a few lines each; all of every value."""
     lines = []
-    for change in changes:
-        lines += _wrapped(f'{change.path}: {change.before} -> {change.after}', '  ')
-        lines += _wrapped(f'({change.reason})', '      ')
+    for path, before, after, reason in changes:
+        line = f'{path}: {before} -> {after}'
+        if len(line) + 2 <= WIDTH:
+            lines.append(f'  {line}')
+        else:
+            lines += _wrapped(f'{path}: {before}', '  ') + _wrapped(f'-> {after}', '      ')
+        lines += _wrapped(f'({reason})', '      ')
     return '\n'.join(lines)
 
 
@@ -32,30 +35,24 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
     """The settings in which two configs differ, as text before and after."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     before, after = (
-        ', '.join(f'{key}={shorten(config[key])}' for key in keys if key in config)
+        ', '.join(f'{key}={plain(config[key])}' for key in keys if key in config)
         for config in (old, new)
     )
     return before or 'none', after or 'none'
 
 
-def shorten(value: object) -> str:
-    """A value on one line: a part as ``Type(setting=...)``, cut where it is long."""
+def plain(value: object) -> str:
+    """A value on one line: a part as ``Type(setting=...)``."""
     if value is None:
         return 'none'
     if isinstance(value, dict):
         settings = ', '.join(
-            f'{key}={shorten(item)}'
-            for key, item in value.items()
-            if key not in ('type', '_scope_')
+            f'{key}={plain(item)}' for key, item in value.items() if key not in ('type', '_scope_')
         )
-        text = f'{type_name(value["type"])}({settings})' if 'type' in value else f'({settings})'
-    elif isinstance(value, (list, tuple)) and any(isinstance(each, dict) for each in value):
-        text = ' + '.join(map(shorten, value))
-    elif isinstance(value, type):
-        text = type_name(value)
-    else:
-        text = str(value)
-    return text if len(text) <= LIMIT else f'{text[: LIMIT - 3]}...'
+        return f'{type_name(value["type"]) if "type" in value else ""}({settings})'
+    if isinstance(value, (list, tuple)) and any(isinstance(each, dict) for each in value):
+        return ' + '.join(map(plain, value))
+    return type_name(value) if isinstance(value, type) else str(value)
 
 
 def type_name(kind: object) -> str:

@@ -21,7 +21,7 @@ from .head_config import (
 )
 from .pyramid import Pyramid, read_pyramid
 from .refusals import Target, check_target
-from .report import Change, differences, format_changes, shorten, type_name
+from .report import Change, differences, format_changes, plain, type_name
 
 SAMPLES = 'ATSS assigns by the statistics of IoU, and every prior counts: there is no sampler'
 
@@ -145,9 +145,9 @@ def _settle_proposals(model: dict[str, Any]) -> list[Change]:
     changes = []
     train, test = (model.get(key) or {} for key in ('train_cfg', 'test_cfg'))
     if 'rpn' in train:
-        before = shorten(train['rpn'])
+        before = plain(train['rpn'])
         train['rpn'] = train_config()
-        changes.append(Change('model.train_cfg.rpn', before, shorten(train['rpn']), SAMPLES))
+        changes.append(Change('model.train_cfg.rpn', before, plain(train['rpn']), SAMPLES))
     reason = 'every proposal may serve: the second stage decides'
     for path, config in (
         ('train_cfg.rpn_proposal', train.get('rpn_proposal')),
@@ -155,7 +155,7 @@ def _settle_proposals(model: dict[str, Any]) -> list[Change]:
     ):
         if config:
             changes.append(
-                Change(f'model.{path}.score_thr', shorten(config.get('score_thr')), '0.0', reason)
+                Change(f'model.{path}.score_thr', plain(config.get('score_thr')), '0.0', reason)
             )
             config['score_thr'] = 0.0
     return changes

@@ -74,8 +74,7 @@ def choose_checkpoint(path: AnyPath, work_dir: AnyPath) -> Candidate:
 
     Raises:
         CheckpointError: It is missing, damaged or no state of a training; the newest good one in
-        the
-            work dir is told.
+            the work dir is told.
     """
     path = Path(path)
     if path.is_file():
@@ -93,7 +92,8 @@ def choose_checkpoint(path: AnyPath, work_dir: AnyPath) -> Candidate:
         found = newest_checkpoint(work_dir).found
     except CheckpointError:
         found = None
-    hint = f'the newest good one in {work_dir} is {found.path}' if found else 'check the path'
+    hint = 'check the path' if not path.exists() else 'name another, or train from the start'
+    hint = f'the newest good one in {work_dir} is {found.path}' if found else hint
     raise CheckpointError(f'--resume {path} {fault}; {hint}.')
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import torch
@@ -20,30 +21,40 @@ from gfl_det.training.random_state import State
 FORMAT = 'gfl_det step 1'
 FIELDS = ('format', 'record', 'inputs', 'samples', 'losses', 'random', 'state_dict')
 
+# What mmdet's semi-supervised detectors get has branches: a dict of batches.
+Inputs = Union[Tensor, dict[str, Tensor]]
+Samples = Union[list[DetDataSample], dict[str, list[DetDataSample]]]
+
 
 class Step(NamedTuple):
     """What one forward pass of a training was given and what it gave.
 
     Attributes:
-        inputs: (B, C, H, W) images as the backbone gets them, normalised and padded.
-        samples: the truths of each image.
+        inputs: (B, C, H, W) images as the backbone gets them, normalised and padded; of each
+            branch where the batch has branches.
+        samples: the truths of each image, of each branch.
         losses: each term of the loss.
         random: states of the random generators before the pass.
         autocast: the dtype of mixed precision, or None.
     """
 
-    inputs: Tensor
-    samples: list[DetDataSample] | None
+    inputs: Inputs
+    samples: Samples | None
     losses: dict[str, Tensor]
     random: State
     autocast: str | None
 
     def image_ids(self) -> list[Any]:
-        """Ids of the images in the data set; their positions in the batch where it has none."""
-        return [
-            _plain(sample.metainfo.get('img_id', index))
-            for index, sample in enumerate(self.samples or [])
-        ]
+        """Ids of the images in the data set; their positions in the batch where it has none.
+
+        A batch with branches has each branch's name before the ids.
+        """
+        return in_branches(
+            lambda samples: [
+                _plain(sample.metainfo.get('img_id', index)) for index, sample in enumerate(samples)
+            ],
+            self.samples or [],
+        )
 
 
 class Dump(NamedTuple):
@@ -54,6 +65,21 @@ class Dump(NamedTuple):
     state_dict: dict[str, Tensor]
 
 
+def each_branch(function: Callable[[Any], Any], batch: Any) -> Any:
+    """Return what a function makes of a batch, or a dict of what it makes of each branch."""
+    if isinstance(batch, dict):
+        return {name: function(part) for name, part in batch.items()}
+    return function(batch)
+
+
+def in_branches(function: Callable[[Any], list[Any]], batch: Any) -> list[Any]:
+    """Return what a function lists of a batch; of branches one list, with their names."""
+    found = each_branch(function, batch)
+    if isinstance(found, dict):
+        return [f'{name} {item}' for name, items in found.items() for item in items]
+    return found
+
+
 def write_dump(path: AnyPath, step: Step, record: dict[str, Any], model: nn.Module) -> None:
     """Write a step that went wrong, with the weights of the model.
 
@@ -62,21 +88,25 @@ def write_dump(path: AnyPath, step: Step, record: dict[str, Any], model: nn.Modu
         step: The step.
         record: What else is known of it, for people; plain values.
         model: Its weights are those of the step.
+
+    Raises:
+        CheckpointError: The file cannot be written, or the batch is of a kind that no file holds.
     """
-    samples = [_pack(sample) for sample in step.samples or []]
+    _check(step)
+    samples = each_branch(lambda part: [_pack(sample) for sample in part], step.samples or [])
     record = dict(
         record,
         image_ids=step.image_ids(),
         loss={key: float(value) for key, value in step.losses.items()},
         autocast=step.autocast,
         training_modules=[name for name, module in model.named_modules() if module.training],
-        metainfo=[meta for _, meta in samples],
+        metainfo=each_branch(lambda part: [meta for _, meta in part], samples),
     )
     content = {
         'format': FORMAT,
         'record': json.dumps(record, default=str),
-        'inputs': step.inputs.detach().cpu(),
-        'samples': [tensors for tensors, _ in samples],
+        'inputs': each_branch(lambda images: images.detach().cpu(), step.inputs),
+        'samples': each_branch(lambda part: [tensors for tensors, _ in part], samples),
         'losses': {key: value.cpu() for key, value in step.losses.items()},
         'random': step.random,
         'state_dict': {key: value.cpu() for key, value in model.state_dict().items()},
@@ -100,15 +130,27 @@ def read_dump(path: AnyPath) -> Dump:
         )
     try:
         record = json.loads(content['record'])
-        samples = [
-            _unpack(tensors, meta) for tensors, meta in zip(content['samples'], record['metainfo'])
-        ]
+        samples = _unpack_all(content['samples'], record['metainfo'])
         step = Step(
             content['inputs'], samples, content['losses'], content['random'], record['autocast']
         )
     except Exception as error:  # what another program wrote fails in any way at all
         raise CheckpointError(f'{path} is a damaged step of the loss guard: {error!r}.') from error
     return Dump(step, record, content['state_dict'])
+
+
+def _check(step: Step) -> None:
+    def parts(batch: Any) -> list[Any]:
+        return list(batch.values()) if isinstance(batch, dict) else [batch]
+
+    samples = [sample for part in parts(step.samples or []) for sample in part]
+    for expected, found in ((Tensor, parts(step.inputs)), (DetDataSample, samples)):
+        for each in found:
+            if not isinstance(each, expected):
+                raise CheckpointError(
+                    f'no file repeats it, because the batch holds a {type(each).__name__}, and a '
+                    'file only tensors of images and DetDataSample, or a dict of such branches'
+                )
 
 
 def _pack(sample: DetDataSample) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -121,12 +163,22 @@ def _pack(sample: DetDataSample) -> tuple[dict[str, dict[str, Tensor]], dict[str
     return truths, {key: _plain(value) for key, value in sample.metainfo.items()}
 
 
+def _unpack_all(tensors: Any, metainfo: Any) -> Any:
+    if isinstance(tensors, dict):
+        return {name: _unpack_all(part, metainfo[name]) for name, part in tensors.items()}
+    return [_unpack(*each) for each in zip(tensors, metainfo)]
+
+
 def _unpack(tensors: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> DetDataSample:
-    shapes = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in meta.items()
-    }
     truths = {key: InstanceData(**values) for key, values in tensors.items()}
-    return DetDataSample(metainfo=shapes, **truths)
+    return DetDataSample(metainfo={key: _value(each) for key, each in meta.items()}, **truths)
+
+
+def _value(plain: Any) -> Any:
+    """Undo :func:`_plain`: shapes are tuples, transformations arrays."""
+    if isinstance(plain, dict):
+        return np.array(plain['array'], plain['dtype'])
+    return tuple(map(_value, plain)) if isinstance(plain, list) else plain
 
 
 def _is_tensor(value: Any) -> bool:
@@ -140,8 +192,10 @@ def _tensor(value: Any) -> Tensor:
 
 def _plain(value: Any) -> Any:
     """Return plain values of numpy's and tuples; others, of no use to a step, as text."""
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
+        return {'array': value.tolist(), 'dtype': value.dtype.name}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)

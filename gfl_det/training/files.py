@@ -3,7 +3,9 @@
 A file is written under another name, flushed to the disk, and renamed: POSIX promises that whoever
 opens the name finds the old content or the new one, never a part. The checksum lies in
 ``NAME.sha256`` in the format of ``sha256sum``. Two files cannot be renamed at once, so while a
-content is replaced the checksum file holds the sums of the old content and of the new one.
+content is replaced the checksum file holds the sums of the old content and of the new one; where
+only one of the two has a sum, there is none meanwhile. So a file that is whole is never taken for a
+damaged one.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ def write_whole(path: AnyPath, content: bytes, checksum: bool = False) -> None:
             if checksum:
                 _replace_summed(part, path, hashlib.sha256(content).hexdigest())
             else:
+                _sum_path(path).unlink(missing_ok=True)  # of the old content
                 _settle(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -110,9 +113,11 @@ register_backend(WholeFileBackend.NAME, WholeFileBackend, force=True)
 
 def _replace_summed(part: Path, path: Path, new: str) -> None:
     old = _sums(path) if path.exists() else []
-    _write_sums(path, [*old, new])
+    unsummed = path.exists() and not old  # beside the new sum alone it would look damaged
+    if not unsummed:
+        _write_sums(path, [*old, new])
     _settle(part, path)
-    if old:
+    if old or unsummed:
         _write_sums(path, [new])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,11 +17,12 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from gfl_det import cli
+from gfl_det.building import move
 from gfl_det.errors import CheckpointError, ConfigError
+from gfl_det.preflight.walk import walk
+from gfl_det.printable import few
 from gfl_det.training import random_state
-from gfl_det.training.dumps import Dump, read_dump
-
-MAX_SHOWN = 5
+from gfl_det.training.dumps import Dump, each_branch, in_branches, read_dump
 
 
 class Replay(NamedTuple):
@@ -31,14 +33,14 @@ class Replay(NamedTuple):
         gradient_norms: of each parameter, in order.
         first_bad: the first module whose output was not finite, or None.
         bad_weights: entries of the state dict that are not finite.
-        bad_inputs: positions in the batch of images with values that are not finite.
+        bad_inputs: positions in the batch, or branch, of images with values that are not finite.
     """
 
     losses: dict[str, Tensor]
     gradient_norms: dict[str, float]
     first_bad: str | None
     bad_weights: list[str]
-    bad_inputs: list[int]
+    bad_inputs: list[int] | list[str]
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -95,7 +97,7 @@ def replay(dump: Dump, cfg: Config, device: str = 'cpu') -> Replay:
     Raises:
         CheckpointError: The config's model is another than the dump's.
     """
-    model = _build(cfg, dump).to(device)
+    model: Any = move(_build(cfg, dump), device)
     step = dump.step
     first_bad: list[str] = []
     for name, module in model.named_modules():
@@ -103,10 +105,11 @@ def replay(dump: Dump, cfg: Config, device: str = 'cpu') -> Replay:
             module.register_forward_hook(_watch(name, first_bad))
     dtype = getattr(torch, step.autocast) if step.autocast else None
     kind = torch.device(device).type
-    samples = [sample.to(device) for sample in step.samples or []]
+    inputs = each_branch(lambda images: images.to(device), step.inputs)
+    samples = each_branch(lambda part: [each.to(device) for each in part], step.samples or [])
     random_state.restore(step.random)
     with torch.autocast(kind, dtype=dtype) if dtype else nullcontext():
-        losses = model(step.inputs.to(device), samples, mode='loss')
+        losses = model(inputs, samples, mode='loss')
     total, terms = model.parse_losses(losses)
     total.backward()
     norms = {
@@ -119,7 +122,10 @@ def replay(dump: Dump, cfg: Config, device: str = 'cpu') -> Replay:
         gradient_norms=norms,
         first_bad=first_bad[0] if first_bad else None,
         bad_weights=[key for key, value in dump.state_dict.items() if not _finite(value)],
-        bad_inputs=[index for index, image in enumerate(step.inputs) if not _finite(image)],
+        bad_inputs=in_branches(
+            lambda images: [index for index, image in enumerate(images) if not _finite(image)],
+            step.inputs,
+        ),
     )
 
 
@@ -149,18 +155,18 @@ def report(dump: Dump, result: Replay) -> list[str]:
     bad = [name for name, norm in result.gradient_norms.items() if not math.isfinite(norm)]
     finite = [norm for name, norm in result.gradient_norms.items() if name not in bad]
     lines += [
-        f'gradients: {len(bad)} of {len(result.gradient_norms)} not finite {_few(bad)}'.rstrip(),
+        f'gradients: {len(bad)} of {len(result.gradient_norms)} not finite {few(bad)}'.rstrip(),
         f'largest finite norm of a gradient: {max(finite, default=0.0):g}',
-        f'weights that are not finite: {_few(result.bad_weights) or "none"}',
-        f'images with values that are not finite: {_few(result.bad_inputs) or "none"}',
+        f'weights that are not finite: {few(result.bad_weights) or "none"}',
+        f'images with values that are not finite: {few(result.bad_inputs) or "none"}',
         f'first module with an output that is not finite: {result.first_bad or "none"}',
     ]
     return lines
 
 
 def _build(cfg: Config, dump: Dump) -> Any:
-    settings = cfg.model.to_dict()
-    for part in [settings, *(each for each in settings.values() if isinstance(each, dict))]:
+    settings = copy.deepcopy(cfg.model)
+    for _, part in walk(settings, 'model'):
         part.pop('init_cfg', None)  # the weights come from the dump
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
         model = MODELS.build(settings)
@@ -198,8 +204,3 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _finite(value: Tensor) -> bool:
     return bool(value.isfinite().all())
-
-
-def _few(items: list[Any]) -> str:
-    shown = ', '.join(map(str, items[:MAX_SHOWN]))
-    return f'{shown}, ...' if len(items) > MAX_SHOWN else shown

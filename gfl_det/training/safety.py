@@ -95,9 +95,14 @@ def _add_hook(cfg: Config, hook: Node) -> None:
 
 def _rate(cfg: Config) -> float:
     optimizer: Any = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
-    if not isinstance(optimizer.get('lr'), (int, float)):
-        raise ConfigError('The config has no optim_wrapper.optimizer.lr: set a learning rate.')
-    return float(optimizer['lr'])
+    rate = optimizer.get('lr')
+    if not isinstance(rate, (int, float)):
+        raise ConfigError(
+            'The config has no optim_wrapper.optimizer.lr: set a learning rate.'
+            if rate is None
+            else f'optim_wrapper.optimizer.lr is {rate!r}: set a number.'
+        )
+    return float(rate)
 
 
 def _batch_size(cfg: Config) -> int:

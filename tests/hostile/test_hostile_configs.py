@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from annotation_files import ODD
 from calibration_cases import scene
+from refusing import refusal
 
 from gfl_det import calibration, cli, launch, options
 from gfl_det.calibration.distribution_files import load_any_calibrator
 from gfl_det.calibration.fitted import Source
 from gfl_det.calibration.interval_files import load_interval_calibrator
-from gfl_det.errors import ConfigError, DataError, GFLDetError
+from gfl_det.errors import ConfigError, DataError
 from gfl_det.export.description import Description
 from gfl_det.export.preprocessing import Preprocessing
 from gfl_det.preflight import check_training
@@ -68,18 +69,6 @@ CONFIGS = {
     'pickle.pkl': 'cos\nsystem\n(S"echo x > CANARY"\ntR.',
     'text.txt': 'model = 1',
 }
-
-
-def refusal(reader: Callable, path: Path) -> str | None:
-    """What a reader says of a file that it refuses; None where it takes it."""
-    try:
-        reader(path)
-    except GFLDetError as error:
-        said = str(error)
-    else:
-        return None
-    assert len(said) < 4000
-    return said
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...cli import KeyValueAction, load_config
+from ...cli import add_cfg_options, load_config
 from ...errors import ConfigError
 from ..coco import detections_from_coco, read_json, truths_from_coco
 from ..json_files import make_folder_of, write_json
@@ -63,13 +63,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='N',
         help='cut the val split in two at random N times, in place of a test split',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=KeyValueAction,
-        metavar='KEY=VALUE',
-        help='override values of each config, such as data_root=DIR',
-    )
+    add_cfg_options(parser, 'override values of each config, such as data_root=DIR')
     parser.add_argument(
         '--out',
         type=Path,

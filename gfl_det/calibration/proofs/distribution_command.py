@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...cli import KeyValueAction, load_config
+from ...cli import add_cfg_options, load_config
 from ...errors import ConfigError
 from ..json_files import make_folder_of, write_json
 from .distribution import CALIBRATORS, METRICS, VIEWS, Outcome, compare, pool
@@ -35,7 +35,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='held-out data of the config that are pooled and cut in two at random',
     )
     parser.add_argument('--seeds', type=int, default=5, help='random cuts, at least 2')
-    parser.add_argument('--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE')
+    add_cfg_options(parser)
     parser.add_argument('--out', type=Path, help='file for all values')
     return parser.parse_args(argv)
 
