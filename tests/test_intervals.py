@@ -15,7 +15,7 @@ import torch
 from heads import NUM_CLASSES, head_pair, make_maps, make_meta
 from hypothesis import given
 from hypothesis import strategies as st
-from inferring import CLASSES, write_checkpoint, write_images
+from inferring import CLASSES, small_config, write_checkpoint, write_images
 from mmengine.structures import InstanceData
 
 from gfl_det import GFLInferencer, calibration
@@ -24,6 +24,7 @@ from gfl_det.calibration.interval_data import coverage, judge, read_split
 from gfl_det.calibration.intervals import MatchedEdges, conformal_quantile, fit_factors
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference import ImageResult, Results
+from gfl_det.preflight.classes import check_calibrator
 from gfl_det.uncertainty import edge_intervals, edge_quantiles
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'intervals.py'
@@ -368,10 +369,21 @@ def test_the_tool_does_not_measure_what_it_was_fitted_on(world, monkeypatch, cap
     assert '2 of 2 images were used to fit all.json' in capsys.readouterr().err
 
 
-def test_intervals_of_other_classes_are_refused(world, tmp_path) -> None:
+def test_intervals_of_other_classes_are_refused(world, tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / 'other.json'
     calibration.save_interval_calibrator(calibrator(reversed(CLASSES)), path)
     with pytest.raises(
         DataError, match=r"fitted for the classes \['9', .* but the detector has \['0'"
     ):
         GFLInferencer(world / 'epoch_1.pth', device='cpu', intervals=path)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, world, 'measure', str(path), 'epoch_1.pth')
+    said = capsys.readouterr().err
+    assert "fitted for the classes ['9'" in said
+    assert "but the detector has ['0'" in said
+    cfg = small_config()  # as tools/test.py looks at it before it starts
+    cfg.model.test_cfg.interval_calibrator = str(path)
+    with pytest.raises(DataError, match=r"but the data set has \['0'.*: fit a calibrator"):
+        check_calibrator(cfg, ['test'])
+    calibration.save_interval_calibrator(calibrator(CLASSES), path)
+    check_calibrator(cfg, ['test'])

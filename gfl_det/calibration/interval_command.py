@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..arguments import count
 from ..errors import DataError
 from .arrays import fingerprint
 from .calibrators import Source
+from .in_detector import check_interval_class_names
 from .interval_data import Coverage, Matched, Split, coverage, judge, read_split
 from .interval_files import load_interval_calibrator, save_interval_calibrator
 from .intervals import IntervalCalibrator, check_applies, fit_factors
@@ -36,7 +38,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add('--seed', type=int, default=0, help='of the halves (0)')
         add('--config', metavar='CONFIG', help='without, the one in the checkpoint')
         add('--device', metavar='NAME', help='cpu, cuda ...; without, the best there is')
-        add('--batch-size', type=int, default=1, metavar='N', help='images at a time (1)')
+        add('--batch-size', type=count, default=1, metavar='N', help='images at a time (1)')
     fitting.add_argument(
         '--together', action='store_true', help='one factor for all four sides: fewer images do'
     )
@@ -89,6 +91,7 @@ def measure(args: argparse.Namespace) -> None:
         )
     detector = _detector(args)
     check_applies(calibrator, args.intervals, _head(detector), len(detector.classes))
+    check_interval_class_names(args.intervals, detector.classes, 'the detector')
     judged = judge(detector, split, calibrator.iou_threshold, args.batch_size)
     before, after = _both(judged, calibrator, SHOWN)
     print(

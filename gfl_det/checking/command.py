@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from gfl_det.arguments import count
 from gfl_det.checking.check import Decoding, Report, Source, check_file
 from gfl_det.checking.draft import LEVELS
 from gfl_det.cli import KeyValueAction, load_config
@@ -36,16 +37,24 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--images', metavar='DIR', help='the images of an annotation file')
     parser.add_argument(
-        '--split', choices=SPLITS, nargs='+', default=SPLITS, help='which data of a config'
+        '--split', choices=SPLITS, nargs='+', default=SPLITS, help='which data of a config (all)'
     )
     parser.add_argument(
         '--decode', action='store_true', help='decode every image: torn, other sizes, turned'
     )
     parser.add_argument(
-        '--workers', type=int, default=os.cpu_count() or 1, help='threads that decode'
+        '--workers',
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar='N',
+        help='threads that decode (%(default)s, as many as processors)',
     )
     parser.add_argument(
-        '--max-pixels', type=int, default=pixel_limit(), help='larger images are not decoded'
+        '--max-pixels',
+        type=count,
+        default=pixel_limit(),
+        metavar='N',
+        help='larger images are told and not decoded (%(default)s)',
     )
     parser.add_argument(
         '--fix', metavar='OUT.json', help='write a repaired file, and list what was changed'
@@ -72,7 +81,7 @@ def check(args: argparse.Namespace) -> int:
     if args.fix and len(sources) != 1:
         names = ', '.join(source.name for source in sources)
         raise ConfigError(f'--fix repairs one file: choose one of {names} with --split.')
-    decoding = Decoding(max(args.workers, 1), args.max_pixels) if args.decode else None
+    decoding = Decoding(args.workers, args.max_pixels) if args.decode else None
     if decoding and all(source.folder is None for source in sources):
         raise ConfigError('--decode needs the folder of the images: add --images DIR.')
     reports = [check_file(source, decoding) for source in sources]

@@ -45,7 +45,7 @@ class GFLInferencer:
         config: a file, the name of a shipped config, or a config. None: the one that mmengine wrote
             into the checkpoint, which is read as data: nothing in it is run.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...; None: the best there is.
-        score_thr: least score, before calibration; None: that of the config.
+        score_thr: least score, before calibration, in [0, 1]; None: that of the config.
         level: share of true edges that intervals are meant to hold; None: that of the config, if it
             has one, or no intervals.
         calibrator: file of ``tools/calibrate.py`` for scores; None: that of the config, if any.
@@ -80,12 +80,15 @@ class GFLInferencer:
             calibrator=None if calibrator is None else str(calibrator),
             interval_calibrator=None if intervals is None else str(intervals),
         )
+        if score_thr is not None and not 0 <= score_thr <= 1:
+            raise ConfigError(f'score_thr is a score from 0 to 1, not {score_thr!r}.')
         if level is not None and not 0 < level < 1:
             raise ConfigError(f'level is a share between 0 and 1, not {level!r}.')
         loaded = load_detector(checkpoint, config, device or get_device(), settings)
         self.model, self.classes, self.level = loaded.model, loaded.classes, loaded.level
         if optimize is not None:
             self.model = optimize_for_inference(self.model, getattr(torch, optimize))
+        self.score_thr = score_thr
         self._decoding, self._prepare = _split_pipeline(loaded.pipeline)
 
     def __call__(
@@ -185,7 +188,8 @@ class GFLInferencer:
     @torch.inference_mode()
     def _predict(self, batch: list[_Prepared]) -> list[InstanceData]:
         data = {key: [each.data[key] for each in batch] for key in ('inputs', 'data_samples')}
-        return [_on_cpu(each.pred_instances) for each in self.model.test_step(data)]
+        found = [_on_cpu(each.pred_instances) for each in self.model.test_step(data)]
+        return [_at_least(each, self.score_thr) for each in found]
 
     def _result(self, item: Item, found: InstanceData, keep: bool) -> ImageResult:
         assert item.image is not None  # or there were no detections
@@ -223,6 +227,11 @@ def _split_pipeline(pipeline: list[dict[str, Any]]) -> tuple[tuple[tuple[str, An
     if loader.get('to_float32'):
         return decoding, lambda given: steps({**given, 'img': given['img'].astype(np.float32)})
     return decoding, steps
+
+
+def _at_least(found: InstanceData, score: float | None) -> InstanceData:
+    """Detections of a score; detectors without suppression, as DETR, read no ``score_thr``."""
+    return found if score is None else found[found.get('raw_scores', found.scores) >= score]
 
 
 def _on_cpu(found: InstanceData) -> InstanceData:

@@ -33,8 +33,8 @@ import numpy as np
 from mmengine.structures import InstanceData
 
 from ..errors import DataError, SetupError
+from ..uncertainty import SIDES
 
-SIDES = ('left', 'top', 'right', 'bottom')
 DISTRIBUTIONS = frozenset(('edge_logits', 'bin_widths', 'prior_centres'))
 EDGE_FIELDS = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')
 

@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 
 from ..datasets.images import ENDINGS, check_array, decode_image, read_image
-from ..errors import DataError
-from ..pixels import MAX_PIXELS
+from ..errors import ConfigError, DataError
+from ..pixels import too_large
 
 VIDEO_ENDINGS = frozenset(
     ['.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv']
@@ -38,16 +38,25 @@ class Reading:
     """How images are found and decoded.
 
     Args:
-        max_pixels: the most of one image.
+        max_pixels: the most of one image; None: :func:`..pixels.pixel_limit`.
         recursive: folders with the folders in them.
         every: of a video, each so-manieth frame.
         decoding: of ``mmcv.imfrombytes``.
+
+    Raises:
+        ConfigError: ``max_pixels`` or ``every`` is less than 1.
     """
 
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int | None = None
     recursive: bool = False
     every: int = 1
     decoding: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ('max_pixels', 'every'):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f'{name} is at least 1, not {value!r}.')
 
 
 class Item(NamedTuple):
@@ -200,8 +209,9 @@ def _frames(path: Path, reading: Reading) -> Iterator[tuple[int | None, np.ndarr
         width, height = (
             int(capture.get(each)) for each in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
         )
-        if width * height > reading.max_pixels:
-            raise DataError(f'{path} has frames of {width} x {height}, above the pixel limit.')
+        fault = too_large(width * height, reading.max_pixels)
+        if fault is not None:
+            raise DataError(f'Each frame of {path} {fault}: it is not read.')
         for number in itertools.count():
             if not capture.grab():
                 break
