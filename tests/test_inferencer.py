@@ -21,6 +21,7 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from PIL import Image
 from swapping import zoo_config
 
 from gfl_det import GFLInferencer
@@ -190,6 +191,41 @@ def test_nothing_done_is_an_error(detect, folder) -> None:
         detect([], progress=False)
 
 
+@pytest.mark.parametrize(
+    ('inputs', 'match'),
+    [
+        (torch.zeros(20, 30, 3, dtype=torch.uint8), 'input is of Tensor: give paths'),
+        ([Image.new('RGB', (20, 30))], r'is of Image: .* numpy\.array\(image\.convert\("RGB"\)\)'),
+        (Image.new('RGB', (20, 30)), 'is of Image'),
+        (None, 'is of NoneType'),
+        (3, 'is of int'),
+        (b'abc', r'is of bytes: .*\[\.\.\., ::-1\]\.$'),  # and not: so it is with others
+        ({'a.png': 1}, 'is of dict'),
+        ([[]], 'is of list'),
+        ('', 'empty text: name an image'),
+        ('s3://a/b.png', 'only addresses with http'),
+    ],
+)
+def test_other_inputs_are_named(detect, inputs, match) -> None:
+    """Above all a tensor and an image of Pillow, whose rows, or red as blue, would be looked at."""
+    with pytest.raises(DataError, match=match):
+        detect(inputs, progress=False)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(batch_size=0), dict(batch_size=2.5), dict(batch_size='2'),
+        dict(every=0), dict(max_pixels=-5), dict(max_pixels='many'),
+    ],
+)  # fmt: skip
+def test_numbers_are_checked(detect, images, options) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=f'{name} is a whole number of at least 1, not'):
+        detect(images[0], progress=False, **options)
+    assert len(detect(images[0], progress=False, batch_size=np.int64(2))) == 1
+
+
 def test_an_image_that_the_pipeline_cannot_take_is_named(detect) -> None:
     results = detect([np.zeros((1, 20000, 3), np.uint8), np.zeros((40, 40, 3), np.uint8)])
     assert 'array 0 of 20000 x 1 px cannot be prepared' in str(results[0].error)
@@ -205,6 +241,9 @@ def test_one_pixel_is_an_image(detect) -> None:
     [
         (dict(device='cuda:99'), SetupError, "device 'cuda:99' cannot be used"),
         (dict(level=90), ConfigError, 'level is a share'),
+        (dict(level='high'), ConfigError, "between 0 and 1, not 'high'"),
+        (dict(score_thr=30), ConfigError, 'score_thr is a score from 0 to 1, not 30'),
+        (dict(optimize='int8'), ConfigError, "float32, bfloat16, float16, not 'int8'"),
         (dict(config='gfl_r18_fpn_bccd'), CheckpointError, r'does not fit gfl_r18_fpn_bccd: \d+'),
         (dict(config='gfl_r18_fpn_digit'), ConfigError, 'did you mean "gfl_r18_fpn_digits"'),
         (dict(intervals='absent.json'), DataError, r'absent\.json cannot be read'),

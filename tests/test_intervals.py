@@ -20,6 +20,7 @@ from mmengine.structures import InstanceData
 
 from gfl_det import GFLInferencer, calibration
 from gfl_det.calibration.calibrators import Source
+from gfl_det.calibration.interval_command import fit, measure, parse_arguments
 from gfl_det.calibration.interval_data import coverage, judge, read_split
 from gfl_det.calibration.intervals import MatchedEdges, conformal_quantile, fit_factors
 from gfl_det.errors import ConfigError, DataError
@@ -387,3 +388,20 @@ def test_intervals_of_other_classes_are_refused(world, tmp_path, monkeypatch, ca
         check_calibrator(cfg, ['test'])
     calibration.save_interval_calibrator(calibrator(CLASSES), path)
     check_calibrator(cfg, ['test'])
+
+
+@pytest.mark.parametrize(
+    ('words', 'match'),
+    [
+        (['fit', 'x.json', '--images', 'no'], r'4 of 4 images of truths\.json are not in no, such'),
+        (['fit', 'truths.json/x.json'], r'x\.json cannot be written'),
+        (['measure', 'x.json', '--out', 'x.pdf'], r'x\.pdf must end in \.png'),
+        (['measure', 'x.json', '--out', 'truths.json/x.png'], r'x\.png cannot be written'),
+    ],
+)
+def test_what_would_fail_later_is_told_first(world, monkeypatch, words, match) -> None:
+    monkeypatch.chdir(world)
+    given = ['--truths', 'truths.json', '--images', 'img']
+    args = parse_arguments([*words[:2], 'no_checkpoint.pth', *given, *words[2:]])
+    with pytest.raises(DataError, match=match):
+        dict(fit=fit, measure=measure)[args.command](args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gfl_det.checking.draft import LEVELS
 from gfl_det.cli import KeyValueAction, load_config
 from gfl_det.datasets.annotations import find
 from gfl_det.errors import ConfigError
+from gfl_det.files import check_writable, writing
 from gfl_det.pixels import pixel_limit
 from gfl_det.preflight.classes import class_names
 from gfl_det.preflight.walk import annotation_path, datasets_of, image_folder, is_remote
@@ -84,13 +86,17 @@ def check(args: argparse.Namespace) -> int:
     decoding = Decoding(args.workers, args.max_pixels) if args.decode else None
     if decoding and all(source.folder is None for source in sources):
         raise ConfigError('--decode needs the folder of the images: add --images DIR.')
+    for path in (args.json, args.fix):
+        if path not in (None, '-'):
+            check_writable(path)
     reports = [check_file(source, decoding) for source in sources]
     if args.json:
         text = json.dumps([report.as_json() for report in reports], indent=1)
         if args.json == '-':
             print(text)
         else:
-            Path(args.json).write_text(text + '\n')
+            with writing(args.json) as target:
+                target.write_text(text + '\n')
     if args.json != '-':
         for report in reports:
             print_report(report)
@@ -130,6 +136,9 @@ def sources_of_split(cfg: Config, split: str) -> Iterator[Source]:
 def print_report(report: Report) -> None:
     """Print what was found and how often each class occurs."""
     source = report.source
+    if report.repaired is None:  # there was nothing to check
+        print(f'error: {report.findings[0].text}', file=sys.stderr)
+        return
     title = f'{source.name}: {source.path}' if source.name else source.path
     print(f'\n{title}: {report.images:,} images, {report.boxes:,} boxes, {report.seconds:.1f} s')
     rows = [
@@ -163,8 +172,8 @@ def write_fixed(report: Report, out: str, quiet: bool = False) -> None:
         raise ConfigError(f'{report.source.path} cannot be repaired: {report.findings[0].text}')
     if path.exists() and path.samefile(report.source.path):
         raise ConfigError(f'--fix {out} is the file that is read: choose another name.')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(repaired))
+    with writing(path):
+        path.write_text(json.dumps(repaired))
     if quiet:
         return
     changes = [finding for finding in report.findings if finding.fix]

@@ -10,9 +10,10 @@ from pathlib import Path
 from ..arguments import add_pixel_limit, count, share
 from ..calibration.coco import read_json
 from ..errors import DataError
+from ..files import check_writable, writing
 from ..progress import Progress
 from .drawing import Drawer, check_apart
-from .inferencer import GFLInferencer
+from .inferencer import DTYPES, GFLInferencer
 from .results import ImageResult, Results
 
 EPILOG = """\
@@ -52,7 +53,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--optimize',
         nargs='?',
         const='float32',
-        choices=['float32', 'bfloat16', 'float16'],
+        choices=DTYPES,
         help='run as optimize_for_inference makes it; without a name in float32',
     )
     add('--recursive', action='store_true', help='search folders in folders')
@@ -152,6 +153,7 @@ def _check_out(args: argparse.Namespace) -> None:
     ending = Path(args.out).suffix
     if ending not in ('.json', '.csv'):
         raise DataError(f'--out {args.out} must end in .json (COCO results) or .csv (a table).')
+    check_writable(args.out)
     if ending == '.csv':
         Results().to_pandas()
 
@@ -161,8 +163,5 @@ def _write(results: Results, out: str, annotations: dict | None) -> None:
         results.save(out, annotations)
         return
     table = results.to_pandas()
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
         table.to_csv(out, index=False)
-    except OSError as error:
-        raise DataError(f'{out} cannot be written: {error.strerror or error}.') from error

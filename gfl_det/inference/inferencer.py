@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from .sources import Inputs, Item, Reading, Source, find_sources, read_items
 
 # So many batches are read ahead, so that images of one size come together whatever their order.
 WINDOW_BATCHES = 4
+DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 class _Prepared(NamedTuple):
@@ -80,10 +82,12 @@ class GFLInferencer:
             calibrator=None if calibrator is None else str(calibrator),
             interval_calibrator=None if intervals is None else str(intervals),
         )
-        if score_thr is not None and not 0 <= score_thr <= 1:
+        if score_thr is not None and not (_is_number(score_thr) and 0 <= score_thr <= 1):
             raise ConfigError(f'score_thr is a score from 0 to 1, not {score_thr!r}.')
-        if level is not None and not 0 < level < 1:
+        if level is not None and not (_is_number(level) and 0 < level < 1):
             raise ConfigError(f'level is a share between 0 and 1, not {level!r}.')
+        if optimize not in (None, *DTYPES):
+            raise ConfigError(f'optimize is one of {", ".join(DTYPES)}, not {optimize!r}.')
         loaded = load_detector(checkpoint, config, device or get_device(), settings)
         self.model, self.classes, self.level = loaded.model, loaded.classes, loaded.level
         if optimize is not None:
@@ -146,8 +150,8 @@ class GFLInferencer:
             batch_size: as in a call.
             keep_images: as in a call.
         """
-        if batch_size < 1:
-            raise ConfigError(f'batch_size is at least 1, not {batch_size}.')
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise ConfigError(f'batch_size is a whole number of at least 1, not {batch_size!r}.')
         items = read_items(sources)
         while window := list(islice(items, WINDOW_BATCHES * batch_size)):
             yield from self._detect(window, batch_size, keep_images)
@@ -227,6 +231,10 @@ def _split_pipeline(pipeline: list[dict[str, Any]]) -> tuple[tuple[tuple[str, An
     if loader.get('to_float32'):
         return decoding, lambda given: steps({**given, 'img': given['img'].astype(np.float32)})
     return decoding, steps
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
 
 
 def _at_least(found: InstanceData, score: float | None) -> InstanceData:

@@ -78,7 +78,9 @@ def load_detector(
         model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition('\n')[0]
-        raise SetupError(f'The device {device!r} cannot be used: {reason}') from error
+        raise SetupError(
+            f'The device {device!r} cannot be used ({reason}): name another, such as cpu.'
+        ) from error
     datasets = datasets_of(cfg, 'test')
     if not datasets or 'pipeline' not in datasets[0]:
         raise ConfigError(f'{name} has no test_dataloader with a pipeline: add one.')
