@@ -6,12 +6,17 @@ import io
 import os
 import re
 import stat
+import threading
 import warnings
-from typing import BinaryIO, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple
 
 MAX_PIXELS = 178_956_970  # where PIL refuses; decoded, 512 MiB, and a few kilobytes can ask for it
 LIMIT_VARIABLE = 'OPENCV_IO_MAX_IMAGE_PIXELS'
 EXIF_ORIENTATION = 0x0112
+
+_raised = threading.Lock()  # Pillow's limit is one for all threads
 
 
 class Header(NamedTuple):
@@ -35,6 +40,37 @@ def pixel_limit() -> int:
     return int(given) if given.isdecimal() else MAX_PIXELS
 
 
+def too_large(pixels: int, limit: int | None = None) -> str | None:
+    """Say that a picture has more pixels than it may; None where it has not.
+
+    Args:
+        pixels: Width times height.
+        limit: The most; None: :func:`pixel_limit`.
+    """
+    most = pixel_limit() if limit is None else limit
+    if pixels <= most:
+        return None
+    cure = f'{LIMIT_VARIABLE} in the environment' if limit is None else 'a larger max_pixels'
+    return f'has {pixels:,} pixels, more than the limit of {most:,} ({cure} raises it)'
+
+
+@contextmanager
+def pillow_opens(pixels: int) -> Iterator[None]:
+    """Let Pillow open pictures of so many pixels meanwhile, which others have been checked for."""
+    from PIL import Image
+
+    if Image.MAX_IMAGE_PIXELS is None or pixels <= Image.MAX_IMAGE_PIXELS:
+        yield
+        return
+    with _raised:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 def is_endless(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a device or a pipe: reading one may never come to an end.
 
@@ -46,11 +82,12 @@ def is_endless(path: str | os.PathLike[str]) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def header_of(content: bytes | BinaryIO) -> Header | None:
+def header_of(content: bytes | BinaryIO, formats: list[str] | None = None) -> Header | None:
     """Read the head of an image file; None where PIL is absent or cannot read it.
 
     Args:
         content: The file, opened or read, or enough of its beginning.
+        formats: Pillow's names of those that are read; None: all.
     """
     try:
         from PIL import Image
@@ -60,14 +97,22 @@ def header_of(content: bytes | BinaryIO) -> Header | None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of half the size that it refuses
             file = io.BytesIO(content) if isinstance(content, bytes) else content
-            picture = Image.open(file)
-            # Of a PNG without an entry PIL would decode all, to look for one behind the pixels.
-            silent = picture.format == 'PNG' and 'exif' not in picture.info
-            orientation = 1 if silent else picture.getexif().get(EXIF_ORIENTATION, 1)
+            picture = Image.open(file, formats=formats)
+            orientation = _orientation(picture)
     except Image.DecompressionBombError as refusal:
         return Header(int(re.findall(r'\d+', str(refusal))[0]))
     except Exception:  # a damaged head fails in any way
         return None
     width, height = picture.size
-    right = isinstance(orientation, int) and 1 <= orientation <= 8
-    return Header(width * height, orientation if right else 1)
+    return Header(width * height, orientation)
+
+
+def _orientation(picture: Any) -> int:
+    # Of a PNG without an entry PIL would decode all, to look for one behind the pixels.
+    if picture.format == 'PNG' and 'exif' not in picture.info:
+        return 1
+    try:
+        orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged entry, which decoders pass over; the size counts all the same
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1

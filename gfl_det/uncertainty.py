@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import distribution
 
+SIDES = ('left', 'top', 'right', 'bottom')  # of a box: the order of its edges everywhere
 # Distances count from the prior's centre outwards: to the left and up, to the right and down.
 OUTWARDS = (-1.0, -1.0, 1.0, 1.0)
 

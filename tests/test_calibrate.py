@@ -204,8 +204,8 @@ def test_each_mistake_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> No
         (['report', path, str(none), report], r'none\.json gives no detections: take the results'),
         (['apply', path, str(nan), out], r'nan\.json: entry 1 has the score nan, which is no'),
         (['apply', path, str(other), out], r'image_id \[70, 800, 9000\] is no image of the truths'),
-        (['apply', path, results, str(nan / 'x')], r'nan\.json is a file and no folder: write'),
-        (['report', path, results, str(nan)], r'nan\.json is a file and no folder: write'),
+        (['apply', path, results, str(nan / 'x')], r'x cannot be written'),
+        (['report', path, results, str(nan)], r'nan\.json cannot be made .it is a file'),
     ):
         command, calibrator, given, target = words
         files = ['--truths', truths, '--results', given, '--out', target]

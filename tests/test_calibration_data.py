@@ -12,7 +12,6 @@ import pytest
 from gfl_det.calibration import detections_from_coco, match, read_json, truths_from_coco
 from gfl_det.calibration.arrays import check_detections, fingerprint
 from gfl_det.calibration.detection_metrics import laece
-from gfl_det.calibration.json_files import write_json
 from gfl_det.errors import DataError
 
 TRUTHS = dict(
@@ -165,18 +164,6 @@ def test_all_pure_functions_have_one_home() -> None:
     truths = truths_from_coco(TRUTHS)
     (found,) = functional.match(detections_from_coco(RESULTS, truths), truths, [0.5])
     assert functional.laece(found).mean == 0
-
-
-def test_what_json_has_no_word_for_is_null(tmp_path: Path) -> None:
-    path = tmp_path / 'new' / 'values.json'
-    nan, infinity = np.float64('nan'), float('inf')
-    write_json(path, [dict(a=nan, b=(1.5, infinity)), 'NaN', True, None])
-    content = json.loads(path.read_text(), parse_constant=pytest.fail)
-    assert content == [dict(a=None, b=[1.5, None]), 'NaN', True, None]
-    with pytest.raises(DataError, match=r'values\.json is a file and no folder: write elsewhere'):
-        write_json(path / 'x.json', content)
-    with pytest.raises(DataError, match='new is a folder: name a file'):
-        write_json(path.parent, content)
 
 
 def test_files(tmp_path: Path) -> None:

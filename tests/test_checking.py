@@ -681,6 +681,31 @@ class TestCommand:
         with pytest.raises(ConfigError, match='choose one of train, val with --split'):
             command.check(args)
 
+    @pytest.mark.parametrize('content', [None, '[1', '[1]'])
+    def test_what_cannot_be_read_has_no_table(self, tmp_path, capsys, content):
+        path = tmp_path / 'labels.json'
+        if content is not None:
+            path.write_text(content)
+        assert command.check(command.parse_arguments([str(path)])) == 1
+        said = capsys.readouterr()
+        assert said.out == ''
+        assert len(said.err.splitlines()) == 1
+        assert said.err.startswith('error: ')
+        assert str(path) in said.err
+
+    def test_arguments_and_outputs_are_judged_before_the_work(self, tmp_path, capsys):
+        for option in ('--max-pixels', '--workers'):
+            with pytest.raises(SystemExit):
+                command.parse_arguments(['labels.json', option, '-5'])
+            assert "at least 1 is needed, not '-5'" in capsys.readouterr().err
+        path = tmp_path / 'labels.json'
+        path.write_text(json.dumps(sound()))
+        for option in ('--json', '--fix'):
+            args = command.parse_arguments([str(path), option, str(path / 'out.json')])
+            with pytest.raises(DataError, match=r'out\.json cannot be written'):
+                command.check(args)
+        assert capsys.readouterr().out == ''
+
     def test_what_is_read_is_not_overwritten(self, tmp_path):
         path = tmp_path / 'labels.json'
         path.write_text(json.dumps(sound()))

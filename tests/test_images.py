@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import mmcv
 import numpy as np
 import pytest
 from mmcv.transforms import LoadImageFromFile
@@ -15,6 +17,7 @@ from PIL import Image
 
 from gfl_det.datasets.images import check_array, decode_image, read_image
 from gfl_det.errors import DataError
+from gfl_det.pixels import EXIF_ORIENTATION, LIMIT_VARIABLE, Header, header_of
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
 
@@ -89,8 +92,69 @@ def test_an_image_of_too_many_pixels_is_refused_undecoded(tmp_path, monkeypatch,
 def test_the_limit_is_the_callers() -> None:
     content = encoded('PNG')
     assert decode_image(content, 'x', max_pixels=2400).shape == (40, 60, 3)
-    with pytest.raises(DataError, match=r'60 x 40, more than 2399 pixels'):
+    with pytest.raises(DataError, match=r'x has 2,400 pixels, more than the limit of 2,399 \(a la'):
         decode_image(content, 'x', max_pixels=2399)
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_the_callers_limit_holds_beyond_pillows(monkeypatch, backend) -> None:
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)  # it refuses twice as many
+    content = encoded('PNG')
+    assert decode_image(content, 'x', 2400, backend=backend).shape == (40, 60, 3)
+    with pytest.raises(DataError, match='limit of 2,399'):
+        decode_image(content, 'x', 2399, backend=backend)
+    assert Image.MAX_IMAGE_PIXELS == 500
+
+
+@pytest.mark.parametrize('flag', ['color', 'color_ignore_orientation', 'grayscale'])
+@pytest.mark.parametrize('mode', ['L', 'LA', 'P', 'RGB', 'RGBA', '1', 'I;16'])
+def test_the_callers_limit_holds_beyond_opencvs(monkeypatch, mode, flag) -> None:
+    """OpenCV reads its limit when it is loaded; then Pillow gives the same values."""
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    if mode == 'I;16':
+        deep = np.random.default_rng(0).integers(0, 65536, (40, 60), dtype=np.uint16)
+        content = cv2.imencode('.png', deep)[1].tobytes()
+    else:
+        content = encoded('PNG', mode, exif=exif)
+    expected = decode_image(content, 'x', flag=flag)
+    by_default = mmcv.imfrombytes
+
+    def refuse(content: bytes, backend: str = 'cv2', **decoding: object) -> np.ndarray:
+        if backend == 'cv2':
+            raise cv2.error('Assertion failed: pixels <= CV_IO_MAX_IMAGE_PIXELS')
+        return by_default(content, backend=backend, **decoding)
+
+    monkeypatch.setattr('mmcv.imfrombytes', refuse)
+    monkeypatch.setenv(LIMIT_VARIABLE, '2399')
+    with pytest.raises(DataError, match=f'limit of 2,399 .{LIMIT_VARIABLE} in the environment'):
+        decode_image(content, 'x', flag=flag)
+    found = decode_image(content, 'x', max_pixels=2400, flag=flag)
+    close = 1 if flag == 'grayscale' else 0  # their weights of the colours are rounded otherwise
+    np.testing.assert_allclose(found.astype(int), expected, atol=close)
+
+
+def test_threads_do_not_take_each_others_limit(monkeypatch) -> None:
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
+    content = encoded('PNG')
+    with ThreadPoolExecutor(8) as pool:
+        limits = [2400, 2399] * 50
+        found = list(pool.map(lambda limit: outcome(content, limit), limits))
+    assert found == [True, False] * 50
+    assert Image.MAX_IMAGE_PIXELS == 500
+
+
+def outcome(content: bytes, limit: int) -> bool:
+    try:
+        return decode_image(content, 'x', limit, backend='pillow') is not None
+    except DataError:
+        return False
+
+
+def test_a_damaged_exif_entry_hides_no_size() -> None:
+    content = encoded('JPEG', exif=b'Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff' + b'\xff' * 40)
+    assert header_of(content) == Header(2400, 1)
+    assert decode_image(content, 'x').shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])

@@ -14,15 +14,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from commands import run_tool
 from inferring import CLASSES, small_config, write_checkpoint, write_images
 from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from PIL import Image
+from swapping import zoo_config
 
 from gfl_det import GFLInferencer
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
 from gfl_det.inference import command
 from gfl_det.inference import inferencer as inferencer_module
 from gfl_det.inference.command import parse_arguments, summary
+from gfl_det.inference.inferencer import _at_least
 
 ROOT = Path(__file__).parents[1]
 
@@ -184,6 +191,41 @@ def test_nothing_done_is_an_error(detect, folder) -> None:
         detect([], progress=False)
 
 
+@pytest.mark.parametrize(
+    ('inputs', 'match'),
+    [
+        (torch.zeros(20, 30, 3, dtype=torch.uint8), 'input is of Tensor: give paths'),
+        ([Image.new('RGB', (20, 30))], r'is of Image: .* numpy\.array\(image\.convert\("RGB"\)\)'),
+        (Image.new('RGB', (20, 30)), 'is of Image'),
+        (None, 'is of NoneType'),
+        (3, 'is of int'),
+        (b'abc', r'is of bytes: .*\[\.\.\., ::-1\]\.$'),  # and not: so it is with others
+        ({'a.png': 1}, 'is of dict'),
+        ([[]], 'is of list'),
+        ('', 'empty text: name an image'),
+        ('s3://a/b.png', 'only addresses with http'),
+    ],
+)
+def test_other_inputs_are_named(detect, inputs, match) -> None:
+    """Above all a tensor and an image of Pillow, whose rows, or red as blue, would be looked at."""
+    with pytest.raises(DataError, match=match):
+        detect(inputs, progress=False)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(batch_size=0), dict(batch_size=2.5), dict(batch_size='2'),
+        dict(every=0), dict(max_pixels=-5), dict(max_pixels='many'),
+    ],
+)  # fmt: skip
+def test_numbers_are_checked(detect, images, options) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=f'{name} is a whole number of at least 1, not'):
+        detect(images[0], progress=False, **options)
+    assert len(detect(images[0], progress=False, batch_size=np.int64(2))) == 1
+
+
 def test_an_image_that_the_pipeline_cannot_take_is_named(detect) -> None:
     results = detect([np.zeros((1, 20000, 3), np.uint8), np.zeros((40, 40, 3), np.uint8)])
     assert 'array 0 of 20000 x 1 px cannot be prepared' in str(results[0].error)
@@ -199,6 +241,9 @@ def test_one_pixel_is_an_image(detect) -> None:
     [
         (dict(device='cuda:99'), SetupError, "device 'cuda:99' cannot be used"),
         (dict(level=90), ConfigError, 'level is a share'),
+        (dict(level='high'), ConfigError, "between 0 and 1, not 'high'"),
+        (dict(score_thr=30), ConfigError, 'score_thr is a score from 0 to 1, not 30'),
+        (dict(optimize='int8'), ConfigError, "float32, bfloat16, float16, not 'int8'"),
         (dict(config='gfl_r18_fpn_bccd'), CheckpointError, r'does not fit gfl_r18_fpn_bccd: \d+'),
         (dict(config='gfl_r18_fpn_digit'), ConfigError, 'did you mean "gfl_r18_fpn_digits"'),
         (dict(intervals='absent.json'), DataError, r'absent\.json cannot be read'),
@@ -246,6 +291,65 @@ def test_heads_without_distributions_give_boxes_and_scores(images, tmp_path) -> 
     assert sorted(result.instances.keys()) == ['bboxes', 'labels', 'scores']
     assert result.level is None
     assert len(result) == len(result.to_coco()) > 0
+
+
+def test_the_least_score_reaches_the_second_stage(images, tmp_path, monkeypatch) -> None:
+    """Of mmdet's Faster R-CNN, in whose test config each stage has an entry of its own."""
+    monkeypatch.setattr('mmcv.ops.RoIAlign.forward', crop)
+    register_all_modules()
+    cfg = two_stages()
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    with torch.no_grad():
+        model.roi_head.bbox_head.fc_cls.weight.mul_(8)
+    meta = dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=CLASSES))
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), tmp_path / 'faster.pth')
+
+    def scores(thr: float | None) -> torch.Tensor:
+        detect = GFLInferencer(tmp_path / 'faster.pth', device='cpu', score_thr=thr)
+        return detect(images[0], progress=False)[0].instances.scores
+
+    own = scores(None)  # the config's 0.05
+    assert len(own) > 5
+    assert torch.equal(scores(float(own[4:6].mean())), own[:5])
+    below = scores(0.0)  # which a filter behind the detector could not bring back
+    assert (below <= 0.05).any()
+    assert torch.equal(below[below > 0.05], own)
+
+
+def crop(layer, maps: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+    """What RoIAlign does, which needs compiled operators, for the maps of one image."""
+    height, width = maps.shape[-2:]
+    low, high = (rois[:, 1:] * layer.spatial_scale).split(2, dim=1)
+    steps = (torch.arange(layer.output_size[0]) + 0.5) / layer.output_size[0]
+    places = low[:, None] + steps[:, None] * (high - low)[:, None]  # (N, 7, 2) x and y
+    places = places / torch.tensor([width, height]) * 2 - 1
+    x, y = places.unbind(-1)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), -1)
+    return F.grid_sample(maps.expand(len(rois), -1, -1, -1), grid, align_corners=False)
+
+
+def two_stages() -> Config:
+    cfg, small = zoo_config('faster_rcnn/faster-rcnn_r50_fpn_1x_coco'), small_config()
+    cfg.model.backbone.init_cfg = None
+    cfg.model.neck.out_channels = 16
+    cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
+    cfg.model.roi_head.bbox_roi_extractor.out_channels = 16
+    cfg.model.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32, num_classes=10)
+    cfg.model.test_cfg.rpn.update(nms_pre=60, max_per_img=60)
+    cfg.model.test_cfg.rcnn.max_per_img = -1
+    return Config(
+        dict(model=cfg.model, default_scope='mmdet', test_dataloader=small.test_dataloader)
+    )
+
+
+def test_the_least_score_holds_where_no_test_config_has_one() -> None:
+    """Detectors without suppression, as DETR, read none; scores count before calibration."""
+    found = InstanceData(scores=torch.tensor([0.9, 0.4]), raw_scores=torch.tensor([0.2, 0.5]))
+    assert _at_least(found, 0.3).scores.tolist() == [pytest.approx(0.4)]
+    del found.raw_scores
+    assert len(_at_least(found, 0.3)) == len(_at_least(found, None)) == 2
+    assert len(_at_least(found, 0.95)) == 0
 
 
 def test_optimized_and_without_intervals(checkpoint, images, detect) -> None:

@@ -15,15 +15,17 @@ import torch
 from heads import NUM_CLASSES, head_pair, make_maps, make_meta
 from hypothesis import given
 from hypothesis import strategies as st
-from inferring import CLASSES, write_checkpoint, write_images
+from inferring import CLASSES, small_config, write_checkpoint, write_images
 from mmengine.structures import InstanceData
 
 from gfl_det import GFLInferencer, calibration
 from gfl_det.calibration.calibrators import Source
+from gfl_det.calibration.interval_command import fit, measure, parse_arguments
 from gfl_det.calibration.interval_data import coverage, judge, read_split
 from gfl_det.calibration.intervals import MatchedEdges, conformal_quantile, fit_factors
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference import ImageResult, Results
+from gfl_det.preflight.classes import check_calibrator
 from gfl_det.uncertainty import edge_intervals, edge_quantiles
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'intervals.py'
@@ -368,10 +370,38 @@ def test_the_tool_does_not_measure_what_it_was_fitted_on(world, monkeypatch, cap
     assert '2 of 2 images were used to fit all.json' in capsys.readouterr().err
 
 
-def test_intervals_of_other_classes_are_refused(world, tmp_path) -> None:
+def test_intervals_of_other_classes_are_refused(world, tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / 'other.json'
     calibration.save_interval_calibrator(calibrator(reversed(CLASSES)), path)
     with pytest.raises(
         DataError, match=r"fitted for the classes \['9', .* but the detector has \['0'"
     ):
         GFLInferencer(world / 'epoch_1.pth', device='cpu', intervals=path)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, world, 'measure', str(path), 'epoch_1.pth')
+    said = capsys.readouterr().err
+    assert "fitted for the classes ['9'" in said
+    assert "but the detector has ['0'" in said
+    cfg = small_config()  # as tools/test.py looks at it before it starts
+    cfg.model.test_cfg.interval_calibrator = str(path)
+    with pytest.raises(DataError, match=r"but the data set has \['0'.*: fit a calibrator"):
+        check_calibrator(cfg, ['test'])
+    calibration.save_interval_calibrator(calibrator(CLASSES), path)
+    check_calibrator(cfg, ['test'])
+
+
+@pytest.mark.parametrize(
+    ('words', 'match'),
+    [
+        (['fit', 'x.json', '--images', 'no'], r'4 of 4 images of truths\.json are not in no, such'),
+        (['fit', 'truths.json/x.json'], r'x\.json cannot be written'),
+        (['measure', 'x.json', '--out', 'x.pdf'], r'x\.pdf must end in \.png'),
+        (['measure', 'x.json', '--out', 'truths.json/x.png'], r'x\.png cannot be written'),
+    ],
+)
+def test_what_would_fail_later_is_told_first(world, monkeypatch, words, match) -> None:
+    monkeypatch.chdir(world)
+    given = ['--truths', 'truths.json', '--images', 'img']
+    args = parse_arguments([*words[:2], 'no_checkpoint.pth', *given, *words[2:]])
+    with pytest.raises(DataError, match=match):
+        dict(fit=fit, measure=measure)[args.command](args)

@@ -290,7 +290,7 @@ class TestShowTool:
     def test_scores_are_shares(self, capsys):
         with pytest.raises(SystemExit):
             command.parse_arguments(['x.pth', 'a.png', '--score-thr', '30'])
-        assert 'a score lies in 0 .. 1' in capsys.readouterr().err
+        assert 'a share in 0 to 1 is needed, not 30' in capsys.readouterr().err
 
 
 @pytest.mark.skipif(find_spec('tensorboard') is None, reason='the package tensorboard is missing')

@@ -2,7 +2,7 @@
 
     python tools/show.py CHECKPOINT IMAGE [IMAGE ...] [--config CONFIG] [--out DIR] [--score-thr S]
                          [--truths JSON] [--edges [BOX ...]] [--format png|jpg|pdf|svg]
-                         [--calibrator JSON] [--device NAME]
+                         [--calibrator JSON] [--device NAME] [--max-pixels N]
 
 IMAGE is what tools/infer.py takes. Writes DIR/IMAGE.png, with --truths truth beside prediction,
 and with --edges DIR/IMAGE.edges.png: where the head thinks that each edge of a box lies. A whole

@@ -30,10 +30,10 @@ from gfl_det.calibration.evaluation import evaluate_detections
 from gfl_det.calibration.evidence import GROUPS
 from gfl_det.calibration.files import save_calibrator
 from gfl_det.calibration.fitted import Cut, FittedCalibrator
-from gfl_det.calibration.json_files import make_folder, make_folder_of, write_json
 from gfl_det.calibration.maps import FITS
 from gfl_det.calibration.report import write_report
 from gfl_det.errors import ConfigError, DataError
+from gfl_det.files import check_writable, make_folder, write_json
 
 DISTRIBUTION = 'distribution'
 SHOWN = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP', 'AP', 'AP50')
@@ -119,7 +119,7 @@ def fit(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :func:`.calibrators.fit_calibrator`.
     """
-    make_folder_of(args.calibrator)
+    check_writable(args.calibrator)
     cuts: tuple[Cut, Cut] = (args.raw_cut, 'lrp')
     if args.method == DISTRIBUTION:
         _fit_distribution(args, cuts)
@@ -176,7 +176,7 @@ def apply(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
-    make_folder_of(args.out)
+    check_writable(args.out)
     *_, scores = _calibrate(args)
     entries = zip(read_json(args.results), scores.tolist())  # detections keep the file's order
     write_json(args.out, [each | dict(score=score) for each, score in entries])
@@ -189,7 +189,7 @@ def report(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
-    make_folder(Path(args.out))
+    make_folder(args.out)
     calibrator, truths, detections, scores = _calibrate(args)
     _refuse_none(args, detections)
     files = write_report(calibrator, detections, scores, truths, Path(args.out))

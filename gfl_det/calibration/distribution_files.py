@@ -6,10 +6,10 @@ import json
 import math
 from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
 from typing import Any, Union
 
 from ..errors import ConfigError, DataError
+from ..files import writing
 from .calibrators import DetectionCalibrator
 from .coco import read_json
 from .distribution_calibrator import DistributionCalibrator, DistributionSettings
@@ -25,10 +25,13 @@ AnyCalibrator = Union[DetectionCalibrator, DistributionCalibrator]
 def save_distribution_calibrator(
     calibrator: DistributionCalibrator, path: str | PathLike[str]
 ) -> None:
-    """Write a calibrator; numbers survive to the last digit. The file's folder is made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(to_json(calibrator), indent=1, allow_nan=False) + '\n')
+    """Write a calibrator; numbers survive to the last digit. The file's folder is made.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    with writing(path) as target:
+        target.write_text(json.dumps(to_json(calibrator), indent=1, allow_nan=False) + '\n')
 
 
 def load_any_calibrator(path: str | PathLike[str]) -> AnyCalibrator:

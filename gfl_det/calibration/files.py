@@ -6,10 +6,10 @@ import json
 import math
 from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..files import writing
 from .calibrators import DetectionCalibrator, Settings
 from .coco import read_json
 from .fitted import ClassMap, FittedCalibrator, Source
@@ -25,11 +25,13 @@ def save_calibrator(calibrator: DetectionCalibrator, path: str | PathLike[str]) 
     Args:
         calibrator: a fitted one.
         path: of the JSON file; its folder is made.
+
+    Raises:
+        DataError: it cannot be written.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps(calibrator_to_json(calibrator), indent=1, allow_nan=False)
-    target.write_text(content + '\n')
+    with writing(path) as target:
+        target.write_text(content + '\n')
 
 
 def load_calibrator(path: str | PathLike[str]) -> DetectionCalibrator:

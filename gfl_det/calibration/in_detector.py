@@ -120,17 +120,36 @@ def edge_detections(
     return EdgeDetections(found, values('edge_logits'), values('bin_widths'))
 
 
-def check_class_names(path: str, names: Sequence[str]) -> None:
+def check_class_names(path: str, names: Sequence[str], owner: str = 'the data set') -> None:
     """Refuse a calibrator whose classes are not those of a data set, in their order.
+
+    Args:
+        path: of the calibrator.
+        names: of the classes.
+        owner: whose they are, for the message.
 
     Raises:
         DataError: they differ, or the file is no calibrator.
     """
-    fitted = load_any_calibrator(path).class_names
-    if fitted != list(names):
+    _compare_names(path, load_any_calibrator(path).class_names, names, owner)
+
+
+def check_interval_class_names(
+    path: str, names: Sequence[str], owner: str = 'the data set'
+) -> None:
+    """As :func:`check_class_names`, of a calibrator of intervals.
+
+    Raises:
+        DataError: they differ, or the file is no calibrator of intervals.
+    """
+    _compare_names(path, load_interval_calibrator(path).class_names, names, owner)
+
+
+def _compare_names(path: str, fitted: Sequence[str], names: Sequence[str], owner: str) -> None:
+    if list(fitted) != list(names):
         raise DataError(
-            f'{path} was fitted for the classes {listed(fitted)}, but the data set has '
-            f'{listed(names)}: fit a calibrator on data of these classes in this order.'
+            f'{path} was fitted for the classes {listed(list(fitted))}, but {owner} has '
+            f'{listed(list(names))}: fit a calibrator on data of these classes in this order.'
         )
 
 

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..arguments import count
 from ..errors import DataError
+from ..files import check_writable, writing
 from .arrays import fingerprint
 from .calibrators import Source
+from .in_detector import check_interval_class_names
 from .interval_data import Coverage, Matched, Split, coverage, judge, read_split
 from .interval_files import load_interval_calibrator, save_interval_calibrator
 from .intervals import IntervalCalibrator, check_applies, fit_factors
@@ -36,11 +39,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add('--seed', type=int, default=0, help='of the halves (0)')
         add('--config', metavar='CONFIG', help='without, the one in the checkpoint')
         add('--device', metavar='NAME', help='cpu, cuda ...; without, the best there is')
-        add('--batch-size', type=int, default=1, metavar='N', help='images at a time (1)')
+        add('--batch-size', type=count, default=1, metavar='N', help='images at a time (1)')
     fitting.add_argument(
         '--together', action='store_true', help='one factor for all four sides: fewer images do'
     )
-    measuring.add_argument('--out', metavar='PNG', help='draw coverage against level')
+    measuring.add_argument(
+        '--out', metavar='PNG', help='draw coverage against level into this file'
+    )
     return parser.parse_args(argv)
 
 
@@ -50,7 +55,8 @@ def fit(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: a file cannot be used, or there are too few matches.
     """
-    split = read_split(args.truths, args.images, args.half, args.seed)
+    check_writable(args.intervals)
+    split = _split(args)
     detector = _detector(args)
     judged = judge(detector, split, IOU, args.batch_size)
     levels, factors = fit_factors(judged.edges, together=args.together)
@@ -79,8 +85,12 @@ def measure(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: a file cannot be used, or the calibrator has seen an image.
     """
+    if args.out:
+        if Path(args.out).suffix.lower() != '.png':
+            raise DataError(f'--out {args.out} must end in .png: it is drawn as PNG.')
+        check_writable(args.out)
     calibrator = load_interval_calibrator(args.intervals)
-    split = read_split(args.truths, args.images, args.half, args.seed)
+    split = _split(args)
     seen = set(calibrator.source.images) & set(split.truths.image_keys)
     if seen:
         raise DataError(
@@ -89,6 +99,7 @@ def measure(args: argparse.Namespace) -> None:
         )
     detector = _detector(args)
     check_applies(calibrator, args.intervals, _head(detector), len(detector.classes))
+    check_interval_class_names(args.intervals, detector.classes, 'the detector')
     judged = judge(detector, split, calibrator.iou_threshold, args.batch_size)
     before, after = _both(judged, calibrator, SHOWN)
     print(
@@ -141,11 +152,8 @@ def draw(before: Coverage, after: Coverage, path: Path) -> None:
     axes.set_aspect('equal')
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         figure.savefig(path, dpi=130)
-    except (OSError, ValueError) as error:
-        raise DataError(f'{path} cannot be written: {error}.') from error
 
 
 def _both(
@@ -154,6 +162,18 @@ def _both(
     reached = [level for level in levels if level <= calibrator.levels[-1]]
     factors = [calibrator.factors_at(level) for level in reached]
     return coverage(judged.edges, reached), coverage(judged.edges, reached, factors)
+
+
+def _split(args: argparse.Namespace) -> Split:
+    """The images and truths that the arguments name; all images are there."""
+    split = read_split(args.truths, args.images, args.half, args.seed)
+    missing = [each.name for each in split.files if not each.is_file()]
+    if missing:
+        raise DataError(
+            f'{len(missing)} of {len(split.files)} images of {args.truths} are not in '
+            f'{args.images}, such as {missing[0]}: give their folder with --images.'
+        )
+    return split
 
 
 def _detector(args: argparse.Namespace) -> Any:

@@ -14,7 +14,7 @@ from . import splits
 from .arrays import Detections, Truths
 from .coco import read_json, truths_from_coco
 from .intervals import MatchedEdges
-from .matching import TRUE, match, overlaps
+from .matching import TRUE, match
 from .splits import split_images, take_images
 
 if TYPE_CHECKING:  # inference imports heads, which import this package
@@ -86,16 +86,15 @@ def judge(
         )
     detections = _collect(results)
     (found,) = match(detections, truths, [iou_threshold])
-    rows = found.row[found.state == TRUE]
-    if not len(rows):
+    right = found.state == TRUE
+    if not right.any():
         raise DataError(
             f'Not one detection matches a truth at IoU {iou_threshold:g}: give the truths of these '
             'images, and a checkpoint that was trained.'
         )
-    order = np.argsort(rows, kind='stable')
-    rows, ious = rows[order], found.iou[found.state == TRUE][order]
-    partners = _partners(detections.take(rows), truths, ious)
-    return Matched(_edges(results, rows, truths.boxes[partners]), detections)
+    rows, partners = found.row[right], found.truth[right]
+    order = np.argsort(rows)  # a detection matches once
+    return Matched(_edges(results, rows[order], truths.boxes[partners[order]]), detections)
 
 
 def _collect(results: Results) -> Detections:
@@ -111,21 +110,6 @@ def _collect(results: Results) -> Detections:
 
 def _joined(results: Results, name: str) -> np.ndarray:
     return torch.cat([each.instances[name] for each in results]).numpy()
-
-
-def _partners(detections: Detections, truths: Truths, ious: np.ndarray) -> np.ndarray:
-    """The truth ``(N,)`` of each matched detection: of its image and class, with that very IoU."""
-    partners = np.empty(len(ious), np.int64)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, key in enumerate(zip(truths.image.tolist(), truths.label.tolist())):
-        groups.setdefault(key, []).append(index)
-    for row, key in enumerate(zip(detections.image.tolist(), detections.label.tolist())):
-        own = np.array(groups[key])
-        box = np.repeat(detections.boxes[row : row + 1], len(own), axis=0)
-        iou = overlaps(box, truths.boxes[own], np.zeros(len(own), bool))
-        iou[truths.crowd[own]] = np.inf
-        partners[row] = own[np.abs(iou - ious[row]).argmin()]
-    return partners
 
 
 def _edges(results: Results, rows: np.ndarray, truths: np.ndarray) -> MatchedEdges:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
+from ..files import writing
 from .coco import read_json
 from .fitted import Source
 from .intervals import IntervalCalibrator
@@ -17,10 +17,13 @@ VERSION = 1
 
 
 def save_interval_calibrator(calibrator: IntervalCalibrator, path: str | PathLike[str]) -> None:
-    """Write a calibrator; numbers survive to the last digit. The file's folder is made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(to_json(calibrator), indent=1, allow_nan=False) + '\n')
+    """Write a calibrator; numbers survive to the last digit. The file's folder is made.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    with writing(path) as target:
+        target.write_text(json.dumps(to_json(calibrator), indent=1, allow_nan=False) + '\n')
 
 
 def load_interval_calibrator(path: str | PathLike[str]) -> IntervalCalibrator:

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..datasets.annotations import listed
@@ -157,21 +156,6 @@ def conformal_quantile(scores: Tensor, level: float) -> float:
     if not 1 <= rank <= len(ordered):
         raise ValueError(f'{len(ordered)} scores give no quantile at level {level}')
     return max(0.0, float(ordered[rank - 1]))
-
-
-def merge(parts: Sequence[MatchedEdges]) -> MatchedEdges:
-    """All edges of several images.
-
-    Raises:
-        DataError: there is not one.
-    """
-    if not sum(map(len, parts)):
-        raise DataError(
-            'Not one detection matches a truth: give the truths of these images, and a checkpoint '
-            'that was trained.'
-        )
-    fields = [[getattr(part, name) for part in parts] for name in MatchedEdges.__annotations__]
-    return MatchedEdges(*(torch.cat(values) for values in fields))
 
 
 def check_applies(

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..files import make_folder
 from .arrays import Detections, Truths
 from .evaluation import evaluate_detections, keep_above
 from .fitted import FittedCalibrator
-from .json_files import make_folder
 from .lrp import OptimalLRP, lrp, nan_mean, optimal_lrp
 from .matching import Matches, match
 from .reliability import reliability

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 
+from gfl_det.arguments import count
 from gfl_det.checking.check import Decoding, Report, Source, check_file
 from gfl_det.checking.draft import LEVELS
 from gfl_det.cli import add_cfg_options, load_config
 from gfl_det.datasets.annotations import find
 from gfl_det.errors import ConfigError
+from gfl_det.files import check_writable, writing
 from gfl_det.pixels import pixel_limit
 from gfl_det.preflight.classes import class_names
 from gfl_det.preflight.walk import annotation_path, datasets_of, image_folder, is_remote
@@ -36,16 +39,24 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--images', metavar='DIR', help='the images of an annotation file')
     parser.add_argument(
-        '--split', choices=SPLITS, nargs='+', default=SPLITS, help='which data of a config'
+        '--split', choices=SPLITS, nargs='+', default=SPLITS, help='which data of a config (all)'
     )
     parser.add_argument(
         '--decode', action='store_true', help='decode every image: torn, other sizes, turned'
     )
     parser.add_argument(
-        '--workers', type=int, default=os.cpu_count() or 1, help='threads that decode'
+        '--workers',
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar='N',
+        help='threads that decode (%(default)s, as many as processors)',
     )
     parser.add_argument(
-        '--max-pixels', type=int, default=pixel_limit(), help='larger images are not decoded'
+        '--max-pixels',
+        type=count,
+        default=pixel_limit(),
+        metavar='N',
+        help='larger images are told and not decoded (%(default)s)',
     )
     parser.add_argument(
         '--fix', metavar='OUT.json', help='write a repaired file, and list what was changed'
@@ -66,16 +77,20 @@ def check(args: argparse.Namespace) -> int:
     if args.fix and len(sources) != 1:
         names = ', '.join(source.name for source in sources)
         raise ConfigError(f'--fix repairs one file: choose one of {names} with --split.')
-    decoding = Decoding(max(args.workers, 1), args.max_pixels) if args.decode else None
+    decoding = Decoding(args.workers, args.max_pixels) if args.decode else None
     if decoding and all(source.folder is None for source in sources):
         raise ConfigError('--decode needs the folder of the images: add --images DIR.')
+    for path in (args.json, args.fix):
+        if path not in (None, '-'):
+            check_writable(path)
     reports = [check_file(source, decoding) for source in sources]
     if args.json:
         text = json.dumps([report.as_json() for report in reports], indent=1)
         if args.json == '-':
             print(text)
         else:
-            Path(args.json).write_text(text + '\n')
+            with writing(args.json) as target:
+                target.write_text(text + '\n')
     if args.json != '-':
         for report in reports:
             print_report(report)
@@ -115,6 +130,9 @@ def sources_of_split(cfg: Config, split: str) -> Iterator[Source]:
 def print_report(report: Report) -> None:
     """Print what was found and how often each class occurs."""
     source = report.source
+    if report.repaired is None:  # there was nothing to check
+        print(f'error: {report.findings[0].text}', file=sys.stderr)
+        return
     title = f'{source.name}: {source.path}' if source.name else source.path
     print(f'\n{title}: {report.images:,} images, {report.boxes:,} boxes, {report.seconds:.1f} s')
     rows = [
@@ -148,8 +166,8 @@ def write_fixed(report: Report, out: str, quiet: bool = False) -> None:
         raise ConfigError(f'{report.source.path} cannot be repaired: {report.findings[0].text}')
     if path.exists() and path.samefile(report.source.path):
         raise ConfigError(f'--fix {out} is the file that is read: choose another name.')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(repaired))
+    with writing(path):
+        path.write_text(json.dumps(repaired))
     if quiet:
         return
     changes = [finding for finding in report.findings if finding.fix]

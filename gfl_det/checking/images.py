@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from gfl_det.checking.draft import WITH_BOXES, Draft
 from gfl_det.datasets.annotation_boxes import ROUNDING_PX
 from gfl_det.datasets.annotations import Entry, as_number
-from gfl_det.datasets.images import is_torn
+from gfl_det.datasets.images import decode, is_torn
 from gfl_det.pixels import MAX_PIXELS, header_of
 from gfl_det.progress import Progress
 
@@ -154,10 +153,7 @@ def look_at(path: str, max_pixels: int = MAX_PIXELS) -> Look:
         return Look(f'have more than {max_pixels:,} pixels')
     if is_torn(content):
         return Look('are torn: their end is missing')
-    try:
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        picture = None
+    picture = decode(content, header.pixels if header else 0)
     if picture is None:
         return Look('cannot be decoded')
     height, width = picture.shape[:2]

@@ -23,7 +23,7 @@ from gfl_det.datasets.annotations import (
     shown,
 )
 from gfl_det.errors import DataError, GFLDetError
-from gfl_det.pixels import LIMIT_VARIABLE, Header, header_of, is_endless, pixel_limit
+from gfl_det.pixels import Header, header_of, is_endless, too_large
 from gfl_det.registry import DATASETS
 
 MAX_PATH = 1000  # characters that a message shows
@@ -206,9 +206,4 @@ class CocoDataset(MMDetCocoDataset):
 
 
 def _too_large(header: Header | None) -> str | None:
-    if header is None or header.pixels <= pixel_limit():
-        return None
-    return (
-        f'has {header.pixels:,} pixels, more than the limit of {pixel_limit():,} '
-        f'({LIMIT_VARIABLE} in the environment raises it)'
-    )
+    return None if header is None else too_large(header.pixels)

@@ -7,16 +7,16 @@ by the readers of the formats below.
 from __future__ import annotations
 
 import io
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mmcv
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import DataError
-from ..pixels import MAX_PIXELS, is_endless
+from ..pixels import MAX_PIXELS, header_of, is_endless, pillow_opens, pixel_limit, too_large
 
 ENDINGS = frozenset(
     [
@@ -39,12 +39,12 @@ FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF'
 JPEG_SCAN, JPEG_END = 0xDA, b'\xff\xd9'
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, **decoding: Any) -> np.ndarray:
+def read_image(path: str | Path, max_pixels: int | None = None, **decoding: Any) -> np.ndarray:
     """Read an image file; what comes out is what mmcv's ``LoadImageFromFile`` gives.
 
     Args:
         path: of the file.
-        max_pixels: the most that are decoded.
+        max_pixels: the most that are decoded; None: :func:`..pixels.pixel_limit`.
         **decoding: of ``mmcv.imfrombytes``: ``flag`` and ``backend``.
 
     Returns:
@@ -70,23 +70,56 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, **decoding: Any) 
 
 
 def decode_image(
-    content: bytes, name: str, max_pixels: int = MAX_PIXELS, **decoding: Any
+    content: bytes, name: str, max_pixels: int | None = None, **decoding: Any
 ) -> np.ndarray:
     """The image in an image file's content; as :func:`read_image`, which says more.
 
     Raises:
         DataError: the image is too large, torn, or none.
     """
-    _check_header(io.BytesIO(content), name, max_pixels)
+    pixels = _check_header(content, name, max_pixels)
     if is_torn(content):
         raise DataError(f'{name} is torn: its end is missing; copy or fetch it again.')
-    try:
-        image = mmcv.imfrombytes(content, **decoding)
-    except Exception:  # each decoding backend has its own kinds
-        image = None
+    image = decode(content, pixels, **decoding)
     if image is None:
         raise DataError(f'{name} is torn or damaged: it cannot be decoded.')
     return image
+
+
+def decode(content: bytes, pixels: int, **decoding: Any) -> np.ndarray | None:
+    """Decode an image file whose size was judged; None where it is damaged.
+
+    Args:
+        content: the file.
+        pixels: that its header promises.
+        **decoding: of ``mmcv.imfrombytes``.
+    """
+    with pillow_opens(pixels):
+        image = _attempt(mmcv.imfrombytes, content, **decoding)
+        # OpenCV's own limit stands since it was loaded, whatever the caller allows.
+        if image is None and pixels > min(MAX_PIXELS, pixel_limit()):
+            image = _attempt(by_pillow, content, **decoding)
+    return image
+
+
+def by_pillow(content: bytes, flag: str = 'color', **_: Any) -> np.ndarray:
+    """The values that ``mmcv.imfrombytes`` gives, decoded by Pillow, which has no fixed limit."""
+    if flag == 'unchanged':
+        return mmcv.imfrombytes(content, flag=flag, backend='pillow')
+    with Image.open(io.BytesIO(content), formats=_formats()) as file:
+        image = file if flag.endswith('ignore_orientation') else ImageOps.exif_transpose(file)
+        if image.mode.startswith('I'):  # 16 bits, whose upper 8 OpenCV takes
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if flag.startswith('grayscale'):
+            return np.array(image.convert('L'))
+        return np.ascontiguousarray(np.asarray(image.convert('RGB'))[..., ::-1])
+
+
+def _attempt(read: Callable[..., np.ndarray], content: bytes, **decoding: Any) -> np.ndarray | None:
+    try:
+        return read(content, **decoding)
+    except Exception:  # each decoding backend has its own kinds
+        return None
 
 
 def check_array(array: Any, name: str) -> np.ndarray:
@@ -112,26 +145,17 @@ def check_array(array: Any, name: str) -> np.ndarray:
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
 
 
-def _check_header(file: Any, name: str, max_pixels: int) -> None:
-    """Refuse what is no image, and what would be too large a one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # Pillow's own limit is another
-            with Image.open(file, formats=_formats()) as image:
-                width, height = image.size
-    except Image.DecompressionBombError:
-        raise DataError(
-            f'{name} says that it has more than {max_pixels} pixels: it is refused undecoded.'
-        ) from None
-    except Exception as error:  # a damaged header fails in any way at all
+def _check_header(file: Any, name: str, max_pixels: int | None) -> int:
+    """Refuse what is no image, and what would be too large a one; how many pixels it has."""
+    header = header_of(file, _formats())
+    if header is None:
         raise DataError(
             f'{name} is no image of a known format ({", ".join(FORMATS)}), or a damaged one.'
-        ) from error
-    if width * height > max_pixels:
-        raise DataError(
-            f'{name} says that it is {width} x {height}, more than {max_pixels} pixels: it is '
-            'refused undecoded.'
         )
+    fault = too_large(header.pixels, max_pixels)
+    if fault is not None:
+        raise DataError(f'{name} {fault}: it is refused undecoded.')
+    return header.pixels
 
 
 def _formats() -> list[str]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..arguments import amount, port
 from ..inference import GFLInferencer
 from .server import LOOPBACK, DemoServer
 from .uploads import Limits
@@ -26,12 +27,27 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--host',
         default='127.0.0.1',
-        help='address to listen on; 0.0.0.0 lets everyone in who can reach this machine',
+        help='address to listen on (%(default)s); 0.0.0.0 lets everyone in who can reach this '
+        'machine',
     )
-    parser.add_argument('--port', type=int, default=7860, help='0 takes a free one')
+    parser.add_argument(
+        '--port', type=port, default=7860, metavar='N', help='%(default)s; 0 takes a free one'
+    )
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; without, the best there is')
-    parser.add_argument('--max-mb', type=float, default=10, metavar='MIB', help='of an upload')
-    parser.add_argument('--max-megapixels', type=float, default=20, metavar='MP')
+    parser.add_argument(
+        '--max-mb',
+        type=amount,
+        default=10,
+        metavar='MIB',
+        help='largest file that is taken (%(default)s)',
+    )
+    parser.add_argument(
+        '--max-megapixels',
+        type=amount,
+        default=20,
+        metavar='MP',
+        help='largest image that is taken, by its header (%(default)s)',
+    )
     parser.add_argument('--calibrator', metavar='JSON', help='what tools/calibrate.py fit wrote')
     parser.add_argument('--intervals', metavar='JSON', help='what tools/intervals.py fit wrote')
     return parser.parse_args(argv)

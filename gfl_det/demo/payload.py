@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..uncertainty import SIDES
 from ..visualization.charts import edge_entropy, edge_spread
-from ..visualization.edges import SIDES, Boxes
+from ..visualization.edges import Boxes
 from ..visualization.palette import class_colours
 
 MAX_BOXES = 100

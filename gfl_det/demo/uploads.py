@@ -6,11 +6,12 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ..errors import DataError
+from ..pixels import header_of, pillow_opens
 
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
+FORMATS = ['JPEG', 'PNG', 'WEBP', 'BMP']
 
 
 class Limits(NamedTuple):
@@ -36,20 +37,18 @@ def decode_upload(content: bytes, limits: Limits) -> np.ndarray:
     """
     if len(content) > limits.max_bytes:
         raise DataError(too_large(limits))
+    header = header_of(content, FORMATS)
+    if header is None:
+        raise DataError(f'This file is no image: send {", ".join(FORMATS)}.')
+    if header.pixels > limits.max_pixels:
+        raise DataError(
+            f'This image has {header.pixels / 1e6:,.3g} megapixels: send one of at most '
+            f'{limits.max_pixels / 1e6:,.3g}.'
+        )
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if image.width * image.height > limits.max_pixels:
-            raise DataError(
-                f'This image has {image.width} x {image.height} pixels: send one of at most '
-                f'{limits.max_pixels / 1e6:.3g} megapixels.'
-            )
-        return np.array(ImageOps.exif_transpose(image).convert('RGB'))
-    except UnidentifiedImageError as error:
-        raise DataError(f'This file is no image: send {", ".join(FORMATS)}.') from error
-    except Image.DecompressionBombError as error:
-        raise DataError('This image has too many pixels: send a smaller one.') from error
-    except DataError:
-        raise
+        with pillow_opens(header.pixels):
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            return np.array(ImageOps.exif_transpose(image).convert('RGB'))
     except Exception as error:  # a damaged file fails in any way at all
         raise DataError('This image is damaged or cut off: send it again.') from error
 

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..arguments import add_pixel_limit, count, share
 from ..calibration.coco import read_json
 from ..errors import DataError
-from ..pixels import MAX_PIXELS
+from ..files import check_writable, writing
 from ..progress import Progress
 from .drawing import Drawer, check_apart
-from .inferencer import GFLInferencer
+from .inferencer import DTYPES, GFLInferencer
 from .results import ImageResult, Results
 
 EPILOG = """\
@@ -41,29 +42,23 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--out', metavar='FILE', help='write results: .json (COCO results) or .csv (needs pandas)')
     add('--annotations', metavar='JSON', help='COCO file whose image and class ids --out uses')
     add('--show-dir', metavar='DIR', help='draw every image into this folder')
-    add('--show-thr', type=_share, default=0.3, metavar='S', help='least score drawn (0.3)')
-    add('--score-thr', type=_share, metavar='S', help='least score, before calibration')
-    add('--level', type=_share, default=0.9, metavar='L', help='level of the intervals (0.9)')
+    add('--show-thr', type=share, default=0.3, metavar='S', help='least score drawn (0.3)')
+    add('--score-thr', type=share, metavar='S', help='least score, before calibration')
+    add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
     add('--calibrator', metavar='JSON', help='of the scores: what tools/calibrate.py fit wrote')
     add('--intervals', metavar='JSON', help='of the intervals: what tools/intervals.py fit wrote')
     add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is')
-    add('--batch-size', type=_count, default=1, metavar='N', help='images at a time (1)')
+    add('--batch-size', type=count, default=1, metavar='N', help='images at a time (1)')
     add(
         '--optimize',
         nargs='?',
         const='float32',
-        choices=['float32', 'bfloat16', 'float16'],
+        choices=DTYPES,
         help='run as optimize_for_inference makes it; without a name in float32',
     )
     add('--recursive', action='store_true', help='search folders in folders')
-    add('--every', type=_count, default=1, metavar='N', help='of a video, each N-th frame (1)')
-    add(
-        '--max-pixels',
-        type=_count,
-        default=MAX_PIXELS,
-        metavar='N',
-        help=f'refuse larger images before they are decoded ({MAX_PIXELS})',
-    )
+    add('--every', type=count, default=1, metavar='N', help='of a video, each N-th frame (1)')
+    add_pixel_limit(parser)
     add('--quiet', action='store_true', help='no line an image, no progress')
     return parser.parse_args(argv)
 
@@ -158,6 +153,7 @@ def _check_out(args: argparse.Namespace) -> None:
     ending = Path(args.out).suffix
     if ending not in ('.json', '.csv'):
         raise DataError(f'--out {args.out} must end in .json (COCO results) or .csv (a table).')
+    check_writable(args.out)
     if ending == '.csv':
         Results().to_pandas()
 
@@ -167,22 +163,5 @@ def _write(results: Results, out: str, annotations: dict | None) -> None:
         results.save(out, annotations)
         return
     table = results.to_pandas()
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
         table.to_csv(out, index=False)
-    except OSError as error:
-        raise DataError(f'{out} cannot be written: {error.strerror or error}.') from error
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f'a share in [0, 1) is needed, not {text}')
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'a number of at least 1 is needed, not {text}')
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from .sources import Inputs, Item, Reading, Source, find_sources, read_items
 
 # So many batches are read ahead, so that images of one size come together whatever their order.
 WINDOW_BATCHES = 4
+DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 class _Prepared(NamedTuple):
@@ -45,7 +47,7 @@ class GFLInferencer:
         config: a file, the name of a shipped config, or a config. None: the one that mmengine wrote
             into the checkpoint, which is read as data: nothing in it is run.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...; None: the best there is.
-        score_thr: least score, before calibration; None: that of the config.
+        score_thr: least score, before calibration, in [0, 1]; None: that of the config.
         level: share of true edges that intervals are meant to hold; None: that of the config, if it
             has one, or no intervals.
         calibrator: file of ``tools/calibrate.py`` for scores; None: that of the config, if any.
@@ -80,12 +82,17 @@ class GFLInferencer:
             calibrator=None if calibrator is None else str(calibrator),
             interval_calibrator=None if intervals is None else str(intervals),
         )
-        if level is not None and not 0 < level < 1:
+        if score_thr is not None and not (_is_number(score_thr) and 0 <= score_thr <= 1):
+            raise ConfigError(f'score_thr is a score from 0 to 1, not {score_thr!r}.')
+        if level is not None and not (_is_number(level) and 0 < level < 1):
             raise ConfigError(f'level is a share between 0 and 1, not {level!r}.')
+        if optimize not in (None, *DTYPES):
+            raise ConfigError(f'optimize is one of {", ".join(DTYPES)}, not {optimize!r}.')
         loaded = load_detector(checkpoint, config, device or get_device(), settings)
         self.model, self.classes, self.level = loaded.model, loaded.classes, loaded.level
         if optimize is not None:
             self.model = optimize_for_inference(self.model, getattr(torch, optimize))
+        self.score_thr = score_thr
         self._decoding, self._prepare = _split_pipeline(loaded.pipeline)
 
     def __call__(
@@ -143,8 +150,8 @@ class GFLInferencer:
             batch_size: as in a call.
             keep_images: as in a call.
         """
-        if batch_size < 1:
-            raise ConfigError(f'batch_size is at least 1, not {batch_size}.')
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise ConfigError(f'batch_size is a whole number of at least 1, not {batch_size!r}.')
         items = read_items(sources)
         while window := list(islice(items, WINDOW_BATCHES * batch_size)):
             yield from self._detect(window, batch_size, keep_images)
@@ -185,7 +192,8 @@ class GFLInferencer:
     @torch.inference_mode()
     def _predict(self, batch: list[_Prepared]) -> list[InstanceData]:
         data = {key: [each.data[key] for each in batch] for key in ('inputs', 'data_samples')}
-        return [_on_cpu(each.pred_instances) for each in self.model.test_step(data)]
+        found = [_on_cpu(each.pred_instances) for each in self.model.test_step(data)]
+        return [_at_least(each, self.score_thr) for each in found]
 
     def _result(self, item: Item, found: InstanceData, keep: bool) -> ImageResult:
         assert item.image is not None  # or there were no detections
@@ -223,6 +231,15 @@ def _split_pipeline(pipeline: list[dict[str, Any]]) -> tuple[tuple[tuple[str, An
     if loader.get('to_float32'):
         return decoding, lambda given: steps({**given, 'img': given['img'].astype(np.float32)})
     return decoding, steps
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+def _at_least(found: InstanceData, score: float | None) -> InstanceData:
+    """Detections of a score; detectors without suppression, as DETR, read no ``score_thr``."""
+    return found if score is None else found[found.get('raw_scores', found.scores) >= score]
 
 
 def _on_cpu(found: InstanceData) -> InstanceData:

@@ -17,11 +17,10 @@ from mmengine.runner import CheckpointLoader
 
 from .. import cli
 from ..building import move
-from ..calibration.in_detector import check_class_names
-from ..calibration.interval_files import load_interval_calibrator
+from ..calibration.in_detector import check_class_names, check_interval_class_names
 from ..compat.checkpoint import load_file
 from ..datasets.annotations import listed
-from ..errors import CheckpointError, ConfigError, DataError, GFLDetError
+from ..errors import CheckpointError, ConfigError, GFLDetError
 from ..preflight import check_checkpoint
 from ..preflight.classes import class_counts, class_names
 from ..preflight.walk import datasets_of, is_remote
@@ -51,7 +50,8 @@ def load_detector(
         checkpoint: a file or an address.
         config: a file, the name of a shipped config, or a config; None: the one in the checkpoint.
         device: 'cpu', 'cuda', 'cuda:1' ...
-        settings: merged into ``test_cfg`` of the model; those that are None are left out.
+        settings: merged into ``test_cfg`` of the model; those that are None are left out. Of a
+            detector with two stages ``score_thr`` goes to the second, which gives the boxes.
 
     Raises:
         CheckpointError: the checkpoint is missing, unsafe, damaged, or does not fit the config.
@@ -105,6 +105,8 @@ def _build(cfg: Config, settings: dict, name: str) -> BaseModel:
         head['type'] = 'gfl_det.GFLHead'  # the same boxes, and what is known of their edges
     test_cfg = dict(cfg.model.get('test_cfg') or {})
     test_cfg.update((key, value) for key, value in settings.items() if value is not None)
+    if 'rcnn' in test_cfg and settings.get('score_thr') is not None:
+        test_cfg['rcnn'] = {**test_cfg['rcnn'], 'score_thr': settings['score_thr']}
     cfg.model['test_cfg'] = test_cfg
     try:
         return revert_sync_batchnorm(MODELS.build(cfg.model))
@@ -174,12 +176,6 @@ def _check_calibrators(test_cfg: Mapping[str, Any], classes: Sequence[str]) -> N
         DataError: a file is no calibrator, or one for other classes.
     """
     if test_cfg.get('calibrator'):
-        check_class_names(test_cfg['calibrator'], classes)
-    path = test_cfg.get('interval_calibrator')
-    if path:
-        fitted = load_interval_calibrator(path).class_names
-        if fitted != tuple(classes):
-            raise DataError(
-                f'{path} was fitted for the classes {listed(list(fitted))}, but the detector has '
-                f'{listed(list(classes))}: fit a calibrator for it.'
-            )
+        check_class_names(test_cfg['calibrator'], classes, 'the detector')
+    if test_cfg.get('interval_calibrator'):
+        check_interval_class_names(test_cfg['interval_calibrator'], classes, 'the detector')

@@ -33,8 +33,9 @@ import numpy as np
 from mmengine.structures import InstanceData
 
 from ..errors import DataError, SetupError
+from ..files import writing
+from ..uncertainty import SIDES
 
-SIDES = ('left', 'top', 'right', 'bottom')
 DISTRIBUTIONS = frozenset(('edge_logits', 'bin_widths', 'prior_centres'))
 EDGE_FIELDS = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')
 
@@ -224,11 +225,8 @@ class Results(Sequence[ImageResult]):
         if target.suffix != '.json':
             raise DataError(f'{path} must end in .json: results are written as COCO JSON.')
         content = json.dumps(self.to_coco(annotations))
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(target):
             target.write_text(content)
-        except OSError as error:
-            raise DataError(f'{path} cannot be written: {error.strerror or error}.') from error
 
 
 def _row(image: ImageResult, detection: dict[str, Any]) -> dict[str, Any]:

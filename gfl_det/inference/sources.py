@@ -9,9 +9,10 @@ import re
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 from urllib.parse import urlsplit
@@ -20,14 +21,20 @@ import cv2
 import numpy as np
 
 from ..datasets.images import ENDINGS, check_array, decode_image, read_image
-from ..errors import DataError
-from ..pixels import MAX_PIXELS
+from ..errors import ConfigError, DataError
+from ..pixels import too_large
 
 VIDEO_ENDINGS = frozenset(
     ['.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv']
 )
 MAX_DOWNLOAD = 64 * 2**20  # bytes of an image behind an address
 ANSWER_SECONDS = 20
+
+ONE = (str, Path, np.ndarray)
+OTHER = (
+    'An input is of {}: give paths, addresses or arrays (height, width, 3) of uint8 in BGR; of a '
+    'PIL image that is numpy.array(image.convert("RGB"))[..., ::-1].'
+)
 
 One = Union[str, Path, np.ndarray]
 Inputs = Union[One, Iterable[One]]
@@ -38,16 +45,25 @@ class Reading:
     """How images are found and decoded.
 
     Args:
-        max_pixels: the most of one image.
+        max_pixels: the most of one image; None: :func:`..pixels.pixel_limit`.
         recursive: folders with the folders in them.
         every: of a video, each so-manieth frame.
         decoding: of ``mmcv.imfrombytes``.
+
+    Raises:
+        ConfigError: ``max_pixels`` or ``every`` is less than 1.
     """
 
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int | None = None
     recursive: bool = False
     every: int = 1
     decoding: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ('max_pixels', 'every'):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, Integral) or value < 1):
+                raise ConfigError(f'{name} is a whole number of at least 1, not {value!r}.')
 
 
 class Item(NamedTuple):
@@ -74,11 +90,20 @@ def find_sources(inputs: Inputs, reading: Reading) -> list[Source]:
         inputs: path of an image or a video, folder, glob, http address, array; or several of them.
         reading: see there.
     """
-    several = [inputs] if isinstance(inputs, (str, Path, np.ndarray)) else list(inputs)
+    if isinstance(inputs, ONE):
+        several: Iterable[Any] = [inputs]
+    elif isinstance(inputs, (bytes, Mapping)) or hasattr(inputs, 'shape'):  # iterable all the same
+        several = [inputs]
+    else:
+        several = inputs if isinstance(inputs, Iterable) else [inputs]
     number = itertools.count()
     found: list[Source] = []
     for each in several:
-        if isinstance(each, (str, Path)):
+        if not isinstance(each, ONE):
+            found.append(
+                _failed(f'input {len(found)}', DataError(OTHER.format(type(each).__name__)))
+            )
+        elif not isinstance(each, np.ndarray):
             try:
                 found += _named(str(each), reading)
             except DataError as error:
@@ -106,6 +131,8 @@ def read_items(sources: Iterable[Source]) -> Iterator[Item]:
 def _named(name: str, reading: Reading) -> list[Source]:
     if re.match(r'https?://', name):
         return [_address(name, reading)]
+    if not name:
+        raise DataError('An input is an empty text: name an image, a folder or an address.')
     path = Path(name)
     if path.is_dir():
         return _folder(path, reading)
@@ -117,7 +144,12 @@ def _named(name: str, reading: Reading) -> list[Source]:
         if not files:
             raise DataError(f'The pattern {name} matches no file: check it.')
         return [_file(each, reading) for each in files]
-    raise DataError(f'{name} does not exist: check the path.')
+    cure = (
+        'only addresses with http:// and https:// are fetched'
+        if '://' in name
+        else 'check the path'
+    )
+    raise DataError(f'{name} does not exist: {cure}.')
 
 
 def _folder(path: Path, reading: Reading) -> list[Source]:
@@ -179,7 +211,7 @@ def _download(url: str) -> bytes:
         raise DataError(f'{url} is not to be had: HTTP status {error.code}.') from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, 'reason', error)
-        raise DataError(f'{url} cannot be fetched: {reason}.') from error
+        raise DataError(f'{url} cannot be fetched ({reason}): check the address.') from error
     if len(content) > MAX_DOWNLOAD:
         raise DataError(f'{url} is larger than {MAX_DOWNLOAD >> 20} MiB: download it by hand.')
     return content
@@ -200,8 +232,9 @@ def _frames(path: Path, reading: Reading) -> Iterator[tuple[int | None, np.ndarr
         width, height = (
             int(capture.get(each)) for each in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
         )
-        if width * height > reading.max_pixels:
-            raise DataError(f'{path} has frames of {width} x {height}, above the pixel limit.')
+        fault = too_large(width * height, reading.max_pixels)
+        if fault is not None:
+            raise DataError(f'Each frame of {path} {fault}: it is not read.')
         for number in itertools.count():
             if not capture.grab():
                 break

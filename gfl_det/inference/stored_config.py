@@ -5,7 +5,7 @@ checkpoint comes with data: it is parsed, and only literals and ``dict(...)`` of
 understood, which is all that mmengine writes. Building from it must not reach beyond detectors
 either: mmengine's registries import and call whatever a ``type`` such as ``os.system`` names, and
 mmcv evaluates the type of an NMS. So only names that are registered for models and transforms of
-mmdet, mmengine and gfl_det pass, and those of suppressions.
+mmdet, mmengine and gfl_det pass, and those of suppressions and of layers that crop regions.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..registry import MODELS, TASK_UTILS
 SCOPES = ('mmdet', 'mmengine', 'gfl_det')
 MAX_TEXT = 2_000_000  # characters; a config has ten thousand
 SUPPRESSIONS = ('nms', 'soft_nms', 'nms_match')
+REGION_LAYERS = ('RoIAlign', 'RoIPool')  # of mmcv.ops, where mmdet looks them up by name
 CURE = 'name the config file that it was trained with'
 
 
@@ -125,7 +126,7 @@ def _check_names(content: dict[str, Any], path: str) -> None:
 
 
 def _registered() -> set[str]:
-    names = set(SUPPRESSIONS)
+    names = {*SUPPRESSIONS, *REGION_LAYERS}
     parts = (MODELS, TASK_UTILS, MMDET_MODELS, MMDET_TASK_UTILS, MMDET_TRANSFORMS)
     for each in (*parts, WEIGHT_INITIALIZERS):
         registry: Registry | None = each

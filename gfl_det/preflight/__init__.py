@@ -72,9 +72,11 @@ def check_checkpoint(checkpoint: str) -> None:
     path = Path(checkpoint)
     if '://' in checkpoint or path.is_file():
         return
-    beside = sorted(other.name for other in path.parent.glob('*.pth'))
-    there = f'that folder has {", ".join(beside)}' if beside else 'that folder has no .pth file'
-    raise CheckpointError(f'The checkpoint {checkpoint} does not exist; {there}.')
+    folder = path if path.is_dir() else path.parent
+    files = sorted(other.name for other in folder.glob('*.pth'))
+    there = f'that folder has {", ".join(files)}' if files else 'that folder has no .pth file'
+    what = 'is a folder' if path.is_dir() else 'does not exist'
+    raise CheckpointError(f'The checkpoint {checkpoint or "(an empty name)"} {what}; {there}.')
 
 
 def check_work_dir(work_dir: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from gfl_det.calibration.in_detector import check_class_names
+from gfl_det.calibration.in_detector import check_class_names, check_interval_class_names
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError
 from gfl_det.preflight.walk import datasets_of, walk
@@ -53,20 +53,22 @@ def check_classes(cfg: Config, splits: Sequence[str]) -> None:
 
 
 def check_calibrator(cfg: Config, splits: Sequence[str]) -> None:
-    """Compare the classes of a calibrator that the model names with those of each data set.
+    """Compare the classes of calibrators that the model names with those of each data set.
 
     Raises:
-        DataError: They differ, or the file is no calibrator.
+        DataError: They differ, or a file is no calibrator.
     """
+    checks = dict(calibrator=check_class_names, interval_calibrator=check_interval_class_names)
+    datasets = [dataset for split in splits for dataset in datasets_of(cfg, split)]
     for _, node in walk(cfg.model, 'model'):
-        path = node.get('calibrator')
-        if not isinstance(path, str):
-            continue
-        for split in splits:
-            for dataset in datasets_of(cfg, split):
+        for key, check in checks.items():
+            path = node.get(key)
+            if not isinstance(path, str):
+                continue
+            for dataset in datasets:
                 classes = class_names(dataset)
                 if classes is not None:
-                    check_class_names(path, list(classes))
+                    check(path, classes)
 
 
 def class_counts(model: Any) -> Iterator[tuple[str, int]]:

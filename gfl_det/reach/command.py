@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gfl_det.arguments import count
 from gfl_det.assigners import ATSSAssigner
 from gfl_det.cli import load_config
 from gfl_det.errors import ConfigError
@@ -55,16 +56,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     size = parser.add_argument_group('the detector, in place of what the config says')
     size.add_argument(
         '--scale',
-        type=_positive,
+        type=count,
         nargs=2,
         metavar=('W', 'H'),
         help='px that images are fitted into, ratio kept, as mmdet does; without: as they are',
     )
-    size.add_argument('--strides', type=_positive, nargs='+', metavar='S', help='8 16 32 64 128')
+    size.add_argument('--strides', type=count, nargs='+', metavar='S', help='8 16 32 64 128')
     size.add_argument('--anchor-scale', type=float, metavar='X', help='side in strides (8)')
-    size.add_argument('--reg-max', type=_positive, metavar='N', help='to judge (16)')
-    size.add_argument('--topk', type=_positive, metavar='K', help='candidates a level of ATSS (9)')
-    size.add_argument('--pad', type=_positive, metavar='PX', help='images are padded to (32)')
+    size.add_argument('--reg-max', type=count, metavar='N', help='to judge (16)')
+    size.add_argument('--topk', type=count, metavar='K', help='candidates a level of ATSS (9)')
+    size.add_argument('--pad', type=count, metavar='PX', help='images are padded to (32)')
     limits = parser.add_argument_group('what the advice keeps to')
     default = DEFAULT_LIMITS
     limits.add_argument(
@@ -82,11 +83,19 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='of positives with an edge beyond reg_max (%(default)s)',
     )
     parser.add_argument(
-        '--sample', type=_positive, default=20000, metavar='N', help='boxes to try pyramids on'
+        '--sample',
+        type=count,
+        default=20000,
+        metavar='N',
+        help='boxes to try pyramids on (%(default)s)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the sample and of random sizes')
+    parser.add_argument('--seed', type=int, default=0, help='of the sample and of random sizes (0)')
     parser.add_argument(
-        '--out', type=Path, default=Path('work_dirs/reach'), metavar='DIR', help='for JSON and PNG'
+        '--out',
+        type=Path,
+        default=Path('work_dirs/reach'),
+        metavar='DIR',
+        help='for reach.json and reach.png (%(default)s)',
     )
     return parser.parse_args(argv)
 
@@ -168,10 +177,3 @@ def _not_followed(steps: list[str]) -> list[str]:
         f'{", ".join(steps)} of the training pipeline move boxes further, which is not followed: '
         'what is measured are the boxes of whole images'
     ]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{value} is not at least 1')
-    return value

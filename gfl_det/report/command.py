@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import cli
+from ..arguments import count_or_none
 from ..errors import ConfigError, DataError
 from .analysis import analyse
 from .data import ReportData
@@ -34,10 +35,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('source', metavar='SOURCE', type=Path, help='a work dir, or COCO results; see below')
-    add('--out', metavar='HTML', type=Path, default=Path('report.html'), help='(report.html)')
+    add(
+        '--out',
+        metavar='HTML',
+        type=Path,
+        default=Path('report.html'),
+        help='the page to write (report.html)',
+    )
     add('--title', help='of the page')
     add('--calibrator', metavar='JSON', help='of the scores: what tools/calibrate.py fit wrote')
-    add('--pictures', metavar='N', type=_count, default=48, help='images shown at most (48)')
+    add('--pictures', metavar='N', type=count_or_none, default=48, help='images shown at most (48)')
     add('--quiet', action='store_true', help='no progress')
     run = parser.add_argument_group('a work dir')
     run.add_argument('--split', choices=['val', 'test'], default='val', help="the config's (val)")
@@ -106,10 +113,3 @@ def _check_out(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f'{path.parent} cannot be made: {error.strerror or error}.') from error
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f'a number of images, not {text}')
-    return number

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError
-from .edges import SIDES, Boxes, EdgeBins, reach
+from ..uncertainty import SIDES
+from .edges import Boxes, EdgeBins, reach
 from .palette import class_colours
 from .picture import box_texts
 from .soft import draw_soft_edges

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import add_pixel_limit, count_or_none, share
 from ..datasets.annotation_boxes import as_boxes
 from ..errors import DataError
 from ..inference import GFLInferencer, ImageResult
@@ -39,15 +40,23 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--config',
         help='a config file, or the name of a shipped config; without, the one in the checkpoint',
     )
-    parser.add_argument('--out', type=Path, default=Path('pictures'), metavar='DIR')
-    parser.add_argument('--score-thr', type=_share, default=0.3, metavar='S', help='least score')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('pictures'),
+        metavar='DIR',
+        help='folder to write DIR/IMAGE.png into, and with --edges DIR/IMAGE.edges.png (pictures)',
+    )
+    parser.add_argument(
+        '--score-thr', type=share, default=0.3, metavar='S', help='least score drawn (0.3)'
+    )
     parser.add_argument(
         '--truths', type=Path, metavar='JSON', help='COCO annotations to draw beside detections'
     )
     parser.add_argument(
         '--edges',
         nargs='*',
-        type=int,
+        type=count_or_none,
         metavar='BOX',
         help='also chart the edges of these boxes, by rank of score from 0; without a number, of '
         'the box with the sharpest edges and the one with the flattest',
@@ -56,10 +65,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--format',
         choices=[ending[1:] for ending in ENDINGS],
         default='png',
-        help='of the charts: pdf and svg hold vectors; jpg is that of the pictures too',
+        help='of the charts (png): pdf and svg hold vectors; jpg is that of the pictures too',
     )
     parser.add_argument('--calibrator', metavar='JSON', help='what tools/calibrate.py fit wrote')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; without, the best there is')
+    parser.add_argument(
+        '--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is'
+    )
+    add_pixel_limit(parser)
     return parser.parse_args(argv)
 
 
@@ -82,7 +94,7 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
         distributions=True,
     )
     failed, name = 0, PictureNames()
-    sources = detector.find(args.inputs)
+    sources = detector.find(args.inputs, max_pixels=args.max_pixels)
     check_apart(sources, args.out)
     for result in detector.stream(sources, keep_images=True):
         if result.error is not None:
@@ -169,10 +181,3 @@ class CocoTruths:
         boxes[:, 2:] += boxes[:, :2]
         labels = [classes.index(kind) for kind, _ in entries]
         return Boxes(boxes, np.array(labels, dtype=np.int64))
-
-
-def _share(word: str) -> float:
-    value = float(word)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f'a score lies in 0 .. 1, not {word}')
-    return value

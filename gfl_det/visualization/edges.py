@@ -8,10 +8,7 @@ import numpy as np
 import torch
 
 from .. import distribution
-
-SIDES = ('left', 'top', 'right', 'bottom')
-# From a prior's centre bins of left and top edges count down, those of right and bottom up.
-DIRECTIONS = np.array([-1.0, -1.0, 1.0, 1.0])
+from ..uncertainty import OUTWARDS
 
 
 class EdgeBins(NamedTuple):
@@ -79,7 +76,7 @@ def edge_bins(instances: Any) -> EdgeBins:
     probabilities = distribution.full_precision(logits).softmax(-1).numpy()
     distances = _array(instances.bin_widths)[..., None] * np.arange(logits.shape[-1])
     start = np.tile(_array(instances.prior_centres), 2)[..., None]
-    return EdgeBins(start + DIRECTIONS[:, None] * distances, probabilities)
+    return EdgeBins(start + np.array(OUTWARDS)[:, None] * distances, probabilities)
 
 
 def presence(positions: np.ndarray, probabilities: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ...errors import ConfigError
-from ..json_files import make_folder_of, write_json
+from ...files import check_writable, write_json
 from .claims import CLAIMS, Finding, finding_to_json, judge
 from .classification import LOSSES, MEASURES, Recipe, Run, run_all
 from .tables import fraction, markdown, spread
@@ -46,7 +46,7 @@ def prove(args: argparse.Namespace) -> None:
     """
     if args.seeds < 2:
         raise ConfigError(f'--seeds is at least 2, as seeds are compared, not {args.seeds}')
-    make_folder_of(args.out)
+    check_writable(args.out)
     recipe = Recipe(noise=args.noise, epochs=args.epochs)
     torch.set_num_threads(1)  # the network is too small for more, and one gives the same digits
     runs = list(run_all(recipe, args.seeds, _Progress(args.seeds * len(LOSSES))))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ...cli import add_cfg_options, load_config
 from ...errors import ConfigError
+from ...files import check_writable, write_json
 from ..coco import detections_from_coco, read_json, truths_from_coco
-from ..json_files import make_folder_of, write_json
 from ..splits import Judged
 from .detection import METHODS, Outcome, compare, halves, means
 from .tables import markdown, spread
@@ -81,7 +81,7 @@ def prove(args: argparse.Namespace) -> None:
     """
     if not (args.run or args.results) or args.halves < 0:
         raise ConfigError('give at least one --run or --results, and --halves of at least 0')
-    make_folder_of(args.out)
+    check_writable(args.out)
     total = len(args.results) + len(args.run)
     outcomes: list[Outcome] = []
     for number, (name, pairs) in enumerate(_sources(args)):

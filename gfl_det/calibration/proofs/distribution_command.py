@@ -11,7 +11,7 @@ import numpy as np
 
 from ...cli import add_cfg_options, load_config
 from ...errors import ConfigError
-from ..json_files import make_folder_of, write_json
+from ...files import check_writable, write_json
 from .distribution import CALIBRATORS, METRICS, VIEWS, Outcome, compare, pool
 from .tables import markdown, spread
 
@@ -51,7 +51,7 @@ def prove(args: argparse.Namespace) -> None:
     if args.seeds < 2:
         raise ConfigError(f'--seeds is at least 2, as cuts are compared, not {args.seeds}')
     out = args.out or Path('work_dirs/proof') / f'distribution_{args.name}.json'
-    make_folder_of(out)
+    check_writable(out)
     outcomes: list[Outcome] = []
     for number, checkpoint in enumerate(args.checkpoints):
         cfg = load_config(args.config, args.cfg_options)

@@ -1,0 +1,83 @@
+"""Files that tools write: one sentence where that fails, before the work where possible."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Make a file's folder, to write the file then.
+
+    Raises:
+        DataError: the file or its folder cannot be written.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield target
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f'{path} cannot be written ({reason}): name another file.') from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse what could not be written after the work; the file's folder is made.
+
+    Raises:
+        DataError: the file or its folder cannot be written.
+    """
+    with writing(path) as target:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(target if target.exists() else target.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder for files, with those that it lies in.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = 'it is a file' if target.is_file() else error.strerror or error
+        raise DataError(f'The folder {target} cannot be made ({reason}): name another.') from error
+    return target
+
+
+def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = None) -> None:
+    """Write plain values as JSON that every reader accepts; the file's folder is made.
+
+    JSON has no word for NaN and infinity: they are written as null.
+
+    Args:
+        path: of the file.
+        content: of dicts, lists, tuples, texts and numbers.
+        indent: None for one line.
+
+    Raises:
+        DataError: the file or its folder cannot be written.
+    """
+    with writing(path) as target:
+        target.write_text(json.dumps(_finite(content), indent=indent, allow_nan=False) + '\n')
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

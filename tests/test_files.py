@@ -1,0 +1,79 @@
+"""Where tools write, and the values they take: one sentence for what cannot be."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gfl_det import arguments
+from gfl_det.errors import DataError
+from gfl_det.files import check_writable, make_folder, write_json, writing
+
+
+def test_folders_are_made_and_a_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / 'a' / 'b.json'
+    check_writable(path)
+    assert not path.exists()
+    with writing(path) as target:
+        target.write_text('{}')
+    check_writable(path)
+    assert path.read_text() == '{}'
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [('folder', 'Is a directory'), ('file/x.json', 'File exists')],
+)
+def test_what_cannot_be_written_is_told_before(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'file').touch()
+    with pytest.raises(DataError, match=rf'{name} cannot be written \({reason}\): name another'):
+        check_writable(tmp_path / name)
+
+
+def test_a_disk_that_fills_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match=r'x\.json cannot be written \(No space left'),
+        writing(tmp_path / 'x.json'),
+    ):
+        raise OSError(28, 'No space left on device')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'taken', 'refused'),
+    [
+        (arguments.count, {'1': 1, '20': 20}, ['0', '-5', '1.5', 'x', '']),
+        (arguments.count_or_none, {'0': 0, '3': 3}, ['-1', 'x']),
+        (arguments.port, {'0': 0, '65535': 65535}, ['65536', '-1', 'http']),
+        (arguments.share, {'0': 0, '1': 1, '.3': 0.3}, ['1.1', '-0.1', 'nan', 'x']),
+        (arguments.amount, {'2.5': 2.5}, ['0', '-1', 'inf', 'nan', 'x']),
+    ],
+)
+def test_values_of_a_command_line(kind, taken: dict, refused: list) -> None:
+    assert {text: kind(text) for text in taken} == taken
+    for text in refused:
+        with pytest.raises(argparse.ArgumentTypeError, match=r', not '):
+            kind(text)
+
+
+def test_what_json_has_no_word_for_is_null(tmp_path: Path) -> None:
+    path = tmp_path / 'new' / 'values.json'
+    nan, infinity = np.float64('nan'), float('inf')
+    write_json(path, [dict(a=nan, b=(1.5, infinity)), 'NaN', True, None])
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert content == [dict(a=None, b=[1.5, None]), 'NaN', True, None]
+    with pytest.raises(DataError, match=r'x\.json cannot be written \(File exists\)'):
+        write_json(path / 'x.json', content)
+    with pytest.raises(DataError, match=r'new cannot be written \(Is a directory\)'):
+        write_json(path.parent, content)
+
+
+def test_a_folder_is_made_or_told(tmp_path: Path) -> None:
+    assert make_folder(tmp_path / 'a' / 'b').is_dir()
+    (tmp_path / 'file').touch()
+    with pytest.raises(DataError, match=r'folder .*file cannot be made \(it is a file\): name'):
+        make_folder(tmp_path / 'file')
