@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from ..box_formats import xyxy_to_xywh
 from ..errors import DataError
 from . import splits
 from .arrays import Detections, Truths
@@ -104,7 +105,7 @@ def _collect(results: Results) -> Detections:
     return Detections(
         np.repeat(np.arange(len(counts)), counts),
         _joined(results, 'labels').astype(np.int64),
-        np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+        xyxy_to_xywh(boxes),
         _joined(results, 'scores').astype(float),
     )
 
