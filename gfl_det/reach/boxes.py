@@ -76,7 +76,6 @@ def read_boxes(
     order = np.argsort(image, kind='stable')
     image, xywh = image[order], xywh[order]
     limit = np.tile(new[image], 2)
-    xyxy = np.clip(
-        xywh_to_xyxy(xywh) * np.tile((new / old)[image], 2), 0, limit
-    )  # mmdet clips as it resizes
+    corners = xywh_to_xyxy(xywh) * np.tile((new / old)[image], 2)
+    xyxy = np.clip(corners, 0, limit)  # mmdet clips as it resizes
     return Boxes(new, image, xyxy.astype(np.float32), len(names), report.warning())
