@@ -9,7 +9,7 @@ import pytest
 from commands import run_tool
 from exporting import random_checkpoint, tiny_config
 
-from gfl_det.errors import ConfigError
+from gfl_det.errors import ConfigError, DataError
 from gfl_det.export import OnnxDetector, command
 
 pytest.importorskip('onnxscript')
@@ -51,6 +51,7 @@ def test_the_command_refuses_in_one_sentence(folder):
 @pytest.mark.parametrize(
     ('words', 'sentence'),
     [
+        (['--level', '1.5'], '--level 1.5 is no share between 0 and 1'),
         (['--level', '0.5'], '--level is of edge_low and edge_high: give --uncertainty too'),
         (['--intervals', 'i.json'], '--intervals is of edge_low and edge_high: give --uncertainty'),
         (['--count', '0'], '--count 0 is no number of pictures'),
@@ -75,3 +76,12 @@ def test_sizes_are_refused_before_anything_is_read(words, sentence):
     args = command.parse_arguments(['none', 'none.pth', '--out', 'x.onnx', *words.split()])
     with pytest.raises(ConfigError, match=sentence):
         command.export(args)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(folder):
+    (folder / 'file').write_text('')
+    (folder / 'folder.onnx').mkdir()
+    for name, words in (('file/x.onnx', 'cannot be made'), ('folder.onnx', 'cannot be written')):
+        args = command.parse_arguments(['none', 'none.pth', '--out', str(folder / name)])
+        with pytest.raises(DataError, match=words):
+            command.export(args)

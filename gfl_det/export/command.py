@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -87,6 +88,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('--int8 writes FILE.xml, and is judged by --ap and not by --check')
     if args.count < 1:
         parser.error(f'--count {args.count} is no number of pictures: at least 1 is needed')
+    if args.level is not None and not 0 < args.level < 1:
+        parser.error(f'--level {args.level:g} is no share between 0 and 1, such as 0.9')
     for name in ('intervals', 'level'):
         if getattr(args, name) is not None and not args.uncertainty:
             parser.error(f'--{name} is of edge_low and edge_high: give --uncertainty too')
@@ -147,8 +150,7 @@ def export(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> Settings:
     """How to export; what cannot be is refused before anything is loaded."""
-    if args.out.suffix not in ('.onnx', '.xml'):
-        raise DataError(f'--out {args.out} must end in .onnx, or in .xml for OpenVINO.')
+    _check_out(args.out)
     size = tuple(args.size) if args.size else None
     settings = Settings(Outputs(args.nms, args.uncertainty, args.distribution), size, args.opset)
     if args.time:
@@ -160,6 +162,21 @@ def _settings(args: argparse.Namespace) -> Settings:
                 f'the file: time it at {height} {width}, or leave --size out.'
             )
     return settings
+
+
+def _check_out(path: Path) -> None:
+    """Refuse before the work is done what cannot be written after it; the folder is made."""
+    if path.suffix not in ('.onnx', '.xml'):
+        raise DataError(f'--out {path} must end in .onnx, or in .xml for OpenVINO.')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f'The folder of --out {path} cannot be made ({reason}): choose another.'
+        ) from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise DataError(f'--out {path} cannot be written: choose another file.')
 
 
 def _write(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, METRICS
 from mmengine.structures import InstanceData
 
@@ -80,7 +81,8 @@ def average_precision(
         GFLDetError: see :func:`picture_paths` and :func:`coco_metrics`.
     """
     pictures = picture_paths(cfg, split)
-    metrics = [METRICS.build(copy.deepcopy(each)) for each in coco_metrics(cfg, split)]
+    with _quiet():
+        metrics = [METRICS.build(copy.deepcopy(each)) for each in coco_metrics(cfg, split)]
     for metric in metrics:
         metric.dataset_meta = dict(classes=tuple(classes))
     with Progress(len(pictures), 'images') as bar:
@@ -91,6 +93,19 @@ def average_precision(
             for metric in metrics:
                 metric.process({}, [sample])
             bar.advance()
-    with redirect_stdout(StringIO()):  # pycocotools' own table
+    with _quiet():
         found_by = [metric.evaluate(len(pictures)) for metric in metrics]
     return {name: value for values in found_by for name, value in values.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back pycocotools' own table and mmengine's log of the same numbers."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

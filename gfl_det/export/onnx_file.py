@@ -51,7 +51,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
             raise ConfigError(
-                f'The opset is {self.opset}, and torch exports {OPSETS.start} to {OPSETS.stop - 1}.'
+                f'The --opset {self.opset} cannot be, as torch exports {OPSETS.start} to '
+                f'{OPSETS.stop - 1}: take one of them.'
             )
         if self.size is not None:
             check_size(self.size, '--size')
