@@ -109,7 +109,7 @@ def test_results_are_the_inferencers(detector, folder, capsys):
     assert {'bbox', 'score', 'raw_score', 'label', 'class', *edges} <= set(first['detections'][0])
     with pytest.raises(DataError, match=r'torn\.png'):
         detector(str(folder / 'torn.png'), progress=False)
-    with pytest.raises(ConfigError, match='batch_size is at least 1, not 0'):
+    with pytest.raises(ConfigError, match='batch_size is a whole number of at least 1, not 0'):
         detector(paths, batch_size=0)
 
 

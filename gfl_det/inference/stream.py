@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from mmengine.structures import InstanceData
@@ -92,8 +93,8 @@ class ImageDetector(ABC):
             batch_size: as in a call.
             keep_images: as in a call.
         """
-        if batch_size < 1:
-            raise ConfigError(f'batch_size is at least 1, not {batch_size}.')
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise ConfigError(f'batch_size is a whole number of at least 1, not {batch_size!r}.')
         items = read_items(sources)
         while window := list(islice(items, WINDOW_BATCHES * batch_size)):
             yield from self._detect(window, batch_size, keep_images)
