@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,9 +12,16 @@ from mmengine.registry import MODELS, DefaultScope
 
 import gfl_det
 from gfl_det.benchmarking.models import spread_weights
-from gfl_det.export import ExportedDetector, Settings, Source, load_source
-from gfl_det.export.graph import Outputs
+from gfl_det.calibration import fitted
+from gfl_det.calibration.calibrators import ClassMap, DetectionCalibrator
+from gfl_det.calibration.calibrators import Settings as Fit
+from gfl_det.calibration.files import save_calibrator
+from gfl_det.calibration.maps import Isotonic, Platt, ScoreMap, Temperature
+from gfl_det.export import ExportedDetector, Outputs, Settings, Source, load_source
 from gfl_det.export.onnx_file import build_graph, describe
+
+FITTED_ON = fitted.Source('', (), 9)
+MAPS = (Platt(0.5, 1.0), Temperature(2.0), Isotonic((0.1, 0.6), (0.2, 0.9)))  # of every kind
 
 
 def tiny_config(head: str = 'GFLHead', **test_cfg) -> Config:
@@ -57,6 +65,17 @@ def shrink_pictures(cfg: Config, scale: tuple[int, int]) -> None:
     for step in cfg.test_dataloader.dataset.pipeline:
         if step.type == 'Resize':
             step.scale = scale
+
+
+def save_maps(folder: Path, maps: Sequence[ScoreMap], head: str = 'GFLHead') -> str:
+    """A calibrator's file with a map for each class."""
+    classes = tuple(
+        ClassMap(name, each, 'fitted', float('nan'), float('nan'), 9)
+        for name, each in zip('abc', maps)
+    )
+    path = folder / f'{head}.json'
+    save_calibrator(DetectionCalibrator(Fit(), head, classes, FITTED_ON), path)
+    return str(path)
 
 
 class EagerDetector(ExportedDetector):

@@ -11,8 +11,7 @@ from exporting import random_source, shrink_pictures
 import gfl_det
 from gfl_det.config import config_names
 from gfl_det.errors import ConfigError
-from gfl_det.export import OnnxDetector, Settings, load_source, write_onnx
-from gfl_det.export.graph import Outputs
+from gfl_det.export import OnnxDetector, Outputs, Settings, load_source, write_onnx
 from gfl_det.export.parity import (
     BOX_LIMIT,
     SCORE_LIMIT,

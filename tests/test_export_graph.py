@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exporting import EagerDetector, random_source, tiny_config
+from exporting import EagerDetector, random_source, save_maps, tiny_config
 from mmengine.registry import MODELS, DefaultScope
 
-from gfl_det.calibration.calibrators import ClassMap, DetectionCalibrator, Settings, Source
-from gfl_det.calibration.files import save_calibrator
 from gfl_det.calibration.maps import Identity, Isotonic, Platt
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.export import load_source
-from gfl_det.export.graph import Outputs
+from gfl_det.export import Outputs, load_source
 from gfl_det.export.parity import compare, difference, noise_pictures, predict, torch_detector
 
 EVERYTHING = dict(uncertainty=True, distribution=True)
@@ -34,16 +31,6 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp('export')
 
 
-def save_maps(folder, maps, head='GFLHead'):
-    classes = tuple(
-        ClassMap(name, each, 'fitted', float('nan'), float('nan'), 9)
-        for name, each in zip('abc', maps)
-    )
-    path = folder / f'{head}.json'
-    save_calibrator(DetectionCalibrator(Settings(), head, classes, Source('', (), 9)), path)
-    return str(path)
-
-
 def assert_same(source, outputs, pictures):
     """Equal as a set; with the same fields, and the edges those of the same boxes."""
     detector = EagerDetector(source, outputs)
@@ -52,6 +39,7 @@ def assert_same(source, outputs, pictures):
     assert found.score < 1e-6
     assert found.box < 1e-3
     assert found.edge < 2e-3
+    assert found.entropy < 1e-5
     return found.detections
 
 
@@ -151,11 +139,12 @@ def test_a_head_of_another_kind_is_refused(folder):
 def test_the_interval_level_is_the_configs(folder):
     wide = random_source(tiny_config(interval_level=0.99), folder)
     narrow = random_source(tiny_config(), folder, level=0.5)
-    assert (wide.level, narrow.level) == (0.99, 0.5)
+    assert (wide.intervals, narrow.intervals) == ((0.99, 1.0), (0.5, 1.0))
     pictures = noise_pictures([(96, 128)])
     widths = []
     for source in (wide, narrow):
-        detector = EagerDetector(source, Outputs(True, True, level=source.level))
+        detector = EagerDetector(source, Outputs(True, True))
+        assert detector.level == source.intervals.level
         (found,) = detector.detect(pictures)
         widths.append((found.edge_high - found.edge_low).sum())
     assert widths[0] > 1.5 * widths[1]

@@ -12,8 +12,8 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 from gfl_det.errors import ConfigError
-from gfl_det.export.evaluation import average_precision, picture_paths
-from gfl_det.export.graph import Outputs
+from gfl_det.export import Outputs
+from gfl_det.export.evaluation import average_precision, check_judged, picture_paths
 from gfl_det.export.parity import difference, noise_pictures, predict
 from gfl_det.export.timing import counterpart, time_in_turns
 
@@ -56,6 +56,27 @@ def test_ap_of_what_is_true_is_one_and_of_half_of_it_a_half(cfg):
     assert right['coco/bbox_mAP'] == 1.0
     half = average_precision(lambda path: one(0), 'abc', cfg, 'test')
     assert 0.2 < half['coco/bbox_mAP'] <= 0.5
+
+
+def test_wrapped_data_sets_and_lists_of_metrics(cfg):
+    """Each picture counts once, and metrics that need more than detections are passed over."""
+    (first, _) = pictures = picture_paths(cfg, 'test')
+    plain = cfg.test_dataloader.dataset
+    cfg.test_dataloader.dataset = dict(type='RepeatDataset', times=3, dataset=plain)
+    assert picture_paths(cfg, 'test') == pictures
+    halves = [dict(plain, indices=1), dict(type='RepeatDataset', times=2, dataset=plain)]
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=halves)
+    assert picture_paths(cfg, 'test') == [first, *pictures]
+    cfg.test_dataloader.dataset = dict(type='RepeatDataset', times=3, dataset=plain)
+    coco = cfg.test_evaluator
+    cfg.test_evaluator = [dict(type='VOCMetric'), coco, dict(coco, prefix='again')]
+    check_judged(cfg, 'test')
+    labels = {path: label for label, (_, path) in enumerate(pictures)}
+    found = average_precision(lambda path: one(labels[path]), 'abc', cfg, 'test')
+    assert found['coco/bbox_mAP'] == found['again/bbox_mAP'] == 1.0
+    cfg.test_evaluator = [dict(type='VOCMetric')]
+    with pytest.raises(ConfigError, match='no CocoMetric as test_evaluator'):
+        check_judged(cfg, 'test')
 
 
 def test_a_split_that_is_not_there(cfg):
@@ -110,3 +131,29 @@ def test_small_differences_are_told_and_not_small_ones_refused():
     far = difference(one(1), one(1, score=0.9005))
     assert far.score == pytest.approx(5e-4, abs=1e-6)
     assert (far.unmatched, far.is_small) == (0, False)
+
+
+def with_edges(low=0.0, entropy=1.0, std=2.0):
+    found, ones = one(1), torch.ones(1, 4)
+    found.update(InstanceData(edge_std=std * ones, edge_low=low * ones, edge_high=9 * ones))
+    found.edge_entropy = entropy * ones
+    return found
+
+
+@pytest.mark.parametrize(
+    ('other', 'small'),
+    [
+        (dict(low=0.01), True),
+        (dict(low=1.0), False),
+        (dict(std=2.5), False),
+        (dict(std=float('nan')), False),
+        (dict(entropy=1.0005), True),
+        (dict(entropy=1.01), False),
+        (dict(entropy=float('nan')), False),
+    ],
+    ids=str,
+)
+def test_edges_that_differ_are_refused(other, small):
+    found = difference(with_edges(), with_edges(**other))
+    assert (found.unmatched, found.score, found.box) == (0, 0, 0)
+    assert found.is_small == small

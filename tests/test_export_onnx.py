@@ -9,23 +9,30 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from exporting import random_source, tiny_config
+from exporting import FITTED_ON, MAPS, random_source, save_maps, tiny_config
 
-from gfl_det.calibration.calibrators import ClassMap, DetectionCalibrator, Source
-from gfl_det.calibration.calibrators import Settings as Fit
-from gfl_det.calibration.files import save_calibrator
-from gfl_det.calibration.maps import Isotonic, Platt, Temperature
+from gfl_det.calibration.interval_files import save_interval_calibrator
+from gfl_det.calibration.intervals import IntervalCalibrator
 from gfl_det.errors import ConfigError, DataError, SetupError
-from gfl_det.export import OnnxDetector, Settings, extras, write_onnx
-from gfl_det.export.graph import Outputs
-from gfl_det.export.parity import BOX_LIMIT, SCORE_LIMIT, compare, noise_pictures, torch_detector
+from gfl_det.export import OnnxDetector, Outputs, Settings, extras, write_onnx
+from gfl_det.export.parity import (
+    BOX_LIMIT,
+    EDGE_LIMIT,
+    ENTROPY_LIMIT,
+    SCORE_LIMIT,
+    compare,
+    noise_pictures,
+    torch_detector,
+)
+from gfl_det.uncertainty import edge_intervals, edge_quantiles
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxscript')
 pytest.importorskip('onnxruntime')
 
 ROOT = Path(__file__).parents[1]
-MAPS = (Platt(0.5, 1.0), Temperature(2.0), Isotonic((0.1, 0.6), (0.2, 0.9)))
+
+LEVELS, FACTORS = (0.5, 0.7), ((0.5, 1.0, 2.0, 3.0), (0.7, 1.2, 2.0, 3.2))
 
 
 @pytest.fixture(scope='module')
@@ -35,14 +42,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def source(folder):
-    """GFLv2 with a calibrator whose classes have maps of every kind."""
-    classes = tuple(
-        ClassMap(name, each, 'fitted', float('nan'), float('nan'), 9)
-        for name, each in zip('abc', MAPS)
+    """GFLv2, a calibrator whose classes have maps of every kind, intervals fitted for each side."""
+    intervals = folder / 'intervals.json'
+    fitted = IntervalCalibrator(LEVELS, FACTORS, 'GFLv2Head', ('a', 'b', 'c'), 0.5, FITTED_ON)
+    save_interval_calibrator(fitted, intervals)
+    given = dict(
+        calibrator=save_maps(folder, MAPS, 'GFLv2Head'), intervals=str(intervals), level=0.6
     )
-    path = folder / 'calibrator.json'
-    save_calibrator(DetectionCalibrator(Fit(), 'GFLv2Head', classes, Source('', (), 9)), path)
-    return random_source(tiny_config('GFLv2Head'), folder, calibrator=str(path))
+    return random_source(tiny_config('GFLv2Head'), folder, **given)
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +65,19 @@ def test_any_size_gives_what_torch_gives(shape, source, detector):
     assert found.is_small, found
     assert found.score < SCORE_LIMIT / 10
     assert found.box < BOX_LIMIT / 10
-    assert found.edge < BOX_LIMIT
+    assert found.edge < EDGE_LIMIT / 10
+    assert found.entropy < ENTROPY_LIMIT / 10
+
+
+def test_intervals_are_of_the_level_and_stretched_side_by_side(source, detector):
+    """Against the file's own distributions: each side by its factor between those of the levels."""
+    (found,) = detector.detect(noise_pictures([(192, 256)]))
+    assert detector.level == 0.6
+    edges = found.edge_logits, found.bin_widths, found.prior_centres
+    want = edge_intervals(edge_quantiles(*edges, 0.6), (0.6, 1.1, 2.0, 3.1))
+    border = torch.tensor([256.0, 192.0, 256.0, 192.0])
+    for ends, given in ((want.low, found.edge_low), (want.high, found.edge_high)):
+        torch.testing.assert_close(given, ends.clamp(min=0).minimum(border), rtol=0, atol=1e-2)
 
 
 def test_any_batch_gives_what_its_pictures_give_alone(detector):
@@ -71,21 +90,27 @@ def test_any_batch_gives_what_its_pictures_give_alone(detector):
         torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-5)
 
 
-def test_results_are_the_inferencers(detector, folder):
-    """Files, arrays and a broken file; the type and fields of GFLInferencer's results."""
+def test_results_are_the_inferencers(detector, folder, capsys):
+    """Files, arrays and a broken file; the type, fields and warnings of GFLInferencer's results."""
     picture = noise_pictures([(192, 256)])[0]
     cv2.imwrite(str(folder / 'one.png'), picture)
     (folder / 'torn.png').write_bytes(b'no picture')
     paths = [str(folder / 'one.png'), str(folder / 'torn.png'), picture, picture]
-    results = detector(paths, batch_size=2, progress=False)
+    results = detector(paths, batch_size=2, keep_images=True)
+    assert 'warning: ' in (told := capsys.readouterr().err)
+    assert 'torn.png' in told
+    assert results[1].image is None
+    assert np.array_equal(results[3].image, picture)
     assert [each.error is None for each in results] == [True, False, True, True]
     assert len({len(results[index]) for index in (0, 2, 3)}) == 1
     first = results.to_dict()[0]
-    assert first['level'] == 0.9
+    assert first['level'] == 0.6
     edges = {'edge_std', 'edge_low', 'edge_high', 'edge_entropy'}
     assert {'bbox', 'score', 'raw_score', 'label', 'class', *edges} <= set(first['detections'][0])
     with pytest.raises(DataError, match=r'torn\.png'):
         detector(str(folder / 'torn.png'), progress=False)
+    with pytest.raises(ConfigError, match='batch_size is a whole number of at least 1, not 0'):
+        detector(paths, batch_size=0)
 
 
 def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(detector, folder):
@@ -118,7 +143,11 @@ def test_without_nms_and_of_a_fixed_size(folder):
 
 @pytest.mark.parametrize(
     ('settings', 'words'),
-    [(dict(opset=17), 'torch exports 18 to 23'), (dict(size=(100, 128)), 'multiples of 32')],
+    [
+        (dict(opset=17), 'torch exports 18 to 23'),
+        (dict(size=(100, 128)), 'The --size 100 128 is no pair .* multiples of 32: take 96 128'),
+        (dict(size=(0, -64)), 'The --size 0 -64 is no pair .*: take 32 32'),
+    ],
 )
 def test_settings_that_cannot_be(settings, words):
     with pytest.raises(ConfigError, match=words):

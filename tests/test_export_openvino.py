@@ -6,11 +6,17 @@ import re
 
 import pytest
 import torch
-from exporting import random_source, tiny_config
+from exporting import MAPS, random_source, save_maps, tiny_config
 
 from gfl_det.errors import DataError
-from gfl_det.export import OpenVINODetector, Settings, write_int8, write_onnx, write_openvino
-from gfl_det.export.graph import Outputs
+from gfl_det.export import (
+    OpenVINODetector,
+    Outputs,
+    Settings,
+    write_int8,
+    write_onnx,
+    write_openvino,
+)
 from gfl_det.export.openvino import FLOAT
 from gfl_det.export.parity import compare, noise_pictures, torch_detector
 
@@ -30,7 +36,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def source(folder):
-    return random_source(tiny_config('GFLv2Head'), folder)
+    calibrator = save_maps(folder, MAPS, 'GFLv2Head')
+    return random_source(tiny_config('GFLv2Head'), folder, calibrator=calibrator)
 
 
 @pytest.fixture(scope='module')
@@ -76,6 +83,11 @@ def test_int8_keeps_integral_and_quality_in_float(written):
         'neck',
         'bbox_head',
     }
+    of_maps = [
+        each for each in model.get_ordered_ops() if re.match(FLOAT[-1], each.get_friendly_name())
+    ]
+    assert len(of_maps) > 20
+    assert 'FakeQuantize' not in {each.get_type_name() for each in of_maps}
     outputs = {'boxes', 'scores', 'edge_std', 'edge_low', 'edge_high', 'edge_entropy'}
     for result in model.get_results():
         before = result.input(0).get_source_output().get_node()

@@ -27,7 +27,7 @@ from swapping import zoo_config
 from gfl_det import GFLInferencer
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
 from gfl_det.inference import command
-from gfl_det.inference import inferencer as inferencer_module
+from gfl_det.inference import stream as stream_module
 from gfl_det.inference.command import parse_arguments, summary
 from gfl_det.inference.inferencer import _at_least
 
@@ -102,7 +102,7 @@ def test_images_of_one_size_go_together(detect, images, monkeypatch) -> None:
         return plain(batch)
 
     monkeypatch.setattr(detect, '_predict', predict)
-    monkeypatch.setattr(inferencer_module, 'WINDOW_BATCHES', 2)
+    monkeypatch.setattr(stream_module, 'WINDOW_BATCHES', 2)
     detect([*images, *images, images[0]], batch_size=2, progress=False)
     assert sizes == [2, 2, 2, 1]
 

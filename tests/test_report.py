@@ -14,20 +14,26 @@ import pytest
 import reporting
 from commands import run_tool
 from inferring import CLASSES, write_checkpoint
+from mmengine.config import Config
 
 import gfl_det
 from gfl_det.calibration import (
     Settings,
     evaluate_detections,
     fit_calibrator,
+    fit_distribution_calibrator,
     load_calibrator,
     save_calibrator,
+    save_distribution_calibrator,
 )
 from gfl_det.calibration.coco import detections_from_coco, truths_from_coco
+from gfl_det.calibration.from_checkpoint import detect_edges
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.report import analyse, command, draw_gallery, render
 from gfl_det.report.data import NORMAL_BINS
 from gfl_det.report.from_results import read_results
+from gfl_det.report.from_work_dir import find_checkpoint, run_work_dir
+from gfl_det.report.images import choose_images
 from gfl_det.report.page import embed, plain
 
 ROOT = Path(__file__).parents[1]
@@ -210,9 +216,14 @@ def test_pictures_stop_at_a_size_and_pass_over_broken_images(files, monkeypatch,
     judged = np.flatnonzero(~np.isnan(analysis.judged.quality))
     assert sorted(entry['image'] for entry in shown) == [i for i in judged if i != 3]
     assert 'warning: ' in capsys.readouterr().err
-    one = len(shown[0]['truth']) + len(shown[0]['found'])
-    monkeypatch.setattr('gfl_det.report.gallery.MAX_BYTES', one + 1)
-    assert len(draw_gallery(data, analysis, 10)) == 1
+    assert [each['image'] for each in shown] == sorted(
+        (each['image'] for each in shown), key=lambda image: analysis.judged.quality[image]
+    )
+    size = {each['image']: len(each['truth']) + len(each['found']) for each in shown}
+    chosen = [image for image in choose_images(analysis.judged, 10) if image != 3]
+    monkeypatch.setattr('gfl_det.report.gallery.MAX_BYTES', sum(map(size.get, chosen[:5])))
+    few = draw_gallery(data, analysis, 10)
+    assert {each['image'] for each in few} == set(chosen[:5])
     assert draw_gallery(data._replace(folder=None), analysis, 10) == []
 
 
@@ -277,7 +288,9 @@ def test_refusals_are_sentences(files, tmp_path, monkeypatch, arguments, error, 
     assert not list(tmp_path.glob('*.html'))
 
 
-def test_a_work_dir_is_run(tmp_path):
+@pytest.fixture
+def trained(tmp_path) -> tuple[Path, Config]:
+    """A work dir without a config, and the config: data of three images, random weights."""
     rng = np.random.default_rng(0)
     images = tmp_path / 'data' / 'img'
     images.mkdir(parents=True)
@@ -299,8 +312,6 @@ def test_a_work_dir_is_run(tmp_path):
     (logs / 'scalars.json').write_text('{"loss": 1.5, "iter": 1, "epoch": 1, "step": 1}\n')
     cfg = gfl_det.get_config('gfl_r18_fpn_digits')
     write_checkpoint(work_dir, cfg)
-    with pytest.raises(ConfigError, match='no config'):
-        command.report(command.parse_arguments([str(work_dir), '--out', str(tmp_path / 'a.html')]))
     cfg.merge_from_dict(
         {
             'val_dataloader.dataset.data_root': f'{tmp_path}/data/',
@@ -311,6 +322,52 @@ def test_a_work_dir_is_run(tmp_path):
             'val_evaluator.ann_file': f'{tmp_path}/data/val.json',
         }
     )
+    return work_dir, cfg
+
+
+def test_a_calibrator_ranks_the_pool_that_it_has_in_the_detector(trained, tmp_path):
+    """Of 60 boxes an image the 10 that it thinks best are kept, as the detector itself keeps."""
+    work_dir, cfg = trained
+    checkpoint = str(work_dir / 'epoch_1.pth')
+    cfg.model.test_cfg.max_per_img = 60
+    cfg.val_dataloader.batch_size = 1
+    truths, found = detect_edges(cfg, checkpoint, 'val')
+    rows = np.arange(len(found.detections.scores))[::3]  # some of what is found is true
+    known = {
+        name: values[rows]
+        for name, values in found.detections._asdict().items()
+        if name != 'scores'
+    }
+    others = truths._replace(
+        image_keys=[f'other {key}' for key in truths.image_keys],
+        crowd=np.zeros(len(rows), bool),
+        **known,
+    )
+    path = str(tmp_path / 'pool.json')
+    fitted = fit_distribution_calibrator(found, others)
+    save_distribution_calibrator(fitted, path)
+    cfg.model.test_cfg.update(max_per_img=10, rank_pool=60)
+    data = run_work_dir(work_dir, cfg, checkpoint, 'val', path)
+    detector = gfl_det.GFLInferencer(checkpoint, cfg, device='cpu', calibrator=path)
+    images = sorted((tmp_path / 'data' / 'img').iterdir())
+    for index, result in enumerate(detector(list(images), progress=False)):
+        mine = data.detections.image == index
+        order = np.argsort(-data.detections.scores[mine], kind='stable')
+        want = result.instances
+        assert len(want) == mine.sum() == 10
+        np.testing.assert_allclose(data.detections.scores[mine][order], want.scores, atol=1e-6)
+        np.testing.assert_allclose(data.raw_scores[mine][order], want.raw_scores, atol=1e-6)
+        np.testing.assert_allclose(data.edge_std[mine][order], want.edge_std, rtol=1e-4)
+        np.testing.assert_allclose(data.intervals[1][mine][order], want.edge_high, rtol=1e-4)
+    assert len(data.distributions.edge_logits) == 30
+    best_of_all = np.sort(found.detections.scores[found.detections.image == 0])[::-1][:10]
+    assert data.raw_scores[data.detections.image == 0].min() < best_of_all.min()
+
+
+def test_a_work_dir_is_run(trained, tmp_path):
+    work_dir, cfg = trained
+    with pytest.raises(ConfigError, match='no config'):
+        command.report(command.parse_arguments([str(work_dir), '--out', str(tmp_path / 'a.html')]))
     cfg.dump(str(work_dir / 'mine.py'))
     (work_dir / 'epoch_1.pth').rename(work_dir / 'best_coco_bbox_mAP_epoch_1.pth')
     out = tmp_path / 'report.html'
@@ -327,8 +384,6 @@ def test_a_work_dir_is_run(tmp_path):
     assert values['uncertainty']['level'] == 0.9
     assert len(values['pictures']) == 2
     (work_dir / 'best_coco_bbox_mAP_epoch_1.pth').unlink()
-    from gfl_det.report.from_work_dir import find_checkpoint
-
     with pytest.raises(CheckpointError, match='has no checkpoint'):
         find_checkpoint(work_dir)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import browser
+import numpy as np
 import pytest
 import reporting
 
@@ -161,6 +163,20 @@ def test_tables_sort_and_charts_tell_values(desk):
     desk.run("document.querySelector('#precision details').open = true")
     desk.until("document.querySelectorAll('#precision details tbody tr').length > 50")
     assert desk.console() == []
+
+
+def test_groups_whose_least_errors_are_zero_are_drawn(report, tmp_path):
+    """Where one edge in ten is exact everywhere, no error above zero bounds the axis below."""
+    values = copy.deepcopy(report[1])
+    bins = values['uncertainty']['sides']['all edges']['bins']
+    bins['low'] = np.zeros(len(bins['low']))
+    path = tmp_path / 'exact.html'
+    path.write_text(render(values), encoding='utf-8')
+    with browser.Browser(1280, 900) as window:
+        window.open(path.as_uri())
+        window.until(READY)
+        window.until("document.querySelectorAll('#uncertainty svg circle').length > 10")
+        assert window.console() == []
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from gfl_det.box_formats import xywh_to_xyxy
+
 IMAGE_SIZE = (640, 480)  # width, height, px
 MEAN_TRUTHS = 7.0  # of an image, as in COCO
 CROWD_SHARE = 0.03
@@ -98,7 +100,7 @@ def _detect(
         labels[:hits][agrees] = truth_labels[chosen][agrees]
         scores[:hits] = generator.beta(3, 3, hits)
     order = np.argsort(-scores)
-    corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+    corners = xywh_to_xyxy(boxes)
     return dict(
         bboxes=torch.tensor(corners[order], dtype=torch.float32),
         scores=torch.tensor((scores[order] * 256).round() / 256, dtype=torch.float32),

@@ -13,6 +13,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
+from ..box_formats import xyxy_to_xywh
 from ..datasets.annotations import listed
 from ..errors import ConfigError, DataError
 from .arrays import Detections
@@ -112,8 +113,7 @@ def edge_detections(
     def values(name: str) -> np.ndarray:
         return np.concatenate([result[name].float().cpu().numpy() for result in results])
 
-    boxes = values('bboxes').astype(float)
-    boxes[:, 2:] -= boxes[:, :2]
+    boxes = xyxy_to_xywh(values('bboxes').astype(float))
     image = np.repeat(np.array(numbers, np.int64), [len(result) for result in results])
     label = np.concatenate([result.labels.cpu().numpy() for result in results])
     found = Detections(image, label.astype(np.int64), boxes, values('scores').astype(float))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from ..box_formats import xywh_to_xyxy, xyxy_to_xywh
 from ..errors import DataError
 from . import splits
 from .arrays import Detections, Truths
@@ -103,7 +104,7 @@ def _collect(results: Results) -> Detections:
     return Detections(
         np.repeat(np.arange(len(counts)), counts),
         _joined(results, 'labels').astype(np.int64),
-        np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+        xyxy_to_xywh(boxes),
         _joined(results, 'scores').astype(float),
     )
 
@@ -123,14 +124,12 @@ def _edges(results: Results, rows: np.ndarray, truths: np.ndarray) -> MatchedEdg
         for each in results
         for height, width in [each.size]
     ]
-    boxes = truths.copy()
-    boxes[:, 2:] += boxes[:, :2]
     return MatchedEdges(
         take('edge_logits'),
         take('bin_widths'),
         take('prior_centres'),
         torch.cat(limits)[chosen],
-        torch.from_numpy(boxes).float(),
+        torch.from_numpy(xywh_to_xyxy(truths)).float(),
         take('labels'),
     )
 

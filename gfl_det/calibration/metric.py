@@ -9,6 +9,7 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
+from ..box_formats import xyxy_to_xywh
 from ..errors import ConfigError, DataError
 from ..registry import METRICS
 from .arrays import Detections, Truths, check_detections
@@ -167,7 +168,7 @@ def _collect(results: Sequence[dict], truths: Truths) -> Detections:
     scores = np.concatenate([entry['scores'] for entry in results] or [np.zeros(0)])
     labels = np.concatenate([entry['labels'] for entry in results] or [np.zeros(0)])
     images = np.array([place[entry['img_id']] for entry in results], np.int64)
-    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    boxes = xyxy_to_xywh(corners)
     return Detections(
         np.repeat(images, counts), labels.astype(np.int64), boxes, scores.astype(float)
     )

@@ -12,6 +12,7 @@ import numpy as np
 from mmengine.config import Config
 
 from gfl_det.assigners import ATSSAssigner
+from gfl_det.box_formats import xywh_to_xyxy
 from gfl_det.checking.boxes import Table
 from gfl_det.checking.draft import Draft, Level
 from gfl_det.errors import ConfigError
@@ -77,8 +78,7 @@ def resized(table: Table, chosen: np.ndarray, resizing: Resizing) -> Boxes:
     _, first, image = np.unique(table.image[chosen], return_index=True, return_inverse=True)
     before = table.image_wh[chosen][first]
     after = resizing.sizes(before, np.random.default_rng(0))
-    xywh = table.boxes[chosen]
-    xyxy = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+    xyxy = xywh_to_xyxy(table.boxes[chosen])
     factor = (after / before)[image][:, [0, 1, 0, 1]]
     return Boxes(after, image.astype(np.int64), (xyxy * factor).astype(np.float32), 0, None)
 

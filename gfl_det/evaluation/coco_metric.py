@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from pycocotools.cocoeval import COCOeval
 from terminaltables import AsciiTable
 
+from gfl_det.box_formats import xyxy_to_xywh
 from gfl_det.compat.versions import FASTER_COCO_EVAL, has_faster_coco_eval
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.evaluation.fast_cocoeval import FastCOCOeval, counts_alike
@@ -110,8 +111,7 @@ class CocoMetric(MMDetCocoMetric):
         """Write predictions in COCO's result format, in float64 as mmdet's JSON files hold them."""
         detections = []
         for prediction in predictions:
-            corners = prediction['bboxes'].astype(float)
-            boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
+            boxes = xyxy_to_xywh(prediction['bboxes'].astype(float))
             scores, labels = prediction['scores'].tolist(), prediction['labels'].tolist()
             detections += [
                 dict(

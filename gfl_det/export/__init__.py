@@ -4,6 +4,7 @@
 :class:`.openvino.OpenVINODetector` run them; docs/export.md has what each costs and brings.
 """
 
+from .graph import Outputs
 from .onnx_file import Settings, write_onnx
 from .openvino import OpenVINODetector, write_int8, write_openvino
 from .runtime import ExportedDetector, OnnxDetector
@@ -13,6 +14,7 @@ __all__ = [
     'ExportedDetector',
     'OnnxDetector',
     'OpenVINODetector',
+    'Outputs',
     'Settings',
     'Source',
     'load_source',

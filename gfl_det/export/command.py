@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +12,25 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
+from ..calibration.from_checkpoint import Split
 from ..cli import add_cfg_options, load_config
 from ..datasets.images import read_image
 from ..errors import ConfigError, DataError, GFLDetError
+from ..preflight.data import check_data
 from .description import Description
-from .evaluation import average_precision, picture_paths
+from .evaluation import average_precision, check_judged, picture_paths
 from .graph import Outputs
-from .onnx_file import OPSETS, Settings, write_onnx
+from .onnx_file import OPSETS, Settings, check_size, write_onnx
 from .openvino import OpenVINODetector, write_int8, write_openvino
-from .parity import BOX_LIMIT, SCORE_LIMIT, compare, noise_pictures, torch_detector
+from .parity import (
+    BOX_LIMIT,
+    EDGE_LIMIT,
+    ENTROPY_LIMIT,
+    SCORE_LIMIT,
+    compare,
+    noise_pictures,
+    torch_detector,
+)
 from .preprocessing import Picture, Prepared
 from .runtime import ExportedDetector, OnnxDetector
 from .source import Source, load_source
@@ -60,7 +71,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--check',
         action='store_true',
         help='compare with torch on pictures of the test split, or on noise without one; the exit '
-        f'status is 1 if scores differ by more than {SCORE_LIMIT} or boxes by {BOX_LIMIT} px',
+        f'status is 1 if scores differ by more than {SCORE_LIMIT}, boxes by {BOX_LIMIT} px, or, '
+        f'with --uncertainty, edges by {EDGE_LIMIT} px or {ENTROPY_LIMIT} nats',
     )
     add('--ap', choices=['val', 'test'], help='print the AP of torch and of FILE on this split')
     add(
@@ -75,7 +87,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.int8 and (args.out.suffix != '.xml' or args.check):
         parser.error('--int8 writes FILE.xml, and is judged by --ap and not by --check')
     if args.count < 1:
-        parser.error('--count is at least 1')
+        parser.error(f'--count {args.count} is no number of pictures: at least 1 is needed')
+    if args.level is not None and not 0 < args.level < 1:
+        parser.error(f'--level {args.level:g} is no share between 0 and 1, such as 0.9')
+    for name in ('intervals', 'level'):
+        if getattr(args, name) is not None and not args.uncertainty:
+            parser.error(f'--{name} is of edge_low and edge_high: give --uncertainty too')
     return args
 
 
@@ -112,16 +129,15 @@ def export(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: something does not fit, or is missing, or the file differs from torch.
     """
-    if args.out.suffix not in ('.onnx', '.xml'):
-        raise DataError(f'--out {args.out} must end in .onnx, or in .xml for OpenVINO.')
+    settings = _settings(args)
     cfg = load_config(args.config, args.cfg_options)
     source = load_source(
         cfg, args.config, args.checkpoint, args.calibrator, args.intervals, args.level
     )
-    outputs = Outputs(
-        args.nms, args.uncertainty, args.distribution, source.level, source.interval_factor
-    )
-    settings = Settings(outputs, tuple(args.size) if args.size else None, args.opset)
+    if args.ap:
+        check_judged(cfg, args.ap)
+    if args.int8:
+        check_data(cfg, ('train',))
     detector = _write(args, cfg, source, settings)
     print(f'written: {args.out} ({", ".join(detector.description.outputs)})')
     if args.check:
@@ -130,6 +146,37 @@ def export(args: argparse.Namespace) -> None:
         _print_ap(cfg, source, detector, args.ap)
     if args.time:
         _print_times(args, cfg, source, detector)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """How to export; what cannot be is refused before anything is loaded."""
+    _check_out(args.out)
+    size = tuple(args.size) if args.size else None
+    settings = Settings(Outputs(args.nms, args.uncertainty, args.distribution), size, args.opset)
+    if args.time:
+        check_size(tuple(args.time), '--time')
+        if size and tuple(args.time) != size:
+            height, width = size
+            raise ConfigError(
+                f'--time {args.time[0]} {args.time[1]} is not the fixed --size {height} {width} of '
+                f'the file: time it at {height} {width}, or leave --size out.'
+            )
+    return settings
+
+
+def _check_out(path: Path) -> None:
+    """Refuse before the work is done what cannot be written after it; the folder is made."""
+    if path.suffix not in ('.onnx', '.xml'):
+        raise DataError(f'--out {path} must end in .onnx, or in .xml for OpenVINO.')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f'The folder of --out {path} cannot be made ({reason}): choose another.'
+        ) from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise DataError(f'--out {path} cannot be written: choose another file.')
 
 
 def _write(
@@ -159,15 +206,17 @@ def _training_pictures(cfg: Config, description: Description, count: int) -> Ite
 def _check(cfg: Config, source: Source, detector: ExportedDetector) -> None:
     pictures, what = _test_pictures(cfg)
     found = compare(_in_torch(source, detector), detector, pictures)
+    edges = f', edges within {found.edge:.1e} px and {found.entropy:.1e} nats'
     print(
         f'against torch on {len(pictures)} {what}, {found.detections} detections: scores within '
-        f'{found.score:.1e}, boxes within {found.box:.1e} px, {found.unmatched} without a '
-        'counterpart'
+        f'{found.score:.1e}, boxes within {found.box:.1e} px'
+        f'{edges if detector.description.level else ""}, {found.unmatched} without a counterpart'
     )
     if not found.is_small:
         raise GFLDetError(
             f'The file differs from torch by more than {SCORE_LIMIT} in scores, {BOX_LIMIT} px in '
-            'boxes, or in detections: report the config.'
+            f'boxes, {EDGE_LIMIT} px or {ENTROPY_LIMIT} nats in edges, or in detections: report '
+            'the config.'
         )
 
 
@@ -183,9 +232,7 @@ def _test_pictures(cfg: Config) -> tuple[list[Picture], str]:
         return noise_pictures(NOISE_SHAPES), 'pictures of noise'
 
 
-def _print_ap(cfg: Config, source: Source, detector: ExportedDetector, split: str) -> None:
-    if not picture_paths(cfg, split):
-        raise ConfigError(f'The {split} split has no pictures.')
+def _print_ap(cfg: Config, source: Source, detector: ExportedDetector, split: Split) -> None:
     in_torch = _in_torch(source, detector)
     rows = {
         'torch': lambda path: in_torch(read_image(path)),

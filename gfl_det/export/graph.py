@@ -8,6 +8,7 @@ picture. Boxes refer to the original picture.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from mmengine.config import ConfigDict
@@ -16,12 +17,20 @@ from torch import Tensor, nn
 
 from .. import distribution
 from ..errors import ConfigError
+from ..inference.results import EDGE_FIELDS
 from ..uncertainty import EdgeQuantiles, edge_intervals, edge_quantiles
 from .calibrator import Calibration
 from .candidates import ABSENT, Frames, Pool, all_cells, apart, best_pairs, decode, take
 from .suppression import kept_by_nms
 
 INPUTS = ('images', 'img_shape', 'scale_factor')
+
+
+class Intervals(NamedTuple):
+    """What the intervals from ``edge_low`` to ``edge_high`` are."""
+
+    level: float  # share of an edge's distribution that they hold, in (0, 1)
+    factor: float | tuple[float, ...]  # that stretches them about their medians, or one a side
 
 
 @dataclass(frozen=True)
@@ -34,15 +43,11 @@ class Outputs:
         uncertainty: add ``edge_std``, ``edge_low`` and ``edge_high`` (px) and ``edge_entropy``
             (nats) of each edge, ltrb: see :mod:`..inference.results`.
         distribution: add ``edge_logits``, ``bin_widths`` and ``prior_centres``.
-        level: of the intervals from ``edge_low`` to ``edge_high``.
-        interval_factor: that stretches them, or one a side.
     """
 
     nms: bool = False
     uncertainty: bool = False
     distribution: bool = False
-    level: float = 0.9
-    interval_factor: float | tuple[float, ...] = 1.0
 
     def names(self, calibrated: bool) -> list[str]:
         """Names of the tensors in their order."""
@@ -50,7 +55,7 @@ class Outputs:
             names = ['boxes', 'scores', 'labels', 'counts', *['raw_scores'] * calibrated]
         else:
             names = ['boxes', 'scores', 'levels', *['calibrated_scores'] * calibrated]
-        names += ['edge_std', 'edge_low', 'edge_high', 'edge_entropy'] * self.uncertainty
+        names += [*EDGE_FIELDS] * self.uncertainty
         return names + ['edge_logits', 'bin_widths', 'prior_centres'] * self.distribution
 
 
@@ -60,6 +65,7 @@ class DetectionGraph(nn.Module):
     Args:
         detector: of one stage; in eval mode.
         outputs: see there.
+        intervals: of the edges, given with ``outputs.uncertainty``.
         calibration: of the scores, or None.
 
     Raises:
@@ -67,14 +73,18 @@ class DetectionGraph(nn.Module):
     """
 
     def __init__(
-        self, detector: BaseModel, outputs: Outputs, calibration: Calibration | None = None
+        self,
+        detector: BaseModel,
+        outputs: Outputs,
+        intervals: Intervals,
+        calibration: Calibration | None = None,
     ) -> None:
         super().__init__()
         self.backbone = detector.backbone
         self.neck = detector.neck if detector.with_neck else nn.Identity()
         self.bbox_head = detector.bbox_head
         self.calibration = calibration
-        self.outputs = outputs
+        self.outputs, self.intervals = outputs, intervals
         self.settings = detector.bbox_head.test_cfg
         if outputs.nms:
             check_suppression(self.settings)
@@ -145,12 +155,12 @@ class DetectionGraph(nn.Module):
         centres = pool.centres * frames.scale[..., :2]
         if self.outputs.uncertainty:
             logits, sizes, points = (each.flatten(0, 1) for each in (pool.logits, widths, centres))
-            quantiles = edge_quantiles(logits, sizes, points, self.outputs.level)
+            quantiles = edge_quantiles(logits, sizes, points, self.intervals.level)
             whole = EdgeQuantiles(*(each.reshape(widths.shape) for each in quantiles))
             limit = None if frames.limit is None else frames.limit * frames.scale
             extras += [
                 distribution.std(pool.logits) * widths,
-                *edge_intervals(whole, self.outputs.interval_factor, limit),
+                *edge_intervals(whole, self.intervals.factor, limit),
                 distribution.entropy(pool.logits),
             ]
         if self.outputs.distribution:

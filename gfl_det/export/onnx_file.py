@@ -51,12 +51,29 @@ class Settings:
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
             raise ConfigError(
-                f'The opset is {self.opset}, and torch exports {OPSETS.start} to {OPSETS.stop - 1}.'
+                f'The --opset {self.opset} cannot be, as torch exports {OPSETS.start} to '
+                f'{OPSETS.stop - 1}: take one of them.'
             )
-        if self.size and (min(self.size) <= 0 or any(side % STRIDE for side in self.size)):
-            raise ConfigError(
-                f'The size {self.size[0]} {self.size[1]} must be multiples of {STRIDE}.'
-            )
+        if self.size is not None:
+            check_size(self.size, '--size')
+
+
+def check_size(size: tuple[int, int], what: str) -> None:
+    """Refuse a size of the input that the graph does not take.
+
+    Args:
+        size: height and width, px.
+        what: the option that says it, for the message.
+
+    Raises:
+        ConfigError: a side is no positive multiple of ``STRIDE``.
+    """
+    if min(size) <= 0 or any(side % STRIDE for side in size):
+        near = ' '.join(str(max(round(side / STRIDE), 1) * STRIDE) for side in size)
+        raise ConfigError(
+            f'The {what} {size[0]} {size[1]} is no pair of positive multiples of {STRIDE}: take '
+            f'{near}.'
+        )
 
 
 def describe(source: Source, settings: Settings) -> Description:
@@ -85,7 +102,7 @@ def describe(source: Source, settings: Settings) -> Description:
         outputs=outputs.names(calibrated),
         nms=outputs.nms,
         calibrated=calibrated,
-        level=outputs.level if outputs.uncertainty else None,
+        level=source.intervals.level if outputs.uncertainty else None,
     )
 
 
@@ -142,7 +159,8 @@ def build_graph(source: Source, outputs: Outputs) -> DetectionGraph:
     fold_batch_norms(folded)
     calibrator = source.calibrator
     maps = [each.map for each in calibrator.classes] if calibrator else []
-    return DetectionGraph(folded, outputs, Calibration(maps) if maps else None).eval()
+    calibration = Calibration(maps) if maps else None
+    return DetectionGraph(folded, outputs, source.intervals, calibration).eval()
 
 
 def _example(size: tuple[int, int] | None) -> tuple[torch.Tensor, ...]:

@@ -19,8 +19,8 @@ from .runtime import Arrays, ExportedDetector, check_file
 
 # By their names, see onnx_file: decoding with its integral; in the head, what is no module of its
 # own, which is the scaling of edges and, in GFLv2, the statistics of their distributions; and
-# GFLv2's quality network (DGQP).
-FLOAT = (rf'^{DECODING}/.*', r'^bbox_head/.*', r'^bbox_head\.reg_conf.*')
+# GFLv2's quality network (DGQP); the calibrator, whose maps are steep.
+FLOAT = (rf'^{DECODING}/.*', r'^bbox_head/.*', r'^bbox_head\.reg_conf.*', r'^calibration[./].*')
 
 
 class OpenVINODetector(ExportedDetector):

@@ -7,9 +7,8 @@ config is needed.
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, islice
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError
-from ..inference.results import ImageResult, Results
-from ..inference.sources import Inputs, Item, Reading, find_sources, read_items
-from ..progress import Progress
+from ..inference.results import EDGE_FIELDS
+from ..inference.sources import Item
+from ..inference.stream import ImageDetector
+from ..inference.stream import Prepared as Loaded
 from .description import KEY, Description
 from .extras import require
 from .graph import INPUTS
@@ -30,33 +30,22 @@ from .preprocessing import Picture, Prepared
 
 Arrays = Mapping[str, NDArray[Any]]
 # Outputs that results have under the same name.
-EXTRAS = (
-    'edge_std',
-    'edge_low',
-    'edge_high',
-    'edge_entropy',
-    'edge_logits',
-    'bin_widths',
-    'prior_centres',
-)
+EXTRAS = (*EDGE_FIELDS, 'edge_logits', 'bin_widths', 'prior_centres')
 UNSEEN = {'counts'}  # outputs that results do not have
-DECODING = (('flag', 'color'), ('backend', 'cv2'))  # of files, as test pipelines do by default
 
 
-class ExportedDetector(ABC):
-    """What the runtimes share.
+class ExportedDetector(ImageDetector):
+    """What the runtimes share; called as a :class:`~gfl_det.inference.GFLInferencer` is.
 
     Args:
         description: of the file.
     """
 
+    _decoding = (('flag', 'color'), ('backend', 'cv2'))  # as test pipelines do by default
+
     def __init__(self, description: Description) -> None:
         self.description = description
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names in the order of the labels."""
-        return tuple(self.description.classes)
+        self.classes, self.level = tuple(description.classes), description.level
 
     @abstractmethod
     def run(self, inputs: Prepared) -> Arrays:
@@ -80,63 +69,12 @@ class ExportedDetector(ABC):
         finish = _detections if self.description.nms else self._suppressed
         return [finish(outputs, index) for index in range(len(outputs['boxes']))]
 
-    def __call__(
-        self, inputs: Inputs, *, batch_size: int = 1, progress: bool = True, **reading: Any
-    ) -> Results:
-        """Detect in images; arguments and results are those of :class:`..inference.GFLInferencer`.
+    def _preprocess(self, item: Item) -> Loaded:
+        assert item.image is not None  # or it is not asked for
+        return Loaded(self.description.preprocessing.resized(*item.image.shape[:2]), item.image)
 
-        Args:
-            inputs: path of an image or a video, folder, glob, http address, array ``(H, W, 3)``
-                uint8 BGR; or several of them.
-            batch_size: images that go through together, if they come one after another and have
-                the same size behind the preprocessing.
-            progress: show it on standard error.
-            **reading: ``max_pixels``, ``recursive`` and ``every``.
-
-        Returns:
-            One result an image. Those that could not be read hold an ``error``.
-
-        Raises:
-            DataError: not one image could be read.
-        """
-        sources = find_sources(inputs, Reading(**reading, decoding=DECODING))
-        results = Results()
-        with Progress(sum(each.images for each in sources), 'images', progress) as bar:
-            for same in self._batches(read_items(sources), batch_size):
-                results.images += self._results(same)
-                bar.advance(len(same))
-        failed = results.failures
-        if len(failed) == len(results):
-            raise DataError(str(failed[0].error))
-        return results
-
-    def _batches(self, items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-        """Items in their order, those in a row together that have one size when resized."""
-
-        def kind(item: Item) -> tuple[int, int] | None:
-            if item.image is None:
-                return None
-            return self.description.preprocessing.resized(*item.image.shape[:2])
-
-        for _, group in groupby(items, kind):
-            while same := list(islice(group, size)):
-                yield same
-
-    def _results(self, items: list[Item]) -> list[ImageResult]:
-        pictures = [item.image for item in items if item.image is not None]
-        if not pictures:
-            return [ImageResult(each.source, frame=each.frame, error=each.error) for each in items]
-        return [
-            ImageResult(
-                item.source,
-                (picture.shape[0], picture.shape[1]),
-                found,
-                self.classes,
-                self.description.level,
-                item.frame,
-            )
-            for item, picture, found in zip(items, pictures, self.detect(pictures))
-        ]
+    def _predict(self, batch: list[Loaded]) -> list[InstanceData]:
+        return self.detect([each.data for each in batch])
 
     def _suppressed(self, outputs: Arrays, image: int) -> InstanceData:
         """What the head does behind its maps, from boxes and scores of all cells."""

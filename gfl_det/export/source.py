@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..heads import GFLHead
 from ..inference.loading import load_detector
 from ..preflight.walk import walk
+from .graph import Intervals
 from .preprocessing import Preprocessing
 
 DEFAULT_LEVEL = 0.9
@@ -30,8 +31,7 @@ class Source(NamedTuple):
     pipeline: list[dict[str, Any]]  # of the test data set
     preprocessing: Preprocessing
     calibrator: DetectionCalibrator | None  # of the scores
-    level: float  # of the edges' intervals
-    interval_factor: float | tuple[float, ...]  # that stretches them, or one a side
+    intervals: Intervals  # of the edges
 
 
 def load_source(
@@ -79,8 +79,9 @@ def load_source(
         pipeline=loaded.pipeline,
         preprocessing=Preprocessing.of(loaded.pipeline, cfg.model.get('data_preprocessor') or {}),
         calibrator=scores,
-        level=float(test_cfg.interval_level),
-        interval_factor=interval_factor(test_cfg, kind, head.num_classes),
+        intervals=Intervals(
+            float(test_cfg.interval_level), interval_factor(test_cfg, kind, head.num_classes)
+        ),
     )
 
 

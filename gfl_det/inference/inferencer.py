@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,25 +15,15 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..progress import Progress
 from .loading import load_detector
 from .optimize import optimize_for_inference
-from .results import ImageResult, Results
-from .sources import Inputs, Item, Reading, Source, find_sources, read_items
+from .sources import Item
+from .stream import ImageDetector, Prepared
 
-# So many batches are read ahead, so that images of one size come together whatever their order.
-WINDOW_BATCHES = 4
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
-class _Prepared(NamedTuple):
-    """An image as the network takes it, and its place among those read ahead."""
-
-    place: int
-    data: dict[str, Any]  # inputs (3, H, W), data_samples
-
-
-class GFLInferencer:
+class GFLInferencer(ImageDetector):
     """A trained detector in use. Each box comes with what is known of its edges.
 
     What results hold, and what it means, is in :mod:`.results`. Any detector of mmdet can be run; a
@@ -95,118 +83,25 @@ class GFLInferencer:
         self.score_thr = score_thr
         self._decoding, self._prepare = _split_pipeline(loaded.pipeline)
 
-    def __call__(
-        self,
-        inputs: Inputs,
-        *,
-        batch_size: int = 1,
-        progress: bool = True,
-        keep_images: bool = False,
-        **reading: Any,
-    ) -> Results:
-        """Detect in images.
-
-        Args:
-            inputs: path of an image or a video, folder, glob, http address, array ``(H, W, 3)``
-                uint8 BGR; or several of them.
-            batch_size: images that go through the network together. Only images of one size do, so
-                that results do not depend on it.
-            progress: show it on standard error.
-            keep_images: keep each image in its result.
-            **reading: ``max_pixels``, ``recursive`` and ``every``, see :class:`.sources.Reading`.
-
-        Returns:
-            One result an image, in the order of the inputs. Those that could not be read hold an
-            ``error``, and the others are done all the same.
-
-        Raises:
-            DataError: not one image could be read.
-        """
-        sources = self.find(inputs, **reading)
-        results = Results()
-        with Progress(sum(each.images for each in sources), 'images', progress) as bar:
-            for result in self.stream(sources, batch_size=batch_size, keep_images=keep_images):
-                results.images.append(result)
-                bar.advance()
-                if result.error is not None and progress and len(sources) > 1:
-                    bar.say(f'warning: {result.error}')
-        failed = results.failures
-        if len(failed) == len(results):
-            others = f' So it is with {len(failed) - 1} others.' if len(failed) > 1 else ''
-            raise DataError(f'{failed[0].error}{others}')
-        return results
-
-    def find(self, inputs: Inputs, **reading: Any) -> list[Source]:
-        """List the images and videos that inputs stand for; arguments as of a call."""
-        return find_sources(inputs, Reading(**reading, decoding=self._decoding))
-
-    def stream(
-        self, sources: Iterable[Source], *, batch_size: int = 1, keep_images: bool = False
-    ) -> Iterator[ImageResult]:
-        """Results one after another, for videos and folders too large to keep them all.
-
-        Args:
-            sources: of :meth:`find`.
-            batch_size: as in a call.
-            keep_images: as in a call.
-        """
-        if not isinstance(batch_size, Integral) or batch_size < 1:
-            raise ConfigError(f'batch_size is a whole number of at least 1, not {batch_size!r}.')
-        items = read_items(sources)
-        while window := list(islice(items, WINDOW_BATCHES * batch_size)):
-            yield from self._detect(window, batch_size, keep_images)
-
-    def _detect(self, items: list[Item], batch_size: int, keep: bool) -> list[ImageResult]:
-        """Results of images that are read ahead, in their order."""
-        results: dict[int, ImageResult] = {}
-        by_size: dict[tuple[int, ...], list[_Prepared]] = {}
-        for index, item in enumerate(items):
-            try:
-                prepared = _Prepared(index, self._preprocess(item))
-            except DataError as error:
-                results[index] = ImageResult(item.source, frame=item.frame, error=str(error))
-                continue
-            by_size.setdefault(tuple(prepared.data['inputs'].shape), []).append(prepared)
-        for same in by_size.values():
-            for first in range(0, len(same), batch_size):
-                batch = same[first : first + batch_size]
-                for prepared, found in zip(batch, self._predict(batch)):
-                    result = self._result(items[prepared.place], found, keep)
-                    results[prepared.place] = result
-        return [results[index] for index in range(len(items))]
-
-    def _preprocess(self, item: Item) -> dict[str, Any]:
-        if item.image is None:
-            raise DataError(str(item.error))
+    def _preprocess(self, item: Item) -> Prepared:
+        assert item.image is not None  # or it is not asked for
         size = item.image.shape[:2]
         given = dict(img=item.image, img_path=item.source, img_id=0, img_shape=size, ori_shape=size)
         try:
-            return self._prepare({**given, 'height': size[0], 'width': size[1]})
+            data = self._prepare({**given, 'height': size[0], 'width': size[1]})
         except Exception as error:  # each transform has its own kinds
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise DataError(
                 f'{item.source} of {size[1]} x {size[0]} px cannot be prepared as the test '
                 f'pipeline says: {reason[0]}'
             ) from error
+        return Prepared(tuple(data['inputs'].shape), data)
 
     @torch.inference_mode()
-    def _predict(self, batch: list[_Prepared]) -> list[InstanceData]:
+    def _predict(self, batch: list[Prepared]) -> list[InstanceData]:
         data = {key: [each.data[key] for each in batch] for key in ('inputs', 'data_samples')}
         found = [_on_cpu(each.pred_instances) for each in self.model.test_step(data)]
         return [_at_least(each, self.score_thr) for each in found]
-
-    def _result(self, item: Item, found: InstanceData, keep: bool) -> ImageResult:
-        assert item.image is not None  # or there were no detections
-        height, width = item.image.shape[:2]
-        return ImageResult(
-            item.source,
-            (height, width),
-            found,
-            self.classes,
-            self.level if 'edge_low' in found else None,
-            item.frame,
-            image=item.image if keep else None,
-        )
 
 
 def _split_pipeline(pipeline: list[dict[str, Any]]) -> tuple[tuple[tuple[str, Any], ...], Any]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gfl_det.box_formats import xywh_to_xyxy
 from gfl_det.datasets.annotation_boxes import usable_boxes
 from gfl_det.datasets.annotations import check_ids, check_structure, match_classes, parse
 from gfl_det.errors import DataError
@@ -74,7 +75,7 @@ def read_boxes(
     xywh = np.array([entry['bbox'] for entry in entries], float)
     order = np.argsort(image, kind='stable')
     image, xywh = image[order], xywh[order]
-    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     limit = np.tile(new[image], 2)
-    xyxy = np.clip(corners * np.tile((new / old)[image], 2), 0, limit)  # mmdet clips as it resizes
+    corners = xywh_to_xyxy(xywh) * np.tile((new / old)[image], 2)
+    xyxy = np.clip(corners, 0, limit)  # mmdet clips as it resizes
     return Boxes(new, image, xyxy.astype(np.float32), len(names), report.warning())

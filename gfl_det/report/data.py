@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..box_formats import xywh_to_xyxy
 from ..calibration.arrays import Detections, Truths
 from ..errors import DataError
 from ..visualization.edges import EdgeBins, edge_bins
@@ -25,10 +26,13 @@ class EdgeLogits(NamedTuple):
     bin_widths: np.ndarray  # (N, 4) px
     prior_centres: np.ndarray  # (N, 2) px
 
+    def take(self, rows: np.ndarray) -> EdgeLogits:
+        """Those of some detections."""
+        return EdgeLogits(*(values[rows] for values in self))
+
     def bins(self, rows: np.ndarray) -> EdgeBins:
         """Where the edges of some detections may lie."""
-        chosen = (values[rows] for values in self)
-        return edge_bins(SimpleNamespace(**dict(zip(self._fields, chosen))))
+        return edge_bins(SimpleNamespace(**self.take(rows)._asdict()))
 
 
 class ReportData(NamedTuple):
@@ -48,14 +52,24 @@ class ReportData(NamedTuple):
     distributions: EdgeLogits | None = None
     scalars: Sequence[Path] = ()  # files of training curves, the oldest first
 
+    def take(self, rows: np.ndarray) -> ReportData:
+        """The same with the detections of some indices."""
+        intervals, distributions = self.intervals, self.distributions
+        return self._replace(
+            detections=self.detections.take(rows),
+            raw_scores=None if self.raw_scores is None else self.raw_scores[rows],
+            edge_std=None if self.edge_std is None else self.edge_std[rows],
+            intervals=None if intervals is None else (intervals[0][rows], intervals[1][rows]),
+            distributions=None if distributions is None else distributions.take(rows),
+        )
+
     def bins(self, rows: np.ndarray) -> EdgeBins | None:
         """Distributions of the edges of some detections; from deviations alone normal ones."""
         if self.distributions is not None:
             return self.distributions.bins(rows)
         if self.edge_std is None:
             return None
-        boxes = self.detections.boxes[rows]
-        edges = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        edges = xywh_to_xyxy(self.detections.boxes[rows])
         std = np.maximum(self.edge_std[rows], LEAST_STD_PX)
         positions = edges[..., None] + std[..., None] * NORMAL_BINS
         density = np.exp(-(NORMAL_BINS**2) / 2)

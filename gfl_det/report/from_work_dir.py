@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from ..calibration.arrays import Detections, Truths
 from ..calibration.coco import detections_from_coco, read_json
@@ -15,7 +15,7 @@ from ..calibration.distribution_calibrator import DistributionCalibrator
 from ..calibration.distribution_files import load_any_calibrator
 from ..calibration.evidence import EdgeDetections
 from ..calibration.from_checkpoint import Split, run_split, score_type, truths_path
-from ..calibration.in_detector import edge_detections
+from ..calibration.in_detector import detection_wishes, edge_detections
 from ..errors import CheckpointError, ConfigError
 from ..preflight.walk import datasets_of, image_folder
 from ..training.checkpoints import newest_checkpoint
@@ -74,6 +74,9 @@ def run_work_dir(
     test_cfg.update(with_distribution=True, with_uncertainty=True)
     level = test_cfg.setdefault('interval_level', LEVEL)
     calibrator = calibrator or test_cfg.get('calibrator')
+    kept_of_image = test_cfg.get('max_per_img', -1)
+    if calibrator is not None:  # one that ranks by distributions may want more to rank
+        cfg.model.test_cfg = detection_wishes(ConfigDict(test_cfg, calibrator=calibrator))
     truths, results, samples = run_split(cfg, checkpoint, split)
     path = truths_path(cfg, split)
     dataset = read_json(path)
@@ -102,7 +105,8 @@ def run_work_dir(
         return data
     raw = data.detections
     scores = _calibrate(edges, raw, truths, calibrator, score_type(cfg))
-    return data._replace(detections=raw._replace(scores=scores), raw_scores=raw.scores)
+    data = data._replace(detections=raw._replace(scores=scores), raw_scores=raw.scores)
+    return data.take(_best(data.detections, kept_of_image)) if kept_of_image > 0 else data
 
 
 def _edges(samples: Sequence[Any], truths: Truths) -> EdgeDetections | None:
@@ -116,6 +120,14 @@ def _edges(samples: Sequence[Any], truths: Truths) -> EdgeDetections | None:
 
 def _joined(samples: Sequence[Any], name: str) -> np.ndarray:
     return np.concatenate([sample.pred_instances[name].float().numpy() for sample in samples])
+
+
+def _best(found: Detections, number: int) -> np.ndarray:
+    """Rows of the best detections of each image, in their order."""
+    order = np.lexsort((-found.scores, found.image))
+    image = found.image[order]
+    rank = np.arange(len(order)) - np.searchsorted(image, image)
+    return np.sort(order[rank < number])
 
 
 def _calibrate(

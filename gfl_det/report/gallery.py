@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..box_formats import xywh_to_xyxy
 from ..calibration.arrays import Truths
 from ..datasets.images import read_image
 from ..errors import DataError
@@ -32,8 +33,11 @@ def draw_gallery(
     Args:
         data: with the folder of the images; without it there are no pictures.
         analysis: of the same data.
-        limit: how many images at most; fewer where `MAX_BYTES` is reached.
+        limit: how many images at most; the most important ones where `MAX_BYTES` is reached.
         show_progress: on standard error.
+
+    Returns:
+        The worst image first.
     """
     if data.folder is None:
         return []
@@ -56,7 +60,7 @@ def draw_gallery(
                 break
             entries.append(entry)
             progress.advance()
-    return entries
+    return sorted(entries, key=lambda each: (analysis.judged.quality[each['image']], each['image']))
 
 
 def _entry(data: ReportData, analysis: Analysis, image: int) -> dict[str, Any]:
@@ -66,9 +70,9 @@ def _entry(data: ReportData, analysis: Analysis, image: int) -> dict[str, Any]:
     rows = analysis.kept[data.detections.image[analysis.kept] == image]
     rows = rows[np.argsort(-data.detections.scores[rows], kind='stable')][:MAX_DRAWN]
     found = data.detections.take(rows)
-    boxes = Boxes(_corners(found.boxes), found.label, found.scores, data.bins(rows))
+    boxes = Boxes(xywh_to_xyxy(found.boxes), found.label, found.scores, data.bins(rows))
     mine = data.truths.image == image
-    given = Boxes(_corners(data.truths.boxes[mine]), data.truths.label[mine])
+    given = Boxes(xywh_to_xyxy(data.truths.boxes[mine]), data.truths.label[mine])
     pictures = (draw(pixels, each, names) for each in (given, boxes))
     truth, drawn = (base64.b64encode(picture).decode() for picture in pictures)
     return dict(
@@ -92,7 +96,3 @@ def _boxes_of_errors(data: ReportData, analysis: Analysis, image: int) -> list[l
     truths: Truths = data.truths
     missed = np.flatnonzero(errors.missed & (truths.image == image))
     return entries + [[MISSED, int(truths.label[i]), truths.boxes[i], None] for i in missed]
-
-
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -47,31 +49,46 @@ def judge_images(errors: Errors, image_of: np.ndarray, truths: Truths) -> ImageE
 def choose_images(judged: ImageErrors, limit: int) -> list[int]:
     """The images to show: the worst, the best, and some of each kind of error and class.
 
-    A third are the worst and a fifth the best; then each pair of a kind and a class, the most
-    frequent first, that no image chosen so far shows, adds the image that has it most often; the
-    rest are the next worst.
+    A third are the worst and a fifth the best. The others each show a pair of a kind and a class
+    that those before do not, and of those that have it have it most often: first the most frequent
+    pair of each kind, then the other pairs; then come the next worst.
 
     Args:
         judged: all images.
         limit: how many at most.
+
+    Returns:
+        The most important first: a list of fewer is the beginning of this one.
     """
     known = np.flatnonzero(~np.isnan(judged.quality))
     worst = known[np.argsort(judged.quality[known], kind='stable')].tolist()
-    chosen = dict.fromkeys(worst[: -(-limit // 3)])
-    chosen.update(dict.fromkeys(worst[::-1][: limit // 5]))
-    counts = judged.counts
+    chosen: dict[int, None] = {}
+    from_worst, from_best = iter(worst), reversed(worst)
+    of_kinds = chain(_with_new_errors(judged.counts, chosen), from_worst)
+    taken_worst = taken_best = 0
+    while len(chosen) < min(limit, len(worst)):
+        number = len(chosen) + 1
+        if taken_worst < -(-number // 3):
+            taken_worst, source = taken_worst + 1, from_worst
+        elif taken_best < number // 5:
+            taken_best, source = taken_best + 1, from_best
+        else:
+            source = of_kinds
+        chosen[next(image for image in source if image not in chosen)] = None
+    return list(chosen)
+
+
+def _with_new_errors(counts: np.ndarray, chosen: Collection[int]) -> Iterator[int]:
+    """Images with a pair of kind and class that none of those chosen by then shows."""
     pairs, which = np.unique(counts[:, 1:3], axis=0, return_inverse=True)
     which = which.reshape(-1)  # NumPy 2.0 alone gives it another shape
-    weight = np.bincount(which, counts[:, 3], len(pairs))
-    for pair in np.argsort(-weight, kind='stable'):
+    order = np.argsort(-np.bincount(which, counts[:, 3], len(pairs)), kind='stable')
+    _, leaders = np.unique(pairs[order, 0], return_index=True)  # the first of each kind
+    leaders.sort()
+    for pair in [*order[leaders], *np.delete(order, leaders)]:
         rows = counts[which == pair]
-        if len(chosen) < limit and not any(image in chosen for image in rows[:, 0].tolist()):
-            chosen[int(rows[rows[:, 3].argmax(), 0])] = None
-    for image in worst:
-        if len(chosen) >= limit:
-            break
-        chosen[image] = None
-    return sorted(chosen, key=worst.index) if limit else []
+        if not any(image in chosen for image in rows[:, 0].tolist()):
+            yield int(rows[rows[:, 3].argmax(), 0])
 
 
 def _count(errors: Errors, image: np.ndarray, truths: Truths) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import spearmanr
 
+from ..box_formats import xywh_to_xyxy
 from ..calibration.arrays import Truths
 from ..calibration.matching import TRUE, Matches
 
@@ -19,7 +20,6 @@ class EdgeErrors(NamedTuple):
 
     std: np.ndarray  # (M, 4)
     error: np.ndarray  # (M, 4) predicted less true coordinate
-    label: np.ndarray  # (M,)
     inside: np.ndarray | None  # (M, 4) bool, the true edge lies in its interval
 
 
@@ -51,12 +51,12 @@ def edge_errors(
     """
     right = found.state == TRUE
     rows, partners = found.row[right], found.truth[right]
-    true = _corners(truths.boxes[partners])
+    true = xywh_to_xyxy(truths.boxes[partners])
     inside = None
     if intervals is not None:
         low, high = (ends[rows] for ends in intervals)
         inside = (low <= true) & (true <= high)
-    return EdgeErrors(std[rows], _corners(boxes[rows]) - true, found.label[right], inside)
+    return EdgeErrors(std[rows], xywh_to_xyxy(boxes[rows]) - true, inside)
 
 
 def spread(std: np.ndarray, error: np.ndarray, bins: int = NUM_BINS) -> Spread:
@@ -94,7 +94,3 @@ def sample(std: np.ndarray, error: np.ndarray) -> np.ndarray:
     count = min(MAX_POINTS, len(order))
     chosen = order[np.linspace(0, len(order) - 1, count).astype(int)] if count else order
     return np.column_stack([std[chosen], np.abs(error[chosen])])
-
-
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

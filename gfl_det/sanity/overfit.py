@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 
+from gfl_det.box_formats import xyxy_to_xywh
 from gfl_det.building import move
 from gfl_det.calibration.arrays import Detections, Truths
 from gfl_det.calibration.average_precision import COCO_TAUS, average_precision
@@ -161,8 +162,7 @@ def _average_precision(truths: list, found: list, with_classes: bool) -> float:
     def flat(parts: list) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         image = np.concatenate([np.full(len(part[1]), i) for i, part in enumerate(parts)])
         boxes, labels, scores = (np.concatenate(each) for each in zip(*parts))
-        xywh = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
-        return image, labels.astype(np.int64) * with_classes, xywh, scores
+        return image, labels.astype(np.int64) * with_classes, xyxy_to_xywh(boxes), scores
 
     image, label, boxes, _ = flat(truths)
     detections = Detections(*flat(found))

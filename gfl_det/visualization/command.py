@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..arguments import add_pixel_limit, count_or_none, share
+from ..box_formats import xywh_to_xyxy
 from ..datasets.annotation_boxes import as_boxes
 from ..errors import DataError
 from ..inference import GFLInferencer, ImageResult
@@ -177,7 +178,6 @@ class CocoTruths:
                 f'{self.path}: a box of {name} is {entries[wrong][1]!r:.60}, which is not four '
                 'finite numbers [x, y, width, height]: correct it.'
             )
-        boxes = boxes.clip(-MAX_PX, MAX_PX)
-        boxes[:, 2:] += boxes[:, :2]
+        boxes = xywh_to_xyxy(boxes.clip(-MAX_PX, MAX_PX))
         labels = [classes.index(kind) for kind, _ in entries]
         return Boxes(boxes, np.array(labels, dtype=np.int64))

@@ -63,7 +63,8 @@ function uncertainty(data, label, state) {
   const choose = make('select', {'aria-label': 'Edges', onchange: (event) => { state.side = event.target.value; state.update('uncertainty'); }},
     names.map((name) => make('option', {value: name, selected: name === (state.side || names[0]) ? '' : null}, name)));
   const {std, error, low, high} = side.bins;
-  const floor = Math.max(1e-3, 0.3 * Math.min(...low.filter((value) => value > 0)));
+  const lowest = low.filter((value) => value > 0);
+  const floor = Math.max(1e-3, lowest.length ? 0.3 * Math.min(...lowest) : 0);
   const points = side.points.filter(([a, b]) => a > 0 && b >= floor);
   const series = [
     {name: '', kind: 'dots', size: 1.6, opacity: 0.35, colour: 'var(--dim)', points},
