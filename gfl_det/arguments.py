@@ -7,13 +7,15 @@ import math
 
 from .pixels import LIMIT_VARIABLE, pixel_limit
 
+DTYPES = ('float32', 'bfloat16', 'float16')  # that detectors can be run in
+
 
 def count(text: str) -> int:
     """A whole number of at least 1."""
     return _whole(text, 1)
 
 
-def count_or_none(text: str) -> int:
+def count_or_zero(text: str) -> int:
     """A whole number of at least 0."""
     return _whole(text, 0)
 

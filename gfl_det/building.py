@@ -24,12 +24,13 @@ def building_fault(error: BaseException) -> str | None:
         One sentence; None where no part was being built.
     """
     parts = []
-    trace = error.__traceback__
+    last = trace = error.__traceback__
     while trace is not None:
+        last = trace
         if trace.tb_frame.f_code.co_name == BUILDER:
             parts.append(trace.tb_frame.f_locals)
         trace = trace.tb_next
-    if not parts:
+    if not parts or last is None:
         return None
     reason = str(error.args[0] if error.args else '').partition('\n')[0].partition('. ')[0]
     kind = parts[-1].get('obj_cls')
@@ -38,7 +39,11 @@ def building_fault(error: BaseException) -> str | None:
     settings = few([f'{key}={value!r}' for key, value in _plain(parts[-1].get('args')).items()])
     cure = f'correct its settings ({settings})' if settings else 'correct its settings'
     name = getattr(kind, '__name__', str(kind))
-    return f'{name} of the config cannot be built ({type(error).__name__}: {reason}): {cure}.'
+    where = f'{last.tb_frame.f_code.co_filename}:{last.tb_lineno}'  # the fault may be a class's own
+    return (
+        f'{name} of the config cannot be built ({type(error).__name__}: {reason}; at {where}): '
+        f'{cure}.'
+    )
 
 
 def move(model: nn.Module, device: str) -> nn.Module:

@@ -16,6 +16,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import get_world_size, is_main_process
 
 from gfl_det import options, pictures
+from gfl_det.arguments import DTYPES
 from gfl_det.building import FAULTS, building_fault
 from gfl_det.config import read_config
 from gfl_det.errors import ConfigError, GFLDetError
@@ -137,7 +138,7 @@ def parse_test_arguments(argv: Sequence[str] | None = None) -> argparse.Namespac
         '--optimize',
         nargs='?',
         const='float32',
-        choices=['float32', 'bfloat16', 'float16'],
+        choices=DTYPES,
         help='test as optimize_for_inference makes it; without a name in float32',
     )
     parser.add_argument('--classwise', action='store_true', help='print the AP of each class too')

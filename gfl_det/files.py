@@ -47,7 +47,7 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
     """Make a folder for files, with those that it lies in.
 
     Raises:
-        DataError: it cannot be made.
+        DataError: it cannot be made, or no file in it.
     """
     target = Path(folder)
     try:
@@ -55,6 +55,8 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
     except OSError as error:
         reason = 'it is a file' if target.is_file() else error.strerror or error
         raise DataError(f'The folder {target} cannot be made ({reason}): name another.') from error
+    if not os.access(target, os.W_OK | os.X_OK):
+        raise DataError(f'The folder {target} may not be written: name another.')
     return target
 
 

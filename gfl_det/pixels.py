@@ -16,7 +16,7 @@ MAX_PIXELS = 178_956_970  # where PIL refuses; decoded, 512 MiB, and a few kilob
 LIMIT_VARIABLE = 'OPENCV_IO_MAX_IMAGE_PIXELS'
 EXIF_ORIENTATION = 0x0112
 
-_raised = threading.Lock()  # Pillow's limit is one for all threads
+_raised = threading.Lock()
 
 
 class Header(NamedTuple):
@@ -56,10 +56,13 @@ def too_large(pixels: int, limit: int | None = None) -> str | None:
 
 @contextmanager
 def pillow_opens(pixels: int) -> Iterator[None]:
-    """Let Pillow open pictures of so many pixels meanwhile, which others have been checked for."""
+    """Let Pillow open pictures of so many pixels meanwhile, which others have been checked for.
+
+    One at a time, where it would refuse them: its limit is one for all threads.
+    """
     from PIL import Image
 
-    if Image.MAX_IMAGE_PIXELS is None or pixels <= Image.MAX_IMAGE_PIXELS:
+    if Image.MAX_IMAGE_PIXELS is None or pixels <= MAX_PIXELS:
         yield
         return
     with _raised:

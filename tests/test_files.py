@@ -47,7 +47,7 @@ def test_a_disk_that_fills_is_told(tmp_path: Path) -> None:
     ('kind', 'taken', 'refused'),
     [
         (arguments.count, {'1': 1, '20': 20}, ['0', '-5', '1.5', 'x', '']),
-        (arguments.count_or_none, {'0': 0, '3': 3}, ['-1', 'x']),
+        (arguments.count_or_zero, {'0': 0, '3': 3}, ['-1', 'x']),
         (arguments.port, {'0': 0, '65535': 65535}, ['65536', '-1', 'http']),
         (arguments.share, {'0': 0, '1': 1, '.3': 0.3}, ['1.1', '-0.1', 'nan', 'x']),
         (arguments.amount, {'2.5': 2.5}, ['0', '-1', 'inf', 'nan', 'x']),

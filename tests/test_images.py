@@ -15,6 +15,7 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
+from gfl_det import pixels
 from gfl_det.datasets.images import check_array, decode_image, read_image
 from gfl_det.errors import DataError
 from gfl_det.pixels import EXIF_ORIENTATION, LIMIT_VARIABLE, Header, header_of
@@ -98,7 +99,8 @@ def test_the_limit_is_the_callers() -> None:
 
 @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
 def test_the_callers_limit_holds_beyond_pillows(monkeypatch, backend) -> None:
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)  # it refuses twice as many
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
+    monkeypatch.setattr(pixels, 'MAX_PIXELS', 1000)  # it refuses twice as many
     content = encoded('PNG')
     assert decode_image(content, 'x', 2400, backend=backend).shape == (40, 60, 3)
     with pytest.raises(DataError, match='limit of 2,399'):
@@ -136,6 +138,7 @@ def test_the_callers_limit_holds_beyond_opencvs(monkeypatch, mode, flag) -> None
 
 def test_threads_do_not_take_each_others_limit(monkeypatch) -> None:
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
+    monkeypatch.setattr(pixels, 'MAX_PIXELS', 1000)
     content = encoded('PNG')
     with ThreadPoolExecutor(8) as pool:
         limits = [2400, 2399] * 50

@@ -368,6 +368,13 @@ def test_a_batch_that_no_file_holds(tmp_path):
     step = step._replace(inputs=torch.zeros(1, 3, 8, 8), samples=[dict()])
     with pytest.raises(CheckpointError, match='holds a dict'):
         write_dump(tmp_path / 'a.pt', step, {}, training.model)
+    assert step.image_ids() == [0]
+    step = step._replace(samples=torch.zeros(2, 5))
+    training.runner.model.neck.fpn_convs[0].conv.weight.grad = None
+    training.guard._step = step
+    training.guard._bad_step('the loss is not finite', float('nan'))
+    assert 'image ids 0, 1; ' in training.messages[-1]
+    assert 'holds a Tensor' in training.messages[-1]
     assert not (tmp_path / 'a.pt').exists()
 
 

@@ -215,3 +215,5 @@ class TestChoice:
             choose_checkpoint(tmp_path / 'torn.pth', tmp_path)
         with pytest.raises(CheckpointError, match=r'gone\.pth does not exist; check the path'):
             choose_checkpoint(tmp_path / 'gone.pth', tmp_path)
+        with pytest.raises(CheckpointError, match=r'is a folder; name another, or'):
+            choose_checkpoint(tmp_path, tmp_path / 'work')

@@ -17,7 +17,7 @@ from gfl_det.checking.draft import LEVELS
 from gfl_det.cli import add_cfg_options, load_config
 from gfl_det.datasets.annotations import find
 from gfl_det.errors import ConfigError
-from gfl_det.files import check_writable, writing
+from gfl_det.files import check_writable, write_json, writing
 from gfl_det.pixels import pixel_limit
 from gfl_det.preflight.classes import class_names
 from gfl_det.preflight.walk import annotation_path, datasets_of, image_folder, is_remote
@@ -85,12 +85,11 @@ def check(args: argparse.Namespace) -> int:
             check_writable(path)
     reports = [check_file(source, decoding) for source in sources]
     if args.json:
-        text = json.dumps([report.as_json() for report in reports], indent=1)
+        found = [report.as_json() for report in reports]
         if args.json == '-':
-            print(text)
+            print(json.dumps(found, indent=1))
         else:
-            with writing(args.json) as target:
-                target.write_text(text + '\n')
+            write_json(args.json, found, indent=1)
     if args.json != '-':
         for report in reports:
             print_report(report)

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import add_pixel_limit, count, share
+from ..arguments import DTYPES, add_pixel_limit, count, share
 from ..calibration.coco import read_json
 from ..errors import DataError
 from ..files import check_writable, writing
 from ..progress import Progress
 from .drawing import Drawer, check_apart
-from .inferencer import DTYPES, GFLInferencer
+from .inferencer import GFLInferencer
 from .results import ImageResult, Results
 
 EPILOG = """\

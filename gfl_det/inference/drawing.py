@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from mmdet.structures import DetDataSample
 
 from ..errors import DataError
+from ..files import make_folder
 from ..registry import VISUALIZERS
 from .results import ImageResult
 from .sources import Source
@@ -31,14 +31,7 @@ class Drawer:
     """
 
     def __init__(self, folder: str | Path, classes: tuple[str, ...], score_thr: float) -> None:
-        self.folder, self.score_thr = Path(folder), score_thr
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = error.strerror or error
-            raise DataError(f'The folder {folder} cannot be made: {reason}.') from error
-        if not os.access(self.folder, os.W_OK | os.X_OK):
-            raise DataError(f'The folder {folder} may not be written: choose another.')
+        self.folder, self.score_thr = make_folder(folder), score_thr
         self._name = PictureNames()
         self._visualizer = VISUALIZERS.build(dict(type=VISUALIZER, name='gfl_det.inference'))
         self._visualizer.dataset_meta = dict(classes=classes)

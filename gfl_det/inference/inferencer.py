@@ -14,13 +14,12 @@ from mmengine.device import get_device
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ..arguments import DTYPES
 from ..errors import ConfigError, DataError
 from .loading import load_detector
 from .optimize import optimize_for_inference
 from .sources import Item
 from .stream import ImageDetector, Prepared
-
-DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 class GFLInferencer(ImageDetector):

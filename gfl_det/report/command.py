@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import cli
-from ..arguments import count_or_none
+from ..arguments import count_or_zero
 from ..errors import ConfigError, DataError
 from .analysis import analyse
 from .data import ReportData
@@ -44,7 +44,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--title', help='of the page')
     add('--calibrator', metavar='JSON', help='of the scores: what tools/calibrate.py fit wrote')
-    add('--pictures', metavar='N', type=count_or_none, default=48, help='images shown at most (48)')
+    add('--pictures', metavar='N', type=count_or_zero, default=48, help='images shown at most (48)')
     add('--quiet', action='store_true', help='no progress')
     run = parser.add_argument_group('a work dir')
     run.add_argument('--split', choices=['val', 'test'], default='val', help="the config's (val)")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from gfl_det import options
+from gfl_det.arguments import count
 from gfl_det.checking.check import Source, check_annotations_alone, read
 from gfl_det.cli import add_cfg_options, load_config
 from gfl_det.datasets import parsed
 from gfl_det.errors import GFLDetError
+from gfl_det.files import check_writable, write_json
 from gfl_det.preflight.classes import check_classes
 from gfl_det.preflight.data import check_data
 from gfl_det.preflight.walk import annotation_path, datasets_of, is_remote
@@ -41,16 +41,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog='Exit status: 0, sane; 1, something looks wrong.',
     )
     parser.add_argument('config', help='a config file, or the name of a shipped config')
-    parser.add_argument('--images', type=int, default=8, help='pictures to learn')
-    parser.add_argument('--steps', type=int, default=200, help='steps at most')
+    parser.add_argument('--images', type=count, default=8, help='pictures to learn (%(default)s)')
+    parser.add_argument('--steps', type=count, default=200, help='steps at most (%(default)s)')
     parser.add_argument('--device', help='cpu, cuda, ...; the GPU where there is one')
     parser.add_argument('--from-scratch', action='store_true', help='random weights, no download')
     parser.add_argument('--json', metavar='FILE', help='write losses, AP and suspects')
     add_cfg_options(parser)
-    args = parser.parse_args(argv)
-    if args.images < 1 or args.steps < 1:
-        parser.error('--images and --steps are at least 1')
-    return args
+    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(cfg: Config, args: argparse.Namespace) -> int:
     begin, begin_busy = time.monotonic(), time.process_time()
+    if args.json:
+        check_writable(args.json)
     if args.from_scratch:
         options.train_from_scratch(cfg)
     check_classes(cfg, ['train'])
@@ -88,7 +87,7 @@ def _run(cfg: Config, args: argparse.Namespace) -> int:
     print(f'{seconds:.0f} s, {time.process_time() - begin_busy:.0f} s of processor time')
     if args.json:
         content = dict(curve=curve._asdict(), suspects=suspects, seconds=round(seconds, 1))
-        Path(args.json).write_text(json.dumps(content, indent=1) + '\n')
+        write_json(args.json, content, indent=1)
     return int(bool(suspects) or not curve.reached)
 
 

@@ -87,7 +87,7 @@ def choose_checkpoint(path: AnyPath, work_dir: AnyPath) -> Candidate:
                 return candidate
             fault = f'cannot be resumed from: {candidate.fault}'
     else:
-        fault = 'does not exist'
+        fault = 'is a folder' if path.is_dir() else 'does not exist'
     try:
         found = newest_checkpoint(work_dir).found
     except CheckpointError:

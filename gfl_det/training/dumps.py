@@ -44,6 +44,11 @@ class Step(NamedTuple):
     random: State
     autocast: str | None
 
+    @property
+    def given(self) -> Samples:
+        """The samples, none for None."""
+        return [] if self.samples is None else self.samples
+
     def image_ids(self) -> list[Any]:
         """Ids of the images in the data set; their positions in the batch where it has none.
 
@@ -51,9 +56,10 @@ class Step(NamedTuple):
         """
         return in_branches(
             lambda samples: [
-                _plain(sample.metainfo.get('img_id', index)) for index, sample in enumerate(samples)
+                _plain(getattr(sample, 'metainfo', {}).get('img_id', index))
+                for index, sample in enumerate(samples)
             ],
-            self.samples or [],
+            self.given,
         )
 
 
@@ -93,7 +99,7 @@ def write_dump(path: AnyPath, step: Step, record: dict[str, Any], model: nn.Modu
         CheckpointError: The file cannot be written, or the batch is of a kind that no file holds.
     """
     _check(step)
-    samples = each_branch(lambda part: [_pack(sample) for sample in part], step.samples or [])
+    samples = each_branch(lambda part: [_pack(sample) for sample in part], step.given)
     record = dict(
         record,
         image_ids=step.image_ids(),
@@ -143,7 +149,7 @@ def _check(step: Step) -> None:
     def parts(batch: Any) -> list[Any]:
         return list(batch.values()) if isinstance(batch, dict) else [batch]
 
-    samples = [sample for part in parts(step.samples or []) for sample in part]
+    samples = [sample for part in parts(step.given) for sample in part]
     for expected, found in ((Tensor, parts(step.inputs)), (DetDataSample, samples)):
         for each in found:
             if not isinstance(each, expected):

@@ -106,7 +106,7 @@ def replay(dump: Dump, cfg: Config, device: str = 'cpu') -> Replay:
     dtype = getattr(torch, step.autocast) if step.autocast else None
     kind = torch.device(device).type
     inputs = each_branch(lambda images: images.to(device), step.inputs)
-    samples = each_branch(lambda part: [each.to(device) for each in part], step.samples or [])
+    samples = each_branch(lambda part: [each.to(device) for each in part], step.given)
     random_state.restore(step.random)
     with torch.autocast(kind, dtype=dtype) if dtype else nullcontext():
         losses = model(inputs, samples, mode='loss')

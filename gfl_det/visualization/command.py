@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import add_pixel_limit, count_or_none, share
+from ..arguments import add_pixel_limit, count_or_zero, share
 from ..box_formats import xywh_to_xyxy
 from ..datasets.annotation_boxes import as_boxes
 from ..errors import DataError
@@ -57,7 +57,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--edges',
         nargs='*',
-        type=count_or_none,
+        type=count_or_zero,
         metavar='BOX',
         help='also chart the edges of these boxes, by rank of score from 0; without a number, of '
         'the box with the sharpest edges and the one with the flattest',
