@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import cv2
 import pytest
@@ -12,7 +13,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 from gfl_det.errors import ConfigError
-from gfl_det.export import Outputs
+from gfl_det.export import Outputs, command
 from gfl_det.export.evaluation import average_precision, check_judged, picture_paths
 from gfl_det.export.parity import difference, noise_pictures, predict
 from gfl_det.export.timing import counterpart, time_in_turns
@@ -60,13 +61,14 @@ def test_ap_of_what_is_true_is_one_and_of_half_of_it_a_half(cfg):
 
 def test_wrapped_data_sets_and_lists_of_metrics(cfg):
     """Each picture counts once, and metrics that need more than detections are passed over."""
-    (first, _) = pictures = picture_paths(cfg, 'test')
+    pictures = picture_paths(cfg, 'test')
+    assert len(pictures) == 2
     plain = cfg.test_dataloader.dataset
     cfg.test_dataloader.dataset = dict(type='RepeatDataset', times=3, dataset=plain)
     assert picture_paths(cfg, 'test') == pictures
     halves = [dict(plain, indices=1), dict(type='RepeatDataset', times=2, dataset=plain)]
     cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=halves)
-    assert picture_paths(cfg, 'test') == [first, *pictures]
+    assert picture_paths(cfg, 'test') == pictures
     cfg.test_dataloader.dataset = dict(type='RepeatDataset', times=3, dataset=plain)
     coco = cfg.test_evaluator
     cfg.test_evaluator = [dict(type='VOCMetric'), coco, dict(coco, prefix='again')]
@@ -83,6 +85,17 @@ def test_a_split_that_is_not_there(cfg):
     cfg.val_dataloader = None
     with pytest.raises(ConfigError, match='no val_dataloader'):
         picture_paths(cfg, 'val')
+
+
+def test_a_split_without_pictures_is_checked_on_noise(cfg):
+    """A comparison of nothing would find no difference."""
+    assert command._test_pictures(cfg)[1] == 'pictures of the test split'
+    empty = json.dumps(dict(images=[], annotations=[], categories=[]))
+    Path(cfg.test_evaluator.ann_file).write_text(empty)
+    cfg.test_dataloader.dataset.update(type='mmdet.CocoDataset', serialize_data=False)
+    assert picture_paths(cfg, 'test') == []
+    pictures, what = command._test_pictures(cfg)
+    assert (len(pictures), what) == (3, 'pictures of noise')
 
 
 def test_the_graph_gives_what_mmdets_own_detector_gives(cfg, tmp_path):

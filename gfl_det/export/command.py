@@ -227,9 +227,12 @@ def _in_torch(source: Source, detector: ExportedDetector) -> Callable[[Picture],
 def _test_pictures(cfg: Config) -> tuple[list[Picture], str]:
     try:
         paths = [path for _, path in picture_paths(cfg, 'test')[:CHECKED]]
-        return [read_image(path) for path in paths], 'pictures of the test split'
+        pictures = [read_image(path) for path in paths]
     except (GFLDetError, OSError):  # the data are elsewhere
-        return noise_pictures(NOISE_SHAPES), 'pictures of noise'
+        pictures = []
+    if pictures:
+        return pictures, 'pictures of the test split'
+    return noise_pictures(NOISE_SHAPES), 'pictures of noise'
 
 
 def _print_ap(cfg: Config, source: Source, detector: ExportedDetector, split: Split) -> None:

@@ -22,7 +22,8 @@ from ..progress import Progress
 def picture_paths(cfg: Config, split: str) -> list[tuple[int, str]]:
     """Ids and paths of the pictures of a split, ``train``, ``val`` or ``test``, each once.
 
-    Data sets in wrappers that repeat or join them are read one after another.
+    Data sets in wrappers that repeat or join them are read one after another; what several of them
+    hold comes where it comes first.
 
     Raises:
         ConfigError: the config has no such split.
@@ -36,7 +37,7 @@ def picture_paths(cfg: Config, split: str) -> list[tuple[int, str]]:
         dataset = DATASETS.build({**copy.deepcopy(node), 'pipeline': []})
         infos = (dataset.get_data_info(index) for index in range(len(dataset)))
         pictures += [(info['img_id'], info['img_path']) for info in infos]
-    return pictures
+    return list(dict.fromkeys(pictures))
 
 
 def coco_metrics(cfg: Config, split: Split) -> list[Node]:
