@@ -368,6 +368,7 @@ def test_a_work_dir_is_run(trained, tmp_path):
     work_dir, cfg = trained
     with pytest.raises(ConfigError, match='no config'):
         command.report(command.parse_arguments([str(work_dir), '--out', str(tmp_path / 'a.html')]))
+    cfg.model.test_cfg.interval_level = None
     cfg.dump(str(work_dir / 'mine.py'))
     (work_dir / 'epoch_1.pth').rename(work_dir / 'best_coco_bbox_mAP_epoch_1.pth')
     out = tmp_path / 'report.html'

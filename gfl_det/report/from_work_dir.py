@@ -72,7 +72,8 @@ def run_work_dir(
     cfg = Config(cfg.to_dict(), filename=cfg.filename)
     test_cfg = cfg.model.setdefault('test_cfg', {})
     test_cfg.update(with_distribution=True, with_uncertainty=True)
-    level = test_cfg.setdefault('interval_level', LEVEL)
+    if test_cfg.get('interval_level') is None:
+        test_cfg['interval_level'] = LEVEL
     calibrator = calibrator or test_cfg.get('calibrator')
     kept_of_image = test_cfg.get('max_per_img', -1)
     if calibrator is not None:  # one that ranks by distributions may want more to rank
@@ -99,7 +100,7 @@ def run_work_dir(
             distributions=EdgeLogits(edges.logits, edges.bin_widths, centres),
             edge_std=std,
             intervals=(low, high),
-            level=level,
+            level=test_cfg['interval_level'],
         )
     if calibrator is None:
         return data
