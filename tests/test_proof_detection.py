@@ -173,3 +173,10 @@ def test_nothing_to_judge_is_refused(monkeypatch, capsys) -> None:
         with pytest.raises(SystemExit, match='1'):
             run(monkeypatch, *words)
         assert 'error: give at least one --run or --results' in capsys.readouterr().err
+
+
+def test_a_name_that_no_file_can_have_is_refused_before_the_run(monkeypatch, capsys) -> None:
+    words = ['--run', 'r18', 'none', 'none.pth', '--run', 'r18/seed 1', 'none', 'none.pth']
+    with pytest.raises(SystemExit, match='1'):
+        run(monkeypatch, *words)
+    assert "error: The name 'r18/seed 1' becomes part of the name of a" in capsys.readouterr().err

@@ -90,3 +90,6 @@ def test_the_table_compares_with_isotonic_regression(monkeypatch, tmp_path, caps
     once = distribution_command.parse_arguments([*words[:3], '--seeds', '1'])
     with pytest.raises(ConfigError, match='at least 2'):
         distribution_command.prove(once)
+    slashed = distribution_command.parse_arguments(['a/b', *words[1:3]])
+    with pytest.raises(ConfigError, match="name 'a/b' becomes part of the name of a file"):
+        distribution_command.prove(slashed)

@@ -13,7 +13,7 @@ from ...files import check_writable, write_json
 from ..coco import detections_from_coco, read_json, truths_from_coco
 from ..splits import Judged
 from .detection import METHODS, Outcome, compare, halves, means
-from .tables import markdown, spread
+from .tables import check_name, markdown, spread
 
 # Columns of the two tables: heading, view, metric.
 ALL_COLUMNS = (
@@ -81,6 +81,8 @@ def prove(args: argparse.Namespace) -> None:
     """
     if not (args.run or args.results) or args.halves < 0:
         raise ConfigError('give at least one --run or --results, and --halves of at least 0')
+    for name, *_ in args.run:
+        check_name(name)
     check_writable(args.out)
     total = len(args.results) + len(args.run)
     outcomes: list[Outcome] = []

@@ -13,7 +13,7 @@ from ...cli import add_cfg_options, load_config
 from ...errors import ConfigError
 from ...files import check_writable, write_json
 from .distribution import CALIBRATORS, METRICS, VIEWS, Outcome, compare, pool
-from .tables import markdown, spread
+from .tables import check_name, markdown, spread
 
 SPLITS = ('val', 'test')
 
@@ -50,6 +50,8 @@ def prove(args: argparse.Namespace) -> None:
 
     if args.seeds < 2:
         raise ConfigError(f'--seeds is at least 2, as cuts are compared, not {args.seeds}')
+    if args.out is None:
+        check_name(args.name)
     out = args.out or Path('work_dirs/proof') / f'distribution_{args.name}.json'
     check_writable(out)
     outcomes: list[Outcome] = []

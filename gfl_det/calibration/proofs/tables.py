@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...errors import ConfigError
+
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """A table with its first columns aligned left, the others right.
@@ -31,3 +33,13 @@ def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation of repeated runs (of one run: the value)."""
     mean = fraction(float(np.mean(values)))
     return f'{mean} ± {fraction(float(np.std(values, ddof=1)))}' if len(values) > 1 else mean
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of a row that becomes part of a file's name and cannot be.
+
+    Raises:
+        ConfigError: it has a slash.
+    """
+    if '/' in name:
+        raise ConfigError(f'The name {name!r} becomes part of the name of a file: leave its / out.')
