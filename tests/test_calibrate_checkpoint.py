@@ -13,6 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
 import gfl_det
+from gfl_det import launch
 from gfl_det.calibration.from_checkpoint import detect_split, score_type, truths_path
 from gfl_det.cli import load_config
 from gfl_det.datasets.digits import DigitsRecipe, build_digits
@@ -71,6 +72,7 @@ def test_a_detector_and_its_result_file_give_one_calibrator(
     assert first['source']['detections'] > 100
     capsys.readouterr()
     report = ['report', direct, *detector(digits), '--out', str(tmp_path / 'report')]
+    monkeypatch.setattr(launch, 'build_runner', pytest.fail)  # it is refused before
     with pytest.raises(SystemExit, match='1'):
         run(monkeypatch, 'calibrate.py', *report)
     assert '10 of 10 images were used to fit' in capsys.readouterr().err
@@ -84,11 +86,17 @@ def test_one_split_serves_both_in_halves(digits, tmp_path, monkeypatch, capsys) 
     run(monkeypatch, 'calibrate.py', 'report', path, *rest)
     assert (out / 'report.html').is_file()
     content = json.loads(Path(path).read_text())
-    Path(path).write_text(json.dumps(content | dict(score_type='ATSSHead')))
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match='1'):
-        run(monkeypatch, 'calibrate.py', 'report', path, *rest)
-    assert "for scores of 'ATSSHead' and not of 'GFLHead'" in capsys.readouterr().err
+    monkeypatch.setattr(launch, 'build_runner', pytest.fail)  # what follows is refused before
+    for change, half, message in (
+        (dict(score_type='ATSSHead'), 'second', "for scores of 'ATSSHead' and not of 'GFLHead'"),
+        (dict(classes=content['classes'][:9]), 'second', "and not for ['9']"),
+        (dict(), 'first', '5 of 5 images were used to fit'),
+    ):
+        Path(path).write_text(json.dumps(content | change))
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match='1'):
+            run(monkeypatch, 'calibrate.py', 'report', path, *rest, '--half', half)
+        assert message in capsys.readouterr().err
 
 
 def test_a_config_with_a_calibrator_still_gives_raw_scores(digits, tmp_path) -> None:

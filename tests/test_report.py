@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from inferring import CLASSES, write_checkpoint
 from mmengine.config import Config
 
 import gfl_det
+from gfl_det import launch
 from gfl_det.calibration import (
     Settings,
     evaluate_detections,
@@ -325,7 +327,7 @@ def trained(tmp_path) -> tuple[Path, Config]:
     return work_dir, cfg
 
 
-def test_a_calibrator_ranks_the_pool_that_it_has_in_the_detector(trained, tmp_path):
+def test_a_calibrator_ranks_the_pool_that_it_has_in_the_detector(trained, tmp_path, monkeypatch):
     """Of 60 boxes an image the 10 that it thinks best are kept, as the detector itself keeps."""
     work_dir, cfg = trained
     checkpoint = str(work_dir / 'epoch_1.pth')
@@ -362,6 +364,16 @@ def test_a_calibrator_ranks_the_pool_that_it_has_in_the_detector(trained, tmp_pa
     assert len(data.distributions.edge_logits) == 30
     best_of_all = np.sort(found.detections.scores[found.detections.image == 0])[::-1][:10]
     assert data.raw_scores[data.detections.image == 0].min() < best_of_all.min()
+
+    monkeypatch.setattr(launch, 'build_runner', pytest.fail)  # what follows is refused before
+    seen = replace(fitted, source=fitted.source._replace(images=tuple(truths.image_keys)))
+    for other, message in (
+        (seen, '3 of 3 images were used to fit'),
+        (replace(fitted, score_type='GFLv2Head'), "for scores of 'GFLv2Head' and not"),
+    ):
+        save_distribution_calibrator(other, path)
+        with pytest.raises(DataError, match=message):
+            run_work_dir(work_dir, cfg, checkpoint, 'val', path)
 
 
 def test_a_work_dir_is_run(trained, tmp_path):

@@ -217,16 +217,13 @@ def _calibrate(
                 'lacks: let the detector apply it, by tools/test.py CONFIG CHECKPOINT --out '
                 f'FILE.json --cfg-options model.test_cfg.calibrator={args.calibrator}.'
             )
-        truths, found, head = read_edges(args)
+        truths, found, _ = read_edges(args, calibrator)
         calibrator = calibrator.for_classes(truths.class_names)
         detections, scores = found.detections, calibrator.calibrate(found)
     else:
-        (truths, detections), head = read_data(args)
+        (truths, detections), _ = read_data(args, calibrator)
         calibrator = calibrator.for_classes(truths.class_names)
         scores = calibrator.calibrate(detections.scores, detections.label)
-    calibrator.check_unseen(truths)
-    if getattr(args, 'config', None):
-        calibrator.check_score_type(head)
     _compare(detections, scores, truths)
     return calibrator, truths, detections, scores
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from gfl_det.calibration.arrays import Truths
 from gfl_det.calibration.coco import detections_from_coco, read_json, truths_from_coco
 from gfl_det.calibration.evidence import EdgeDetections
-from gfl_det.calibration.splits import Judged, split, split_images, take_edge_images
+from gfl_det.calibration.fitted import FittedCalibrator
+from gfl_det.calibration.splits import (
+    Judged,
+    split,
+    split_images,
+    take_edge_images,
+    take_truths,
+)
 from gfl_det.cli import add_cfg_options, load_config
 from gfl_det.errors import ConfigError
 
@@ -45,26 +53,38 @@ def add_detector_arguments(parser: argparse.ArgumentParser, default_split: str) 
     parser.add_argument('--seed', type=int, default=0, help='of the draw of --half')
 
 
-def read_data(args: argparse.Namespace) -> tuple[Judged, str]:
+def read_data(
+    args: argparse.Namespace, calibrator: FittedCalibrator | None = None
+) -> tuple[Judged, str]:
     """Read the files, or run the detector, and take the half that was asked for.
+
+    Args:
+        args: the command's.
+        calibrator: one to judge on them.
 
     Returns:
         Truths and detections, and the name of the head of the scores.
 
     Raises:
-        GFLDetError: both or neither are given, or one of them cannot be used.
+        GFLDetError: both or neither are given, or one of them cannot be used, or, before the
+            detector runs, the calibrator does not fit.
     """
     files = (args.truths, args.results)
     detector = (getattr(args, 'config', None), getattr(args, 'checkpoint', None))
     if all(files) and not any(detector):
         truths = truths_from_coco(read_json(args.truths), args.truths)
+        _check(args, calibrator, truths)
         found = detections_from_coco(read_json(args.results), truths, args.results)
         judged, head = Judged(truths, found), FILES_HEAD
     elif all(detector) and not any(files):
         from gfl_det.calibration.from_checkpoint import detect_split, score_type  # loads mmdet
 
         cfg = load_config(args.config, args.cfg_options)
-        judged, head = detect_split(cfg, args.checkpoint, args.split), score_type(cfg)
+        head = score_type(cfg)
+        if calibrator is not None:
+            calibrator.check_score_type(head)
+        check = partial(_check, args, calibrator)
+        judged = detect_split(cfg, args.checkpoint, args.split, check)
     else:
         other = ', or --config and --checkpoint' if hasattr(args, 'config') else ''
         raise ConfigError(f'give --truths and --results{other}: both of a pair, and no more')
@@ -73,14 +93,21 @@ def read_data(args: argparse.Namespace) -> tuple[Judged, str]:
     return judged, head
 
 
-def read_edges(args: argparse.Namespace) -> tuple[Truths, EdgeDetections, str]:
+def read_edges(
+    args: argparse.Namespace, calibrator: FittedCalibrator | None = None
+) -> tuple[Truths, EdgeDetections, str]:
     """Run the detector, keeping its distributions, and take the half that was asked for.
+
+    Args:
+        args: the command's.
+        calibrator: one to judge on them.
 
     Returns:
         Truths, detections, and the name of the head.
 
     Raises:
-        GFLDetError: no detector is given, or it cannot be used.
+        GFLDetError: no detector is given, or it cannot be used, or, before it runs, the calibrator
+            does not fit.
     """
     if not (getattr(args, 'config', None) and args.checkpoint) or args.truths or args.results:
         raise ConfigError(
@@ -90,8 +117,21 @@ def read_edges(args: argparse.Namespace) -> tuple[Truths, EdgeDetections, str]:
     from gfl_det.calibration.from_checkpoint import detect_edges, score_type  # loads mmdet
 
     cfg = load_config(args.config, args.cfg_options)
-    truths, found = detect_edges(cfg, args.checkpoint, args.split)
+    head = score_type(cfg)
+    if calibrator is not None:
+        calibrator.check_score_type(head)
+    check = partial(_check, args, calibrator)
+    truths, found = detect_edges(cfg, args.checkpoint, args.split, check)
     if args.half:
         chosen = split_images(truths, args.seed)[HALVES.index(args.half)]
         truths, found = take_edge_images(truths, found, chosen)
-    return truths, found, score_type(cfg)
+    return truths, found, head
+
+
+def _check(args: argparse.Namespace, calibrator: FittedCalibrator | None, truths: Truths) -> None:
+    """Refuse a calibrator that does not fit the half of the truths that was asked for."""
+    if calibrator is None:
+        return
+    if getattr(args, 'half', None):
+        truths = take_truths(truths, split_images(truths, args.seed)[HALVES.index(args.half)])
+    calibrator.check_judged(truths)

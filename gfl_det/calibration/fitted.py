@@ -113,6 +113,15 @@ class FittedCalibrator:
                 f'(ids {listed(shared)}): judge it on others'
             )
 
+    def check_judged(self, truths: Truths) -> None:
+        """Refuse truths that it cannot be judged by.
+
+        Raises:
+            DataError: it was fitted on one of the images, or not for one of the classes.
+        """
+        self.check_unseen(truths)
+        self.order_of(truths.class_names)
+
 
 def check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:
     """Refuse labels ``(N,)`` beyond the classes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from copy import deepcopy
 from tempfile import TemporaryDirectory
@@ -24,15 +25,17 @@ from gfl_det.preflight.classes import class_names
 from gfl_det.preflight.walk import annotation_path, datasets_of, metrics_of, walk
 
 Split = Literal['val', 'test']
+Check = Callable[[Truths], None]
 
 
-def detect_split(cfg: Config, checkpoint: str, split: Split) -> Judged:
+def detect_split(cfg: Config, checkpoint: str, split: Split, check: Check | None = None) -> Judged:
     """Run a detector over a split; its scores are raw, whatever calibrator the config names.
 
     Args:
         cfg: of the detector; it is not changed.
         checkpoint: a file or an address.
         split: the data of ``val_dataloader`` or of ``test_dataloader``.
+        check: gets the truths before the detector runs, to raise where they do not serve.
 
     Returns:
         Truths and detections, classes in the order of the detector's labels.
@@ -40,11 +43,13 @@ def detect_split(cfg: Config, checkpoint: str, split: Split) -> Judged:
     Raises:
         GFLDetError: the checkpoint or the data are missing, or the config lacks the split.
     """
-    truths, results, _ = run_split(cfg, checkpoint, split)
+    truths, results, _ = run_split(cfg, checkpoint, split, check)
     return Judged(truths, detections_from_coco(results, truths, f'detections of {checkpoint}'))
 
 
-def detect_edges(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, EdgeDetections]:
+def detect_edges(
+    cfg: Config, checkpoint: str, split: Split, check: Check | None = None
+) -> tuple[Truths, EdgeDetections]:
     """The same of a GFL head, with the distributions that its edges were read from.
 
     Raises:
@@ -52,7 +57,7 @@ def detect_edges(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, Ed
     """
     cfg = deepcopy(cfg)
     cfg.model.setdefault('test_cfg', {})['with_distribution'] = True
-    truths, _, samples = run_split(cfg, checkpoint, split)
+    truths, _, samples = run_split(cfg, checkpoint, split, check)
     found = [sample.pred_instances for sample in samples]
     if not all('edge_logits' in each for each in found):
         raise ConfigError(
@@ -75,7 +80,9 @@ class _Keep(Hook):
         self.samples += [sample.cpu() for sample in outputs or ()]
 
 
-def run_split(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, Any, list[Any]]:
+def run_split(
+    cfg: Config, checkpoint: str, split: Split, check: Check | None = None
+) -> tuple[Truths, Any, list[Any]]:
     """Truths, COCO results, and the data samples that they were written from.
 
     Arguments and errors are those of :func:`detect_split`.
@@ -103,17 +110,22 @@ def run_split(cfg: Config, checkpoint: str, split: Split) -> tuple[Truths, Any, 
             outfile_prefix=prefix,
         )
         preflight.check_testing(cfg)
+        truths = _truths(cfg, path)
+        if check is not None:
+            check(truths)
         runner = launch.build_runner(cfg)
         runner.register_hook(keep)
         with redirect_stdout(io.StringIO()):  # pycocotools tells of each step
             _ = runner.test_loop  # reads the annotations
         runner.test()
         results = read_json(f'{prefix}.bbox.json')
+    return truths, results, keep.samples
+
+
+def _truths(cfg: Config, path: str) -> Truths:
     truths = truths_from_coco(read_json(path), path)
     names = class_names(datasets_of(cfg, 'test')[0])
-    if names is not None:
-        truths = truths.of_classes(names, path)
-    return truths, results, keep.samples
+    return truths if names is None else truths.of_classes(names, path)
 
 
 def truths_path(cfg: Config, split: Split) -> str:

@@ -63,11 +63,16 @@ def take_images(judged: Judged, chosen: np.ndarray) -> Judged:
         chosen: ``(n,)`` distinct indices into ``image_ids``, ascending.
     """
     truths, detections = judged
-    place = np.full(len(truths.image_ids), -1)
-    place[chosen] = np.arange(len(chosen))
-    image = place[truths.image]
+    place = _places(truths, chosen)
+    found = detections._replace(image=place[detections.image])
+    return Judged(take_truths(truths, chosen), found.take(found.image >= 0))
+
+
+def take_truths(truths: Truths, chosen: np.ndarray) -> Truths:
+    """The truths of some of the images, ``(n,)`` distinct indices in ascending order."""
+    image = _places(truths, chosen)[truths.image]
     kept = image >= 0
-    part = truths._replace(
+    return truths._replace(
         image_ids=[truths.image_ids[index] for index in chosen],
         image_keys=[truths.image_keys[index] for index in chosen],
         image=image[kept],
@@ -75,8 +80,13 @@ def take_images(judged: Judged, chosen: np.ndarray) -> Judged:
         boxes=truths.boxes[kept],
         crowd=truths.crowd[kept],
     )
-    found = detections._replace(image=place[detections.image])
-    return Judged(part, found.take(found.image >= 0))
+
+
+def _places(truths: Truths, chosen: np.ndarray) -> np.ndarray:
+    """Of each image its index among the chosen ones, -1 for others."""
+    place = np.full(len(truths.image_ids), -1)
+    place[chosen] = np.arange(len(chosen))
+    return place
 
 
 def take_edge_images(

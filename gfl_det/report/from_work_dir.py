@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from ..calibration.arrays import Detections, Truths
 from ..calibration.coco import detections_from_coco, read_json
 from ..calibration.distribution_calibrator import DistributionCalibrator
-from ..calibration.distribution_files import load_any_calibrator
+from ..calibration.distribution_files import AnyCalibrator, load_any_calibrator
 from ..calibration.evidence import EdgeDetections
 from ..calibration.from_checkpoint import Split, run_split, score_type, truths_path
 from ..calibration.in_detector import detection_wishes, edge_detections
@@ -76,9 +76,13 @@ def run_work_dir(
         test_cfg['interval_level'] = LEVEL
     calibrator = calibrator or test_cfg.get('calibrator')
     kept_of_image = test_cfg.get('max_per_img', -1)
+    fitted, head = None, score_type(cfg)
     if calibrator is not None:  # one that ranks by distributions may want more to rank
+        fitted = load_any_calibrator(calibrator)
+        fitted.check_score_type(head)
         cfg.model.test_cfg = detection_wishes(ConfigDict(test_cfg, calibrator=calibrator))
-    truths, results, samples = run_split(cfg, checkpoint, split)
+    check = None if fitted is None else fitted.check_judged
+    truths, results, samples = run_split(cfg, checkpoint, split, check)
     path = truths_path(cfg, split)
     dataset = read_json(path)
     folder = image_folder(datasets_of(cfg, split)[0])
@@ -102,10 +106,10 @@ def run_work_dir(
             intervals=(low, high),
             level=test_cfg['interval_level'],
         )
-    if calibrator is None:
+    if fitted is None:
         return data
     raw = data.detections
-    scores = _calibrate(edges, raw, truths, calibrator, score_type(cfg))
+    scores = _calibrate(fitted.for_classes(truths.class_names), edges, raw, head)
     data = data._replace(detections=raw._replace(scores=scores), raw_scores=raw.scores)
     return data.take(_best(data.detections, kept_of_image)) if kept_of_image > 0 else data
 
@@ -132,14 +136,12 @@ def _best(found: Detections, number: int) -> np.ndarray:
 
 
 def _calibrate(
-    edges: EdgeDetections | None, raw: Detections, truths: Truths, path: str, head: str
+    calibrator: AnyCalibrator, edges: EdgeDetections | None, raw: Detections, head: str
 ) -> np.ndarray:
-    calibrator = load_any_calibrator(path)
-    calibrator.check_unseen(truths)
-    calibrator.check_score_type(head)
-    ordered = calibrator.for_classes(truths.class_names)
-    if not isinstance(ordered, DistributionCalibrator):
-        return ordered.calibrate(raw.scores, raw.label)
+    if not isinstance(calibrator, DistributionCalibrator):
+        return calibrator.calibrate(raw.scores, raw.label)
     if edges is None:
-        raise ConfigError(f'{path} reads the distributions of edges, which {head} does not give.')
-    return ordered.calibrate(edges)
+        raise ConfigError(
+            f'The calibrator reads the distributions of edges, which {head} does not give.'
+        )
+    return calibrator.calibrate(edges)
