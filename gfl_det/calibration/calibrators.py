@@ -14,7 +14,6 @@ import numpy as np
 from ..errors import ConfigError
 from .arrays import Detections, Truths, check_detections
 from .detection_metrics import Target, targets_of
-from .evaluation import keep_above
 from .fitted import (
     POOLED,
     ClassMap,
@@ -111,9 +110,7 @@ class DetectionCalibrator(FittedCalibrator):
         """
         calibrated = self.calibrate(detections.scores, detections.label)
         mapped = detections._replace(scores=calibrated)
-        kept = keep_above(detections, [each.raw_threshold for each in self.classes])
-        kept &= keep_above(mapped, [each.threshold for each in self.classes])
-        rows = np.flatnonzero(kept)
+        rows = np.flatnonzero(self.kept(detections, mapped))
         return mapped.take(rows), rows
 
     def for_classes(self, names: Sequence[str]) -> DetectionCalibrator:

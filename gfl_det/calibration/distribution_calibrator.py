@@ -15,7 +15,6 @@ import numpy as np
 from ..errors import ConfigError, DataError
 from .arrays import Truths, check_detections
 from .detection_metrics import Target, targets_of
-from .evaluation import keep_above
 from .evidence import COLUMNS, GROUPS, EdgeDetections, Group, evidence
 from .fitted import ClassMap, Cut, FittedCalibrator, Source, check_labels, check_protocol
 from .fitting import cut_classes, fit_data, fit_maps, source_of, uncut_classes
@@ -114,9 +113,7 @@ class DistributionCalibrator(FittedCalibrator):
             What is kept, in order, with predicted scores; and its indices.
         """
         mapped = found._replace(detections=found.detections._replace(scores=self.calibrate(found)))
-        kept = keep_above(found.detections, [each.raw_threshold for each in self.classes])
-        kept &= keep_above(mapped.detections, [each.threshold for each in self.classes])
-        rows = np.flatnonzero(kept)
+        rows = np.flatnonzero(self.kept(found.detections, mapped.detections))
         return mapped.take(rows), rows
 
     def for_classes(self, names: Sequence[str]) -> DistributionCalibrator:

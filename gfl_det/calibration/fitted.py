@@ -9,8 +9,9 @@ import numpy as np
 
 from ..datasets.annotations import listed
 from ..errors import ConfigError, DataError
-from .arrays import Truths
+from .arrays import Detections, Truths
 from .detection_metrics import TARGETS, Target
+from .evaluation import keep_above
 from .maps import ScoreMap
 from .matching import ZERO_OVERLAPS, ZeroOverlap
 
@@ -84,6 +85,16 @@ class FittedCalibrator:
                 f'{listed(unknown)}: fit one for this data set'
             )
         return [known[name] for name in names]
+
+    def kept(self, raw: Detections, calibrated: Detections) -> np.ndarray:
+        """Mask ``(N,)`` of the detections that reach both cuts of their class.
+
+        Args:
+            raw: N, with raw scores.
+            calibrated: the same with calibrated ones.
+        """
+        reach_raw = keep_above(raw, [each.raw_threshold for each in self.classes])
+        return reach_raw & keep_above(calibrated, [each.threshold for each in self.classes])
 
     def check_score_type(self, score_type: str) -> None:
         """Refuse the scores of another kind of head.

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..files import make_folder
 from .arrays import Detections, Truths
-from .evaluation import evaluate_detections, keep_above
+from .evaluation import evaluate_detections
 from .fitted import FittedCalibrator
 from .lrp import OptimalLRP, lrp, nan_mean, optimal_lrp
 from .matching import Matches, match
@@ -63,8 +63,7 @@ def judge_cuts(
         calibrated: the same with calibrated ones.
         truths: of the same images.
     """
-    kept = keep_above(detections, [each.raw_threshold for each in calibrator.classes])
-    kept &= keep_above(calibrated, [each.threshold for each in calibrator.classes])
+    kept = calibrator.kept(detections, calibrated)
     settings = calibrator.settings
     fitted, raw, mapped = (
         match(each, truths, [settings.tau], settings.zero_overlap)[0]
