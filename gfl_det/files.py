@@ -6,10 +6,12 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from .errors import DataError
 
@@ -60,8 +62,37 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
     return target
 
 
+def write_text(path: str | os.PathLike[str], content: str) -> None:
+    """Write text so that whoever opens the file finds the old content or the new one, whole.
+
+    It is written beside the file, flushed to the disk and renamed; the file's folder is made. In
+    place is written what cannot be replaced: a device, a pipe, a file in a folder that is not
+    writable.
+
+    Raises:
+        DataError: the file or its folder cannot be written; what is replaced is still there.
+    """
+    with writing(path) as named:
+        target = Path(os.path.realpath(named))  # a link stays a link
+        there = target.exists()
+        if there and not (target.is_file() and os.access(target.parent, os.W_OK)):
+            target.write_text(content, encoding='utf-8')
+            return
+        part = target.with_name(f'{target.name[:40]}.{uuid4().hex[:8]}.part')
+        try:
+            with open(part, 'x', encoding='utf-8') as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if there:
+                shutil.copymode(target, part)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = None) -> None:
-    """Write plain values as JSON that every reader accepts; the file's folder is made.
+    """Write plain values as JSON that every reader accepts, whole as :func:`write_text` does.
 
     JSON has no word for NaN and infinity: they are written as null.
 
@@ -73,8 +104,7 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 
     Raises:
         DataError: the file or its folder cannot be written.
     """
-    with writing(path) as target:
-        target.write_text(json.dumps(_finite(content), indent=indent, allow_nan=False) + '\n')
+    write_text(path, json.dumps(_finite(content), indent=indent, allow_nan=False) + '\n')
 
 
 def _finite(value: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from gfl_det import arguments
 from gfl_det.errors import DataError
-from gfl_det.files import check_writable, make_folder, write_json, writing
+from gfl_det.files import check_writable, make_folder, write_json, write_text, writing
 
 
 def test_folders_are_made_and_a_file_is_left_alone(tmp_path: Path) -> None:
@@ -77,3 +79,48 @@ def test_a_folder_is_made_or_told(tmp_path: Path) -> None:
     (tmp_path / 'file').touch()
     with pytest.raises(DataError, match=r'folder .*file cannot be made \(it is a file\): name'):
         make_folder(tmp_path / 'file')
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / 'values.json'
+    write_json(path, [1])
+
+    def full(_: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    for target in (path, tmp_path / 'other.json'):
+        with pytest.raises(DataError, match=r'cannot be written \(No space left'):
+            write_json(target, [2] * 9)
+    assert os.listdir(tmp_path) == ['values.json']
+    assert json.loads(path.read_text()) == [1]
+
+
+def test_who_reads_while_it_is_written_finds_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / 'values.json'
+    contents = [[number] * 50_000 for number in range(2)]
+    write_json(path, contents[0])
+    writer = threading.Thread(
+        target=lambda: [write_json(path, contents[step % 2]) for step in range(20)]
+    )
+    writer.start()
+    while writer.is_alive():
+        assert json.loads(path.read_text()) in contents
+    writer.join()
+
+
+def test_a_file_that_is_replaced_keeps_its_mode_and_its_link(tmp_path: Path) -> None:
+    path, link, pipe = (tmp_path / name for name in ('x.json', 'link.json', 'pipe'))
+    path.write_text('old')
+    path.chmod(0o640)
+    link.symlink_to(path)
+    write_text(link, 'new é')
+    assert link.is_symlink()
+    assert path.read_text(encoding='utf-8') == 'new é'
+    assert path.stat().st_mode & 0o777 == 0o640
+    write_text(tmp_path / ('n' * 250), 'a name of almost any length')
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, 'through')
+    assert os.read(reader, 99) == b'through'
+    os.close(reader)

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any, Union
 
 from ..errors import ConfigError, DataError
-from ..files import writing
+from ..files import write_text
 from .calibrators import DetectionCalibrator
 from .coco import read_json
 from .distribution_calibrator import DistributionCalibrator, DistributionSettings
@@ -30,8 +30,7 @@ def save_distribution_calibrator(
     Raises:
         DataError: it cannot be written.
     """
-    with writing(path) as target:
-        target.write_text(json.dumps(to_json(calibrator), indent=1, allow_nan=False) + '\n')
+    write_text(path, json.dumps(to_json(calibrator), indent=1, allow_nan=False) + '\n')
 
 
 def load_any_calibrator(path: str | PathLike[str]) -> AnyCalibrator:

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any
 
 from ..errors import DataError
-from ..files import writing
+from ..files import write_text
 from .calibrators import DetectionCalibrator, Settings
 from .coco import read_json
 from .fitted import ClassMap, FittedCalibrator, Source
@@ -30,8 +30,7 @@ def save_calibrator(calibrator: DetectionCalibrator, path: str | PathLike[str]) 
         DataError: it cannot be written.
     """
     content = json.dumps(calibrator_to_json(calibrator), indent=1, allow_nan=False)
-    with writing(path) as target:
-        target.write_text(content + '\n')
+    write_text(path, content + '\n')
 
 
 def load_calibrator(path: str | PathLike[str]) -> DetectionCalibrator:

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from ..files import writing
+from ..files import write_text
 from .coco import read_json
 from .fitted import Source
 from .intervals import IntervalCalibrator
@@ -22,8 +22,7 @@ def save_interval_calibrator(calibrator: IntervalCalibrator, path: str | PathLik
     Raises:
         DataError: it cannot be written.
     """
-    with writing(path) as target:
-        target.write_text(json.dumps(to_json(calibrator), indent=1, allow_nan=False) + '\n')
+    write_text(path, json.dumps(to_json(calibrator), indent=1, allow_nan=False) + '\n')
 
 
 def load_interval_calibrator(path: str | PathLike[str]) -> IntervalCalibrator:
