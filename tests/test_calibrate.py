@@ -210,6 +210,8 @@ def test_each_mistake_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> No
     none.write_text('[]')
     nan.write_text(json.dumps([entries[0], entries[1] | dict(score=float('nan'))]))
     other.write_text(json.dumps([entries[0] | dict(image_id=image) for image in (70, 9000, 800)]))
+    taken = tmp_path / 'taken'
+    (taken / 'report.html').mkdir(parents=True)
     out, report = str(tmp_path / 'out.json'), str(tmp_path / 'report')
     for words, message in (
         (['apply', edges, results, out], f'tools/test.py CONFIG CHECKPOINT .*calibrator={edges}'),
@@ -219,6 +221,7 @@ def test_each_mistake_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> No
         (['apply', path, str(other), out], r'image_id \[70, 800, 9000\] is no image of the truths'),
         (['apply', path, results, str(nan / 'x')], r'x cannot be written'),
         (['report', path, results, str(nan)], r'nan\.json cannot be made .it is a file'),
+        (['report', 'no', results, str(taken)], r'report\.html cannot be written \(Is a directory'),
     ):
         command, calibrator, given, target = words
         files = ['--truths', truths, '--results', given, '--out', target]

@@ -80,8 +80,14 @@ def test_sizes_are_refused_before_anything_is_read(words, sentence):
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(folder):
     (folder / 'file').write_text('')
+    (folder / 'x.bin').mkdir()
     (folder / 'folder.onnx').mkdir()
-    for name, words in (('file/x.onnx', 'cannot be made'), ('folder.onnx', 'cannot be written')):
+    for name, words in (
+        ('file/x.onnx', r'file/x.onnx cannot be written \(File exists'),
+        ('folder.onnx', r'folder.onnx cannot be written \(Is a directory'),
+        ('x.xml', r'x.bin cannot be written \(Is a directory'),
+        ('x.pt', 'x.pt must end in .onnx'),
+    ):
         args = command.parse_arguments(['none', 'none.pth', '--out', str(folder / name)])
         with pytest.raises(DataError, match=words):
             command.export(args)

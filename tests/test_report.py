@@ -278,12 +278,15 @@ def test_results_that_cannot_be_used(files, tmp_path, change, message):
         (['{images}', '--truths', '{truths}'], ConfigError, '--truths is not for a work dir'),
         (['{images}'], ConfigError, 'no config'),
         (['{results}', '--out', 'report.pdf'], DataError, 'must end in .html'),
+        (['no', '--out', 'taken/a.html'], DataError, r'a\.html cannot be written \(Is a direct'),
+        (['no', '--out', '{results}/a.html'], DataError, r'a\.html cannot be written \(File ex'),
         (['{results}', '--truths', '{truths}', '--images', 'no/'], DataError, 'does not exist'),
         (['{truths}', '--truths', '{truths}'], DataError, 'holds annotations and no results'),
     ],
 )
 def test_refusals_are_sentences(files, tmp_path, monkeypatch, arguments, error, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'taken' / 'a.html').mkdir(parents=True)
     words = [word.format(**files) for word in arguments]
     with pytest.raises(error, match=message):
         command.report(command.parse_arguments([*words, '--quiet']))

@@ -31,7 +31,7 @@ from gfl_det.calibration.evidence import GROUPS
 from gfl_det.calibration.files import save_calibrator
 from gfl_det.calibration.fitted import Cut, FittedCalibrator
 from gfl_det.calibration.maps import FITS
-from gfl_det.calibration.report import write_report
+from gfl_det.calibration.report import PAGE, write_report
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.files import check_writable, make_folder, write_json
 
@@ -189,7 +189,7 @@ def report(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
-    make_folder(args.out)
+    check_writable(make_folder(args.out) / PAGE)
     calibrator, truths, detections, scores = _calibrate(args)
     _refuse_none(args, detections)
     files = write_report(calibrator, detections, scores, truths, Path(args.out))

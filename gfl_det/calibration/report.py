@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import make_folder
+from ..files import make_folder, writing
 from .arrays import Detections, Truths
 from .evaluation import evaluate_detections
 from .fitted import FittedCalibrator
@@ -17,6 +17,7 @@ from .lrp import OptimalLRP, lrp, nan_mean, optimal_lrp
 from .matching import Matches, match
 from .reliability import reliability
 
+PAGE = 'report.html'  # the file of the page
 NUM_BINS = 20
 # Classes with a diagram of their own, those with the most detections; the page lists all.
 MAX_DIAGRAMS = 20
@@ -90,6 +91,9 @@ def write_report(
 
     Returns:
         The files.
+
+    Raises:
+        DataError: one cannot be written.
     """
     make_folder(folder)
     mapped = detections._replace(scores=calibrated)
@@ -97,19 +101,20 @@ def write_report(
         judge('raw', '#8d99ae', detections, truths),
         judge('calibrated', '#2b7a78', mapped, truths),
     )
-    pooled, classes, page = (
-        folder / name for name in ('reliability.png', 'classes.png', 'report.html')
-    )
-    _figure([('all classes', None)], sides).savefig(pooled, dpi=130)
+    pooled, classes, page = (folder / name for name in ('reliability.png', 'classes.png', PAGE))
+    with writing(pooled):
+        _figure([('all classes', None)], sides).savefig(pooled, dpi=130)
     number = np.bincount(detections.label, minlength=len(truths.class_names))
     order = np.argsort(-number, kind='stable')[:MAX_DIAGRAMS]
     panels: list[tuple[str, int | None]] = [
         (truths.class_names[label], int(label)) for label in order
     ]
-    _figure(panels, sides).savefig(classes, dpi=110)
+    with writing(classes):
+        _figure(panels, sides).savefig(classes, dpi=110)
     cuts = _cuts(calibrator, judge_cuts(calibrator, detections, mapped, truths), number)
     content = _page(sides, truths, len(calibrated), cuts, (pooled, classes))
-    page.write_text(content, encoding='utf-8')
+    with writing(page):
+        page.write_text(content, encoding='utf-8')
     return [pooled, classes, page]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from ..calibration.from_checkpoint import Split
 from ..cli import add_cfg_options, load_config
 from ..datasets.images import read_image
 from ..errors import ConfigError, DataError, GFLDetError
+from ..files import check_writable
 from ..preflight.data import check_data
 from .description import Description
 from .evaluation import average_precision, check_judged, picture_paths
@@ -168,15 +168,9 @@ def _check_out(path: Path) -> None:
     """Refuse before the work is done what cannot be written after it; the folder is made."""
     if path.suffix not in ('.onnx', '.xml'):
         raise DataError(f'--out {path} must end in .onnx, or in .xml for OpenVINO.')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(
-            f'The folder of --out {path} cannot be made ({reason}): choose another.'
-        ) from error
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise DataError(f'--out {path} cannot be written: choose another file.')
+    check_writable(path)
+    if path.suffix == '.xml':
+        check_writable(path.with_suffix('.bin'))  # the weights
 
 
 def _write(

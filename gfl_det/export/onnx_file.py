@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
+from ..files import writing
 from ..inference.optimize import fold_batch_norms
 from .calibrator import Calibration
 from .description import KEY, Description
@@ -122,6 +122,7 @@ def write_onnx(
     Raises:
         SetupError: onnx or onnxscript is missing.
         ConfigError: the detector cannot be exported so.
+        DataError: the file cannot be written.
     """
     for package in ('onnx', 'onnxscript'):
         require(package)
@@ -143,9 +144,8 @@ def write_onnx(
     assert program is not None  # it is for the exporter before dynamo
     _tidy(program.model)
     program.model.metadata_props[KEY] = description.to_json()
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    program.save(target, external_data=False)
+    with writing(path) as target:
+        program.save(target, external_data=False)
     return description
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from .. import cli
 from ..arguments import count_or_zero
 from ..errors import ConfigError, DataError
+from ..files import check_writable, writing
 from .analysis import analyse
 from .data import ReportData
 from .from_results import read_results
@@ -74,10 +75,8 @@ def report(args: argparse.Namespace) -> Path:
     analysis = analyse(data, not args.quiet)
     analysis.values['pictures'] = draw_gallery(data, analysis, args.pictures, not args.quiet)
     page = render(analysis.values)
-    try:
+    with writing(args.out):
         args.out.write_text(page, encoding='utf-8', errors='replace')
-    except OSError as error:
-        raise DataError(f'{args.out} cannot be written: {error.strerror or error}.') from error
     return args.out
 
 
@@ -109,7 +108,4 @@ def _check_out(path: Path) -> None:
     """Refuse before the work is done what cannot be written after it."""
     if path.suffix not in ('.html', '.htm'):
         raise DataError(f'{path} must end in .html.')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f'{path.parent} cannot be made: {error.strerror or error}.') from error
+    check_writable(path)
