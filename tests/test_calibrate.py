@@ -9,6 +9,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 
 from gfl_det import calibration
 from gfl_det.benchmarking.detections import make_set
+from gfl_det.calibration import command, report
 from gfl_det.calibration.in_detector import check_class_names
 from gfl_det.errors import DataError
 from gfl_det.preflight.classes import check_calibrator
@@ -141,7 +143,11 @@ def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
     run(monkeypatch, 'fit', path, '--truths', truths, '--results', results, *options)
     truths, results = write_set(tmp_path, 1)
     given = ['--truths', truths, '--results', results, '--out', str(out)]
+    counted = mock.Mock(wraps=command.evaluate_detections)
+    monkeypatch.setattr(command, 'evaluate_detections', counted)
+    monkeypatch.setattr(report, 'evaluate_detections', counted, raising=False)
     run(monkeypatch, 'report', path, *given)
+    assert counted.call_count == 2  # of large data sets it takes minutes
     assert 'report.html' in capsys.readouterr().out
     for name in ('reliability.png', 'classes.png'):
         assert cv2.imread(str(out / name)).std() > 10

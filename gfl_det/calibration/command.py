@@ -177,7 +177,8 @@ def apply(args: argparse.Namespace) -> None:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
     check_writable(args.out)
-    *_, scores = _calibrate(args)
+    _, truths, detections, scores = _calibrate(args)
+    _compare(detections, scores, truths)
     entries = zip(read_json(args.results), scores.tolist())  # detections keep the file's order
     write_json(args.out, [each | dict(score=score) for each, score in entries])
     print(f'results: {args.out}')
@@ -192,7 +193,8 @@ def report(args: argparse.Namespace) -> None:
     check_writable(make_folder(args.out) / PAGE)
     calibrator, truths, detections, scores = _calibrate(args)
     _refuse_none(args, detections)
-    files = write_report(calibrator, detections, scores, truths, Path(args.out))
+    metrics = _compare(detections, scores, truths)
+    files = write_report(calibrator, detections, scores, truths, metrics, Path(args.out))
     print('written:', ', '.join(map(str, files)))
 
 
@@ -208,7 +210,7 @@ def _refuse_none(args: argparse.Namespace, detections: Detections) -> None:
 def _calibrate(
     args: argparse.Namespace,
 ) -> tuple[FittedCalibrator, Truths, Detections, np.ndarray]:
-    """Calibrate the scores of images that the calibrator has not seen, and print what that does."""
+    """Calibrate the scores of images that the calibrator has not seen."""
     calibrator = load_any_calibrator(args.calibrator)
     if isinstance(calibrator, DistributionCalibrator):
         if args.command == 'apply':
@@ -224,14 +226,16 @@ def _calibrate(
         (truths, detections), _ = read_data(args, calibrator)
         calibrator = calibrator.for_classes(truths.class_names)
         scores = calibrator.calibrate(detections.scores, detections.label)
-    _compare(detections, scores, truths)
     return calibrator, truths, detections, scores
 
 
-def _compare(detections: Detections, calibrated: np.ndarray, truths: Truths) -> None:
-    """Print metrics of raw and calibrated scores side by side."""
+def _compare(
+    detections: Detections, calibrated: np.ndarray, truths: Truths
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of raw and of calibrated scores; some are printed side by side."""
     after = evaluate_detections(detections._replace(scores=calibrated), truths)
     before = evaluate_detections(detections, truths)
     print(f'{"":8} {"raw":>7} {"calibrated":>11}')
     for name in SHOWN:
         print(f'{name:8} {before[name]:7.4f} {after[name]:11.4f}')
+    return before, after

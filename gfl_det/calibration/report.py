@@ -11,7 +11,6 @@ import numpy as np
 
 from ..files import make_folder, writing
 from .arrays import Detections, Truths
-from .evaluation import evaluate_detections
 from .fitted import FittedCalibrator
 from .lrp import OptimalLRP, lrp, nan_mean, optimal_lrp
 from .matching import Matches, match
@@ -31,18 +30,12 @@ td:first-child, th:first-child { text-align: left } tr:nth-child(even) { backgro
 
 
 class Side(NamedTuple):
-    """Detections with raw or calibrated scores, judged."""
+    """Detections with raw or calibrated scores, measured and matched."""
 
     name: str
     colour: str
     metrics: dict[str, float]
     found: Matches  # at tau 0
-
-
-def judge(name: str, colour: str, detections: Detections, truths: Truths) -> Side:
-    """Match and measure one side of the report."""
-    (at_zero,) = match(detections, truths, [0.0])
-    return Side(name, colour, evaluate_detections(detections, truths), at_zero)
 
 
 class Cuts(NamedTuple):
@@ -78,6 +71,7 @@ def write_report(
     detections: Detections,
     calibrated: np.ndarray,
     truths: Truths,
+    metrics: tuple[dict[str, float], dict[str, float]],
     folder: Path,
 ) -> list[Path]:
     """Write ``reliability.png``, ``classes.png`` and ``report.html``, which holds both.
@@ -87,6 +81,7 @@ def write_report(
         detections: with raw scores.
         calibrated: ``(N,)`` their calibrated scores.
         truths: of the same images, which the calibrator has not seen.
+        metrics: of raw and of calibrated scores, of :func:`.evaluation.evaluate_detections`.
         folder: is made.
 
     Returns:
@@ -97,9 +92,10 @@ def write_report(
     """
     make_folder(folder)
     mapped = detections._replace(scores=calibrated)
+    raw_found, mapped_found = (match(each, truths, [0.0])[0] for each in (detections, mapped))
     sides = (
-        judge('raw', '#8d99ae', detections, truths),
-        judge('calibrated', '#2b7a78', mapped, truths),
+        Side('raw', '#8d99ae', metrics[0], raw_found),
+        Side('calibrated', '#2b7a78', metrics[1], mapped_found),
     )
     pooled, classes, page = (folder / name for name in ('reliability.png', 'classes.png', PAGE))
     with writing(pooled):
