@@ -1,4 +1,4 @@
-"""Localization distillation on the digits: half the width learns from the whole one.
+"""Distillation on the digits: half the width learns classes, and a little edges, from the whole.
 
 Train the teacher first: python tools/train.py gfl_r18_fpn_digits.
 """
@@ -11,6 +11,7 @@ model = dict(
     teacher_ckpt='work_dirs/gfl_r18_fpn_digits/epoch_6.pth',
     bbox_head=dict(
         type='gfl_det.LDHead',
-        loss_ld=dict(type='gfl_det.DistillationLoss', loss_weight=0.25, T=10),
+        loss_ld=dict(type='gfl_det.DistillationLoss', loss_weight=0.05, T=10),
+        loss_kd=dict(type='gfl_det.DistillationLoss', loss_weight=0.5, T=2),
     ),
 )

@@ -204,7 +204,8 @@ def test_parts_that_do_not_fit(weights: str) -> None:
     with pytest.raises(ConfigError, match='head ATSSHead, which predicts no distributions'):
         check_teacher(cfg)
     cfg = pair(weights)
-    cfg.model.bbox_head.pop('loss_ld')
+    for loss in ('loss_ld', 'loss_kd'):
+        cfg.model.bbox_head.pop(loss)
     cfg.model.bbox_head.type = 'gfl_det.GFLHead'
     with pytest.raises(ConfigError, match=r"is GFLHead, .* type='gfl_det\.LDHead'"):
         check_teacher(cfg)
@@ -247,8 +248,9 @@ def test_weights_that_are_not_there_or_not_safe(tmp_path) -> None:
 def test_classes_in_another_order(weights: str) -> None:
     cfg = pair(weights)
     cfg.train_dataloader.dataset.metainfo.classes = tuple('9876543210')
+    by_class = cfg.model.bbox_head.pop('loss_kd')
     check_teacher(cfg)  # edges have no classes
-    cfg.model.bbox_head.loss_kd = dict(type='gfl_det.DistillationLoss', T=2)
+    cfg.model.bbox_head.loss_kd = by_class
     with pytest.raises(ConfigError, match='loss_kd needs the same'):
         check_teacher(cfg)
 
@@ -265,7 +267,6 @@ def test_a_checkpoint_at_an_address_is_fetched_to_be_checked(
         Thread(target=host.serve_forever, daemon=True).start()
         cfg = pair(f'http://127.0.0.1:{host.server_port}/teacher.pth')
         cfg.train_dataloader.dataset.metainfo.classes = tuple('9876543210')
-        cfg.model.bbox_head.loss_kd = dict(type='gfl_det.DistillationLoss', T=2)
         for name in ('LOCAL_RANK', 'SLURM_LOCALID'):
             monkeypatch.setenv(name, '1')
             check_teacher(cfg)  # the first process fetches it, and says what is wrong
