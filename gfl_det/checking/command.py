@@ -17,7 +17,7 @@ from gfl_det.checking.draft import LEVELS
 from gfl_det.cli import add_cfg_options, load_config
 from gfl_det.datasets.annotations import find
 from gfl_det.errors import ConfigError
-from gfl_det.files import check_writable, write_json, writing
+from gfl_det.files import check_writable, write_json, write_text
 from gfl_det.pixels import pixel_limit
 from gfl_det.preflight.classes import class_names
 from gfl_det.preflight.walk import annotation_path, datasets_of, image_folder, is_remote
@@ -165,8 +165,7 @@ def write_fixed(report: Report, out: str, quiet: bool = False) -> None:
         raise ConfigError(f'{report.source.path} cannot be repaired: {report.findings[0].text}')
     if path.exists() and path.samefile(report.source.path):
         raise ConfigError(f'--fix {out} is the file that is read: choose another name.')
-    with writing(path):
-        path.write_text(json.dumps(repaired))
+    write_text(path, json.dumps(repaired))
     if quiet:
         return
     changes = [finding for finding in report.findings if finding.fix]

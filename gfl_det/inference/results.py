@@ -33,7 +33,7 @@ import numpy as np
 from mmengine.structures import InstanceData
 
 from ..errors import DataError, SetupError
-from ..files import writing
+from ..files import write_text
 from ..uncertainty import SIDES
 
 DISTRIBUTIONS = frozenset(('edge_logits', 'bin_widths', 'prior_centres'))
@@ -224,9 +224,7 @@ class Results(Sequence[ImageResult]):
         target = Path(path)
         if target.suffix != '.json':
             raise DataError(f'{path} must end in .json: results are written as COCO JSON.')
-        content = json.dumps(self.to_coco(annotations))
-        with writing(target):
-            target.write_text(content)
+        write_text(target, json.dumps(self.to_coco(annotations)))
 
 
 def _row(image: ImageResult, detection: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gfl_det.arguments import count
 from gfl_det.assigners import ATSSAssigner
 from gfl_det.cli import load_config
 from gfl_det.errors import ConfigError
+from gfl_det.files import make_folder, write_json
 from gfl_det.preflight.classes import class_names
 from gfl_det.preflight.walk import datasets_of
 from gfl_det.progress import ProgressCalls
@@ -107,6 +108,7 @@ def run(args: argparse.Namespace) -> Advice:
         GFLDetError: The annotations or the config cannot be used.
     """
     setting = read_setting(args)
+    make_folder(args.out)
     random = np.random.default_rng(args.seed)
     print(f'reading {args.annotations}', file=sys.stderr, flush=True)
     boxes = read_boxes(args.annotations, setting.resizing, random, setting.classes)
@@ -128,8 +130,7 @@ def run(args: argparse.Namespace) -> Advice:
             report=told,
         )
     print(report.format_text(advice))
-    args.out.mkdir(parents=True, exist_ok=True)
-    report.write_json(advice, args.out / 'reach.json')
+    write_json(args.out / 'reach.json', report.as_dict(advice), indent=1)
     picture.draw(advice, args.out / 'reach.png')
     print(f'written: {args.out / "reach.json"}, {args.out / "reach.png"}')
     return advice

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from gfl_det.reach.advice import Advice, Candidate, SizeRow
@@ -61,11 +59,6 @@ def _measured(measured: Measured, reg_max: int) -> dict[str, Any]:
         clipped_starts_at_reg_max=2,
         levels=levels,
     )
-
-
-def write_json(advice: Advice, path: Path) -> None:
-    """Write all figures; ``clipped`` of a level begins with the share at a reg_max of 2."""
-    path.write_text(json.dumps(as_dict(advice), indent=1) + '\n')
 
 
 def format_text(advice: Advice) -> str:

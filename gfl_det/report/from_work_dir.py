@@ -99,19 +99,25 @@ def run_work_dir(
         scalars=scalar_files(work_dir),
     )
     if edges:
-        centres, std, low, high = (_joined(samples, name) for name in EDGE_FIELDS)
-        data = data._replace(
-            distributions=EdgeLogits(edges.logits, edges.bin_widths, centres),
-            edge_std=std,
-            intervals=(low, high),
-            level=test_cfg['interval_level'],
-        )
+        data = _with_edges(data, edges, samples, test_cfg['interval_level'])
     if fitted is None:
         return data
     raw = data.detections
     scores = _calibrate(fitted.for_classes(truths.class_names), edges, raw, head)
     data = data._replace(detections=raw._replace(scores=scores), raw_scores=raw.scores)
     return data.take(_best(data.detections, kept_of_image)) if kept_of_image > 0 else data
+
+
+def _with_edges(
+    data: ReportData, edges: EdgeDetections, samples: Sequence[Any], level: float
+) -> ReportData:
+    centres, std, low, high = (_joined(samples, name) for name in EDGE_FIELDS)
+    return data._replace(
+        distributions=EdgeLogits(edges.logits, edges.bin_widths, centres),
+        edge_std=std,
+        intervals=(low, high),
+        level=level,
+    )
 
 
 def _edges(samples: Sequence[Any], truths: Truths) -> EdgeDetections | None:
