@@ -88,12 +88,15 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=find_packages(include=['gfl_det', 'gfl_det.*']),
-    package_data={'gfl_det.demo': ['page/*'], 'gfl_det.report': ['page/*']},
+    package_data={
+        'gfl_det.visualization.demo': ['page/*'],
+        'gfl_det.visualization.report': ['page/*'],
+    },
     install_requires=requirements(),
     # gfl_det/compat/versions.py knows the same range.
     extras_require={
         'faster': ['faster-coco-eval>=1.6.5,<1.9'],
-        # torch's exporter, and what runs the files: gfl_det/export/extras.py says which is which.
+        # torch's exporter, and what runs the files (gfl_det/inference/export/extras.py).
         'onnx': ['onnx>=1.16', 'onnxscript>=0.5', 'onnxruntime>=1.18'],
         'openvino': ['openvino>=2025.0', 'nncf>=2.15'],
         'pandas': ['pandas>=2'],  # Results.to_pandas

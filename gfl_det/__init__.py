@@ -4,30 +4,21 @@ Importing the package registers its parts: configs name them with the prefix, as
 ``type='gfl_det.GFLHead'``.
 """
 
-from .compat import imports as _imports
-from .compat import install as _install_compat
-from .version import __version__
+from gfl_det.compat import imports as _imports
+from gfl_det.compat import install as _install_compat
+from gfl_det.version import __version__
 
 if not _imports.doctor_is_running():  # it looks at what may not import
     with _imports.explained():
         _install_compat()  # before the first import of mmdet.models, which needs mmcv's operators
 
-        from . import (
-            amp,
-            assigners,
-            calibration,
-            datasets,
-            detectors,
-            evaluation,
-            heads,
-            hooks,
-            losses,
-            visualization,
-        )
-        from .config import get_config, register_package
-        from .inference import GFLInferencer, optimize_for_inference
-        from .swapping import swap_head
-        from .visualization import GFLVisualizer
+        from gfl_det import calibration, datasets, evaluation, visualization
+        from gfl_det.engine import amp, hooks
+        from gfl_det.inference import GFLInferencer, optimize_for_inference
+        from gfl_det.models import assigners, detectors, heads, losses
+        from gfl_det.swap import swap_head
+        from gfl_det.utils.config import get_config, register_package
+        from gfl_det.visualization import GFLVisualizer
 
         register_package()
 

@@ -17,8 +17,8 @@ from gfl_det.calibration.calibrators import ClassMap, DetectionCalibrator
 from gfl_det.calibration.calibrators import Settings as Fit
 from gfl_det.calibration.files import save_calibrator
 from gfl_det.calibration.maps import Isotonic, Platt, ScoreMap, Temperature
-from gfl_det.export import ExportedDetector, Outputs, Settings, Source, load_source
-from gfl_det.export.onnx_file import build_graph, describe
+from gfl_det.inference.export import ExportedDetector, Outputs, Settings, Source, load_source
+from gfl_det.inference.export.onnx_file import build_graph, describe
 
 FITTED_ON = fitted.Source('', (), 9)
 MAPS = (Platt(0.5, 1.0), Temperature(2.0), Isotonic((0.1, 0.6), (0.2, 0.9)))  # of every kind

@@ -16,9 +16,9 @@ from mmengine.structures import InstanceData
 from test_gfl_head import NoSynchronisation
 
 import gfl_det
-from gfl_det import options
-from gfl_det.heads.reach_counts import ReachCounts
-from gfl_det.hooks import AssignmentLogHook
+from gfl_det.engine import config_edits
+from gfl_det.engine.hooks import AssignmentLogHook
+from gfl_det.models.heads.reach_counts import ReachCounts
 
 SIZE = (192, 256)
 KEYS = ('train/clipped_edges', 'train/truths_without_positive')
@@ -177,7 +177,7 @@ def test_the_training_tool_adds_the_hook_once(name: str) -> None:
     cfg = gfl_det.get_config(name)
     cfg.custom_hooks = [dict(type='NumClassCheckHook')]
     for _ in range(2):
-        options.log_assignment(cfg)
+        config_edits.log_assignment(cfg)
         assert [each.type for each in cfg.custom_hooks] == [
             *('NumClassCheckHook', 'gfl_det.AssignmentLogHook')
         ]
@@ -185,5 +185,5 @@ def test_the_training_tool_adds_the_hook_once(name: str) -> None:
 
 def test_other_heads_get_no_hook() -> None:
     cfg: Config = hub_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
-    options.log_assignment(cfg)
+    config_edits.log_assignment(cfg)
     assert 'custom_hooks' not in cfg

@@ -11,8 +11,8 @@ from torch import nn
 
 from gfl_det.benchmarking import models, parts, report, suite, whole
 from gfl_det.benchmarking.loading import loading_rows
-from gfl_det.benchmarking.timing import Row, Runs, kept_for_backward, peak_memory
 from gfl_det.errors import DataError
+from gfl_det.utils.timing import Row, Runs, kept_for_backward, peak_memory
 
 QUICK = Runs(repeats=0, seconds=0)
 SMALL = parts.Case(size=(96, 128), batch=1, truths=3, classes=4)

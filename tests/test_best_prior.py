@@ -13,9 +13,9 @@ from mmdet.models.task_modules.assigners import ATSSAssigner as MMDetATSSAssigne
 from mmengine.structures import InstanceData
 from oracles import lattice_priors, random_truths
 
-from gfl_det.assigners import ATSSAssigner, best_prior, general
-from gfl_det.assigners.lattice import fit_lattice
-from gfl_det.boxes import iou
+from gfl_det.models.assigners import ATSSAssigner, best_prior, general
+from gfl_det.models.assigners.lattice import fit_lattice
+from gfl_det.ops.boxes import iou
 
 SHAPE = (160, 224)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmdet.structures.bbox import bbox2distance, bbox_overlaps, distance2bbox
 
-from gfl_det import boxes
+from gfl_det.ops import boxes
 
 
 def test_distances_and_boxes_are_inverse_and_mmdets() -> None:

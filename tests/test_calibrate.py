@@ -23,10 +23,11 @@ from pycocotools.cocoeval import COCOeval
 
 from gfl_det import calibration
 from gfl_det.benchmarking.detections import make_set
-from gfl_det.calibration import command, report
-from gfl_det.calibration.in_detector import check_class_names
+from gfl_det.calibration.apply import check_class_names
+from gfl_det.cli import calibrate as command
+from gfl_det.engine.preflight.classes import check_calibrator
 from gfl_det.errors import DataError
-from gfl_det.preflight.classes import check_calibrator
+from gfl_det.visualization.report import calibration as report
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'calibrate.py'
 

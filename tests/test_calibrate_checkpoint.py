@@ -13,10 +13,10 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
 import gfl_det
-from gfl_det import launch
-from gfl_det.calibration.from_checkpoint import detect_split, score_type, truths_path
-from gfl_det.cli import load_config
-from gfl_det.datasets.digits import DigitsRecipe, build_digits
+from gfl_det.cli.main import load_config
+from gfl_det.datasets.digits.build import DigitsRecipe, build_digits
+from gfl_det.engine import runner
+from gfl_det.engine.run_split import detect_split, score_type, truths_path
 from gfl_det.errors import ConfigError, GFLDetError
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def test_a_detector_and_its_result_file_give_one_calibrator(
     assert first['source']['detections'] > 100
     capsys.readouterr()
     report = ['report', direct, *detector(digits), '--out', str(tmp_path / 'report')]
-    monkeypatch.setattr(launch, 'build_runner', pytest.fail)  # it is refused before
+    monkeypatch.setattr(runner, 'build_runner', pytest.fail)  # it is refused before
     with pytest.raises(SystemExit, match='1'):
         run(monkeypatch, 'calibrate.py', *report)
     assert '10 of 10 images were used to fit' in capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_one_split_serves_both_in_halves(digits, tmp_path, monkeypatch, capsys) 
     run(monkeypatch, 'calibrate.py', 'report', path, *rest)
     assert (out / 'report.html').is_file()
     content = json.loads(Path(path).read_text())
-    monkeypatch.setattr(launch, 'build_runner', pytest.fail)  # what follows is refused before
+    monkeypatch.setattr(runner, 'build_runner', pytest.fail)  # what follows is refused before
     for change, half, message in (
         (dict(score_type='ATSSHead'), 'second', "for scores of 'ATSSHead' and not of 'GFLHead'"),
         (dict(classes=content['classes'][:9]), 'second', "and not for ['9']"),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from gfl_det.calibration import detections_from_coco, match, read_json, truths_from_coco
-from gfl_det.calibration.arrays import check_detections, fingerprint
-from gfl_det.calibration.detection_metrics import laece
 from gfl_det.errors import DataError
+from gfl_det.evaluation.detections import check_detections, fingerprint
+from gfl_det.evaluation.functional import laece
 
 TRUTHS = dict(
     images=[dict(id=7, file_name='seven.jpg'), dict(id=0, file_name='nought.jpg')],

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfl_det.calibration import truths_from_coco
-from gfl_det.calibration.arrays import Detections
-from gfl_det.calibration.matching import match
 from gfl_det.calibration.splits import Judged, split, split_images, take_images
 from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation.detections import Detections
+from gfl_det.evaluation.matching import match
 
 WRITTEN = [0, 4, 5, 7]
 

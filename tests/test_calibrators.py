@@ -21,11 +21,11 @@ from gfl_det.calibration import (
     save_calibrator,
 )
 from gfl_det.calibration import fitted as module
-from gfl_det.calibration.detection_metrics import dece, laace, laece
 from gfl_det.calibration.files import calibrator_to_json
-from gfl_det.calibration.lrp import lrp, optimal_lrp
 from gfl_det.calibration.maps import FITS, Constant, Identity, Temperature, logit
 from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation.functional import dece, laace, laece
+from gfl_det.evaluation.lrp import lrp, optimal_lrp
 
 METHODS = dict(
     identity='identity',

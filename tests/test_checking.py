@@ -22,17 +22,20 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 import gfl_det
-from gfl_det import pixels, preflight
-from gfl_det.assigners import ATSSAssigner
-from gfl_det.checking import check as checking
-from gfl_det.checking import command, images, priors
-from gfl_det.checking.check import Decoding, Report, Source, check_file
-from gfl_det.checking.draft import Finding
+from gfl_det.cli import check_dataset
 from gfl_det.datasets import CocoDataset, parsed
 from gfl_det.datasets.annotation_boxes import usable_boxes
 from gfl_det.datasets.annotations import check_ids, check_structure
+from gfl_det.datasets.checks import check as checking
+from gfl_det.datasets.checks import images
+from gfl_det.datasets.checks.check import Decoding, Report, Source, check_file
+from gfl_det.datasets.checks.draft import Finding
+from gfl_det.engine import preflight
+from gfl_det.engine.reach import priors
 from gfl_det.errors import ConfigError, DataError
+from gfl_det.models.assigners import ATSSAssigner
 from gfl_det.registry import TASK_UTILS
+from gfl_det.utils import pixels
 
 ROOT = Path(gfl_det.__file__).resolve().parents[1]
 WIDTH, HEIGHT = 64, 48
@@ -659,34 +662,41 @@ class TestCommand:
         (entry,) = json.loads((tmp_path / 'found.json').read_text())
         assert entry['findings'][0]['ids'] == [11]
         assert entry['classes'][1] == dict(name='dog', boxes=4, images=4)
-        args = command.parse_arguments([str(tmp_path / 'fixed.json'), '--images', str(pictures)])
-        assert command.check(args) == 0
+        args = check_dataset.parse_arguments(
+            [str(tmp_path / 'fixed.json'), '--images', str(pictures)]
+        )
+        assert check_dataset.check(args) == 0
 
     def test_json_alone_on_standard_output(self, tmp_path, capsys):
         path = tmp_path / 'labels.json'
         path.write_text(json.dumps(change(sound(), 'annotations', 0, bbox=[1, 2, 0, 4])))
-        assert command.check(command.parse_arguments([str(path), '--json', '-'])) == 0
+        assert check_dataset.check(check_dataset.parse_arguments([str(path), '--json', '-'])) == 0
         assert json.loads(capsys.readouterr().out)[0]['findings'][0]['code'] == 'boxes.no_area'
-        assert command.check(command.parse_arguments([str(path), '--json', '-', '--strict'])) == 1
+        assert (
+            check_dataset.check(
+                check_dataset.parse_arguments([str(path), '--json', '-', '--strict'])
+            )
+            == 1
+        )
 
     def test_the_files_of_a_config_each_once(self, tmp_path):
-        args = command.parse_arguments(
+        args = check_dataset.parse_arguments(
             ['gfl_r18_fpn_digits', '--cfg-options', f'data_root={tmp_path}']
         )
-        sources = list(command.sources_of(args))
+        sources = list(check_dataset.sources_of(args))
         assert [source.name for source in sources] == ['train', 'val']
         assert sources[0].path == str(tmp_path / 'annotations' / 'train.json')
         assert sources[0].folder == f'{tmp_path}/train/'
         args.fix = 'out.json'
         with pytest.raises(ConfigError, match='choose one of train, val with --split'):
-            command.check(args)
+            check_dataset.check(args)
 
     @pytest.mark.parametrize('content', [None, '[1', '[1]'])
     def test_what_cannot_be_read_has_no_table(self, tmp_path, capsys, content):
         path = tmp_path / 'labels.json'
         if content is not None:
             path.write_text(content)
-        assert command.check(command.parse_arguments([str(path)])) == 1
+        assert check_dataset.check(check_dataset.parse_arguments([str(path)])) == 1
         said = capsys.readouterr()
         assert said.out == ''
         assert len(said.err.splitlines()) == 1
@@ -696,24 +706,26 @@ class TestCommand:
     def test_arguments_and_outputs_are_judged_before_the_work(self, tmp_path, capsys):
         for option in ('--max-pixels', '--workers'):
             with pytest.raises(SystemExit):
-                command.parse_arguments(['labels.json', option, '-5'])
+                check_dataset.parse_arguments(['labels.json', option, '-5'])
             assert "at least 1 is needed, not '-5'" in capsys.readouterr().err
         path = tmp_path / 'labels.json'
         path.write_text(json.dumps(sound()))
         for option in ('--json', '--fix'):
-            args = command.parse_arguments([str(path), option, str(path / 'out.json')])
+            args = check_dataset.parse_arguments([str(path), option, str(path / 'out.json')])
             with pytest.raises(DataError, match=r'out\.json cannot be written'):
-                command.check(args)
+                check_dataset.check(args)
         assert capsys.readouterr().out == ''
 
     def test_what_is_read_is_not_overwritten(self, tmp_path):
         path = tmp_path / 'labels.json'
         path.write_text(json.dumps(sound()))
         with pytest.raises(ConfigError, match='is the file that is read'):
-            command.check(command.parse_arguments([str(path), '--fix', str(path)]))
+            check_dataset.check(check_dataset.parse_arguments([str(path), '--fix', str(path)]))
         path.write_text('{')
         with pytest.raises(ConfigError, match='cannot be repaired'):
-            command.check(command.parse_arguments([str(path), '--fix', str(tmp_path / 'out')]))
+            check_dataset.check(
+                check_dataset.parse_arguments([str(path), '--fix', str(tmp_path / 'out')])
+            )
 
 
 class TestBeforeTraining:
@@ -724,7 +736,7 @@ class TestBeforeTraining:
             (tmp_path / split).symlink_to(pictures)
             (tmp_path / 'annotations' / f'{split}.json').write_text(json.dumps(sound()))
         cfg = config()
-        gfl_det.options.override(cfg, dict(data_root=f'{tmp_path}/'))
+        gfl_det.engine.config_edits.override(cfg, dict(data_root=f'{tmp_path}/'))
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             loader.dataset.metainfo.classes = ('cat', 'dog')
         cfg.model.bbox_head.num_classes = 2

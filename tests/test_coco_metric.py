@@ -24,12 +24,12 @@ from gfl_det.benchmarking.evaluation import (
     largest_difference,
     same_numbers,
 )
-from gfl_det.benchmarking.timing import Runs
 from gfl_det.compat import versions
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.evaluation import CocoMetric, coco_metric
 from gfl_det.evaluation.fast_cocoeval import FastCOCOeval, counts_alike
 from gfl_det.registry import METRICS
+from gfl_det.utils.timing import Runs
 
 needs_faster = pytest.mark.skipif(
     not versions.has_faster_coco_eval(), reason=f'{versions.FASTER_COCO_EVAL} is not installed'

@@ -18,7 +18,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 import gfl_det
-from gfl_det import launch
+from gfl_det.engine import runner as launch
 from gfl_det.errors import ConfigError, MissingOpError, SetupError
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -139,7 +139,7 @@ def test_builds_loads_mmdets_weights_and_trains(name):
 
 def test_the_published_names_are_there():
     assert set(NAMES) >= ISSUED
-    assert gfl_det.config.config_names() == NAMES
+    assert gfl_det.utils.config.config_names() == NAMES
 
 
 @pytest.mark.parametrize('name', [name for name in STUDENTS if name.endswith('_1x_coco')])
@@ -243,7 +243,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all_names():
 
 
 def test_an_installation_without_configs_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr('gfl_det.config.CONFIG_FOLDERS', (tmp_path, tmp_path / 'absent'))
+    monkeypatch.setattr('gfl_det.utils.config.CONFIG_FOLDERS', (tmp_path, tmp_path / 'absent'))
     with pytest.raises(SetupError, match='install gfl_det again'):
         gfl_det.get_config('gfl_r50_fpn_1x_coco')
 
@@ -266,7 +266,7 @@ def test_the_sharded_config_builds(monkeypatch, tmp_path):
         runner = launch.build_runner(config, 'pytorch')
         assert type(runner.strategy).__name__ == 'FSDPStrategy'
         wrapper = MODEL_WRAPPERS.get(runner.strategy.model_wrapper['type'])
-        assert wrapper is gfl_det.training.ShardedDataParallel
+        assert wrapper is gfl_det.engine.training.ShardedDataParallel
         model = runner.strategy.build_model(config.model)
         assert sum(each.dim() == 0 for each in model.parameters()) == 5  # what FSDP refuses
         if not torch.cuda.device_count():

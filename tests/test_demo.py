@@ -24,14 +24,14 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from gfl_det import cli
-from gfl_det.demo import command
-from gfl_det.demo.payload import MAX_BOXES, describe
-from gfl_det.demo.server import MAX_WAITING, UPLOAD_TYPE, DemoServer
-from gfl_det.demo.uploads import Limits, decode_upload
+from gfl_det.cli import demo as command
+from gfl_det.cli import main
 from gfl_det.errors import DataError, SetupError
 from gfl_det.registry import MODELS
 from gfl_det.visualization import Boxes, class_colours
+from gfl_det.visualization.demo.payload import MAX_BOXES, describe
+from gfl_det.visualization.demo.server import MAX_WAITING, UPLOAD_TYPE, DemoServer
+from gfl_det.visualization.demo.uploads import Limits, decode_upload
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits(max_bytes=200_000, max_pixels=40_000)
@@ -284,7 +284,7 @@ def test_the_command_line_listens_here_alone():
 
 def test_the_tool_serves_a_detector(tmp_path):
     (tmp_path / 'tiny.py').write_text(test_tools.TINY_CONFIG)
-    cfg = cli.load_config(str(tmp_path / 'tiny.py'))
+    cfg = main.load_config(str(tmp_path / 'tiny.py'))
     cfg.model.backbone.init_cfg = None
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg.model)

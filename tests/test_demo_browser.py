@@ -13,10 +13,10 @@ import torch
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from gfl_det.demo.payload import describe
-from gfl_det.demo.server import DemoServer
-from gfl_det.demo.uploads import Limits
 from gfl_det.visualization import Boxes, class_colours
+from gfl_det.visualization.demo.payload import describe
+from gfl_det.visualization.demo.server import DemoServer
+from gfl_det.visualization.demo.uploads import Limits
 from gfl_det.visualization.soft import edge_opacity
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=browser.missing() or '')

@@ -14,7 +14,7 @@ import pytest
 from commands import run_tool
 from pycocotools.coco import COCO
 
-from gfl_det.datasets.digits import (
+from gfl_det.datasets.digits.build import (
     CLASSES,
     SPLITS,
     DigitsRecipe,
@@ -23,8 +23,7 @@ from gfl_det.datasets.digits import (
     load_scans,
     split_scans,
 )
-from gfl_det.datasets.preview import write_preview
-from gfl_det.datasets.scenes import (
+from gfl_det.datasets.digits.scenes import (
     INK_LEVEL,
     ScanSet,
     SceneRecipe,
@@ -33,7 +32,8 @@ from gfl_det.datasets.scenes import (
     random_glyph,
     render_glyph,
 )
-from gfl_det.datasets.textures import background, blot, pattern, scratch, value_noise
+from gfl_det.datasets.digits.textures import background, blot, pattern, scratch, value_noise
+from gfl_det.datasets.preview import write_preview
 from gfl_det.errors import DataError
 
 ROOT = Path(__file__).parents[1]

@@ -22,13 +22,13 @@ from mmengine.structures import InstanceData
 from synchronisation import NoSynchronisation
 from torch import Tensor
 
-from gfl_det import distribution
-from gfl_det.assigners.positives import take_cells
 from gfl_det.errors import ConfigError
-from gfl_det.heads.distillation import edge_divergence, region_weights
-from gfl_det.heads.training import make_step
-from gfl_det.losses import DistillationLoss
-from gfl_det.losses.functional import distillation_loss
+from gfl_det.models.assigners.positives import take_cells
+from gfl_det.models.heads.distillation import edge_divergence, region_weights
+from gfl_det.models.heads.loss import make_step
+from gfl_det.models.losses import DistillationLoss
+from gfl_det.models.losses.functional import distillation_loss
+from gfl_det.ops import distribution
 
 SIZE = (128, 160)
 LOSS = dict(type='gfl_det.DistillationLoss', loss_weight=0.25, T=10)

@@ -74,7 +74,7 @@ def _guarded_step(model: torch.nn.Module, batch: dict, folder: str) -> list[torc
     from mmengine.logging import MessageHub
     from mmengine.optim import OptimWrapper
 
-    from gfl_det.hooks import LossGuardHook
+    from gfl_det.engine.hooks import LossGuardHook
 
     logger = SimpleNamespace(warning=lambda message: None)
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfl_det import distribution
+from gfl_det.ops import distribution
 
 NUM_BINS = 17
 

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from gfl_det import calibration, distribution
+from gfl_det import calibration
+from gfl_det.calibration.apply import edge_detections
 from gfl_det.calibration.distribution_files import to_json
 from gfl_det.calibration.evidence import COLUMNS, evidence
-from gfl_det.calibration.in_detector import edge_detections
 from gfl_det.calibration.logistic_model import fit_logistic, predict_unseen
 from gfl_det.calibration.maps import fit_isotonic
-from gfl_det.calibration.matching import TRUE
 from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation.matching import TRUE
+from gfl_det.ops import distribution
 
 SIDE = 64.0
 

@@ -12,15 +12,14 @@ import pytest
 from packaging.requirements import Requirement
 
 import gfl_det
+from gfl_det.cli.doctor import __main__, installed, places
+from gfl_det.cli.doctor.checks import Check
+from gfl_det.cli.doctor.examine import merge, of_outcome, split_cure
+from gfl_det.cli.doctor.steps import Outcome, run_steps
 from gfl_det.compat import imports
 from gfl_det.compat.ranges import RANGES, release
-from gfl_det.doctor import __main__ as doctor
-from gfl_det.doctor import installed, places
-from gfl_det.doctor.checks import Check
-from gfl_det.doctor.examine import merge, of_outcome, split_cure
-from gfl_det.doctor.steps import Outcome, run_steps
 from gfl_det.errors import DataError, SetupError
-from gfl_det.tables import format_table
+from gfl_det.utils.console import format_table
 
 ROOT = Path(gfl_det.__file__).resolve().parents[1]
 DEVELOPERS = ('benchmark.py', 'benchmark_head.py')
@@ -67,7 +66,7 @@ def found(done: subprocess.CompletedProcess[str]) -> dict[str, Check]:
 class TestDoctor:
     def test_a_sound_installation(self, tmp_path):
         out = tmp_path / 'found.json'
-        done = run('-m', 'gfl_det.doctor', '--json', out)
+        done = run('-m', 'gfl_det.cli.doctor', '--json', out)
         checks = {entry['name']: Check(**entry) for entry in json.loads(out.read_text())}
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ''
@@ -94,7 +93,7 @@ class TestDoctor:
 
     def test_the_report_names_each_line_once(self, tmp_path):
         broken = site(tmp_path, gone=('torch',))
-        done = run('-m', 'gfl_det.doctor', path=broken)
+        done = run('-m', 'gfl_det.cli.doctor', path=broken)
         assert done.returncode == 1
         assert done.stdout.count('\n  pip install "torch==2.13.0"    # torch') == 1
         assert 'Traceback' not in done.stdout + done.stderr
@@ -207,7 +206,7 @@ class TestExplanations:
         'error',
         [
             ModuleNotFoundError("No module named 'gfl_det.heds'", name='gfl_det.heds'),
-            raised_in('gfl_det.heads', AttributeError('a slip of ours')),
+            raised_in('gfl_det.models.heads', AttributeError('a slip of ours')),
             raised_in('somebody', RuntimeError('elsewhere')),
         ],
     )
@@ -318,7 +317,7 @@ class TestParts:
         ]
 
     def test_a_file_that_cannot_be_written(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(doctor, 'examine', lambda with_test: [])
-        assert doctor.main(['--json', str(tmp_path / 'gone' / 'a.json')]) == 1
+        monkeypatch.setattr(__main__, 'examine', lambda with_test: [])
+        assert __main__.main(['--json', str(tmp_path / 'gone' / 'a.json')]) == 1
         said = capsys.readouterr().err
         assert said == f'error: {tmp_path}/gone/a.json cannot be used: No such file or directory.\n'

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfl_det.calibration.maps import Constant, Identity, Isotonic, Linear, Platt, Temperature
-from gfl_det.export.calibrator import Calibration
+from gfl_det.inference.export.calibrator import Calibration
 
 FINE = np.linspace(0, 1, 2001).astype(np.float32)
 MAPS = [

@@ -9,8 +9,9 @@ import pytest
 from commands import run_tool
 from exporting import random_checkpoint, tiny_config
 
+from gfl_det.cli import export
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.export import OnnxDetector, command
+from gfl_det.inference.export import OnnxDetector
 
 pytest.importorskip('onnxscript')
 pytest.importorskip('onnxruntime')
@@ -59,7 +60,7 @@ def test_the_command_refuses_in_one_sentence(folder):
 )
 def test_options_without_what_they_are_of(words, sentence, capsys):
     with pytest.raises(SystemExit, match='2'):
-        command.parse_arguments(['none', 'none.pth', '--out', 'x.onnx', *words])
+        export.parse_arguments(['none', 'none.pth', '--out', 'x.onnx', *words])
     assert sentence in capsys.readouterr().err
 
 
@@ -73,9 +74,9 @@ def test_options_without_what_they_are_of(words, sentence, capsys):
     ],
 )
 def test_sizes_are_refused_before_anything_is_read(words, sentence):
-    args = command.parse_arguments(['none', 'none.pth', '--out', 'x.onnx', *words.split()])
+    args = export.parse_arguments(['none', 'none.pth', '--out', 'x.onnx', *words.split()])
     with pytest.raises(ConfigError, match=sentence):
-        command.export(args)
+        export.export(args)
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(folder):
@@ -88,6 +89,6 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(folder
         ('x.xml', r'x.bin cannot be written \(Is a directory'),
         ('x.pt', 'x.pt must end in .onnx'),
     ):
-        args = command.parse_arguments(['none', 'none.pth', '--out', str(folder / name)])
+        args = export.parse_arguments(['none', 'none.pth', '--out', str(folder / name)])
         with pytest.raises(DataError, match=words):
-            command.export(args)
+            export.export(args)

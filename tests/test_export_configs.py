@@ -9,16 +9,16 @@ import pytest
 from exporting import random_source, shrink_pictures
 
 import gfl_det
-from gfl_det.config import config_names
 from gfl_det.errors import ConfigError
-from gfl_det.export import OnnxDetector, Outputs, Settings, load_source, write_onnx
-from gfl_det.export.parity import (
+from gfl_det.inference.export import OnnxDetector, Outputs, Settings, load_source, write_onnx
+from gfl_det.inference.export.parity import (
     BOX_LIMIT,
     SCORE_LIMIT,
     compare,
     noise_pictures,
     torch_detector,
 )
+from gfl_det.utils.config import config_names
 
 DEFORMABLE = [name for name in config_names() if 'dconv' in name]
 OTHERS = [name for name in config_names() if 'dconv' not in name]

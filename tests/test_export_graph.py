@@ -9,8 +9,14 @@ from mmengine.registry import MODELS, DefaultScope
 
 from gfl_det.calibration.maps import Identity, Isotonic, Platt
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.export import Outputs, load_source
-from gfl_det.export.parity import compare, difference, noise_pictures, predict, torch_detector
+from gfl_det.inference.export import Outputs, load_source
+from gfl_det.inference.export.parity import (
+    compare,
+    difference,
+    noise_pictures,
+    predict,
+    torch_detector,
+)
 
 EVERYTHING = dict(uncertainty=True, distribution=True)
 EDGES = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')

@@ -12,11 +12,12 @@ from exporting import EagerDetector, random_source, tiny_config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
+from gfl_det.cli import export
 from gfl_det.errors import ConfigError
-from gfl_det.export import Outputs, command
-from gfl_det.export.evaluation import average_precision, check_judged, picture_paths
-from gfl_det.export.parity import difference, noise_pictures, predict
-from gfl_det.export.timing import counterpart, time_in_turns
+from gfl_det.inference.export import Outputs
+from gfl_det.inference.export.evaluation import average_precision, check_judged, picture_paths
+from gfl_det.inference.export.parity import difference, noise_pictures, predict
+from gfl_det.inference.export.timing import counterpart, time_in_turns
 
 BOX = [10.0, 20.0, 50.0, 60.0]  # xyxy
 
@@ -89,12 +90,12 @@ def test_a_split_that_is_not_there(cfg):
 
 def test_a_split_without_pictures_is_checked_on_noise(cfg):
     """A comparison of nothing would find no difference."""
-    assert command._test_pictures(cfg)[1] == 'pictures of the test split'
+    assert export._test_pictures(cfg)[1] == 'pictures of the test split'
     empty = json.dumps(dict(images=[], annotations=[], categories=[]))
     Path(cfg.test_evaluator.ann_file).write_text(empty)
     cfg.test_dataloader.dataset.update(type='mmdet.CocoDataset', serialize_data=False)
     assert picture_paths(cfg, 'test') == []
-    pictures, what = command._test_pictures(cfg)
+    pictures, what = export._test_pictures(cfg)
     assert (len(pictures), what) == (3, 'pictures of noise')
 
 

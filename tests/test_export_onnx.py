@@ -14,8 +14,8 @@ from exporting import FITTED_ON, MAPS, random_source, save_maps, tiny_config
 from gfl_det.calibration.interval_files import save_interval_calibrator
 from gfl_det.calibration.intervals import IntervalCalibrator
 from gfl_det.errors import ConfigError, DataError, SetupError
-from gfl_det.export import OnnxDetector, Outputs, Settings, extras, write_onnx
-from gfl_det.export.parity import (
+from gfl_det.inference.export import OnnxDetector, Outputs, Settings, extras, write_onnx
+from gfl_det.inference.export.parity import (
     BOX_LIMIT,
     EDGE_LIMIT,
     ENTROPY_LIMIT,
@@ -24,7 +24,7 @@ from gfl_det.export.parity import (
     noise_pictures,
     torch_detector,
 )
-from gfl_det.uncertainty import edge_intervals, edge_quantiles
+from gfl_det.ops.intervals import edge_intervals, edge_quantiles
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxscript')

@@ -9,7 +9,7 @@ import torch
 from exporting import MAPS, random_source, save_maps, tiny_config
 
 from gfl_det.errors import DataError
-from gfl_det.export import (
+from gfl_det.inference.export import (
     OpenVINODetector,
     Outputs,
     Settings,
@@ -17,8 +17,8 @@ from gfl_det.export import (
     write_onnx,
     write_openvino,
 )
-from gfl_det.export.openvino import FLOAT
-from gfl_det.export.parity import compare, noise_pictures, torch_detector
+from gfl_det.inference.export.openvino import FLOAT
+from gfl_det.inference.export.parity import compare, noise_pictures, torch_detector
 
 openvino = pytest.importorskip('openvino')
 pytest.importorskip('nncf')

@@ -11,10 +11,10 @@ from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 
 import gfl_det
-from gfl_det.config import config_names
 from gfl_det.errors import ConfigError
-from gfl_det.export.parity import noise_pictures
-from gfl_det.export.preprocessing import Preprocessing
+from gfl_det.inference.export.parity import noise_pictures
+from gfl_det.inference.export.preprocessing import Preprocessing
+from gfl_det.utils.config import config_names
 
 SHAPES = [(480, 640), (641, 333), (192, 256), (31, 1000), (7, 5), (1, 300)]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gfl_det import arguments
+from gfl_det.cli import arguments
 from gfl_det.errors import DataError
-from gfl_det.files import check_writable, make_folder, write_json, write_text, writing
+from gfl_det.utils.files import check_writable, make_folder, write_json, write_text, writing
 
 
 def test_folders_are_made_and_a_file_is_left_alone(tmp_path: Path) -> None:

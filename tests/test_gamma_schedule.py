@@ -10,9 +10,9 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from gfl_det.engine.hooks import GammaScheduleHook
 from gfl_det.errors import ConfigError
-from gfl_det.hooks import GammaScheduleHook
-from gfl_det.losses import FocalLoss
+from gfl_det.models.losses import FocalLoss
 
 LOGITS = torch.tensor([[0.3, -0.4, 1.0], [2.0, 0.1, 0.0]])
 LABELS = torch.tensor([0, 2])

@@ -19,8 +19,8 @@ from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 from synchronisation import NoSynchronisation
 
-from gfl_det import distribution
 from gfl_det.errors import ConfigError
+from gfl_det.ops import distribution
 
 SIZE = (128, 160)
 BEST_PRIOR = dict(type='gfl_det.ATSSAssigner', topk=9, with_best_prior=True)

@@ -15,10 +15,10 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
-from gfl_det import pixels
 from gfl_det.datasets.images import check_array, decode_image, read_image
 from gfl_det.errors import DataError
-from gfl_det.pixels import EXIF_ORIENTATION, LIMIT_VARIABLE, Header, header_of
+from gfl_det.utils import pixels
+from gfl_det.utils.pixels import EXIF_ORIENTATION, LIMIT_VARIABLE, Header, header_of
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
 

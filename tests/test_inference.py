@@ -19,11 +19,11 @@ from mmdet.utils import register_all_modules
 from torch import nn
 
 import gfl_det
-from gfl_det import winograd
 from gfl_det.errors import SetupError
 from gfl_det.inference import optimize_for_inference
 from gfl_det.inference.optimize import fold_batch_norms
-from gfl_det.inference.packed import PackedConv2d, can_pack, use_packed
+from gfl_det.ops import winograd
+from gfl_det.ops.packed_conv import PackedConv2d, can_pack, use_packed
 
 
 def test_transforms_give_the_correlation_of_an_axis() -> None:

@@ -25,10 +25,10 @@ from PIL import Image
 from swapping import zoo_config
 
 from gfl_det import GFLInferencer
+from gfl_det.cli import infer
+from gfl_det.cli.infer import parse_arguments, summary
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
-from gfl_det.inference import command
-from gfl_det.inference import stream as stream_module
-from gfl_det.inference.command import parse_arguments, summary
+from gfl_det.inference import stream
 from gfl_det.inference.inferencer import _at_least
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def test_images_of_one_size_go_together(detect, images, monkeypatch) -> None:
         return plain(batch)
 
     monkeypatch.setattr(detect, '_predict', predict)
-    monkeypatch.setattr(stream_module, 'WINDOW_BATCHES', 2)
+    monkeypatch.setattr(stream, 'WINDOW_BATCHES', 2)
     detect([*images, *images, images[0]], batch_size=2, progress=False)
     assert sizes == [2, 2, 2, 1]
 
@@ -416,7 +416,7 @@ def test_the_tool_writes_tables(checkpoint, images, folder, monkeypatch, capsys)
     pandas = pytest.importorskip('pandas', reason='the extra pandas is not installed')
     monkeypatch.chdir(folder)
     words = [str(checkpoint), 'images', '--out', 'table/found.csv', '--score-thr', '0.3']
-    command.infer(command.parse_arguments([*words, '--device', 'cpu']))
+    infer.infer(infer.parse_arguments([*words, '--device', 'cpu']))
     table = pandas.read_csv('table/found.csv')
     assert table['source'].nunique() == 3
     assert {'left_low', 'bottom_entropy'} <= set(table.columns)

@@ -20,13 +20,13 @@ from mmengine.structures import InstanceData
 
 from gfl_det import GFLInferencer, calibration
 from gfl_det.calibration.calibrators import Source
-from gfl_det.calibration.interval_command import fit, measure, parse_arguments
-from gfl_det.calibration.interval_data import coverage, judge, read_split
 from gfl_det.calibration.intervals import MatchedEdges, conformal_quantile, fit_factors
+from gfl_det.cli.intervals import fit, measure, parse_arguments
+from gfl_det.engine.preflight.classes import check_calibrator
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference import ImageResult, Results
-from gfl_det.preflight.classes import check_calibrator
-from gfl_det.uncertainty import edge_intervals, edge_quantiles
+from gfl_det.inference.coverage import coverage, judge, read_split
+from gfl_det.ops.intervals import edge_intervals, edge_quantiles
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'intervals.py'
 

@@ -18,10 +18,10 @@ from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
+from gfl_det.engine.hooks import LossGuardHook
+from gfl_det.engine.training import replay
+from gfl_det.engine.training.dumps import Step, read_dump, write_dump
 from gfl_det.errors import CheckpointError, ConfigError, NonFiniteLossError
-from gfl_det.hooks import LossGuardHook
-from gfl_det.training import replay
-from gfl_det.training.dumps import Step, read_dump, write_dump
 
 sys.path.insert(0, str(Path(__file__).parent / 'faults'))
 from project import CONFIG, DROPPING

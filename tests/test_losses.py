@@ -14,11 +14,10 @@ from mmdet.models.losses import DistributionFocalLoss as MMDetDFL
 from mmdet.models.losses import QualityFocalLoss as MMDetQFL
 from oracles import distribution_focal, quality_focal
 
-from gfl_det import distribution
-from gfl_det.losses import DistributionFocalLoss, QualityFocalLoss, functional
-from gfl_det.losses import quality_focal_sum as fused
-from gfl_det.losses.edge_distribution import mean_and_focal_loss
-from gfl_det.losses.quality_focal_sum import ElementLoss, TargetEntries, focal_sum
+from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss, functional, fused
+from gfl_det.models.losses.edge_distribution import mean_and_focal_loss
+from gfl_det.models.losses.fused import ElementLoss, TargetEntries, focal_sum
+from gfl_det.ops import distribution
 
 
 @given(st.floats(-12, 12), st.floats(0, 1), st.floats(0, 4))

@@ -115,9 +115,9 @@ def test_losses_and_gradients_stay(name: str, epoch: int) -> None:
     MessageHub.get_current_instance().update_info('epoch', epoch)
     theirs, ours = head_of(name, ours=False), head_of(name, ours=True)
     assigner = ours.initial_assigner if name == 'TOODHead' else ours.assigner
-    assert type(assigner) is gfl_det.assigners.ATSSAssigner
+    assert type(assigner) is gfl_det.models.assigners.ATSSAssigner
     if name in ('TOODHead', 'LDHead'):
-        assert type(ours.loss_cls) is gfl_det.losses.QualityFocalLoss
+        assert type(ours.loss_cls) is gfl_det.models.losses.QualityFocalLoss
     (found, gradients), (expected, slopes) = (
         losses_and_gradients(head, name) for head in (ours, theirs)
     )

@@ -53,7 +53,7 @@ work_dir = 'work'
 mine = Config.fromfile('mine.py')
 assert (mine.train_cfg.max_epochs, mine.model.backbone.depth) == (24, 50)
 runner = Runner.from_cfg(mine)
-assert isinstance(runner.model.bbox_head, gfl_det.heads.GFLHead)
+assert isinstance(runner.model.bbox_head, gfl_det.models.heads.GFLHead)
 assert runner.model.bbox_head.gfl_cls.out_channels == 3
 optimizer = runner.build_optim_wrapper(mine.optim_wrapper).optimizer
 for schedule in mine.param_scheduler:

@@ -19,11 +19,12 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 import gfl_det
-from gfl_det import cli, options, pictures
+from gfl_det.cli import main, show
+from gfl_det.engine import config_edits, pictures
+from gfl_det.engine.hooks import SamplePicturesHook
 from gfl_det.errors import ConfigError, DataError, SetupError
-from gfl_det.hooks import SamplePicturesHook
 from gfl_det.registry import HOOKS, VISUALIZERS
-from gfl_det.visualization import Boxes, class_colours, command, draw_boxes
+from gfl_det.visualization import Boxes, class_colours, draw_boxes
 from gfl_det.visualization.visualizer import save_picture
 
 ROOT = Path(__file__).parents[1]
@@ -172,7 +173,7 @@ class TestHook:
 
     @pytest.fixture
     def hook(self, monkeypatch, image):
-        monkeypatch.setattr('gfl_det.hooks.sample_pictures.get', lambda *args, **kwargs: b'')
+        monkeypatch.setattr('gfl_det.engine.hooks.sample_pictures.get', lambda *args, **kwargs: b'')
         monkeypatch.setattr('mmcv.imfrombytes', lambda *args, **kwargs: image)
         visualizer('hooked')
         return HOOKS.build({'type': 'gfl_det.SamplePicturesHook', 'num_images': 3})
@@ -184,7 +185,7 @@ class TestHook:
         assert second == [('val_6', 2), ('val_3', 2), ('val_0', 2)]
 
     def test_of_several_processes_the_first_draws_of_its_own(self, hook, monkeypatch):
-        monkeypatch.setattr('gfl_det.hooks.sample_pictures.get_world_size', lambda: 4)
+        monkeypatch.setattr('gfl_det.engine.hooks.sample_pictures.get_world_size', lambda: 4)
         # A process has every fourth image: 0, 4 and 8.
         assert self.run_epoch(hook, (0, 4, 8), epoch=1) == [
             ('val_0', 1),
@@ -205,15 +206,15 @@ class TestHook:
 class TestOptions:
     def test_show_dir_draws_softly(self, tmp_path):
         cfg = gfl_det.get_config('gfl_r50_fpn_1x_coco')
-        options.draw_into(cfg, str(tmp_path))
+        config_edits.draw_into(cfg, str(tmp_path))
         assert cfg.visualizer.type == 'gfl_det.GFLVisualizer'
         assert cfg.model.test_cfg.with_distribution is True
         assert cfg.model.test_cfg.score_thr == 0.05
 
     def test_what_is_not_ours_stays(self, tmp_path):
-        cfg = cli.load_config('mmdet::gfl/gfl_r50_fpn_1x_coco.py')
+        cfg = main.load_config('mmdet::gfl/gfl_r50_fpn_1x_coco.py')
         cfg.visualizer.type = 'MyVisualizer'
-        options.draw_into(cfg, str(tmp_path))
+        config_edits.draw_into(cfg, str(tmp_path))
         assert cfg.visualizer.type == 'MyVisualizer'
         assert 'with_distribution' not in cfg.model.test_cfg
         bare = Config({'model': {'type': 'FasterRCNN'}})
@@ -248,9 +249,9 @@ class TestOptions:
             pictures.log_to(gfl_det.get_config('gfl_r50_fpn_1x_coco'), ['wandb'])
 
     def test_command_line(self):
-        args = cli.parse_train_arguments(['c.py', '--pictures', '--log-to', 'tensorboard'])
+        args = main.parse_train_arguments(['c.py', '--pictures', '--log-to', 'tensorboard'])
         assert (args.pictures, args.log_to) == (8, ['tensorboard'])
-        args = cli.parse_train_arguments(['c.py'])
+        args = main.parse_train_arguments(['c.py'])
         assert (args.pictures, args.log_to) == (None, [])
 
 
@@ -266,7 +267,7 @@ class TestShowTool:
             ],
         }
         path.write_text(json.dumps(content))
-        truths = command.CocoTruths(path)
+        truths = show.CocoTruths(path)
         boxes = truths.of('a.png', ('dog', 'cat'))
         assert boxes.boxes.tolist() == [[1, 2, 4, 6]]
         assert boxes.labels.tolist() == [1]
@@ -275,7 +276,7 @@ class TestShowTool:
             truths.of('c.png', ('cat',))
         content['images'][1]['file_name'] = 'other/a.png'
         path.write_text(json.dumps(content))
-        truths = command.CocoTruths(path)
+        truths = show.CocoTruths(path)
         assert len(truths.of('x/in/a.png', ('cat',)).boxes) == 1
         assert len(truths.of('other/a.png', ('cat',)).boxes) == 0
         with pytest.raises(DataError, match=r"no image 'a\.png'"):  # either may be meant
@@ -283,13 +284,13 @@ class TestShowTool:
         for text in ('{}', '[', '[]'):
             path.write_text(text)
             with pytest.raises(DataError, match='no COCO annotations'):
-                command.CocoTruths(path)
+                show.CocoTruths(path)
         with pytest.raises(DataError, match='cannot be read'):
-            command.CocoTruths(tmp_path / 'absent.json')
+            show.CocoTruths(tmp_path / 'absent.json')
 
     def test_scores_are_shares(self, capsys):
         with pytest.raises(SystemExit):
-            command.parse_arguments(['x.pth', 'a.png', '--score-thr', '30'])
+            show.parse_arguments(['x.pth', 'a.png', '--score-thr', '30'])
         assert 'a share in 0 to 1 is needed, not 30' in capsys.readouterr().err
 
 

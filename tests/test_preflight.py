@@ -12,13 +12,13 @@ import pytest
 from mmengine.config import Config
 
 import gfl_det
-from gfl_det import preflight
 from gfl_det.compat.pretrained import resolve
+from gfl_det.engine import preflight
+from gfl_det.engine.preflight.classes import check_classes, class_names
+from gfl_det.engine.preflight.data import check_data, check_metric_fields, sample_file_names
+from gfl_det.engine.preflight.weights import check_weights, unreachable
 from gfl_det.errors import CheckpointError, ConfigError, DataError
-from gfl_det.preflight.classes import check_classes, class_names
-from gfl_det.preflight.data import check_data, check_metric_fields, sample_file_names
-from gfl_det.preflight.walk import annotation_path, datasets_of, image_folder, metrics_of
-from gfl_det.preflight.weights import check_weights, unreachable
+from gfl_det.utils.walk import annotation_path, datasets_of, image_folder, metrics_of
 
 CLASSES = ('cat', 'dog')
 TRAINING = ('train', 'val')
@@ -379,9 +379,9 @@ class TestWeights:
         assert server.asked == ['http://weights.invalid/here.pth']
 
     def test_a_host_that_never_answers_does_not_hold_the_run_up(self, monkeypatch):
-        monkeypatch.setattr('gfl_det.preflight.weights.ANSWER_SECONDS', 0.05)
+        monkeypatch.setattr('gfl_det.engine.preflight.weights.ANSWER_SECONDS', 0.05)
         released = threading.Event()
-        monkeypatch.setattr('gfl_det.preflight.weights._ask', lambda url: released.wait(10))
+        monkeypatch.setattr('gfl_det.engine.preflight.weights._ask', lambda url: released.wait(10))
         assert 'no answer in 0.05 seconds' in unreachable('https://weights.invalid/x.pth')
         released.set()
 

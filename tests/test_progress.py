@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gfl_det import progress
-from gfl_det.progress import Progress
+from gfl_det.utils import progress
+from gfl_det.utils.progress import Progress
 
 
 @pytest.fixture

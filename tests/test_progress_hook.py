@@ -14,9 +14,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop
 
-from gfl_det import launch
-from gfl_det.hooks import ProgressHook
-from gfl_det.progress import ProgressCalls
+from gfl_det.engine import runner as launch
+from gfl_det.engine.hooks import ProgressHook
+from gfl_det.utils.progress import ProgressCalls
 
 
 class Handler(logging.StreamHandler):
@@ -52,7 +52,7 @@ def train(hook: ProgressHook, runner: SimpleNamespace) -> None:
 
 
 def test_a_terminal_has_a_bar_and_whole_lines(runner, capsys, monkeypatch) -> None:
-    monkeypatch.setattr('gfl_det.hooks.progress.REDRAW_SECONDS', 0)
+    monkeypatch.setattr('gfl_det.engine.hooks.progress.REDRAW_SECONDS', 0)
     out = sys.stdout
     train(ProgressHook(terminal=True), runner)
     printed, shown = capsys.readouterr()

@@ -10,9 +10,9 @@ import pytest
 from edge_scenes import scene
 
 from gfl_det import calibration
-from gfl_det.calibration import from_checkpoint
 from gfl_det.calibration.proofs import distribution, distribution_command
 from gfl_det.calibration.splits import split_images, take_edge_images
+from gfl_det.engine import run_split
 from gfl_det.errors import ConfigError
 
 
@@ -61,7 +61,7 @@ def test_each_calibrator_is_judged_on_the_half_it_has_not_seen() -> None:
 
 def test_the_table_compares_with_isotonic_regression(monkeypatch, tmp_path, capsys) -> None:
     splits = dict(val=scene(3, images=20), test=scene(4, images=20))
-    monkeypatch.setattr(from_checkpoint, 'detect_edges', lambda cfg, path, part: splits[part])
+    monkeypatch.setattr(run_split, 'detect_edges', lambda cfg, path, part: splits[part])
     monkeypatch.setattr(distribution_command, 'load_config', lambda *_: SimpleNamespace())
     out = tmp_path / 'new' / 'values.json'
     words = ['scene', 'config', 'a.pth', '--splits', 'val', 'test', '--seeds', '2', '--out']

@@ -19,16 +19,16 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 import gfl_det
-from gfl_det.assigners import ATSSAssigner
+from gfl_det.cli import suggest_reg_max
+from gfl_det.engine.preflight.annotations import _is_ours
+from gfl_det.engine.reach.advice import Candidate, Limits, advise, by_size, choose, variants
+from gfl_det.engine.reach.boxes import Boxes, read_boxes
+from gfl_det.engine.reach.measure import LARGEST, Pyramid, measure
+from gfl_det.engine.reach.report import as_dict, format_text
+from gfl_det.engine.reach.resizing import Resizing, resizing_of
+from gfl_det.engine.reach.settings import head_of
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.preflight.annotations import _is_ours
-from gfl_det.reach import command
-from gfl_det.reach.advice import Candidate, Limits, advise, by_size, choose, variants
-from gfl_det.reach.boxes import Boxes, read_boxes
-from gfl_det.reach.measure import LARGEST, Pyramid, measure
-from gfl_det.reach.report import as_dict, format_text
-from gfl_det.reach.resizing import Resizing, resizing_of
-from gfl_det.reach.settings import head_of
+from gfl_det.models.assigners import ATSSAssigner
 
 ROOT = Path(__file__).parents[1]
 USUAL = Pyramid((8, 16, 32, 64, 128), 8.0)
@@ -142,13 +142,13 @@ def test_batches_change_nothing(tmp_path, monkeypatch) -> None:
     boxes = read_boxes(of_shapes(tmp_path), Resizing(), np.random.default_rng(0))
     whole = measure(boxes, USUAL, ATSSAssigner(9))
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr('gfl_det.reach.measure.BATCH_TRUTHS', 5)
+    monkeypatch.setattr('gfl_det.engine.reach.measure.BATCH_TRUTHS', 5)
     parts = measure(boxes, USUAL, ATSSAssigner(9), lambda *each: told.append(each))
     assert (whole.needed == parts.needed).all()
     assert (whole.bare == parts.bare).all()
     assert len(told) > 5
     assert told[-1] == (len(boxes.xyxy), len(boxes.xyxy))
-    monkeypatch.setattr('gfl_det.reach.measure.BATCH_CELLS', 1)
+    monkeypatch.setattr('gfl_det.engine.reach.measure.BATCH_CELLS', 1)
     assert (measure(boxes, USUAL, ATSSAssigner(9)).needed == whole.needed).all()
 
 
@@ -305,8 +305,8 @@ class TestResizing:
 
 class TestSetting:
     def test_a_config_says_all(self):
-        args = command.parse_arguments(['x.json', '--config', 'gfl_r18_fpn_digits'])
-        setting = command.read_setting(args)
+        args = suggest_reg_max.parse_arguments(['x.json', '--config', 'gfl_r18_fpn_digits'])
+        setting = suggest_reg_max.read_setting(args)
         assert setting.pyramid == Pyramid((8, 16, 32), 4.0, 32)
         assert (setting.reg_max, setting.assigner.topk) == (16, 9)
         assert setting.resizing == Resizing(((256, 192),))
@@ -315,20 +315,20 @@ class TestSetting:
     def test_options_come_first(self):
         words = 'x.json --config gfl_r18_fpn_digits --strides 16 8 --anchor-scale 6 --reg-max 9'
         words += ' --scale 640 480 --topk 5 --pad 1'
-        setting = command.read_setting(command.parse_arguments(words.split()))
+        setting = suggest_reg_max.read_setting(suggest_reg_max.parse_arguments(words.split()))
         assert setting.pyramid == Pyramid((8, 16), 6.0, 1)
         assert (setting.reg_max, setting.assigner.topk) == (9, 5)
         assert setting.resizing == Resizing(((640, 480),))
 
     def test_the_papers_values_without_any(self):
-        setting = command.read_setting(command.parse_arguments(['x.json']))
+        setting = suggest_reg_max.read_setting(suggest_reg_max.parse_arguments(['x.json']))
         assert setting.pyramid == USUAL
         assert setting.resizing == Resizing()
 
     def test_heads_of_several_priors_a_cell_are_refused(self):
         words = ['x.json', '--config', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py']
         with pytest.raises(ConfigError, match=r'tools/swap_head\.py'):
-            command.read_setting(command.parse_arguments(words))
+            suggest_reg_max.read_setting(suggest_reg_max.parse_arguments(words))
 
 
 def test_the_command(tmp_path) -> None:

@@ -15,7 +15,8 @@ from mmengine.runner import Runner
 from test_tools import pets  # noqa: F401  (a fixture)
 
 import gfl_det
-from gfl_det import launch, options
+from gfl_det.engine import config_edits
+from gfl_det.engine import runner as launch
 
 WATCHED = 'bbox_head.gfl_cls.weight'
 BUFFER = 'backbone.bn1.running_mean'
@@ -24,8 +25,8 @@ BUFFER = 'backbone.bn1.running_mean'
 def tiny(folder: Path, **changes: Any) -> Config:
     """The tiny detector of the tools' tests on eight pictures, without pretrained weights."""
     cfg = Config.fromfile(folder / 'tiny.py')
-    options.override(cfg, {'data_root': str(folder / 'pets')})
-    options.train_from_scratch(cfg)
+    config_edits.override(cfg, {'data_root': str(folder / 'pets')})
+    config_edits.train_from_scratch(cfg)
     cfg.train_dataloader.num_workers, cfg.model.backbone.norm_eval = 0, False
     cfg.work_dir, cfg.randomness = str(folder / 'run'), dict(seed=0)
     cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
@@ -58,7 +59,7 @@ def load(path: Path) -> dict[str, Any]:
 def test_the_checkpoint_holds_the_average_of_the_weights(pets) -> None:  # noqa: F811
     hooks = gfl_det.get_config('gfl_r50_fpn_1x-ema_coco').custom_hooks
     cfg = tiny(pets, custom_hooks=copy.deepcopy(hooks))
-    options.log_assignment(cfg)
+    config_edits.log_assignment(cfg)
     _, watch = train(copy.deepcopy(cfg))
     assert len(watch.seen) == 4
     saved = load(pets / 'run' / 'epoch_1.pth')
@@ -86,7 +87,7 @@ def test_all_views_of_the_recipe_are_tested(pets) -> None:  # noqa: F811
     for step in pipeline[1].transforms[0]:
         step.scale = tuple(round(side / 1333 * 96) for side in step.scale)
     cfg = tiny(pets, tta_model=recipe.tta_model, tta_pipeline=pipeline)
-    options.use_test_time_augmentation(cfg)
+    config_edits.use_test_time_augmentation(cfg)
     assert cfg.model.type == 'DetTTAModel'
     runner = launch.build_runner(cfg)
     views = runner.test_dataloader.dataset[0]

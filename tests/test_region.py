@@ -10,9 +10,9 @@ import torch
 from heads import feature_sizes
 from oracles import STRIDES, lattice_priors, pair_iou, random_truths
 
-from gfl_det.assigners import region
-from gfl_det.assigners.lattice import make_lattice
-from gfl_det.assigners.region import valuable_region
+from gfl_det.models.assigners.lattice import make_lattice
+from gfl_det.models.heads import region
+from gfl_det.models.heads.region import valuable_region
 
 SIZE = (96, 160)
 SIZES = feature_sizes(*SIZE)

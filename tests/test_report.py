@@ -18,7 +18,6 @@ from inferring import CLASSES, write_checkpoint
 from mmengine.config import Config
 
 import gfl_det
-from gfl_det import launch
 from gfl_det.calibration import (
     Settings,
     evaluate_detections,
@@ -28,15 +27,17 @@ from gfl_det.calibration import (
     save_calibrator,
     save_distribution_calibrator,
 )
-from gfl_det.calibration.coco import detections_from_coco, truths_from_coco
-from gfl_det.calibration.from_checkpoint import detect_edges
+from gfl_det.cli import report
+from gfl_det.engine import runner
+from gfl_det.engine.run_split import detect_edges
 from gfl_det.errors import CheckpointError, ConfigError, DataError
-from gfl_det.report import analyse, command, draw_gallery, render
-from gfl_det.report.data import NORMAL_BINS
-from gfl_det.report.from_results import read_results
-from gfl_det.report.from_work_dir import find_checkpoint, run_work_dir
-from gfl_det.report.images import choose_images
-from gfl_det.report.page import embed, plain
+from gfl_det.evaluation.coco import detections_from_coco, truths_from_coco
+from gfl_det.visualization.report import analyse, draw_gallery, render
+from gfl_det.visualization.report.data import NORMAL_BINS
+from gfl_det.visualization.report.from_results import read_results
+from gfl_det.visualization.report.from_work_dir import find_checkpoint, run_work_dir
+from gfl_det.visualization.report.images import choose_images
+from gfl_det.visualization.report.page import embed, plain
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = '</script><script>document.title="run"</script>'
@@ -223,7 +224,9 @@ def test_pictures_stop_at_a_size_and_pass_over_broken_images(files, monkeypatch,
     )
     size = {each['image']: len(each['truth']) + len(each['found']) for each in shown}
     chosen = [image for image in choose_images(analysis.judged, 10) if image != 3]
-    monkeypatch.setattr('gfl_det.report.gallery.MAX_BYTES', sum(map(size.get, chosen[:5])))
+    monkeypatch.setattr(
+        'gfl_det.visualization.report.gallery.MAX_BYTES', sum(map(size.get, chosen[:5]))
+    )
     few = draw_gallery(data, analysis, 10)
     assert {each['image'] for each in few} == set(chosen[:5])
     assert draw_gallery(data._replace(folder=None), analysis, 10) == []
@@ -246,7 +249,7 @@ def test_names_that_are_no_unicode_are_written(files, tmp_path):
     path.write_text(json.dumps(dataset))
     out = tmp_path / 'report.html'
     words = [files['results'], '--truths', path, '--out', out, '--quiet', '--title', 'x \udc80']
-    command.report(command.parse_arguments([str(word) for word in words]))
+    report.report(report.parse_arguments([str(word) for word in words]))
     assert data_of(out)['classes'][0] == '\ud800'
 
 
@@ -289,7 +292,7 @@ def test_refusals_are_sentences(files, tmp_path, monkeypatch, arguments, error, 
     (tmp_path / 'taken' / 'a.html').mkdir(parents=True)
     words = [word.format(**files) for word in arguments]
     with pytest.raises(error, match=message):
-        command.report(command.parse_arguments([*words, '--quiet']))
+        report.report(report.parse_arguments([*words, '--quiet']))
     assert not list(tmp_path.glob('*.html'))
 
 
@@ -368,7 +371,7 @@ def test_a_calibrator_ranks_the_pool_that_it_has_in_the_detector(trained, tmp_pa
     best_of_all = np.sort(found.detections.scores[found.detections.image == 0])[::-1][:10]
     assert data.raw_scores[data.detections.image == 0].min() < best_of_all.min()
 
-    monkeypatch.setattr(launch, 'build_runner', pytest.fail)  # what follows is refused before
+    monkeypatch.setattr(runner, 'build_runner', pytest.fail)  # what follows is refused before
     seen = replace(fitted, source=fitted.source._replace(images=tuple(truths.image_keys)))
     for other, message in (
         (seen, '3 of 3 images were used to fit'),
@@ -382,7 +385,7 @@ def test_a_calibrator_ranks_the_pool_that_it_has_in_the_detector(trained, tmp_pa
 def test_a_work_dir_is_run(trained, tmp_path):
     work_dir, cfg = trained
     with pytest.raises(ConfigError, match='no config'):
-        command.report(command.parse_arguments([str(work_dir), '--out', str(tmp_path / 'a.html')]))
+        report.report(report.parse_arguments([str(work_dir), '--out', str(tmp_path / 'a.html')]))
     cfg.model.test_cfg.interval_level = None
     cfg.dump(str(work_dir / 'mine.py'))
     (work_dir / 'epoch_1.pth').rename(work_dir / 'best_coco_bbox_mAP_epoch_1.pth')

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import reporting
 
-from gfl_det.report import analyse, draw_gallery, render
-from gfl_det.report.from_results import read_results
+from gfl_det.visualization.report import analyse, draw_gallery, render
+from gfl_det.visualization.report.from_results import read_results
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=browser.missing() or '')
 

@@ -15,15 +15,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from gfl_det.calibration import Detections, detections_from_coco, match, truths_from_coco
-from gfl_det.calibration.evaluation import keep_above
-from gfl_det.calibration.matching import FALSE, TRUE
-from gfl_det.report import curves
-from gfl_det.report.curves import GRID, best_cuts, coco_table
-from gfl_det.report.data import box_areas
-from gfl_det.report.errors import MISSED, find_errors
-from gfl_det.report.images import ImageErrors, choose_images, judge_images
-from gfl_det.report.training import MAX_POINTS, read_curves, scalar_files
-from gfl_det.report.uncertainty import edge_errors, rank_correlation, sample, spread
+from gfl_det.evaluation.evaluation import keep_above
+from gfl_det.evaluation.matching import FALSE, TRUE
+from gfl_det.visualization.report import curves
+from gfl_det.visualization.report.curves import GRID, best_cuts, coco_table
+from gfl_det.visualization.report.data import box_areas
+from gfl_det.visualization.report.errors import MISSED, find_errors
+from gfl_det.visualization.report.images import ImageErrors, choose_images, judge_images
+from gfl_det.visualization.report.training import MAX_POINTS, read_curves, scalar_files
+from gfl_det.visualization.report.uncertainty import edge_errors, rank_correlation, sample, spread
 
 UNIT, FAR = (0, 0, 10, 10), (50, 50, 10, 10)
 

@@ -15,10 +15,11 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 import gfl_det
-from gfl_det.sanity import command, diagnosis, evidence
-from gfl_det.sanity.batch import Examples, load
-from gfl_det.sanity.diagnosis import suspects_of_curve, suspects_of_data, verdict
-from gfl_det.sanity.overfit import Curve, Scores, score
+from gfl_det.cli import sanity
+from gfl_det.engine.sanity import diagnosis, evidence
+from gfl_det.engine.sanity.batch import Examples, load
+from gfl_det.engine.sanity.diagnosis import suspects_of_curve, suspects_of_data, verdict
+from gfl_det.engine.sanity.overfit import Curve, Scores, score
 
 ROOT = Path(gfl_det.__file__).resolve().parents[1]
 SIDE = 96
@@ -288,7 +289,7 @@ def cfg_file(tmp_path) -> Path:
     content = dict(images=images, annotations=annotations, categories=categories)
     (tmp_path / 'annotations' / 'train.json').write_text(json.dumps(content))
     cfg = gfl_det.get_config('gfl_r18_fpn_digits')
-    gfl_det.options.override(
+    gfl_det.engine.config_edits.override(
         cfg,
         {
             'data_root': f'{tmp_path}/',
@@ -312,7 +313,7 @@ def cfg_file(tmp_path) -> Path:
 
 def run(path: Path, *words: object) -> tuple[int, dict]:
     out = path.with_suffix('.json')
-    status = command.run(command.parse_arguments([str(path), '--json', str(out), *map(str, words)]))
+    status = sanity.run(sanity.parse_arguments([str(path), '--json', str(out), *map(str, words)]))
     return status, json.loads(out.read_text())
 
 

@@ -19,10 +19,10 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from gfl_det.engine.hooks import CheckpointHook, StopSignalHook
+from gfl_det.engine.hooks.stop_signal import TrainingStopped
+from gfl_det.engine.training import random_state
 from gfl_det.errors import CheckpointError
-from gfl_det.hooks import CheckpointHook, StopSignalHook
-from gfl_det.hooks.stop_signal import TrainingStopped
-from gfl_det.training import random_state
 
 BATCHES, EPOCHS = 4, 3
 NUMBER = itertools.count()

@@ -17,11 +17,11 @@ from mmengine.registry import DefaultScope
 from swapping import zoo_config
 
 import gfl_det
-from gfl_det import cli
+from gfl_det.cli import main, swap_head
 from gfl_det.errors import CheckpointError, ConfigError, NotSwappableError
-from gfl_det.swapping import command, zoo
-from gfl_det.swapping.check import build_untrained, check_config, without_files
-from gfl_det.swapping.weights import carry_over, match_weights
+from gfl_det.swap.check import build_untrained, check_config, without_files
+from gfl_det.swap.weights import carry_over, match_weights
+from gfl_det.swapping import zoo
 
 ROOT = Path(__file__).parents[1]
 RETINA, ATSS = 'retinanet/retinanet_r50_fpn_1x_coco', 'atss/atss_r50_fpn_1x_coco'
@@ -318,7 +318,7 @@ def test_a_check_fetches_no_weights(name: str) -> None:
 
 
 def run(*words: str) -> None:
-    command.swap_one(command.parse_arguments([str(word) for word in words]))
+    swap_head.swap_one(swap_head.parse_arguments([str(word) for word in words]))
 
 
 def test_command_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,7 +344,7 @@ def test_command_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(ConfigError, match='package nowhere, which is not installed'):
         run('nowhere::x.py', '--out', out)
     with pytest.raises(SystemExit):
-        command.parse_arguments(['--zoo', 'x.py'])
+        swap_head.parse_arguments(['--zoo', 'x.py'])
 
 
 def test_the_tool_on_a_config_of_mmdet(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_the_tool_on_a_config_of_mmdet(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     written = Config.fromfile(tmp_path / 'retinanet_r18_fpn_1x_coco_gflv2head.py')
     assert written.model.bbox_head.type == 'gfl_det.GFLv2Head'
-    assert MODELS.get(written.model.bbox_head.type) is gfl_det.heads.GFLv2Head
+    assert MODELS.get(written.model.bbox_head.type) is gfl_det.models.heads.GFLv2Head
 
 
 def test_a_refusal_is_one_line_of_the_tool(
@@ -361,7 +361,7 @@ def test_a_refusal_is_one_line_of_the_tool(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        cli.run(lambda: run('mmdet::detr/detr_r50_8xb2-150e_coco.py'))
+        main.run(lambda: run('mmdet::detr/detr_r50_8xb2-150e_coco.py'))
     told = capsys.readouterr()
     assert (caught.value.code, told.out) == (1, '')
     assert told.err.startswith('error: DETR cannot take another head: ')

@@ -7,7 +7,7 @@ from swapping import zoo_config
 
 import gfl_det
 from gfl_det.compat.ops import stand_in_is_used
-from gfl_det.swapping.check import check_config
+from gfl_det.swap.check import check_config
 
 FAMILIES = {
     'ATSS': 'atss/atss_r50_fpn_1x_coco',

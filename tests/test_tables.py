@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gfl_det.tables import MAX_CELL, print_table
+from gfl_det.utils.console import MAX_CELL, print_table
 
 ROWS = [('error', '[red]x[/red]'), ('ok', 'a\x1bb'), ('other', 3)]
 COLOUR = re.compile(r'\x1b\[[0-9;]*m')

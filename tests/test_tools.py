@@ -20,11 +20,11 @@ from torch import nn
 from torch._utils import ExceptionWrapper
 
 import gfl_det
-from gfl_det import amp, cli, launch, options
-from gfl_det.building import move
+from gfl_det.cli import main as cli
+from gfl_det.engine import amp, config_edits, runner, safety
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
-from gfl_det.preflight.walk import walk
-from gfl_det.training import safety
+from gfl_det.utils.building import move
+from gfl_det.utils.walk import walk
 
 ROOT = Path(__file__).parents[1]
 COCO = 'gfl_r50_fpn_1x_coco'
@@ -92,7 +92,7 @@ class TestDataRoot:
     @pytest.mark.parametrize('new', ['/big/coco', '/big/coco/', 'data', 'data/coco/2017'])
     def test_every_path_moves_once(self, new):
         cfg = shipped()
-        options.override(cfg, {'data_root': new})
+        config_edits.override(cfg, {'data_root': new})
         root = new.rstrip('/')
         assert cfg.data_root == new
         assert {path.rstrip('/') for path in strings(cfg, 'data_root')} == {root}
@@ -114,7 +114,7 @@ class TestDataRoot:
             'data_root': '/big',
             'train_dataloader.dataset.data_root': '/other',
         }
-        options.override(cfg, settings)
+        config_edits.override(cfg, settings)
         assert cfg.val_evaluator.ann_file == 'mine.json'
         assert cfg.train_dataloader.dataset.data_root == '/other'
         assert cfg.val_dataloader.dataset.data_root == '/big/'
@@ -122,24 +122,24 @@ class TestDataRoot:
     def test_paths_elsewhere_stay(self):
         cfg = shipped()
         cfg.val_evaluator.ann_file = 'data/coco2/val.json'
-        options.move_data_root(cfg, '/big')
+        config_edits.move_data_root(cfg, '/big')
         assert cfg.val_evaluator.ann_file == 'data/coco2/val.json'
 
     def test_a_config_with_one_root_and_no_variable_for_it(self):
         cfg = shipped()
         cfg.pop('data_root')
-        options.move_data_root(cfg, '/big')
+        config_edits.move_data_root(cfg, '/big')
         assert cfg.val_evaluator.ann_file == '/big/annotations/instances_val2017.json'
         cfg.train_dataloader.dataset.data_root = '/third'
         cfg.pop('data_root')
         with pytest.raises(ConfigError, match='no single data_root'):
-            options.move_data_root(cfg, '/big')
+            config_edits.move_data_root(cfg, '/big')
 
 
 class TestOverrides:
     def test_keys_that_the_config_lacks_are_told_with_the_nearest(self):
         cfg = shipped()
-        (warning,) = options.override(cfg, {'train_cfg.max_epoch': 3})
+        (warning,) = config_edits.override(cfg, {'train_cfg.max_epoch': 3})
         assert 'has no train_cfg.max_epoch' in warning
         assert 'did you mean train_cfg.max_epochs?' in warning
         assert cfg.train_cfg.max_epoch == 3
@@ -156,32 +156,32 @@ class TestOverrides:
         ],
     )
     def test_known_keys_pass_without_a_word(self, settings):
-        assert options.override(shipped(), settings) == []
+        assert config_edits.override(shipped(), settings) == []
 
     def test_an_index_beyond_a_list(self):
         with pytest.raises(ConfigError, match='cannot be merged'):
-            options.override(shipped(), {'train_dataloader.dataset.pipeline.99.scale': 1})
+            config_edits.override(shipped(), {'train_dataloader.dataset.pipeline.99.scale': 1})
 
     def test_settings_are_not_edited(self):
         settings = {'data_root': '/big'}
-        options.override(shipped(), settings)
+        config_edits.override(shipped(), settings)
         assert settings == {'data_root': '/big'}
 
 
 class TestOptions:
     def test_the_work_dir_comes_from_option_config_or_name(self):
         cfg = Config({})
-        options.set_work_dir(cfg, None, 'some/folder/name.py')
+        config_edits.set_work_dir(cfg, None, 'some/folder/name.py')
         assert cfg.work_dir == 'work_dirs/name'
-        options.set_work_dir(cfg, None, 'other.py')
+        config_edits.set_work_dir(cfg, None, 'other.py')
         assert cfg.work_dir == 'work_dirs/name'
-        options.set_work_dir(cfg, 'mine', 'other.py')
+        config_edits.set_work_dir(cfg, 'mine', 'other.py')
         assert cfg.work_dir == 'mine'
 
     def test_training_from_scratch_frees_what_rested_on_the_weights(self):
         cfg = shipped()
         assert cfg.model.backbone.frozen_stages == 1
-        options.train_from_scratch(cfg)
+        config_edits.train_from_scratch(cfg)
         backbone = cfg.model.backbone
         assert (backbone.init_cfg, backbone.frozen_stages, backbone.norm_eval) == (None, -1, False)
 
@@ -253,45 +253,45 @@ class TestOptions:
     def test_resuming_needs_no_other_weights(self, tmp_path):
         cfg = shipped()
         cfg.work_dir = str(tmp_path)
-        options.resume(cfg, None)
+        config_edits.resume(cfg, None)
         assert cfg.resume is False
-        assert options.resume(cfg, 'auto')[0].endswith('to resume from: a new training')
+        assert config_edits.resume(cfg, 'auto')[0].endswith('to resume from: a new training')
         assert (cfg.resume, cfg.load_from) == (False, None)
         assert cfg.model.backbone.init_cfg is not None
         path = tmp_path / 'epoch_1.pth'
         torch.save(dict(meta=dict(epoch=1, iter=7), state_dict={}, optimizer={}), path)
-        (said,) = options.resume(cfg, 'auto')
+        (said,) = config_edits.resume(cfg, 'auto')
         assert said == f'resuming from {path}: epoch 1, iteration 7'
         assert (cfg.resume, cfg.load_from) == (True, str(path))
         assert cfg.model.backbone.init_cfg is None
         with pytest.raises(CheckpointError, match=r'gone\.pth does not exist; .*epoch_1\.pth'):
-            options.resume(cfg, 'gone.pth')
+            config_edits.resume(cfg, 'gone.pth')
 
     def test_pictures_go_to_the_folder_named(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         cfg = shipped()
-        options.draw_into(cfg, 'pictures')
+        config_edits.draw_into(cfg, 'pictures')
         assert cfg.default_hooks.visualization.draw
         assert cfg.default_hooks.visualization.test_out_dir == str(tmp_path / 'pictures')
         with pytest.raises(ConfigError, match='DetVisualizationHook'):
-            options.draw_into(Config({}), 'pictures')
+            config_edits.draw_into(Config({}), 'pictures')
 
     def test_results_by_their_ending(self):
         cfg = shipped()
-        options.write_results(cfg, 'out/r.json')
+        config_edits.write_results(cfg, 'out/r.json')
         assert cfg.test_evaluator.outfile_prefix == 'out/r'
-        options.write_results(cfg, 'r.pkl')
+        config_edits.write_results(cfg, 'r.pkl')
         assert [metric.type for metric in cfg.test_evaluator] == ['CocoMetric', 'DumpDetResults']
         with pytest.raises(ConfigError, match=r'r\.txt must end in \.pkl .* or \.json'):
-            options.write_results(cfg, 'r.txt')
+            config_edits.write_results(cfg, 'r.txt')
         cfg.test_evaluator = {'type': 'VOCMetric'}
         with pytest.raises(ConfigError, match='needs a CocoMetric'):
-            options.write_results(cfg, 'r.json')
+            config_edits.write_results(cfg, 'r.json')
 
     def test_augmentation_wraps_the_model_and_mirrors_the_images(self):
         cfg = shipped()
         model, before = cfg.model, cfg.test_dataloader.dataset.pipeline
-        options.use_test_time_augmentation(cfg)
+        config_edits.use_test_time_augmentation(cfg)
         assert (cfg.model.type, cfg.model.module) == ('DetTTAModel', model)
         *steps, augment = cfg.test_dataloader.dataset.pipeline
         assert steps == before[:-1]
@@ -303,7 +303,7 @@ class TestOptions:
         cfg = shipped()
         cfg.tta_model = {'type': 'DetTTAModel', 'tta_cfg': {'max_per_img': 7}}
         cfg.tta_pipeline = [{'type': 'LoadImageFromFile'}]
-        options.use_test_time_augmentation(cfg)
+        config_edits.use_test_time_augmentation(cfg)
         assert cfg.model.tta_cfg.max_per_img == 7
         assert cfg.test_dataloader.dataset.pipeline == [{'type': 'LoadImageFromFile'}]
 
@@ -311,11 +311,11 @@ class TestOptions:
 class TestMixedPrecision:
     def test_by_device(self):
         cfg = shipped()
-        options.use_amp(cfg, has_gpu=True)
+        config_edits.use_amp(cfg, has_gpu=True)
         assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ('AmpOptimWrapper', 'float16')
         assert cfg.optim_wrapper.loss_scale == 'dynamic'
         cfg = shipped()
-        options.use_amp(cfg, has_gpu=False)
+        config_edits.use_amp(cfg, has_gpu=False)
         assert cfg.optim_wrapper.type == 'gfl_det.CPUAmpOptimWrapper'
         assert cfg.optim_wrapper.optimizer == shipped().optim_wrapper.optimizer
 
@@ -408,7 +408,7 @@ class TestCommandLine:
     def test_torchruns_variables_are_asked_for(self, monkeypatch):
         monkeypatch.delenv('RANK', raising=False)
         with pytest.raises(SetupError, match=r'tools/dist_train\.sh'):
-            launch.build_runner(Config({}), 'pytorch')
+            runner.build_runner(Config({}), 'pytorch')
 
 
 class TestErrors:

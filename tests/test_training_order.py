@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gfl_det.hooks import StopSignalHook, stop_signal
-from gfl_det.training.order import Draw, SeededDataset
+from gfl_det.engine.hooks import StopSignalHook, stop_signal
+from gfl_det.engine.training.order import Draw, SeededDataset
 
 
 class Numbers:

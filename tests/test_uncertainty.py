@@ -10,9 +10,9 @@ from heads import head_pair, make_maps, make_meta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfl_det import distribution
 from gfl_det.errors import ConfigError
-from gfl_det.uncertainty import edge_intervals, edge_positions, edge_quantiles, stretch_needed
+from gfl_det.ops import distribution
+from gfl_det.ops.intervals import edge_intervals, edge_positions, edge_quantiles, stretch_needed
 
 
 def certain(bins: list[int], num_bins: int = 17) -> torch.Tensor:

@@ -14,10 +14,10 @@ from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import nn
 
-from gfl_det.heads import class_loss
-from gfl_det.losses import VarifocalLoss
-from gfl_det.losses.functional import varifocal_gradient, varifocal_loss
-from gfl_det.losses.varifocal import VarifocalLoss as Shell
+from gfl_det.models.heads import class_loss
+from gfl_det.models.losses import VarifocalLoss
+from gfl_det.models.losses.functional import varifocal_gradient, varifocal_loss
+from gfl_det.models.losses.varifocal import VarifocalLoss as Shell
 
 SIZE, INSIDE = (192, 256), (150, 200)
 
@@ -138,7 +138,7 @@ def test_the_heads_sum_is_mmdets_loss_of_all_rows(counts, train, options, monkey
     data, ours = batch(counts), head(options, **train)
     found, gradients = losses_and_gradients(ours, *copy.deepcopy(data))
     dense = Dense(options)
-    monkeypatch.setattr('gfl_det.heads.gfl_head.class_loss', lambda _, *rest: dense(*rest))
+    monkeypatch.setattr('gfl_det.models.heads.gfl_head.class_loss', lambda _, *rest: dense(*rest))
     wanted, others = losses_and_gradients(ours, *data)
     assert found == pytest.approx(wanted, rel=1e-5)
     largest = max(float(each.abs().max()) for each in others)

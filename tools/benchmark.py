@@ -13,9 +13,9 @@ JSON and exits with 1 where a ratio fell. Run it on an otherwise idle machine.
 import argparse
 from pathlib import Path
 
-from gfl_det import cli
 from gfl_det.benchmarking import report, suite
-from gfl_det.benchmarking.timing import Runs
+from gfl_det.cli import main as cli
+from gfl_det.utils.timing import Runs
 
 
 def parse_arguments() -> argparse.Namespace:

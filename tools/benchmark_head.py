@@ -13,7 +13,7 @@ import argparse
 import torch
 
 from gfl_det.benchmarking import parts, report, v2
-from gfl_det.benchmarking.timing import Runs
+from gfl_det.utils.timing import Runs
 
 
 def parse_arguments() -> argparse.Namespace:

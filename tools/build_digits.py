@@ -13,10 +13,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from gfl_det.datasets.digits import DigitsRecipe, build_digits
+from gfl_det.datasets.digits.build import DigitsRecipe, build_digits
 from gfl_det.datasets.preview import write_preview
 from gfl_det.errors import GFLDetError
-from gfl_det.progress import ProgressCalls
+from gfl_det.utils.progress import ProgressCalls
 
 
 def parse_args() -> argparse.Namespace:

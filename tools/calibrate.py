@@ -21,15 +21,15 @@ its overlap with better boxes (--evidence takes some of these); it needs --confi
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.calibration import command
+    from gfl_det.cli import calibrate
+    from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    args = command.parse_arguments()
-    dict(fit=command.fit, apply=command.apply, report=command.report)[args.command](args)
+    args = calibrate.parse_arguments()
+    dict(fit=calibrate.fit, apply=calibrate.apply, report=calibrate.report)[args.command](args)
 
 
 if __name__ == '__main__':

@@ -13,14 +13,14 @@ status 1 if something would stop or spoil a training.
 import sys
 
 try:
-    from gfl_det import cli
-    from gfl_det.checking import command
+    from gfl_det.cli import check_dataset
+    from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    sys.exit(command.check(command.parse_arguments()))
+    sys.exit(check_dataset.check(check_dataset.parse_arguments()))
 
 
 if __name__ == '__main__':

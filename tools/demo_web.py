@@ -9,14 +9,14 @@ stay in memory. It listens on 127.0.0.1, so that only this machine can use it.
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.demo import command
+    from gfl_det.cli import demo
+    from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    server = command.build_server(command.parse_arguments())
+    server = demo.build_server(demo.parse_arguments())
     print(f'open {server.url} (stop with Ctrl+C)', flush=True)
     try:
         server.serve_forever()

@@ -10,14 +10,14 @@ training pictures. --check compares with torch, --ap and --time print accuracy a
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.export import command
+    from gfl_det.cli import export
+    from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    command.export(command.parse_arguments())
+    export.export(export.parse_arguments())
 
 
 if __name__ == '__main__':

@@ -12,14 +12,14 @@ exit status is 1 then.
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.inference import command
+    from gfl_det.cli import infer
+    from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    command.infer(command.parse_arguments())
+    infer.infer(infer.parse_arguments())
 
 
 if __name__ == '__main__':

@@ -11,15 +11,15 @@ A detector applies it by itself: tools/infer.py --intervals INTERVALS.json, or i
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.calibration import interval_command as command
+    from gfl_det.cli import intervals
+    from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    args = command.parse_arguments()
-    dict(fit=command.fit, measure=command.measure)[args.command](args)
+    args = intervals.parse_arguments()
+    dict(fit=intervals.fit, measure=intervals.measure)[args.command](args)
 
 
 if __name__ == '__main__':

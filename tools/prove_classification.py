@@ -9,8 +9,8 @@ claims; a minute or two on one core, nothing is downloaded.
 """
 
 try:
-    from gfl_det import cli
     from gfl_det.calibration.proofs import classification_command
+    from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 

@@ -11,8 +11,8 @@ detector, and the published protocol, which cuts each class at its best LRP (and
 """
 
 try:
-    from gfl_det import cli
     from gfl_det.calibration.proofs import detection_command
+    from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 

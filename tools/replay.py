@@ -8,8 +8,8 @@ gradients did. Exit status 0 if the losses are the same, 3 if they are not.
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.training import replay
+    from gfl_det.cli import main as cli
+    from gfl_det.engine.training import replay
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 

@@ -11,14 +11,14 @@ errors, confusion matrix, training curves, the best and the worst images by clas
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.report import command
+    from gfl_det.cli import main as cli
+    from gfl_det.cli import report
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    path = command.report(command.parse_arguments())
+    path = report.report(report.parse_arguments())
     print(f'report: {path} ({path.stat().st_size / 1e6:.1f} MB)')
 
 

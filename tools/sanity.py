@@ -10,14 +10,14 @@ nothing to do with the pictures, the part that looks wrong is named: labels, box
 import sys
 
 try:
-    from gfl_det import cli
-    from gfl_det.sanity import command
+    from gfl_det.cli import main as cli
+    from gfl_det.cli import sanity
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    sys.exit(command.run(command.parse_arguments()))
+    sys.exit(sanity.run(sanity.parse_arguments()))
 
 
 if __name__ == '__main__':

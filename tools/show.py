@@ -10,16 +10,16 @@ test set is drawn by tools/test.py --show-dir.
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.printable import printable
-    from gfl_det.visualization import command
+    from gfl_det.cli import main as cli
+    from gfl_det.cli import show
+    from gfl_det.utils.printable import printable
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    args = command.parse_arguments()
-    for path in command.show(args):
+    args = show.parse_arguments()
+    for path in show.show(args):
         print(printable(f'written: {path}'))
 
 

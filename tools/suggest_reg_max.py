@@ -10,14 +10,14 @@ get no positive, and the least change that helps; writes reach.json and reach.pn
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.reach import command
+    from gfl_det.cli import main as cli
+    from gfl_det.cli import suggest_reg_max
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    command.run(command.parse_arguments())
+    suggest_reg_max.run(suggest_reg_max.parse_arguments())
 
 
 if __name__ == '__main__':

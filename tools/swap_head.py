@@ -10,18 +10,18 @@ with its reason; --zoo tries every single-stage config that MMDetection ships.
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.swapping import command
+    from gfl_det.cli import main as cli
+    from gfl_det.cli import swap_head
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    args = command.parse_arguments()
+    args = swap_head.parse_arguments()
     if args.zoo:
-        command.try_zoo(args)
+        swap_head.try_zoo(args)
     else:
-        command.swap_one(args)
+        swap_head.swap_one(args)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,9 @@ samples to a .pkl or COCO results to a .json. On several GPUs: tools/dist_test.s
 """
 
 try:
-    from gfl_det import cli, launch, options, preflight
+    from gfl_det.cli import main as cli
+    from gfl_det.engine import config_edits, preflight
+    from gfl_det.engine import runner as launch
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
@@ -17,17 +19,17 @@ except ImportError as error:  # without gfl_det, or with a broken family
 def main() -> None:
     args = cli.parse_test_arguments()
     cfg = cli.load_config(args.config, args.cfg_options)
-    options.set_work_dir(cfg, args.work_dir, args.config)
+    config_edits.set_work_dir(cfg, args.work_dir, args.config)
     cfg.load_from = args.checkpoint
     preflight.check_testing(cfg)
     if args.classwise:
-        options.list_classes_apart(cfg)
+        config_edits.list_classes_apart(cfg)
     if args.show_dir:
-        options.draw_into(cfg, args.show_dir)
+        config_edits.draw_into(cfg, args.show_dir)
     if args.out:
-        options.write_results(cfg, args.out)
+        config_edits.write_results(cfg, args.out)
     if args.tta:
-        options.use_test_time_augmentation(cfg)
+        config_edits.use_test_time_augmentation(cfg)
     runner = launch.build_runner(cfg, args.launcher)
     if args.optimize:
         launch.optimize_model(runner, args.optimize)

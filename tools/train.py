@@ -12,8 +12,8 @@ tools/dist_train.sh, tools/slurm_train.sh.
 try:
     import torch
 
-    from gfl_det import cli, launch, options, pictures, preflight
-    from gfl_det.training import safety
+    from gfl_det.cli import main as cli
+    from gfl_det.engine import config_edits, pictures, preflight, runner, safety
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
@@ -21,24 +21,24 @@ except ImportError as error:  # without gfl_det, or with a broken family
 def main() -> None:
     args = cli.parse_train_arguments()
     cfg = cli.load_config(args.config, args.cfg_options)
-    options.set_work_dir(cfg, args.work_dir, args.config)
+    config_edits.set_work_dir(cfg, args.work_dir, args.config)
     if args.amp:
-        options.use_amp(cfg, has_gpu=torch.cuda.is_available())
+        config_edits.use_amp(cfg, has_gpu=torch.cuda.is_available())
     if args.channels_last:
-        options.use_channels_last(cfg)
+        config_edits.use_channels_last(cfg)
     if args.from_scratch:
-        options.train_from_scratch(cfg)
-        print(options.SCRATCH_NOTE)
-    options.log_assignment(cfg)
+        config_edits.train_from_scratch(cfg)
+        print(config_edits.SCRATCH_NOTE)
+    config_edits.log_assignment(cfg)
     if args.pictures is not None:
         pictures.draw_sample(cfg, args.pictures)
     pictures.log_to(cfg, args.log_to)
     safety.protect(cfg, args.loss_guard)
-    facts = options.resume(cfg, args.resume)
+    facts = config_edits.resume(cfg, args.resume)
     facts.append(safety.scale_learning_rate(cfg, args.launcher, args.scale_lr))
     preflight.check_training(cfg)
     cli.tell(facts)
-    launch.build_runner(cfg, args.launcher).train()
+    runner.build_runner(cfg, args.launcher).train()
 
 
 if __name__ == '__main__':

@@ -7,8 +7,8 @@ weights (EMA) the averages, or what the optimizer left.
 """
 
 try:
-    from gfl_det import cli
-    from gfl_det.training import weights
+    from gfl_det.cli import main as cli
+    from gfl_det.engine.training import weights
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 

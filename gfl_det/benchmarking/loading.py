@@ -14,7 +14,7 @@ import numpy as np
 from mmdet.registry import DATASETS
 from mmdet.utils import register_all_modules
 
-from .timing import Row, Runs
+from gfl_det.utils.timing import Row, Runs
 
 NUM_PICTURES = 16
 PIPELINE: list[dict] = [

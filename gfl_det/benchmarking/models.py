@@ -13,7 +13,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import nn
 
-from ..config import get_config
+from gfl_det.utils.config import get_config
 
 CONFIG = 'gfl_r50_fpn_1x_coco'
 STRIDES = (8, 16, 32, 64, 128)  # of that config

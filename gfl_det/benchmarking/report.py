@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ..errors import DataError
-from .timing import Row
+from gfl_det.errors import DataError
+from gfl_det.utils.timing import Row
 
 VERSION = 1
 

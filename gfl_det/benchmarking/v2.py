@@ -9,9 +9,9 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from .models import head_config
-from .parts import Case, make_batch, total_loss
-from .timing import Runs
+from gfl_det.benchmarking.models import head_config
+from gfl_det.benchmarking.parts import Case, make_batch, total_loss
+from gfl_det.utils.timing import Runs
 
 
 def build_both(device: str) -> list[Any]:

@@ -1,21 +1,21 @@
 """Calibrated scores and edge intervals: metrics, post-hoc calibrators, a metric for evaluators."""
 
-from .arrays import Detections, Truths
-from .calibrators import DetectionCalibrator, Settings, fit_calibrator
-from .coco import detections_from_coco, read_json, truths_from_coco
-from .distribution_calibrator import (
+from gfl_det.calibration.calibrators import DetectionCalibrator, Settings, fit_calibrator
+from gfl_det.calibration.distribution import (
     DistributionCalibrator,
     DistributionSettings,
     fit_distribution_calibrator,
 )
-from .distribution_files import load_any_calibrator, save_distribution_calibrator
-from .evaluation import evaluate_detections
-from .evidence import EdgeDetections
-from .files import load_calibrator, save_calibrator
-from .interval_files import load_interval_calibrator, save_interval_calibrator
-from .intervals import IntervalCalibrator
-from .matching import Matches, match
-from .metric import CalibrationMetric
+from gfl_det.calibration.distribution_files import load_any_calibrator, save_distribution_calibrator
+from gfl_det.calibration.evidence import EdgeDetections
+from gfl_det.calibration.files import load_calibrator, save_calibrator
+from gfl_det.calibration.interval_files import load_interval_calibrator, save_interval_calibrator
+from gfl_det.calibration.intervals import IntervalCalibrator
+from gfl_det.evaluation.calibration_metric import CalibrationMetric
+from gfl_det.evaluation.coco import detections_from_coco, read_json, truths_from_coco
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.evaluation import evaluate_detections
+from gfl_det.evaluation.matching import Matches, match
 
 __all__ = [
     'CalibrationMetric',

@@ -11,10 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import ConfigError
-from .arrays import Detections, Truths, check_detections
-from .detection_metrics import Target, targets_of
-from .fitted import (
+from gfl_det.calibration.fitted import (
     POOLED,
     ClassMap,
     Cut,
@@ -23,9 +20,19 @@ from .fitted import (
     check_labels,
     check_protocol,
 )
-from .fitting import FitData, cut_classes, fit_data, fit_maps, source_of, uncut_classes
-from .maps import FITS, Method, ScoreMap, fit_of
-from .matching import ZeroOverlap
+from gfl_det.calibration.fitting import (
+    FitData,
+    cut_classes,
+    fit_data,
+    fit_maps,
+    source_of,
+    uncut_classes,
+)
+from gfl_det.calibration.maps import FITS, Method, ScoreMap, fit_of
+from gfl_det.errors import ConfigError
+from gfl_det.evaluation.detections import Detections, Truths, check_detections
+from gfl_det.evaluation.functional import Target, targets_of
+from gfl_det.evaluation.matching import ZeroOverlap
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import DataError
-from .reliability import Reliability, reliability
+from gfl_det.errors import DataError
+from gfl_det.evaluation.reliability import Reliability, reliability
 
 ECE_BINS = 15
 

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from os import PathLike
 from typing import Any, Union
 
-from ..errors import ConfigError, DataError
-from ..files import write_text
-from .calibrators import DetectionCalibrator
-from .coco import read_json
-from .distribution_calibrator import DistributionCalibrator, DistributionSettings
-from .files import calibrator_from_json, fitted_from_json, fitted_to_json
-from .logistic_model import LogisticModel
+from gfl_det.calibration.calibrators import DetectionCalibrator
+from gfl_det.calibration.distribution import DistributionCalibrator, DistributionSettings
+from gfl_det.calibration.files import calibrator_from_json, fitted_from_json, fitted_to_json
+from gfl_det.calibration.logistic_model import LogisticModel
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation.coco import read_json
+from gfl_det.utils.files import write_text
 
 FORMAT = 'gfl_det distribution calibrator'
 VERSION = 1

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from scipy.special import entr, softmax
 
-from .arrays import Detections
-from .maps import logit
-from .matching import overlaps
+from gfl_det.calibration.maps import logit
+from gfl_det.evaluation.detections import Detections
+from gfl_det.evaluation.matching import overlaps
 
 Group = Literal['score', 'distribution', 'overlap']
 GROUPS: tuple[Group, ...] = get_args(Group)

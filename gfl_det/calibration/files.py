@@ -8,12 +8,12 @@ from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
-from ..errors import DataError
-from ..files import write_text
-from .calibrators import DetectionCalibrator, Settings
-from .coco import read_json
-from .fitted import ClassMap, FittedCalibrator, Source
-from .maps import map_from_json, map_to_json
+from gfl_det.calibration.calibrators import DetectionCalibrator, Settings
+from gfl_det.calibration.fitted import ClassMap, FittedCalibrator, Source
+from gfl_det.calibration.maps import map_from_json, map_to_json
+from gfl_det.errors import DataError
+from gfl_det.evaluation.coco import read_json
+from gfl_det.utils.files import write_text
 
 FORMAT = 'gfl_det detection calibrator'
 VERSION = 1

@@ -7,13 +7,13 @@ from typing import Literal, NamedTuple, Protocol, Union
 
 import numpy as np
 
-from ..datasets.annotations import listed
-from ..errors import ConfigError, DataError
-from .arrays import Detections, Truths
-from .detection_metrics import TARGETS, Target
-from .evaluation import keep_above
-from .maps import ScoreMap
-from .matching import ZERO_OVERLAPS, ZeroOverlap
+from gfl_det.calibration.maps import ScoreMap
+from gfl_det.datasets.annotations import listed
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.evaluation import keep_above
+from gfl_det.evaluation.functional import TARGETS, Target
+from gfl_det.evaluation.matching import ZERO_OVERLAPS, ZeroOverlap
 
 Cut = Union[Literal['lrp'], float]
 # What became of a class.

@@ -7,10 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import DataError
-from .arrays import Detections, Truths, check_detections, fingerprint
-from .evaluation import keep_above
-from .fitted import (
+from gfl_det.calibration.fitted import (
     FITTED,
     NO_DETECTIONS,
     NO_TRUE_POSITIVE,
@@ -20,9 +17,12 @@ from .fitted import (
     FitProtocol,
     Source,
 )
-from .lrp import optimal_lrp
-from .maps import Identity, ScoreMap
-from .matching import PER_DETECTION, TRUE, Matches, match
+from gfl_det.calibration.maps import Identity, ScoreMap
+from gfl_det.errors import DataError
+from gfl_det.evaluation.detections import Detections, Truths, check_detections, fingerprint
+from gfl_det.evaluation.evaluation import keep_above
+from gfl_det.evaluation.lrp import optimal_lrp
+from gfl_det.evaluation.matching import PER_DETECTION, TRUE, Matches, match
 
 
 class FitData(NamedTuple):

@@ -1,7 +1,6 @@
 """The pure functions of calibration under one name: NumPy alone, nothing registered."""
 
-from .average_precision import COCO_TAUS, average_precision
-from .classification_metrics import (
+from gfl_det.calibration.classification_metrics import (
     average_calibration_error,
     brier_score,
     classwise_calibration_error,
@@ -12,12 +11,13 @@ from .classification_metrics import (
     root_calibration_error,
     softmax,
 )
-from .detection_metrics import dece, laace, laece, skipped, targets_of
-from .evaluation import errors_by_class, evaluate_detections, keep_above
-from .lrp import lrp, optimal_lrp
-from .matching import match, overlaps
-from .reliability import reliability
-from .softmax_temperature import fit_softmax_temperature, search_temperature
+from gfl_det.calibration.softmax_temperature import fit_softmax_temperature, search_temperature
+from gfl_det.evaluation.average_precision import COCO_TAUS, average_precision
+from gfl_det.evaluation.evaluation import errors_by_class, evaluate_detections, keep_above
+from gfl_det.evaluation.functional import dece, laace, laece, skipped, targets_of
+from gfl_det.evaluation.lrp import lrp, optimal_lrp
+from gfl_det.evaluation.matching import match, overlaps
+from gfl_det.evaluation.reliability import reliability
 
 __all__ = [
     'COCO_TAUS',

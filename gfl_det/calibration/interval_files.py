@@ -6,11 +6,11 @@ import json
 from os import PathLike
 from typing import Any
 
-from ..errors import ConfigError, DataError
-from ..files import write_text
-from .coco import read_json
-from .fitted import Source
-from .intervals import IntervalCalibrator
+from gfl_det.calibration.fitted import Source
+from gfl_det.calibration.intervals import IntervalCalibrator
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation.coco import read_json
+from gfl_det.utils.files import write_text
 
 FORMAT = 'gfl_det interval calibrator'
 VERSION = 1

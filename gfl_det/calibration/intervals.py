@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ..datasets.annotations import listed
-from ..errors import ConfigError, DataError
-from ..uncertainty import EdgeIntervals, edge_intervals, edge_quantiles, stretch_needed
-from .fitted import Source
+from gfl_det.calibration.fitted import Source
+from gfl_det.datasets.annotations import listed
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.ops.intervals import EdgeIntervals, edge_intervals, edge_quantiles, stretch_needed
 
 # Levels that factors are fitted for; between two of them a factor is interpolated. Below, halves of
 # intervals are so short that an edge's error, in units of them, says little of the longer ones.
@@ -63,7 +63,7 @@ class MatchedEdges:
         return edge_intervals(quantiles, factor, self.limits)
 
     def stretches(self, level: float) -> Tensor:
-        """``(N, 4)``, see :func:`~gfl_det.uncertainty.stretch_needed`."""
+        """``(N, 4)``, see :func:`~gfl_det.ops.intervals.stretch_needed`."""
         quantiles = edge_quantiles(self.logits, self.bin_widths, self.prior_centres, level)
         return stretch_needed(quantiles, self.truths)
 

@@ -15,9 +15,9 @@ from typing import Any, Literal, Union
 import numpy as np
 from scipy.special import expit
 
-from ..errors import ConfigError
-from .logistic import fit_line, fit_slope
-from .other_fits import fit_line_by_quality, fit_slope_by_quality, search_line
+from gfl_det.calibration.logistic import fit_line, fit_slope
+from gfl_det.calibration.other_fits import fit_line_by_quality, fit_slope_by_quality, search_line
+from gfl_det.errors import ConfigError
 
 Method = Literal['identity', 'temperature', 'platt', 'linear', 'isotonic']
 EPS = float(np.finfo(float).eps)  # scores of 0 and 1 get the logits of this and of 1 - this

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from .logistic import MAX_SLOPE
+from gfl_det.calibration.logistic import MAX_SLOPE
 
 SLOPES = np.linspace(0, 10, 100)
 OFFSETS = np.linspace(-5, 5, 100)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
-from .arrays import Detections, Truths
-from .evidence import EdgeDetections
+from gfl_det.calibration.evidence import EdgeDetections
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation.detections import Detections, Truths
 
 
 class Judged(NamedTuple):

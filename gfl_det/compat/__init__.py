@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from gfl_det.pixels import limit_decoder
+from gfl_det.utils.pixels import limit_decoder
 
 
 @cache

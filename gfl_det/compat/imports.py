@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from gfl_det.compat.ranges import RANGES
 from gfl_det.errors import GFLDetError, SetupError
 
-DOCTOR = 'gfl_det.doctor'
+DOCTOR = 'gfl_det.cli.doctor'
+DOCTOR_NAMES = ('gfl_det.doctor', DOCTOR)  # what is typed, and where it lies
 LITE_LINE = 'pip install mmcv-lite==2.1.0'
 BUILD_LINE = (
     'pip uninstall -y mmcv-lite; pip install "setuptools<81" wheel ninja; '
@@ -102,7 +103,7 @@ def doctor_is_running() -> bool:
     while frame.f_back:
         asked_for = frame.f_locals.get('mod_name')  # an argument of all that runs a module
         if frame.f_globals.get('__name__') == 'runpy' and isinstance(asked_for, str):
-            return asked_for == DOCTOR or asked_for.startswith(f'{DOCTOR}.')
+            return asked_for.startswith(DOCTOR_NAMES)
         frame = frame.f_back
     return False
 

@@ -1,5 +1,5 @@
 """Data sets: COCO files with checks, and the generator of the embedded one."""
 
-from .coco import CocoDataset
+from gfl_det.datasets.coco import CocoDataset
 
 __all__ = ['CocoDataset']

@@ -23,8 +23,8 @@ from gfl_det.datasets.annotations import (
     shown,
 )
 from gfl_det.errors import DataError, GFLDetError
-from gfl_det.pixels import Header, header_of, is_endless, too_large
 from gfl_det.registry import DATASETS
+from gfl_det.utils.pixels import Header, header_of, is_endless, too_large
 
 MAX_PATH = 1000  # characters that a message shows
 

@@ -15,8 +15,15 @@ import mmcv
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DataError
-from ..pixels import MAX_PIXELS, header_of, is_endless, pillow_opens, pixel_limit, too_large
+from gfl_det.errors import DataError
+from gfl_det.utils.pixels import (
+    MAX_PIXELS,
+    header_of,
+    is_endless,
+    pillow_opens,
+    pixel_limit,
+    too_large,
+)
 
 ENDINGS = frozenset(
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gfl_det.datasets.digits import CLASSES
+from gfl_det.datasets.digits.build import CLASSES
 from gfl_det.errors import DataError
 
 

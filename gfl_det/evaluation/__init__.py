@@ -1,5 +1,5 @@
 """COCO's measures, by pycocotools or several times faster by an optional package."""
 
-from .coco_metric import CocoMetric
+from gfl_det.evaluation.coco_metric import CocoMetric
 
 __all__ = ['CocoMetric']

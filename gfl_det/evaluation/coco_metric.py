@@ -15,10 +15,10 @@ from mmengine.logging import print_log
 from pycocotools.cocoeval import COCOeval
 from terminaltables import AsciiTable
 
-from gfl_det.box_formats import xyxy_to_xywh
 from gfl_det.compat.versions import FASTER_COCO_EVAL, has_faster_coco_eval
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.evaluation.fast_cocoeval import FastCOCOeval, counts_alike
+from gfl_det.ops.box_formats import xyxy_to_xywh
 from gfl_det.registry import METRICS
 
 Backend = Literal['auto', 'pycocotools', 'faster_coco_eval']

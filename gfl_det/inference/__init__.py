@@ -1,7 +1,7 @@
 """Trained detectors in use: from files to results, and a faster copy."""
 
-from .inferencer import GFLInferencer
-from .optimize import optimize_for_inference
-from .results import ImageResult, Results
+from gfl_det.inference.inferencer import GFLInferencer
+from gfl_det.inference.optimize import optimize_for_inference
+from gfl_det.inference.results import ImageResult, Results
 
 __all__ = ['GFLInferencer', 'ImageResult', 'Results', 'optimize_for_inference']

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from mmdet.structures import DetDataSample
 
-from ..errors import DataError
-from ..files import make_folder
-from ..registry import VISUALIZERS
-from .results import ImageResult
-from .sources import Source
+from gfl_det.errors import DataError
+from gfl_det.inference.results import ImageResult
+from gfl_det.inference.sources import Source
+from gfl_det.registry import VISUALIZERS
+from gfl_det.utils.files import make_folder
 
 VISUALIZER = 'gfl_det.GFLVisualizer'
 

@@ -14,12 +14,12 @@ from mmengine.device import get_device
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ..arguments import DTYPES
-from ..errors import ConfigError, DataError
-from .loading import load_detector
-from .optimize import optimize_for_inference
-from .sources import Item
-from .stream import ImageDetector, Prepared
+from gfl_det.cli.arguments import DTYPES
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.inference.loading import load_detector
+from gfl_det.inference.optimize import optimize_for_inference
+from gfl_det.inference.sources import Item
+from gfl_det.inference.stream import ImageDetector, Prepared
 
 
 class GFLInferencer(ImageDetector):

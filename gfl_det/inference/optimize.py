@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..errors import SetupError
-from ..hooks.channels_last import CastInput
-from ..winograd import use_winograd
-from .packed import use_packed
+from gfl_det.engine.hooks.channels_last import CastInput
+from gfl_det.errors import SetupError
+from gfl_det.ops.packed_conv import use_packed
+from gfl_det.ops.winograd import use_winograd
 
 HALF = (torch.bfloat16, torch.float16)
 

@@ -32,9 +32,9 @@ from typing import Any, overload
 import numpy as np
 from mmengine.structures import InstanceData
 
-from ..errors import DataError, SetupError
-from ..files import write_text
-from ..uncertainty import SIDES
+from gfl_det.errors import DataError, SetupError
+from gfl_det.ops.intervals import SIDES
+from gfl_det.utils.files import write_text
 
 DISTRIBUTIONS = frozenset(('edge_logits', 'bin_widths', 'prior_centres'))
 EDGE_FIELDS = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 
-from ..datasets.images import ENDINGS, check_array, decode_image, read_image
-from ..errors import ConfigError, DataError
-from ..pixels import too_large
+from gfl_det.datasets.images import ENDINGS, check_array, decode_image, read_image
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.utils.pixels import too_large
 
 VIDEO_ENDINGS = frozenset(
     ['.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv']

@@ -21,9 +21,9 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import WEIGHT_INITIALIZERS, Registry
 
-from ..errors import CheckpointError
-from ..preflight.walk import datasets_of, walk
-from ..registry import MODELS, TASK_UTILS
+from gfl_det.errors import CheckpointError
+from gfl_det.registry import MODELS, TASK_UTILS
+from gfl_det.utils.walk import datasets_of, walk
 
 SCOPES = ('mmdet', 'mmengine', 'gfl_det')
 MAX_TEXT = 2_000_000  # characters; a config has ten thousand

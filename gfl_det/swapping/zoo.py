@@ -18,11 +18,11 @@ from typing import NamedTuple
 import mmdet
 from mmengine.config import Config
 
-from ..errors import GFLDetError, MissingOpError, NotSwappableError
-from .check import check_config, without_files
-from .head_config import HeadName
-from .report import type_name
-from .swap import swap_head
+from gfl_det.errors import GFLDetError, MissingOpError, NotSwappableError
+from gfl_det.swap.changes import type_name
+from gfl_det.swap.check import check_config, without_files
+from gfl_det.swap.head_config import HeadName
+from gfl_det.swap.swap import swap_head
 
 ZOO = Path(mmdet.__file__).parent / '.mim' / 'configs'
 WORKS, REFUSED, NO_OPS, FAILS = 'works', 'refused', 'needs compiled mmcv', 'fails'

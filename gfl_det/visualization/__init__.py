@@ -1,10 +1,10 @@
 """Pictures: boxes with soft edges, truth beside prediction, bar charts of a box's edges."""
 
-from .charts import edge_figure, save_figure, sharp_and_flat
-from .edges import Boxes, EdgeBins
-from .palette import class_colours
-from .picture import draw_boxes, side_by_side
-from .visualizer import GFLVisualizer
+from gfl_det.visualization.charts import edge_figure, save_figure, sharp_and_flat
+from gfl_det.visualization.edges import Boxes, EdgeBins
+from gfl_det.visualization.palette import class_colours
+from gfl_det.visualization.picture import draw_boxes, side_by_side
+from gfl_det.visualization.visualizer import GFLVisualizer
 
 __all__ = [
     'Boxes',

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DataError
-from ..uncertainty import SIDES
-from .edges import Boxes, EdgeBins, reach
-from .palette import class_colours
-from .picture import box_texts
-from .soft import draw_soft_edges
+from gfl_det.errors import DataError
+from gfl_det.ops.intervals import SIDES
+from gfl_det.visualization.edges import Boxes, EdgeBins, reach
+from gfl_det.visualization.palette import class_colours
+from gfl_det.visualization.picture import box_texts
+from gfl_det.visualization.soft import draw_soft_edges
 
 ENDINGS = ('.jpg', '.pdf', '.png', '.svg')
 DPI = 200  # of PNG and JPEG files

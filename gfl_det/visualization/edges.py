@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import distribution
-from ..uncertainty import OUTWARDS
+from gfl_det.ops import distribution
+from gfl_det.ops.intervals import OUTWARDS
 
 
 class EdgeBins(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .palette import text_colour
+from gfl_det.visualization.palette import text_colour
 
 GAP = 1  # px between a label and its box
 

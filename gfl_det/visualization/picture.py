@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .edges import Boxes
-from .labels import draw_labels, font
-from .palette import class_colours
-from .soft import draw_lines, draw_soft_edges
+from gfl_det.visualization.edges import Boxes
+from gfl_det.visualization.labels import draw_labels, font
+from gfl_det.visualization.palette import class_colours
+from gfl_det.visualization.soft import draw_lines, draw_soft_edges
 
 # Small images are enlarged until their longer side reaches this, so that letters do not hide them.
 LEGIBLE_SIDE = 960

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .edges import Boxes, EdgeBins, presence, reach, share_below
+from gfl_det.visualization.edges import Boxes, EdgeBins, presence, reach, share_below
 
 INK = 0.75  # opacity where a distribution puts all its probability
 FAINT = 0.01  # probabilities below it are not looked for

@@ -12,10 +12,10 @@ from mmdet.structures.bbox import bbox_flip
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.dist import master_only
 
-from ..errors import DataError
-from ..registry import VISUALIZERS
-from .edges import Boxes
-from .picture import draw_boxes, side_by_side
+from gfl_det.errors import DataError
+from gfl_det.registry import VISUALIZERS
+from gfl_det.visualization.edges import Boxes
+from gfl_det.visualization.picture import draw_boxes, side_by_side
 
 # What a sample may hold that mmdet's visualiser draws and this one does not.
 OTHER_PARTS = ('gt_sem_seg', 'gt_panoptic_seg', 'pred_sem_seg', 'pred_panoptic_seg')

@@ -148,7 +148,7 @@ def check_resumed(text: str, newest: int, killed: bool, counts: Counter) -> None
 def check_folder(work_dir: Path, newest: int, counts: Counter) -> int:
     """Look at what a killed training has left; returns the newest iteration that is there."""
     from gfl_det.compat.checkpoint import load_file
-    from gfl_det.training import is_intact
+    from gfl_det.engine.training import is_intact
 
     reached = -1
     for path in sorted(work_dir.glob('*.pth')):

@@ -20,7 +20,7 @@ from project import (
 )
 
 from gfl_det.compat.checkpoint import load_file
-from gfl_det.training import weights
+from gfl_det.engine.training import weights
 
 LIMIT_S = 150  # for what takes seconds on an idle machine
 FINAL = 'epoch_6.pth'

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from refusing import refusal
 
 from gfl_det.calibration import detections_from_coco, truths_from_coco
-from gfl_det.calibration.coco import read_json
-from gfl_det.checking.check import Decoding, Source, check_file
-from gfl_det.checking.command import print_report, write_fixed
+from gfl_det.cli.check_dataset import print_report, write_fixed
+from gfl_det.cli.show import CocoTruths
 from gfl_det.datasets import CocoDataset
 from gfl_det.datasets.annotations import check_ids, check_structure, parse
+from gfl_det.datasets.checks.check import Decoding, Source, check_file
+from gfl_det.engine.preflight.data import sample_file_names
+from gfl_det.engine.reach.boxes import read_boxes
+from gfl_det.engine.reach.resizing import Resizing
 from gfl_det.errors import GFLDetError
+from gfl_det.evaluation.coco import read_json
 from gfl_det.inference.results import Results
-from gfl_det.preflight.data import sample_file_names
-from gfl_det.reach.boxes import read_boxes
-from gfl_det.reach.resizing import Resizing
-from gfl_det.visualization.command import CocoTruths
 
 FILES = dict(annotation_files())
 CLASSES = ('cat', 'dog')

@@ -15,11 +15,11 @@ from refusing import refusal
 
 import gfl_det
 from gfl_det.compat.checkpoint import load_file
+from gfl_det.engine.training.checkpoints import choose_checkpoint, newest_checkpoint
+from gfl_det.engine.training.dumps import read_dump
 from gfl_det.errors import CheckpointError
 from gfl_det.inference.loading import load_detector
 from gfl_det.inference.stored_config import parse, stored_config
-from gfl_det.training.checkpoints import choose_checkpoint, newest_checkpoint
-from gfl_det.training.dumps import read_dump
 
 MALICIOUS, BOMBS = dict(malicious()), dict(bombs())
 DAMAGED, OTHERS = dict(damaged()), dict(others())

@@ -15,14 +15,16 @@ from annotation_files import ODD
 from calibration_cases import scene
 from refusing import refusal
 
-from gfl_det import calibration, cli, launch, options
+from gfl_det import calibration
 from gfl_det.calibration.distribution_files import load_any_calibrator
 from gfl_det.calibration.fitted import Source
 from gfl_det.calibration.interval_files import load_interval_calibrator
+from gfl_det.cli import main
+from gfl_det.engine import config_edits, runner
+from gfl_det.engine.preflight import check_training
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.export.description import Description
-from gfl_det.export.preprocessing import Preprocessing
-from gfl_det.preflight import check_training
+from gfl_det.inference.export.description import Description
+from gfl_det.inference.export.preprocessing import Preprocessing
 
 CONFIGS = {
     'empty.py': '',
@@ -78,11 +80,11 @@ def test_each_config_is_read_or_refused_in_a_sentence(tmp_path: Path, name: str)
         (tmp_path / each).write_text(CONFIGS[each].replace('CANARY', str(canary)))
 
     def prepare(path: Path) -> None:
-        cfg = cli.load_config(str(path))
+        cfg = main.load_config(str(path))
         cfg.work_dir = str(tmp_path / 'work')
-        options.log_assignment(cfg)
+        config_edits.log_assignment(cfg)
         check_training(cfg)
-        launch.build_runner(cfg)
+        runner.build_runner(cfg)
 
     said = refusal(prepare, tmp_path / name)
     assert said  # none of them is a whole config
@@ -97,14 +99,14 @@ def test_yaml_runs_nothing_and_keeps_what_mmengine_writes(tmp_path: Path) -> Non
     assert mmengine.load(str(path)) == value
     path.write_text('a: !!python/object/apply:os.getcwd []')
     with pytest.raises(ConfigError, match=r'x\.yaml cannot be read: ConstructorError'):
-        cli.load_config(str(path))
+        main.load_config(str(path))
 
 
 def test_a_config_that_ends_the_program_does_not_end_the_tool(tmp_path: Path) -> None:
     path = tmp_path / 'exits.py'
     path.write_text(CONFIGS['exits.py'])
     with pytest.raises(ConfigError, match='ends the program'):
-        cli.load_config(str(path))
+        main.load_config(str(path))
 
 
 def score_calibrator(path: Path) -> None:

@@ -15,12 +15,12 @@ from image_files import HEIGHT, WIDTH, File, encoded, image_files, png
 from inferring import write_checkpoint
 
 from gfl_det import GFLInferencer
-from gfl_det.checking.images import look_at
 from gfl_det.datasets import CocoDataset
+from gfl_det.datasets.checks.images import look_at
 from gfl_det.datasets.images import decode_image, read_image
-from gfl_det.demo.uploads import Limits, decode_upload
 from gfl_det.errors import DataError
-from gfl_det.pixels import MAX_PIXELS
+from gfl_det.utils.pixels import MAX_PIXELS
+from gfl_det.visualization.demo.uploads import Limits, decode_upload
 
 FILES = {file.name: file for file in image_files()}
 PIPELINE = [dict(type='LoadImageFromFile')]

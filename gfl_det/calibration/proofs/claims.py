@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .classification import Run
+from gfl_det.calibration.proofs.classification import Run
 
 MUKHOTI = 'Mukhoti 2020'
 WANG = 'Wang 2021'

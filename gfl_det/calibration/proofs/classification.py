@@ -17,15 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ...losses import BrierLoss, FocalLoss, InverseFocalLoss, LabelSmoothingLoss, MMCELoss
-from ...losses.score_loss import ScoreLoss
-from ..classification_metrics import (
+from gfl_det.calibration.classification_metrics import (
     expected_calibration_error,
     negative_log_likelihood,
     softmax,
 )
-from ..softmax_temperature import fit_softmax_temperature
+from gfl_det.calibration.softmax_temperature import fit_softmax_temperature
+from gfl_det.errors import ConfigError
+from gfl_det.models.losses import (
+    BrierLoss,
+    FocalLoss,
+    InverseFocalLoss,
+    LabelSmoothingLoss,
+    MMCELoss,
+)
+from gfl_det.models.losses.score_losses import ScoreLoss
 
 CLASSES = 10
 WIDTH = 256  # enough to remember every wrong label

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from ...errors import ConfigError
-from ...files import check_writable, write_json
-from .claims import CLAIMS, Finding, finding_to_json, judge
-from .classification import LOSSES, MEASURES, Recipe, Run, run_all
-from .tables import fraction, markdown, spread
+from gfl_det.calibration.proofs.claims import CLAIMS, Finding, finding_to_json, judge
+from gfl_det.calibration.proofs.classification import LOSSES, MEASURES, Recipe, Run, run_all
+from gfl_det.calibration.proofs.tables import fraction, markdown, spread
+from gfl_det.errors import ConfigError
+from gfl_det.utils.files import check_writable, write_json
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

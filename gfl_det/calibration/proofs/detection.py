@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..calibrators import DetectionCalibrator, Settings, fit_calibrator
-from ..evaluation import evaluate_detections
-from ..maps import Method
-from ..matching import match
-from ..splits import Judged, split
+from gfl_det.calibration.calibrators import DetectionCalibrator, Settings, fit_calibrator
+from gfl_det.calibration.maps import Method
+from gfl_det.calibration.splits import Judged, split
+from gfl_det.evaluation.evaluation import evaluate_detections
+from gfl_det.evaluation.matching import match
 
 METHODS: tuple[Method, ...] = ('identity', 'temperature', 'platt', 'linear', 'isotonic')
 VIEWS = ('all', 'kept', 'precision')

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...cli import add_cfg_options, load_config
-from ...errors import ConfigError
-from ...files import check_writable, write_json
-from ..coco import detections_from_coco, read_json, truths_from_coco
-from ..splits import Judged
-from .detection import METHODS, Outcome, compare, halves, means
-from .tables import check_name, markdown, spread
+from gfl_det.calibration.proofs.detection import METHODS, Outcome, compare, halves, means
+from gfl_det.calibration.proofs.tables import check_name, markdown, spread
+from gfl_det.calibration.splits import Judged
+from gfl_det.cli.main import add_cfg_options, load_config
+from gfl_det.errors import ConfigError
+from gfl_det.evaluation.coco import detections_from_coco, read_json, truths_from_coco
+from gfl_det.utils.files import check_writable, write_json
 
 # Columns of the two tables: heading, view, metric.
 ALL_COLUMNS = (
@@ -116,7 +116,10 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[tuple[Judged,
         else:
             yield name, [(val, read_pair(files[2], files[3]))]
     for number, (name, config, checkpoint) in enumerate(args.run):
-        from ..from_checkpoint import Split, detect_split  # loads mmdet
+        from gfl_det.engine.run_split import (
+            Split,
+            detect_split,  # loads mmdet
+        )
 
         parts = []
         splits: tuple[Split, ...] = ('val',) if args.halves else ('val', 'test')

@@ -9,11 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ...cli import add_cfg_options, load_config
-from ...errors import ConfigError
-from ...files import check_writable, write_json
-from .distribution import CALIBRATORS, METRICS, VIEWS, Outcome, compare, pool
-from .tables import check_name, markdown, spread
+from gfl_det.calibration.proofs.distribution import (
+    CALIBRATORS,
+    METRICS,
+    VIEWS,
+    Outcome,
+    compare,
+    pool,
+)
+from gfl_det.calibration.proofs.tables import check_name, markdown, spread
+from gfl_det.cli.main import add_cfg_options, load_config
+from gfl_det.errors import ConfigError
+from gfl_det.utils.files import check_writable, write_json
 
 SPLITS = ('val', 'test')
 
@@ -46,7 +53,7 @@ def prove(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: an argument is out of range, or the detector or its data cannot be used.
     """
-    from ..from_checkpoint import detect_edges  # loads mmdet
+    from gfl_det.engine.run_split import detect_edges  # loads mmdet
 
     if args.seeds < 2:
         raise ConfigError(f'--seeds is at least 2, as cuts are compared, not {args.seeds}')

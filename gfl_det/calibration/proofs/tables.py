@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import ConfigError
+from gfl_det.errors import ConfigError
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:

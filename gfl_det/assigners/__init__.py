@@ -1,5 +1,0 @@
-"""Which priors answer for which truth."""
-
-from .atss import ATSSAssigner
-
-__all__ = ['ATSSAssigner']

@@ -1,0 +1,177 @@
+"""A calibrator that predicts the IoU of a detection from more than its score.
+
+A logistic model of the :mod:`.evidence`, with an offset for each class, and behind it isotonic
+regression for each class. The isotonic maps are fitted on what models fitted on other images say
+(five parts), so that they correct the model as it is on images that it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gfl_det.calibration.evidence import COLUMNS, GROUPS, EdgeDetections, Group, evidence
+from gfl_det.calibration.fitted import (
+    ClassMap,
+    Cut,
+    FittedCalibrator,
+    Source,
+    check_labels,
+    check_protocol,
+)
+from gfl_det.calibration.fitting import cut_classes, fit_data, fit_maps, source_of, uncut_classes
+from gfl_det.calibration.logistic_model import LogisticModel, fit_logistic, predict_unseen
+from gfl_det.calibration.maps import Identity, fit_isotonic
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation.detections import Truths, check_detections
+from gfl_det.evaluation.functional import Target, targets_of
+from gfl_det.evaluation.matching import ZeroOverlap
+
+# Isotonic regression calls many detections equal. So much of the model's own probability keeps
+# their order; it can move a score by no more than that.
+OWN_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class DistributionSettings:
+    """How a :class:`DistributionCalibrator` is fitted.
+
+    Args:
+        groups: of evidence, see :data:`.evidence.COLUMNS`.
+        tau, target, cuts, zero_overlap: see :class:`.calibrators.Settings`.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    groups: tuple[Group, ...] = GROUPS
+    tau: float = 0.0
+    target: Target = 'iou'
+    cuts: tuple[Cut, Cut] = (0.0, 'lrp')
+    zero_overlap: ZeroOverlap = 'oracle'
+
+    def __post_init__(self) -> None:
+        if not self.groups or not set(self.groups) <= set(GROUPS):
+            raise ConfigError(f'groups of evidence are some of {GROUPS}, not {self.groups!r}')
+        check_protocol(self)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of evidence."""
+        return [name for group in self.groups for name in COLUMNS[group]]
+
+
+@dataclass(frozen=True)
+class DistributionCalibrator(FittedCalibrator):
+    """A fitted calibrator; :mod:`.distribution_files` saves and loads it."""
+
+    settings: DistributionSettings
+    score_type: str  # whose detections it is for: the name of a head
+    num_bins: int  # of the distributions of their edges
+    model: LogisticModel
+    classes: tuple[ClassMap, ...]  # in the order of the labels
+    source: Source
+
+    def calibrate(self, found: EdgeDetections) -> np.ndarray:
+        """Predict the IoUs of detections, cut none: what a detector does after NMS.
+
+        Args:
+            found: N, all that NMS kept of each image.
+
+        Returns:
+            ``(N,)`` float64 in [0, 1].
+
+        Raises:
+            DataError: a score is NaN or outside [0, 1], a label is unknown, or the distributions
+                have another number of bins.
+        """
+        self.check_input(found)
+        return self.finish(
+            self.model(evidence(found, self.settings.groups), found.detections.label), found
+        )
+
+    def check_input(self, found: EdgeDetections) -> None:
+        """Refuse detections of another kind; see :meth:`calibrate`."""
+        check_detections(found.detections)
+        check_labels(found.detections.label, self.class_names)
+        if found.logits.shape[-1] != self.num_bins:
+            raise DataError(
+                f'the calibrator was fitted for distributions of {self.num_bins} bins and not of '
+                f'{found.logits.shape[-1]}: fit one for this reg_max'
+            )
+
+    def finish(self, predicted: np.ndarray, found: EdgeDetections) -> np.ndarray:
+        """The model's probabilities ``(N,)`` through the map of each class."""
+        label = found.detections.label
+        values = found.detections.scores.astype(float)
+        for index in np.unique(label):
+            mine, score_map = label == index, self.classes[index].map
+            if not isinstance(score_map, Identity):
+                mapped = score_map(predicted[mine])
+                values[mine] = mapped + OWN_SHARE * (predicted[mine] - mapped)
+        return values
+
+    def apply(self, found: EdgeDetections) -> tuple[EdgeDetections, np.ndarray]:
+        """Cut, predict and cut again: the operating point that the calibrator was fitted for.
+
+        Returns:
+            What is kept, in order, with predicted scores; and its indices.
+        """
+        mapped = found._replace(detections=found.detections._replace(scores=self.calibrate(found)))
+        rows = np.flatnonzero(self.kept(found.detections, mapped.detections))
+        return mapped.take(rows), rows
+
+    def for_classes(self, names: Sequence[str]) -> DistributionCalibrator:
+        """The same calibrator with its classes in the order of the names.
+
+        Raises:
+            DataError: it was not fitted for one of them.
+        """
+        order = self.order_of(names)
+        offsets = tuple(self.model.offsets[index] for index in order)
+        return replace(
+            self,
+            classes=tuple(self.classes[index] for index in order),
+            model=replace(self.model, offsets=offsets),
+        )
+
+
+def fit_distribution_calibrator(
+    found: EdgeDetections,
+    truths: Truths,
+    settings: DistributionSettings | None = None,
+    score_type: str = 'GFLHead',
+) -> DistributionCalibrator:
+    """Fit a calibrator on a split that nothing else is judged on.
+
+    Args:
+        found: after NMS, with raw scores: all detections of each image.
+        truths: of the same images.
+        settings: None for the defaults.
+        score_type: whose detections they are; compared when the calibrator is applied.
+
+    Raises:
+        DataError: no detections, or none that can be judged.
+    """
+    settings = settings or DistributionSettings()
+    raw = found.detections
+    data = fit_data(raw, truths, settings)
+    columns, number = evidence(found, settings.groups), len(truths.category_ids)
+    targets = targets_of(data.matches, settings.target)
+    given = columns[data.rows], raw.label[data.rows], targets, number
+    model = fit_logistic(*given)
+    unseen = predict_unseen(*given, raw.image[data.rows])
+    uncut = DistributionCalibrator(
+        settings,
+        score_type,
+        found.logits.shape[-1],
+        model,
+        uncut_classes(data, truths, fit_maps(data, unseen, targets, fit_isotonic)),
+        source_of(truths, raw),
+    )
+    predicted = model(columns, raw.label)
+    predicted[data.rows] = unseen  # thresholds too are for images that the model has not seen
+    mapped = raw._replace(scores=uncut.finish(predicted, found))
+    return replace(uncut, classes=cut_classes(uncut.classes, mapped, data, truths, settings))

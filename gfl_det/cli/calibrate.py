@@ -1,0 +1,238 @@
+"""The command line of ``tools/calibrate.py``: what it reads, writes and prints."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gfl_det.calibration.calibrators import Settings, fit_calibrator
+from gfl_det.calibration.distribution import (
+    DistributionCalibrator,
+    DistributionSettings,
+    fit_distribution_calibrator,
+)
+from gfl_det.calibration.distribution_files import load_any_calibrator, save_distribution_calibrator
+from gfl_det.calibration.evidence import GROUPS
+from gfl_det.calibration.files import save_calibrator
+from gfl_det.calibration.fitted import Cut, FittedCalibrator
+from gfl_det.calibration.maps import FITS
+from gfl_det.cli.data_arguments import (
+    add_data_arguments,
+    add_detector_arguments,
+    read_data,
+    read_edges,
+)
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation.coco import read_json
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.evaluation import evaluate_detections
+from gfl_det.utils.files import check_writable, make_folder, write_json
+from gfl_det.visualization.report.calibration import PAGE, write_report
+
+DISTRIBUTION = 'distribution'
+SHOWN = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP', 'AP', 'AP50')
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description='Fit calibrators of detection scores; use them.')
+    commands = parser.add_subparsers(dest='command', required=True)
+    fitting = commands.add_parser('fit', help='fit on a split that nothing else is judged on')
+    applying = commands.add_parser('apply', help='calibrate the scores of a result file')
+    reporting = commands.add_parser('report', help='show what a calibrator does, on other images')
+    texts = ('the file to write', 'what fit wrote', 'what fit wrote')
+    for command, text in zip((fitting, applying, reporting), texts):
+        command.add_argument('calibrator', metavar='CALIBRATOR', help=text)
+        add_data_arguments(command)
+    for command, split in ((fitting, 'val'), (reporting, 'test')):
+        add_detector_arguments(command, split)
+    _add_fit_arguments(fitting)
+    applying.add_argument('--out', required=True, metavar='JSON', help='the results to write')
+    reporting.add_argument('--out', required=True, metavar='DIR', help='folder of the report')
+    return parser.parse_args(argv)
+
+
+def _add_fit_arguments(fitting: argparse.ArgumentParser) -> None:
+    fitting.add_argument(
+        '--method',
+        choices=[*FITS, DISTRIBUTION],
+        default='isotonic',
+        help=f'kind of map; {DISTRIBUTION} predicts the IoU from the edges as well and needs '
+        '--config and --checkpoint',
+    )
+    fitting.add_argument(
+        '--evidence',
+        nargs='+',
+        choices=GROUPS,
+        default=list(GROUPS),
+        help=f'what {DISTRIBUTION} reads (default: all)',
+    )
+    fitting.add_argument('--tau', type=float, default=0.0, help='IoU that a match needs')
+    fitting.add_argument(
+        '--target', choices=['iou', 'precision'], default='iou', help='what a score should be'
+    )
+    fitting.add_argument(
+        '--raw-cut',
+        type=_cut,
+        default=0.0,
+        metavar='SCORE',
+        help='least raw score to fit on: 0 for all, as a detector calibrates all; lrp for the '
+        "published protocol's threshold of each class",
+    )
+    fitting.add_argument('--class-agnostic', action='store_true', help='one map for all classes')
+    fitting.add_argument(
+        '--quality-focal',
+        action='store_true',
+        help='fit platt or temperature by Quality Focal Loss in place of cross entropy',
+    )
+    fitting.add_argument(
+        '--grid', action='store_true', help='search platt on the published grid of 100 x 100'
+    )
+    fitting.add_argument(
+        '--score-type',
+        metavar='HEAD',
+        help="name of the head of the scores; by default the config's, or GFLHead for --results",
+    )
+
+
+def _cut(text: str) -> Cut:
+    if text == 'lrp':
+        return 'lrp'
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'a score in [0, 1] or lrp is needed, not {text!r}')
+    return value
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Fit a calibrator, write it, and print what it does to the data it was fitted on.
+
+    Raises:
+        GFLDetError: See :func:`.calibrators.fit_calibrator`.
+    """
+    check_writable(args.calibrator)
+    cuts: tuple[Cut, Cut] = (args.raw_cut, 'lrp')
+    if args.method == DISTRIBUTION:
+        _fit_distribution(args, cuts)
+        return
+    settings = Settings(
+        args.method,
+        args.tau,
+        args.target,
+        args.class_agnostic,
+        cuts,
+        quality_focal=args.quality_focal,
+        grid=args.grid,
+    )
+    (truths, detections), head = read_data(args)
+    _refuse_none(args, detections)
+    calibrator = fit_calibrator(detections, truths, settings, args.score_type or head)
+    save_calibrator(calibrator, args.calibrator)
+    scores = calibrator.calibrate(detections.scores, detections.label)
+    _tell(args.calibrator, calibrator, detections, scores, truths)
+
+
+def _fit_distribution(args: argparse.Namespace, cuts: tuple[Cut, Cut]) -> None:
+    for name in ('class_agnostic', 'quality_focal', 'grid'):
+        if getattr(args, name):
+            option = name.replace('_', '-')
+            raise ConfigError(f'--method {DISTRIBUTION} has no --{option}: leave it out')
+    settings = DistributionSettings(tuple(args.evidence), args.tau, args.target, cuts)
+    truths, found, head = read_edges(args)
+    _refuse_none(args, found.detections)
+    calibrator = fit_distribution_calibrator(found, truths, settings, args.score_type or head)
+    save_distribution_calibrator(calibrator, args.calibrator)
+    scores = calibrator.calibrate(found)
+    _tell(args.calibrator, calibrator, found.detections, scores, truths)
+
+
+def _tell(
+    path: str,
+    calibrator: FittedCalibrator,
+    detections: Detections,
+    scores: np.ndarray,
+    truths: Truths,
+) -> None:
+    for each in calibrator.classes:
+        print(f'{each.name}: {each.status}, {each.detections} detections')
+    print('on the images it was fitted on, which flatters it (report judges others):')
+    _compare(detections, scores, truths)
+    print(f'calibrator: {path}')
+    print(f'to use it: --cfg-options model.test_cfg.calibrator={path}')
+
+
+def apply(args: argparse.Namespace) -> None:
+    """Write a result file with calibrated scores, none cut.
+
+    Raises:
+        GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
+    """
+    check_writable(args.out)
+    _, truths, detections, scores = _calibrate(args)
+    _compare(detections, scores, truths)
+    entries = zip(read_json(args.results), scores.tolist())  # detections keep the file's order
+    write_json(args.out, [each | dict(score=score) for each, score in entries])
+    print(f'results: {args.out}')
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write diagrams and a page on what a calibrator does to detections.
+
+    Raises:
+        GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
+    """
+    check_writable(make_folder(args.out) / PAGE)
+    calibrator, truths, detections, scores = _calibrate(args)
+    _refuse_none(args, detections)
+    metrics = _compare(detections, scores, truths)
+    files = write_report(calibrator, detections, scores, truths, metrics, Path(args.out))
+    print('written:', ', '.join(map(str, files)))
+
+
+def _refuse_none(args: argparse.Namespace, detections: Detections) -> None:
+    if not len(detections.scores):
+        found = args.results or f'the {args.split} split with {args.checkpoint}'
+        raise DataError(
+            f'{found} gives no detections: take the results of a trained detector, or lower '
+            'model.test_cfg.score_thr.'
+        )
+
+
+def _calibrate(
+    args: argparse.Namespace,
+) -> tuple[FittedCalibrator, Truths, Detections, np.ndarray]:
+    """Calibrate the scores of images that the calibrator has not seen."""
+    calibrator = load_any_calibrator(args.calibrator)
+    if isinstance(calibrator, DistributionCalibrator):
+        if args.command == 'apply':
+            raise ConfigError(
+                f'{args.calibrator} reads the distributions of the edges too, which a result file '
+                'lacks: let the detector apply it, by tools/test.py CONFIG CHECKPOINT --out '
+                f'FILE.json --cfg-options model.test_cfg.calibrator={args.calibrator}.'
+            )
+        truths, found, _ = read_edges(args, calibrator)
+        calibrator = calibrator.for_classes(truths.class_names)
+        detections, scores = found.detections, calibrator.calibrate(found)
+    else:
+        (truths, detections), _ = read_data(args, calibrator)
+        calibrator = calibrator.for_classes(truths.class_names)
+        scores = calibrator.calibrate(detections.scores, detections.label)
+    return calibrator, truths, detections, scores
+
+
+def _compare(
+    detections: Detections, calibrated: np.ndarray, truths: Truths
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of raw and of calibrated scores; some are printed side by side."""
+    after = evaluate_detections(detections._replace(scores=calibrated), truths)
+    before = evaluate_detections(detections, truths)
+    print(f'{"":8} {"raw":>7} {"calibrated":>11}')
+    for name in SHOWN:
+        print(f'{name:8} {before[name]:7.4f} {after[name]:11.4f}')
+    return before, after

@@ -1,0 +1,180 @@
+"""The command line of ``tools/check_dataset.py``: what it reads, prints and writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from gfl_det.cli.arguments import count
+from gfl_det.cli.main import add_cfg_options, load_config
+from gfl_det.datasets.annotations import find
+from gfl_det.datasets.checks.check import Decoding, Report, Source, check_file
+from gfl_det.datasets.checks.draft import LEVELS
+from gfl_det.engine.preflight.classes import class_names
+from gfl_det.errors import ConfigError
+from gfl_det.utils.console import print_table
+from gfl_det.utils.files import check_writable, write_json, write_text
+from gfl_det.utils.pixels import pixel_limit
+from gfl_det.utils.walk import annotation_path, datasets_of, image_folder, is_remote
+
+SPLITS = ('train', 'val', 'test')
+MAX_CLASSES = 30  # rows of the table of classes; JSON has all
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Check the data of a config, or one COCO annotation file.',
+        epilog='Exit status: 0, nothing stops or spoils a training; 1, something does (with '
+        '--strict also what only costs boxes or images).',
+    )
+    parser.add_argument(
+        'target', metavar='CONFIG|ANNOTATIONS', help='a config (file or name) or a COCO .json'
+    )
+    parser.add_argument('--images', metavar='DIR', help='the images of an annotation file')
+    parser.add_argument(
+        '--split', choices=SPLITS, nargs='+', default=SPLITS, help='which data of a config (all)'
+    )
+    parser.add_argument(
+        '--decode', action='store_true', help='decode every image: torn, other sizes, turned'
+    )
+    parser.add_argument(
+        '--workers',
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar='N',
+        help='threads that decode (%(default)s, as many as processors)',
+    )
+    parser.add_argument(
+        '--max-pixels',
+        type=count,
+        default=pixel_limit(),
+        metavar='N',
+        help='larger images are told and not decoded (%(default)s)',
+    )
+    parser.add_argument(
+        '--fix', metavar='OUT.json', help='write a repaired file, and list what was changed'
+    )
+    parser.add_argument('--json', metavar='FILE', help='write all findings; - prints them')
+    parser.add_argument('--strict', action='store_true', help='warnings count as errors')
+    add_cfg_options(parser)
+    return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> int:
+    """Check, print, write; return the exit status.
+
+    Raises:
+        GFLDetError: There is no such config or nothing to check, or --fix has no single file.
+    """
+    sources = list(sources_of(args))
+    if args.fix and len(sources) != 1:
+        names = ', '.join(source.name for source in sources)
+        raise ConfigError(f'--fix repairs one file: choose one of {names} with --split.')
+    decoding = Decoding(args.workers, args.max_pixels) if args.decode else None
+    if decoding and all(source.folder is None for source in sources):
+        raise ConfigError('--decode needs the folder of the images: add --images DIR.')
+    for path in (args.json, args.fix):
+        if path not in (None, '-'):
+            check_writable(path)
+    reports = [check_file(source, decoding) for source in sources]
+    if args.json:
+        found = [report.as_json() for report in reports]
+        if args.json == '-':
+            print(json.dumps(found, indent=1))
+        else:
+            write_json(args.json, found, indent=1)
+    if args.json != '-':
+        for report in reports:
+            print_report(report)
+    if args.fix:
+        write_fixed(reports[0], args.fix, quiet=args.json == '-')
+    levels = ('error', 'warning') if args.strict else ('error',)
+    return int(any(each.level in levels for report in reports for each in report.findings))
+
+
+def sources_of(args: argparse.Namespace) -> Iterator[Source]:
+    """Yield the annotation files to check, each once."""
+    if args.target.endswith('.json'):
+        yield Source('', args.target, args.images)
+        return
+    cfg = load_config(args.target, args.cfg_options)
+    seen = []
+    for split in args.split:
+        for source in sources_of_split(cfg, split):
+            key = (source.path, source.folder, source.classes)
+            if key not in seen:
+                seen.append(key)
+                yield source
+    if not seen:
+        raise ConfigError(f'{args.target} has no data set with an annotation file.')
+
+
+def sources_of_split(cfg: Config, split: str) -> Iterator[Source]:
+    """Yield the files of a split; addresses such as ``s3://`` are left to their backends."""
+    for dataset in datasets_of(cfg, split):
+        path = annotation_path(dataset)
+        if path and not is_remote(path):
+            names = class_names(dataset)
+            pipeline = dataset.get('pipeline') or ()
+            yield Source(split, path, image_folder(dataset), names, pipeline, cfg)
+
+
+def print_report(report: Report) -> None:
+    """Print what was found and how often each class occurs."""
+    source = report.source
+    if report.repaired is None:  # there was nothing to check
+        print(f'error: {report.findings[0].text}', file=sys.stderr)
+        return
+    title = f'{source.name}: {source.path}' if source.name else source.path
+    print(f'\n{title}: {report.images:,} images, {report.boxes:,} boxes, {report.seconds:.1f} s')
+    rows = [
+        (finding.level, finding.code, len(finding.ids) or '', str(finding), finding.fix)
+        for level in LEVELS
+        for finding in report.findings
+        if finding.level == level
+    ]
+    if rows:
+        print_table('', ('level', 'check', 'number', 'found', '--fix'), rows)
+    else:
+        print('nothing to remark')
+    shown = sorted(report.classes, key=lambda count: -count.boxes)[:MAX_CLASSES]
+    if shown:
+        left_out = len(report.classes) - len(shown)
+        print()
+        print_table('', ('class', 'boxes', 'images'), shown)
+        if left_out:
+            print(f'... and {left_out} classes with fewer boxes')
+
+
+def write_fixed(report: Report, out: str, quiet: bool = False) -> None:
+    """Write the repaired file and list what was changed.
+
+    Raises:
+        ConfigError: It would overwrite what was read.
+        DataError: The file could not be read, so there is nothing to repair.
+    """
+    path, repaired = Path(out), report.repaired
+    if repaired is None:
+        raise ConfigError(f'{report.source.path} cannot be repaired: {report.findings[0].text}')
+    if path.exists() and path.samefile(report.source.path):
+        raise ConfigError(f'--fix {out} is the file that is read: choose another name.')
+    write_text(path, json.dumps(repaired))
+    if quiet:
+        return
+    changes = [finding for finding in report.findings if finding.fix]
+    print(f'\nrepaired file: {out}')
+    for finding in changes:
+        about = f': {find(finding.ids)}' if finding.ids else ''
+        print(f'  {finding.text}{about} -> {finding.fix}')
+    if not changes:
+        print('  nothing was changed')
+    for finding in report.errors:
+        if not finding.fix:
+            print(f'  not repaired: {finding.text}')

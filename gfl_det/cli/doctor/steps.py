@@ -1,0 +1,110 @@
+"""Steps that run in a child process and are written down before they begin and when they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from gfl_det.errors import GFLDetError
+
+TIME_LIMIT = 300  # seconds: a cold disk may take one minute for torch alone
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Outcome(NamedTuple):
+    """How a step ended."""
+
+    name: str
+    ok: bool
+    seconds: float
+    facts: dict[str, Any]  # what it found out
+    error: str = ''  # what is wrong, and the cure if it is known
+
+
+class Steps:
+    """Writes steps to a file, in the child."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> Steps:
+        self.file = open(self.path, 'w', encoding='utf-8')
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+    def take(self, name: str, step: Callable[[], dict[str, Any]]) -> bool:
+        """Run a step; whether it went well."""
+        self._write(name=name, begun=True)
+        begin = time.perf_counter()
+        error, facts = '', {}
+        try:
+            facts = step()
+        except GFLDetError as refusal:
+            error = str(refusal)
+        except (Exception, SystemExit) as failure:
+            error = f'{type(failure).__name__}: {failure}'
+        seconds = time.perf_counter() - begin
+        self._write(name=name, ok=not error, seconds=seconds, facts=facts, error=error)
+        return not error
+
+    def _write(self, **line: Any) -> None:
+        self.file.write(json.dumps(line) + '\n')
+        self.file.flush()  # a crash must not take the line along
+
+
+def run_steps(arguments: Sequence[str], time_limit: float = TIME_LIMIT) -> list[Outcome]:
+    """Run a child that takes steps, and read how they ended.
+
+    Args:
+        arguments: Of Python; the file to write to is added.
+        time_limit: Seconds.
+
+    Returns:
+        The steps in order. Of a child that crashed or did not end, the last one is the culprit.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'steps'
+        command = [sys.executable, *arguments, str(path)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=time_limit, check=False
+            )
+            end, said = _manner(done.returncode), done.stderr.strip().rpartition('\n')[2]
+        except subprocess.TimeoutExpired:
+            end, said = f'did not end within {time_limit:.0f} seconds', ''
+        lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+    outcomes = []
+    begun = ''
+    for line in map(json.loads, lines):
+        if line.get('begun'):
+            begun = line['name']
+            continue
+        outcomes.append(Outcome(**line))
+        begun = ''
+    if begun or not lines:
+        what = ' '.join(
+            part for part in (end or 'ended early', f'({said})' if said else '') if part
+        )
+        outcomes.append(Outcome(begun or 'python', False, 0, {}, f'the process {what}'))
+    return outcomes
+
+
+def _manner(status: int) -> str:
+    if status >= 0:
+        return f'ended with status {status}' if status else ''
+    try:
+        return f'was ended by {signal.Signals(-status).name}'
+    except ValueError:
+        return f'was ended by signal {-status}'

@@ -1,0 +1,251 @@
+"""The command line of ``tools/export_onnx.py``."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+
+from gfl_det.cli.main import add_cfg_options, load_config
+from gfl_det.datasets.images import read_image
+from gfl_det.engine.preflight.data import check_data
+from gfl_det.engine.run_split import Split
+from gfl_det.errors import ConfigError, DataError, GFLDetError
+from gfl_det.inference.export.description import Description
+from gfl_det.inference.export.evaluation import average_precision, check_judged, picture_paths
+from gfl_det.inference.export.graph import Outputs
+from gfl_det.inference.export.onnx_file import OPSETS, Settings, check_size, write_onnx
+from gfl_det.inference.export.openvino import OpenVINODetector, write_int8, write_openvino
+from gfl_det.inference.export.parity import (
+    BOX_LIMIT,
+    EDGE_LIMIT,
+    ENTROPY_LIMIT,
+    SCORE_LIMIT,
+    compare,
+    noise_pictures,
+    torch_detector,
+)
+from gfl_det.inference.export.preprocessing import Picture, Prepared
+from gfl_det.inference.export.runtime import ExportedDetector, OnnxDetector
+from gfl_det.inference.export.source import Source, load_source
+from gfl_det.inference.export.timing import time_in_turns
+from gfl_det.utils.files import check_writable
+
+CHECKED = 8  # pictures
+NOISE_SHAPES = ((480, 640), (640, 427), (300, 900))
+EPILOG = """\
+FILE.onnx is for ONNX Runtime and others (pip install "gfl_det[onnx]"), FILE.xml for OpenVINO (pip
+install "gfl_det[onnx,openvino]"). Both hold their preprocessing, class names and settings:
+
+    from gfl_det.export import OnnxDetector, OpenVINODetector
+    results = OnnxDetector('FILE.onnx')('pictures/')
+
+Inputs of the graph: images (B, 3, H, W) float32, resized, normalised and padded; img_shape (B, 2),
+height and width before padding; scale_factor (B, 2), along x and y from the original picture.
+Outputs with --nms: boxes (B, K, 4) xyxy px of the original picture, scores (B, K), labels (B, K),
+counts (B,). Without: boxes (B, P, 4) and scores (B, P, C) of all P cells, levels (P,).
+What each option costs and brings: docs/export.md.
+"""
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Export a detector to ONNX or OpenVINO.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('config', metavar='CONFIG', help='a config file, or the name of a shipped config')
+    add('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
+    add('--out', metavar='FILE', type=Path, required=True, help='FILE.onnx or FILE.xml')
+    _add_contents(parser)
+    add('--int8', action='store_true', help='quantise on pictures of the training split; FILE.xml')
+    add('--count', type=int, default=300, metavar='N', help='pictures to quantise on (%(default)s)')
+    add(
+        '--check',
+        action='store_true',
+        help='compare with torch on pictures of the test split, or on noise without one; the exit '
+        f'status is 1 if scores differ by more than {SCORE_LIMIT}, boxes by {BOX_LIMIT} px, or, '
+        f'with --uncertainty, edges by {EDGE_LIMIT} px or {ENTROPY_LIMIT} nats',
+    )
+    add('--ap', choices=['val', 'test'], help='print the AP of torch and of FILE on this split')
+    add(
+        '--time',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help="time FILE against mmdet's detector on an input of this size",
+    )
+    add_cfg_options(parser)
+    args = parser.parse_args(argv)
+    if args.int8 and (args.out.suffix != '.xml' or args.check):
+        parser.error('--int8 writes FILE.xml, and is judged by --ap and not by --check')
+    if args.count < 1:
+        parser.error(f'--count {args.count} is no number of pictures: at least 1 is needed')
+    if args.level is not None and not 0 < args.level < 1:
+        parser.error(f'--level {args.level:g} is no share between 0 and 1, such as 0.9')
+    for name in ('intervals', 'level'):
+        if getattr(args, name) is not None and not args.uncertainty:
+            parser.error(f'--{name} is of edge_low and edge_high: give --uncertainty too')
+    return args
+
+
+def _add_contents(parser: argparse.ArgumentParser) -> None:
+    """Add what decides what the graph holds and takes."""
+    add = parser.add_argument
+    add('--nms', action='store_true', help='suppress inside the graph')
+    add(
+        '--uncertainty', action='store_true', help='add edge_std, edge_low, edge_high, edge_entropy'
+    )
+    add('--distribution', action='store_true', help="add the edges' distributions")
+    add('--calibrator', metavar='JSON', help='of the scores, put inside: of tools/calibrate.py fit')
+    add('--intervals', metavar='JSON', help='of edge_low and edge_high: of tools/intervals.py fit')
+    add('--level', type=float, metavar='L', help='of these intervals (0.9)')
+    add(
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='a fixed size of the input, px; pictures are resized to fit it',
+    )
+    add(
+        '--opset',
+        type=int,
+        default=Settings.opset,
+        metavar='N',
+        help=f'of ONNX, {OPSETS.start} to {OPSETS.stop - 1} (%(default)s)',
+    )
+
+
+def export(args: argparse.Namespace) -> None:
+    """Export, and judge what was written.
+
+    Raises:
+        GFLDetError: something does not fit, or is missing, or the file differs from torch.
+    """
+    settings = _settings(args)
+    cfg = load_config(args.config, args.cfg_options)
+    source = load_source(
+        cfg, args.config, args.checkpoint, args.calibrator, args.intervals, args.level
+    )
+    if args.ap:
+        check_judged(cfg, args.ap)
+    if args.int8:
+        check_data(cfg, ('train',))
+    detector = _write(args, cfg, source, settings)
+    print(f'written: {args.out} ({", ".join(detector.description.outputs)})')
+    if args.check:
+        _check(cfg, source, detector)
+    if args.ap:
+        _print_ap(cfg, source, detector, args.ap)
+    if args.time:
+        _print_times(args, cfg, source, detector)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """How to export; what cannot be is refused before anything is loaded."""
+    _check_out(args.out)
+    size = tuple(args.size) if args.size else None
+    settings = Settings(Outputs(args.nms, args.uncertainty, args.distribution), size, args.opset)
+    if args.time:
+        check_size(tuple(args.time), '--time')
+        if size and tuple(args.time) != size:
+            height, width = size
+            raise ConfigError(
+                f'--time {args.time[0]} {args.time[1]} is not the fixed --size {height} {width} of '
+                f'the file: time it at {height} {width}, or leave --size out.'
+            )
+    return settings
+
+
+def _check_out(path: Path) -> None:
+    """Refuse before the work is done what cannot be written after it; the folder is made."""
+    if path.suffix not in ('.onnx', '.xml'):
+        raise DataError(f'--out {path} must end in .onnx, or in .xml for OpenVINO.')
+    check_writable(path)
+    if path.suffix == '.xml':
+        check_writable(path.with_suffix('.bin'))  # the weights
+
+
+def _write(
+    args: argparse.Namespace, cfg: Config, source: Source, settings: Settings
+) -> ExportedDetector:
+    if args.out.suffix == '.onnx':
+        write_onnx(source, args.out, settings)
+        return OnnxDetector(args.out)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_path = Path(folder) / 'detector.onnx'
+        description = write_onnx(source, onnx_path, settings)
+        if args.int8:
+            pictures = _training_pictures(cfg, description, args.count)
+            write_int8(onnx_path, args.out, description, pictures, args.count)
+        else:
+            write_openvino(onnx_path, args.out, description)
+    return OpenVINODetector(args.out)
+
+
+def _training_pictures(cfg: Config, description: Description, count: int) -> Iterator[Prepared]:
+    """Pictures of the training split, a random choice that is the same each time."""
+    paths = [path for _, path in picture_paths(cfg, 'train')]
+    for path in random.Random(0).sample(paths, min(count, len(paths))):
+        yield description.preprocessing([read_image(path)])
+
+
+def _check(cfg: Config, source: Source, detector: ExportedDetector) -> None:
+    pictures, what = _test_pictures(cfg)
+    found = compare(_in_torch(source, detector), detector, pictures)
+    edges = f', edges within {found.edge:.1e} px and {found.entropy:.1e} nats'
+    print(
+        f'against torch on {len(pictures)} {what}, {found.detections} detections: scores within '
+        f'{found.score:.1e}, boxes within {found.box:.1e} px'
+        f'{edges if detector.description.level else ""}, {found.unmatched} without a counterpart'
+    )
+    if not found.is_small:
+        raise GFLDetError(
+            f'The file differs from torch by more than {SCORE_LIMIT} in scores, {BOX_LIMIT} px in '
+            f'boxes, {EDGE_LIMIT} px or {ENTROPY_LIMIT} nats in edges, or in detections: report '
+            'the config.'
+        )
+
+
+def _in_torch(source: Source, detector: ExportedDetector) -> Callable[[Picture], InstanceData]:
+    return torch_detector(source, detector.description.preprocessing.size)
+
+
+def _test_pictures(cfg: Config) -> tuple[list[Picture], str]:
+    try:
+        paths = [path for _, path in picture_paths(cfg, 'test')[:CHECKED]]
+        pictures = [read_image(path) for path in paths]
+    except (GFLDetError, OSError):  # the data are elsewhere
+        pictures = []
+    if pictures:
+        return pictures, 'pictures of the test split'
+    return noise_pictures(NOISE_SHAPES), 'pictures of noise'
+
+
+def _print_ap(cfg: Config, source: Source, detector: ExportedDetector, split: Split) -> None:
+    in_torch = _in_torch(source, detector)
+    rows = {
+        'torch': lambda path: in_torch(read_image(path)),
+        'file': lambda path: detector.detect([read_image(path)])[0],
+    }
+    for name, detect in rows.items():
+        found = average_precision(detect, source.classes, cfg, split)
+        values = (f'{key.split("/")[-1]} {value:.3f}' for key, value in found.items())
+        print(f'{name}: {", ".join(values)}')
+
+
+def _print_times(
+    args: argparse.Namespace, cfg: Config, source: Source, detector: ExportedDetector
+) -> None:
+    name = f'{args.out.name}, {detector.description.precision}'
+    times = time_in_turns(source, cfg, {name: detector}, tuple(args.time))
+    first = next(iter(times.values()))
+    for row, milliseconds in times.items():
+        print(f'{row:40} {milliseconds:8.1f} ms {first / milliseconds:6.2f} x')

@@ -1,0 +1,167 @@
+"""The command line of ``tools/infer.py``."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from gfl_det.cli.arguments import DTYPES, add_pixel_limit, count, share
+from gfl_det.errors import DataError
+from gfl_det.evaluation.coco import read_json
+from gfl_det.inference.drawing import Drawer, check_apart
+from gfl_det.inference.inferencer import GFLInferencer
+from gfl_det.inference.results import ImageResult, Results
+from gfl_det.utils.files import check_writable, writing
+from gfl_det.utils.progress import Progress
+
+EPILOG = """\
+INPUT is an image, a video, a folder, a pattern in quotes ('shots/**/*.png'), an http address, or
+several of them. Images that cannot be read are named, the others are done; the exit status is 1.
+Results hold, besides boxes and scores, for the left, top, right and bottom edge: edge_std (px),
+edge_low and edge_high (the interval of --level, px), edge_entropy (nats): docs/uncertainty.md.
+"""
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Detect in images and videos.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
+    add('inputs', metavar='INPUT', nargs='+', help='see below')
+    add(
+        '--config',
+        metavar='CONFIG',
+        help='a config file, or the name of a shipped config; without, the one in the checkpoint',
+    )
+    add('--out', metavar='FILE', help='write results: .json (COCO results) or .csv (needs pandas)')
+    add('--annotations', metavar='JSON', help='COCO file whose image and class ids --out uses')
+    add('--show-dir', metavar='DIR', help='draw every image into this folder')
+    add('--show-thr', type=share, default=0.3, metavar='S', help='least score drawn (0.3)')
+    add('--score-thr', type=share, metavar='S', help='least score, before calibration')
+    add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
+    add('--calibrator', metavar='JSON', help='of the scores: what tools/calibrate.py fit wrote')
+    add('--intervals', metavar='JSON', help='of the intervals: what tools/intervals.py fit wrote')
+    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is')
+    add('--batch-size', type=count, default=1, metavar='N', help='images at a time (1)')
+    add(
+        '--optimize',
+        nargs='?',
+        const='float32',
+        choices=DTYPES,
+        help='run as optimize_for_inference makes it; without a name in float32',
+    )
+    add('--recursive', action='store_true', help='search folders in folders')
+    add('--every', type=count, default=1, metavar='N', help='of a video, each N-th frame (1)')
+    add_pixel_limit(parser)
+    add('--quiet', action='store_true', help='no line an image, no progress')
+    return parser.parse_args(argv)
+
+
+def infer(args: argparse.Namespace) -> None:
+    """Detect, print, write.
+
+    Raises:
+        GFLDetError: nothing could be done at all; or, when all else is done, images could not be
+            read.
+    """
+    _check_out(args)
+    annotations = read_json(args.annotations) if args.annotations else None
+    detector = GFLInferencer(
+        args.checkpoint,
+        args.config,
+        device=args.device,
+        score_thr=args.score_thr,
+        level=args.level,
+        calibrator=args.calibrator,
+        intervals=args.intervals,
+        distributions=args.show_dir is not None,
+        optimize=args.optimize,
+    )
+    drawer = Drawer(args.show_dir, detector.classes, args.show_thr) if args.show_dir else None
+    results = _detect(args, detector, drawer, annotations)
+    failed = results.failures
+    if args.out and len(failed) < len(results):
+        _write(results, args.out, annotations)
+        print(f'results: {args.out}')
+    if drawer and len(failed) < len(results):
+        print(f'pictures: {args.show_dir} ({len(results) - len(failed)} files)')
+    if len(failed) == len(results) == 1:
+        raise DataError(str(failed[0].error))
+    if failed:
+        raise DataError(f'{len(failed)} of {len(results)} inputs could not be read, see above.')
+
+
+def _detect(
+    args: argparse.Namespace,
+    detector: GFLInferencer,
+    drawer: Drawer | None,
+    annotations: dict | None,
+) -> Results:
+    reading = dict(recursive=args.recursive, every=args.every, max_pixels=args.max_pixels)
+    sources = detector.find(args.inputs, **reading)
+    if drawer:
+        check_apart(sources, drawer.folder)
+    if annotations:  # an unknown image or class is told before the work
+        named = (ImageResult(each.name, classes=detector.classes) for each in sources)
+        Results(named).to_coco(annotations)
+    results = Results()
+    with Progress(sum(each.images for each in sources), 'images', not args.quiet) as bar:
+        stream = detector.stream(
+            sources, batch_size=args.batch_size, keep_images=drawer is not None
+        )
+        for result in stream:
+            bar.advance()
+            results.images.append(result.compact())
+            if result.error is not None:
+                if len(sources) > 1:
+                    bar.say(f'warning: {result.error}')
+                continue
+            if drawer:
+                drawer(result)
+            if not args.quiet:
+                bar.tell(summary(result))
+    return results
+
+
+def summary(result: ImageResult) -> str:
+    """One line: the image, how many boxes, and of each class the best score and the number."""
+    labels, scores = result.instances.labels.tolist(), result.instances.scores.tolist()
+    best: dict[int, float] = {}
+    for label, score in zip(labels, scores):
+        best.setdefault(label, score)  # scores fall
+    number = Counter(labels)
+    kinds = ', '.join(
+        f'{result.classes[label]} ({score:.2f}{f", {number[label]} times" * (number[label] > 1)})'
+        for label, score in best.items()
+    )
+    boxes = f'{len(labels)} box' + 'es' * (len(labels) != 1)
+    return f'{result.name}: {boxes}' + (f': {kinds}' if kinds else '')
+
+
+def _check_out(args: argparse.Namespace) -> None:
+    """Refuse before the work what could not be written after it."""
+    if not args.out:
+        if args.annotations:
+            raise DataError('--annotations gives ids to a result file: name it with --out.')
+        return
+    ending = Path(args.out).suffix
+    if ending not in ('.json', '.csv'):
+        raise DataError(f'--out {args.out} must end in .json (COCO results) or .csv (a table).')
+    check_writable(args.out)
+    if ending == '.csv':
+        Results().to_pandas()
+
+
+def _write(results: Results, out: str, annotations: dict | None) -> None:
+    if Path(out).suffix == '.json':
+        results.save(out, annotations)
+        return
+    table = results.to_pandas()
+    with writing(out):
+        table.to_csv(out, index=False)

@@ -1,0 +1,193 @@
+"""The command line of ``tools/intervals.py``: fit calibrators of intervals, measure them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gfl_det.calibration.apply import check_interval_class_names
+from gfl_det.calibration.calibrators import Source
+from gfl_det.calibration.interval_files import load_interval_calibrator, save_interval_calibrator
+from gfl_det.calibration.intervals import IntervalCalibrator, check_applies, fit_factors
+from gfl_det.cli.arguments import count
+from gfl_det.errors import DataError
+from gfl_det.evaluation.detections import fingerprint
+from gfl_det.inference.coverage import Coverage, Matched, Split, coverage, judge, read_split
+from gfl_det.utils.files import check_writable, writing
+
+SHOWN = (0.5, 0.8, 0.9, 0.95)
+IOU = 0.5
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Make edge intervals hold the share of true edges that they promise.'
+    )
+    commands = parser.add_subparsers(dest='command', required=True)
+    fitting = commands.add_parser('fit', help='fit on a split that nothing else is judged on')
+    measuring = commands.add_parser('measure', help='measure coverage on other images')
+    for command, text in ((fitting, 'the file to write'), (measuring, 'what fit wrote')):
+        add = command.add_argument
+        add('intervals', metavar='INTERVALS', help=f'{text}: .json')
+        add('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
+        add('--truths', metavar='JSON', required=True, help='COCO annotations')
+        add('--images', metavar='DIR', required=True, help='folder of their image files')
+        add('--half', choices=['first', 'second'], help='a random half of the images')
+        add('--seed', type=int, default=0, help='of the halves (0)')
+        add('--config', metavar='CONFIG', help='without, the one in the checkpoint')
+        add('--device', metavar='NAME', help='cpu, cuda ...; without, the best there is')
+        add('--batch-size', type=count, default=1, metavar='N', help='images at a time (1)')
+    fitting.add_argument(
+        '--together', action='store_true', help='one factor for all four sides: fewer images do'
+    )
+    measuring.add_argument(
+        '--out', metavar='PNG', help='draw coverage against level into this file'
+    )
+    return parser.parse_args(argv)
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Fit factors on a split and write them.
+
+    Raises:
+        GFLDetError: a file cannot be used, or there are too few matches.
+    """
+    check_writable(args.intervals)
+    split = _split(args)
+    detector = _detector(args)
+    judged = judge(detector, split, IOU, args.batch_size)
+    levels, factors = fit_factors(judged.edges, together=args.together)
+    calibrator = IntervalCalibrator(
+        levels,
+        factors,
+        _head(detector),
+        tuple(detector.classes),
+        IOU,
+        _source(split, judged, detector.classes),
+    )
+    save_interval_calibrator(calibrator, args.intervals)
+    print(f'fitted on {len(judged.edges)} matched detections in {len(split.files)} images')
+    for level in SHOWN:
+        if level <= levels[-1]:
+            sides = ', '.join(f'{each:.3f}' for each in calibrator.factors_at(level))
+            print(f'level {level:g}: intervals times {sides} (left, top, right, bottom)')
+    print(f'intervals: {args.intervals}')
+    print(f'to use them: tools/infer.py --intervals {args.intervals}, or')
+    print(f'--cfg-options model.test_cfg.interval_calibrator={args.intervals}')
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Print coverage before and after, on images that the calibrator has not seen.
+
+    Raises:
+        GFLDetError: a file cannot be used, or the calibrator has seen an image.
+    """
+    if args.out:
+        if Path(args.out).suffix.lower() != '.png':
+            raise DataError(f'--out {args.out} must end in .png: it is drawn as PNG.')
+        check_writable(args.out)
+    calibrator = load_interval_calibrator(args.intervals)
+    split = _split(args)
+    seen = set(calibrator.source.images) & set(split.truths.image_keys)
+    if seen:
+        raise DataError(
+            f'{len(seen)} of {len(split.files)} images were used to fit {args.intervals}: measure '
+            'it on others.'
+        )
+    detector = _detector(args)
+    check_applies(calibrator, args.intervals, _head(detector), len(detector.classes))
+    check_interval_class_names(args.intervals, detector.classes, 'the detector')
+    judged = judge(detector, split, calibrator.iou_threshold, args.batch_size)
+    before, after = _both(judged, calibrator, SHOWN)
+    print(
+        f'{len(judged.edges)} detections match a truth at IoU {calibrator.iou_threshold:g} in '
+        f'{len(split.files)} images'
+    )
+    print(table(before, after))
+    if args.out:
+        draw(*_both(judged, calibrator, calibrator.levels), Path(args.out))
+        print(f'picture: {args.out}')
+
+
+def table(before: Coverage, after: Coverage) -> str:
+    """Coverage and mean width at each level, the distributions' own and calibrated."""
+    lines = [
+        '        share of true edges         mean width, px   calibrated: share of each side',
+        'level   own    calibrated           own  calibrated  left   top    right  bottom  box',
+    ]
+    for row, level in enumerate(before.levels):
+        sides = '  '.join(f'{share:.3f}' for share in after.share_of_sides[row])
+        lines.append(
+            f'{level:<6g}  {before.share[row]:.3f}  {after.share[row]:.3f}              '
+            f'{before.width[row]:6.1f}  {after.width[row]:6.1f}      {sides}   '
+            f'{after.share_of_boxes[row]:.3f}'
+        )
+    return '\n'.join(lines)
+
+
+def draw(before: Coverage, after: Coverage, path: Path) -> None:
+    """Draw coverage against level, before and after, as a PNG.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color='black', linewidth=0.8, linestyle=':')
+    for name, colour, each in (('own', '#8d99ae', before), ('calibrated', '#2b7a78', after)):
+        axes.plot(each.levels, each.share, 'o-', color=colour, label=name, markersize=4)
+    axes.set(
+        xlabel='level',
+        ylabel='share of true edges in their intervals',
+        xlim=(0.4, 1),
+        ylim=(0.4, 1.01),
+    )
+    axes.set_aspect('equal')
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.legend(frameon=False)
+    with writing(path):
+        figure.savefig(path, dpi=130)
+
+
+def _both(
+    judged: Matched, calibrator: IntervalCalibrator, levels: Sequence[float]
+) -> tuple[Coverage, Coverage]:
+    reached = [level for level in levels if level <= calibrator.levels[-1]]
+    factors = [calibrator.factors_at(level) for level in reached]
+    return coverage(judged.edges, reached), coverage(judged.edges, reached, factors)
+
+
+def _split(args: argparse.Namespace) -> Split:
+    """The images and truths that the arguments name; all images are there."""
+    split = read_split(args.truths, args.images, args.half, args.seed)
+    missing = [each.name for each in split.files if not each.is_file()]
+    if missing:
+        raise DataError(
+            f'{len(missing)} of {len(split.files)} images of {args.truths} are not in '
+            f'{args.images}, such as {missing[0]}: give their folder with --images.'
+        )
+    return split
+
+
+def _detector(args: argparse.Namespace) -> Any:
+    from gfl_det.inference import GFLInferencer  # it imports the heads, and they this package
+
+    return GFLInferencer(
+        args.checkpoint, args.config, device=args.device, level=None, distributions=True
+    )
+
+
+def _head(detector: Any) -> str:
+    return type(getattr(detector.model, 'bbox_head', detector.model)).__name__
+
+
+def _source(split: Split, judged: Matched, classes: Sequence[str]) -> Source:
+    digest = fingerprint(split.truths.of_classes(classes), judged.detections)
+    return Source(digest, tuple(split.truths.image_keys), len(judged.edges))

@@ -1,0 +1,115 @@
+"""The command line of ``tools/report.py``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from gfl_det.cli import main
+from gfl_det.cli.arguments import count_or_zero
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.utils.files import check_writable, writing
+from gfl_det.visualization.report.analysis import analyse
+from gfl_det.visualization.report.data import ReportData
+from gfl_det.visualization.report.from_results import read_results
+from gfl_det.visualization.report.gallery import draw_gallery
+from gfl_det.visualization.report.page import render
+from gfl_det.visualization.report.training import scalar_files
+
+EPILOG = """\
+SOURCE is a work dir of tools/train.py, whose best checkpoint (else the newest) is run over a split
+of its config; or a .json file of COCO results with --truths, best with --images. Errors are sorted
+into kinds as TIDE does (Bolya et al., ECCV 2020). Counts and pictures are of detections with at
+least the score of the best F1 over all classes.
+"""
+ONLY_WORK_DIR = ('config', 'checkpoint', 'cfg_options')
+ONLY_RESULTS = ('truths', 'images', 'logs')
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Write one self-contained HTML page about a detector.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('source', metavar='SOURCE', type=Path, help='a work dir, or COCO results; see below')
+    add(
+        '--out',
+        metavar='HTML',
+        type=Path,
+        default=Path('report.html'),
+        help='the page to write (report.html)',
+    )
+    add('--title', help='of the page')
+    add('--calibrator', metavar='JSON', help='of the scores: what tools/calibrate.py fit wrote')
+    add('--pictures', metavar='N', type=count_or_zero, default=48, help='images shown at most (48)')
+    add('--quiet', action='store_true', help='no progress')
+    run = parser.add_argument_group('a work dir')
+    run.add_argument('--split', choices=['val', 'test'], default='val', help="the config's (val)")
+    run.add_argument('--config', metavar='CONFIG', help='in place of the one in the work dir')
+    run.add_argument('--checkpoint', metavar='CHECKPOINT', help='in place of the best one')
+    main.add_cfg_options(run)
+    files = parser.add_argument_group('results')
+    files.add_argument('--truths', metavar='JSON', help='COCO annotations of the images')
+    files.add_argument('--images', metavar='DIR', help='folder of the images; without, no pictures')
+    files.add_argument('--logs', metavar='DIR', type=Path, help='work dir with training curves')
+    return parser.parse_args(argv)
+
+
+def report(args: argparse.Namespace) -> Path:
+    """Write the page.
+
+    Returns:
+        Its file.
+
+    Raises:
+        GFLDetError: something is missing, does not belong together, or cannot be written.
+    """
+    _check_out(args.out)
+    data = _read(args)
+    if args.title:
+        data = data._replace(title=args.title)
+    analysis = analyse(data, not args.quiet)
+    analysis.values['pictures'] = draw_gallery(data, analysis, args.pictures, not args.quiet)
+    page = render(analysis.values)
+    with writing(args.out):
+        args.out.write_text(page, encoding='utf-8', errors='replace')
+    return args.out
+
+
+def _read(args: argparse.Namespace) -> ReportData:
+    if args.source.is_dir():
+        _refuse(args, ONLY_RESULTS, 'a work dir')
+        from gfl_det.visualization.report.from_work_dir import (
+            find_checkpoint,
+            find_config,
+            run_work_dir,  # loads mmdet
+        )
+
+        cfg = main.load_config(args.config or str(find_config(args.source)), args.cfg_options)
+        checkpoint = args.checkpoint or str(find_checkpoint(args.source))
+        return run_work_dir(args.source, cfg, checkpoint, args.split, args.calibrator)
+    if not args.source.exists():
+        raise DataError(f'{args.source} does not exist: give a work dir or a file of results.')
+    _refuse(args, ONLY_WORK_DIR, 'results')
+    if args.truths is None:
+        raise ConfigError(f'{args.source} is taken for results: give their --truths too.')
+    data = read_results(str(args.source), args.truths, args.images, args.calibrator)
+    return data._replace(scalars=scalar_files(args.logs) if args.logs else ())
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], what: str) -> None:
+    for name in names:
+        if getattr(args, name) is not None:
+            option = name.replace('_', '-')
+            raise ConfigError(f'--{option} is not for {what} ({args.source}): leave it out.')
+
+
+def _check_out(path: Path) -> None:
+    """Refuse before the work is done what cannot be written after it."""
+    if path.suffix not in ('.html', '.htm'):
+        raise DataError(f'{path} must end in .html.')
+    check_writable(path)

@@ -1,0 +1,145 @@
+"""The command line of ``tools/sanity.py``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from gfl_det.cli.arguments import count
+from gfl_det.cli.main import add_cfg_options, load_config
+from gfl_det.datasets import parsed
+from gfl_det.datasets.checks.check import Source, check_annotations_alone, read
+from gfl_det.engine import config_edits
+from gfl_det.engine.preflight.classes import check_classes
+from gfl_det.engine.preflight.data import check_data
+from gfl_det.engine.preflight.weights import check_weights
+from gfl_det.engine.sanity.batch import Examples, build_dataset, load
+from gfl_det.engine.sanity.diagnosis import Suspect, suspects_of_curve, suspects_of_data, verdict
+from gfl_det.engine.sanity.evidence import box_chance, label_chance
+from gfl_det.engine.sanity.overfit import Curve, overfit
+from gfl_det.errors import GFLDetError
+from gfl_det.utils.console import print_table
+from gfl_det.utils.files import check_writable, write_json
+from gfl_det.utils.walk import annotation_path, datasets_of, is_remote
+
+LOOKED_AT = 64  # pictures whose boxes and labels are looked at without a model
+TRIAL_STEPS = 60  # with another learning rate, where the config's fails
+FORMAT_CODES = ('boxes.corners', 'boxes.fractions')
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Train on a few pictures until they are known by heart. Where that fails, or '
+        'where boxes or labels have nothing to do with the pictures, say which part looks wrong.',
+        epilog='Exit status: 0, sane; 1, something looks wrong.',
+    )
+    parser.add_argument('config', help='a config file, or the name of a shipped config')
+    parser.add_argument('--images', type=count, default=8, help='pictures to learn (%(default)s)')
+    parser.add_argument('--steps', type=count, default=200, help='steps at most (%(default)s)')
+    parser.add_argument('--device', help='cpu, cuda, ...; the GPU where there is one')
+    parser.add_argument('--from-scratch', action='store_true', help='random weights, no download')
+    parser.add_argument('--json', metavar='FILE', help='write losses, AP and suspects')
+    add_cfg_options(parser)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at the data, overfit, diagnose, print; return the exit status.
+
+    Raises:
+        GFLDetError: Data or weights are missing, or contradict the config.
+    """
+    cfg = load_config(args.config, args.cfg_options)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
+        return _run(cfg, args)
+
+
+def _run(cfg: Config, args: argparse.Namespace) -> int:
+    begin, begin_busy = time.monotonic(), time.process_time()
+    if args.json:
+        check_writable(args.json)
+    if args.from_scratch:
+        config_edits.train_from_scratch(cfg)
+    check_classes(cfg, ['train'])
+    check_data(cfg, ['train'])
+    check_weights(cfg)
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    suspects = look_at_data(cfg, args.images)
+    batch = load(build_dataset(cfg), args.images)
+    boxes = sum(map(len, Examples.of(batch).labels))
+    print(f'{len(batch["inputs"])} pictures with {boxes} boxes, {args.steps} steps at most')
+    curve = overfit(cfg, batch, args.steps, device, progress=_show)
+    if not curve.reached:
+        slower, faster = (
+            _try_rate(cfg, batch, min(args.steps, TRIAL_STEPS), device, factor)
+            for factor in (0.1, 10.0)
+        )
+        suspects += suspects_of_curve(curve, slower, faster)
+    seconds = time.monotonic() - begin
+    print_outcome(curve, suspects)
+    print(f'{seconds:.0f} s, {time.process_time() - begin_busy:.0f} s of processor time')
+    if args.json:
+        content = dict(curve=curve._asdict(), suspects=suspects, seconds=round(seconds, 1))
+        write_json(args.json, content, indent=1)
+    return int(bool(suspects) or not curve.reached)
+
+
+def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
+    """Say what looks wrong before any model is built.
+
+    Args:
+        cfg: The config.
+        fewest: Pictures to look at, at least.
+    """
+    format_fault = None
+    for dataset in datasets_of(cfg, 'train'):
+        path = annotation_path(dataset)
+        if path and path.endswith('.json') and not is_remote(path):
+            content = read(path)
+            found = check_annotations_alone(Source('train', path), content)
+            parsed.keep(path, content)
+            faults = (each.text for each in found if each.code in FORMAT_CODES)
+            format_fault = format_fault or next(faults, None)
+    examples = Examples.of(load(build_dataset(cfg), max(LOOKED_AT, fewest)))
+    chances = box_chance(examples), label_chance(examples)
+    for name, chance in zip(('boxes', 'labels'), chances):
+        text = 'too few to tell' if chance is None else f'chance does as well in {chance:.1%}'
+        print(f'{name} of {len(examples.pictures)} pictures against their look: {text}')
+    return suspects_of_data(format_fault, *chances)
+
+
+def print_outcome(curve: Curve, suspects: Sequence[Suspect]) -> None:
+    """Print the losses before and after, the verdict, and each suspect."""
+    first, last = curve.losses[0], curve.losses[-1]
+    highest = {name: max(step[name] for step in curve.losses) for name in first}
+    rows = [
+        (name, f'{first[name]:.4f}', f'{highest[name]:.4f}', f'{last[name]:.4f}') for name in first
+    ]
+    print_table('', ('loss', 'first', 'highest', 'last'), rows)
+    if curve.scores is not None:
+        print(f'AP {curve.scores.ap:.3f}, whatever the class {curve.scores.ap_any_class:.3f}')
+    print(verdict(curve, suspects))
+    for suspect in suspects:
+        print(f'  {suspect.part}: {suspect.reason}')
+
+
+def _try_rate(cfg: Config, batch: dict, steps: int, device: str, factor: float) -> Curve | None:
+    print(f'not learnt: trying {factor:g} times the learning rate', file=sys.stderr)
+    try:
+        return overfit(cfg, batch, steps, device, factor)
+    except GFLDetError:
+        raise
+    except (RuntimeError, ValueError):  # weights that overflowed break operators in many ways
+        return None
+
+
+def _show(step: int, losses: dict[str, float]) -> None:
+    terms = ', '.join(f'{name} {value:.4f}' for name, value in losses.items())
+    print(f'step {step + 1}: {terms}', file=sys.stderr, flush=True)

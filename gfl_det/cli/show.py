@@ -1,0 +1,183 @@
+"""The command line behind ``tools/show.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gfl_det.cli.arguments import add_pixel_limit, count_or_zero, share
+from gfl_det.datasets.annotation_boxes import as_boxes
+from gfl_det.errors import DataError
+from gfl_det.inference import GFLInferencer, ImageResult
+from gfl_det.inference.drawing import PictureNames, check_apart
+from gfl_det.inference.results import find_id, ids_by_name, path_tails
+from gfl_det.ops.box_formats import xywh_to_xyxy
+from gfl_det.visualization.charts import ENDINGS, edge_figure, save_figure, sharp_and_flat
+from gfl_det.visualization.edges import Boxes
+from gfl_det.visualization.picture import draw_boxes, side_by_side
+from gfl_det.visualization.visualizer import save_picture
+
+MAX_PX = 1e9  # beyond any picture; larger numbers cannot be added up
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Draw detections with soft edges, and bar charts of their edges.',
+        epilog='The opacity across an edge is the probability that the head gives to each place: '
+        'sure edges are narrow and dense, unsure ones wide and faint.',
+    )
+    parser.add_argument('checkpoint', help='weights: a file or an address')
+    parser.add_argument(
+        'inputs', nargs='+', metavar='IMAGE', help='files, folders, patterns in quotes, addresses'
+    )
+    parser.add_argument(
+        '--config',
+        help='a config file, or the name of a shipped config; without, the one in the checkpoint',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('pictures'),
+        metavar='DIR',
+        help='folder to write DIR/IMAGE.png into, and with --edges DIR/IMAGE.edges.png (pictures)',
+    )
+    parser.add_argument(
+        '--score-thr', type=share, default=0.3, metavar='S', help='least score drawn (0.3)'
+    )
+    parser.add_argument(
+        '--truths', type=Path, metavar='JSON', help='COCO annotations to draw beside detections'
+    )
+    parser.add_argument(
+        '--edges',
+        nargs='*',
+        type=count_or_zero,
+        metavar='BOX',
+        help='also chart the edges of these boxes, by rank of score from 0; without a number, of '
+        'the box with the sharpest edges and the one with the flattest',
+    )
+    parser.add_argument(
+        '--format',
+        choices=[ending[1:] for ending in ENDINGS],
+        default='png',
+        help='of the charts (png): pdf and svg hold vectors; jpg is that of the pictures too',
+    )
+    parser.add_argument('--calibrator', metavar='JSON', help='what tools/calibrate.py fit wrote')
+    parser.add_argument(
+        '--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is'
+    )
+    add_pixel_limit(parser)
+    return parser.parse_args(argv)
+
+
+def show(args: argparse.Namespace) -> Iterator[Path]:
+    """Draw each image.
+
+    Yields:
+        The files, as they are written.
+
+    Raises:
+        GFLDetError: something is missing or cannot be written; or, when all others are done, images
+            could not be read.
+    """
+    truths = CocoTruths(args.truths) if args.truths else None
+    detector = GFLInferencer(
+        args.checkpoint,
+        args.config,
+        device=args.device,
+        calibrator=args.calibrator,
+        distributions=True,
+    )
+    failed, name = 0, PictureNames()
+    sources = detector.find(args.inputs, max_pixels=args.max_pixels)
+    check_apart(sources, args.out)
+    for result in detector.stream(sources, keep_images=True):
+        if result.error is not None:
+            print(f'warning: {result.error}', file=sys.stderr)
+            failed += 1
+        else:
+            yield from _draw(args, result, truths, name(result))
+    if failed:
+        raise DataError(f'{failed} of the images could not be read, see above.')
+
+
+def _draw(
+    args: argparse.Namespace, result: ImageResult, truths: CocoTruths | None, stem: str
+) -> Iterator[Path]:
+    """Draw one image, and chart the edges of its boxes where that is asked for."""
+    assert result.image is not None  # they are kept
+    image = np.ascontiguousarray(result.image[..., ::-1])
+    name = Path(result.source).name
+    found = Boxes.of(result.instances, args.score_thr)
+    given = truths.of(result.source, result.classes) if truths else None
+    picture = draw_boxes(image, found, result.classes)
+    if given is not None:
+        truth = draw_boxes(image, given, result.classes)
+        picture = side_by_side([('truth', truth), ('prediction', picture)])
+    path = args.out / f'{stem}.{"jpg" if args.format == "jpg" else "png"}'
+    save_picture(picture, path)
+    yield path
+    if args.edges is None:
+        return
+    if len(found.boxes) == 0:
+        print(f'{name}: no box of score {args.score_thr} or more to chart', file=sys.stderr)
+        return
+    chosen = [each for each in args.edges if each < len(found.boxes)]
+    if len(chosen) < len(args.edges):
+        print(f'{name}: boxes 0 to {len(found.boxes) - 1} alone can be charted', file=sys.stderr)
+    chosen = chosen or sharp_and_flat(found) or [0]
+    path = args.out / f'{stem}.edges.{args.format}'
+    save_figure(edge_figure(image, found, chosen, result.classes, given), path)
+    yield path
+
+
+class CocoTruths:
+    """The boxes of a COCO file, by the image file: its path, its end, or its name if one has it.
+
+    Raises:
+        DataError: the file is missing or no COCO annotations.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = json.loads(path.read_text())
+            self._ids = ids_by_name(content['images'], 'file_name', 'image')
+            self._names = {each['id']: each['name'] for each in content['categories']}
+            self._boxes: dict[Any, list[Any]] = {each: [] for each in self._ids.values()}
+            for each in content['annotations']:
+                entry = (self._names[each['category_id']], each['bbox'])
+                self._boxes.setdefault(each['image_id'], []).append(entry)
+        except OSError as error:
+            raise DataError(f'{path} cannot be read: {error.strerror}.') from error
+        except DataError as error:
+            raise DataError(f'{path}: {error}') from error
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise DataError(f'{path} holds no COCO annotations: {error!r:.200}.') from error
+
+    def of(self, name: str, classes: Sequence[str]) -> Boxes:
+        """The truths of an image file; those of other classes than the detector's are left out.
+
+        Raises:
+            DataError: the file does not know the image.
+        """
+        alike = [each for each in self._ids if Path(each).name == Path(name).name]
+        known = path_tails(name) + (alike if len(alike) == 1 else [])
+        image_id = find_id(self._ids, known, name, 'image')
+        entries = [each for each in self._boxes.get(image_id, []) if each[0] in classes]
+        boxes, _ = as_boxes([box for _, box in entries])
+        if not np.isfinite(boxes).all():
+            wrong = int(np.flatnonzero(~np.isfinite(boxes).all(1))[0])
+            raise DataError(
+                f'{self.path}: a box of {name} is {entries[wrong][1]!r:.60}, which is not four '
+                'finite numbers [x, y, width, height]: correct it.'
+            )
+        boxes = xywh_to_xyxy(boxes.clip(-MAX_PX, MAX_PX))
+        labels = [classes.index(kind) for kind, _ in entries]
+        return Boxes(boxes, np.array(labels, dtype=np.int64))

@@ -1,0 +1,181 @@
+"""The command line of ``tools/suggest_reg_max.py``: what it reads, writes and prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gfl_det.cli import picture
+from gfl_det.cli.arguments import count
+from gfl_det.cli.main import load_config
+from gfl_det.engine.preflight.classes import class_names
+from gfl_det.engine.reach import report
+from gfl_det.engine.reach.advice import DEFAULT_LIMITS, Advice, Limits, advise
+from gfl_det.engine.reach.boxes import read_boxes
+from gfl_det.engine.reach.measure import LARGEST, Pyramid
+from gfl_det.engine.reach.resizing import Resizing, resizing_of
+from gfl_det.engine.reach.settings import DEFAULTS, assigner_of, head_of
+from gfl_det.errors import ConfigError
+from gfl_det.models.assigners import ATSSAssigner
+from gfl_det.utils.files import make_folder, write_json
+from gfl_det.utils.progress import ProgressCalls
+from gfl_det.utils.walk import datasets_of
+
+EPILOG = """\
+Priors and assigner are those that train: a positive is a prior that ATSS gives to a box, and an
+edge is clipped if it lies farther from that prior than reg_max strides of its level.
+Of the pyramids tried the least change is suggested that keeps to --max-bare and --max-clipped."""
+
+
+class Setting(NamedTuple):
+    """What a detector does with a data set."""
+
+    pyramid: Pyramid
+    reg_max: int
+    assigner: ATSSAssigner
+    resizing: Resizing
+    classes: list[str] | None
+    warnings: list[str]
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Suggest reg_max, strides and anchor scale for your own boxes.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('annotations', metavar='ANNOTATIONS', help='COCO JSON of the boxes')
+    parser.add_argument(
+        '--config',
+        help='take image size, strides, anchor scale, reg_max, top k and classes from this config',
+    )
+    size = parser.add_argument_group('the detector, in place of what the config says')
+    size.add_argument(
+        '--scale',
+        type=count,
+        nargs=2,
+        metavar=('W', 'H'),
+        help='px that images are fitted into, ratio kept, as mmdet does; without: as they are',
+    )
+    size.add_argument('--strides', type=count, nargs='+', metavar='S', help='8 16 32 64 128')
+    size.add_argument('--anchor-scale', type=float, metavar='X', help='side in strides (8)')
+    size.add_argument('--reg-max', type=count, metavar='N', help='to judge (16)')
+    size.add_argument('--topk', type=count, metavar='K', help='candidates a level of ATSS (9)')
+    size.add_argument('--pad', type=count, metavar='PX', help='images are padded to (32)')
+    limits = parser.add_argument_group('what the advice keeps to')
+    default = DEFAULT_LIMITS
+    limits.add_argument(
+        '--max-bare',
+        type=float,
+        default=default.bare,
+        metavar='SHARE',
+        help='of truths without a positive (%(default)s)',
+    )
+    limits.add_argument(
+        '--max-clipped',
+        type=float,
+        default=default.clipped,
+        metavar='SHARE',
+        help='of positives with an edge beyond reg_max (%(default)s)',
+    )
+    parser.add_argument(
+        '--sample',
+        type=count,
+        default=20000,
+        metavar='N',
+        help='boxes to try pyramids on (%(default)s)',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of the sample and of random sizes (0)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/reach'),
+        metavar='DIR',
+        help='for reach.json and reach.png (%(default)s)',
+    )
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> Advice:
+    """Measure, print, and write ``reach.json`` and ``reach.png``.
+
+    Raises:
+        GFLDetError: The annotations or the config cannot be used.
+    """
+    setting = read_setting(args)
+    make_folder(args.out)
+    random = np.random.default_rng(args.seed)
+    print(f'reading {args.annotations}', file=sys.stderr, flush=True)
+    boxes = read_boxes(args.annotations, setting.resizing, random, setting.classes)
+    images = len(boxes.image_wh)
+    print(f'{args.annotations}: {len(boxes.xyxy):,} boxes of {images:,} images, ', end='')
+    print(f'{boxes.num_classes} classes, {setting.resizing}')
+    for warning in (boxes.dropped, *setting.warnings):
+        if warning:
+            print(f'warning: {warning}', file=sys.stderr)
+    with ProgressCalls() as told:
+        advice = advise(
+            boxes,
+            setting.pyramid,
+            setting.assigner,
+            reg_max=setting.reg_max,
+            limits=Limits(args.max_bare, args.max_clipped),
+            sample=args.sample,
+            seed=args.seed,
+            report=told,
+        )
+    print(report.format_text(advice))
+    write_json(args.out / 'reach.json', report.as_dict(advice), indent=1)
+    picture.draw(advice, args.out / 'reach.png')
+    print(f'written: {args.out / "reach.json"}, {args.out / "reach.png"}')
+    return advice
+
+
+def read_setting(args: argparse.Namespace) -> Setting:
+    """Take each value from its option, else from the config, else the paper's.
+
+    Raises:
+        ConfigError: The config has no head with a pyramid of square priors, or no resizing.
+    """
+    found: dict[str, Any] = dict(DEFAULTS)
+    resizing, classes = Resizing(), None
+    warnings: list[str] = []
+    options: dict[str, Any] = {}
+    if args.config:
+        cfg = load_config(args.config)
+        found.update(head_of(cfg.model, args.config))
+        try:
+            options = assigner_of(cfg.model)
+        except ConfigError as other:
+            warnings.append(f'{other}: what is measured is what ATSS would do')
+        found['topk'] = options.pop('topk', found['topk'])
+        datasets = datasets_of(cfg, 'train')
+        if datasets and not args.scale:
+            resizing, steps = resizing_of(datasets[0].get('pipeline', []))
+            warnings += _not_followed(steps)
+        classes = class_names(datasets[0]) if datasets else None
+    given = {key: getattr(args, key) for key in DEFAULTS if getattr(args, key) is not None}
+    found.update(given)
+    if args.scale:
+        resizing = Resizing((tuple(args.scale),))
+    strides = tuple(sorted(found['strides']))
+    if found['anchor_scale'] <= 0 or not 2 <= found['reg_max'] < LARGEST:
+        raise ConfigError(f'Give an anchor scale above 0 and a reg_max of 2 to {LARGEST - 1}.')
+    pyramid = Pyramid(strides, float(found['anchor_scale']), found['pad'])
+    assigner = ATSSAssigner(found['topk'], **options)
+    return Setting(pyramid, found['reg_max'], assigner, resizing, classes, warnings)
+
+
+def _not_followed(steps: list[str]) -> list[str]:
+    if not steps:
+        return []
+    return [
+        f'{", ".join(steps)} of the training pipeline move boxes further, which is not followed: '
+        'what is measured are the boxes of whole images'
+    ]

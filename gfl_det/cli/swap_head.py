@@ -1,0 +1,112 @@
+"""The command line of ``tools/swap_head.py``: what it reads, writes and prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from gfl_det.cli.main import load_config
+from gfl_det.errors import ConfigError
+from gfl_det.swap.check import check_config
+from gfl_det.swap.head_config import HEADS
+from gfl_det.swap.swap import Swap, swap_head
+from gfl_det.swap.weights import carry_over, save_weights
+from gfl_det.swapping import zoo
+from gfl_det.utils.config import CONFIG_ENDINGS
+
+ROW = '{:>4} {:20} {:5.1f} s  {}'
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description='Put a GFL head into the config of a detector.')
+    parser.add_argument(
+        'config', nargs='?', help='a file, the name of a shipped config, or mmdet::FOLDER/NAME.py'
+    )
+    parser.add_argument('--head', choices=HEADS, default='GFLHead', help='the new head')
+    parser.add_argument(
+        '--target',
+        choices=['bbox_head', 'rpn_head'],
+        help='which head to replace; the proposal head in a detector of two stages',
+    )
+    parser.add_argument('--num-classes', type=int, metavar='N', help='in place of the old number')
+    parser.add_argument(
+        '--out', type=Path, metavar='FILE', help='the new config; of --zoo, outcomes line by line'
+    )
+    parser.add_argument(
+        '--weights', metavar='CHECKPOINT', help='carry over what fits of a trained detector'
+    )
+    parser.add_argument(
+        '--check', action='store_true', help='build it, train one step, predict once, on noise'
+    )
+    parser.add_argument(
+        '--zoo', action='store_true', help="try every single-stage config of mmdet's zoo"
+    )
+    args = parser.parse_args(argv)
+    if bool(args.config) == args.zoo:
+        parser.error('give a config, or --zoo without one')
+    return args
+
+
+def swap_one(args: argparse.Namespace) -> None:
+    """Swap the head of one config, write it, and say what was done.
+
+    Raises:
+        GFLDetError: See :func:`gfl_det.swap_head`, :func:`.check.check_config`.
+    """
+    out = args.out or Path(f'{Path(args.config).stem}_{args.head.lower()}.py')
+    if out.suffix not in CONFIG_ENDINGS:
+        raise ConfigError(f'--out {out} must end in one of {", ".join(CONFIG_ENDINGS)}.')
+    if out.exists() and Path(args.config).exists() and out.samefile(args.config):
+        raise ConfigError(f'--out {out} is the config that is read: choose another name.')
+    cfg = load_config(args.config)
+    swap = swap_head(cfg, args.head, target=args.target, num_classes=args.num_classes)
+    print(swap.report)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if args.weights:
+        _carry_over(swap, args.weights, out.with_suffix('.pth'))
+    swap.config.dump(out)
+    if Config.fromfile(out).to_dict() != swap.config.to_dict():
+        raise ConfigError(
+            f'{out} does not read back as it was written: report the config it is of.'
+        )
+    print(f'config: {out}')
+    if args.check:
+        _check(swap)
+
+
+def try_zoo(args: argparse.Namespace) -> None:
+    """Try the whole zoo and print the table."""
+    out = args.out or Path('work_dirs') / f'zoo_{args.head.lower()}.jsonl'
+    out.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+
+    def show(row: zoo.Row) -> None:
+        nonlocal count
+        count += 1
+        print(ROW.format(count, row.outcome, row.seconds, row.config), file=sys.stderr, flush=True)
+
+    rows = zoo.run_zoo(out, args.head, progress=show)
+    print(zoo.format_table(rows))
+    print(f'outcomes: {out}')
+
+
+def _carry_over(swap: Swap, checkpoint: str, path: Path) -> None:
+    transfer = carry_over(swap, checkpoint)
+    save_weights(transfer, str(path))
+    swap.config.load_from = str(path)
+    print(transfer.report)
+    print(f'weights: {path} (load_from of the config)')
+
+
+def _check(swap: Swap) -> None:
+    outcome = check_config(swap.config, swap.pyramid.side)
+    losses = ', '.join(f'{name} {value:.4f}' for name, value in outcome.losses.items())
+    print(f'one training step: {losses}')
+    print(
+        f'one prediction: {outcome.detections} boxes; {outcome.parameters / 1e6:.1f} M parameters'
+    )

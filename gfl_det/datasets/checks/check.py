@@ -1,0 +1,144 @@
+"""The whole check of one annotation file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from gfl_det.datasets.annotations import Entry, parse
+from gfl_det.datasets.checks.boxes import check_boxes
+from gfl_det.datasets.checks.classes import ClassCount, check_classes, count_classes
+from gfl_det.datasets.checks.draft import Draft, Finding
+from gfl_det.datasets.checks.images import check_decoded, check_present
+from gfl_det.datasets.checks.structure import check_structure, start
+from gfl_det.engine.reach.priors import check_priors
+from gfl_det.errors import DataError
+from gfl_det.utils.walk import Node, is_remote
+
+
+class Source(NamedTuple):
+    """An annotation file and what a config says of it."""
+
+    name: str  # of the split; empty for a file alone
+    path: str
+    folder: str | None = None  # of the images
+    classes: Sequence[str] | None = None
+    pipeline: Sequence[Node] = ()
+    cfg: Config | None = None
+
+
+class Decoding(NamedTuple):
+    """How images are decoded."""
+
+    workers: int
+    max_pixels: int
+    bar: bool = True
+
+
+class Report(NamedTuple):
+    """What a check found."""
+
+    source: Source
+    images: int  # in the file
+    boxes: int
+    classes: list[ClassCount]  # of what is left
+    findings: list[Finding]
+    seconds: float
+    repaired: Entry | None  # None where the file could not even be read
+
+    @property
+    def errors(self) -> list[Finding]:
+        """Those that stop a training or spoil it."""
+        return [finding for finding in self.findings if finding.level == 'error']
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the repaired file, for other programs."""
+        return {
+            'split': self.source.name,
+            'file': self.source.path,
+            'images': self.images,
+            'boxes': self.boxes,
+            'classes': [count._asdict() for count in self.classes],
+            'findings': [
+                {**finding._asdict(), 'number': len(finding.ids)} for finding in self.findings
+            ],
+            'seconds': round(self.seconds, 2),
+        }
+
+
+def check_file(source: Source, decoding: Decoding | None = None) -> Report:
+    """Read a file and run every check on it.
+
+    Args:
+        source: The file.
+        decoding: Also decode the images.
+
+    Returns:
+        The report; a file that is no COCO JSON has one finding.
+    """
+    begin = time.monotonic()
+    try:
+        dataset = read(source.path)
+        draft = start(dataset, source.path)
+    except DataError as error:
+        finding = Finding('error', 'file', str(error), [])
+        return Report(source, 0, 0, [], [finding], time.monotonic() - begin, None)
+    counts = len(draft.images), len(draft.annotations)
+    classes = run(draft, source, decoding)
+    seconds = time.monotonic() - begin
+    return Report(source, *counts, classes, draft.findings, seconds, draft.result())
+
+
+def read(path: str) -> Entry:
+    """Read and parse an annotation file.
+
+    Raises:
+        DataError: It cannot be read, or is no JSON object.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f'The annotation file {path} cannot be read ({error.strerror}): check the path.'
+        ) from error
+    return parse(content, path)
+
+
+def run(draft: Draft, source: Source, decoding: Decoding | None = None) -> list[ClassCount]:
+    """Run the checks in the order in which they rest on each other.
+
+    Returns:
+        How often each class occurs in what is left.
+    """
+    check_structure(draft)
+    check_classes(draft, source.classes)
+    if source.folder is not None and not is_remote(source.folder):
+        check_present(draft, source.folder)
+        if decoding is not None and draft.images:
+            check_decoded(draft, source.folder, *decoding)
+    table = check_boxes(draft)
+    if source.cfg is not None and draft.images:
+        check_priors(draft, table, source.cfg, source.pipeline)
+    return count_classes(draft, table, source.classes)
+
+
+def check_annotations_alone(source: Source, dataset: Entry) -> list[Finding]:
+    """Run what needs no image and no prior: the fast part, before a training.
+
+    Args:
+        source: The file.
+        dataset: Its content; it is not changed.
+
+    Returns:
+        The findings.
+
+    Raises:
+        DataError: It is no COCO file.
+    """
+    draft = start(dataset, source.path)
+    run(draft, source._replace(folder=None, cfg=None))
+    return draft.findings

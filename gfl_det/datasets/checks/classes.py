@@ -1,0 +1,125 @@
+"""Class names of an annotation file against a config's, and how often each class occurs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gfl_det.datasets.annotations import listed, match_classes, with_nearest
+from gfl_det.datasets.checks.boxes import Table
+from gfl_det.datasets.checks.draft import Draft
+from gfl_det.errors import DataError
+
+
+class ClassCount(NamedTuple):
+    """How often a class occurs."""
+
+    name: str
+    boxes: int  # crowds included
+    images: int
+
+
+def check_classes(draft: Draft, classes: Sequence[str] | None) -> None:
+    """Compare the categories with the classes of a config.
+
+    Of names that differ in capitals, spaces or signs alone, and of the order, a repaired file has
+    the config's.
+
+    Args:
+        draft: With sound categories.
+        classes: The names in ``metainfo``; None to leave them unchecked.
+    """
+    if classes is None:
+        return
+    in_file = [category['name'] for category in draft.categories]
+    new = {}
+    lost = []
+    for name in classes:
+        if name in in_file:
+            continue
+        alike = [
+            other for other in in_file if other not in classes and _plain(other) == _plain(name)
+        ]
+        if len(alike) == 1:
+            new[alike[0]] = name
+        else:
+            lost.append(name)
+    if new:
+        pairs = ', '.join(f'{old!r} for {name!r}' for old, name in new.items())
+        text = f'the file spells classes otherwise than the config: {pairs}'
+        draft.tell('error', 'classes.spelling', text, fix='renamed as in the config')
+        draft.categories = [
+            {**each, 'name': new.get(each['name'], each['name'])} for each in draft.categories
+        ]
+    if lost:
+        hints = ', '.join(with_nearest(name, in_file) for name in lost[:10])
+        more = f' and {len(lost) - 10} more' if len(lost) > 10 else ''
+        text = (
+            f'the file has no class {hints}{more}; the config lists {listed(list(classes))}, the '
+            f'file {listed(in_file)}: give one the names of the other'
+        )
+        draft.tell('error', 'classes.unknown', text)
+        return
+    _check_order(draft, classes)
+    unused = [each['id'] for each in draft.categories if each['name'] not in set(classes)]
+    if unused:
+        text = 'categories that the config does not train on'
+        draft.tell('note', 'classes.unused', text, unused)
+
+
+def count_classes(draft: Draft, table: Table, classes: Sequence[str] | None) -> list[ClassCount]:
+    """Count boxes and images of each class, and tell images and classes without boxes.
+
+    Args:
+        draft: After all checks.
+        table: Its boxes.
+        classes: Those that are trained on; None for all.
+
+    Returns:
+        One for each category, in order.
+    """
+    number = len(draft.categories)
+    boxes = np.bincount(table.label, minlength=number)
+    pairs = np.unique(table.image * max(number, 1) + table.label)
+    images = np.bincount(pairs % max(number, 1), minlength=number)
+    names = [category['name'] for category in draft.categories]
+    wanted = np.array([classes is None or name in set(classes) for name in names], bool)
+    bare = [names[i] for i in np.flatnonzero((boxes == 0) & wanted)]
+    if bare:
+        draft.tell('warning', 'classes.empty', f'classes without a box: {listed(bare)}')
+    trained = wanted[table.label] & ~table.crowd if number else np.zeros(0, bool)
+    filled = set(np.unique(table.image[trained]).tolist())
+    empty = [image['id'] for row, image in enumerate(draft.images) if row not in filled]
+    if draft.images and not filled:
+        draft.tell('error', 'boxes.none', 'not one box to train on is left')
+    elif empty:
+        text = f'images without a box, of {len(draft.images)}: they train as background'
+        draft.tell('note', 'images.empty', text, empty)
+    if not draft.images:
+        draft.tell('error', 'images.none', 'not one image is left')
+    crowds = int(table.crowd.sum())
+    if crowds:
+        draft.tell('note', 'boxes.crowd', f'boxes of crowds, not trained on: {crowds}')
+    return [ClassCount(*row) for row in zip(names, boxes.tolist(), images.tolist())]
+
+
+def _check_order(draft: Draft, classes: Sequence[str]) -> None:
+    try:
+        match_classes(list(classes), draft.categories, draft.source)
+    except DataError:
+        order = {name: place for place, name in enumerate(classes)}
+        names = [each['name'] for each in draft.categories if each['name'] in order]
+        text = (
+            f'the file numbers its classes {listed(names)}, the config {listed(list(classes))}: '
+            'mmdet goes by the file'
+        )
+        draft.tell('error', 'classes.order', text, fix='put in the order of the config')
+        draft.categories = sorted(
+            draft.categories, key=lambda each: order.get(each['name'], len(order))
+        )
+
+
+def _plain(name: str) -> str:
+    return ''.join(letter for letter in name.casefold() if letter.isalnum())

@@ -1,0 +1,168 @@
+"""The image files behind an annotation file: there, readable, and of the size that is stated."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gfl_det.datasets.annotation_boxes import ROUNDING_PX
+from gfl_det.datasets.annotations import Entry, as_number
+from gfl_det.datasets.checks.draft import WITH_BOXES, Draft
+from gfl_det.datasets.images import decode, is_torn
+from gfl_det.utils.pixels import MAX_PIXELS, header_of
+from gfl_det.utils.progress import Progress
+
+Size = tuple[int, int]  # width and height, px
+
+
+class Look(NamedTuple):
+    """What an image file turned out to be."""
+
+    fault: str | None = None
+    size: Size | None = None  # as decoded
+    orientation: int = 1  # of EXIF; 1: as stored
+
+
+def check_present(draft: Draft, folder: str) -> None:
+    """Check that each image's file exists; each folder is listed once.
+
+    Args:
+        draft: With file names.
+        folder: Where they lie.
+    """
+    by_folder: dict[str, list[tuple[str, Entry]]] = defaultdict(list)
+    for image in draft.images:
+        place, name = os.path.split(image['file_name'])
+        by_folder[place].append((name, image))
+    missing = []
+    unlisted = 0
+    for place, members in by_folder.items():
+        try:
+            there = {
+                item.name for item in os.scandir(os.path.join(folder, place)) if item.is_file()
+            }
+        except (OSError, ValueError):  # no such folder, or no possible name of one
+            there = set()
+        missing += [image['id'] for name, image in members if name not in there]
+        unlisted += len(there - {name for name, _ in members})
+    if missing:
+        text = f'images that are not in {folder}'
+        draft.tell('error', 'images.missing', text, missing, WITH_BOXES)
+        draft.remove_images(missing)
+    if unlisted:
+        draft.tell('note', 'images.unlisted', f'files that the annotations do not list: {unlisted}')
+
+
+def check_decoded(
+    draft: Draft, folder: str, workers: int, max_pixels: int = MAX_PIXELS, bar: bool = True
+) -> None:
+    """Decode every image: unreadable ones, other sizes than stated, turned ones.
+
+    Args:
+        draft: With the images that exist.
+        folder: Where they lie.
+        workers: Threads; decoders release Python's lock.
+        max_pixels: An image of more is refused by its header, before memory is taken for it.
+        bar: Show how far it is.
+    """
+    ids_of = [image['id'] for image in draft.images]
+    paths = [os.path.join(folder, image['file_name']) for image in draft.images]
+    with ThreadPoolExecutor(workers) as pool:
+        found = pool.map(lambda path: look_at(path, max_pixels), paths)
+        looks = list(_with_bar(found, len(paths)) if bar else found)
+    faults: dict[str, list[Any]] = defaultdict(list)
+    turned, lying, other = [], [], set()
+    for image, look in zip(draft.images, looks):
+        stated = (round(image['width']), round(image['height']))
+        if look.fault is not None:
+            faults[look.fault].append(image['id'])
+        elif look.size != stated and look.size == stated[::-1] and look.orientation != 1:
+            lying.append(image['id'])
+        elif look.size != stated:
+            other.add(image['id'])
+        elif look.orientation != 1:
+            turned.append(image['id'])
+    for fault, ids in faults.items():
+        draft.tell('error', 'images.unreadable', f'images that {fault}', ids, WITH_BOXES)
+    if lying:
+        text = 'images that EXIF turns when they are loaded, with boxes of the unturned picture'
+        draft.tell('error', 'images.turned', text, lying, WITH_BOXES)
+    if turned:
+        text = 'images that EXIF turns when they are loaded; the stated size is that of the turned'
+        draft.tell('note', 'images.exif', text, turned)
+    draft.remove_images([each for ids in (*faults.values(), lying) for each in ids])
+    true = {each: look.size for each, look in zip(ids_of, looks) if look.size is not None}
+    _correct_sizes(draft, {each: size for each, size in true.items() if each in other})
+
+
+def _correct_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
+    """State the true size where the boxes agree with it; take the other images away."""
+    if not sizes:
+        return
+    misfits = set()
+    for entry in draft.annotations:
+        size = sizes.get(entry['image_id'])
+        if size is not None and _leaves(entry.get('bbox'), size):
+            misfits.add(entry['image_id'])
+    right = [each for each in sizes if each not in misfits]
+    if right:
+        text = 'images of another size than stated, with boxes that fit the true size'
+        draft.tell('warning', 'images.size', text, right, 'the true size is stated')
+        draft.images = [
+            {**image, 'width': sizes[image['id']][0], 'height': sizes[image['id']][1]}
+            if image['id'] in sizes
+            else image
+            for image in draft.images
+        ]
+    if misfits:
+        text = 'images of another size than stated, with boxes that leave the true size'
+        draft.tell('error', 'images.size_boxes', text, sorted(misfits, key=repr), WITH_BOXES)
+        draft.remove_images(list(misfits))
+
+
+def _leaves(box: Any, size: Size) -> bool:
+    """Whether an xywh box ends outside the image; what is no box does not."""
+    numbers = [as_number(each) for each in box] if isinstance(box, list) else []
+    if len(numbers) != 4 or None in numbers:
+        return False
+    ends = np.array(numbers[:2], float) + np.array(numbers[2:], float)
+    return bool((ends > np.array(size) + ROUNDING_PX).any())
+
+
+def look_at(path: str, max_pixels: int = MAX_PIXELS) -> Look:
+    """Read a file's header and decode it as training does.
+
+    Args:
+        path: The file.
+        max_pixels: More are not decoded.
+    """
+    try:
+        with open(path, 'rb') as file:
+            content = file.read()
+    except OSError as error:
+        return Look(f'cannot be read ({error.strerror})')
+    if not content:
+        return Look('are empty files')
+    header = header_of(content)
+    if header is not None and header.pixels > max_pixels:
+        return Look(f'have more than {max_pixels:,} pixels')
+    if is_torn(content):
+        return Look('are torn: their end is missing')
+    picture = decode(content, header.pixels if header else 0)
+    if picture is None:
+        return Look('cannot be decoded')
+    height, width = picture.shape[:2]
+    return Look(None, (width, height), header.orientation if header else 1)
+
+
+def _with_bar(looks: Iterator[Look], total: int) -> Iterator[Look]:
+    """Show how far it is: a bar in a terminal, lines elsewhere."""
+    with Progress(total, 'images decoded') as bar:
+        for look in looks:
+            yield look
+            bar.advance()

@@ -1,0 +1,205 @@
+"""Entries, fields, ids and references of an annotation file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+from math import isfinite
+from typing import Any
+
+from gfl_det.datasets.annotations import ID_TYPES, Entry, as_number, is_id, is_name, is_size
+from gfl_det.datasets.checks.draft import LISTS, WITH_BOXES, Draft
+from gfl_det.errors import DataError
+
+REMOVED = 'removed'
+
+
+def start(dataset: Entry, source: str) -> Draft:
+    """Begin a check: the three lists must be there.
+
+    Args:
+        dataset: A parsed annotation file.
+        source: Its name for messages.
+
+    Raises:
+        DataError: A list is missing or none: nothing can be repaired.
+    """
+    for key in ('images', 'categories', *(['annotations'] if 'annotations' in dataset else [])):
+        if not isinstance(dataset.get(key), list):
+            state = 'has no list' if key not in dataset else 'holds something else as'
+            raise DataError(f'{source} {state} "{key}": it is not a COCO annotation file.')
+    draft = Draft(source, dataset)
+    if 'annotations' not in dataset:
+        draft.tell('warning', 'annotations.none', 'the file has no list "annotations": no boxes')
+    for key in LISTS:
+        entries = getattr(draft, key)
+        if set(map(type, entries)) <= {dict}:
+            continue
+        wrong = [i for i, entry in enumerate(entries) if not isinstance(entry, dict)]
+        draft.tell('error', f'{key}.kind', f'{key} that are no objects, at', wrong, REMOVED)
+        setattr(draft, key, [entry for entry in entries if isinstance(entry, dict)])
+    return draft
+
+
+def check_structure(draft: Draft) -> None:
+    """Check fields, ids and references; what is broken is taken away."""
+    check_images(draft)
+    check_categories(draft)
+    check_annotations(draft)
+
+
+def check_images(draft: Draft) -> None:
+    """Check that each image has an id and a file of its own, and a size."""
+    _keep(draft, 'images', 'id', is_id, WITH_BOXES)
+    _refuse_shared_ids(draft)
+    for field, is_right, text in (
+        ('file_name', is_name, 'images without a file_name'),
+        ('height', is_size, 'images without a usable height'),
+        ('width', is_size, 'images without a usable width'),
+    ):
+        wrong = [image['id'] for image in draft.images if not is_right(image.get(field))]
+        if wrong:
+            draft.tell('error', f'images.{field}', text, wrong, WITH_BOXES)
+            draft.remove_images(wrong)
+    _merge_same_files(draft)
+
+
+def check_categories(draft: Draft) -> None:
+    """Check that each category has an id and a name of its own."""
+    _keep(draft, 'categories', 'id', is_id, REMOVED)
+    _keep(draft, 'categories', 'name', is_name, REMOVED)
+    by_id: dict[Any, Entry] = {}
+    wrong = []
+    for category in draft.categories:
+        if by_id.setdefault(category['id'], category) is not category:
+            wrong.append(category['id'])
+    if wrong:
+        text = 'categories that share an id, so that nobody knows which is meant'
+        draft.tell('error', 'categories.id_twice', text, wrong, 'the first is kept')
+        draft.categories = list(by_id.values())
+    first: dict[str, Any] = {}
+    new = {each['id']: first.setdefault(each['name'], each['id']) for each in draft.categories}
+    twice = [old for old, kept in new.items() if old != kept]
+    if twice:
+        text = 'categories that share a name'
+        draft.tell('error', 'categories.name_twice', text, twice, 'joined to the first')
+        draft.categories = [each for each in draft.categories if each['id'] not in set(twice)]
+        draft.annotations = _renamed(draft.annotations, 'category_id', new)
+
+
+def check_annotations(draft: Draft) -> None:
+    """Check that annotations have ids of their own, a known image and a known category."""
+    for field, key in (('image_id', 'images'), ('category_id', 'categories')):
+        _keep(draft, 'annotations', field, is_id, REMOVED)
+        known = {entry['id'] for entry in getattr(draft, key)}
+        if {entry[field] for entry in draft.annotations} <= known:
+            continue
+        wrong = [_name(i, e) for i, e in enumerate(draft.annotations) if e[field] not in known]
+        text = f'annotations whose {field} is not among the {key}'
+        draft.tell('error', f'annotations.{field}_unknown', text, wrong, REMOVED)
+        draft.annotations = [each for each in draft.annotations if each[field] in known]
+    _give_ids(draft)
+
+
+def _give_ids(draft: Draft) -> None:
+    """Number anew what has no id, or one that was there before."""
+    ids = [entry.get('id') for entry in draft.annotations]
+    if set(map(type, ids)) <= ID_TYPES and len(set(ids)) == len(ids):
+        return
+    numbers = (as_number(value) for value in ids)
+    highest = max((int(each) for each in numbers if each and isfinite(each)), default=0)
+    free = count(highest + 1)
+    seen: set[Any] = set()
+    lacking, twice, entries = [], [], []
+    for index, entry in enumerate(draft.annotations):
+        own = entry.get('id')
+        if not is_id(own):
+            lacking.append(index)
+        elif own in seen:
+            twice.append(own)
+        else:
+            seen.add(own)
+            entries.append(entry)
+            continue
+        entries.append({**entry, 'id': next(free)})
+    for code, text, found in (
+        ('id', 'annotations without an id, at', lacking),
+        ('id_twice', 'annotations with an id that another has', twice),
+    ):
+        if found:
+            draft.tell('error', f'annotations.{code}', text, found, 'numbered anew')
+    draft.annotations = entries
+
+
+def _refuse_shared_ids(draft: Draft) -> None:
+    ids = [image['id'] for image in draft.images]
+    if len(set(ids)) == len(ids):
+        return
+    shared = {value for value, times in Counter(ids).items() if times > 1}
+    first: dict[Any, Entry] = {}
+    ambiguous = set()
+    for image in draft.images:
+        if image['id'] not in shared:
+            continue
+        known = first.setdefault(image['id'], image)
+        if known.get('file_name') != image.get('file_name'):
+            ambiguous.add(image['id'])
+    repeated = shared - ambiguous
+    if repeated:
+        draft.tell(
+            'error', 'images.repeated', 'images listed twice', sorted(repeated, key=repr), 'once'
+        )
+        draft.images = [
+            image
+            for image in draft.images
+            if image['id'] not in repeated or first[image['id']] is image
+        ]
+    if ambiguous:
+        found = sorted(ambiguous, key=repr)
+        text = 'ids that different images share, so that nobody knows whose the boxes are'
+        draft.tell('error', 'images.id_twice', text, found, WITH_BOXES)
+        draft.remove_images(found)
+
+
+def _merge_same_files(draft: Draft) -> None:
+    """Join images of one file: each would be background where only the other has boxes."""
+    first: dict[str, Any] = {}
+    new = {each['id']: first.setdefault(each['file_name'], each['id']) for each in draft.images}
+    if len(first) == len(new):
+        return
+    twice = [old for old, kept in new.items() if old != kept]
+    text = 'images of a file that another image has too, so that each lacks the boxes of the other'
+    draft.tell('warning', 'images.file_twice', text, twice, 'joined to the first')
+    left_out = set(twice)
+    draft.images = [image for image in draft.images if image['id'] not in left_out]
+    draft.annotations = _renamed(draft.annotations, 'image_id', new)
+
+
+def _renamed(entries: list[Entry], field: str, new: dict[Any, Any]) -> list[Entry]:
+    def is_old(value: Any) -> bool:
+        return is_id(value) and new.get(value, value) != value
+
+    return [
+        {**each, field: new[each[field]]} if is_old(each.get(field)) else each for each in entries
+    ]
+
+
+def _keep(draft: Draft, key: str, field: str, is_right: Callable[[Any], bool], fix: str) -> None:
+    """Keep the entries whose field is right."""
+    entries = getattr(draft, key)
+    values = [entry.get(field) for entry in entries]
+    if is_right is is_id and set(map(type, values)) <= ID_TYPES:  # a million at once
+        return
+    right = [is_right(value) for value in values]
+    if all(right):
+        return
+    wrong = [_name(i, each) for i, (each, ok) in enumerate(zip(entries, right)) if not ok]
+    text = f'{key} whose {field} is missing or unusable, {"at" if field == "id" else "of"}'
+    draft.tell('error', f'{key}.{field}', text, wrong, fix)
+    setattr(draft, key, [each for each, ok in zip(entries, right) if ok])
+
+
+def _name(index: int, entry: Entry) -> Any:
+    """Return an entry's id, or its place in the list where it has none."""
+    return entry['id'] if is_id(entry.get('id')) else index

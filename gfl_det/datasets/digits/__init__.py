@@ -1,0 +1,1 @@
+"""The embedded data set: scans of digits, composed into pictures."""

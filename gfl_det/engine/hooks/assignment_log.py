@@ -1,0 +1,68 @@
+"""How much of the training data a head reaches, in the training's log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from gfl_det.models.heads.gfl_head import GFLHead
+from gfl_det.models.heads.reach_counts import ReachCounts
+from gfl_det.registry import HOOKS
+
+
+@HOOKS.register_module()
+class AssignmentLogHook(Hook):
+    """Logs two shares, each over all images of all processes since the last line of the log.
+
+    ``clipped_edges``: of the positives' edges, those farther than the last bin, whose boxes come
+    out too small; raise ``reg_max`` or add a coarser level. ``truths_without_positive``: of the
+    truths, those that train nothing; see ``with_best_prior`` of the assigner. Both in [0, 1]; for
+    advice before training: ``tools/suggest_reg_max.py``.
+
+    The counts stay on the device; they are read when mmengine's LoggerHook writes and no sooner. In
+    the loss dict they would be read at every step, and logged for the last step alone.
+    """
+
+    priority = 'NORMAL'  # before LoggerHook, which is BELOW_NORMAL
+
+    def __init__(self) -> None:
+        self.counts: list[ReachCounts] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Let every GFL head of the model count."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.counts = []
+        for head in model.modules():
+            if isinstance(head, GFLHead):
+                head.reach_counts = ReachCounts(next(head.parameters()).device)
+                self.counts.append(head.reach_counts)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Hand the shares to the log if it is written now."""
+        if not self.counts or not self._is_logged(runner, batch_idx):
+            return
+        totals = torch.stack([each.totals for each in self.counts]).sum(0)
+        all_reduce(totals)
+        clipped, edges, bare, truths = totals.tolist()
+        for each in self.counts:
+            each.totals.zero_()
+        runner.message_hub.update_scalar('train/clipped_edges', clipped / max(1, edges))
+        runner.message_hub.update_scalar('train/truths_without_positive', bare / max(1, truths))
+
+    def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
+        """Whether LoggerHook writes a line after this step."""
+        logger = next((each for each in runner.hooks if isinstance(each, LoggerHook)), None)
+        if logger is None:
+            return False
+        if self.every_n_inner_iters(batch_idx, logger.interval):
+            return True
+        loader = runner.train_dataloader
+        keeps_last = not logger.ignore_last or len(loader) <= logger.interval
+        return self.end_of_epoch(loader, batch_idx) and keeps_last

@@ -1,0 +1,248 @@
+"""Checkpoints that are whole, and from which a training goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.hooks import EMAHook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from gfl_det.engine.training import random_state
+from gfl_det.engine.training.checkpoints import LAST_CHECKPOINT
+from gfl_det.engine.training.loop import VALIDATED, EpochTrainLoop
+from gfl_det.errors import CheckpointError
+from gfl_det.registry import HOOKS
+from gfl_det.utils.training_files import WholeFileBackend, clear_parts, write_whole
+
+STATE = 'training_state'  # in the meta of a checkpoint
+STOPPED = 'stopped_iter_{}.pth'
+SHOWN_KEYS = 3
+
+
+@HOOKS.register_module()
+class CheckpointHook(MMEngineCheckpointHook):
+    """Drop-in for mmengine's ``CheckpointHook``: same arguments, same file names.
+
+    - A checkpoint and ``last_checkpoint`` are written whole
+      (:mod:`gfl_det.utils.training_files`), with a checksum, and an
+      outdated checkpoint is removed only after its successor is on the disk.
+    - A checkpoint also holds the states of all random generators of all processes and the place in
+      the epoch, so that with :class:`gfl_det.engine.training.EpochTrainLoop` a resumed training
+      gives the weights of one that was never stopped.
+    - The best checkpoint holds the whole state too: a training can go on from it.
+    - Resuming from another model's checkpoint is an error; mmengine loads what happens to fit.
+
+    With mmengine's ``EMAHook``, ``state_dict`` holds the averaged weights, which tests use, and
+    ``ema_state_dict`` the trained ones; ``tools/weights.py`` takes either out.
+
+    Args:
+        *args: mmengine's.
+        **kwargs: mmengine's. ``backend_args`` given by the user decides how files are written.
+    """
+
+    backend_args: dict[str, Any] | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._batches_done = 0
+        self._state: dict[str, Any] | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Choose how to write, sweep up after a killed run, and go to where a training had been."""
+        if self.backend_args is None and '://' not in str(self.out_dir or runner.work_dir):
+            self.backend_args = dict(backend=WholeFileBackend.NAME)
+        super().before_train(runner)
+        if is_main_process() and self.file_backend.isdir(self.out_dir):
+            clear_parts(self.out_dir)
+        state, self._state = self._state, None
+        if state is not None:
+            _resume_order(runner, state)
+            if len(state['random']) == get_world_size():  # another number of processes draws anew
+                random_state.restore(state['random'][get_rank()])
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Take the training state from a checkpoint that is resumed from.
+
+        Raises:
+            CheckpointError: It is the checkpoint of another model.
+        """
+        if not runner._resume:
+            return
+        _check_model(runner, checkpoint['state_dict'])
+        self._state = checkpoint.get('meta', {}).get(STATE)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
+        """Save by iterations, if the config says so."""
+        self._batches_done = batch_idx + 1
+        super().after_train_iter(runner, batch_idx, *args, **kwargs)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Save by epochs, if the config says so."""
+        self._batches_done = 0
+        super().after_train_epoch(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Save the best checkpoint."""
+        runner.message_hub.update_info(VALIDATED, runner.epoch)
+        super().after_val_epoch(runner, metrics)
+
+    def save_stopped(self, runner: Runner, within_epoch: bool) -> str:
+        """Save a training that is about to stop between two steps.
+
+        Args:
+            runner: of the training.
+            within_epoch: False while a validation runs.
+
+        Returns:
+            The path of the checkpoint.
+        """
+        if within_epoch:
+            meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
+        else:
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # it lends its weights to the validation
+                    hook.after_val_epoch(runner)
+            meta = dict(epoch=runner.epoch, iter=runner.iter)
+        name = STOPPED.format(meta['iter'])
+        self._write(runner, name, meta)
+        return self._note_last(runner, name)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        outdated = self._forget_outdated(runner, step)
+        name = self.filename_tmpl.format(step)
+        runner.message_hub.update_info('last_ckpt', self._path(name))
+        self._write(runner, name, meta)
+        self.last_ckpt = self._note_last(runner, name)
+        if is_main_process():
+            for each in outdated:
+                self._remove(self._path(self.filename_tmpl.format(each)))
+            for each in self.file_backend.list_dir_or_file(self.out_dir, list_dir=False):
+                if each.startswith(STOPPED.partition('{')[0]) and each.endswith('.pth'):
+                    self._remove(self._path(each))
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        if not self.save_best:
+            return
+        now = runner.epoch if self.by_epoch else runner.iter
+        meta = dict(epoch=runner.epoch, iter=runner.iter)
+        if 'auto' in self.key_indicators:
+            self._init_rule(self.rules, [next(iter(metrics))])
+        improved = False
+        for key, rule in zip(self.key_indicators, self.rules):
+            suffix = '' if len(self.key_indicators) == 1 else f'_{key}'
+            best = runner.message_hub.get_info(f'best_score{suffix}', self.init_value_map[rule])
+            score = metrics[key]
+            if score is None or math.isnan(score) or not self.is_better_than[key](score, best):
+                continue
+            improved = True
+            name = f'best_{key}_{self.filename_tmpl.format(now)}'.replace('/', '_')
+            former = runner.message_hub.get_info(f'best_ckpt{suffix}')
+            runner.message_hub.update_info(f'best_score{suffix}', score)
+            runner.message_hub.update_info(f'best_ckpt{suffix}', self._path(name))
+            self._keep_best_path(key, self._path(name))
+            self._write(runner, name, dict(meta))
+            if former and former != self._path(name) and is_main_process():
+                self._remove(former)
+            runner.logger.info(f'The best checkpoint so far, {score:0.4f} {key}, is {name}.')
+        # The checkpoint of this epoch was written before its score was known.
+        if improved and self.last_ckpt is not None:
+            self._save_checkpoint_with_step(runner, now, meta)
+
+    def _keep_best_path(self, key: str, path: str) -> None:
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = path
+        else:
+            self.best_ckpt_path_dict[key] = path
+
+    def _forget_outdated(self, runner: Runner, step: int) -> Sequence[int]:
+        if self.max_keep_ckpts <= 0 or (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
+            return []
+        full = len(self.keep_ckpt_ids) == self.max_keep_ckpts
+        outdated = [self.keep_ckpt_ids.popleft()] if full else []
+        self.keep_ckpt_ids.append(step)
+        runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        return outdated
+
+    def _write(self, runner: Runner, name: str, meta: dict[str, Any]) -> None:
+        # Every process takes part: the runner's own saving is the first one's alone.
+        meta[STATE] = dict(
+            batches_done=self._batches_done,
+            random=all_gather_object(_random_state(runner)),
+            sampler_seed=getattr(_sampler(runner), 'seed', None),
+        )
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+
+    def _note_last(self, runner: Runner, name: str) -> str:
+        path = self._path(name)
+        if is_main_process():
+            write_whole(f'{runner.work_dir}/{LAST_CHECKPOINT}', path.encode())
+        return path
+
+    def _path(self, name: str) -> str:
+        return self.file_backend.join_path(self.out_dir, name)
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # what sharded strategies write
+            self.file_backend.rmtree(path)
+
+
+def _sampler(runner: Runner) -> Any:
+    return getattr(runner.train_dataloader.batch_sampler, 'sampler', None)
+
+
+def _random_state(runner: Runner) -> random_state.State:
+    aside = getattr(runner.train_loop, 'random_aside', None)
+    return random_state.capture() if aside is None else aside
+
+
+def _resume_order(runner: Runner, state: dict[str, Any]) -> None:
+    sampler = _sampler(runner)
+    if state['sampler_seed'] is not None and hasattr(sampler, 'seed'):
+        sampler.seed = state['sampler_seed']
+    loop, done = runner.train_loop, state['batches_done']
+    if isinstance(loop, EpochTrainLoop) and loop.can_resume_within:
+        if done and len(state['random']) != get_world_size():
+            runner.logger.warning(
+                'The checkpoint was written within an epoch by another number of processes: that '
+                'epoch begins anew.'
+            )
+            done = 0
+        loop.resume_within(done)
+    elif done:
+        runner.logger.warning('The checkpoint was written within an epoch, which begins anew.')
+
+
+def _check_model(runner: Runner, found: dict[str, Any]) -> None:
+    model: nn.Module = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    wanted = model.state_dict()
+    found = {key.removeprefix('module.'): value for key, value in found.items()}
+    wrong = sorted(
+        key
+        for key in wanted.keys() | found.keys()
+        if key not in wanted or key not in found or wanted[key].shape != found[key].shape
+    )
+    if wrong:
+        shown = ', '.join(wrong[:SHOWN_KEYS])
+        raise CheckpointError(
+            f'The checkpoint to resume from is of another model: {len(wrong)} of {len(wanted)} '
+            f'entries differ ({shown}, ...): give the config it was trained with, or start from '
+            'its weights by load_from.'
+        )

@@ -1,0 +1,94 @@
+"""What can be known to be wrong before a model, a data set or a folder is made.
+
+A run that would stop after minutes of loading, or after its first epoch, stops at once, with one
+message that says what is missing and how to get it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+
+from gfl_det.engine.preflight.annotations import check_annotations
+from gfl_det.engine.preflight.classes import check_calibrator, check_classes
+from gfl_det.engine.preflight.data import check_data, check_metric_fields
+from gfl_det.engine.preflight.teacher import check_teacher
+from gfl_det.engine.preflight.weights import check_weights
+from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
+from gfl_det.utils.shape import check_model
+
+__all__ = ['check_testing', 'check_training']
+
+TRAINING = ('train', 'val')
+TESTING = ('test',)
+
+
+def check_training(cfg: Config) -> None:
+    """Check a config that is about to be trained: work dir, data, classes, weights, teacher.
+
+    Raises:
+        GFLDetError: Something is missing or contradictory; of several faults one message tells all.
+    """
+    check_model(cfg)
+    check_work_dir(cfg.work_dir)
+    check_classes(cfg, TRAINING)
+    check_calibrator(cfg, TRAINING)
+    faults: list[GFLDetError] = []
+    for check in (lambda: check_data(cfg, TRAINING), lambda: check_weights(cfg)):
+        try:
+            check()
+        except GFLDetError as error:
+            faults.append(error)
+    if faults:
+        raise type(faults[0])('\n\nAlso, '.join(map(str, faults)))
+    check_teacher(cfg)
+    check_annotations(cfg, TRAINING)
+    check_metric_fields(cfg, TRAINING)
+
+
+def check_testing(cfg: Config) -> None:
+    """Check a config that is about to be tested: checkpoint, work dir, class counts, data.
+
+    Raises:
+        GFLDetError: Something is missing or contradictory.
+    """
+    check_model(cfg)
+    check_checkpoint(cfg.load_from)
+    check_work_dir(cfg.work_dir)
+    check_classes(cfg, TESTING)
+    check_calibrator(cfg, TESTING)
+    check_data(cfg, TESTING)
+    check_metric_fields(cfg, TESTING)
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """Check that a checkpoint file exists; addresses such as ``https://`` are left alone.
+
+    Raises:
+        CheckpointError: There is no such file; the message names those beside it.
+    """
+    path = Path(checkpoint)
+    if '://' in checkpoint or path.is_file():
+        return
+    folder = path if path.is_dir() else path.parent
+    files = sorted(other.name for other in folder.glob('*.pth'))
+    there = f'that folder has {", ".join(files)}' if files else 'that folder has no .pth file'
+    what = 'is a folder' if path.is_dir() else 'does not exist'
+    raise CheckpointError(f'The checkpoint {checkpoint or "(an empty name)"} {what}; {there}.')
+
+
+def check_work_dir(work_dir: str) -> None:
+    """Check that logs and checkpoints can be written; nothing is created.
+
+    Raises:
+        ConfigError: The folder, or the nearest folder above it, cannot be written.
+    """
+    path = Path(work_dir).absolute()
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f'The work dir {work_dir} cannot be written because {existing} is no folder with '
+            'write permission: choose another with --work-dir.'
+        )

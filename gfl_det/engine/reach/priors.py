@@ -1,0 +1,94 @@
+"""Boxes that no prior will be trained for, and edges beyond the reach of the head's distributions.
+
+The images are as large as the training pipeline makes them, and the assigner is the one that
+trains. What to do about it: tools/suggest_reg_max.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from mmengine.config import Config
+
+from gfl_det.datasets.checks.boxes import Table
+from gfl_det.datasets.checks.draft import Draft, Level
+from gfl_det.engine.reach.boxes import Boxes
+from gfl_det.engine.reach.measure import LARGEST, Pyramid, measure
+from gfl_det.engine.reach.resizing import Resizing, resizing_of
+from gfl_det.engine.reach.settings import DEFAULTS, assigner_of, head_of
+from gfl_det.errors import ConfigError
+from gfl_det.models.assigners import ATSSAssigner
+from gfl_det.ops.box_formats import xywh_to_xyxy
+from gfl_det.utils.walk import Node
+
+SAMPLE = 5_000  # images looked at; of 118,000 they tell a share of .01 to within .001
+TOO_MANY = 0.05  # share from which on a note becomes a warning
+CURE = 'see tools/suggest_reg_max.py'
+
+
+def check_priors(draft: Draft, table: Table, cfg: Config, pipeline: Sequence[Node]) -> None:
+    """Tell boxes that nothing will be trained for, and the share of edges out of reach.
+
+    Args:
+        draft: Findings are added to it.
+        table: Its boxes.
+        cfg: A config; one without square priors and ATSS is left unchecked, and so told.
+        pipeline: The data set's.
+    """
+    model = cfg.get('model') or {}
+    try:
+        head = head_of(model, draft.source)
+        options = assigner_of(model)
+        resizing, _ = resizing_of(list(pipeline))
+    except ConfigError as refusal:
+        draft.tell('note', 'priors.unchecked', f'priors are not checked: {refusal}')
+        return
+    rows = _sample(len(draft.images))
+    chosen = np.flatnonzero(np.isin(table.image, rows) & ~table.crowd)
+    chosen = chosen[np.argsort(table.image[chosen], kind='stable')]
+    if not len(chosen):
+        return
+    pyramid = Pyramid(tuple(head['strides']), head['anchor_scale'], head['pad'])
+    assigner = ATSSAssigner(**{'topk': DEFAULTS['topk'], **options})
+    measured = measure(resized(table, chosen, resizing), pyramid, assigner)
+    of = f'of {len(chosen)} boxes' + (
+        f', in {len(rows)} images drawn at random' if len(rows) < len(draft.images) else ''
+    )
+    bare = [draft.annotations[i]['id'] for i in chosen[measured.bare]]
+    if bare:
+        share = len(bare) / len(chosen)
+        text = f'boxes that no prior is trained for, {share:.2%} {of} ({CURE})'
+        draft.tell(_level(share), 'priors.none', text, bare)
+    reg_max = head['reg_max']
+    clipped = measured.clipped_of_all(reg_max) if reg_max < LARGEST else 0.0
+    if clipped:
+        text = f'{clipped:.2%} of the positives have an edge beyond reg_max={reg_max} ({CURE})'
+        draft.tell(_level(clipped), 'priors.reach', text)
+
+
+def resized(table: Table, chosen: np.ndarray, resizing: Resizing) -> Boxes:
+    """Return boxes as training sees them.
+
+    Args:
+        table: All boxes.
+        chosen: Rows ``(N,)`` of the table, those of one image together.
+        resizing: Of the pipeline.
+    """
+    _, first, image = np.unique(table.image[chosen], return_index=True, return_inverse=True)
+    before = table.image_wh[chosen][first]
+    after = resizing.sizes(before, np.random.default_rng(0))
+    xyxy = xywh_to_xyxy(table.boxes[chosen])
+    factor = (after / before)[image][:, [0, 1, 0, 1]]
+    return Boxes(after, image.astype(np.int64), (xyxy * factor).astype(np.float32), 0, None)
+
+
+def _level(share: float) -> Level:
+    return 'warning' if share > TOO_MANY else 'note'
+
+
+def _sample(number: int) -> np.ndarray:
+    """Rows of the images to look at: all, or the same random ones each time."""
+    if number <= SAMPLE:
+        return np.arange(number)
+    return np.sort(np.random.default_rng(0).choice(number, SAMPLE, replace=False))

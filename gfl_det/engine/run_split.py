@@ -1,0 +1,155 @@
+"""Detections of a split from a config and a checkpoint, as a calibrator is fitted on them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from copy import deepcopy
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from gfl_det.calibration.apply import edge_detections
+from gfl_det.calibration.evidence import EdgeDetections
+from gfl_det.calibration.splits import Judged
+from gfl_det.engine import preflight
+from gfl_det.engine import runner as launch
+from gfl_det.engine.preflight.classes import class_names
+from gfl_det.errors import ConfigError
+from gfl_det.evaluation.coco import detections_from_coco, read_json, truths_from_coco
+from gfl_det.evaluation.detections import Truths
+from gfl_det.utils.walk import annotation_path, datasets_of, metrics_of, walk
+
+Split = Literal['val', 'test']
+Check = Callable[[Truths], None]
+
+
+def detect_split(cfg: Config, checkpoint: str, split: Split, check: Check | None = None) -> Judged:
+    """Run a detector over a split; its scores are raw, whatever calibrator the config names.
+
+    Args:
+        cfg: of the detector; it is not changed.
+        checkpoint: a file or an address.
+        split: the data of ``val_dataloader`` or of ``test_dataloader``.
+        check: gets the truths before the detector runs, to raise where they do not serve.
+
+    Returns:
+        Truths and detections, classes in the order of the detector's labels.
+
+    Raises:
+        GFLDetError: the checkpoint or the data are missing, or the config lacks the split.
+    """
+    truths, results, _ = run_split(cfg, checkpoint, split, check)
+    return Judged(truths, detections_from_coco(results, truths, f'detections of {checkpoint}'))
+
+
+def detect_edges(
+    cfg: Config, checkpoint: str, split: Split, check: Check | None = None
+) -> tuple[Truths, EdgeDetections]:
+    """The same of a GFL head, with the distributions that its edges were read from.
+
+    Raises:
+        GFLDetError: as above, or the head gives no distributions.
+    """
+    cfg = deepcopy(cfg)
+    cfg.model.setdefault('test_cfg', {})['with_distribution'] = True
+    truths, _, samples = run_split(cfg, checkpoint, split, check)
+    found = [sample.pred_instances for sample in samples]
+    if not all('edge_logits' in each for each in found):
+        raise ConfigError(
+            f"{cfg.filename}: the head {score_type(cfg)} keeps no distributions: take gfl_det's "
+            'GFLHead, or a method that reads scores alone.'
+        )
+    place = {image_id: index for index, image_id in enumerate(truths.image_ids)}
+    return truths, edge_detections(found, [place[sample.img_id] for sample in samples])
+
+
+class _Keep(Hook):
+    """Keeps what a test loop finds."""
+
+    def __init__(self) -> None:
+        self.samples: list[Any] = []
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self.samples += [sample.cpu() for sample in outputs or ()]
+
+
+def run_split(
+    cfg: Config, checkpoint: str, split: Split, check: Check | None = None
+) -> tuple[Truths, Any, list[Any]]:
+    """Truths, COCO results, and the data samples that they were written from.
+
+    Arguments and errors are those of :func:`detect_split`.
+    """
+    cfg, keep = deepcopy(cfg), _Keep()
+    path = truths_path(cfg, split)
+    cfg.test_dataloader = cfg[f'{split}_dataloader']
+    cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
+    cfg.load_from = checkpoint
+    for _, node in walk(cfg.model, 'model'):
+        if isinstance(node.get('calibrator'), str):
+            del node['calibrator']
+    with TemporaryDirectory() as folder:
+        prefix = os.path.join(folder, 'found')
+        cfg.work_dir = folder
+        cfg.log_level = 'WARNING'  # tools print tables where a training prints its log
+        # mmengine keeps logs and visualizers by name: a second run here needs others.
+        cfg.experiment_name = os.path.basename(folder)
+        cfg.visualizer = dict(type='DetLocalVisualizer', vis_backends=[])
+        cfg.test_evaluator = dict(
+            type='gfl_det.CocoMetric',
+            ann_file=path,
+            metric='bbox',
+            format_only=True,
+            outfile_prefix=prefix,
+        )
+        preflight.check_testing(cfg)
+        truths = _truths(cfg, path)
+        if check is not None:
+            check(truths)
+        runner = launch.build_runner(cfg)
+        runner.register_hook(keep)
+        with redirect_stdout(io.StringIO()):  # pycocotools tells of each step
+            _ = runner.test_loop  # reads the annotations
+        runner.test()
+        results = read_json(f'{prefix}.bbox.json')
+    return truths, results, keep.samples
+
+
+def _truths(cfg: Config, path: str) -> Truths:
+    truths = truths_from_coco(read_json(path), path)
+    names = class_names(datasets_of(cfg, 'test')[0])
+    return truths if names is None else truths.of_classes(names, path)
+
+
+def truths_path(cfg: Config, split: Split) -> str:
+    """The annotation file of a split: that of its metric, else that of its only data set.
+
+    Raises:
+        ConfigError: the config lacks the split, or names no annotation file for it.
+    """
+    datasets = datasets_of(cfg, split)
+    if not datasets:
+        raise ConfigError(f'{cfg.filename} has no {split}_dataloader: add one, or take the other.')
+    paths = [metric['ann_file'] for metric in metrics_of(cfg, split) if metric.get('ann_file')]
+    if not paths and len(datasets) == 1:
+        paths = [path for path in [annotation_path(datasets[0])] if path]
+    if not paths:
+        raise ConfigError(
+            f'{cfg.filename} names no COCO annotation file for its {split} split: set ann_file of '
+            f'{split}_evaluator.'
+        )
+    return str(paths[0])
+
+
+def score_type(cfg: Config) -> str:
+    """Whose scores a detector gives: the name of its head, without the registry's prefix."""
+    head = cfg.model.get('bbox_head') or cfg.model
+    return str(head['type']).rpartition('.')[2]

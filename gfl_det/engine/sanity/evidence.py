@@ -1,0 +1,166 @@
+"""Do boxes and labels have to do with what is in the pictures? Two permutation tests, NumPy alone.
+
+A model learns any eight pictures by heart, with true labels and with shuffled ones. What tells them
+apart is in the pictures: true boxes lie along edges in their own picture, more than the same boxes
+laid over other pictures do, and boxes of one class resemble each other in size, shape or colour.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gfl_det.engine.sanity.batch import Examples
+
+ROUNDS = 200  # permutations: the smallest share that can be told is half a percent
+FEW_BOXES = 20  # fewer prove nothing
+NEIGHBOURS = 3
+CHANCE = 0.02  # chance itself stays below this in two of a hundred data sets
+
+
+def box_chance(examples: Examples, seed: int = 0) -> float | None:
+    """Share of random exchanges of pictures in which boxes lie along edges as much as in theirs.
+
+    Near 0 for true boxes, anything for others; None where there are too few boxes or pictures.
+
+    Args:
+        examples: Pictures and their boxes.
+        seed: Of the exchanges.
+    """
+    strengths = [edge_sums(picture) for picture in examples.pictures]
+    number = len(strengths)
+    if number < 4 or sum(map(len, examples.boxes)) < FEW_BOXES:
+        return None
+    # along[i, j]: the boxes of picture i, laid over picture j.
+    along = np.array(
+        [[along_edges(strength, boxes).sum() for strength in strengths] for boxes in examples.boxes]
+    )
+    own = float(np.trace(along))
+    generator = np.random.default_rng(seed)
+    rows = np.arange(number)
+    others = [float(along[rows, generator.permutation(number)].sum()) for _ in range(ROUNDS)]
+    return (1 + sum(other >= own for other in others)) / (1 + ROUNDS)
+
+
+def edge_sums(picture: np.ndarray) -> np.ndarray:
+    """Sums ``(2, H + 1, W + 1)`` over all pixels above and left of the change along x and y.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8.
+
+    Returns:
+        Divided by the mean change of the picture, so that pictures weigh alike.
+    """
+    values = picture.astype(np.float64)
+    change = np.zeros((2, *picture.shape[:2]))
+    # Channel by channel: red on blue of the same brightness is an edge as well.
+    change[0, :, 1:] = np.abs(np.diff(values, axis=1)).mean(2)
+    change[1, 1:] = np.abs(np.diff(values, axis=0)).mean(2)
+    change /= change.mean() + 1e-9
+    return np.pad(change.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
+
+
+def along_edges(sums: np.ndarray, boxes: np.ndarray, band: int = 2) -> np.ndarray:
+    """Mean change across the four edges of boxes, over that inside and around them.
+
+    Args:
+        sums: See :func:`edge_sums`.
+        boxes: ``(N, 4)`` xyxy px.
+        band: Pixels on either side of an edge that count.
+
+    Returns:
+        ``(N,)``, 0 on average where boxes have nothing to do with the picture.
+    """
+    height, width = sums.shape[1] - 1, sums.shape[2] - 1
+    x1, y1, x2, y2 = np.rint(boxes).astype(int).T
+
+    def mean(
+        axis: int, left: np.ndarray, top: np.ndarray, right: np.ndarray, end: np.ndarray
+    ) -> np.ndarray:
+        left, right = np.clip(left, 0, width), np.clip(right, 0, width)
+        top, end = np.clip(top, 0, height), np.clip(end, 0, height)
+        table = sums[axis]
+        total = table[end, right] - table[top, right] - table[end, left] + table[top, left]
+        return total / np.maximum((right - left) * (end - top), 1)
+
+    edges = (
+        mean(0, x1 - band, y1, x1 + band, y2)
+        + mean(0, x2 - band, y1, x2 + band, y2)
+        + mean(1, x1, y1 - band, x2, y1 + band)
+        + mean(1, x1, y2 - band, x2, y2 + band)
+    )
+    wide, high = (x2 - x1) // 2, (y2 - y1) // 2
+    around = [mean(axis, x1 - wide, y1 - high, x2 + wide, y2 + high) for axis in (0, 1)]
+    return edges - 2 * sum(around)
+
+
+def label_chance(examples: Examples, seed: int = 0) -> float | None:
+    """Share of random exchanges of labels in which neighbours agree on the class as much.
+
+    Neighbours are the boxes most alike in size, shape and a thumbnail of their inside, of other
+    pictures and the same. Near 0 for true labels; None where there are too few boxes, or one class.
+
+    Args:
+        examples: Pictures, boxes, labels.
+        seed: Of the exchanges.
+    """
+    labels = np.concatenate(examples.labels)
+    counts = np.bincount(labels)
+    if len(labels) < FEW_BOXES or (counts > 1).sum() < 2:
+        return None
+    features = np.concatenate(
+        [looks(picture, boxes) for picture, boxes in zip(examples.pictures, examples.boxes)]
+    )
+    features = (features - features.mean(0)) / (features.std(0) + 1e-9)
+    features *= _weights(features.shape[1])
+    square = (features**2).sum(1)
+    distance = square[:, None] + square - 2 * features @ features.T
+    np.fill_diagonal(distance, np.inf)
+    nearest = np.argsort(distance, axis=1)[:, :NEIGHBOURS]
+
+    def agreement(given: np.ndarray) -> float:
+        # Each class weighs alike: where one has nine tenths of all boxes, agreement says little.
+        agree = (given[nearest] == given[:, None]).mean(1)
+        return float((agree / counts[given]).sum())
+
+    own = agreement(labels)
+    generator = np.random.default_rng(seed)
+    others = [agreement(generator.permutation(labels)) for _ in range(ROUNDS)]
+    return (1 + sum(other >= own for other in others)) / (1 + ROUNDS)
+
+
+THUMB = 8  # px: enough for strokes, little enough for neighbours to exist
+SHAPES = 2  # leading features: log of the size, log of the aspect
+
+
+def looks(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Features ``(N, F)`` of boxes: size, shape, colour, and a thumbnail without its brightness.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8.
+        boxes: ``(N, 4)`` xyxy px.
+    """
+    height, width = picture.shape[:2]
+    rows = []
+    for x1, y1, x2, y2 in boxes:
+        left, top = int(np.clip(x1, 0, width - 1)), int(np.clip(y1, 0, height - 1))
+        right, end = (
+            int(np.clip(np.ceil(x2), left + 1, width)),
+            int(np.clip(np.ceil(y2), top + 1, height)),
+        )
+        inside = picture[top:end, left:right].astype(np.float64)
+        y = (np.arange(THUMB) + 0.5) * inside.shape[0] / THUMB
+        x = (np.arange(THUMB) + 0.5) * inside.shape[1] / THUMB
+        small = inside.mean(2)[y.astype(int)][:, x.astype(int)]
+        small = (small - small.mean()) / (small.std() + 1)
+        sides = max(x2 - x1, 1), max(y2 - y1, 1)
+        shape = [np.log(sides[0] * sides[1]), np.log(sides[0] / sides[1])]
+        # Ink may be darker or lighter than its ground: the sign is that of the middle.
+        sign = np.sign(small[2:-2, 2:-2].mean()) or 1.0
+        rows.append([*shape, *inside.mean((0, 1)), *(sign * small).ravel()])
+    return np.array(rows).reshape(len(boxes), SHAPES + 3 + THUMB * THUMB)
+
+
+def _weights(number: int) -> np.ndarray:
+    """Let size and shape, colour, and thumbnail weigh alike."""
+    groups = np.array([SHAPES, 3, number - SHAPES - 3])
+    return np.repeat(1 / np.sqrt(groups), groups)

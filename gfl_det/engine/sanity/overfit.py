@@ -1,0 +1,192 @@
+"""Training on one batch that never changes, and what became of the losses."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+
+from gfl_det.engine.sanity.batch import Batch, truths_of
+from gfl_det.evaluation.average_precision import COCO_TAUS, average_precision
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.matching import match
+from gfl_det.ops.box_formats import xyxy_to_xywh
+from gfl_det.registry import MODELS
+from gfl_det.utils.building import move
+
+WARM_UP = 20  # steps; a config's own warm-up may be longer than the whole test
+FALL_SHARE = 0.4  # of the steps in which the rate falls, for the loss to settle
+GOAL_FALL = 0.9  # of the loss
+GOAL_AP = 0.9
+
+
+class Scores(NamedTuple):
+    """AP (0.50:0.95) on the batch that was trained on."""
+
+    ap: float
+    ap_any_class: float  # with all classes taken for one: are the boxes right?
+
+
+class Curve(NamedTuple):
+    """What became of a training."""
+
+    losses: list[dict[str, float]]  # a step, before it; `loss` is their sum
+    scores: Scores | None  # None where a loss was not finite
+    moved: float  # length of the way the weights went over their own length
+    rate: float  # the largest learning rate
+
+    @property
+    def fall(self) -> float:
+        """Share of the loss that is gone; negative where it rose."""
+        return _fall(self.losses)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all losses were."""
+        return all(math.isfinite(value) for step in self.losses for value in step.values())
+
+    @property
+    def reached(self) -> bool:
+        """Whether the batch was learnt by heart."""
+        return (
+            self.finite
+            and self.fall >= GOAL_FALL
+            and self.scores is not None
+            and self.scores.ap >= GOAL_AP
+        )
+
+
+def overfit(
+    cfg: Config,
+    batch: Batch,
+    steps: int,
+    device: str,
+    rate_factor: float | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Curve:
+    """Train a fresh model on one batch, with the config's optimizer.
+
+    The rate warms up, and falls in the last part. It ends early when the batch is known by heart.
+
+    Args:
+        cfg: The config, in whose default scope this is called.
+        batch: What to learn.
+        steps: At most.
+        device: To run on.
+        rate_factor: Of a trial: times the config's learning rate, which then does not fall.
+        progress: Called with step and losses now and then.
+    """
+    model, wrapper = _build(cfg, device)
+    factor = 1.0 if rate_factor is None else rate_factor
+    rates = [group['lr'] * factor for group in wrapper.optimizer.param_groups]
+    settled = steps if rate_factor is None else None
+    data = model.data_preprocessor(copy.deepcopy(batch), training=True)
+    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    losses: list[dict[str, float]] = []
+    scores = None
+    for step in range(steps):
+        for group, rate in zip(wrapper.optimizer.param_groups, rates):
+            group['lr'] = rate * _share_of_rate(step, settled)
+        with wrapper.optim_context(model):
+            total, terms = model.train().parse_losses(model(**data, mode='loss'))
+        losses.append({name: float(value.detach()) for name, value in terms.items()})
+        if progress is not None and (step % 20 == 0 or step == steps - 1):
+            progress(step, losses[-1])
+        if not math.isfinite(losses[-1]['loss']):
+            break
+        wrapper.update_params(total)
+        is_last = step == steps - 1
+        if is_last or ((step + 1) % 50 == 0 and _fall(losses) >= GOAL_FALL):
+            scores = score(model, batch)
+            if scores.ap >= GOAL_AP:
+                break
+    way = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - start
+    moved = float(way.norm() / start.norm().clamp(min=1e-12))
+    return Curve(losses, scores, moved, max(rates, default=0.0))
+
+
+def _build(cfg: Config, device: str) -> tuple[Any, Any]:
+    """Return a fresh model and its optimizer, the same on every call."""
+    torch.manual_seed(0)
+    with _quiet():
+        model: Any = MODELS.build(copy.deepcopy(cfg.model))
+        model.init_weights()
+        move(model, device)
+        return model, build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+
+
+def _share_of_rate(step: int, steps: int | None) -> float:
+    """Warm up; of a number of steps, fall to almost nothing over the last two fifths."""
+    share = min(1.0, (step + 1) / WARM_UP)
+    return share if steps is None else min(share, max(0.02, (steps - step) / (FALL_SHARE * steps)))
+
+
+def score(model: Any, batch: Batch) -> Scores:
+    """Judge detections on the pictures as the pipeline made them.
+
+    Args:
+        model: A detector with mmdet's ``predict``.
+        batch: The pictures.
+    """
+    model.eval()
+    with torch.no_grad():
+        data = model.data_preprocessor(copy.deepcopy(batch), training=False)
+        samples = model.predict(data['inputs'], data['data_samples'], rescale=False)
+    model.train()
+    truths, found = [], []
+    for sample in samples:
+        boxes, labels = truths_of(sample)
+        truths.append((boxes, labels, np.ones(len(labels))))
+        result = sample.pred_instances
+        found.append(
+            tuple(
+                each.detach().cpu().double().numpy()
+                for each in (result.bboxes, result.labels, result.scores)
+            )
+        )
+    return Scores(*(_average_precision(truths, found, classes) for classes in (True, False)))
+
+
+def _average_precision(truths: list, found: list, with_classes: bool) -> float:
+    """AP of boxes, labels and scores an image; 0 where it has no value."""
+
+    def flat(parts: list) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        image = np.concatenate([np.full(len(part[1]), i) for i, part in enumerate(parts)])
+        boxes, labels, scores = (np.concatenate(each) for each in zip(*parts))
+        return image, labels.astype(np.int64) * with_classes, xyxy_to_xywh(boxes), scores
+
+    image, label, boxes, _ = flat(truths)
+    detections = Detections(*flat(found))
+    number = int(max(label.max(initial=0), detections.label.max(initial=0))) + 1
+    keys = [str(i) for i in range(len(truths))]
+    names = [str(i) for i in range(number)]
+    crowd = np.zeros(len(label), bool)
+    known = Truths(list(range(len(truths))), keys, names, names, image, label, boxes, crowd)
+    value = average_precision(match(detections, known, COCO_TAUS.tolist())).mean
+    return 0.0 if math.isnan(value) else value
+
+
+def _fall(losses: list[dict[str, float]]) -> float:
+    last = float(np.mean([step['loss'] for step in losses[-3:]]))
+    return 1 - last / max(losses[0]['loss'], 1e-12)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out mmengine's lines about every initialised weight and every optimizer group."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,17 @@
+"""What a training leaves behind and goes on from: whole files, exact states, the order of data."""
+
+from gfl_det.engine.sharding import ShardedDataParallel
+from gfl_det.engine.training.checkpoints import Candidate, choose_checkpoint, newest_checkpoint
+from gfl_det.engine.training.loop import EpochTrainLoop
+from gfl_det.utils.training_files import WholeFileBackend, is_intact, write_whole
+
+__all__ = [
+    'Candidate',
+    'EpochTrainLoop',
+    'ShardedDataParallel',
+    'WholeFileBackend',
+    'choose_checkpoint',
+    'is_intact',
+    'newest_checkpoint',
+    'write_whole',
+]

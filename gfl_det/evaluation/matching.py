@@ -1,0 +1,191 @@
+"""COCO's matching of detections with truths, of all images and classes at once.
+
+Source: the evaluation of COCO (https://cocodataset.org/#detection-eval), whose greedy choice goes
+through the detections of an image and class one by one. Here the first detections of all images and
+classes choose together, then the second ones, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from gfl_det.errors import ConfigError
+from gfl_det.evaluation.detections import Detections, Truths
+
+MAX_DETS = 100  # detections that count of an image and class
+MAX_AREA = 1e10  # px; COCO judges no detection beyond it, or below 0, that matches nothing
+NEVER = np.iinfo(np.int64).max
+TRUE, FALSE, IGNORED = 1, 0, -1
+ZeroOverlap = Literal['oracle', 'reject']
+ZERO_OVERLAPS = ('oracle', 'reject')
+
+
+class Matches(NamedTuple):
+    """What became of the N detections that count, at one threshold.
+
+    They are sorted by class and descending score; equal scores by image and place in the list.
+    """
+
+    tau: float  # the threshold of the IoU
+    row: np.ndarray  # (N,) int64, index of each in the detections that were matched
+    label: np.ndarray  # (N,) int64
+    scores: np.ndarray  # (N,) float64
+    state: np.ndarray  # (N,) int8: TRUE, FALSE or IGNORED (in a crowd, or an area below 0)
+    iou: np.ndarray  # (N,) float64, with the truth of a TRUE one; else 0
+    truth: np.ndarray  # (N,) int64, index of the truth of a TRUE one; else -1
+    truths: np.ndarray  # (K,) int64, truths of each class without crowds
+
+    def judged(self) -> np.ndarray:
+        """Mask ``(N,)`` of those that are right or wrong, of classes that have truths."""
+        return (self.state != IGNORED) & (self.truths[self.label] > 0)
+
+    def of_class(self, label: int) -> Matches:
+        """Those of one class; ``truths`` stays whole."""
+        begin, end = np.searchsorted(self.label, [label, label + 1])
+        part = slice(begin, end)
+        return self._replace(**{name: getattr(self, name)[part] for name in PER_DETECTION})
+
+
+PER_DETECTION = ('row', 'label', 'scores', 'state', 'iou', 'truth')
+
+
+class _Pairs(NamedTuple):
+    """Detections with the truths of their image and class, in the order of choice."""
+
+    detection: np.ndarray  # (P,) int64
+    truth: np.ndarray  # (P,) int64
+    iou: np.ndarray  # (P,) float64
+    rank: np.ndarray  # (P,) int64, place of the detection in its image and class
+
+
+def match(
+    detections: Detections,
+    truths: Truths,
+    taus: Sequence[float],
+    zero_overlap: ZeroOverlap = 'oracle',
+    max_dets: int = MAX_DETS,
+) -> list[Matches]:
+    """Match at each threshold.
+
+    By descending score, each detection takes the free truth of its image and class with the largest
+    IoU of at least tau, the last one at a tie, or else a crowd, which is never used up and makes it
+    IGNORED.
+
+    Args:
+        detections: of any order.
+        truths: of the same images and classes.
+        taus: thresholds in [0, 1].
+        zero_overlap: at tau = 0 an IoU of 0 is a match ('oracle', as published figures have it), or
+            is none ('reject').
+        max_dets: the best of an image and class that count.
+
+    Returns:
+        One for each threshold.
+
+    Raises:
+        ConfigError: a threshold or ``zero_overlap`` is out of range.
+    """
+    if zero_overlap not in ZERO_OVERLAPS:
+        raise ConfigError(f'zero_overlap is one of {ZERO_OVERLAPS}, not {zero_overlap!r}')
+    for tau in taus:
+        if not 0 <= tau <= 1:
+            raise ConfigError(f'a threshold of the IoU lies in [0, 1], not {tau!r}')
+    rows, rank = _ranked(detections, len(truths.category_ids), max_dets)
+    chosen = detections.take(rows)
+    # An IoU of exactly tau matches; 1 - 1e-10 because a perfect one may be rounded.
+    least = np.minimum(np.asarray(taus, float), 1 - 1e-10)
+    if zero_overlap == 'reject':
+        least = np.maximum(least, np.nextafter(0, 1))
+    pairs = _pairs(chosen, rank, truths, least.min(initial=1))
+    state, iou, truth = _choose(pairs, truths, least, len(rows))
+    area = chosen.boxes[:, 2] * chosen.boxes[:, 3]
+    state[((area < 0) | (area > MAX_AREA))[:, None] & (state == FALSE)] = IGNORED
+    order = np.lexsort((chosen.image, -chosen.scores, chosen.label))
+    counts = truths.counts()
+    found = (rows[order], chosen.label[order], chosen.scores[order])
+    return [
+        Matches(float(tau), *found, state[order, t], iou[order, t], truth[order, t], counts)
+        for t, tau in enumerate(taus)
+    ]
+
+
+def overlaps(boxes: np.ndarray, truths: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """IoU of pairs of boxes, and with a crowd the part of the detection that lies in it.
+
+    Args:
+        boxes: ``(P, 4)`` detections, xywh px.
+        truths: ``(P, 4)``.
+        crowd: ``(P,)`` bool.
+
+    Returns:
+        ``(P,)`` in [0, 1], equal to pycocotools' to the last digit; 0 without a common area.
+    """
+    low = np.maximum(boxes[:, :2], truths[:, :2])
+    high = np.minimum(boxes[:, 2:] + boxes[:, :2], truths[:, 2:] + truths[:, :2])
+    side = high - low
+    common = side[:, 0] * side[:, 1]
+    area = boxes[:, 2] * boxes[:, 3]
+    union = np.where(crowd, area, area + truths[:, 2] * truths[:, 3] - common)
+    overlap = (side > 0).all(1)
+    return np.divide(common, union, out=np.zeros(len(boxes)), where=overlap)
+
+
+def _ranked(
+    detections: Detections, num_classes: int, max_dets: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best detections of each image and class, sorted, and their places there ``(N,)``."""
+    group = detections.image * num_classes + detections.label
+    order = np.lexsort((-detections.scores, group))  # stable: equal scores in the list's order
+    group = group[order]
+    rank = np.arange(len(order)) - np.searchsorted(group, group)
+    kept = rank < max_dets
+    return order[kept], rank[kept]
+
+
+def _pairs(detections: Detections, rank: np.ndarray, truths: Truths, least: float) -> _Pairs:
+    """All pairs whose IoU is at least ``least``: rank by rank, the best of each detection first."""
+    classes = len(truths.category_ids)
+    group = truths.image * classes + truths.label
+    by_group = np.argsort(group, kind='stable')
+    wanted = detections.image * classes + detections.label
+    first = np.searchsorted(group[by_group], wanted)
+    number = np.searchsorted(group[by_group], wanted, side='right') - first
+    detection = np.repeat(np.arange(len(wanted)), number)
+    begin = np.cumsum(number) - number
+    truth = by_group[np.arange(len(detection)) - np.repeat(begin - first, number)]
+    iou = overlaps(detections.boxes[detection], truths.boxes[truth], truths.crowd[truth])
+    near = iou >= least
+    detection, truth, iou = detection[near], truth[near], iou[near]
+    order = np.lexsort((-truth, -iou, truths.crowd[truth], detection, rank[detection]))
+    detection = detection[order]
+    return _Pairs(detection, truth[order], iou[order], rank[detection])
+
+
+def _choose(
+    pairs: _Pairs, truths: Truths, least: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """States, IoUs and truths, each ``(N, T)``, after every detection has chosen."""
+    state = np.full((number, len(least)), FALSE, np.int8)
+    found_iou = np.zeros((number, len(least)))
+    found_truth = np.full((number, len(least)), -1)
+    free = np.ones((len(truths.label), len(least)), bool)
+    enough = pairs.iou[:, None] >= least
+    starts = np.flatnonzero(np.diff(pairs.rank, prepend=-1))
+    for begin, end in zip(starts, [*starts[1:], len(pairs.rank)]):
+        truth, detection = pairs.truth[begin:end], pairs.detection[begin:end]
+        possible = enough[begin:end] & free[truth]
+        heads = np.flatnonzero(np.diff(detection, prepend=-1))
+        place = np.where(possible, np.arange(end - begin)[:, None], NEVER)
+        best = np.minimum.reduceat(place, heads, axis=0)  # (D, T): the first possible one
+        row, t = np.nonzero(best != NEVER)
+        pair = best[row, t]
+        taken, who = truth[pair], detection[heads[row]]
+        crowd = truths.crowd[taken]
+        state[who, t] = np.where(crowd, IGNORED, TRUE)
+        found_iou[who, t] = np.where(crowd, 0, pairs.iou[begin:end][pair])
+        found_truth[who, t] = np.where(crowd, -1, taken)
+        free[taken[~crowd], t[~crowd]] = False
+    return state, found_iou, found_truth

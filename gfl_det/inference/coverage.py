@@ -1,0 +1,170 @@
+"""Edges with known truths: what calibrators of intervals are fitted on and judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from gfl_det.calibration import splits
+from gfl_det.calibration.intervals import MatchedEdges
+from gfl_det.calibration.splits import split_images, take_images
+from gfl_det.errors import DataError
+from gfl_det.evaluation.coco import read_json, truths_from_coco
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.matching import TRUE, match
+from gfl_det.ops.box_formats import xywh_to_xyxy, xyxy_to_xywh
+
+if TYPE_CHECKING:  # inference imports heads, which import this package
+    from gfl_det.inference import GFLInferencer, Results
+
+
+class Split(NamedTuple):
+    """Images with truths."""
+
+    truths: Truths
+    files: list[Path]  # of the images, in the order of truths.image_ids
+
+
+class Matched(NamedTuple):
+    """What a detector found in a split."""
+
+    edges: MatchedEdges
+    detections: Detections  # all of them
+
+
+def read_split(
+    annotations: str, images: str, half: Literal['first', 'second'] | None = None, seed: int = 0
+) -> Split:
+    """Read COCO annotations, of all images or of a random half of them.
+
+    Args:
+        annotations: path of the COCO file.
+        images: folder of the image files.
+        half: of the images, see :func:`.splits.split_images`; None: all.
+        seed: of the halves.
+
+    Raises:
+        DataError: the file is no COCO file, or a half would be empty.
+    """
+    content = read_json(annotations)
+    truths = truths_from_coco(content, annotations)
+    names = {each['id']: str(each.get('file_name', '')) for each in content['images']}
+    if half is not None:
+        chosen = split_images(truths, seed)[half == 'second']
+        none = np.zeros(0, np.int64)
+        nothing = Detections(none, none, np.zeros((0, 4)), np.zeros(0))
+        truths = take_images(splits.Judged(truths, nothing), chosen).truths
+    return Split(truths, [Path(images) / names[image_id] for image_id in truths.image_ids])
+
+
+def judge(
+    detector: GFLInferencer, split: Split, iou_threshold: float, batch_size: int = 1
+) -> Matched:
+    """Detect in a split, and match detections with its truths as COCO's evaluation does.
+
+    Args:
+        detector: one that keeps distributions.
+        split: see there.
+        iou_threshold: that a match needs.
+        batch_size: images at a time.
+
+    Raises:
+        DataError: an image cannot be read, a class is unknown, the detector's head gives no
+            distributions, or nothing matches.
+    """
+    truths = split.truths.of_classes(detector.classes)
+    results = detector([str(path) for path in split.files], batch_size=batch_size)
+    if results.failures:
+        raise DataError(str(results.failures[0].error))
+    if not all('edge_logits' in each.instances for each in results):
+        raise DataError(
+            'The head of this detector predicts no distributions of edges: intervals need a '
+            'gfl_det.GFLHead or GFLv2Head.'
+        )
+    detections = _collect(results)
+    (found,) = match(detections, truths, [iou_threshold])
+    right = found.state == TRUE
+    if not right.any():
+        raise DataError(
+            f'Not one detection matches a truth at IoU {iou_threshold:g}: give the truths of these '
+            'images, and a checkpoint that was trained.'
+        )
+    rows, partners = found.row[right], found.truth[right]
+    order = np.argsort(rows)  # a detection matches once
+    return Matched(_edges(results, rows[order], truths.boxes[partners[order]]), detections)
+
+
+def _collect(results: Results) -> Detections:
+    counts = [len(each) for each in results]
+    boxes = _joined(results, 'bboxes').astype(float).reshape(-1, 4)
+    return Detections(
+        np.repeat(np.arange(len(counts)), counts),
+        _joined(results, 'labels').astype(np.int64),
+        xyxy_to_xywh(boxes),
+        _joined(results, 'scores').astype(float),
+    )
+
+
+def _joined(results: Results, name: str) -> np.ndarray:
+    return torch.cat([each.instances[name] for each in results]).numpy()
+
+
+def _edges(results: Results, rows: np.ndarray, truths: np.ndarray) -> MatchedEdges:
+    chosen = torch.from_numpy(rows)
+
+    def take(name: str) -> Any:
+        return torch.cat([each.instances[name] for each in results])[chosen]
+
+    limits = [
+        torch.tensor([[width, height] * 2], dtype=torch.float32).expand(len(each), 4)
+        for each in results
+        for height, width in [each.size]
+    ]
+    return MatchedEdges(
+        take('edge_logits'),
+        take('bin_widths'),
+        take('prior_centres'),
+        torch.cat(limits)[chosen],
+        torch.from_numpy(xywh_to_xyxy(truths)).float(),
+        take('labels'),
+    )
+
+
+class Coverage(NamedTuple):
+    """Shares of true edges in their intervals, and mean widths, for L levels."""
+
+    levels: tuple[float, ...]
+    share: np.ndarray  # (L,) in [0, 1]
+    share_of_sides: np.ndarray  # (L, 4)
+    share_of_boxes: np.ndarray  # (L,) of boxes with all four edges in their intervals
+    width: np.ndarray  # (L,) px
+
+
+def coverage(
+    edges: MatchedEdges, levels: Sequence[float], factors: Sequence[Sequence[float]] | None = None
+) -> Coverage:
+    """What share of true edges lies in the intervals of each level.
+
+    Args:
+        edges: of images that nothing was fitted on.
+        levels: in (0, 1).
+        factors: four a level; None leaves the distributions' own intervals.
+    """
+    stretch = [[1.0] * 4] * len(levels) if factors is None else factors
+    inside, widths = [], []
+    for level, factor in zip(levels, stretch):
+        intervals = edges.intervals(level, factor)
+        inside.append(intervals.contain(edges.truths).numpy())
+        widths.append(float(intervals.widths().mean()))
+    all_inside = np.array(inside)
+    return Coverage(
+        tuple(levels),
+        all_inside.mean((1, 2)),
+        all_inside.mean(1),
+        all_inside.all(2).mean(1),
+        np.array(widths),
+    )

@@ -1,0 +1,24 @@
+"""Trained detectors for other runtimes: ONNX files, OpenVINO's, and int8.
+
+``tools/export_onnx.py`` writes them, :class:`.runtime.OnnxDetector` and
+:class:`.openvino.OpenVINODetector` run them; docs/export.md has what each costs and brings.
+"""
+
+from gfl_det.inference.export.graph import Outputs
+from gfl_det.inference.export.onnx_file import Settings, write_onnx
+from gfl_det.inference.export.openvino import OpenVINODetector, write_int8, write_openvino
+from gfl_det.inference.export.runtime import ExportedDetector, OnnxDetector
+from gfl_det.inference.export.source import Source, load_source
+
+__all__ = [
+    'ExportedDetector',
+    'OnnxDetector',
+    'OpenVINODetector',
+    'Outputs',
+    'Settings',
+    'Source',
+    'load_source',
+    'write_int8',
+    'write_onnx',
+    'write_openvino',
+]

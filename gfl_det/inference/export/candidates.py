@@ -1,0 +1,153 @@
+"""From maps to candidates and detections with shapes that do not depend on values.
+
+What :mod:`..heads.candidates` and :mod:`..heads.prediction` choose by indexing, done with constant
+numbers of candidates and masks: a graph for another runtime, which may want k of a top-k to be
+constant. All images of a batch go through together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gfl_det.models.assigners.batch import PriorLevels
+from gfl_det.ops import distribution
+from gfl_det.ops.boxes import distances_to_boxes
+
+ABSENT = -1.0  # the score of a candidate that is none; below every threshold
+
+
+class Pool(NamedTuple):
+    """Candidates of a batch, N of each image; those with a score of ``ABSENT`` are none."""
+
+    scores: Tensor  # (B, N)
+    labels: Tensor  # (B, N) int64
+    logits: Tensor  # (B, N, 4, num_bins) of the edges
+    centres: Tensor  # (B, N, 2) px of the network's input
+    strides: Tensor  # (B, N, 1) px
+
+    def take(self, index: Tensor) -> Pool:
+        """The candidates at indices ``(B, K)`` of each image."""
+        return Pool(*(take(field, index) for field in self))
+
+
+class Frames(NamedTuple):
+    """The images that boxes are cut at and refer to."""
+
+    limit: Tensor | None  # (B, 1, 4) px: width, height twice of the network's input; None: no cut
+    scale: Tensor  # (B, 1, 4) along x, y twice, from there to the image that boxes refer to
+
+    @classmethod
+    def of(cls, img_shape: Tensor, scale_factor: Tensor, clip: bool) -> Frames:
+        """From ``img_shape (B, 2)`` h, w and ``scale_factor (B, 2)`` x, y, as in mmdet's metas."""
+        limit = img_shape.flip(1).repeat(1, 2).unsqueeze(1)
+        return cls(limit if clip else None, (1 / scale_factor).repeat(1, 2).unsqueeze(1))
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Values ``(B, N, ...)`` at indices ``(B, K)``: ``(B, K, ...)``."""
+    tail = values.shape[2:]
+    wide = index.reshape(*index.shape, *[1] * len(tail)).expand(-1, -1, *tail)
+    return values.gather(1, wide)
+
+
+def cell_centres(level: Tensor, base: Sequence[float], stride: int) -> Tensor:
+    """Centres ``(H * W, 2)`` px of the priors of a level's maps ``(B, C, H, W)``, row by row."""
+    (low_x, low_y), (high_x, high_y) = base[:2], base[2:]
+    height, width = level.shape[-2:]
+    x = torch.arange(width, device=level.device) * stride + (low_x + high_x) / 2
+    y = torch.arange(height, device=level.device) * stride + (low_y + high_y) / 2
+    rows, columns = torch.meshgrid(y, x, indexing='ij')
+    return torch.stack([columns, rows], dim=-1).flatten(0, 1).float()
+
+
+def all_cells(
+    cls_maps: Sequence[Tensor], edge_maps: Sequence[Tensor], priors: PriorLevels
+) -> tuple[Tensor, Pool]:
+    """Every cell of every level, in order.
+
+    Args:
+        cls_maps: class logits, per level ``(B, C, H, W)``.
+        edge_maps: edge logits, per level ``(B, 4 * num_bins, H, W)``.
+        priors: of the pyramid.
+
+    Returns:
+        Scores ``(B, P, C)``, and a pool of P candidates whose own scores and labels are zeros.
+    """
+    scores, pools = [], []
+    for cls, edges, base, (stride, _) in zip(cls_maps, edge_maps, priors.base, priors.strides):
+        scores.append(cls.flatten(2).transpose(1, 2).float().sigmoid())
+        logits = edges.flatten(2).transpose(1, 2).unflatten(2, (4, -1))
+        blank = torch.zeros_like(logits[:, :, 0, 0])
+        centres = cell_centres(edges, base, stride).expand(logits.shape[0], -1, -1)
+        strides = (blank + stride).unsqueeze(-1)
+        pools.append(Pool(blank, blank.long(), logits, centres, strides))
+    return torch.cat(scores, 1), Pool(*(torch.cat(each, 1) for each in zip(*pools)))
+
+
+def best_pairs(
+    cls_maps: Sequence[Tensor],
+    edge_maps: Sequence[Tensor],
+    priors: PriorLevels,
+    threshold: float,
+    count: int,
+) -> Pool:
+    """The ``count`` best pairs of cell and class of each level.
+
+    They lie in the ``count`` cells with the largest peaks, so all classes are read there only.
+    Levels with fewer cells are filled up with absent ones, which keeps every number constant.
+
+    Args:
+        cls_maps: class logits, per level ``(B, C, H, W)``.
+        edge_maps: edge logits, per level ``(B, 4 * num_bins, H, W)``.
+        priors: of the pyramid.
+        threshold: pairs with a score not above it are absent.
+        count: of pairs of a level, at least 1.
+
+    Returns:
+        ``levels * count`` candidates.
+    """
+    pools = []
+    for cls, edges, base, (stride, _) in zip(cls_maps, edge_maps, priors.base, priors.strides):
+        logits = F.pad(cls.flatten(2), (0, count), value=float('-inf'))  # (B, C, H * W + count)
+        cells = logits.amax(1).topk(count, dim=1).indices  # (B, count)
+        rows = take(logits.transpose(1, 2), cells).float().sigmoid()  # (B, count, C)
+        values, places = rows.flatten(1).topk(count, dim=1)
+        place = places.div(rows.shape[2], rounding_mode='floor')
+        cell = cells.gather(1, place).clamp(max=cls.shape[2] * cls.shape[3] - 1)
+        scores = torch.where(values > threshold, values, torch.full_like(values, ABSENT))
+        centres = cell_centres(edges, base, stride).expand(edges.shape[0], -1, -1)
+        pools.append(
+            Pool(
+                scores=scores,
+                labels=places - place * rows.shape[2],
+                logits=take(edges.flatten(2).transpose(1, 2), cell).unflatten(2, (4, -1)),
+                centres=take(centres, cell),
+                strides=torch.full_like(scores, stride).unsqueeze(-1),
+            )
+        )
+    return Pool(*(torch.cat(each, 1) for each in zip(*pools)))
+
+
+def decode(pool: Pool, frames: Frames) -> Tensor:
+    """Boxes ``(B, N, 4)`` xyxy, clipped and rescaled (eqs. 3 to 5 of the GFL paper)."""
+    distances = distribution.mean(pool.logits) * pool.strides
+    boxes = distances_to_boxes(pool.centres, distances)
+    if frames.limit is not None:
+        boxes = torch.minimum(boxes.clamp(min=0), frames.limit)
+    return boxes * frames.scale
+
+
+def apart(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    """Boxes ``(B, N, 4)`` moved so that those of different classes do not overlap.
+
+    As mmcv's ``batched_nms`` moves them, by multiples of the largest coordinate among the image's
+    candidates, so that float32 rounds them alike.
+    """
+    reach = torch.where(scores > ABSENT, boxes.amax(2), torch.full_like(scores, float('-inf')))
+    step = reach.amax(1, keepdim=True).clamp(min=0) + 1
+    return boxes + (labels * step).unsqueeze(-1)

@@ -1,0 +1,197 @@
+"""A detector from pictures to boxes as one module of tensors: what is exported.
+
+Inputs are named and meant as in mmdet: ``images (B, 3, H, W)`` normalised and padded, ``img_shape
+(B, 2)`` height and width before padding, ``scale_factor (B, 2)`` along x and y from the original
+picture. Boxes refer to the original picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from gfl_det.errors import ConfigError
+from gfl_det.inference.export.calibrator import Calibration
+from gfl_det.inference.export.candidates import (
+    ABSENT,
+    Frames,
+    Pool,
+    all_cells,
+    apart,
+    best_pairs,
+    decode,
+    take,
+)
+from gfl_det.inference.export.suppression import kept_by_nms
+from gfl_det.inference.results import EDGE_FIELDS
+from gfl_det.ops import distribution
+from gfl_det.ops.intervals import EdgeQuantiles, edge_intervals, edge_quantiles
+
+INPUTS = ('images', 'img_shape', 'scale_factor')
+
+
+class Intervals(NamedTuple):
+    """What the intervals from ``edge_low`` to ``edge_high`` are."""
+
+    level: float  # share of an edge's distribution that they hold, in (0, 1)
+    factor: float | tuple[float, ...]  # that stretches them about their medians, or one a side
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a graph gives.
+
+    Args:
+        nms: suppress inside the graph and give the ``max_per_img`` best detections; otherwise the
+            boxes and scores of all cells.
+        uncertainty: add ``edge_std``, ``edge_low`` and ``edge_high`` (px) and ``edge_entropy``
+            (nats) of each edge, ltrb: see :mod:`..inference.results`.
+        distribution: add ``edge_logits``, ``bin_widths`` and ``prior_centres``.
+    """
+
+    nms: bool = False
+    uncertainty: bool = False
+    distribution: bool = False
+
+    def names(self, calibrated: bool) -> list[str]:
+        """Names of the tensors in their order."""
+        if self.nms:
+            names = ['boxes', 'scores', 'labels', 'counts', *['raw_scores'] * calibrated]
+        else:
+            names = ['boxes', 'scores', 'levels', *['calibrated_scores'] * calibrated]
+        names += [*EDGE_FIELDS] * self.uncertainty
+        return names + ['edge_logits', 'bin_widths', 'prior_centres'] * self.distribution
+
+
+class DetectionGraph(nn.Module):
+    """Backbone, neck, head and decoding of a detector with a GFL head.
+
+    Args:
+        detector: of one stage; in eval mode.
+        outputs: see there.
+        intervals: of the edges, given with ``outputs.uncertainty``.
+        calibration: of the scores, or None.
+
+    Raises:
+        ConfigError: suppression is to be inside the graph and is not greedy.
+    """
+
+    def __init__(
+        self,
+        detector: BaseModel,
+        outputs: Outputs,
+        intervals: Intervals,
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = detector.backbone
+        self.neck = detector.neck if detector.with_neck else nn.Identity()
+        self.bbox_head = detector.bbox_head
+        self.calibration = calibration
+        self.outputs, self.intervals = outputs, intervals
+        self.settings = detector.bbox_head.test_cfg
+        if outputs.nms:
+            check_suppression(self.settings)
+
+    def forward(self, images: Tensor, img_shape: Tensor, scale_factor: Tensor) -> list[Tensor]:
+        """The tensors that ``outputs.names`` lists.
+
+        With ``nms``, K detections of each image by descending score: ``boxes (B, K, 4)`` xyxy px,
+        ``scores (B, K)``, ``labels (B, K)`` int64, ``counts (B,)`` int64; behind an image's count
+        boxes and scores are 0, labels -1 and other values without meaning. Otherwise P cells:
+        ``boxes (B, P, 4)``, ``scores (B, P, C)``, ``levels (P,)`` int64. A calibrator adds
+        ``raw_scores (B, K)``, or ``calibrated_scores (B, P, C)`` beside raw ones: suppression goes
+        by raw scores.
+        """
+        cls, edges = self.bbox_head(self.neck(self.backbone(images)))
+        frames = Frames.of(img_shape, scale_factor, self.bbox_head.bbox_coder.clip_border)
+        if self.outputs.nms:
+            return self._detections(cls, edges, frames)
+        return self._cells(cls, edges, frames)
+
+    def _cells(self, cls: list[Tensor], edges: list[Tensor], frames: Frames) -> list[Tensor]:
+        scores, pool = all_cells(cls, edges, self.bbox_head.priors)
+        levels = [torch.zeros_like(level[0, 0], dtype=torch.long) for level in cls]
+        levels = [(blank + index).flatten() for index, blank in enumerate(levels)]
+        found = [decode(pool, frames), scores, torch.cat(levels)]
+        if self.calibration is not None:
+            labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
+            found.append(self.calibration(scores, labels))
+        return found + self._extras(pool, frames)
+
+    def _detections(self, cls: list[Tensor], edges: list[Tensor], frames: Frames) -> list[Tensor]:
+        settings = self.settings
+        threshold = float(settings.score_thr)
+        pool = best_pairs(cls, edges, self.bbox_head.priors, threshold, settings.nms_pre)
+        boxes = decode(pool, frames)
+        smallest = settings.get('min_bbox_size', -1)
+        if smallest >= 0:
+            large = (boxes[..., 2:] - boxes[..., :2] > smallest).all(2)
+            pool = pool._replace(scores=pool.scores.where(large, torch.tensor(ABSENT)))
+        moved = boxes
+        if not settings.nms.get('class_agnostic', False):
+            moved = apart(boxes, pool.scores, pool.labels)
+        limit = min(settings.max_per_img, pool.scores.shape[1])
+        iou_threshold = float(settings.nms.iou_threshold)
+        kept = kept_by_nms(moved, pool.scores, iou_threshold, max(threshold, ABSENT), limit)
+        scores = torch.where(kept, pool.scores, torch.full_like(pool.scores, ABSENT))
+        scores, index = scores.topk(limit, dim=1)
+        raw: list[Tensor] = []
+        if self.calibration is not None:
+            calibrated = self.calibration(scores, pool.labels.gather(1, index))
+            present = scores > ABSENT
+            raw = [scores * present]
+            scores, order = torch.where(present, calibrated, scores).topk(limit, dim=1)
+            index, raw = index.gather(1, order), [raw[0].gather(1, order)]
+        pool, boxes, present = pool.take(index), take(boxes, index), scores > ABSENT
+        found = [
+            boxes * present.unsqueeze(-1),
+            scores * present,
+            torch.where(present, pool.labels, -1),
+            present.sum(1),
+            *raw,
+        ]
+        return found + self._extras(pool, frames)
+
+    def _extras(self, pool: Pool, frames: Frames) -> list[Tensor]:
+        extras: list[Tensor] = []
+        widths = pool.strides * frames.scale
+        centres = pool.centres * frames.scale[..., :2]
+        if self.outputs.uncertainty:
+            logits, sizes, points = (each.flatten(0, 1) for each in (pool.logits, widths, centres))
+            quantiles = edge_quantiles(logits, sizes, points, self.intervals.level)
+            whole = EdgeQuantiles(*(each.reshape(widths.shape) for each in quantiles))
+            limit = None if frames.limit is None else frames.limit * frames.scale
+            extras += [
+                distribution.std(pool.logits) * widths,
+                *edge_intervals(whole, self.intervals.factor, limit),
+                distribution.entropy(pool.logits),
+            ]
+        if self.outputs.distribution:
+            extras += [pool.logits, widths, centres]
+        return extras
+
+
+def check_suppression(settings: ConfigDict) -> None:
+    """Refuse what ONNX's NonMaxSuppression cannot do.
+
+    Raises:
+        ConfigError: the suppression is not greedy, or a number of boxes is not limited.
+    """
+    kind = settings.get('nms') and settings.nms.get('type', 'nms')
+    if kind != 'nms':
+        raise ConfigError(
+            f'ONNX suppresses greedily and test_cfg.nms asks for {kind!r}: leave --nms out, and '
+            'the runtime will do it.'
+        )
+    for name in ('nms_pre', 'max_per_img'):
+        if settings.get(name, -1) <= 0:
+            raise ConfigError(
+                f'A graph with suppression has a constant number of boxes: give test_cfg.{name} a '
+                'positive number, or leave --nms out.'
+            )

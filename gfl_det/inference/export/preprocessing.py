@@ -1,0 +1,167 @@
+"""From a picture to a network's input as a config's test pipeline makes it, without the config.
+
+A dozen numbers, which travel in the exported file. The arithmetic is that of mmcv's ``Resize`` and
+mmengine's ``ImgDataPreprocessor``, so that the inputs are the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gfl_det.errors import ConfigError
+
+Picture = NDArray[np.uint8]  # (H, W, 3) BGR
+# Values that leave a transform as this module does it.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    'LoadImageFromFile': dict(to_float32=False, color_type='color', imdecode_backend='cv2'),
+    'Resize': dict(interpolation='bilinear', backend='cv2', clip_object_border=True),
+    'LoadAnnotations': {},
+    'PackDetInputs': {},
+}
+READ = {'Resize': {'type', 'scale', 'keep_ratio'}}
+
+
+class Prepared(NamedTuple):
+    """A batch of inputs."""
+
+    images: NDArray[np.float32]  # (B, 3, H, W)
+    img_shape: NDArray[np.float32]  # (B, 2) height, width before padding
+    scale_factor: NDArray[np.float32]  # (B, 2) along x and y, from the original picture
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, normalise, pad.
+
+    Args:
+        scale: the longest and shortest side that a picture is resized to fit, px, in any order;
+            with ``keep_ratio=False`` its width and height.
+        keep_ratio: resize both sides alike.
+        mean: of each channel, in the order after ``bgr_to_rgb``; None: no normalisation.
+        std: likewise.
+        bgr_to_rgb: turn OpenCV's order of channels round.
+        divisor: height and width are padded to multiples of it.
+        pad_value: that is padded with, after normalisation.
+        size: height and width of a graph of fixed size; pictures are resized to fit it.
+    """
+
+    scale: tuple[int, int]
+    keep_ratio: bool = True
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    bgr_to_rgb: bool = False
+    divisor: int = 1
+    pad_value: float = 0
+    size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, pipeline: Sequence[dict[str, Any]], normalising: dict[str, Any]) -> Preprocessing:
+        """Read a test pipeline and a ``data_preprocessor``.
+
+        Raises:
+            ConfigError: they do anything else; the message names the step.
+        """
+        resize = _resize_step(pipeline)
+        if normalising.get('rgb_to_bgr'):
+            raise ConfigError('data_preprocessor.rgb_to_bgr cannot be exported: use bgr_to_rgb.')
+        mean, std = (normalising.get(name) for name in ('mean', 'std'))
+        return cls(
+            scale=tuple(resize['scale']),
+            keep_ratio=bool(resize.get('keep_ratio', False)),
+            mean=None if mean is None else tuple(map(float, mean)),
+            std=None if std is None else tuple(map(float, std)),
+            bgr_to_rgb=bool(normalising.get('bgr_to_rgb', False)),
+            divisor=int(normalising.get('pad_size_divisor', 1)),
+            pad_value=float(normalising.get('pad_value', 0)),
+        )
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Preprocessing:
+        """What :meth:`to_json` wrote."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+        return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a picture of this height and width after resizing."""
+        if not self.keep_ratio:
+            return (self.scale[1], self.scale[0]) if self.size is None else self.size
+        if self.size is None:
+            factor = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
+        else:
+            factor = min(self.size[0] / height, self.size[1] / width)
+        return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+    def __call__(self, pictures: Sequence[Picture]) -> Prepared:
+        """Inputs of a batch, padded to its largest picture.
+
+        Args:
+            pictures: each ``(H, W, 3)`` uint8, BGR.
+        """
+        images, shapes, factors = [], [], []
+        for picture in pictures:
+            height, width = picture.shape[:2]
+            rows, columns = self.resized(height, width)
+            image = cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_LINEAR)
+            images.append(self._normalise(image))
+            shapes.append((rows, columns))
+            factors.append((columns / width, rows / height))
+        size = self.size or [_multiple(max(side), self.divisor) for side in zip(*shapes)]
+        batch = np.full((len(images), 3, *size), self.pad_value, np.float32)
+        for target, image in zip(batch, images):
+            target[:, : image.shape[1], : image.shape[2]] = image
+        return Prepared(batch, np.array(shapes, np.float32), np.array(factors, np.float32))
+
+    def plain(self, picture: Picture) -> Prepared:
+        """The input of one picture that has the network's size already."""
+        shape = np.array([picture.shape[:2]], np.float32)
+        return Prepared(self._normalise(picture)[None], shape, np.ones((1, 2), np.float32))
+
+    def _normalise(self, image: Picture) -> NDArray[np.float32]:
+        channels = image[..., ::-1] if self.bgr_to_rgb else image
+        values = np.ascontiguousarray(channels.transpose(2, 0, 1)).astype(np.float32)
+        if self.mean is not None and self.std is not None:
+            mean, std = (
+                np.array(each, np.float32)[:, None, None] for each in (self.mean, self.std)
+            )
+            values = (values - mean) / std
+        return values
+
+
+def _multiple(length: int, divisor: int) -> int:
+    return -(-length // divisor) * divisor
+
+
+def _resize_step(pipeline: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The one step of a test pipeline that changes pictures."""
+    found = []
+    for step in pipeline:
+        kind = str(step.get('type')).split('.')[-1]
+        defaults = DEFAULTS.get(kind)
+        known = defaults is not None and all(
+            step.get(name, value) == value for name, value in defaults.items()
+        )
+        if not known or (kind in READ and set(step) - READ[kind] - set(defaults or ())):
+            raise ConfigError(
+                f'The test pipeline has {dict(step)}, which an exported detector cannot do: load, '
+                'Resize with a scale, and pack only.'
+            )
+        if kind == 'Resize':
+            found.append(step)
+    if len(found) != 1 or not isinstance(found[0].get('scale'), (tuple, list)):
+        raise ConfigError(
+            'The test pipeline of an exported detector has one Resize with scale=(width, height).'
+        )
+    return found[0]

@@ -1,0 +1,179 @@
+"""Exported detectors in other runtimes: pictures in, detections out.
+
+A file holds its preprocessing, its classes and the settings of its suppression; nothing of the
+config is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmcv.ops import batched_nms
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gfl_det.errors import DataError
+from gfl_det.inference.export.description import KEY, Description
+from gfl_det.inference.export.extras import require
+from gfl_det.inference.export.graph import INPUTS
+from gfl_det.inference.export.preprocessing import Picture, Prepared
+from gfl_det.inference.results import EDGE_FIELDS
+from gfl_det.inference.sources import Item
+from gfl_det.inference.stream import ImageDetector
+from gfl_det.inference.stream import Prepared as Loaded
+
+Arrays = Mapping[str, NDArray[Any]]
+# Outputs that results have under the same name.
+EXTRAS = (*EDGE_FIELDS, 'edge_logits', 'bin_widths', 'prior_centres')
+UNSEEN = {'counts'}  # outputs that results do not have
+
+
+class ExportedDetector(ImageDetector):
+    """What the runtimes share; called as a :class:`~gfl_det.inference.GFLInferencer` is.
+
+    Args:
+        description: of the file.
+    """
+
+    _decoding = (('flag', 'color'), ('backend', 'cv2'))  # as test pipelines do by default
+
+    def __init__(self, description: Description) -> None:
+        self.description = description
+        self.classes, self.level = tuple(description.classes), description.level
+
+    @abstractmethod
+    def run(self, inputs: Prepared) -> Arrays:
+        """The graph's outputs by name."""
+
+    def detect(self, pictures: Sequence[Picture]) -> list[InstanceData]:
+        """Detections of pictures that go through the network as one batch.
+
+        Args:
+            pictures: each ``(H, W, 3)`` uint8, BGR.
+
+        Returns:
+            Per picture ``bboxes (N, 4)`` xyxy px, ``scores (N,)``, ``labels (N,)`` by descending
+            score, ``raw_scores`` where a calibrator is inside, and what was exported of
+            the ``edge_*`` fields, see :mod:`..inference.results`.
+        """
+        return self.finish(self.run(self.description.preprocessing(pictures)))
+
+    def finish(self, outputs: Arrays) -> list[InstanceData]:
+        """Detections from what :meth:`run` gave, see :meth:`detect`."""
+        finish = _detections if self.description.nms else self._suppressed
+        return [finish(outputs, index) for index in range(len(outputs['boxes']))]
+
+    def _preprocess(self, item: Item) -> Loaded:
+        assert item.image is not None  # or it is not asked for
+        return Loaded(self.description.preprocessing.resized(*item.image.shape[:2]), item.image)
+
+    def _predict(self, batch: list[Loaded]) -> list[InstanceData]:
+        return self.detect([each.data for each in batch])
+
+    def _suppressed(self, outputs: Arrays, image: int) -> InstanceData:
+        """What the head does behind its maps, from boxes and scores of all cells."""
+        boxes, scores = (torch.from_numpy(outputs[name][image]) for name in ('boxes', 'scores'))
+        settings = ConfigDict(self.description.settings)
+        levels = torch.from_numpy(outputs['levels'])
+        cell, label = _candidates(scores, levels, settings).unbind(1)
+        smallest = settings.get('min_bbox_size', -1)
+        if smallest >= 0:
+            large = (boxes[cell, 2:] - boxes[cell, :2] > smallest).all(1)
+            cell, label = cell[large], label[large]
+        kept, values = torch.arange(len(cell)), scores[cell, label]
+        if len(cell):
+            rows, kept = batched_nms(boxes[cell], values, label, settings.get('nms'))
+            values = rows[:, -1]
+        limit = settings.get('max_per_img', -1)
+        if limit > 0:
+            kept, values = kept[:limit], values[:limit]
+        cell, label = cell[kept], label[kept]
+        found = InstanceData(bboxes=boxes[cell], scores=values, labels=label)
+        for name in EXTRAS:
+            if name in outputs:
+                found[name] = torch.from_numpy(outputs[name][image])[cell]
+        if self.description.calibrated:
+            found.raw_scores = values
+            found.scores = torch.from_numpy(outputs['calibrated_scores'][image])[cell, label]
+            found = found[found.scores.sort(descending=True, stable=True).indices]
+        return found
+
+
+class OnnxDetector(ExportedDetector):
+    """A detector of ``tools/export_onnx.py`` in ONNX Runtime.
+
+    Args:
+        path: the ``.onnx`` file.
+        providers: execution providers of ONNX Runtime, best first.
+        threads: of the processor; 0: as many as it has cores.
+
+    Raises:
+        SetupError: onnxruntime is missing.
+        DataError: the file is none, or was not exported by gfl_det.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        providers: Sequence[str] = ('CPUExecutionProvider',),
+        threads: int = 0,
+    ) -> None:
+        runtime = require('onnxruntime')
+        check_file(path, '.onnx')
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Threads that wait in a loop for the next picture take the processor from everyone else.
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        try:
+            self.session = runtime.InferenceSession(os.fspath(path), options, list(providers))
+        except Exception as error:  # ONNX Runtime has an exception class for each kind of failure
+            raise DataError(f'{path} cannot be run: {str(error).splitlines()[0]}') from error
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        super().__init__(Description.from_json(metadata.get(KEY), os.fspath(path)))
+
+    def run(self, inputs: Prepared) -> Arrays:
+        outputs = self.session.run(self.description.outputs, dict(zip(INPUTS, inputs)))
+        return dict(zip(self.description.outputs, outputs))
+
+
+def check_file(path: str | os.PathLike[str], ending: str) -> None:
+    """Check that a file exists and ends so.
+
+    Raises:
+        DataError: it does not.
+    """
+    name = os.fspath(path)
+    if not name.endswith(ending):
+        raise DataError(f'{name} does not end in {ending}: give what tools/export_onnx.py wrote.')
+    if not os.path.isfile(name):
+        raise DataError(f'{name} does not exist: write it with tools/export_onnx.py.')
+
+
+def _detections(outputs: Arrays, image: int) -> InstanceData:
+    """The detections of an image from a graph that suppresses."""
+    count = int(outputs['counts'][image])
+    kept = {
+        name: torch.from_numpy(outputs[name][image][:count]) for name in outputs.keys() - UNSEEN
+    }
+    return InstanceData(bboxes=kept.pop('boxes'), **kept)
+
+
+def _candidates(scores: Tensor, levels: Tensor, settings: ConfigDict) -> Tensor:
+    """Pairs ``(N, 2)`` of cell and class above the threshold, ``nms_pre`` of a level at most."""
+    pairs = (scores > settings.score_thr).nonzero()
+    count = settings.get('nms_pre', -1)
+    if count <= 0:
+        return pairs
+    kept = []
+    for level in range(int(levels.max()) + 1):
+        mine = pairs[levels[pairs[:, 0]] == level]
+        if len(mine) > count:
+            mine = mine[scores[mine[:, 0], mine[:, 1]].topk(count).indices.sort().values]
+        kept.append(mine)
+    return torch.cat(kept)

@@ -1,0 +1,117 @@
+"""From a config and a checkpoint to a detector that can be exported, or one sentence why not."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mmdet.models.detectors import SingleStageDetector
+from mmengine.config import Config
+from mmengine.model import BaseModel
+
+from gfl_det.calibration.apply import interval_factor
+from gfl_det.calibration.calibrators import DetectionCalibrator
+from gfl_det.calibration.distribution import DistributionCalibrator
+from gfl_det.calibration.distribution_files import load_any_calibrator
+from gfl_det.errors import ConfigError
+from gfl_det.inference.export.graph import Intervals
+from gfl_det.inference.export.preprocessing import Preprocessing
+from gfl_det.inference.loading import load_detector
+from gfl_det.models.heads import GFLHead
+from gfl_det.utils.walk import walk
+
+DEFAULT_LEVEL = 0.9
+
+
+class Source(NamedTuple):
+    """What is exported."""
+
+    model: BaseModel  # of one stage, with a GFL head; in eval mode on the processor
+    name: str  # of its config
+    classes: tuple[str, ...]
+    pipeline: list[dict[str, Any]]  # of the test data set
+    preprocessing: Preprocessing
+    calibrator: DetectionCalibrator | None  # of the scores
+    intervals: Intervals  # of the edges
+
+
+def load_source(
+    cfg: Config,
+    name: str,
+    checkpoint: str,
+    calibrator: str | None = None,
+    intervals: str | None = None,
+    level: float | None = None,
+) -> Source:
+    """Build a detector and load its weights.
+
+    Args:
+        cfg: the config.
+        name: of the config, for messages and metadata.
+        checkpoint: weights, file or address.
+        calibrator: file for scores; None: that of the config, if any.
+        intervals: file for intervals; None: that of the config, if any.
+        level: of the intervals, in (0, 1); None: that of the config, or 0.9.
+
+    Raises:
+        GFLDetError: the config cannot be exported, or something does not fit it.
+    """
+    refuse_deformable(cfg, name)
+    settings = dict(calibrator=calibrator, interval_calibrator=intervals, interval_level=level)
+    loaded = load_detector(checkpoint, cfg, 'cpu', settings)
+    head = getattr(loaded.model, 'bbox_head', None)
+    if not isinstance(loaded.model, SingleStageDetector) or not isinstance(head, GFLHead):
+        raise ConfigError(
+            f'{name} has no GFL head to export ({type(head or loaded.model).__name__}): give a '
+            'config of gfl_det, or put its head in with tools/swap_head.py.'
+        )
+    test_cfg = head.test_cfg
+    if test_cfg.get('interval_level') is None:
+        test_cfg.interval_level = DEFAULT_LEVEL
+    test_cfg.with_uncertainty = True  # --check compares the edges too
+    kind = type(head).__name__
+    scores = _score_calibrator(test_cfg.get('calibrator'))
+    if scores is not None:
+        scores.check_score_type(kind)
+    return Source(
+        model=loaded.model.requires_grad_(False),
+        name=name,
+        classes=loaded.classes,
+        pipeline=loaded.pipeline,
+        preprocessing=Preprocessing.of(loaded.pipeline, cfg.model.get('data_preprocessor') or {}),
+        calibrator=scores,
+        intervals=Intervals(
+            float(test_cfg.interval_level), interval_factor(test_cfg, kind, head.num_classes)
+        ),
+    )
+
+
+def refuse_deformable(cfg: Config, name: str) -> None:
+    """Refuse deformable convolutions before anything is built.
+
+    Raises:
+        ConfigError: the model has some.
+    """
+    for path, node in walk(cfg.get('model') or {}, 'model'):
+        kinds = (str(node.get('type')), str((node.get('dcn') or {}).get('type')))
+        if any('DCN' in kind or 'DeformConv' in kind for kind in kinds):
+            raise ConfigError(
+                f'{name} has deformable convolutions ({path}), which ONNX Runtime and OpenVINO '
+                'cannot run on processors: export a config without them, such as '
+                'gfl_r101_fpn_ms-2x_coco.'
+            )
+
+
+def _score_calibrator(path: str | None) -> DetectionCalibrator | None:
+    """A calibrator of maps from score to score.
+
+    Raises:
+        ConfigError: it ranks detections by their neighbours, which no graph does.
+        DataError: the file is no calibrator.
+    """
+    found = load_any_calibrator(path) if path else None
+    if isinstance(found, DistributionCalibrator):
+        raise ConfigError(
+            f"{path} reads detections' edges and neighbours, and a graph maps scores alone: give "
+            '--calibrator the file of another method, or drop test_cfg.calibrator.'
+        )
+    return found

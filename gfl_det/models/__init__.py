@@ -1,0 +1,1 @@
+"""Heads, losses, assigners and detectors, registered for MMDetection."""

@@ -1,0 +1,180 @@
+"""The registered ATSS assigner: chooses between the closed form and the general path."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner, BboxOverlaps2D
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from gfl_det.models.assigners import general
+from gfl_det.models.assigners.closed_form import assign_on_lattice
+from gfl_det.models.assigners.lattice import Lattice, fit_lattice
+from gfl_det.models.assigners.positives import Positives
+from gfl_det.registry import TASK_UTILS
+
+# MMDetection's mark for "no overlap" in AssignResult.max_overlaps.
+NO_OVERLAP = -100000000.0
+
+
+@TASK_UTILS.register_module()
+class ATSSAssigner(BaseAssigner):
+    """Adaptive Training Sample Selection (Zhang et al., CVPR 2020), a drop-in for mmdet's.
+
+    :meth:`assign_batch` serves heads that keep positives as a list; :meth:`assign` has mmdet's
+    signature and result for all others.
+
+    Args:
+        topk: candidates a level for each truth, k in the paper.
+        alpha: share of IoU in DDOD's dynamic cost ``score^(1 - alpha) * IoU^alpha``; None: IoU
+            between prior and truth alone.
+        iou_calculator: mmdet's config of the overlap.
+        ignore_iof_thr: a prior with more than this share inside an ignored truth counts neither as
+            positive nor as negative; negative: ignored truths are not looked at.
+        with_best_prior: a truth that ATSS leaves without a positive, such as one smaller than the
+            finest stride, takes the free candidate with the largest overlap. Not in mmdet.
+    """
+
+    def __init__(
+        self,
+        topk: int,
+        alpha: float | None = None,
+        iou_calculator: dict | None = None,
+        ignore_iof_thr: float = -1,
+        with_best_prior: bool = False,
+    ) -> None:
+        self.topk = topk
+        self.alpha = alpha
+        self.iou_calculator = TASK_UTILS.build(iou_calculator or dict(type='BboxOverlaps2D'))
+        self.ignore_iof_thr = ignore_iof_thr
+        self.with_best_prior = with_best_prior
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether the overlap is the plain IoU that the closed form computes."""
+        return self.alpha is None and type(self.iou_calculator) is BboxOverlaps2D
+
+    def ignores(self, regions: Tensor | None) -> bool:
+        """Whether these ignored truths ``(R, 4)`` change the assignment."""
+        return self.ignore_iof_thr > 0 and regions is not None and len(regions) > 0
+
+    def assign_batch(self, lattice: Lattice, truths: Tensor, image: Tensor) -> Positives:
+        """Positives of a whole batch, without ignored truths and without a synchronisation.
+
+        Args:
+            lattice: of the batch's priors.
+            truths: ``(T, 4)`` xyxy px, images one after the other.
+            image: ``(T,)`` int64.
+
+        Returns:
+            The positives.
+        """
+        return assign_on_lattice(lattice, truths, image, self.topk, self.with_best_prior)
+
+    def assign(
+        self,
+        pred_instances: InstanceData,
+        num_level_priors: Sequence[int],
+        gt_instances: InstanceData,
+        gt_instances_ignore: InstanceData | None = None,
+    ) -> AssignResult:
+        """Assign one image's priors, with mmdet's signature.
+
+        Args:
+            pred_instances: with ``priors`` ``(P, 4)`` xyxy px, level by level; for ``alpha`` also
+                ``scores`` ``(P, C)`` logits and ``bboxes`` ``(P, 4)``.
+            num_level_priors: priors of each level.
+            gt_instances: with ``bboxes`` ``(T, 4)`` and ``labels`` ``(T,)``.
+            gt_instances_ignore: with ``bboxes`` ``(R, 4)``.
+
+        Returns:
+            ``gt_inds`` ``(P,)``: 0 background, -1 ignored, else 1 + index of the truth;
+            ``max_overlaps`` ``(P,)``, -1e8 where there is no truth, and ``labels`` ``(P,)``, -1
+            where there is none.
+
+        Raises:
+            ValueError: ``alpha`` is set and scores or boxes are missing.
+        """
+        priors = get_box_tensor(pred_instances.priors)[:, :4]
+        truths, labels = get_box_tensor(gt_instances.bboxes), gt_instances.labels
+        gt_inds = torch.zeros(len(priors), dtype=torch.long, device=priors.device)
+        if len(truths) == 0 or len(priors) == 0:
+            no_overlap = priors.new_zeros(len(priors))
+            return AssignResult(len(truths), gt_inds, no_overlap, labels=gt_inds - 1)
+
+        ignored = self._ignored(priors, gt_instances_ignore)
+        if ignored is not None:
+            gt_inds[ignored] = -1
+        lattice = None
+        if ignored is None and self.has_closed_form:
+            if 'scores' in pred_instances or 'bboxes' in pred_instances:
+                warnings.warn('scores and boxes count only when alpha is set', stacklevel=2)
+            lattice = fit_lattice(priors, num_level_priors)
+        if lattice is not None:
+            found = self._assign_lattice(lattice, truths)
+        else:
+            overlap_of = self._overlap_function(pred_instances, gt_instances)
+            found = self._assign_generally(
+                priors, num_level_priors, truths, overlap_of, self.topk, ignored
+            )
+        return _with_positives(gt_inds, found, labels)
+
+    def _ignored(self, priors: Tensor, instances: InstanceData | None) -> Tensor | None:
+        """Which priors ``(P,)`` lie in ignored truths; None where those do not count."""
+        regions = None if instances is None else get_box_tensor(instances.bboxes)
+        if regions is None or not self.ignores(regions):
+            return None
+        return general.ignored_priors(priors, regions, self.ignore_iof_thr)
+
+    def _assign_lattice(self, lattice: Lattice, truths: Tensor) -> general.Assignment:
+        image = torch.zeros(len(truths), dtype=torch.long, device=truths.device)
+        found = self.assign_batch(lattice, truths, image)
+        prior = (lattice.first_prior[found.level] + found.cell)[found.valid]
+        truth = torch.full((lattice.num_priors,), -1, device=truths.device)
+        truth[prior] = found.truth[found.valid]
+        overlap = truths.new_zeros(lattice.num_priors)
+        overlap[prior] = found.iou[found.valid]
+        return general.Assignment(truth, overlap)
+
+    def _assign_generally(self, *case: Any) -> general.Assignment:
+        found = general.assign(*case)
+        return general.add_best_priors(found, *case) if self.with_best_prior else found
+
+    def _overlap_function(
+        self, pred_instances: InstanceData, gt_instances: InstanceData
+    ) -> general.OverlapFunction:
+        truths, labels = get_box_tensor(gt_instances.bboxes), gt_instances.labels
+
+        def overlap_with(boxes: Tensor, prior: Tensor, truth: Tensor) -> Tensor:
+            pairs: Any = (boxes[prior].flatten(0, 1), truths[truth].repeat(len(prior), 1))
+            return self.iou_calculator(*pairs, is_aligned=True).view(prior.shape)
+
+        alpha = self.alpha
+        if alpha is None:
+            priors = get_box_tensor(pred_instances.priors)[:, :4]
+            return lambda prior, truth: overlap_with(priors, prior, truth)
+        if 'scores' not in pred_instances or 'bboxes' not in pred_instances:
+            raise ValueError('alpha needs the scores and bboxes of pred_instances')
+        scores, boxes = pred_instances.scores, pred_instances.bboxes
+
+        def dynamic_cost(prior: Tensor, truth: Tensor) -> Tensor:
+            score = scores[prior, labels[truth]].sigmoid()
+            return score ** (1 - alpha) * overlap_with(boxes, prior, truth) ** alpha
+
+        return dynamic_cost
+
+
+def _with_positives(gt_inds: Tensor, found: general.Assignment, labels: Tensor) -> AssignResult:
+    """Write positives ``(P,)`` over background and ignored priors, in mmdet's form."""
+    positive = found.truth >= 0
+    truth = found.truth[positive]
+    gt_inds[positive] = truth + 1
+    assigned_labels = torch.full_like(gt_inds, -1)
+    assigned_labels[positive] = labels[truth]
+    overlap = found.overlap.masked_fill(~positive, NO_OVERLAP)
+    return AssignResult(len(labels), gt_inds, overlap, labels=assigned_labels)

@@ -1,0 +1,172 @@
+"""ATSS for priors of any kind, by distance to each of them; memory is bounded by chunks of truths.
+
+The same rule as :mod:`.closed_form`. Only the k nearest priors a level get an overlap, so that no
+matrix of all priors against all truths is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gfl_det.models.assigners.best_prior import choose_free
+from gfl_det.models.assigners.closed_form import MIN_INSIDE_PX
+from gfl_det.ops.boxes import box_areas, box_centres, intersections
+
+MAX_PAIRS = 2**21  # distances held at a time: 8 MiB in float32
+
+# (prior indices (k, t), truth indices (t,)) -> overlaps (k, t)
+OverlapFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def _chunk(num_priors: int) -> int:
+    """Truths whose pairs with all priors are held at a time."""
+    return max(1, MAX_PAIRS // max(1, num_priors))
+
+
+class Assignment(NamedTuple):
+    """For each prior its truth (index, -1 for none) and the overlap with it (0 for none)."""
+
+    truth: Tensor  # (P,) int64
+    overlap: Tensor  # (P,)
+
+
+def ignored_priors(priors: Tensor, regions: Tensor, iof_threshold: float) -> Tensor:
+    """Priors of which more than a share lies in a region whose objects are not labelled.
+
+    Args:
+        priors: ``(P, 4)`` xyxy px.
+        regions: ``(R, 4)`` xyxy px.
+        iof_threshold: share of the prior's own area (intersection over foreground), above 0.
+
+    Returns:
+        ``(P,)`` bool.
+    """
+    ignored = torch.zeros(len(priors), dtype=torch.bool, device=priors.device)
+    areas = box_areas(priors).clamp(min=1e-6)
+    for chunk in regions.split(_chunk(len(priors))):
+        shares = intersections(priors[:, None], chunk) / areas[:, None]
+        ignored |= (shares > iof_threshold).any(1)
+    return ignored
+
+
+def assign(
+    priors: Tensor,
+    num_level_priors: Sequence[int],
+    truths: Tensor,
+    overlap_of: OverlapFunction,
+    k: int,
+    ignored: Tensor | None = None,
+) -> Assignment:
+    """Assign each prior of one image to a truth or to none.
+
+    Args:
+        priors: ``(P, 4)`` xyxy px, level by level.
+        num_level_priors: priors of each level.
+        truths: ``(T, 4)`` xyxy px.
+        overlap_of: IoU, or another measure in [0, 1], of the named pairs.
+        k: candidates a level.
+        ignored: ``(P,)`` bool, priors chosen last.
+
+    Returns:
+        The assignment; a prior claimed by several truths goes to the larger overlap, the lower
+        index at a tie.
+    """
+    best_overlap = priors.new_full((len(priors),), -1)
+    best_truth = torch.full((len(priors),), -1, device=priors.device)
+    centres = box_centres(priors)
+    for truth in torch.arange(len(truths), device=priors.device).split(_chunk(len(priors))):
+        boxes = truths[truth]
+        candidates = _candidates(centres, boxes, num_level_priors, k, ignored)
+        overlap = overlap_of(candidates, truth)
+        positive = overlap >= overlap.mean(0) + overlap.std(0)
+        centre = centres[candidates]
+        inside = torch.cat([centre - boxes[:, :2], boxes[:, 2:] - centre], dim=-1)
+        positive &= inside.amin(-1) > MIN_INSIDE_PX
+        prior, value, owner = _claims(positive, candidates, overlap, truth)
+        # A chunk's truths come after those before it, which keep their priors at a tie.
+        better = value > best_overlap[prior]
+        best_overlap[prior[better]] = value[better].to(best_overlap.dtype)
+        best_truth[prior[better]] = owner[better]
+    return Assignment(best_truth, best_overlap.clamp(min=0))
+
+
+def add_best_priors(
+    found: Assignment,
+    priors: Tensor,
+    num_level_priors: Sequence[int],
+    truths: Tensor,
+    overlap_of: OverlapFunction,
+    k: int,
+    ignored: Tensor | None = None,
+) -> Assignment:
+    """Give truths without a prior the free candidate with the largest overlap.
+
+    Args:
+        found: what :func:`assign` gave for the other arguments, which are its.
+
+    Returns:
+        The assignment; ignored priors are not free.
+    """
+    has_one = torch.zeros(len(truths), dtype=torch.bool, device=priors.device)
+    has_one[found.truth[found.truth >= 0]] = True
+    needy = (~has_one).nonzero().squeeze(1)
+    if len(needy) == 0:
+        return found
+    centres, pairs = box_centres(priors), []
+    for truth in needy.split(_chunk(len(priors))):
+        candidates = _candidates(centres, truths[truth], num_level_priors, k, ignored)
+        overlap = overlap_of(candidates, truth).T
+        if ignored is not None:
+            overlap = overlap.masked_fill(ignored[candidates.T], 0)
+        pairs.append((overlap, candidates.T))
+    overlap, prior = (torch.cat(each) for each in zip(*pairs))
+    all_need = torch.ones_like(needy, dtype=torch.bool)
+    chosen = choose_free(all_need, overlap, prior, found.truth >= 0)
+    row = chosen.nonzero()[:, 0]
+    return Assignment(
+        found.truth.index_put((prior[chosen],), needy[row]),
+        found.overlap.index_put((prior[chosen],), overlap[chosen].to(found.overlap.dtype)),
+    )
+
+
+def _candidates(
+    centres: Tensor,
+    boxes: Tensor,
+    num_level_priors: Sequence[int],
+    k: int,
+    ignored: Tensor | None,
+) -> Tensor:
+    """Indices ``(K, t)`` of the k priors of each level nearest to boxes ``(t, 4)``."""
+    distance = (centres[:, None] - box_centres(boxes)).pow(2).sum(-1).sqrt()
+    if ignored is not None:
+        distance = distance.masked_fill(ignored[:, None], 1e8)  # behind all others
+    return _nearest(distance, num_level_priors, k)
+
+
+def _nearest(distance: Tensor, num_level_priors: Sequence[int], k: int) -> Tensor:
+    """Indices ``(K, t)`` of the k nearest priors of each level, by distances ``(P, t)``."""
+    found, first = [], 0
+    for count in num_level_priors:
+        part = distance[first : first + count]
+        found.append(part.topk(min(k, count), dim=0, largest=False).indices + first)
+        first += count
+    return torch.cat(found)
+
+
+def _claims(
+    positive: Tensor, candidates: Tensor, overlap: Tensor, truth: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each claimed prior once, with the largest overlap and its truth, the first at a tie."""
+    rank = positive.T.nonzero().flip(0)  # later truths first
+    values = overlap.T[rank[:, 0], rank[:, 1]]
+    order = values.sort(stable=True).indices  # the best last, and of equal ones the first truth
+    rank, values = rank[order], values[order]
+    prior = candidates.T[rank[:, 0], rank[:, 1]]
+    place = torch.arange(len(prior), device=prior.device)
+    claimed, group = prior.unique(return_inverse=True)
+    last = torch.zeros_like(claimed).scatter_reduce(0, group, place, 'amax')
+    return claimed, values[last], truth[rank[last, 0]]

@@ -1,0 +1,292 @@
+"""The Generalized Focal Loss head (Li et al., NeurIPS 2020).
+
+Its class score is the predicted IoU of the box; its box edges are discrete distributions. The path
+of a training step: features -> :meth:`GFLHead.forward` -> :mod:`..assigners` -> :mod:`.training` ->
+losses. The path of a prediction: features -> forward -> :mod:`.prediction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import ConvModule, Scale
+from mmdet.models.dense_heads.anchor_head import AnchorHead
+from mmdet.models.losses import DistributionFocalLoss as MMDetDistributionFocalLoss
+from mmdet.models.losses import QualityFocalLoss as MMDetQualityFocalLoss
+from mmdet.models.task_modules.coders import DistancePointBBoxCoder
+from mmdet.models.task_modules.samplers import PseudoSampler
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from gfl_det.calibration.apply import calibrate_results, detection_wishes, interval_factor
+from gfl_det.errors import ConfigError
+from gfl_det.models.assigners.batch import PriorLevels, make_grid, match_batch
+from gfl_det.models.heads.candidates import find_candidates
+from gfl_det.models.heads.class_loss import ClassTargets, class_loss
+from gfl_det.models.heads.decoding import Decoder, Frames
+from gfl_det.models.heads.integral import Integral
+from gfl_det.models.heads.loss import Scene, Step, Truths, excluded_cells, make_step
+from gfl_det.models.heads.postprocess import detect
+from gfl_det.models.heads.reach_counts import ReachCounts
+from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss
+from gfl_det.models.losses.score_losses import ScoreLoss
+from gfl_det.registry import MODELS
+
+# The paper's settings; None in their place keeps mmdet's meaning, such as no norm.
+DEFAULT_NORM = dict(type='GN', num_groups=32, requires_grad=True)
+DEFAULT_ANCHORS = dict(
+    type='AnchorGenerator',
+    ratios=[1.0],
+    octave_base_scale=8,
+    scales_per_octave=1,
+    strides=[8, 16, 32, 64, 128],
+)
+DEFAULT_CODER = dict(type='DistancePointBBoxCoder')
+DEFAULT_QFL = dict(type='gfl_det.QualityFocalLoss', use_sigmoid=True)
+DEFAULT_BOX_LOSS = dict(type='GIoULoss', loss_weight=2.0)
+DEFAULT_DFL = dict(type='gfl_det.DistributionFocalLoss', loss_weight=0.25)
+DEFAULT_INIT = dict(
+    type='Normal',
+    layer='Conv2d',
+    std=0.01,
+    override=dict(type='Normal', name='gfl_cls', std=0.01, bias_prob=0.01),
+)
+
+
+@MODELS.register_module()
+class GFLHead(AnchorHead):
+    """Head of quality scores and edge distributions, a drop-in for mmdet's ``GFLHead``.
+
+    Constructor, state dict, losses and detections are mmdet's. In ``test_cfg``,
+    ``with_uncertainty=True`` adds ``edge_std (N, 4)`` and ``interval_level=0.9`` adds ``edge_low``,
+    ``edge_high`` and ``edge_entropy (N, 4)``, all explained in :mod:`..inference.results`;
+    ``with_distribution=True`` adds what a box was read from: ``edge_logits (N, 4, reg_max + 1)``,
+    ``bin_widths (N, 4)`` px, and ``prior_centres (N, 2)`` px, from where bins count. The JSON files
+    ``calibrator`` and ``interval_calibrator`` map scores and stretch intervals.
+
+    Args:
+        num_classes: classes without background.
+        in_channels: channels of the features.
+        stacked_convs: convolutions of each of the two towers.
+        conv_cfg: config of the towers' convolutions.
+        norm_cfg: config of the towers' norms.
+        loss_dfl: config of the edge loss.
+        bbox_coder: must be a DistancePointBBoxCoder.
+        reg_max: the last bin of an edge's distribution; an edge reaches so many strides.
+        init_cfg: initialisation.
+        anchor_generator: config of the priors, one a cell.
+        loss_cls: config of the class loss: a QualityFocalLoss, or another of ours with sigmoids.
+        loss_bbox: config of the box loss, of the IoU family.
+        **kwargs: of mmdet's ``AnchorHead``: feat_channels, train_cfg, test_cfg.
+
+    Raises:
+        ConfigError: several priors a cell, oblong strides, another coder, class loss or sampler.
+    """
+
+    reach_counts: ReachCounts | None = None  # of the batches trained on, where a hook wants them
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        stacked_convs: int = 4,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = DEFAULT_NORM,
+        loss_dfl: dict = DEFAULT_DFL,
+        bbox_coder: dict = DEFAULT_CODER,
+        reg_max: int = 16,
+        init_cfg: dict | list[dict] | None = DEFAULT_INIT,
+        *,
+        anchor_generator: dict = DEFAULT_ANCHORS,
+        loss_cls: dict = DEFAULT_QFL,
+        loss_bbox: dict = DEFAULT_BOX_LOSS,
+        **kwargs: Any,
+    ) -> None:
+        self.stacked_convs = stacked_convs
+        self.conv_cfg = conv_cfg
+        self.norm_cfg = norm_cfg
+        self.reg_max = reg_max
+        super().__init__(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            anchor_generator=anchor_generator,
+            bbox_coder=bbox_coder,
+            loss_cls=loss_cls,
+            loss_bbox=loss_bbox,
+            init_cfg=init_cfg,
+            **kwargs,
+        )
+        self.integral = Integral(reg_max)
+        self.loss_dfl = MODELS.build(loss_dfl)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        if isinstance(self.loss_cls, ScoreLoss):
+            if not self.loss_cls.use_sigmoid or self.loss_cls.reduction != 'mean':
+                raise ConfigError('GFLHead needs use_sigmoid=True and reduction="mean" in loss_cls')
+        elif type(self.loss_cls) not in (QualityFocalLoss, MMDetQualityFocalLoss):
+            raise ConfigError(
+                f'GFLHead trains scores that are qualities: loss_cls is a QualityFocalLoss, not '
+                f'{type(self.loss_cls).__name__}'
+            )
+        elif self.loss_cls.activated:
+            raise ConfigError('GFLHead gives logits: set activated=False in loss_cls')
+        if type(self.loss_dfl) not in (DistributionFocalLoss, MMDetDistributionFocalLoss):
+            raise ConfigError(
+                'GFLHead trains edge distributions: loss_dfl is a DistributionFocalLoss, not '
+                f'{type(self.loss_dfl).__name__}'
+            )
+        if not isinstance(self.bbox_coder, DistancePointBBoxCoder):
+            raise ConfigError(
+                'GFLHead predicts distances to edges: bbox_coder is a DistancePointBBoxCoder, not '
+                f'{type(self.bbox_coder).__name__}'
+            )
+        if self.train_cfg and not isinstance(self.sampler, PseudoSampler):
+            raise ConfigError('GFLHead trains on all priors: remove sampler from train_cfg')
+        if any(x != y for x, y in self.prior_generator.strides):
+            raise ConfigError(
+                f'GFLHead needs the same stride along x and y, not {self.prior_generator.strides}'
+            )
+
+    def _init_layers(self) -> None:
+        if set(self.prior_generator.num_base_priors) != {1}:
+            raise ConfigError(
+                'GFLHead has one prior a cell: give anchor_generator one ratio and one scale'
+            )
+        self.priors = PriorLevels.of(self.prior_generator)
+        # mmdet adds a background channel where loss_cls lacks use_sigmoid=True; none is needed.
+        self.cls_out_channels = self.num_classes
+        self.cls_convs, self.reg_convs = self._tower(), self._tower()
+        self.gfl_cls = nn.Conv2d(self.feat_channels, self.cls_out_channels, 3, padding=1)
+        self.gfl_reg = nn.Conv2d(self.feat_channels, 4 * (self.reg_max + 1), 3, padding=1)
+        self.scales = nn.ModuleList(Scale(1.0) for _ in self.prior_generator.strides)
+
+    def _tower(self) -> nn.ModuleList:
+        channels = [self.in_channels] + [self.feat_channels] * self.stacked_convs
+        return nn.ModuleList(
+            ConvModule(ins, outs, 3, padding=1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg)
+            for ins, outs in zip(channels, channels[1:])
+        )
+
+    def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits of scores and edges.
+
+        Args:
+            x: features, per level ``(B, in_channels, H, W)``.
+
+        Returns:
+            Per level, class logits ``(B, C, H, W)`` and edge logits ``(B, 4 * (reg_max + 1), H,
+            W)``: left, top, right, bottom; the latter in float32.
+        """
+        levels = [self.forward_single(*level) for level in zip(x, self.scales)]
+        return [cls for cls, _ in levels], [edges for _, edges in levels]
+
+    def forward_single(self, x: Tensor, scale: nn.Module) -> tuple[Tensor, Tensor]:
+        """Logits of one level; ``scale`` is its learnt factor of the edge logits."""
+        cls_features = edge_features = x
+        for conv in self.cls_convs:
+            cls_features = conv(cls_features)
+        for conv in self.reg_convs:
+            edge_features = conv(edge_features)
+        return self.gfl_cls(cls_features), scale(self.gfl_reg(edge_features)).float()
+
+    def loss_by_feat(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        batch_gt_instances: Sequence[InstanceData],
+        batch_img_metas: Sequence[dict],
+        batch_gt_instances_ignore: Sequence[InstanceData | None] | None = None,
+    ) -> dict[str, Tensor]:
+        """The three losses of a batch.
+
+        Args:
+            cls_scores: class logits, per level ``(B, C, H, W)``.
+            bbox_preds: edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
+            batch_gt_instances: per image ``bboxes (T, 4)`` xyxy px and ``labels (T,)``.
+            batch_img_metas: per image ``pad_shape`` and ``img_shape``.
+            batch_gt_instances_ignore: per image ``bboxes`` of ignored truths, or None.
+
+        Returns:
+            Scalars ``loss_cls`` (QFL), ``loss_bbox`` (IoU loss) and ``loss_dfl`` (DFL).
+        """
+        ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            scene = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
+            step = make_step(cls_scores, bbox_preds, scene, self.num_classes, self.reg_max)
+            return self.losses(cls_scores, scene, step)
+
+    def match(
+        self,
+        cls_scores: Sequence[Tensor],
+        instances: Sequence[InstanceData],
+        metas: Sequence[dict],
+        ignored: Sequence[InstanceData | None],
+    ) -> Scene:
+        """Assign a batch's truths to the priors of its maps (arguments of ``loss_by_feat``)."""
+        truths = Truths.collect(instances, cls_scores[0].device)
+        grid = make_grid(self.priors, cls_scores, metas, self.train_cfg.get('allowed_border', -1))
+        match = match_batch(self.assigner, grid, truths.boxes, truths.image, instances, ignored)
+        return Scene(truths, grid, match)
+
+    def losses(self, cls_scores: Sequence[Tensor], scene: Scene, step: Step) -> dict[str, Tensor]:
+        """The three losses of assigned positives, by tensors alone (arguments as made above)."""
+        positives, labels, terms, weight, num_positives, weight_sum, edges = step
+        if self.reach_counts is not None:
+            self.reach_counts.add(positives, edges, self.reg_max, len(scene.truths.boxes))
+        excluded = excluded_cells(scene.grid, scene.match)
+        pos_weight = self.train_cfg.get('pos_weight', -1)
+        targets = ClassTargets(positives, labels, terms.quality, excluded, pos_weight)
+        box_loss = self.loss_bbox(terms.decoded, terms.targets, reduction_override='none')
+        return dict(
+            loss_cls=class_loss(self.loss_cls, cls_scores, targets, num_positives),
+            loss_bbox=(box_loss * weight).sum() / weight_sum,
+            loss_dfl=self.loss_dfl.loss_weight * (terms.edge_loss * weight).sum() / weight_sum,
+        )
+
+    def predict_by_feat(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        score_factors: Sequence[Tensor] | None = None,
+        batch_img_metas: Sequence[dict] | None = None,
+        cfg: ConfigDict | None = None,
+        rescale: bool = False,
+        with_nms: bool = True,
+    ) -> list[InstanceData]:
+        """Detections of a batch.
+
+        Args:
+            cls_scores: class logits, per level ``(B, C, H, W)``.
+            bbox_preds: edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
+            score_factors: must be None; the scores are qualities already.
+            batch_img_metas: per image ``img_shape`` and, for ``rescale``, ``scale_factor`` (w, h).
+            cfg: in place of ``test_cfg``.
+            rescale: give boxes in the original image.
+            with_nms: suppress and keep the ``max_per_img`` best.
+
+        Returns:
+            Per image ``bboxes (N, 4)`` xyxy px, ``scores``, ``labels`` and what ``cfg`` asks for.
+
+        Raises:
+            ValueError: there are ``score_factors``, or no ``batch_img_metas``.
+        """
+        if score_factors is not None:
+            raise ValueError('GFLHead has no score factors: its scores are qualities already')
+        if batch_img_metas is None:
+            raise ValueError('batch_img_metas says how large the images are: give one for each')
+        cfg = self.test_cfg if cfg is None else cfg
+        cls_scores, bbox_preds = ([x.detach() for x in maps] for maps in (cls_scores, bbox_preds))
+        device, name = cls_scores[0].device, type(self).__name__
+        factor = interval_factor(cfg, name, self.num_classes)
+        wanted = detection_wishes(cfg) if with_nms else cfg
+        with torch.autocast(device.type, enabled=False):
+            frames = Frames.of(batch_img_metas, cfg, rescale, self.bbox_coder.clip_border, device)
+            decoder = Decoder.of(bbox_preds, self.priors, frames)
+            results = detect(decoder, find_candidates(cls_scores, cfg), wanted, with_nms, factor)
+        if not with_nms or not cfg.get('calibrator'):
+            return results
+        return calibrate_results(results, cfg, name, self.num_classes)

@@ -1,0 +1,88 @@
+"""The Generalized Focal Loss V2 head (Li et al., CVPR 2021).
+
+A small network reads the quality of a box from the shape of its edges' distributions, and the score
+is class times quality. The product is handed on as a logit, so everything behind
+:meth:`GFLv2Head.forward_single` is the path of :class:`.gfl_head.GFLHead`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gfl_det.errors import ConfigError
+from gfl_det.models.heads.gfl_head import GFLHead
+from gfl_det.models.heads.quality import edge_statistics, joint_logits
+from gfl_det.registry import MODELS
+
+
+@MODELS.register_module()
+class GFLv2Head(GFLHead):
+    """GFL head whose scores are guided by the edges' distributions.
+
+    The state dict has the keys of the authors' release: those of ``GFLHead``, ``reg_conf.0`` and
+    ``reg_conf.2``. The release has one class channel more than classes, which trains for nothing;
+    it is dropped on loading.
+
+    Args:
+        *args: of :class:`GFLHead`.
+        reg_topk: probabilities of each edge that the quality is read from, k in the paper.
+        reg_channels: hidden channels of the quality network.
+        add_mean: read the mean of these probabilities too.
+        **kwargs: of :class:`GFLHead`.
+
+    Raises:
+        ConfigError: ``reg_topk`` is not from 1 to the number of bins, or what ``GFLHead`` refuses.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        reg_topk: int = 4,
+        reg_channels: int = 64,
+        add_mean: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.reg_topk = reg_topk
+        self.reg_channels = reg_channels
+        self.add_mean = add_mean
+        super().__init__(*args, **kwargs)
+
+    def _init_layers(self) -> None:
+        if not 1 <= self.reg_topk <= self.reg_max + 1:
+            raise ConfigError(
+                f'reg_topk is {self.reg_topk}, but an edge has {self.reg_max + 1} bins to take the '
+                f'largest of: choose 1 to {self.reg_max + 1}'
+            )
+        super()._init_layers()
+        self.reg_conf = nn.Sequential(
+            nn.Conv2d(4 * (self.reg_topk + self.add_mean), self.reg_channels, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(self.reg_channels, 1, 1),
+        )
+
+    def forward_single(self, x: Tensor, scale: nn.Module) -> tuple[Tensor, Tensor]:
+        """Logits of class times quality, and of edges, of one level; both in float32."""
+        class_logits, edges = super().forward_single(x, scale)
+        with torch.autocast(x.device.type, enabled=False):
+            return joint_logits(class_logits, self.quality_logits(edges)), edges
+
+    def quality_logits(self, edges: Tensor) -> Tensor:
+        """Logits ``(B, 1, H, W)`` of the boxes' quality.
+
+        Args:
+            edges: logits ``(B, 4 * (reg_max + 1), H, W)``; gradients reach them.
+        """
+        statistics = edge_statistics(edges, self.reg_max + 1, self.reg_topk, self.add_mean)
+        return self.reg_conf(statistics.to(next(self.reg_conf.parameters()).dtype))
+
+    # Untyped: torch calls it with seven arguments of its own.
+    def _load_from_state_dict(self, state_dict, prefix, *args):  # type: ignore[no-untyped-def]
+        # Loaders hand over a copy of the dict, so the caller's keeps its channel.
+        for name in ('weight', 'bias'):
+            value = state_dict.get(f'{prefix}gfl_cls.{name}')
+            if value is not None and len(value) == self.num_classes + 1:
+                state_dict[f'{prefix}gfl_cls.{name}'] = value[:-1]
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,165 @@
+"""The head of a student that learns its boxes from a teacher (Zheng et al., CVPR 2022).
+
+It is :class:`.gfl_head.GFLHead` with losses more; the detector
+:class:`..detectors.KnowledgeDistillationDetector` brings it the teacher's maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from mmdet.models.task_modules.assigners import ATSSAssigner as MMDetATSSAssigner
+from mmdet.models.utils import unpack_gt_instances
+from mmdet.structures import SampleList
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from gfl_det.errors import ConfigError
+from gfl_det.models.assigners import ATSSAssigner
+from gfl_det.models.heads.distillation import (
+    Divergence,
+    TeacherMaps,
+    class_loss,
+    positives_loss,
+    region_loss,
+    region_weights,
+)
+from gfl_det.models.heads.gfl_head import GFLHead
+from gfl_det.models.heads.loss import Scene, Step, make_step
+from gfl_det.registry import MODELS
+
+# The authors' temperature: softened by it, edges differ in more than the most likely bin.
+DEFAULT_LD = dict(type='gfl_det.DistillationLoss', loss_weight=0.25, T=10)
+
+
+@MODELS.register_module()
+class LDHead(GFLHead):
+    """GFL head with localization distillation; constructor and calls as mmdet's ``LDHead``.
+
+    ``loss_ld`` is divided as the DFL is, by the sum of the positives' weights over all processes,
+    and averaged over the four edges: it does not grow with the batch, as mmdet's does. The teacher
+    may have another ``reg_max``.
+
+    Args:
+        num_classes: classes without background.
+        in_channels: channels of the features.
+        loss_ld: config of the divergence of the positives' edges from the teacher's.
+        loss_ld_vlr: the same for the valuable localization region around them; None: none.
+        loss_kd: config of the divergence of the positives' classes; None: none.
+        **kwargs: of :class:`GFLHead`.
+
+    Raises:
+        ConfigError: ``loss_kd`` with one class, ``loss_ld_vlr`` without ATSS, or what ``GFLHead``
+            refuses.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        loss_ld: dict = DEFAULT_LD,
+        *,
+        loss_ld_vlr: dict | None = None,
+        loss_kd: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, **kwargs)
+        self.loss_ld = MODELS.build(loss_ld)
+        self.loss_ld_vlr = None if loss_ld_vlr is None else MODELS.build(loss_ld_vlr)
+        self.loss_kd = None if loss_kd is None else MODELS.build(loss_kd)
+        if self.loss_kd is not None and num_classes == 1:
+            raise ConfigError(
+                'loss_kd compares classes with each other and is 0 for a single one: remove it'
+            )
+        if self.loss_ld_vlr is not None and self.train_cfg and not self._has_atss():
+            raise ConfigError(
+                'loss_ld_vlr needs the IoU threshold of an ATSSAssigner without alpha, not '
+                f'{type(self.assigner).__name__}: change the assigner or remove it'
+            )
+
+    def _has_atss(self) -> bool:
+        kinds = (ATSSAssigner, MMDetATSSAssigner)
+        return isinstance(self.assigner, kinds) and self.assigner.alpha is None
+
+    def loss(
+        self,
+        x: Sequence[Tensor],
+        out_teacher: tuple[Sequence[Tensor], Sequence[Tensor]],
+        batch_data_samples: SampleList,
+    ) -> dict[str, Tensor]:
+        """All losses of a batch.
+
+        Args:
+            x: features, per level ``(B, in_channels, H, W)``.
+            out_teacher: class and edge logits of the teacher's head.
+            batch_data_samples: the truths.
+
+        Returns:
+            As :meth:`loss_by_feat`.
+        """
+        truths, ignored, metas = unpack_gt_instances(batch_data_samples)
+        soft_labels, soft_targets = out_teacher
+        cls_scores, bbox_preds = self(x)
+        return self.loss_by_feat(
+            cls_scores, bbox_preds, truths, metas, soft_targets, ignored, soft_labels
+        )
+
+    # As in mmdet's LDHead, the teacher's maps come in between.
+    def loss_by_feat(  # type: ignore[override]
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        batch_gt_instances: Sequence[InstanceData],
+        batch_img_metas: Sequence[dict],
+        soft_targets: Sequence[Tensor],
+        batch_gt_instances_ignore: Sequence[InstanceData | None] | None = None,
+        soft_labels: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of :class:`GFLHead` and those of distillation.
+
+        Args:
+            cls_scores: class logits, per level ``(B, C, H, W)``.
+            bbox_preds: edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
+            batch_gt_instances: per image ``bboxes (T, 4)`` xyxy px and ``labels (T,)``.
+            batch_img_metas: per image ``pad_shape`` and ``img_shape``.
+            soft_targets: the teacher's edge logits, per level ``(B, 4 * num_bins, H, W)``.
+            batch_gt_instances_ignore: per image ``bboxes`` of ignored truths, or None.
+            soft_labels: the teacher's class logits, as ``cls_scores``; for ``loss_kd``.
+
+        Returns:
+            Scalars ``loss_cls``, ``loss_bbox``, ``loss_dfl``, ``loss_ld`` and, where they are
+            configured, ``loss_ld_vlr`` and ``loss_kd``.
+        """
+        ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            scene = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
+            step = make_step(cls_scores, bbox_preds, scene, self.num_classes, self.reg_max)
+            losses = self.losses(cls_scores, scene, step)
+            teacher = TeacherMaps(soft_labels, soft_targets)
+            return losses | self.distil(cls_scores, bbox_preds, scene, step, teacher)
+
+    def distil(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        scene: Scene,
+        step: Step,
+        teacher: TeacherMaps,
+    ) -> dict[str, Tensor]:
+        """The losses of distillation, by tensors alone (arguments as made above)."""
+        losses = dict(loss_ld=positives_loss(step, teacher, _rows(self.loss_ld)))
+        if self.loss_ld_vlr is not None:
+            k = self.assigner.topk
+            weights = region_weights(scene, step.positives, self.num_classes, k)
+            divergence = _rows(self.loss_ld_vlr)
+            losses['loss_ld_vlr'] = region_loss(bbox_preds, weights, teacher, divergence)
+        if self.loss_kd is not None:
+            losses['loss_kd'] = class_loss(cls_scores, step, teacher, _rows(self.loss_kd))
+        return losses
+
+
+def _rows(loss: Any) -> Divergence:
+    return partial(loss, reduction_override='none')

@@ -1,0 +1,1 @@
+"""Boxes, edge distributions, intervals and convolutions on tensors: torch alone."""

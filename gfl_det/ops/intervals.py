@@ -1,0 +1,117 @@
+"""Where the edges of a box may lie: intervals in pixels from the edges' distributions.
+
+Pure functions on tensors. They take what ``test_cfg.with_distribution=True`` adds to a result:
+``edge_logits (N, 4, num_bins)``, ``bin_widths (N, 4)`` px and ``prior_centres (N, 2)`` px. Edges
+are in the order left, top, right, bottom. Positions are coordinates along the edge's axis: x for
+left and right, y for top and bottom, in the image that the boxes refer to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gfl_det.ops import distribution
+
+SIDES = ('left', 'top', 'right', 'bottom')  # of a box: the order of its edges everywhere
+# Distances count from the prior's centre outwards: to the left and up, to the right and down.
+OUTWARDS = (-1.0, -1.0, 1.0, 1.0)
+
+
+class EdgeIntervals(NamedTuple):
+    """For each edge an interval of positions, in px; ``low <= high``."""
+
+    low: Tensor  # (N, 4)
+    high: Tensor  # (N, 4)
+
+    def widths(self) -> Tensor:
+        """``(N, 4)`` px."""
+        return self.high - self.low
+
+    def contain(self, edges: Tensor) -> Tensor:
+        """Which edges ``(N, 4)`` of xyxy boxes ``(N, 4)`` lie in their intervals, ends included."""
+        return (edges >= self.low) & (edges <= self.high)
+
+
+class EdgeQuantiles(NamedTuple):
+    """Three positions of each edge: the median, and the ends of its central interval."""
+
+    low: Tensor  # (N, 4) px
+    median: Tensor  # (N, 4) px
+    high: Tensor  # (N, 4) px
+
+
+def edge_quantiles(
+    edge_logits: Tensor, bin_widths: Tensor, prior_centres: Tensor, level: float
+) -> EdgeQuantiles:
+    """The central interval of each edge's distribution, and its median.
+
+    Args:
+        edge_logits: ``(N, 4, num_bins)``.
+        bin_widths: ``(N, 4)`` px.
+        prior_centres: ``(N, 2)`` px.
+        level: share in [0, 1] of the distribution that the interval holds; the rest lies half on
+            each side of it. See :func:`.distribution.quantile` for what lies between bins.
+
+    Returns:
+        Positions in px, cut by no border.
+
+    Raises:
+        ValueError: ``level`` lies outside [0, 1].
+    """
+    if not 0 <= level <= 1:
+        raise ValueError(f'the level of an interval lies in [0, 1], not {level}')
+    shares = ((1 - level) / 2, 0.5, (1 + level) / 2)
+    near, median, far = (
+        edge_positions(distribution.quantile(edge_logits, share), bin_widths, prior_centres)
+        for share in shares
+    )
+    return EdgeQuantiles(torch.minimum(near, far), median, torch.maximum(near, far))
+
+
+def edge_positions(distances: Tensor, bin_widths: Tensor, prior_centres: Tensor) -> Tensor:
+    """Positions ``(N, 4)`` px of edges at distances ``(N, 4)`` in bins from the priors' centres."""
+    outwards = distances.new_tensor(OUTWARDS)
+    return prior_centres.repeat(1, 2) + outwards * distances * bin_widths
+
+
+def edge_intervals(
+    quantiles: EdgeQuantiles, factor: float | Sequence[float] = 1.0, limit: Tensor | None = None
+) -> EdgeIntervals:
+    """Stretch central intervals about their medians and cut them at the image's border.
+
+    Args:
+        quantiles: of :func:`edge_quantiles`.
+        factor: at least 0, or one for each of the four edges; 1 leaves the distribution's own
+            interval, other values are fitted (:mod:`.calibration.intervals`). What lies before and
+            after the median keeps its proportion.
+        limit: ``(4,)`` or ``(N, 4)`` px: width, height, width, height of the image, beyond which no
+            edge is seen; None cuts nothing.
+    """
+    stretch = factor if isinstance(factor, (float, int)) else quantiles.low.new_tensor(factor)
+    low = quantiles.median - stretch * (quantiles.median - quantiles.low)
+    high = quantiles.median + stretch * (quantiles.high - quantiles.median)
+    if limit is not None:
+        low, high = (torch.minimum(each.clamp(min=0), limit) for each in (low, high))
+    return EdgeIntervals(low, high)
+
+
+def stretch_needed(quantiles: EdgeQuantiles, edges: Tensor) -> Tensor:
+    """The least ``factor`` with which :func:`edge_intervals`, uncut, contains an edge.
+
+    It is the conformity score that calibrators of intervals are fitted on: the distance from the
+    median in units of the interval's half on that side.
+
+    Args:
+        quantiles: of intervals with a width on both sides of the median.
+        edges: ``(N, 4)`` xyxy px of true boxes.
+
+    Returns:
+        ``(N, 4)``, at least 0.
+    """
+    below = (quantiles.median - edges) / (quantiles.median - quantiles.low)
+    above = (edges - quantiles.median) / (quantiles.high - quantiles.median)
+    return torch.maximum(below, above)

@@ -1,0 +1,6 @@
+"""Put a GFL head into the config of another detector: one call, one report of every change."""
+
+from gfl_det.swap.changes import Change
+from gfl_det.swap.swap import Swap, swap_head
+
+__all__ = ['Change', 'Swap', 'swap_head']

@@ -1,0 +1,141 @@
+"""The config of the new head, from that of the old one and the pyramid in front of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+from gfl_det.errors import ConfigError
+from gfl_det.models.heads.gfl_head import (
+    DEFAULT_ANCHORS,
+    DEFAULT_BOX_LOSS,
+    DEFAULT_DFL,
+    DEFAULT_NORM,
+)
+from gfl_det.swap.changes import Change, plain, type_name
+from gfl_det.swap.pyramid import Pyramid
+
+HeadName = Literal['GFLHead', 'GFLv2Head']
+HEADS = ('GFLHead', 'GFLv2Head')
+TOWER = 4  # convolutions of each of the paper's two towers
+
+
+def make_head(
+    old: dict[str, Any],
+    name: HeadName,
+    pyramid: Pyramid,
+    num_classes: int,
+    default_convs: int = TOWER,
+) -> dict[str, Any]:
+    """The new head's config.
+
+    Args:
+        old: the head it replaces; the size of its towers is kept.
+        name: of the new head.
+        pyramid: with equal channels on all levels.
+        num_classes: without background.
+        default_convs: length of the towers, where the old head says none.
+    """
+    length = old.get('stacked_convs', old.get('num_convs', default_convs))
+    norm = old.get('norm_cfg') or {}
+    norm = dict(norm) if norm.get('type') == 'GN' else dict(DEFAULT_NORM)
+    groups = norm['num_groups']
+    return dict(
+        type=f'gfl_det.{name}',
+        num_classes=num_classes,
+        in_channels=pyramid.channels[0],
+        stacked_convs=min(length, TOWER),
+        feat_channels=-(-tower_width(old, pyramid.channels[0]) // groups) * groups,
+        norm_cfg=norm,
+        anchor_generator=_anchors(old.get('anchor_generator'), pyramid),
+        loss_cls=dict(type='gfl_det.QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
+        loss_bbox=dict(DEFAULT_BOX_LOSS),
+        loss_dfl=dict(DEFAULT_DFL),
+        reg_max=old.get('reg_max', 16),
+    )
+
+
+def tower_width(old: dict[str, Any], default: int) -> int:
+    """Channels of the old head's towers, where it says them."""
+    width = old.get('feat_channels')
+    return width if isinstance(width, int) else default
+
+
+def train_config() -> dict[str, Any]:
+    """The head's part of ``train_cfg``."""
+    return dict(
+        assigner=dict(type='gfl_det.ATSSAssigner', topk=9),
+        allowed_border=-1,
+        pos_weight=-1,
+        debug=False,
+    )
+
+
+def test_config(old: dict[str, Any]) -> dict[str, Any]:
+    """The head's ``test_cfg``; how many detections an image may have is the data's matter."""
+    limit = old.get('max_per_img')
+    return dict(
+        nms_pre=1000,
+        min_bbox_size=0,
+        score_thr=0.05,
+        nms=dict(type='nms', iou_threshold=0.6),
+        max_per_img=limit if isinstance(limit, int) and limit > 0 else 100,
+    )
+
+
+def count_classes(old: dict[str, Any], asked: int | None) -> int:
+    """The number of classes: the one asked for, or the old head's.
+
+    Raises:
+        ConfigError: neither is a positive number.
+    """
+    count = asked if asked is not None else old.get('num_classes')
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigError(
+            f'{type_name(old.get("type"))} does not say how many classes there are '
+            f'(num_classes={count!r}): give num_classes.'
+        )
+    return count
+
+
+def explain_head(
+    path: str, old: dict[str, Any], new: dict[str, Any], pyramid: Pyramid
+) -> list[Change]:
+    """What is new about the head, setting by setting, and why."""
+    bins = new['reg_max'] + 1
+    strides = 'configured' if pyramid.declared else f'measured on {pyramid.side} pixels'
+    reasons = {
+        'type': 'scores that are qualities, box edges that are distributions',
+        'num_classes': 'one of proposals, else the number asked for',
+        'in_channels': 'what the neck gives, found by running it',
+        'stacked_convs': f'as many as there were, at most the {TOWER} of the paper',
+        'feat_channels': "a multiple of the groups of the towers' norms",
+        'norm_cfg': "the towers' norms, which do not depend on the number of images",
+        'anchor_generator': 'one square prior a cell, 8 strides wide; the strides '
+        f'{pyramid.strides} are {strides}',
+        'loss_cls': 'Quality Focal Loss: the target of a score is the IoU of its box',
+        'loss_bbox': 'GIoU, weighted by the scores',
+        'loss_dfl': 'Distribution Focal Loss of the edges',
+        'reg_max': f'an edge is a distribution over {bins} bins and reaches {bins - 1} strides, '
+        f'{(bins - 1) * max(pyramid.strides)} pixels on the coarsest level',
+    }
+    changes = [
+        Change(f'{path}.{key}', plain(old.get(key)), plain(value), reasons[key])
+        for key, value in new.items()
+        if old.get(key) != value
+    ]
+    gone = sorted(set(old) - set(new) - {'_scope_'})
+    if gone:
+        reason = f'settings of {type_name(old["type"])} alone'
+        changes.append(Change(path, ', '.join(gone), 'removed', reason))
+    return changes
+
+
+def _anchors(old: Any, pyramid: Pyramid) -> dict[str, Any]:
+    """GFL's priors; the offset of their centres is kept where the old head's were of this kind."""
+    new = {**copy.deepcopy(DEFAULT_ANCHORS), 'strides': list(pyramid.strides)}
+    if isinstance(old, dict) and 'center_offset' in old:
+        rest = {key: value for key, value in old.items() if key != 'center_offset'}
+        if rest == new:
+            new['center_offset'] = old['center_offset']
+    return new

@@ -1,0 +1,178 @@
+"""The swap itself: a config in, a config with a GFL head and the list of changes out."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from gfl_det.errors import ConfigError, NotSwappableError
+from gfl_det.swap.changes import Change, differences, format_changes, plain, type_name
+from gfl_det.swap.head_config import (
+    HEADS,
+    TOWER,
+    HeadName,
+    count_classes,
+    explain_head,
+    make_head,
+    test_config,
+    tower_width,
+    train_config,
+)
+from gfl_det.swap.pyramid import Pyramid, read_pyramid
+from gfl_det.swap.refusals import Target, check_target
+
+SAMPLES = 'ATSS assigns by the statistics of IoU, and every prior counts: there is no sampler'
+
+
+class Swap(NamedTuple):
+    """A config with another head, and what was changed on the way."""
+
+    config: Config
+    changes: list[Change]
+    target: Target  # key of the head in the model
+    pyramid: Pyramid  # what the head is given
+    wrapped_neck: bool  # the old neck became the first of a list, so its weights are neck.0
+
+    @property
+    def report(self) -> str:
+        """Every change and why, as text."""
+        return format_changes(self.changes)
+
+
+def swap_head(
+    cfg: Config,
+    head: HeadName = 'GFLHead',
+    *,
+    target: Target | None = None,
+    num_classes: int | None = None,
+) -> Swap:
+    """Replace the dense head of a detector; backbone, neck, data and schedule stay.
+
+    Input channels, strides and levels are read off one run of backbone and neck on a small image of
+    zeros. Levels of different channels get a 1x1 convolution each.
+
+    Args:
+        cfg: config of a detector with one dense head, or of two stages; it is not changed.
+        head: the new head.
+        target: ``'bbox_head'``, or ``'rpn_head'`` for the proposals of two stages; None: the one
+            that the detector has.
+        num_classes: in place of the old head's; proposals have one.
+
+    Returns:
+        The new config, which is complete and loads without its bases, and the changes.
+
+    Raises:
+        NotSwappableError: the detector's head cannot give way by nature; one sentence says why.
+        ConfigError: the config has no such head, does not build, or does not say its classes.
+    """
+    if head not in HEADS:
+        raise ConfigError(f'head is one of {", ".join(HEADS)}, not {head!r}.')
+    if not cfg.get('model'):
+        raise ConfigError('The config has no model, so there is no head to swap.')
+    cfg = copy.deepcopy(cfg)
+    model = cfg.model
+    found = check_target(model, target)
+    old = model[found]
+    proposes = found == 'rpn_head'
+    classes = 1 if proposes else count_classes(old, num_classes)
+    pyramid = read_pyramid(model, old)
+    changes: list[Change] = []
+    wrapped = False
+    if len(set(pyramid.channels)) > 1:
+        wrapped = isinstance(model.get('neck'), dict)
+        pyramid = _adapt(model, found, pyramid, changes)
+    new = make_head(old, head, pyramid, classes, 1 if proposes else TOWER)
+    changes += explain_head(f'model.{found}', old, new, pyramid)
+    model[found] = new
+    settle = _settle_proposals if proposes else _settle_detections
+    changes += settle(model)
+    changes += _register(cfg)
+    return Swap(cfg, changes, found, pyramid, wrapped)
+
+
+def _adapt(
+    model: dict[str, Any], target: Target, pyramid: Pyramid, changes: list[Change]
+) -> Pyramid:
+    """Put a 1x1 convolution a level behind the neck."""
+    if target == 'rpn_head':
+        raise NotSwappableError(
+            f'The levels of the neck have {pyramid.channels} channels and the second stage reads '
+            'them as they are, so they cannot be brought to one width for the proposal head.'
+        )
+    neck, levels = model.get('neck'), len(pyramid.channels)
+    width = tower_width(model[target], 256)
+    adapter = dict(
+        type='ChannelMapper',
+        in_channels=list(pyramid.channels),
+        kernel_size=1,
+        out_channels=width,
+        act_cfg=None,
+        num_outs=levels,
+    )
+    parts = list(neck) if isinstance(neck, (list, tuple)) else [neck] if neck else []
+    model['neck'] = [*parts, adapter] if parts else adapter
+    names = [type_name(each['type']) for each in parts]
+    changes.append(
+        Change(
+            'model.neck',
+            ' + '.join(names) or 'none',
+            ' + '.join([*names, 'ChannelMapper']),
+            f'the levels have {pyramid.channels} channels and a GFL head reads all levels with the '
+            f'same weights: a 1x1 convolution brings each to {width}',
+        )
+    )
+    return pyramid._replace(channels=[width] * levels)
+
+
+def _settle_detections(model: dict[str, Any]) -> list[Change]:
+    old_train, old_test = (model.get(key) or {} for key in ('train_cfg', 'test_cfg'))
+    model['train_cfg'], model['test_cfg'] = train_config(), test_config(old_test)
+    changes = [
+        Change('model.train_cfg', *differences(old_train, model['train_cfg']), SAMPLES),
+        Change(
+            'model.test_cfg',
+            *differences(old_test, model['test_cfg']),
+            'scores rank boxes as they are; how many detections an image may have is kept',
+        ),
+    ]
+    return [change for change in changes if change.before != change.after]
+
+
+def _settle_proposals(model: dict[str, Any]) -> list[Change]:
+    """The proposals' parts of the configs of two stages; those of the second stage stay."""
+    changes = []
+    train, test = (model.get(key) or {} for key in ('train_cfg', 'test_cfg'))
+    if 'rpn' in train:
+        before = plain(train['rpn'])
+        train['rpn'] = train_config()
+        changes.append(Change('model.train_cfg.rpn', before, plain(train['rpn']), SAMPLES))
+    reason = 'every proposal may serve: the second stage decides'
+    for path, config in (
+        ('train_cfg.rpn_proposal', train.get('rpn_proposal')),
+        ('test_cfg.rpn', test.get('rpn')),
+    ):
+        if config:
+            changes.append(
+                Change(f'model.{path}.score_thr', plain(config.get('score_thr')), '0.0', reason)
+            )
+            config['score_thr'] = 0.0
+    return changes
+
+
+def _register(cfg: Config) -> list[Change]:
+    """Have mmengine import gfl_det, whoever loads the config."""
+    changes = []
+    custom = cfg.get('custom_imports') or {}
+    imports = custom.get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    if 'gfl_det' not in imports:
+        cfg.custom_imports = dict(imports=['gfl_det', *imports], allow_failed_imports=False)
+        reason = "types that begin with gfl_det. are found, by mmdet's own tools too"
+        after = str(cfg.custom_imports['imports'])
+        changes.append(Change('custom_imports.imports', str(imports), after, reason))
+    if cfg.get('default_scope') is None:
+        cfg.default_scope = 'mmdet'
+        changes.append(Change('default_scope', 'none', 'mmdet', 'plain names are those of mmdet'))
+    return changes

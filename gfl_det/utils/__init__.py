@@ -1,0 +1,1 @@
+"""Configs, files, the console and pixels: what every package may use."""

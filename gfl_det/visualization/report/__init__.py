@@ -1,0 +1,21 @@
+"""One page about a detector: its numbers, its errors, its pictures, without a network."""
+
+from gfl_det.visualization.report.analysis import Analysis, analyse
+from gfl_det.visualization.report.confusion import confusion_matrix
+from gfl_det.visualization.report.data import ReportData
+from gfl_det.visualization.report.errors import KINDS, Errors, find_errors, oracle_gains
+from gfl_det.visualization.report.gallery import draw_gallery
+from gfl_det.visualization.report.page import render
+
+__all__ = [
+    'KINDS',
+    'Analysis',
+    'Errors',
+    'ReportData',
+    'analyse',
+    'confusion_matrix',
+    'draw_gallery',
+    'find_errors',
+    'oracle_gains',
+    'render',
+]

@@ -1,0 +1,218 @@
+"""All numbers of a report, as plain values that JSON holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.evaluation import evaluate_detections, keep_above
+from gfl_det.evaluation.matching import Matches, match
+from gfl_det.evaluation.reliability import reliability
+from gfl_det.utils.progress import Progress
+from gfl_det.visualization import class_colours
+from gfl_det.visualization.report import uncertainty
+from gfl_det.visualization.report.confusion import confusion_matrix
+from gfl_det.visualization.report.curves import SIZES, CocoTable, Cuts, best_cuts, coco_table
+from gfl_det.visualization.report.data import ReportData
+from gfl_det.visualization.report.errors import KINDS, TAU, Errors, find_errors, oracle_gains
+from gfl_det.visualization.report.images import ImageErrors, judge_images
+from gfl_det.visualization.report.training import Curve, read_curves
+
+NUM_BINS = 20  # of reliability
+METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP')
+STEPS = 7
+EDGES = ('left', 'top', 'right', 'bottom')
+
+
+class Analysis(NamedTuple):
+    """What the page shows, and what its pictures are chosen and drawn from."""
+
+    values: dict[str, Any]
+    kept: np.ndarray  # (C,) rows of the detections with at least the common threshold
+    errors: Errors  # of those
+    judged: ImageErrors
+
+
+def analyse(data: ReportData, show_progress: bool = False) -> Analysis:
+    """Work all sections out but the pictures.
+
+    Args:
+        data: truths and detections.
+        show_progress: on standard error.
+    """
+    truths, found = data.truths, data.detections
+    with Progress(STEPS, 'analyses', show_progress) as progress:
+        table = coco_table(truths, data.area, found)
+        progress.advance()
+        (half,) = match(found, truths, [TAU])
+        cuts = best_cuts(half)
+        progress.advance()
+        threshold = float(np.nan_to_num(cuts.threshold[0]))
+        kept = np.flatnonzero(keep_above(found, threshold))
+        errors = find_errors(found.take(kept), truths)
+        judged = judge_images(errors, found.image[kept], truths)
+        progress.advance()
+        error_values = _errors(find_errors(found, truths), judged, truths)
+        progress.advance()
+        matrix = confusion_matrix(found.take(kept), truths, errors)
+        progress.advance()
+        sides = _sides(data)
+        progress.advance()
+        edges = None if data.edge_std is None else _uncertainty(data, half)
+        progress.advance()
+    values = dict(
+        _head(data),
+        ap=_table(table.ap, table.recall),
+        per_class=_per_class(truths, table, cuts),
+        cut=dict(
+            threshold=threshold,
+            f1=cuts.f1[0],
+            precision=cuts.precision[0],
+            recall=cuts.recall[0],
+            kept=len(kept),
+        ),
+        precision=table.precision,
+        f1=cuts.curve,
+        reliability=sides,
+        uncertainty=edges,
+        errors=error_values,
+        confusion=[[int(i), int(j), int(matrix[i, j])] for i, j in np.argwhere(matrix)],
+        training=_training(data),
+        images=_images(data.names, judged, truths),
+    )
+    return Analysis(values, kept, errors, judged)
+
+
+def _head(data: ReportData) -> dict[str, Any]:
+    truths = data.truths
+    colours = class_colours(len(truths.class_names)).tolist()
+    return dict(
+        title=data.title,
+        facts=data.facts,
+        counts=[
+            ['images', len(truths.image_ids)],
+            ['true boxes', int(truths.counts().sum())],
+            ['crowds', int(truths.crowd.sum())],
+            ['detections', len(data.detections.scores)],
+            ['classes', len(truths.class_names)],
+        ],
+        classes=truths.class_names,
+        colours=['#{:02x}{:02x}{:02x}'.format(*colour) for colour in colours],
+        kinds=KINDS,
+        tau=TAU,
+    )
+
+
+def _table(ap: np.ndarray, recall: np.ndarray) -> list[list[Any]]:
+    return [[size, *row, found] for size, row, found in zip(SIZES, ap, recall)]
+
+
+def _per_class(truths: Truths, table: CocoTable, cuts: Cuts) -> list[list[Any]]:
+    """Of each class: truths, AP, AP50, AP75, AP by size, and the best F1 with its cut."""
+    best = np.stack(cuts[:4], axis=1)[1:]
+    rows = zip(truths.counts().tolist(), table.ap_by_class, table.ap_by_class_size, best)
+    return [[number, *ap, *sizes, *cut] for number, ap, sizes, cut in rows]
+
+
+def _errors(all_errors: Errors, judged: ImageErrors, truths: Truths) -> dict[str, Any]:
+    """Gains and counts of all detections, and counts by class of those that are kept."""
+    classes = len(truths.category_ids)
+    counts = np.zeros((classes + 1, len(KINDS)), np.int64)
+    np.add.at(counts, (judged.counts[:, 2] + 1, judged.counts[:, 1]), judged.counts[:, 3])
+    counts[0] = counts[1:].sum(0)
+    everywhere = np.bincount(all_errors.kind[all_errors.kind >= 0], minlength=len(KINDS))
+    everywhere[-1] = all_errors.missed.sum()
+    gains = oracle_gains(all_errors, truths)
+    return dict(gains=gains, kept=counts, all=everywhere)
+
+
+def _sides(data: ReportData) -> list[dict[str, Any]]:
+    """Reliability of the scores, before calibration and after where there was one."""
+    found = data.detections
+    if data.raw_scores is None:
+        return [_side('scores', found, data.truths)]
+    raw = found._replace(scores=data.raw_scores)
+    return [_side('raw', raw, data.truths), _side('calibrated', found, data.truths)]
+
+
+def _side(name: str, found: Detections, truths: Truths) -> dict[str, Any]:
+    (matches,) = match(found, truths, [0.0])
+    judged = matches.judged()
+    edges = np.linspace(0, 1, NUM_BINS + 1)
+    scores, ious, label = (
+        values[judged] for values in (matches.scores, matches.iou, matches.label)
+    )
+    pooled = reliability(scores, ious, edges)
+    apart = reliability(scores, ious, edges, label, len(truths.category_ids))
+    rows = [np.concatenate([one, each]) for one, each in zip(pooled[1:], apart[1:])]
+    metrics = evaluate_detections(found, truths)
+    return dict(
+        name=name,
+        metrics={each: metrics[each] for each in METRICS},
+        number=rows[0].astype(int),
+        score=rows[1],
+        iou=rows[2],
+    )
+
+
+def _uncertainty(data: ReportData, half: Matches) -> dict[str, Any]:
+    assert data.edge_std is not None  # or there is nothing to compare
+    known = uncertainty.edge_errors(
+        half, data.detections.boxes, data.truths, data.edge_std, data.intervals
+    )
+
+    def one(std: np.ndarray, error: np.ndarray) -> dict[str, Any]:
+        bins = uncertainty.spread(std, error)
+        return dict(
+            edges=len(std),
+            correlation=uncertainty.rank_correlation(std, error),
+            rms_std=float(np.sqrt((std**2).mean())) if len(std) else None,
+            rms_error=float(np.sqrt((error**2).mean())) if len(std) else None,
+            bins=bins._asdict(),
+            points=uncertainty.sample(std, error),
+        )
+
+    rows = {'all edges': one(known.std.reshape(-1), known.error.reshape(-1))}
+    rows.update((side, one(known.std[:, i], known.error[:, i])) for i, side in enumerate(EDGES))
+    inside = None if known.inside is None or not len(known.inside) else known.inside.mean(0)
+    return dict(
+        sides=rows,
+        level=data.level,
+        coverage=None if inside is None else [float(inside.mean()), *inside.tolist()],
+    )
+
+
+def _training(data: ReportData) -> dict[str, Any] | None:
+    if not data.scalars:
+        return None
+    curves = read_curves(data.scalars)
+
+    def plain(each: Sequence[Curve]) -> list[dict[str, Any]]:
+        return [curve._asdict() for curve in each]
+
+    return dict(training=plain(curves.training), validation=plain(curves.validation))
+
+
+def _images(names: Sequence[str], judged: ImageErrors, truths: Truths) -> list[list[Any]]:
+    """Of each image: name, quality, truths, true positives; kind, class, number of errors; classes.
+
+    The last are the classes of its truths.
+    """
+    counts, classes = judged.counts, len(truths.class_names)
+    starts = np.searchsorted(counts[:, 0], np.arange(len(names) + 1))
+    there = np.unique(truths.image * classes + truths.label)
+    place = np.searchsorted(there, np.arange(len(names) + 1) * classes)
+    return [
+        [
+            name,
+            judged.quality[index],
+            int(judged.truths[index]),
+            int(judged.right[index]),
+            counts[starts[index] : starts[index + 1], 1:].reshape(-1),
+            there[place[index] : place[index + 1]] % classes,
+        ]
+        for index, name in enumerate(names)
+    ]

@@ -1,0 +1,156 @@
+"""COCO's table, precision against recall, and F1 against the score that detections are cut at."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from gfl_det.compat.versions import has_faster_coco_eval
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.fast_cocoeval import FastCOCOeval
+from gfl_det.evaluation.matching import FALSE, TRUE, Matches
+
+SIZES = ('all', 'small', 'medium', 'large')
+MAX_DETS = (1, 10, 100)
+GRID = np.linspace(0, 1, 101)  # recalls, and scores to cut at
+
+
+class CocoTable(NamedTuple):
+    """COCO's numbers in [0, 1]; NaN where there is no truth."""
+
+    ap: np.ndarray  # (4, 3) of the sizes: over IoUs .5 to .95, at .5 and at .75
+    recall: np.ndarray  # (4,) AR at 100 detections, of the sizes
+    ap_by_class: np.ndarray  # (K, 3)
+    ap_by_class_size: np.ndarray  # (K, 3) over IoUs, small, medium and large
+    precision: np.ndarray  # (K + 1, 3, 101) at the recalls of GRID; row 0 is the mean over classes
+
+
+class Cuts(NamedTuple):
+    """The best F1 at IoU .5, of each class and, in row 0, of all detections together."""
+
+    f1: np.ndarray  # (K + 1,) NaN without truths
+    threshold: np.ndarray  # (K + 1,) keep scores of at least this; NaN where nothing is right
+    precision: np.ndarray  # (K + 1,)
+    recall: np.ndarray  # (K + 1,)
+    curve: np.ndarray  # (K + 1, 101) F1 of the detections of at least each score of GRID
+
+
+def coco_table(truths: Truths, area: np.ndarray, detections: Detections) -> CocoTable:
+    """Judge as COCO does, by faster_coco_eval where it is installed.
+
+    Args:
+        truths: of K classes, M boxes.
+        area: ``(M,)`` px, by which COCO tells sizes: that of the annotation, not of its box.
+        detections: of the same images.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells of each step
+        known = _coco(truths, area)
+        evaluator = _evaluator(known, _loaded(known, detections))
+        evaluator.params.maxDets = list(MAX_DETS)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    precision = evaluator.eval['precision'][..., -1].copy()  # (T, 101, K, 4)
+    recall = evaluator.eval['recall'][..., -1].copy()  # (T, K, 4)
+    precision[precision < 0] = np.nan
+    recall[recall < 0] = np.nan
+    ap = mean(precision, 1)  # (T, K, 4)
+    three = np.stack([mean(ap, 0), ap[0], ap[5]])  # (3, K, 4)
+    curves = np.stack([precision[0, :, :, 0], precision[5, :, :, 0], mean(precision, 0)[..., 0]])
+    curves = np.concatenate([mean(curves, 2)[..., None], curves], axis=2)  # (3, 101, K + 1)
+    return CocoTable(
+        mean(three, 1).T,
+        mean(mean(recall, 0), 0),
+        three[:, :, 0].T,
+        three[0, :, 1:],
+        curves.transpose(2, 0, 1),
+    )
+
+
+def best_cuts(found: Matches) -> Cuts:
+    """Where F1 is largest, as all scores of at least a threshold are kept.
+
+    Args:
+        found: at the IoU to judge at.
+    """
+    classes = len(found.truths)
+    rows = [_best_cut(found.scores, found.state, found.truths.sum())]
+    for label in range(classes):
+        mine = found.of_class(label)
+        rows.append(_best_cut(mine.scores, mine.state, found.truths[label]))
+    return Cuts(*(np.array(column) for column in zip(*rows)))
+
+
+def _best_cut(
+    scores: np.ndarray, state: np.ndarray, truths: int
+) -> tuple[float, float, float, float, np.ndarray]:
+    """F1, threshold, precision, recall and the curve of one class."""
+    if truths == 0:
+        nan = float('nan')
+        return nan, nan, nan, nan, np.full(len(GRID), nan)
+    order = np.argsort(-scores, kind='stable')
+    scores, state = scores[order], state[order]
+    right, wrong = np.cumsum(state == TRUE), np.cumsum(state == FALSE)
+    f1 = 2 * right / (right + wrong + truths)
+    kept = np.searchsorted(-scores, -GRID, side='right')
+    curve = np.concatenate([[0.0], f1])[kept]
+    # Of equal scores all are kept or none, so that only the last of them can be cut behind.
+    f1 = np.where(np.append(np.diff(scores) != 0, True)[: len(f1)], f1, 0)
+    if not f1.any():
+        return 0.0, float('nan'), float('nan'), 0.0, curve
+    best = int(f1.argmax())
+    precision = right[best] / (right[best] + wrong[best])
+    return float(f1[best]), float(scores[best]), float(precision), right[best] / truths, curve
+
+
+def mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean over what is not NaN; NaN of nothing."""
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0).sum(axis)
+    number = there.sum(axis)
+    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+
+
+def _coco(truths: Truths, area: np.ndarray) -> COCO:
+    annotations = [
+        dict(id=index, image_id=image, category_id=label, bbox=box, area=size, iscrowd=int(crowd))
+        for index, (image, label, box, size, crowd) in enumerate(
+            zip(
+                truths.image.tolist(),
+                truths.label.tolist(),
+                truths.boxes.tolist(),
+                area.tolist(),
+                truths.crowd.tolist(),
+            ),
+            1,  # pycocotools takes the id 0 for none
+        )
+    ]
+    known = COCO()
+    known.dataset = dict(
+        images=[dict(id=index) for index in range(len(truths.image_ids))],
+        categories=[dict(id=index, name=name) for index, name in enumerate(truths.class_names)],
+        annotations=annotations,
+    )
+    known.createIndex()
+    return known
+
+
+def _loaded(known: COCO, detections: Detections) -> COCO:
+    if not len(detections.scores):
+        empty = COCO()
+        empty.dataset = {**known.dataset, 'annotations': []}
+        empty.createIndex()
+        return empty
+    table = np.column_stack(
+        [detections.image, detections.boxes, detections.scores, detections.label]
+    )
+    return known.loadRes(table)
+
+
+def _evaluator(known: COCO, found: COCO) -> COCOeval:
+    kind = FastCOCOeval if has_faster_coco_eval() and found.dataset['annotations'] else COCOeval
+    return kind(known, found, 'bbox')

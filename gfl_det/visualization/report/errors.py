@@ -1,0 +1,161 @@
+"""Why detections are wrong: one of six kinds each, and what AP each kind costs.
+
+Source: Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020,
+section 2. IoU thresholds: `tau`, what a match needs, and `background`, below which a box lies on
+nothing. A false detection is, in this order, the first that holds:
+
+- localisation: it lies on a truth of its class, at an IoU in [background, tau);
+- class: it lies on a truth of another class, at an IoU of tau or more;
+- duplicate: it lies on a truth of its class at tau or more, which a better one has taken;
+- background: it lies on no truth at all;
+- both: what is left, on a truth of another class at an IoU in [background, tau).
+
+A truth that no detection found, and no class or localisation error lies on, is missed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gfl_det.evaluation.average_precision import average_precision
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.matching import FALSE, IGNORED, MAX_DETS, TRUE, Matches, match
+from gfl_det.visualization.report.pairs import Pairs, pairs_in_images
+
+KINDS = ('localisation', 'class', 'both', 'duplicate', 'background', 'missed')
+LOCALISATION, CLASS, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(KINDS))
+NO_ERROR = -1
+TAU, BACKGROUND_TAU = 0.5, 0.1
+
+
+class Errors(NamedTuple):
+    """What is wrong with a set of detections, rows in the order of ``found``."""
+
+    found: Matches
+    kind: np.ndarray  # (N,) int64, index into KINDS or NO_ERROR
+    truth: np.ndarray  # (N,) int64, that a localisation, class or both error lies on; else -1
+    missed: np.ndarray  # (M,) bool, truths
+
+
+class Nearest(NamedTuple):
+    """The truths that N detections overlap most, crowds apart; IoU 0 and index -1 without any."""
+
+    own_iou: np.ndarray  # (N,) of the detection's class
+    own: np.ndarray  # (N,) int64
+    other_iou: np.ndarray  # (N,) of another class
+    other: np.ndarray  # (N,) int64
+
+
+def find_errors(
+    detections: Detections,
+    truths: Truths,
+    tau: float = TAU,
+    background: float = BACKGROUND_TAU,
+    max_dets: int = MAX_DETS,
+) -> Errors:
+    """Match, and sort what did not match into kinds.
+
+    Args:
+        detections: cut at a score to judge an operating point.
+        truths: of the same images.
+        tau: IoU that a match needs.
+        background: IoU below which a detection lies on nothing.
+        max_dets: the best of an image and class that count.
+    """
+    (found,) = match(detections, truths, [tau], max_dets=max_dets)
+    near = nearest(detections.take(found.row), truths)
+    on_own = near.own_iou >= background
+    kind = np.select(
+        [
+            found.state != FALSE,
+            on_own & (near.own_iou < tau),
+            near.other_iou >= tau,
+            near.own_iou >= tau,
+            ~on_own & (near.other_iou < background),
+        ],
+        [NO_ERROR, LOCALISATION, CLASS, DUPLICATE, BACKGROUND],
+        BOTH,
+    )
+    truth = np.full(len(kind), -1)
+    truth[kind == LOCALISATION] = near.own[kind == LOCALISATION]
+    on_other = (kind == CLASS) | (kind == BOTH)
+    truth[on_other] = near.other[on_other]
+    missed = ~truths.crowd
+    missed[found.truth[found.state == TRUE]] = False
+    missed[truth[(kind == LOCALISATION) | (kind == CLASS)]] = False
+    return Errors(found, kind, truth, missed)
+
+
+def nearest(detections: Detections, truths: Truths) -> Nearest:
+    """The truths of its image that each detection overlaps most; the last one at a tie."""
+    number = len(detections.scores)
+    near = Nearest(np.zeros(number), np.full(number, -1), np.zeros(number), np.full(number, -1))
+    for pairs in pairs_in_images(detections, truths):
+        same = detections.label[pairs.detection] == truths.label[pairs.truth]
+        _keep_best(near.own_iou, near.own, pairs.take(same))
+        _keep_best(near.other_iou, near.other, pairs.take(~same))
+    return near
+
+
+def _keep_best(best: np.ndarray, which: np.ndarray, pairs: Pairs) -> None:
+    """Write the largest IoU of each detection, and its truth, in place."""
+    order = np.lexsort((pairs.truth, pairs.iou, pairs.detection))  # a detection's best comes last
+    pairs = pairs.take(order)
+    best[pairs.detection] = pairs.iou
+    which[pairs.detection] = pairs.truth
+
+
+def oracle_gains(errors: Errors, truths: Truths) -> dict[str, float]:
+    """By how much AP at tau would rise if all errors of one kind were mended and no other.
+
+    A localisation or class error becomes right if its truth was not found and no better error of
+    its kind lies there; else it is taken away, as are both, duplicate and background errors. Missed
+    truths are not asked for.
+
+    Returns:
+        For each of `KINDS`, and for all false positives and all false negatives, the gain in AP, a
+        fraction; under ``AP`` what it is without any oracle. NaN without truths.
+    """
+    found, kind = errors.found, errors.kind
+    present = found.truths > 0
+    base = _mean_precision(found, present)
+    gains = {'AP': base}
+    for index, name in enumerate(KINDS[:MISSED]):
+        gone = found.state.copy()
+        gone[kind == index] = IGNORED
+        label = found.label.copy()
+        if index in (LOCALISATION, CLASS):
+            mended = _mendable(errors, index, len(truths.label))
+            gone[mended] = TRUE
+            label[mended] = truths.label[errors.truth[mended]]
+        gains[name] = _mean_precision(found._replace(state=gone, label=label), present) - base
+    missed = np.bincount(truths.label[errors.missed], minlength=len(present))
+    gains['missed'] = _mean_precision(found._replace(truths=found.truths - missed), present) - base
+    silent = found._replace(state=np.where(found.state == FALSE, IGNORED, found.state))
+    gains['false positives'] = _mean_precision(silent, present) - base
+    right = np.bincount(found.label[found.state == TRUE], minlength=len(present))
+    gains['false negatives'] = _mean_precision(found._replace(truths=right), present) - base
+    return gains
+
+
+def _mendable(errors: Errors, kind: int, num_truths: int) -> np.ndarray:
+    """Rows of the best error of a kind on each truth that was not found."""
+    taken = np.zeros(num_truths, bool)
+    taken[errors.found.truth[errors.found.state == TRUE]] = True
+    rows = np.flatnonzero(errors.kind == kind)
+    rows = rows[~taken[errors.truth[rows]]]
+    rows = rows[np.argsort(-errors.found.scores[rows], kind='stable')]
+    _, first = np.unique(errors.truth[rows], return_index=True)
+    return rows[first]
+
+
+def _mean_precision(found: Matches, present: np.ndarray) -> float:
+    """AP over the classes that have truths; one whose truths were all taken away has 0."""
+    order = np.lexsort((-found.scores, found.label))
+    found = found._replace(
+        label=found.label[order], scores=found.scores[order], state=found.state[order]
+    )
+    per_class = average_precision([found]).per_class[present]
+    return float(np.nan_to_num(per_class).mean()) if len(per_class) else float('nan')

@@ -1,0 +1,98 @@
+"""The pictures of a report: chosen, drawn, and kept within a size."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from gfl_det.datasets.images import read_image
+from gfl_det.errors import DataError
+from gfl_det.evaluation.detections import Truths
+from gfl_det.ops.box_formats import xywh_to_xyxy
+from gfl_det.utils.progress import Progress
+from gfl_det.visualization import Boxes
+from gfl_det.visualization.report.analysis import Analysis
+from gfl_det.visualization.report.data import ReportData
+from gfl_det.visualization.report.errors import MISSED, NO_ERROR, Errors
+from gfl_det.visualization.report.images import choose_images
+from gfl_det.visualization.report.pictures import draw
+
+MAX_BYTES = 10_000_000  # of all pictures, as base64
+MAX_DRAWN = 60  # detections of an image, the best
+
+
+def draw_gallery(
+    data: ReportData, analysis: Analysis, limit: int, show_progress: bool = False
+) -> list[dict[str, Any]]:
+    """Draw images that are worth a look, truth and detections apart.
+
+    Images that cannot be read are named on standard error and left out.
+
+    Args:
+        data: with the folder of the images; without it there are no pictures.
+        analysis: of the same data.
+        limit: how many images at most; the most important ones where `MAX_BYTES` is reached.
+        show_progress: on standard error.
+
+    Returns:
+        The worst image first.
+    """
+    if data.folder is None:
+        return []
+    chosen = choose_images(analysis.judged, limit)
+    entries: list[dict[str, Any]] = []
+    size = 0
+    with Progress(len(chosen), 'pictures', show_progress) as progress:
+        for image in chosen:
+            try:
+                entry = _entry(data, analysis, image)
+            except DataError as error:
+                progress.say(f'warning: {error}')
+                progress.advance()
+                continue
+            size += len(entry['truth']) + len(entry['found'])
+            if size > MAX_BYTES:
+                progress.say(
+                    f'pictures: {len(entries)} of {len(chosen)}, as more would be too large'
+                )
+                break
+            entries.append(entry)
+            progress.advance()
+    return sorted(entries, key=lambda each: (analysis.judged.quality[each['image']], each['image']))
+
+
+def _entry(data: ReportData, analysis: Analysis, image: int) -> dict[str, Any]:
+    assert data.folder is not None  # or there are no pictures
+    pixels = np.ascontiguousarray(read_image(data.folder / data.names[image])[..., ::-1])
+    names = data.truths.class_names
+    rows = analysis.kept[data.detections.image[analysis.kept] == image]
+    rows = rows[np.argsort(-data.detections.scores[rows], kind='stable')][:MAX_DRAWN]
+    found = data.detections.take(rows)
+    boxes = Boxes(xywh_to_xyxy(found.boxes), found.label, found.scores, data.bins(rows))
+    mine = data.truths.image == image
+    given = Boxes(xywh_to_xyxy(data.truths.boxes[mine]), data.truths.label[mine])
+    pictures = (draw(pixels, each, names) for each in (given, boxes))
+    truth, drawn = (base64.b64encode(picture).decode() for picture in pictures)
+    return dict(
+        image=image,
+        size=[pixels.shape[1], pixels.shape[0]],
+        truth=truth,
+        found=drawn,
+        errors=_boxes_of_errors(data, analysis, image),
+    )
+
+
+def _boxes_of_errors(data: ReportData, analysis: Analysis, image: int) -> list[list[Any]]:
+    """Kind, class, box (xywh px) and score of each error of an image; a missed truth has none."""
+    errors: Errors = analysis.errors
+    rows = analysis.kept[errors.found.row]
+    wrong = np.flatnonzero((errors.kind != NO_ERROR) & (data.detections.image[rows] == image))
+    entries = [
+        [int(errors.kind[i]), int(errors.found.label[i]), data.detections.boxes[rows[i]], score]
+        for i, score in zip(wrong, errors.found.scores[wrong].tolist())
+    ]
+    truths: Truths = data.truths
+    missed = np.flatnonzero(errors.missed & (truths.image == image))
+    return entries + [[MISSED, int(truths.label[i]), truths.boxes[i], None] for i in missed]
