@@ -96,7 +96,7 @@ setup(
     # gfl_det/compat/versions.py knows the same range.
     extras_require={
         'faster': ['faster-coco-eval>=1.6.5,<1.9'],
-        # torch's exporter, and what runs the files (gfl_det/inference/export/extras.py).
+        # torch's exporter, and what runs the files (gfl_det/inference/export/onnx_file.py).
         'onnx': ['onnx>=1.16', 'onnxscript>=0.5', 'onnxruntime>=1.18'],
         'openvino': ['openvino>=2025.0', 'nncf>=2.15'],
         'pandas': ['pandas>=2'],  # Results.to_pandas

@@ -4,12 +4,12 @@ Importing the package registers its parts: configs name them with the prefix, as
 ``type='gfl_det.GFLHead'``.
 """
 
-from gfl_det.compat import imports as _imports
+from gfl_det.compat import imports
 from gfl_det.compat import install as _install_compat
 from gfl_det.version import __version__
 
-if not _imports.doctor_is_running():  # it looks at what may not import
-    with _imports.explained():
+if not imports.doctor_is_running():  # it looks at what may not import
+    with imports.explained():
         _install_compat()  # before the first import of mmdet.models, which needs mmcv's operators
 
         from gfl_det import calibration, datasets, evaluation, visualization

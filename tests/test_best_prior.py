@@ -13,7 +13,7 @@ from mmdet.models.task_modules.assigners import ATSSAssigner as MMDetATSSAssigne
 from mmengine.structures import InstanceData
 from oracles import lattice_priors, random_truths
 
-from gfl_det.models.assigners import ATSSAssigner, best_prior, general
+from gfl_det.models.assigners import ATSSAssigner, closed_form, general
 from gfl_det.models.assigners.lattice import fit_lattice
 from gfl_det.ops.boxes import iou
 
@@ -68,7 +68,7 @@ def slow_best_priors(priors, counts, truths, given, k=9) -> list[int]:
         order = sorted(range(len(candidates)), key=lambda place: -overlap[place])
         choices[index] = [(candidates[i], overlap[i]) for i in order if overlap[i] > 0]
     owner = list(given)
-    for _ in range(best_prior.ROUNDS):
+    for _ in range(closed_form.ROUNDS):
         claims: dict[int, list] = {}
         for index, wanted in choices.items():
             free = [(prior, value) for prior, value in wanted if owner[prior] < 0]
@@ -140,7 +140,7 @@ def test_truths_that_want_one_prior_share_out_its_neighbours() -> None:
     for count in (1, 2, 5, 9, 12):
         found = owners(priors, counts, box.repeat(count, 1), with_best_prior=True)
         taken = (found >= 0).nonzero().squeeze(1)
-        assert sorted(found[taken].tolist()) == list(range(min(count, best_prior.ROUNDS)))
+        assert sorted(found[taken].tolist()) == list(range(min(count, closed_form.ROUNDS)))
         centre = (priors[:, :2] + priors[:, 2:])[found == 0] / 2
         assert centre.tolist() == [[64.0, 64.0]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gfl_det.ops.box_formats import xywh_to_xyxy, xyxy_to_xywh
+from gfl_det.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 
 
 def test_a_drawn_box_there_and_back():

@@ -20,8 +20,7 @@ from gfl_det.models.losses import (
     LabelSmoothingLoss,
     MMCELoss,
     QualityFocalLoss,
-    calibration_functional,
-    focal_functional,
+    functional,
 )
 from gfl_det.registry import MODELS
 
@@ -150,10 +149,10 @@ class TestEquations:
 class TestClassifiers:
     def test_each_is_its_equation(self) -> None:
         pred, target = logits(), torch.randint(0, CLASSES, (NUMBER,))
-        logs = focal_functional.true_log_probability(pred, target)
+        logs = functional.true_log_probability(pred, target)
         onehot = F.one_hot(target, CLASSES)
         flsd = torch.where(logs.exp() < 0.2, 5.0, 3.0)
-        auto = focal_functional.automatic_gamma(0.25)
+        auto = functional.automatic_gamma(0.25)
         smooth = F.cross_entropy(pred, target, label_smoothing=0.05, reduction='none')
         for loss, wanted in (
             (FocalLoss(False, gamma=3), -((1 - logs.exp()) ** 3) * logs),
@@ -198,7 +197,7 @@ class TestMMCE:
     correct = torch.tensor([True, False, True, False, False])
 
     def test_equation(self) -> None:
-        found = calibration_functional.mmce(self.confidence, self.correct)
+        found = functional.mmce(self.confidence, self.correct)
         pair = self.confidence.tolist(), [float(each) for each in self.correct]
         assert found.item() == pytest.approx(mmce_by_loops(*pair))
 
@@ -213,35 +212,30 @@ class TestMMCE:
             return sum(terms) / len(pairs)
 
         total = mean(known[0], known[0]) + mean(known[1], known[1]) - 2 * mean(*known)
-        found = calibration_functional.weighted_mmce(self.confidence, self.correct)
+        found = functional.weighted_mmce(self.confidence, self.correct)
         assert found.item() == pytest.approx(math.sqrt(total + 1e-10))
-        published = calibration_functional.weighted_mmce(
-            self.confidence, self.correct, as_published=True
-        )
+        published = functional.weighted_mmce(self.confidence, self.correct, as_published=True)
         assert 0 < published < found / 2
 
     def test_perfect_confidence_and_one_sided_batches(self) -> None:
         sure = torch.tensor([1.0, 0.0], requires_grad=True)
-        assert calibration_functional.mmce(sure, torch.tensor([True, False])).item() == 0
+        assert functional.mmce(sure, torch.tensor([True, False])).item() == 0
         for correct in (torch.ones(2, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)):
             some = torch.tensor([0.7, 0.4], requires_grad=True)
-            value = calibration_functional.weighted_mmce(some, correct)
+            value = functional.weighted_mmce(some, correct)
             assert value.item() == 0
             assert torch.autograd.grad(value, some)[0].tolist() == [0, 0]
         nothing = torch.zeros(0)
-        assert calibration_functional.mmce(nothing, nothing).item() == 0
-        assert calibration_functional.weighted_mmce(nothing, nothing > 0).item() == 0
+        assert functional.mmce(nothing, nothing).item() == 0
+        assert functional.weighted_mmce(nothing, nothing > 0).item() == 0
 
     def test_subset_of_positives_and_as_many_negatives(self) -> None:
         scores = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.2, 0.6])
         positive = torch.tensor([True, False, True, False, False, False])
-        assert calibration_functional.paired_subset(scores, positive).tolist() == [2, 0, 1, 3]
-        assert calibration_functional.paired_subset(scores, positive, limit=2).tolist() == [2, 1]
-        assert (
-            calibration_functional.paired_subset(scores, positive[[1, 1, 1, 1, 1, 1]]).tolist()
-            == []
-        )
-        assert calibration_functional.paired_subset(scores, ~positive).tolist() == [
+        assert functional.paired_subset(scores, positive).tolist() == [2, 0, 1, 3]
+        assert functional.paired_subset(scores, positive, limit=2).tolist() == [2, 1]
+        assert functional.paired_subset(scores, positive[[1, 1, 1, 1, 1, 1]]).tolist() == []
+        assert functional.paired_subset(scores, ~positive).tolist() == [
             1,
             3,
             5,
@@ -255,7 +249,7 @@ class TestMMCE:
         pred, target = logits(), torch.randint(0, CLASSES, (NUMBER,))
         loss = MMCELoss(False, mmce_weight=4, loss_weight=0.5, weighted=weighted)
         confidence, guess = pred.softmax(1).max(1)
-        measure = calibration_functional.weighted_mmce if weighted else calibration_functional.mmce
+        measure = functional.weighted_mmce if weighted else functional.mmce
         error = measure(confidence, guess == target)
         wanted = 0.5 * (F.cross_entropy(pred, target) + 4 * error)
         torch.testing.assert_close(loss(pred, target), wanted)

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from gfl_det.calibration import Detections, Truths, match
 from gfl_det.errors import ConfigError
-from gfl_det.evaluation.average_precision import COCO_TAUS, average_precision
+from gfl_det.evaluation.functional import COCO_TAUS, average_precision
 from gfl_det.evaluation.matching import FALSE, IGNORED, TRUE, overlaps
 
 FAR, UNIT = (500, 500, 10, 10), (0, 0, 10, 10)

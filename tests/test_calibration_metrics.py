@@ -14,11 +14,18 @@ from test_calibration_matching import FAR, UNIT, random_scene
 
 from gfl_det.calibration import evaluate_detections, match
 from gfl_det.errors import ConfigError
-from gfl_det.evaluation.evaluation import errors_by_class, keep_above
-from gfl_det.evaluation.functional import dece, laace, laece, skipped
-from gfl_det.evaluation.lrp import lrp, optimal_lrp
+from gfl_det.evaluation.functional import (
+    dece,
+    errors_by_class,
+    keep_above,
+    laace,
+    laece,
+    lrp,
+    optimal_lrp,
+    reliability,
+    skipped,
+)
 from gfl_det.evaluation.matching import FALSE, IGNORED, TRUE, Matches
-from gfl_det.evaluation.reliability import reliability
 
 CLOSE = dict(rtol=0, atol=1e-9)
 

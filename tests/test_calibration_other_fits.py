@@ -20,7 +20,7 @@ from gfl_det.calibration.other_fits import (
     search_line,
 )
 from gfl_det.errors import ConfigError
-from gfl_det.models.losses.focal_functional import quality_focal
+from gfl_det.models.losses.functional import quality_focal
 
 
 def sample(seed: int, number: int = 80, hard: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from test_calibration_matching import random_scene
 
 from gfl_det.calibration import match
-from gfl_det.evaluation.functional import laece
-from gfl_det.evaluation.reliability import reliability
+from gfl_det.evaluation.functional import laece, reliability
 
 
 @settings(max_examples=60, deadline=None)

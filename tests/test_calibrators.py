@@ -14,18 +14,17 @@ from calibration_cases import CASES, NAMES, case_data, case_json, needs_cases, n
 from gfl_det.calibration import (
     DetectionCalibrator,
     Settings,
+    calibrators,
     evaluate_detections,
     fit_calibrator,
     load_calibrator,
     match,
     save_calibrator,
 )
-from gfl_det.calibration import fitted as module
 from gfl_det.calibration.files import calibrator_to_json
 from gfl_det.calibration.maps import FITS, Constant, Identity, Temperature, logit
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.evaluation.functional import dece, laace, laece
-from gfl_det.evaluation.lrp import lrp, optimal_lrp
+from gfl_det.evaluation.functional import dece, laace, laece, lrp, optimal_lrp
 
 METHODS = dict(
     identity='identity',
@@ -198,11 +197,11 @@ class TestProtocol:
     def test_what_becomes_of_each_class(self) -> None:
         calibrator = fit_calibrator(*two_classes(), self.settings)
         assert [each.status for each in calibrator.classes] == [
-            module.FITTED,
-            module.FITTED,
-            module.NO_TRUE_POSITIVE,
-            module.NO_TRUTHS,
-            module.NO_DETECTIONS,
+            calibrators.FITTED,
+            calibrators.FITTED,
+            calibrators.NO_TRUE_POSITIVE,
+            calibrators.NO_TRUTHS,
+            calibrators.NO_DETECTIONS,
         ]
         assert [each.detections for each in calibrator.classes] == [4, 4, 4, 0, 0]
         scores = calibrator.calibrate(np.full(5, 0.7), np.arange(5))
@@ -215,7 +214,7 @@ class TestProtocol:
     def test_a_class_without_a_true_positive_gets_0(self, method: str) -> None:
         calibrator = fit_calibrator(*two_classes(), Settings(method, tau=0.3))
         third = calibrator.classes[2]
-        assert third.status == module.NO_TRUE_POSITIVE
+        assert third.status == calibrators.NO_TRUE_POSITIVE
         values = third.map(np.array([0.1, 0.5, 0.9]))
         expected = [0.1, 0.5, 0.9] if method == 'identity' else [0, 0, 0]
         np.testing.assert_allclose(values, expected, atol=1e-15)
@@ -234,7 +233,7 @@ class TestProtocol:
         detections, truths = two_classes()
         settings = Settings('linear', tau=0.3, class_agnostic=True, cuts=(0.0, 0.0))
         calibrator = fit_calibrator(detections, truths, settings)
-        assert {each.status for each in calibrator.classes} == {module.POOLED}
+        assert {each.status for each in calibrator.classes} == {calibrators.POOLED}
         (found,) = match(detections, truths, [0.3])
         judged = found.judged()  # class d has no truths and takes no part
         slope, offset = np.polyfit(found.scores[judged], found.iou[judged], 1)

@@ -23,9 +23,8 @@ from PIL import Image
 
 import gfl_det
 from gfl_det.cli import check_dataset
-from gfl_det.datasets import CocoDataset, parsed
-from gfl_det.datasets.annotation_boxes import usable_boxes
-from gfl_det.datasets.annotations import check_ids, check_structure
+from gfl_det.datasets import CocoDataset, coco
+from gfl_det.datasets.annotations import check_ids, check_structure, usable_boxes
 from gfl_det.datasets.checks import check as checking
 from gfl_det.datasets.checks import images
 from gfl_det.datasets.checks.check import Decoding, Report, Source, check_file
@@ -770,16 +769,16 @@ class TestBeforeTraining:
         with monkeypatch.context() as patch:
             patch.setattr('gfl_det.datasets.coco.parse', lambda *_: pytest.fail('parsed again'))
             assert len(self.build(cfg)) == 4
-        assert parsed.take(path) is None  # it was handed over
+        assert coco.take(path) is None  # it was handed over
         assert len(self.build(cfg)) == 4
 
     def test_a_file_that_has_changed_is_parsed_anew(self, tmp_path):
         path = tmp_path / 'labels.json'
         path.write_text('{}')
-        parsed.keep(str(path), {})
+        coco.keep(str(path), {})
         path.write_text('{"images": []}')
-        assert parsed.take(str(path)) is None
-        assert parsed.take('s3://bucket/labels.json') is None
+        assert coco.take(str(path)) is None
+        assert coco.take('s3://bucket/labels.json') is None
 
     def test_other_data_sets_are_left_alone(self, tmp_path, cfg):
         (tmp_path / 'annotations' / 'train.json').write_text('no json')

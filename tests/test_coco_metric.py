@@ -27,7 +27,7 @@ from gfl_det.benchmarking.evaluation import (
 from gfl_det.compat import versions
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.evaluation import CocoMetric, coco_metric
-from gfl_det.evaluation.fast_cocoeval import FastCOCOeval, counts_alike
+from gfl_det.evaluation.coco_metric import FastCOCOeval, counts_alike
 from gfl_det.registry import METRICS
 from gfl_det.utils.timing import Runs
 

@@ -18,7 +18,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 import gfl_det
-from gfl_det.engine import runner as launch
+from gfl_det.engine.runner import build_runner
 from gfl_det.errors import ConfigError, MissingOpError, SetupError
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -263,7 +263,7 @@ def test_the_sharded_config_builds(monkeypatch, tmp_path):
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     try:
-        runner = launch.build_runner(config, 'pytorch')
+        runner = build_runner(config, 'pytorch')
         assert type(runner.strategy).__name__ == 'FSDPStrategy'
         wrapper = MODEL_WRAPPERS.get(runner.strategy.model_wrapper['type'])
         assert wrapper is gfl_det.engine.training.ShardedDataParallel

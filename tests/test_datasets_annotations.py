@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfl_det.datasets.annotation_boxes import (
+from gfl_det.datasets.annotations import (
     AREA_FIELD,
     BAD_FORMAT,
     DROPPED,
@@ -19,9 +19,12 @@ from gfl_det.datasets.annotation_boxes import (
     NOT_FINITE,
     OUTSIDE,
     TOO_THIN,
+    check_ids,
+    check_structure,
+    match_classes,
+    parse,
     usable_boxes,
 )
-from gfl_det.datasets.annotations import check_ids, check_structure, match_classes, parse
 from gfl_det.errors import DataError
 
 FILE = 'labels.json'

@@ -33,7 +33,7 @@ from gfl_det.datasets.digits.scenes import (
     render_glyph,
 )
 from gfl_det.datasets.digits.textures import background, blot, pattern, scratch, value_noise
-from gfl_det.datasets.preview import write_preview
+from gfl_det.datasets.images import write_preview
 from gfl_det.errors import DataError
 
 ROOT = Path(__file__).parents[1]

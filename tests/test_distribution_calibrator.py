@@ -16,9 +16,9 @@ from scipy.special import expit
 
 from gfl_det import calibration
 from gfl_det.calibration.apply import edge_detections
-from gfl_det.calibration.distribution_files import to_json
-from gfl_det.calibration.evidence import COLUMNS, evidence
-from gfl_det.calibration.logistic_model import fit_logistic, predict_unseen
+from gfl_det.calibration.distribution import COLUMNS, evidence
+from gfl_det.calibration.files import distribution_to_json
+from gfl_det.calibration.logistic import fit_logistic, predict_unseen
 from gfl_det.calibration.maps import fit_isotonic
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.matching import TRUE
@@ -258,7 +258,7 @@ def test_a_file_gives_the_same_calibrator(tmp_path: Path) -> None:
     path = tmp_path / 'new' / 'c.json'
     calibration.save_distribution_calibrator(fitted, path)
     loaded = calibration.load_any_calibrator(path)
-    assert to_json(loaded) == to_json(fitted)
+    assert distribution_to_json(loaded) == distribution_to_json(fitted)
     np.testing.assert_array_equal(loaded.calibrate(found), fitted.calibrate(found))
     content = json.loads(path.read_text())
     assert content['weights'].keys() == set(fitted.settings.columns)

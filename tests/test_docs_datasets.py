@@ -18,9 +18,9 @@ from mmengine.registry import DefaultScope
 from test_tools import TINY_CONFIG
 
 from gfl_det.engine import config_edits, preflight
-from gfl_det.engine import runner as launch
 from gfl_det.engine.preflight.classes import check_classes
-from gfl_det.utils.walk import walk
+from gfl_det.engine.runner import build_runner
+from gfl_det.utils.config import walk
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (64, 96)  # height, width of the pictures
@@ -187,7 +187,7 @@ def test_data_of_each_kind_is_trained_on(section, write, metric, tmp_path):
     shrink(cfg, root, tmp_path)
     config_edits.log_assignment(cfg)
     preflight.check_training(cfg)
-    runner = launch.build_runner(cfg)
+    runner = build_runner(cfg)
     runner.train()
     scalars: dict[str, Any] = runner.message_hub.log_scalars
     assert 0 < scalars['train/loss'].current() < np.inf

@@ -12,9 +12,10 @@ import pytest
 from packaging.requirements import Requirement
 
 import gfl_det
-from gfl_det.cli.doctor import __main__, installed, places
-from gfl_det.cli.doctor.checks import Check
+from gfl_det.cli.doctor import __main__, installed
+from gfl_det.cli.doctor import installed as places
 from gfl_det.cli.doctor.examine import merge, of_outcome, split_cure
+from gfl_det.cli.doctor.installed import Check
 from gfl_det.cli.doctor.steps import Outcome, run_steps
 from gfl_det.compat import imports
 from gfl_det.compat.ranges import RANGES, release

@@ -11,10 +11,10 @@ import pytest
 import torch
 from exporting import FITTED_ON, MAPS, random_source, save_maps, tiny_config
 
-from gfl_det.calibration.interval_files import save_interval_calibrator
+from gfl_det.calibration.files import save_interval_calibrator
 from gfl_det.calibration.intervals import IntervalCalibrator
 from gfl_det.errors import ConfigError, DataError, SetupError
-from gfl_det.inference.export import OnnxDetector, Outputs, Settings, extras, write_onnx
+from gfl_det.inference.export import OnnxDetector, Outputs, Settings, onnx_file, write_onnx
 from gfl_det.inference.export.parity import (
     BOX_LIMIT,
     EDGE_LIMIT,
@@ -175,4 +175,4 @@ def test_other_files_are_refused(folder):
 def test_a_missing_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(SetupError, match=r'install it with pip install "gfl_det\[onnx\]"'):
-        extras.require('onnxruntime')
+        onnx_file.require('onnxruntime')

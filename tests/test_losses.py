@@ -15,8 +15,7 @@ from mmdet.models.losses import QualityFocalLoss as MMDetQFL
 from oracles import distribution_focal, quality_focal
 
 from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss, functional, fused
-from gfl_det.models.losses.edge_distribution import mean_and_focal_loss
-from gfl_det.models.losses.fused import ElementLoss, TargetEntries, focal_sum
+from gfl_det.models.losses.fused import ElementLoss, TargetEntries, focal_sum, mean_and_focal_loss
 from gfl_det.ops import distribution
 
 

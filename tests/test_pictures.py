@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 
 import gfl_det
 from gfl_det.cli import main, show
-from gfl_det.engine import config_edits, pictures
+from gfl_det.engine import config_edits
 from gfl_det.engine.hooks import SamplePicturesHook
 from gfl_det.errors import ConfigError, DataError, SetupError
 from gfl_det.registry import HOOKS, VISUALIZERS
@@ -218,35 +218,35 @@ class TestOptions:
         assert cfg.visualizer.type == 'MyVisualizer'
         assert 'with_distribution' not in cfg.model.test_cfg
         bare = Config({'model': {'type': 'FasterRCNN'}})
-        pictures.draw_softly(bare)
+        config_edits.draw_softly(bare)
         assert bare.visualizer.type == 'gfl_det.GFLVisualizer'
         assert bare.model == {'type': 'FasterRCNN'}
 
     def test_a_sample_of_validation_images(self):
         cfg = gfl_det.get_config('gfl_r50_fpn_1x_coco')
         cfg.default_hooks.visualization.score_thr = 0.5
-        pictures.draw_sample(cfg, 4)
+        config_edits.draw_sample(cfg, 4)
         hook = cfg.default_hooks.visualization
         assert (hook.type, hook.num_images) == ('gfl_det.SamplePicturesHook', 4)
         assert hook.score_thr == 0.5
         with pytest.raises(ConfigError, match='--pictures 0'):
-            pictures.draw_sample(cfg, 0)
+            config_edits.draw_sample(cfg, 0)
         cfg.val_dataloader = None
         with pytest.raises(ConfigError, match='no val_dataloader'):
-            pictures.draw_sample(cfg, 4)
+            config_edits.draw_sample(cfg, 4)
 
     def test_back_ends_are_added_once(self, monkeypatch):
-        monkeypatch.setattr(pictures, 'find_spec', lambda name: name)
+        monkeypatch.setattr(config_edits, 'find_spec', lambda name: name)
         cfg = gfl_det.get_config('gfl_r50_fpn_1x_coco')
-        pictures.log_to(cfg, ['tensorboard', 'tensorboard', 'wandb'])
-        pictures.log_to(cfg, ['tensorboard'])
+        config_edits.log_to(cfg, ['tensorboard', 'tensorboard', 'wandb'])
+        config_edits.log_to(cfg, ['tensorboard'])
         kinds = [backend['type'] for backend in cfg.visualizer.vis_backends]
         assert kinds == ['LocalVisBackend', 'TensorboardVisBackend', 'WandbVisBackend']
 
     def test_a_missing_package_is_named(self, monkeypatch):
-        monkeypatch.setattr(pictures, 'find_spec', lambda name: None)
+        monkeypatch.setattr(config_edits, 'find_spec', lambda name: None)
         with pytest.raises(SetupError, match=r'pip install "gfl_det\[wandb\]"'):
-            pictures.log_to(gfl_det.get_config('gfl_r50_fpn_1x_coco'), ['wandb'])
+            config_edits.log_to(gfl_det.get_config('gfl_r50_fpn_1x_coco'), ['wandb'])
 
     def test_command_line(self):
         args = main.parse_train_arguments(['c.py', '--pictures', '--log-to', 'tensorboard'])

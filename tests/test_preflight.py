@@ -18,7 +18,7 @@ from gfl_det.engine.preflight.classes import check_classes, class_names
 from gfl_det.engine.preflight.data import check_data, check_metric_fields, sample_file_names
 from gfl_det.engine.preflight.weights import check_weights, unreachable
 from gfl_det.errors import CheckpointError, ConfigError, DataError
-from gfl_det.utils.walk import annotation_path, datasets_of, image_folder, metrics_of
+from gfl_det.utils.config import annotation_path, datasets_of, image_folder, metrics_of
 
 CLASSES = ('cat', 'dog')
 TRAINING = ('train', 'val')

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from gfl_det.utils import progress
-from gfl_det.utils.progress import Progress
+from gfl_det.utils import console
+from gfl_det.utils.console import Progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
     return now
 
 
@@ -38,7 +38,7 @@ def test_times_are_readable(clock, capsys, seconds: float, text: str) -> None:
         clock[0] += seconds
         bar.advance()
     assert capsys.readouterr().err.endswith(f' {text} in all\n') is False
-    assert progress._duration(seconds) == text
+    assert console._duration(seconds) == text
 
 
 def test_a_wrong_total_grows(clock, capsys) -> None:

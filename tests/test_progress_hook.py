@@ -14,9 +14,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop
 
-from gfl_det.engine import runner as launch
 from gfl_det.engine.hooks import ProgressHook
-from gfl_det.utils.progress import ProgressCalls
+from gfl_det.engine.runner import Runner, build_runner
+from gfl_det.utils.console import ProgressCalls
 
 
 class Handler(logging.StreamHandler):
@@ -88,10 +88,10 @@ def test_a_test_alone_has_a_bar(runner, capsys) -> None:
 
 
 def test_the_tools_add_it_in_a_terminal_alone(monkeypatch) -> None:
-    monkeypatch.setattr(launch.Runner, 'from_cfg', lambda cfg: cfg)
-    assert 'custom_hooks' not in launch.build_runner(Config({}))
-    monkeypatch.setattr(launch, 'has_terminal', lambda: True)
-    assert launch.build_runner(Config({})).custom_hooks == [dict(type='gfl_det.ProgressHook')]
+    monkeypatch.setattr(Runner, 'from_cfg', lambda cfg: cfg)
+    assert 'custom_hooks' not in build_runner(Config({}))
+    monkeypatch.setattr('gfl_det.engine.runner.has_terminal', lambda: True)
+    assert build_runner(Config({})).custom_hooks == [dict(type='gfl_det.ProgressHook')]
 
 
 SCRIPT = """

@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 
 import gfl_det
 from gfl_det.cli import suggest_reg_max
-from gfl_det.engine.preflight.annotations import _is_ours
+from gfl_det.engine.preflight.data import _is_ours
 from gfl_det.engine.reach.advice import Candidate, Limits, advise, by_size, choose, variants
 from gfl_det.engine.reach.boxes import Boxes, read_boxes
 from gfl_det.engine.reach.measure import LARGEST, Pyramid, measure

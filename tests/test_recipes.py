@@ -16,7 +16,7 @@ from test_tools import pets  # noqa: F401  (a fixture)
 
 import gfl_det
 from gfl_det.engine import config_edits
-from gfl_det.engine import runner as launch
+from gfl_det.engine.runner import build_runner
 
 WATCHED = 'bbox_head.gfl_cls.weight'
 BUFFER = 'backbone.bn1.running_mean'
@@ -46,7 +46,7 @@ class Watch(Hook):
 
 
 def train(cfg: Config) -> tuple[Runner, Watch]:
-    runner, watch = launch.build_runner(cfg), Watch()
+    runner, watch = build_runner(cfg), Watch()
     runner.register_hook(watch)
     runner.train()
     return runner, watch
@@ -89,7 +89,7 @@ def test_all_views_of_the_recipe_are_tested(pets) -> None:  # noqa: F811
     cfg = tiny(pets, tta_model=recipe.tta_model, tta_pipeline=pipeline)
     config_edits.use_test_time_augmentation(cfg)
     assert cfg.model.type == 'DetTTAModel'
-    runner = launch.build_runner(cfg)
+    runner = build_runner(cfg)
     views = runner.test_dataloader.dataset[0]
     shapes = [tuple(each.shape[1:]) for each in views['inputs']]
     flips = [each.flip for each in views['data_samples']]

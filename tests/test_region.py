@@ -11,8 +11,8 @@ from heads import feature_sizes
 from oracles import STRIDES, lattice_priors, pair_iou, random_truths
 
 from gfl_det.models.assigners.lattice import make_lattice
-from gfl_det.models.heads import region
-from gfl_det.models.heads.region import valuable_region
+from gfl_det.models.heads import distillation
+from gfl_det.models.heads.distillation import valuable_region
 
 SIZE = (96, 160)
 SIZES = feature_sizes(*SIZE)
@@ -76,7 +76,7 @@ def test_chunks_of_truths_change_nothing(monkeypatch) -> None:
     truths = random_truths(9, *SIZE, torch.Generator().manual_seed(0), smallest=8)
     image = torch.tensor([0] * 5 + [1] * 4)
     whole = valuable_region(lattice_of(2), SIZES, truths, image, 9)
-    monkeypatch.setattr(region, 'MAX_PAIRS', 500)
+    monkeypatch.setattr(distillation, 'MAX_PAIRS', 500)
     parts = valuable_region(lattice_of(2), SIZES, truths, image, 9)
     assert all(torch.equal(one, other) for one, other in zip(whole, parts))
 

@@ -31,7 +31,7 @@ from gfl_det.cli import report
 from gfl_det.engine import runner
 from gfl_det.engine.run_split import detect_edges
 from gfl_det.errors import CheckpointError, ConfigError, DataError
-from gfl_det.evaluation.coco import detections_from_coco, truths_from_coco
+from gfl_det.evaluation.detections import detections_from_coco, truths_from_coco
 from gfl_det.visualization.report import analyse, draw_gallery, render
 from gfl_det.visualization.report.data import NORMAL_BINS
 from gfl_det.visualization.report.from_results import read_results

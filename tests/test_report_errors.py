@@ -9,7 +9,7 @@ import pytest
 from calibration_cases import scene as scene_with_crowds
 
 from gfl_det.calibration import Detections, Truths
-from gfl_det.evaluation.average_precision import average_precision
+from gfl_det.evaluation.functional import average_precision
 from gfl_det.evaluation.matching import FALSE, TRUE, match, overlaps
 from gfl_det.visualization.report import KINDS, confusion_matrix, find_errors, oracle_gains
 from gfl_det.visualization.report.errors import nearest
@@ -173,7 +173,7 @@ def test_kinds_are_those_of_the_definitions(seed):
 def test_pairs_in_small_pieces_are_the_same(seed, monkeypatch):
     found, truths = random_scene(seed)
     whole = nearest(found, truths)
-    monkeypatch.setattr('gfl_det.visualization.report.pairs.CHUNK', 3)
+    monkeypatch.setattr('gfl_det.visualization.report.errors.CHUNK', 3)
     for one, other in zip(whole, nearest(found, truths)):
         np.testing.assert_array_equal(one, other)
 

@@ -26,7 +26,7 @@ from gfl_det.engine.preflight.teacher import check_teacher
 from gfl_det.engine.preflight.weights import pretrained_parts
 from gfl_det.errors import CheckpointError, ConfigError, NotSwappableError
 from gfl_det.models.detectors import KnowledgeDistillationDetector
-from gfl_det.models.detectors.teacher import build_teacher, load_teacher
+from gfl_det.models.detectors.distillation import build_teacher, load_teacher
 
 NAME = 'ld_r18-w16-gflv1-r18_fpn_digits'
 ROOT = Path(__file__).parents[1]

@@ -21,10 +21,10 @@ from torch._utils import ExceptionWrapper
 
 import gfl_det
 from gfl_det.cli import main as cli
-from gfl_det.engine import amp, config_edits, runner, safety
+from gfl_det.engine import amp, config_edits, runner
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
 from gfl_det.utils.building import move
-from gfl_det.utils.walk import walk
+from gfl_det.utils.config import walk
 
 ROOT = Path(__file__).parents[1]
 COCO = 'gfl_r50_fpn_1x_coco'
@@ -203,7 +203,7 @@ class TestOptions:
             cfg.optim_wrapper.accumulative_counts = steps
         if variable:
             monkeypatch.setenv(variable, '8')
-        line = safety.scale_learning_rate(cfg, launcher)
+        line = config_edits.scale_learning_rate(cfg, launcher)
         assert line.startswith(f'learning rate {expected}')
         assert line.endswith('(--no-scale-lr keeps 0.01)')
         assert cfg.auto_scale_lr.enable
@@ -214,24 +214,24 @@ class TestOptions:
 
     def test_the_learning_rate_is_left_alone(self):
         cfg = shipped()
-        line = safety.scale_learning_rate(cfg, wanted=False)
+        line = config_edits.scale_learning_rate(cfg, wanted=False)
         assert line == 'learning rate 0.01, as in the config (--no-scale-lr)'
         assert not cfg.auto_scale_lr.enable
         cfg.auto_scale_lr = None
-        assert 'does not say for what batch size' in safety.scale_learning_rate(cfg)
+        assert 'does not say for what batch size' in config_edits.scale_learning_rate(cfg)
         assert not cfg.auto_scale_lr.enable
         cfg.optim_wrapper.optimizer.lr = 'high'
         with pytest.raises(ConfigError, match=r"optimizer\.lr is 'high': set a number"):
-            safety.scale_learning_rate(cfg)
+            config_edits.scale_learning_rate(cfg)
         cfg = shipped()
         cfg.train_dataloader.batch_size = 0
         with pytest.raises(ConfigError, match='batch_size is 0'):
-            safety.scale_learning_rate(cfg)
+            config_edits.scale_learning_rate(cfg)
 
     def test_what_is_lost_otherwise_is_protected(self):
         cfg = shipped()
-        safety.protect(cfg)
-        safety.protect(cfg)  # again: nothing twice
+        config_edits.protect(cfg)
+        config_edits.protect(cfg)  # again: nothing twice
         assert cfg.train_cfg.type == 'gfl_det.EpochTrainLoop'
         assert cfg.default_hooks.checkpoint.type == 'gfl_det.CheckpointHook'
         assert [hook.type for hook in cfg.custom_hooks] == [
@@ -241,12 +241,12 @@ class TestOptions:
         cfg = shipped()
         cfg.train_cfg = dict(by_epoch=True, max_epochs=3)
         cfg.default_hooks.checkpoint = dict(type='MyHook')
-        safety.protect(cfg, 'off')
+        config_edits.protect(cfg, 'off')
         assert cfg.train_cfg == dict(type='gfl_det.EpochTrainLoop', max_epochs=3)
         assert cfg.default_hooks.checkpoint.type == 'MyHook'
         assert len(cfg.custom_hooks) == 1
         cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=3)
-        safety.protect(cfg, 'skip')
+        config_edits.protect(cfg, 'skip')
         assert cfg.train_cfg.type == 'IterBasedTrainLoop'
         assert cfg.custom_hooks[-1].policy == 'skip'
 

@@ -18,7 +18,7 @@ from gfl_det.engine.training import (
     write_whole,
 )
 from gfl_det.errors import CheckpointError
-from gfl_det.utils.training_files import clear_parts, file_sum
+from gfl_det.utils.files import clear_parts, file_sum
 
 EMPTY_SUM = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'  # FIPS 180-2
 

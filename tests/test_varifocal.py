@@ -14,10 +14,10 @@ from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import nn
 
-from gfl_det.models.heads import class_loss
+from gfl_det.models.heads import loss as class_loss
 from gfl_det.models.losses import VarifocalLoss
 from gfl_det.models.losses.functional import varifocal_gradient, varifocal_loss
-from gfl_det.models.losses.varifocal import VarifocalLoss as Shell
+from gfl_det.models.losses.score_losses import VarifocalLoss as Shell
 
 SIZE, INSIDE = (192, 256), (150, 200)
 

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from gfl_det.datasets.digits.build import DigitsRecipe, build_digits
-from gfl_det.datasets.preview import write_preview
+from gfl_det.datasets.images import write_preview
 from gfl_det.errors import GFLDetError
-from gfl_det.utils.progress import ProgressCalls
+from gfl_det.utils.console import ProgressCalls
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,7 +12,7 @@ test set is drawn by tools/test.py --show-dir.
 try:
     from gfl_det.cli import main as cli
     from gfl_det.cli import show
-    from gfl_det.utils.printable import printable
+    from gfl_det.utils.console import printable
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 

@@ -11,7 +11,7 @@ samples to a .pkl or COCO results to a .json. On several GPUs: tools/dist_test.s
 try:
     from gfl_det.cli import main as cli
     from gfl_det.engine import config_edits, preflight
-    from gfl_det.engine import runner as launch
+    from gfl_det.engine.runner import build_runner, optimize_model
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
@@ -30,9 +30,9 @@ def main() -> None:
         config_edits.write_results(cfg, args.out)
     if args.tta:
         config_edits.use_test_time_augmentation(cfg)
-    runner = launch.build_runner(cfg, args.launcher)
+    runner = build_runner(cfg, args.launcher)
     if args.optimize:
-        launch.optimize_model(runner, args.optimize)
+        optimize_model(runner, args.optimize)
     runner.test()
     cli.tell_outputs(args.out, args.show_dir)
 

@@ -13,7 +13,7 @@ try:
     import torch
 
     from gfl_det.cli import main as cli
-    from gfl_det.engine import config_edits, pictures, preflight, runner, safety
+    from gfl_det.engine import config_edits, preflight, runner
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
@@ -31,11 +31,11 @@ def main() -> None:
         print(config_edits.SCRATCH_NOTE)
     config_edits.log_assignment(cfg)
     if args.pictures is not None:
-        pictures.draw_sample(cfg, args.pictures)
-    pictures.log_to(cfg, args.log_to)
-    safety.protect(cfg, args.loss_guard)
+        config_edits.draw_sample(cfg, args.pictures)
+    config_edits.log_to(cfg, args.log_to)
+    config_edits.protect(cfg, args.loss_guard)
     facts = config_edits.resume(cfg, args.resume)
-    facts.append(safety.scale_learning_rate(cfg, args.launcher, args.scale_lr))
+    facts.append(config_edits.scale_learning_rate(cfg, args.launcher, args.scale_lr))
     preflight.check_training(cfg)
     cli.tell(facts)
     runner.build_runner(cfg, args.launcher).train()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gfl_det.ops.box_formats import xywh_to_xyxy
+from gfl_det.ops.boxes import xywh_to_xyxy
 
 IMAGE_SIZE = (640, 480)  # width, height, px
 MEAN_TRUTHS = 7.0  # of an image, as in COCO

@@ -4,17 +4,27 @@ from gfl_det.calibration.calibrators import DetectionCalibrator, Settings, fit_c
 from gfl_det.calibration.distribution import (
     DistributionCalibrator,
     DistributionSettings,
+    EdgeDetections,
     fit_distribution_calibrator,
 )
-from gfl_det.calibration.distribution_files import load_any_calibrator, save_distribution_calibrator
-from gfl_det.calibration.evidence import EdgeDetections
-from gfl_det.calibration.files import load_calibrator, save_calibrator
-from gfl_det.calibration.interval_files import load_interval_calibrator, save_interval_calibrator
+from gfl_det.calibration.files import (
+    load_any_calibrator,
+    load_calibrator,
+    load_interval_calibrator,
+    save_calibrator,
+    save_distribution_calibrator,
+    save_interval_calibrator,
+)
 from gfl_det.calibration.intervals import IntervalCalibrator
 from gfl_det.evaluation.calibration_metric import CalibrationMetric
-from gfl_det.evaluation.coco import detections_from_coco, read_json, truths_from_coco
-from gfl_det.evaluation.detections import Detections, Truths
-from gfl_det.evaluation.evaluation import evaluate_detections
+from gfl_det.evaluation.detections import (
+    Detections,
+    Truths,
+    detections_from_coco,
+    read_json,
+    truths_from_coco,
+)
+from gfl_det.evaluation.functional import evaluate_detections
 from gfl_det.evaluation.matching import Matches, match
 
 __all__ = [

@@ -13,15 +13,13 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
-from gfl_det.calibration.distribution import DistributionCalibrator
-from gfl_det.calibration.distribution_files import AnyCalibrator, load_any_calibrator
-from gfl_det.calibration.evidence import EdgeDetections
-from gfl_det.calibration.interval_files import load_interval_calibrator
+from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
+from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator, load_interval_calibrator
 from gfl_det.calibration.intervals import IntervalCalibrator, check_applies
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import Detections
-from gfl_det.ops.box_formats import xyxy_to_xywh
+from gfl_det.ops.boxes import xyxy_to_xywh
 
 
 def detection_wishes(config: ConfigDict) -> ConfigDict:

@@ -6,33 +6,293 @@ Baselines", ECCV 2024: cut each class at its best score, fit what remains, and c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol, Union
 
 import numpy as np
 
-from gfl_det.calibration.fitted import (
-    POOLED,
-    ClassMap,
-    Cut,
-    FittedCalibrator,
-    Source,
-    check_labels,
-    check_protocol,
+from gfl_det.calibration.maps import FITS, Identity, Method, ScoreMap, fit_of
+from gfl_det.datasets.annotations import listed
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation.detections import Detections, Truths, check_detections, fingerprint
+from gfl_det.evaluation.functional import TARGETS, Target, keep_above, optimal_lrp, targets_of
+from gfl_det.evaluation.matching import (
+    PER_DETECTION,
+    TRUE,
+    ZERO_OVERLAPS,
+    Matches,
+    ZeroOverlap,
+    match,
 )
-from gfl_det.calibration.fitting import (
-    FitData,
-    cut_classes,
-    fit_data,
-    fit_maps,
-    source_of,
-    uncut_classes,
-)
-from gfl_det.calibration.maps import FITS, Method, ScoreMap, fit_of
-from gfl_det.errors import ConfigError
-from gfl_det.evaluation.detections import Detections, Truths, check_detections
-from gfl_det.evaluation.functional import Target, targets_of
-from gfl_det.evaluation.matching import ZeroOverlap
+
+Cut = Union[Literal['lrp'], float]
+# What became of a class.
+FITTED = 'fitted'
+POOLED = 'fitted on all classes together'
+# Every target is 0, and so is what a fitted map says (identity keeps the score, and a distribution
+# calibrator its model's share, see OWN_SHARE there).
+NO_TRUE_POSITIVE = 'no true positive'
+NO_TRUTHS = 'no truths'  # the score stays
+NO_DETECTIONS = 'no detections'  # the score stays
+
+
+class FitProtocol(Protocol):
+    """Settings that say what a calibrator is fitted on; see :class:`.calibrators.Settings`."""
+
+    @property
+    def tau(self) -> float: ...
+    @property
+    def target(self) -> Target: ...
+    @property
+    def cuts(self) -> tuple[Cut, Cut]: ...
+    @property
+    def zero_overlap(self) -> ZeroOverlap: ...
+
+
+class ClassMap(NamedTuple):
+    """What a calibrator knows of a class."""
+
+    name: str
+    map: ScoreMap
+    status: str  # FITTED, POOLED, NO_TRUE_POSITIVE, NO_TRUTHS or NO_DETECTIONS
+    raw_threshold: float  # least raw score; NaN keeps all
+    threshold: float  # least calibrated score; NaN keeps all
+    detections: int  # that it was fitted on
+
+
+class Source(NamedTuple):
+    """The data that a calibrator was fitted on."""
+
+    fingerprint: str  # hex digest of truths and detections
+    images: tuple[str, ...]  # digests of the images
+    detections: int
+
+
+class FittedCalibrator:
+    """Whose detections of which classes a calibrator serves, and on which images."""
+
+    settings: FitProtocol
+    score_type: str
+    classes: tuple[ClassMap, ...]
+    source: Source
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of the labels."""
+        return [each.name for each in self.classes]
+
+    def order_of(self, names: Sequence[str]) -> list[int]:
+        """Indices of the named classes.
+
+        Raises:
+            DataError: it was not fitted for one of them.
+        """
+        known = {name: index for index, name in enumerate(self.class_names)}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise DataError(
+                f'the calibrator was fitted for the classes {listed(self.class_names)} and not for '
+                f'{listed(unknown)}: fit one for this data set'
+            )
+        return [known[name] for name in names]
+
+    def kept(self, raw: Detections, calibrated: Detections) -> np.ndarray:
+        """Mask ``(N,)`` of the detections that reach both cuts of their class.
+
+        Args:
+            raw: N, with raw scores.
+            calibrated: the same with calibrated ones.
+        """
+        reach_raw = keep_above(raw, [each.raw_threshold for each in self.classes])
+        return reach_raw & keep_above(calibrated, [each.threshold for each in self.classes])
+
+    def check_score_type(self, score_type: str) -> None:
+        """Refuse the scores of another kind of head.
+
+        Raises:
+            DataError: the calibrator was fitted for another.
+        """
+        if score_type != self.score_type:
+            raise DataError(
+                f'the calibrator was fitted for scores of {self.score_type!r} and not of '
+                f'{score_type!r}: fit one for these scores'
+            )
+
+    def check_unseen(self, truths: Truths) -> None:
+        """Refuse to judge a calibrator on images that it was fitted on.
+
+        Raises:
+            DataError: an image with the same id and file name was among them.
+        """
+        seen = set(self.source.images)
+        shared = [
+            image_id for image_id, key in zip(truths.image_ids, truths.image_keys) if key in seen
+        ]
+        if shared:
+            raise DataError(
+                f'{len(shared)} of {len(truths.image_ids)} images were used to fit the calibrator '
+                f'(ids {listed(shared)}): judge it on others'
+            )
+
+    def check_judged(self, truths: Truths) -> None:
+        """Refuse truths that it cannot be judged by.
+
+        Raises:
+            DataError: it was fitted on one of the images, or not for one of the classes.
+        """
+        self.check_unseen(truths)
+        self.order_of(truths.class_names)
+
+
+def check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Refuse labels ``(N,)`` beyond the classes.
+
+    Raises:
+        DataError: there is one.
+    """
+    if not ((labels >= 0) & (labels < len(class_names))).all():
+        raise DataError(
+            f'a label is outside 0..{len(class_names) - 1}: the calibrator was fitted for the '
+            f'classes {listed(class_names)}'
+        )
+
+
+def check_protocol(settings: FitProtocol) -> None:
+    """Refuse settings that are out of range.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for name, value, known in (
+        ('target', settings.target, TARGETS),
+        ('zero_overlap', settings.zero_overlap, ZERO_OVERLAPS),
+    ):
+        if value not in known:
+            raise ConfigError(f'{name} of a calibrator is one of {known}, not {value!r}')
+    if not isinstance(settings.tau, (int, float)) or not 0 <= settings.tau < 1:
+        raise ConfigError(f'tau of a calibrator lies in [0, 1), not {settings.tau!r}')
+    if len(settings.cuts) != 2 or not all(_is_cut(cut) for cut in settings.cuts):
+        raise ConfigError(
+            f"cuts of a calibrator are two, each 'lrp' or a score in [0, 1], not {settings.cuts!r}"
+        )
+
+
+def _is_cut(cut: object) -> bool:
+    if isinstance(cut, str):
+        return cut == 'lrp'
+    return isinstance(cut, (int, float)) and 0 <= cut <= 1
+
+
+class FitData(NamedTuple):
+    """What of a split a calibrator is fitted on: J detections, judged right or wrong."""
+
+    raw_cuts: np.ndarray  # (K,) least raw scores; NaN keeps all
+    kept: np.ndarray  # int64, indices of the detections of the split that these cuts keep
+    rows: np.ndarray  # (J,) int64, indices of the J in the detections of the split
+    matches: Matches  # J
+
+
+def fit_data(detections: Detections, truths: Truths, settings: FitProtocol) -> FitData:
+    """Cut each class by its raw score, match what remains, and take what can be judged.
+
+    Args:
+        detections: after NMS, with raw scores.
+        truths: of the same images.
+        settings: of the calibrator.
+
+    Raises:
+        DataError: no detections, or none that can be judged.
+    """
+    check_detections(detections)
+    if not len(detections.scores):
+        raise DataError('there are no detections to fit a calibrator on: lower score_thr')
+    raw_cuts = _find_cuts(settings.cuts[0], detections, truths, settings)
+    kept = np.flatnonzero(keep_above(detections, raw_cuts))
+    (found,) = match(detections.take(kept), truths, [settings.tau], settings.zero_overlap)
+    judged = found.judged()
+    if not judged.any():
+        raise DataError(
+            'not one detection can be judged, as their classes have no truths: give the truths and '
+            'detections of one data set'
+        )
+    matches = found._replace(**{name: getattr(found, name)[judged] for name in PER_DETECTION})
+    return FitData(raw_cuts, kept, kept[matches.row], matches)
+
+
+def fit_maps(
+    data: FitData,
+    values: np.ndarray,
+    targets: np.ndarray,
+    fit: Callable[[np.ndarray, np.ndarray], ScoreMap],
+) -> list[tuple[ScoreMap, str]]:
+    """A map and a status for each class; one without detections keeps its scores.
+
+    Args:
+        data: J detections.
+        values: ``(J,)`` what the maps are given.
+        targets: ``(J,)`` what they should say.
+        fit: of values and targets of a class.
+    """
+    matches = data.matches
+    maps: list[tuple[ScoreMap, str]] = []
+    for label, number in enumerate(matches.truths):
+        mine = matches.label == label
+        if not mine.any():
+            maps.append((Identity(), NO_DETECTIONS if number else NO_TRUTHS))
+            continue
+        status = FITTED if (matches.state[mine] == TRUE).any() else NO_TRUE_POSITIVE
+        maps.append((fit(values[mine], targets[mine]), status))
+    return maps
+
+
+def uncut_classes(
+    data: FitData, truths: Truths, maps: Sequence[tuple[ScoreMap, str]]
+) -> tuple[ClassMap, ...]:
+    """The classes of a calibrator before their calibrated scores are cut."""
+    used = np.bincount(data.matches.label, minlength=len(maps))
+    rows = zip(truths.class_names, maps, data.raw_cuts, used)
+    return tuple(
+        ClassMap(name, score_map, status, float(raw), float('nan'), int(number))
+        for name, (score_map, status), raw, number in rows
+    )
+
+
+def cut_classes(
+    classes: Sequence[ClassMap],
+    calibrated: Detections,
+    data: FitData,
+    truths: Truths,
+    settings: FitProtocol,
+) -> tuple[ClassMap, ...]:
+    """The classes with their least calibrated scores.
+
+    Args:
+        classes: before.
+        calibrated: all detections of the split, with calibrated scores.
+        data: see :func:`fit_data`; raw scores below its cuts are out.
+        truths: of the same images.
+        settings: of the calibrator.
+    """
+    kept = calibrated.take(data.kept)
+    cuts = _find_cuts(settings.cuts[1], kept, truths, settings)
+    return tuple(each._replace(threshold=float(cut)) for each, cut in zip(classes, cuts))
+
+
+def source_of(truths: Truths, detections: Detections) -> Source:
+    """What tells the data of a fit from others."""
+    digest = fingerprint(truths, detections)
+    return Source(digest, tuple(truths.image_keys), len(detections.scores))
+
+
+def _find_cuts(
+    cut: Cut, detections: Detections, truths: Truths, settings: FitProtocol
+) -> np.ndarray:
+    """Least scores ``(K,)`` of the classes: the given one, or those with the least LRP."""
+    if cut != 'lrp':
+        return np.full(len(truths.category_ids), float(cut))
+    (found,) = match(detections, truths, [settings.tau], settings.zero_overlap)
+    return optimal_lrp(found).thresholds
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from gfl_det.errors import DataError
-from gfl_det.evaluation.reliability import Reliability, reliability
+from gfl_det.evaluation.functional import Reliability, reliability
 
 ECE_BINS = 15
 

@@ -12,12 +12,22 @@ from gfl_det.calibration.classification_metrics import (
     softmax,
 )
 from gfl_det.calibration.softmax_temperature import fit_softmax_temperature, search_temperature
-from gfl_det.evaluation.average_precision import COCO_TAUS, average_precision
-from gfl_det.evaluation.evaluation import errors_by_class, evaluate_detections, keep_above
-from gfl_det.evaluation.functional import dece, laace, laece, skipped, targets_of
-from gfl_det.evaluation.lrp import lrp, optimal_lrp
+from gfl_det.evaluation.functional import (
+    COCO_TAUS,
+    average_precision,
+    dece,
+    errors_by_class,
+    evaluate_detections,
+    keep_above,
+    laace,
+    laece,
+    lrp,
+    optimal_lrp,
+    reliability,
+    skipped,
+    targets_of,
+)
 from gfl_det.evaluation.matching import match, overlaps
-from gfl_det.evaluation.reliability import reliability
 
 __all__ = [
     'COCO_TAUS',

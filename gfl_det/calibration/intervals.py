@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from gfl_det.calibration.fitted import Source
+from gfl_det.calibration.calibrators import Source
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.ops.intervals import EdgeIntervals, edge_intervals, edge_quantiles, stretch_needed

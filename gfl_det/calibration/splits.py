@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.calibration.evidence import EdgeDetections
+from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import Detections, Truths
 

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from gfl_det.calibration.calibrators import Settings, fit_calibrator
+from gfl_det.calibration.calibrators import Cut, FittedCalibrator, Settings, fit_calibrator
 from gfl_det.calibration.distribution import (
+    GROUPS,
     DistributionCalibrator,
     DistributionSettings,
     fit_distribution_calibrator,
 )
-from gfl_det.calibration.distribution_files import load_any_calibrator, save_distribution_calibrator
-from gfl_det.calibration.evidence import GROUPS
-from gfl_det.calibration.files import save_calibrator
-from gfl_det.calibration.fitted import Cut, FittedCalibrator
+from gfl_det.calibration.files import (
+    load_any_calibrator,
+    save_calibrator,
+    save_distribution_calibrator,
+)
 from gfl_det.calibration.maps import FITS
 from gfl_det.cli.data_arguments import (
     add_data_arguments,
@@ -26,9 +28,8 @@ from gfl_det.cli.data_arguments import (
     read_edges,
 )
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.evaluation.coco import read_json
-from gfl_det.evaluation.detections import Detections, Truths
-from gfl_det.evaluation.evaluation import evaluate_detections
+from gfl_det.evaluation.detections import Detections, Truths, read_json
+from gfl_det.evaluation.functional import evaluate_detections
 from gfl_det.utils.files import check_writable, make_folder, write_json
 from gfl_det.visualization.report.calibration import PAGE, write_report
 

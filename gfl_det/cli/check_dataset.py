@@ -18,10 +18,10 @@ from gfl_det.datasets.checks.check import Decoding, Report, Source, check_file
 from gfl_det.datasets.checks.draft import LEVELS
 from gfl_det.engine.preflight.classes import class_names
 from gfl_det.errors import ConfigError
+from gfl_det.utils.config import annotation_path, datasets_of, image_folder, is_remote
 from gfl_det.utils.console import print_table
 from gfl_det.utils.files import check_writable, write_json, write_text
 from gfl_det.utils.pixels import pixel_limit
-from gfl_det.utils.walk import annotation_path, datasets_of, image_folder, is_remote
 
 SPLITS = ('train', 'val', 'test')
 MAX_CLASSES = 30  # rows of the table of classes; JSON has all

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from gfl_det.calibration.evidence import EdgeDetections
-from gfl_det.calibration.fitted import FittedCalibrator
+from gfl_det.calibration.calibrators import FittedCalibrator
+from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.calibration.splits import Judged, split, split_images, take_edge_images, take_truths
 from gfl_det.cli.main import add_cfg_options, load_config
 from gfl_det.errors import ConfigError
-from gfl_det.evaluation.coco import detections_from_coco, read_json, truths_from_coco
-from gfl_det.evaluation.detections import Truths
+from gfl_det.evaluation.detections import Truths, detections_from_coco, read_json, truths_from_coco
 
 HALVES = ('first', 'second')
 FILES_HEAD = 'GFLHead'  # whose scores a result file is taken to hold

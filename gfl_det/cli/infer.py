@@ -9,12 +9,12 @@ from pathlib import Path
 
 from gfl_det.cli.arguments import DTYPES, add_pixel_limit, count, share
 from gfl_det.errors import DataError
-from gfl_det.evaluation.coco import read_json
+from gfl_det.evaluation.detections import read_json
 from gfl_det.inference.drawing import Drawer, check_apart
 from gfl_det.inference.inferencer import GFLInferencer
 from gfl_det.inference.results import ImageResult, Results
+from gfl_det.utils.console import Progress
 from gfl_det.utils.files import check_writable, writing
-from gfl_det.utils.progress import Progress
 
 EPILOG = """\
 INPUT is an image, a video, a folder, a pattern in quotes ('shots/**/*.png'), an http address, or

@@ -9,7 +9,7 @@ from typing import Any
 
 from gfl_det.calibration.apply import check_interval_class_names
 from gfl_det.calibration.calibrators import Source
-from gfl_det.calibration.interval_files import load_interval_calibrator, save_interval_calibrator
+from gfl_det.calibration.files import load_interval_calibrator, save_interval_calibrator
 from gfl_det.calibration.intervals import IntervalCalibrator, check_applies, fit_factors
 from gfl_det.cli.arguments import count
 from gfl_det.errors import DataError

@@ -16,13 +16,12 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import get_world_size, is_main_process
 
 from gfl_det.cli.arguments import DTYPES
-from gfl_det.engine import config_edits, pictures
-from gfl_det.engine.safety import GUARDS
+from gfl_det.engine import config_edits
+from gfl_det.engine.config_edits import GUARDS
 from gfl_det.errors import ConfigError, GFLDetError
 from gfl_det.utils.building import FAULTS, building_fault
-from gfl_det.utils.config import read_config
-from gfl_det.utils.printable import printable
-from gfl_det.utils.shape import check_shape
+from gfl_det.utils.config import check_shape, read_config
+from gfl_det.utils.console import printable
 
 # A disk without room, a quota used up, what is only to be read, or no place for a file, or no file.
 UNWRITABLE = (
@@ -114,7 +113,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
     parser.add_argument(
         '--log-to',
         nargs='+',
-        choices=list(pictures.BACKENDS),
+        choices=list(config_edits.BACKENDS),
         default=[],
         help='send losses, metrics and pictures there too',
     )

@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 
 from gfl_det.cli.arguments import count
 from gfl_det.cli.main import add_cfg_options, load_config
-from gfl_det.datasets import parsed
+from gfl_det.datasets import coco
 from gfl_det.datasets.checks.check import Source, check_annotations_alone, read
 from gfl_det.engine import config_edits
 from gfl_det.engine.preflight.classes import check_classes
@@ -24,9 +24,9 @@ from gfl_det.engine.sanity.diagnosis import Suspect, suspects_of_curve, suspects
 from gfl_det.engine.sanity.evidence import box_chance, label_chance
 from gfl_det.engine.sanity.overfit import Curve, overfit
 from gfl_det.errors import GFLDetError
+from gfl_det.utils.config import annotation_path, datasets_of, is_remote
 from gfl_det.utils.console import print_table
 from gfl_det.utils.files import check_writable, write_json
-from gfl_det.utils.walk import annotation_path, datasets_of, is_remote
 
 LOOKED_AT = 64  # pictures whose boxes and labels are looked at without a model
 TRIAL_STEPS = 60  # with another learning rate, where the config's fails
@@ -104,7 +104,7 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
         if path and path.endswith('.json') and not is_remote(path):
             content = read(path)
             found = check_annotations_alone(Source('train', path), content)
-            parsed.keep(path, content)
+            coco.keep(path, content)
             faults = (each.text for each in found if each.code in FORMAT_CODES)
             format_fault = format_fault or next(faults, None)
     examples = Examples.of(load(build_dataset(cfg), max(LOOKED_AT, fewest)))

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from gfl_det.cli.arguments import add_pixel_limit, count_or_zero, share
-from gfl_det.datasets.annotation_boxes import as_boxes
+from gfl_det.datasets.annotations import as_boxes
 from gfl_det.errors import DataError
 from gfl_det.inference import GFLInferencer, ImageResult
 from gfl_det.inference.drawing import PictureNames, check_apart
 from gfl_det.inference.results import find_id, ids_by_name, path_tails
-from gfl_det.ops.box_formats import xywh_to_xyxy
+from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.visualization.charts import ENDINGS, edge_figure, save_figure, sharp_and_flat
 from gfl_det.visualization.edges import Boxes
 from gfl_det.visualization.picture import draw_boxes, side_by_side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -12,19 +13,44 @@ from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmengine import fileio
 from mmengine.logging import print_log
 
-from gfl_det.datasets import parsed
-from gfl_det.datasets.annotation_boxes import BoxReport, usable_boxes
 from gfl_det.datasets.annotations import (
+    BoxReport,
     Entry,
     check_ids,
     check_structure,
     match_classes,
     parse,
     shown,
+    usable_boxes,
 )
 from gfl_det.errors import DataError, GFLDetError
 from gfl_det.registry import DATASETS
 from gfl_det.utils.pixels import Header, header_of, is_endless, too_large
+
+Key = tuple[str, int, int]  # path, time of the last change, bytes
+_kept: dict[Key, Entry] = {}
+
+
+def keep(path: str, dataset: Entry) -> None:
+    """Keep a parsed file for the next :func:`take`."""
+    key = _key(path)
+    if key is not None:
+        _kept[key] = dataset
+
+
+def take(path: str) -> Entry | None:
+    """Hand over a file that was kept and has not changed since; it is kept no longer."""
+    key = _key(path)
+    return _kept.pop(key, None) if key is not None and _kept else None
+
+
+def _key(path: str) -> Key | None:
+    try:
+        state = os.stat(path)
+    except OSError:  # an address, or gone
+        return None
+    return os.path.realpath(path), state.st_mtime_ns, state.st_size
+
 
 MAX_PATH = 1000  # characters that a message shows
 
@@ -50,7 +76,7 @@ class CocoDataset(MMDetCocoDataset):
         Raises:
             DataError: See the class.
         """
-        dataset = parsed.take(self.ann_file)  # the check before a training has read it
+        dataset = take(self.ann_file)  # the check before a training has read it
         if dataset is None:
             dataset = parse(self._read(self.ann_file), self.ann_file)
         check_structure(dataset, self.ann_file, need_annotations=self._needs_boxes())

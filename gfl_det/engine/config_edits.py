@@ -5,21 +5,91 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+from collections.abc import Sequence
 from copy import deepcopy
+from importlib.util import find_spec
 from typing import Any
 
 from mmdet.registry import MODELS  # a bare name is mmdet's, as in a runner
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
-from gfl_det.engine import pictures
 from gfl_det.engine.amp import CPUAmpOptimWrapper
-from gfl_det.engine.hooks import AssignmentLogHook, ChannelsLastHook
+from gfl_det.engine.hooks import (
+    AssignmentLogHook,
+    ChannelsLastHook,
+    CheckpointHook,
+    LossGuardHook,
+    StopSignalHook,
+)
 from gfl_det.engine.preflight.weights import pretrained_parts
 from gfl_det.engine.training.checkpoints import Choice, choose_checkpoint, newest_checkpoint
-from gfl_det.errors import ConfigError
+from gfl_det.engine.training.loop import EpochTrainLoop
+from gfl_det.errors import ConfigError, SetupError
 from gfl_det.models.heads import GFLHead
-from gfl_det.utils.walk import Node, datasets_of, metrics_of, walk
+from gfl_det.utils.config import Node, datasets_of, metrics_of, walk
+
+# Heads whose results hold distributions on request.
+HEADS = ('gfl_det.GFLHead', 'gfl_det.GFLv2Head', 'gfl_det.LDHead')
+BACKENDS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend'}
+
+
+def draw_softly(cfg: Config) -> None:
+    """Draw with ``GFLVisualizer`` in the place of mmdet's, and keep the edges' distributions.
+
+    A visualiser of the user's own stays.
+    """
+    visualizer = cfg.get('visualizer')
+    if visualizer is None:
+        cfg.visualizer = dict(type='gfl_det.GFLVisualizer', name='visualizer')
+    elif str(visualizer.type).rpartition('.')[2] == 'DetLocalVisualizer':
+        visualizer.type = 'gfl_det.GFLVisualizer'
+    if cfg.model.get('bbox_head', {}).get('type') in HEADS:
+        cfg.model.test_cfg = ConfigDict({**(cfg.model.get('test_cfg') or {})})
+        cfg.model.test_cfg.with_distribution = True
+
+
+def draw_sample(cfg: Config, number: int) -> None:
+    """Draw the same validation images after each validation.
+
+    Raises:
+        ConfigError: The config validates nothing, or the number is not positive.
+    """
+    if number < 1:
+        raise ConfigError(f'--pictures {number}: give the number of images to draw, at least 1.')
+    if cfg.get('val_dataloader') is None:
+        raise ConfigError('--pictures draws validation images: the config has no val_dataloader.')
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    given: dict[str, Any] = hooks.get('visualization') or {}
+    kept = {key: given[key] for key in ('score_thr', 'backend_args') if key in given}
+    hooks['visualization'] = ConfigDict(
+        type='gfl_det.SamplePicturesHook', num_images=number, **kept
+    )
+    draw_softly(cfg)
+
+
+def log_to(cfg: Config, names: Sequence[str]) -> None:
+    """Send losses, metrics and pictures to TensorBoard or W&B as well.
+
+    Raises:
+        SetupError: The package is not installed.
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise SetupError(
+            f'--log-to {missing[0]} needs the package {missing[0]}: '
+            f'pip install "gfl_det[{missing[0]}]".'
+        )
+    visualizer = cfg.setdefault(
+        'visualizer', ConfigDict(type='gfl_det.GFLVisualizer', name='visualizer')
+    )
+    # The config's variable vis_backends is often this very list.
+    backends = [dict(backend) for backend in visualizer.get('vis_backends') or []]
+    have = {backend['type'] for backend in backends}
+    wanted = [BACKENDS[name] for name in dict.fromkeys(names)]
+    backends += [dict(type=kind) for kind in wanted if kind not in have]
+    visualizer.vis_backends = backends
+
 
 SPLITS = ('train', 'val', 'test')
 PATH_KEYS = ('data_root', 'ann_file')
@@ -181,7 +251,7 @@ def draw_into(cfg: Config, folder: str) -> None:
         )
     # mmdet nests a relative folder in work_dir/timestamp, again with each image.
     hook.update(draw=True, test_out_dir=os.path.abspath(folder))
-    pictures.draw_softly(cfg)
+    draw_softly(cfg)
 
 
 def write_results(cfg: Config, out: str) -> None:
@@ -255,3 +325,104 @@ def _at(cfg: Config, path: str) -> Node:
 
 def _is_below(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip('/') + '/')
+
+
+GUARDS = ('stop', 'skip', 'off')
+# Who says how many processes there are, by launcher, before they have met.
+PROCESS_COUNTS = {
+    'pytorch': 'WORLD_SIZE',
+    'slurm': 'SLURM_NTASKS',
+    'mpi': 'OMPI_COMM_WORLD_SIZE',
+}
+
+
+def protect(cfg: Config, guard: str = 'stop') -> None:
+    """Put our loop, checkpoints, loss guard and stop signal in the place of mmengine's, or beside.
+
+    What a config names otherwise is left as it is, and so is a config for a strategy such as FSDP.
+
+    Args:
+        cfg: The config.
+        guard: ``stop`` or ``skip`` for a bad step, ``off`` for no guard.
+    """
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        return  # strategies write their own checkpoints, and no process has all of the weights
+    loop = cfg.get('train_cfg') or {}
+    by_epoch = loop.get('type') is None and loop.get('by_epoch', True)
+    if loop.get('type') == 'EpochBasedTrainLoop' or ('max_epochs' in loop and by_epoch):
+        loop.pop('by_epoch', None)
+        loop['type'] = f'gfl_det.{EpochTrainLoop.__name__}'
+    if cfg.get('default_hooks') is None:
+        cfg.default_hooks = {}
+    saver = cfg.default_hooks.setdefault('checkpoint', dict(interval=1))
+    if isinstance(saver, dict) and saver.get('type', 'CheckpointHook') == 'CheckpointHook':
+        saver['type'] = f'gfl_det.{CheckpointHook.__name__}'
+    _add_hook(cfg, dict(type=f'gfl_det.{StopSignalHook.__name__}'))
+    if guard != 'off':
+        _add_hook(cfg, dict(type=f'gfl_det.{LossGuardHook.__name__}', policy=guard))
+
+
+def scale_learning_rate(cfg: Config, launcher: str = 'none', wanted: bool = True) -> str:
+    """Scale the learning rate by the real batch over the one it was set for, and say so.
+
+    The real batch is the images that one update sees: of all processes, and of all steps whose
+    gradients are accumulated (which mmengine leaves out).
+
+    Args:
+        cfg: The config; ``auto_scale_lr`` is set.
+        launcher: What started the processes.
+        wanted: False leaves the rate as it is.
+
+    Returns:
+        One line.
+    """
+    rate, settings = _rate(cfg), cfg.get('auto_scale_lr') or {}
+    base = settings.get('base_batch_size')
+    cfg.auto_scale_lr = dict(settings, enable=bool(wanted and base))
+    if not wanted:
+        return f'learning rate {rate:g}, as in the config (--no-scale-lr)'
+    if not base:
+        return (
+            f'learning rate {rate:g}, as in the config, which does not say for what batch size '
+            '(auto_scale_lr.base_batch_size)'
+        )
+    images = _batch_size(cfg)
+    processes = int(os.environ.get(PROCESS_COUNTS.get(launcher, ''), 1))
+    steps = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    batch = images * processes * steps
+    if steps > 1:
+        cfg.auto_scale_lr['base_batch_size'] = base / steps
+    counts = [f'{images} images']
+    counts += [f'{processes} processes'] if processes > 1 else []
+    counts += [f'{steps} steps'] if steps > 1 else []
+    resumed = '; a checkpoint that is resumed from keeps its own' if cfg.get('resume') else ''
+    return (
+        f'learning rate {rate:g} x {batch}/{base} = {rate * batch / base:g} for batches of '
+        f'{" x ".join(counts)}, set for {base} (--no-scale-lr keeps {rate:g}){resumed}'
+    )
+
+
+def _add_hook(cfg: Config, hook: Node) -> None:
+    hooks = list(cfg.get('custom_hooks') or [])
+    if not any(isinstance(each, dict) and each.get('type') == hook['type'] for each in hooks):
+        cfg.custom_hooks = [*hooks, hook]
+
+
+def _rate(cfg: Config) -> float:
+    optimizer: Any = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    rate = optimizer.get('lr')
+    if not isinstance(rate, (int, float)):
+        raise ConfigError(
+            'The config has no optim_wrapper.optimizer.lr: set a learning rate.'
+            if rate is None
+            else f'optim_wrapper.optimizer.lr is {rate!r}: set a number.'
+        )
+    return float(rate)
+
+
+def _batch_size(cfg: Config) -> int:
+    loader = cfg.train_dataloader
+    size = loader.get('batch_size', (loader.get('batch_sampler') or {}).get('batch_size'))
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f'train_dataloader.batch_size is {size}: give a number of images from 1.')
+    return size

@@ -15,15 +15,14 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from gfl_det.calibration.apply import edge_detections
-from gfl_det.calibration.evidence import EdgeDetections
+from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.calibration.splits import Judged
 from gfl_det.engine import preflight
-from gfl_det.engine import runner as launch
 from gfl_det.engine.preflight.classes import class_names
+from gfl_det.engine.runner import build_runner
 from gfl_det.errors import ConfigError
-from gfl_det.evaluation.coco import detections_from_coco, read_json, truths_from_coco
-from gfl_det.evaluation.detections import Truths
-from gfl_det.utils.walk import annotation_path, datasets_of, metrics_of, walk
+from gfl_det.evaluation.detections import Truths, detections_from_coco, read_json, truths_from_coco
+from gfl_det.utils.config import annotation_path, datasets_of, metrics_of, walk
 
 Split = Literal['val', 'test']
 Check = Callable[[Truths], None]
@@ -114,7 +113,7 @@ def run_split(
         truths = _truths(cfg, path)
         if check is not None:
             check(truths)
-        runner = launch.build_runner(cfg)
+        runner = build_runner(cfg)
         runner.register_hook(keep)
         with redirect_stdout(io.StringIO()):  # pycocotools tells of each step
             _ = runner.test_loop  # reads the annotations

@@ -10,11 +10,16 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.evaluation.coco import read_json, truths_from_coco
-from gfl_det.evaluation.detections import Detections, Truths, check_detections
-from gfl_det.evaluation.evaluation import errors_by_class, evaluate_detections, keep_above
+from gfl_det.evaluation.detections import (
+    Detections,
+    Truths,
+    check_detections,
+    read_json,
+    truths_from_coco,
+)
+from gfl_det.evaluation.functional import errors_by_class, evaluate_detections, keep_above
 from gfl_det.evaluation.matching import ZeroOverlap
-from gfl_det.ops.box_formats import xyxy_to_xywh
+from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import METRICS
 
 

@@ -3,23 +3,77 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import numpy as np
-from mmdet.datasets.api_wrappers import COCO
+from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.logging import print_log
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from terminaltables import AsciiTable
 
 from gfl_det.compat.versions import FASTER_COCO_EVAL, has_faster_coco_eval
 from gfl_det.errors import ConfigError, SetupError
-from gfl_det.evaluation.fast_cocoeval import FastCOCOeval, counts_alike
-from gfl_det.ops.box_formats import xyxy_to_xywh
+from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import METRICS
+
+SETTINGS = ('imgIds', 'catIds', 'iouThrs', 'recThrs', 'maxDets', 'areaRng', 'areaRngLbl', 'useCats')
+
+
+class FastCOCOeval(COCOeval):
+    """Drop-in for pycocotools' ``COCOeval`` on boxes: same inputs, settings, arrays and summary.
+
+    ``summarize`` stays pycocotools' own: faster_coco_eval's takes AP from the largest of
+    ``maxDets`` where pycocotools takes it from 100 detections an image.
+
+    Entries of ``eval['precision']`` differ from pycocotools' by one unit in the last place (2e-16)
+    where a single detection decides them: pycocotools adds that much to the divisor against 0 / 0.
+    ``evalImgs``, pycocotools' record of each image, stays empty.
+    """
+
+    def evaluate(self) -> None:
+        """Match detections with truths at every IoU threshold and area range."""
+        # The package is optional, and heads and losses have no use for it.
+        from faster_coco_eval import COCOeval_faster
+
+        self._engine = COCOeval_faster(self.cocoGt, self.cocoDt, self.params.iouType)
+        _copy_settings(self.params, self._engine.params)
+        self._engine.evaluate()
+        _copy_settings(self._engine.params, self.params)  # sorted, and each id once
+
+    def accumulate(self) -> None:
+        """Fill ``eval`` with precision (T, R, K, A, M) and recall (T, K, A, M)."""
+        self._engine.accumulate()
+        self.eval = self._engine.eval
+
+
+def counts_alike(truths: COCO, detections: Sequence[dict[str, Any]]) -> bool:
+    """Whether `FastCOCOeval` is sure to give pycocotools' numbers.
+
+    It reads ids as integers, a missing ``area`` or ``iscrowd`` as 0, and has no place for a score
+    that is not a number; pycocotools takes any id and score, and refuses what is missing.
+    """
+    ids = [entry['id'] for part in ('images', 'categories') for entry in truths.dataset[part]]
+    annotations = truths.dataset.get('annotations', [])
+    return (
+        all(isinstance(each, int) for each in ids)
+        and all(
+            isinstance(each['id'], int) and 'area' in each and 'iscrowd' in each
+            for each in annotations
+        )
+        and not any(math.isnan(each['score']) for each in detections)
+    )
+
+
+def _copy_settings(source: Any, target: Any) -> None:
+    for name in SETTINGS:
+        setattr(target, name, getattr(source, name))
+
 
 Backend = Literal['auto', 'pycocotools', 'faster_coco_eval']
 
@@ -101,7 +155,7 @@ class CocoMetric(MMDetCocoMetric):
         if self._coco_api is None:
             with TemporaryDirectory() as folder:
                 prefix = self.outfile_prefix or os.path.join(folder, 'results')
-                self._coco_api = COCO(self.gt_to_coco_json(truths, prefix))
+                self._coco_api = MMDetCOCO(self.gt_to_coco_json(truths, prefix))
         if self.cat_ids is None:
             self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
         if self.img_ids is None:

@@ -11,13 +11,170 @@ counts: neither is 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gfl_det.evaluation.lrp import nan_mean
-from gfl_det.evaluation.matching import TRUE, Matches
-from gfl_det.evaluation.reliability import Reliability, reliability
+from gfl_det.errors import ConfigError
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.matching import FALSE, TRUE, Matches, ZeroOverlap, match
+
+
+class LRP(NamedTuple):
+    """LRP error of each class and its components, all in [0, 1]: 0 is perfect, 1 finds nothing.
+
+    NaN for classes without truths; ``loc`` and ``fp`` also where nothing is found.
+    """
+
+    total: np.ndarray  # (K,)
+    loc: np.ndarray  # (K,) mean of 1 - IoU over the true positives
+    fp: np.ndarray  # (K,) 1 - precision
+    fn: np.ndarray  # (K,) 1 - recall
+
+    def means(self) -> LRP:
+        """Each over the classes that have a value; NaN if none has."""
+        return LRP(*(np.array(nan_mean(values)) for values in self))
+
+
+class OptimalLRP(NamedTuple):
+    """LRP of each class when its detections are cut where it is least."""
+
+    lrp: LRP
+    thresholds: np.ndarray  # (K,) scores of the last kept; NaN, which keeps all: nothing is found
+
+
+def nan_mean(values: np.ndarray) -> float:
+    """Mean over what is not NaN; NaN of nothing."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float('nan')
+
+
+def lrp(matches: Matches) -> LRP:
+    """LRP of all detections.
+
+    Args:
+        matches: at tau below 1.
+
+    Returns:
+        For each class ``(sum (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN)`` and the parts.
+    """
+    sums = [
+        np.bincount(matches.label, weights, len(matches.truths))
+        for weights in (matches.state == TRUE, matches.state == FALSE, _distances(matches))
+    ]
+    return _from_sums(sums[0], sums[1], sums[2], matches.truths, matches.tau)
+
+
+def optimal_lrp(matches: Matches) -> OptimalLRP:
+    """The least LRP over all cuts of each class, the highest score at a tie.
+
+    Args:
+        matches: at tau below 1.
+    """
+    number = len(matches.truths)
+    counts, thresholds = np.zeros((3, number)), np.full(number, np.nan)
+    for label in np.flatnonzero(matches.truths):
+        of_class = matches.of_class(int(label))
+        if not (of_class.state == TRUE).any():
+            counts[1, label] = (of_class.state == FALSE).sum()
+            continue
+        right = np.cumsum(of_class.state == TRUE)
+        wrong = np.cumsum(of_class.state == FALSE)
+        distance = np.cumsum(_distances(of_class))
+        total = _total(right, wrong, distance, matches.truths[label], matches.tau)
+        best = total.argmin()
+        counts[:, label] = right[best], wrong[best], distance[best]
+        thresholds[label] = of_class.scores[best]
+    return OptimalLRP(
+        _from_sums(counts[0], counts[1], counts[2], matches.truths, matches.tau), thresholds
+    )
+
+
+def _distances(matches: Matches) -> np.ndarray:
+    return np.where(matches.state == TRUE, 1 - matches.iou, 0)
+
+
+def _total(
+    right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, truths: np.ndarray, tau: float
+) -> np.ndarray:
+    missed = truths - right
+    return (distance / (1 - tau) + wrong + missed) / (right + wrong + missed)
+
+
+def _from_sums(
+    right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, truths: np.ndarray, tau: float
+) -> LRP:
+    with np.errstate(invalid='ignore', divide='ignore'):  # classes without truths are NaN
+        total = _total(right, wrong, distance, truths, tau)
+        parts = LRP(total, distance / right, wrong / (right + wrong), 1 - right / truths)
+    found, known = right > 0, truths > 0
+    parts = parts._replace(
+        loc=np.where(found, parts.loc, np.nan), fp=np.where(found, parts.fp, np.nan)
+    )
+    return LRP(*(np.where(known, values, np.nan) for values in parts))
+
+
+class Reliability(NamedTuple):
+    """One row for each group, one column for each of J bins; means of empty bins are NaN."""
+
+    edges: np.ndarray  # (J + 1,) a bin holds (low, high], the first one its low edge too,
+    # or with ``half_open`` [low, high)
+    number: np.ndarray  # (G, J) int64, entries
+    score: np.ndarray  # (G, J) mean score
+    target: np.ndarray  # (G, J) mean target
+
+    def gaps(self) -> np.ndarray:
+        """Distance of the means ``(G, J)``, 0 for empty bins."""
+        return np.where(self.number > 0, np.abs(self.target - self.score), 0)
+
+    def weights(self) -> np.ndarray:
+        """Parts of a group's entries ``(G, J)``, which sum to 1, or to 0 in an empty group."""
+        return self.number / np.maximum(self.number.sum(1, keepdims=True), 1)
+
+    def errors(self) -> np.ndarray:
+        """Expected calibration error of each group ``(G,)``, NaN for an empty one."""
+        value = (self.weights() * self.gaps()).sum(1)
+        return np.where(self.number.sum(1) > 0, value, np.nan)
+
+
+def reliability(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    edges: np.ndarray,
+    groups: np.ndarray | None = None,
+    num_groups: int = 1,
+    half_open: bool = False,
+) -> Reliability:
+    """Sort scores into bins and average.
+
+    Args:
+        scores: ``(N,)`` within the edges.
+        targets: ``(N,)`` what each score should be.
+        edges: ``(J + 1,)`` ascending.
+        groups: ``(N,)`` int64 in 0..num_groups-1; None: all in the first.
+        num_groups: rows of the table.
+        half_open: bins hold [low, high) in place of (low, high], and a score at the last edge is in
+            none of them.
+    """
+    bins = len(edges) - 1
+    if half_open:
+        inside = scores < edges[-1]
+        scores, targets = scores[inside], targets[inside]
+        groups = None if groups is None else groups[inside]
+        place = np.searchsorted(edges, scores, side='right') - 1
+    else:
+        place = (np.searchsorted(edges, scores) - 1).clip(0, bins - 1)
+    if groups is not None:
+        place = place + groups * bins
+
+    def sums(weights: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(place, weights, num_groups * bins).reshape(num_groups, bins)
+
+    number = sums()
+    with np.errstate(invalid='ignore'):  # empty bins are NaN
+        return Reliability(edges, number, sums(scores) / number, sums(targets) / number)
+
 
 LAECE_BINS = 25
 DECE_BINS = 10
@@ -134,3 +291,142 @@ def _averaged(per_class: np.ndarray, table: Reliability, drop_perfect: bool) -> 
     if drop_perfect:
         per_class = np.where(per_class == 0, np.nan, per_class)
     return CalibrationError(nan_mean(per_class), per_class, table)
+
+
+COCO_TAUS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+
+
+class AveragePrecision(NamedTuple):
+    """AP in [0, 1]; NaN where no class has a truth."""
+
+    mean: float  # over thresholds and classes
+    per_tau: np.ndarray  # (T,) mean over classes
+    per_class: np.ndarray  # (K,) mean over thresholds, NaN for a class without truths
+
+
+def average_precision(matches: Sequence[Matches]) -> AveragePrecision:
+    """Average precision over 101 recalls, as pycocotools computes it, to the last digit.
+
+    Args:
+        matches: of one set of detections, at T thresholds: for COCO's AP at `COCO_TAUS`.
+    """
+    labels = np.flatnonzero(matches[0].truths)
+    precision = np.empty((len(matches), len(RECALLS), len(labels)))
+    for k, label in enumerate(labels):
+        for t, each in enumerate(matches):
+            state = each.of_class(int(label)).state
+            precision[t, :, k] = _precision(state, each.truths[label])
+    per_class = np.full(len(matches[0].truths), np.nan)
+    if not len(labels):
+        return AveragePrecision(float('nan'), np.full(len(matches), np.nan), per_class)
+    per_class[labels] = precision.mean((0, 1))
+    return AveragePrecision(float(precision.mean()), precision.mean((1, 2)), per_class)
+
+
+def _precision(state: np.ndarray, truths: int) -> np.ndarray:
+    """Precision ``(101,)`` at the recalls, of the states of a class by descending score."""
+    right, wrong = np.cumsum(state == TRUE), np.cumsum(state == FALSE)
+    # pycocotools adds the spacing at 1 against a division by 0; it shows in the last digit.
+    precision = right / (right + wrong + np.spacing(1))
+    best_beyond = np.maximum.accumulate(precision[::-1])[::-1]
+    place = np.searchsorted(right / truths, RECALLS)
+    return np.append(best_beyond, 0)[place]
+
+
+DECE_TAU = OLRP_TAU = 0.5
+# The name of each part of LRP behind the metric's.
+PARTS = dict(zip(LRP._fields, ('', '_loc', '_FP', '_FN')))
+
+
+def evaluate_detections(
+    detections: Detections,
+    truths: Truths,
+    taus: Sequence[float] = (0.0, 0.5),
+    zero_overlap: ZeroOverlap = 'oracle',
+) -> dict[str, float]:
+    """Judge detections as they are; cut them first to judge an operating point.
+
+    Args:
+        detections: with calibrated scores or raw ones.
+        truths: of the same images.
+        taus: thresholds below 1 of the IoU for LaECE, LaACE and LRP.
+        zero_overlap: see :func:`.matching.match`; at tau 0 the other way is given too.
+
+    Returns:
+        Fractions, NaN where no class has a value: ``LaECE_{tau}``, ``LaACE_{tau}`` and
+        ``LRP_{tau}`` with its parts ``_loc``, ``_FP``, ``_FN``; at tau 0 the same with
+        ``_reject`` (or ``_oracle``) at the end; ``D-ECE``; ``oLRP`` with its parts; ``AP``,
+        ``AP50``, ``AP75``; and how many classes count, have no truths, or no detection that
+        counts: ``classes``, ``classes_without_truths``, ``classes_without_detections``.
+
+    Raises:
+        ConfigError: a threshold is out of range.
+    """
+    _check_taus(taus)
+    metrics: dict[str, float] = {}
+    found = match(detections, truths, [*taus, *COCO_TAUS], zero_overlap)
+    for tau, matches in zip(taus, found):
+        metrics.update(_at_tau(matches, f'{tau:g}'))
+        if tau == 0:
+            other: ZeroOverlap = 'reject' if zero_overlap == 'oracle' else 'oracle'
+            (matches,) = match(detections, truths, [tau], other)
+            at_zero = _at_tau(matches, '0')
+            metrics.update({f'{name}_{other}': value for name, value in at_zero.items()})
+    coco = found[len(taus) :]
+    half = coco[0]
+    metrics['D-ECE'] = dece(half).mean
+    metrics.update(_parts(optimal_lrp(half).lrp, 'oLRP'))
+    precision = average_precision(coco)
+    metrics.update(AP=precision.mean, AP50=precision.per_tau[0], AP75=precision.per_tau[5])
+    left_out = skipped(half)
+    metrics['classes'] = laece(half).classes_used
+    metrics['classes_without_truths'] = len(left_out.without_truths)
+    metrics['classes_without_detections'] = len(left_out.without_detections)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def errors_by_class(
+    detections: Detections, truths: Truths, tau: float, zero_overlap: ZeroOverlap = 'oracle'
+) -> tuple[CalibrationError, CalibrationError, LRP]:
+    """LaECE, LaACE and LRP with their values for each class.
+
+    Args:
+        detections: with calibrated scores or raw ones.
+        truths: of the same images.
+        tau: threshold below 1 of the IoU.
+        zero_overlap: see :func:`.matching.match`.
+    """
+    _check_taus([tau])
+    (matches,) = match(detections, truths, [tau], zero_overlap)
+    return laece(matches), laace(matches), lrp(matches)
+
+
+def keep_above(
+    detections: Detections, thresholds: np.ndarray | Sequence[float] | float
+) -> np.ndarray:
+    """Mask ``(N,)`` of the detections with at least the score that their class is cut at.
+
+    Args:
+        detections: N.
+        thresholds: ``(K,)``, or one for all classes; NaN keeps all.
+    """
+    by_class = np.asarray(thresholds, float)
+    least = by_class[detections.label] if by_class.ndim else by_class
+    return ~(detections.scores < least)
+
+
+def _check_taus(taus: Sequence[float]) -> None:
+    for tau in taus:
+        if not 0 <= tau < 1:
+            raise ConfigError(f'LRP is defined for an IoU threshold in [0, 1), not {tau!r}')
+
+
+def _at_tau(matches: Matches, name: str) -> dict[str, float]:
+    errors = {f'LaECE_{name}': laece(matches).mean, f'LaACE_{name}': laace(matches).mean}
+    return {**errors, **_parts(lrp(matches), f'LRP_{name}')}
+
+
+def _parts(values: LRP, name: str) -> dict[str, float]:
+    means = values.means()
+    return {f'{name}{end}': float(getattr(means, part)) for part, end in PARTS.items()}

@@ -13,10 +13,9 @@ from gfl_det.calibration import splits
 from gfl_det.calibration.intervals import MatchedEdges
 from gfl_det.calibration.splits import split_images, take_images
 from gfl_det.errors import DataError
-from gfl_det.evaluation.coco import read_json, truths_from_coco
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, Truths, read_json, truths_from_coco
 from gfl_det.evaluation.matching import TRUE, match
-from gfl_det.ops.box_formats import xywh_to_xyxy, xyxy_to_xywh
+from gfl_det.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 
 if TYPE_CHECKING:  # inference imports heads, which import this package
     from gfl_det.inference import GFLInferencer, Results

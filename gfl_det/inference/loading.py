@@ -24,7 +24,7 @@ from gfl_det.engine.preflight.classes import class_counts, class_names
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
 from gfl_det.inference.stored_config import stored_config
 from gfl_det.utils.building import move
-from gfl_det.utils.walk import datasets_of, is_remote
+from gfl_det.utils.config import datasets_of, is_remote
 
 MISMATCH = re.compile(
     r'size mismatch for (\S+): copying a param with shape torch\.Size\((.*?)\) from checkpoint, '

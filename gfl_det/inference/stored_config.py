@@ -23,7 +23,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS, Registry
 
 from gfl_det.errors import CheckpointError
 from gfl_det.registry import MODELS, TASK_UTILS
-from gfl_det.utils.walk import datasets_of, walk
+from gfl_det.utils.config import datasets_of, walk
 
 SCOPES = ('mmdet', 'mmengine', 'gfl_det')
 MAX_TEXT = 2_000_000  # characters; a config has ten thousand

@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.results import ImageResult, Results
 from gfl_det.inference.sources import Inputs, Item, Reading, Source, find_sources, read_items
-from gfl_det.utils.progress import Progress
+from gfl_det.utils.console import Progress
 
 # So many batches are read ahead, so that images of one size come together whatever their order.
 WINDOW_BATCHES = 4

@@ -7,6 +7,7 @@ same for all arguments of one call.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,3 +105,13 @@ def giou(boxes: Tensor, others: Tensor) -> Tensor:
     sides = (bottom_right - top_left).clamp(min=0)
     hull = (sides[..., 0] * sides[..., 1]).clamp(min=MIN_UNION)
     return shared / union - (hull - union) / hull
+
+
+def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
+    """Boxes ``(..., 4)`` of left, top, width, height as left, top, right, bottom; any unit."""
+    return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
+
+
+def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`xywh_to_xyxy`."""
+    return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)

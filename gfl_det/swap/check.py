@@ -19,7 +19,7 @@ from torch import nn
 
 from gfl_det.errors import ConfigError
 from gfl_det.registry import MODELS
-from gfl_det.utils.walk import walk
+from gfl_det.utils.config import walk
 
 # Boxes of the two images as shares of their side: a large one, a small one, a flat one.
 TRUTHS = (((0.1, 0.1, 0.9, 0.8), (0.2, 0.3, 0.45, 0.5)), ((0.05, 0.6, 0.95, 0.75),))

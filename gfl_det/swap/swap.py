@@ -20,8 +20,7 @@ from gfl_det.swap.head_config import (
     tower_width,
     train_config,
 )
-from gfl_det.swap.pyramid import Pyramid, read_pyramid
-from gfl_det.swap.refusals import Target, check_target
+from gfl_det.swap.pyramid import Pyramid, Target, check_target, read_pyramid
 
 SAMPLES = 'ATSS assigns by the statistics of IoU, and every prior counts: there is no sampler'
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from gfl_det.errors import SetupError
-from gfl_det.utils.printable import few
+from gfl_det.utils.console import few
 
 BUILDER = 'build_from_cfg'  # mmengine's function that calls the type of a part with its settings
 # What constructors raise at settings that they cannot use.

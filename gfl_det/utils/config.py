@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mmengine import hub
 from mmengine.config import Config
@@ -112,3 +114,97 @@ def _config_path(name: str) -> str:
         f'nearest: {", ".join(by_stem[stem] for stem in nearest)}' if nearest else 'check the path'
     )
     raise ConfigError(f'There is no config {name}; {hint}.')
+
+
+Node = dict[str, Any]
+
+
+def walk(value: Any, path: str) -> Iterator[tuple[str, Node]]:
+    """Yield each dict below a value together with its dotted path, the outer ones first."""
+    if isinstance(value, dict):
+        yield path, value
+        for key, item in value.items():
+            yield from walk(item, f'{path}.{key}')
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from walk(item, f'{path}.{index}')
+
+
+def datasets_of(cfg: Config | Node, split: str) -> list[Node]:
+    """Return the data sets of a split without the wrappers (repeat, concat) around them."""
+
+    def unwrap(dataset: Node) -> Iterator[Node]:
+        inner = dataset.get('datasets') or [dataset.get('dataset')]
+        if inner == [None]:
+            yield dataset
+        for wrapped in inner:
+            if isinstance(wrapped, dict):
+                yield from unwrap(wrapped)
+
+    loader = cfg.get(f'{split}_dataloader') or {}
+    return list(unwrap(loader['dataset'])) if 'dataset' in loader else []
+
+
+def metrics_of(cfg: Config, split: str) -> list[Node]:
+    """Return the metrics of a split, whether the config holds one or a list."""
+    evaluator = cfg.get(f'{split}_evaluator') or []
+    return [evaluator] if isinstance(evaluator, dict) else list(evaluator)
+
+
+def annotation_path(dataset: Node) -> str | None:
+    """Return where a data set will look for its annotation file; None if it has none."""
+    name = dataset.get('ann_file')
+    return join_root(dataset.get('data_root'), name) if name else None
+
+
+def image_folder(dataset: Node) -> str | None:
+    """Return where a data set will look for its images; None if it does not say."""
+    prefix = dataset.get('data_prefix') or {}
+    folder = prefix.get('img', prefix.get('img_path'))
+    return join_root(dataset.get('data_root'), folder) if folder is not None else None
+
+
+def join_root(root: str | None, path: str) -> str:
+    """Join as mmengine's data sets do: an absolute path or an address stands alone."""
+    return path if not root or os.path.isabs(path) or is_remote(path) else os.path.join(root, path)
+
+
+def is_remote(path: str) -> bool:
+    """Tell storage addresses such as ``s3://`` from files."""
+    return '://' in path
+
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def check_shape(cfg: Config, name: str) -> None:
+    """Check the kinds of the model and of the data sets that a config has.
+
+    Args:
+        cfg: The config; it may lack parts.
+        name: Its name for messages.
+
+    Raises:
+        ConfigError: A part is something else than a dict.
+    """
+    parts = {key: cfg.get(key) for key in ('model', *LOADERS)}
+    for key in LOADERS:
+        loader = parts[key]
+        if isinstance(loader, dict) and 'dataset' in loader:
+            parts[f'{key}.dataset'] = loader['dataset']
+    for key, part in parts.items():
+        is_needed = key.endswith('.dataset')
+        if not isinstance(part, dict) and (part is not None or is_needed):
+            raise ConfigError(
+                f'{key} of {name} is {part!r:.60}, and not a dict(type=...): correct it.'
+            )
+
+
+def check_model(cfg: Config) -> None:
+    """Check that there is a model.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not cfg.get('model'):
+        raise ConfigError(f'{cfg.filename or "The config"} has no model: add model=dict(type=...).')

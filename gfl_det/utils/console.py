@@ -7,10 +7,40 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Sequence
-from typing import TextIO
+from types import TracebackType
+from typing import Any, TextIO
 
-from gfl_det.utils.printable import printable
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+
+MAX_NAMED = 8
+
+
+def printable(text: str) -> str:
+    """Write what is no printable character as an escape; ends of lines stay."""
+    if text.isprintable():
+        return text
+    return ''.join(each if each == '\n' or each.isprintable() else _escape(each) for each in text)
+
+
+def few(items: Sequence[Any]) -> str:
+    """Name the first of many things."""
+    named = ', '.join(map(str, items[:MAX_NAMED]))
+    return f'{named}, ...' if len(items) > MAX_NAMED else named
+
+
+def _escape(character: str) -> str:
+    return character.encode('unicode_escape').decode()
+
 
 MAX_CELL = 1000  # characters
 
@@ -75,3 +105,138 @@ def _print_rich(
         table.add_row(*(Text(cell, style=colour if cell in COLOURS else '') for cell in row))
     Console(file=out).print(table)
     return True
+
+
+LINE_SECONDS = 10.0  # between plain lines
+
+
+class Progress:
+    """A context that counts steps.
+
+    Args:
+        total: of the steps.
+        unit: what a step is: 'images'.
+        show: False shows nothing.
+        terminal: a live bar; None: where standard error is a terminal.
+    """
+
+    def __init__(
+        self, total: int, unit: str, show: bool = True, terminal: bool | None = None
+    ) -> None:
+        self.total, self.unit, self.show, self.done = total, unit, show, 0
+        live = sys.stderr.isatty() if terminal is None else terminal
+        self._bar = live_bar() if show and live else None
+        self._task = self._bar.add_task(unit, total=total) if self._bar else None
+
+    def __enter__(self) -> Progress:
+        self._began = self._told = time.monotonic()
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif self.show and kind is None and self.total > 1:
+            print(self._line(time.monotonic()), file=sys.stderr)
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps; more than the total raise the total, as of a video with a wrong header."""
+        self.done += steps
+        self.total = max(self.total, self.done)
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=self.done, total=self.total)
+            return
+        now = time.monotonic()
+        if self.show and now - self._told >= LINE_SECONDS and self.done < self.total:
+            self._told = now
+            print(self._line(now), file=sys.stderr, flush=True)
+
+    def tell(self, text: str) -> None:
+        """Print a result to standard output without tearing the bar."""
+        text = printable(text)
+        if self._bar and sys.stdout.isatty():
+            self.say(text)
+        else:
+            print(text)
+
+    def say(self, text: str) -> None:
+        """Print a line to standard error without tearing the bar."""
+        text = printable(text)
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _line(self, now: float) -> str:
+        seconds = max(now - self._began, 1e-9)
+        text = f'{self.done}/{self.total} {self.unit}, {self.done / seconds:.1f} a second'
+        if 0 < self.done < self.total:
+            left = (self.total - self.done) * seconds / self.done
+            return f'{text}, {_duration(left)} left'
+        return f'{text}, {_duration(seconds)} in all'
+
+
+class ProgressCalls:
+    """Shows what functions tell by calls ``(unit, done, total)``; a context.
+
+    A bar begins with the first call for a unit, so that work which is found done shows none.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def __call__(self, unit: str, done: int, total: int) -> None:
+        """Tell how far it is."""
+        if self._bar is None:
+            self._bar = Progress(total, unit)
+            self._bar.__enter__()
+        self._bar.advance(done - self._bar.done)
+        if done >= total:
+            self._close(None)
+
+    def __enter__(self) -> ProgressCalls:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close(kind)
+
+    def _close(self, kind: type[BaseException] | None) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(kind, None, None)
+            self._bar = None
+
+
+def live_bar(auto_refresh: bool = True) -> RichProgress:
+    """A bar on standard error, not started.
+
+    Args:
+        auto_refresh: it is drawn by a thread; False: by calls of ``refresh``.
+    """
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn('left:'),
+        TimeRemainingColumn(),
+    )
+    return RichProgress(*columns, console=Console(stderr=True), auto_refresh=auto_refresh)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f'{hours} h {minutes:02d} min'
+    return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'

@@ -25,7 +25,7 @@ from gfl_det.engine.preflight.data import sample_file_names
 from gfl_det.engine.reach.boxes import read_boxes
 from gfl_det.engine.reach.resizing import Resizing
 from gfl_det.errors import GFLDetError
-from gfl_det.evaluation.coco import read_json
+from gfl_det.evaluation.detections import read_json
 from gfl_det.inference.results import Results
 
 FILES = dict(annotation_files())

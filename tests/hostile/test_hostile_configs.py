@@ -16,9 +16,8 @@ from calibration_cases import scene
 from refusing import refusal
 
 from gfl_det import calibration
-from gfl_det.calibration.distribution_files import load_any_calibrator
-from gfl_det.calibration.fitted import Source
-from gfl_det.calibration.interval_files import load_interval_calibrator
+from gfl_det.calibration.calibrators import Source
+from gfl_det.calibration.files import load_any_calibrator, load_interval_calibrator
 from gfl_det.cli import main
 from gfl_det.engine import config_edits, runner
 from gfl_det.engine.preflight import check_training

@@ -12,7 +12,7 @@ from gfl_det.calibration.proofs.tables import check_name, markdown, spread
 from gfl_det.calibration.splits import Judged
 from gfl_det.cli.main import add_cfg_options, load_config
 from gfl_det.errors import ConfigError
-from gfl_det.evaluation.coco import detections_from_coco, read_json, truths_from_coco
+from gfl_det.evaluation.detections import detections_from_coco, read_json, truths_from_coco
 from gfl_det.utils.files import check_writable, write_json
 
 # Columns of the two tables: heading, view, metric.

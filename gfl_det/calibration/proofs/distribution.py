@@ -12,13 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.calibration.calibrators import Settings, fit_calibrator
-from gfl_det.calibration.distribution import DistributionSettings, fit_distribution_calibrator
-from gfl_det.calibration.evidence import EdgeDetections, Group
-from gfl_det.calibration.fitted import Cut
+from gfl_det.calibration.calibrators import Cut, Settings, fit_calibrator
+from gfl_det.calibration.distribution import (
+    DistributionSettings,
+    EdgeDetections,
+    Group,
+    fit_distribution_calibrator,
+)
 from gfl_det.calibration.splits import split_images, take_edge_images
 from gfl_det.evaluation.detections import Truths
-from gfl_det.evaluation.evaluation import evaluate_detections
+from gfl_det.evaluation.functional import evaluate_detections
 
 VIEWS: dict[str, tuple[Cut, Cut]] = {'all': (0.0, 0.0), 'kept': ('lrp', 'lrp')}
 # What each calibrator reads; None is the raw score, an empty tuple isotonic regression alone.

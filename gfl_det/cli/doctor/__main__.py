@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gfl_det.cli.doctor.checks import Check
 from gfl_det.cli.doctor.examine import examine
+from gfl_det.cli.doctor.installed import Check
 from gfl_det.utils.console import print_table
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gfl_det.cli.doctor.checks import Check
-from gfl_det.cli.doctor.installed import check_installed
-from gfl_det.cli.doctor.places import check_places
+from gfl_det.cli.doctor.installed import Check, check_installed, check_places
 from gfl_det.cli.doctor.steps import ROOT, Outcome, run_steps
 from gfl_det.compat.imports import DOCTOR
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.datasets.annotation_boxes import (
+from gfl_det.datasets.annotations import (
     AREA_FIELD,
     BAD_FORMAT,
     MIN_SIDE_PX,
@@ -17,12 +17,13 @@ from gfl_det.datasets.annotation_boxes import (
     OUTSIDE,
     ROUNDING_PX,
     TOO_THIN,
+    Entry,
     areas_of,
     as_boxes,
+    as_number,
     box_faults,
     image_sizes,
 )
-from gfl_det.datasets.annotations import Entry, as_number
 from gfl_det.datasets.checks.draft import Draft
 
 CODES = {

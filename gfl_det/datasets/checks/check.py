@@ -17,7 +17,7 @@ from gfl_det.datasets.checks.images import check_decoded, check_present
 from gfl_det.datasets.checks.structure import check_structure, start
 from gfl_det.engine.reach.priors import check_priors
 from gfl_det.errors import DataError
-from gfl_det.utils.walk import Node, is_remote
+from gfl_det.utils.config import Node, is_remote
 
 
 class Source(NamedTuple):

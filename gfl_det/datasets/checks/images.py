@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gfl_det.datasets.annotation_boxes import ROUNDING_PX
-from gfl_det.datasets.annotations import Entry, as_number
+from gfl_det.datasets.annotations import ROUNDING_PX, Entry, as_number
 from gfl_det.datasets.checks.draft import WITH_BOXES, Draft
 from gfl_det.datasets.images import decode, is_torn
+from gfl_det.utils.console import Progress
 from gfl_det.utils.pixels import MAX_PIXELS, header_of
-from gfl_det.utils.progress import Progress
 
 Size = tuple[int, int]  # width and height, px
 

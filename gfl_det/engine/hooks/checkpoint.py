@@ -18,7 +18,7 @@ from gfl_det.engine.training.checkpoints import LAST_CHECKPOINT
 from gfl_det.engine.training.loop import VALIDATED, EpochTrainLoop
 from gfl_det.errors import CheckpointError
 from gfl_det.registry import HOOKS
-from gfl_det.utils.training_files import WholeFileBackend, clear_parts, write_whole
+from gfl_det.utils.files import WholeFileBackend, clear_parts, write_whole
 
 STATE = 'training_state'  # in the meta of a checkpoint
 STOPPED = 'stopped_iter_{}.pth'
@@ -30,7 +30,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     """Drop-in for mmengine's ``CheckpointHook``: same arguments, same file names.
 
     - A checkpoint and ``last_checkpoint`` are written whole
-      (:mod:`gfl_det.utils.training_files`), with a checksum, and an
+      (:mod:`gfl_det.utils.files`), with a checksum, and an
       outdated checkpoint is removed only after its successor is on the disk.
     - A checkpoint also holds the states of all random generators of all processes and the place in
       the epoch, so that with :class:`gfl_det.engine.training.EpochTrainLoop` a resumed training

@@ -19,7 +19,7 @@ from gfl_det.engine.training import random_state
 from gfl_det.engine.training.dumps import Step, write_dump
 from gfl_det.errors import CheckpointError, ConfigError, NonFiniteLossError
 from gfl_det.registry import HOOKS
-from gfl_det.utils.printable import few
+from gfl_det.utils.console import few
 
 Policy = Literal['stop', 'skip']
 FOLDER = 'non_finite'

@@ -15,7 +15,7 @@ from rich.file_proxy import FileProxy
 from rich.progress import Progress, TaskID
 
 from gfl_det.registry import HOOKS
-from gfl_det.utils.progress import live_bar
+from gfl_det.utils.console import live_bar
 
 REDRAW_SECONDS = 0.1
 

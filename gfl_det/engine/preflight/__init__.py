@@ -11,13 +11,12 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from gfl_det.engine.preflight.annotations import check_annotations
 from gfl_det.engine.preflight.classes import check_calibrator, check_classes
-from gfl_det.engine.preflight.data import check_data, check_metric_fields
+from gfl_det.engine.preflight.data import check_annotations, check_data, check_metric_fields
 from gfl_det.engine.preflight.teacher import check_teacher
 from gfl_det.engine.preflight.weights import check_weights
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
-from gfl_det.utils.shape import check_model
+from gfl_det.utils.config import check_model
 
 __all__ = ['check_testing', 'check_training']
 

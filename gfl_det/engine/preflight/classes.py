@@ -12,7 +12,7 @@ from gfl_det.calibration.apply import check_class_names, check_interval_class_na
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError
 from gfl_det.registry import DATASETS
-from gfl_det.utils.walk import datasets_of, walk
+from gfl_det.utils.config import datasets_of, walk
 
 # Parts whose num_classes counts something else than the detector's classes.
 OTHER_COUNTS = ('backbone', 'rpn_head', 'semantic_head')

@@ -16,8 +16,8 @@ from gfl_det.engine.preflight.classes import class_names
 from gfl_det.engine.preflight.weights import unreachable
 from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.models.detectors import KnowledgeDistillationDetector
-from gfl_det.models.detectors.teacher import build_teacher, check_pair, load_teacher
-from gfl_det.utils.walk import datasets_of
+from gfl_det.models.detectors.distillation import build_teacher, check_pair, load_teacher
+from gfl_det.utils.config import datasets_of
 
 LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID')  # of torchrun, of srun
 

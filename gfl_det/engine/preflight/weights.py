@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from gfl_det.compat.pretrained import resolve
 from gfl_det.errors import CheckpointError
-from gfl_det.utils.walk import Node, is_remote, walk
+from gfl_det.utils.config import Node, is_remote, walk
 
 CONNECT_SECONDS = 5  # for the connection
 ANSWER_SECONDS = 8  # for all of it: a resolver without network may not keep the first limit

@@ -7,11 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.datasets.annotation_boxes import usable_boxes
-from gfl_det.datasets.annotations import check_ids, check_structure, match_classes, parse
+from gfl_det.datasets.annotations import (
+    check_ids,
+    check_structure,
+    match_classes,
+    parse,
+    usable_boxes,
+)
 from gfl_det.engine.reach.resizing import Resizing
 from gfl_det.errors import DataError
-from gfl_det.ops.box_formats import xywh_to_xyxy
+from gfl_det.ops.boxes import xywh_to_xyxy
 
 
 class Boxes(NamedTuple):

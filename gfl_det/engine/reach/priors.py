@@ -19,8 +19,8 @@ from gfl_det.engine.reach.resizing import Resizing, resizing_of
 from gfl_det.engine.reach.settings import DEFAULTS, assigner_of, head_of
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners import ATSSAssigner
-from gfl_det.ops.box_formats import xywh_to_xyxy
-from gfl_det.utils.walk import Node
+from gfl_det.ops.boxes import xywh_to_xyxy
+from gfl_det.utils.config import Node
 
 SAMPLE = 5_000  # images looked at; of 118,000 they tell a share of .01 to within .001
 TOO_MANY = 0.05  # share from which on a note becomes a warning

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gfl_det.errors import ConfigError
-from gfl_det.utils.walk import walk
+from gfl_det.utils.config import walk
 
 Scale = tuple[int, int]  # width, height in px, the order of mmdet's configs
 

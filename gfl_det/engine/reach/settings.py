@@ -7,7 +7,7 @@ from typing import Any
 from gfl_det.engine.reach.advice import MOST
 from gfl_det.errors import ConfigError
 from gfl_det.registry import TASK_UTILS
-from gfl_det.utils.walk import walk
+from gfl_det.utils.config import walk
 
 # The paper's, in the place of what a config does not say.
 DEFAULTS = dict(strides=(8, 16, 32, 64, 128), anchor_scale=8.0, reg_max=MOST, topk=9, pad=32)

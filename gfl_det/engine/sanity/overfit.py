@@ -16,10 +16,10 @@ from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 
 from gfl_det.engine.sanity.batch import Batch, truths_of
-from gfl_det.evaluation.average_precision import COCO_TAUS, average_precision
 from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.functional import COCO_TAUS, average_precision
 from gfl_det.evaluation.matching import match
-from gfl_det.ops.box_formats import xyxy_to_xywh
+from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import MODELS
 from gfl_det.utils.building import move
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gfl_det.compat.checkpoint import is_archive, load_file
 from gfl_det.errors import CheckpointError
-from gfl_det.utils.training_files import AnyPath, is_intact
+from gfl_det.utils.files import AnyPath, is_intact
 
 LAST_CHECKPOINT = 'last_checkpoint'  # mmengine's file with the path of the newest
 CANNOT_LOAD = re.compile(r'cannot be loaded \(.*\)(?=:)', re.DOTALL)

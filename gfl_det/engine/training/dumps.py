@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gfl_det.compat.checkpoint import load_file
 from gfl_det.engine.training.random_state import State
 from gfl_det.errors import CheckpointError
-from gfl_det.utils.training_files import AnyPath, write_whole
+from gfl_det.utils.files import AnyPath, write_whole
 
 FORMAT = 'gfl_det step 1'
 FIELDS = ('format', 'record', 'inputs', 'samples', 'losses', 'random', 'state_dict')

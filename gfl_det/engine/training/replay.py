@@ -21,8 +21,8 @@ from gfl_det.engine.training import random_state
 from gfl_det.engine.training.dumps import Dump, each_branch, in_branches, read_dump
 from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.utils.building import move
-from gfl_det.utils.printable import few
-from gfl_det.utils.walk import walk
+from gfl_det.utils.config import walk
+from gfl_det.utils.console import few
 
 
 class Replay(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 
 from gfl_det.compat.checkpoint import load_file
 from gfl_det.errors import CheckpointError
-from gfl_det.utils.training_files import write_whole
+from gfl_det.utils.files import write_whole
 
 Kind = Literal['averaged', 'trained']
 AVERAGED = 'ema_state_dict'  # where mmengine's EMAHook keeps the trained ones: it swaps the two

@@ -15,8 +15,8 @@ from mmengine.structures import InstanceData
 from gfl_det.engine.preflight.data import check_data
 from gfl_det.engine.run_split import Split, truths_path
 from gfl_det.errors import ConfigError
-from gfl_det.utils.progress import Progress
-from gfl_det.utils.walk import Node, datasets_of, metrics_of
+from gfl_det.utils.config import Node, datasets_of, metrics_of
+from gfl_det.utils.console import Progress
 
 
 def picture_paths(cfg: Config, split: str) -> list[tuple[int, str]]:

@@ -25,9 +25,9 @@ from gfl_det.inference.export.candidates import (
     apart,
     best_pairs,
     decode,
+    kept_by_nms,
     take,
 )
-from gfl_det.inference.export.suppression import kept_by_nms
 from gfl_det.inference.results import EDGE_FIELDS
 from gfl_det.ops import distribution
 from gfl_det.ops.intervals import EdgeQuantiles, edge_intervals, edge_quantiles

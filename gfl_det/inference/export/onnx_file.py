@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 import math
 import warnings
@@ -10,19 +11,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from gfl_det.errors import ConfigError
+from gfl_det.errors import ConfigError, SetupError
 from gfl_det.inference.export.calibrator import Calibration
+from gfl_det.inference.export.candidates import translations
 from gfl_det.inference.export.description import KEY, Description
-from gfl_det.inference.export.extras import require
 from gfl_det.inference.export.graph import INPUTS, DetectionGraph, Outputs
 from gfl_det.inference.export.source import Source
-from gfl_det.inference.export.suppression import translations
 from gfl_det.inference.optimize import fold_batch_norms
 from gfl_det.utils.files import writing
+
+EXTRAS = {
+    'onnx': 'onnx',
+    'onnxscript': 'onnx',
+    'onnxruntime': 'onnx',
+    'openvino': 'openvino',
+    'nncf': 'openvino',
+}
+
+
+def require(name: str) -> ModuleType:
+    """Import a package of one of the extras.
+
+    Raises:
+        SetupError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SetupError(
+            f'This needs {name} ({error}): install it with pip install "gfl_det[{EXTRAS[name]}]".'
+        ) from error
+
 
 OPSETS = range(18, 24)  # those that the exporter writes, and the runtimes read
 STRIDE = 32  # an input's sides are multiples of it, whatever the config pads to

@@ -11,9 +11,8 @@ from typing import Any
 
 from gfl_det.errors import DataError
 from gfl_det.inference.export.description import KEY, Description
-from gfl_det.inference.export.extras import require
 from gfl_det.inference.export.graph import INPUTS
-from gfl_det.inference.export.onnx_file import DECODING
+from gfl_det.inference.export.onnx_file import DECODING, require
 from gfl_det.inference.export.preprocessing import Prepared
 from gfl_det.inference.export.runtime import Arrays, ExportedDetector, check_file
 

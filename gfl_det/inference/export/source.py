@@ -11,13 +11,13 @@ from mmengine.model import BaseModel
 from gfl_det.calibration.apply import interval_factor
 from gfl_det.calibration.calibrators import DetectionCalibrator
 from gfl_det.calibration.distribution import DistributionCalibrator
-from gfl_det.calibration.distribution_files import load_any_calibrator
+from gfl_det.calibration.files import load_any_calibrator
 from gfl_det.errors import ConfigError
 from gfl_det.inference.export.graph import Intervals
 from gfl_det.inference.export.preprocessing import Preprocessing
 from gfl_det.inference.loading import load_detector
 from gfl_det.models.heads import GFLHead
-from gfl_det.utils.walk import walk
+from gfl_det.utils.config import walk
 
 DEFAULT_LEVEL = 0.9
 

@@ -12,8 +12,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from gfl_det.models.assigners.best_prior import choose_free
-from gfl_det.models.assigners.closed_form import MIN_INSIDE_PX
+from gfl_det.models.assigners.closed_form import MIN_INSIDE_PX, choose_free
 from gfl_det.ops.boxes import box_areas, box_centres, intersections
 
 MAX_PAIRS = 2**21  # distances held at a time: 8 MiB in float32

@@ -2,18 +2,149 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Union
 
 import torch
 from mmdet.models.detectors import SingleStageDetector
+from mmdet.registry import MODELS as MMDET_MODELS  # a bare name is mmdet's, as in a runner
 from mmdet.structures import SampleList
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from gfl_det.errors import ConfigError
-from gfl_det.models.detectors.teacher import build_teacher, check_pair, load_teacher
+from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.registry import MODELS
+from gfl_det.utils.config import read_config
+
+
+def build_teacher(config: dict | Config | str | Path) -> nn.Module:
+    """Build a teacher with random weights.
+
+    Args:
+        config: a config with ``model``, the model's dict, or what :func:`..config.read_config`
+            takes.
+
+    Raises:
+        ConfigError: there is no such config, or it describes no detector with a dense head.
+    """
+    read = read_config(str(config)) if isinstance(config, (str, Path)) else config
+    settings = ConfigDict(read.get('model', read))
+    if 'bbox_head' not in settings:
+        raise ConfigError(
+            f'model.teacher_config {_name(config)} has no model with a bbox_head: name the config '
+            'of a GFL detector'
+        )
+    return MMDET_MODELS.build(settings)
+
+
+def check_pair(student: Any, teacher: Any) -> None:
+    """Check that the maps of a teacher mean to its student what they mean to itself.
+
+    Args:
+        student: a detector, or anything with ``bbox_head`` and ``data_preprocessor``.
+        teacher: a detector.
+
+    Raises:
+        ConfigError: the teacher predicts no edge distributions, or its classes, levels, strides,
+            priors or the preparation of its images differ. ``reg_max`` may.
+    """
+    ours, theirs = student.bbox_head, teacher.bbox_head
+    if not hasattr(theirs, 'reg_max') or not hasattr(theirs, 'integral'):
+        raise ConfigError(
+            f'model.teacher_config has the head {type(theirs).__name__}, which predicts no '
+            'distributions of edges to learn from: take a GFL detector as the teacher'
+        )
+    if not hasattr(ours, 'loss_ld'):
+        raise ConfigError(
+            f'model.bbox_head is {type(ours).__name__}, which does not learn from a teacher: write '
+            "type='gfl_det.LDHead'"
+        )
+    if ours.num_classes != theirs.num_classes:
+        raise ConfigError(
+            f'model.bbox_head has num_classes={ours.num_classes}, the teacher of '
+            f'model.teacher_config {theirs.num_classes}: train the teacher on the same classes'
+        )
+    if _strides(ours) != _strides(theirs):
+        raise ConfigError(
+            f'model.bbox_head has {len(_strides(ours))} levels of strides {_strides(ours)}, the '
+            f'teacher of model.teacher_config {len(_strides(theirs))} of {_strides(theirs)}: '
+            'distances are counted in strides, so give both the same neck and anchor_generator'
+        )
+    if _centres(ours) != _centres(theirs):
+        raise ConfigError(
+            'the priors of model.bbox_head and of the teacher have their centres at other places '
+            f'of a cell ({_centres(ours)[0]} and {_centres(theirs)[0]} px on the first level): '
+            'give both the same anchor_generator.center_offset'
+        )
+    _check_images(student.data_preprocessor, teacher.data_preprocessor)
+
+
+def load_teacher(teacher: nn.Module, checkpoint: str) -> dict[str, Any]:
+    """Load the weights of a teacher, all of them.
+
+    Args:
+        teacher: of the weights' config.
+        checkpoint: a file, an address or a name; loaded as tensors and plain values alone.
+
+    Returns:
+        The checkpoint's ``meta``.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or unsafe, or keys or shapes differ.
+    """
+    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    state = content.get('state_dict', content)
+    # Some writers saved the wrapper of several GPUs around the model.
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    try:
+        lacking, spare = teacher.load_state_dict(state, strict=False)
+        faults = [*_listed('has no', lacking), *_listed('has beside them', spare)]
+    except RuntimeError as error:
+        expected = teacher.state_dict()
+        keys = re.findall(r'size mismatch for ([^:]+):', str(error))
+        shapes = [f'{k} ({tuple(state[k].shape)}, not {tuple(expected[k].shape)})' for k in keys]
+        faults = _listed('has another shape for', shapes) or [f'fails: {error!s:.200}']
+    if faults:
+        raise CheckpointError(
+            f'The checkpoint {checkpoint} of model.teacher_ckpt does not fit model.teacher_config: '
+            f'it {" and ".join(faults)}; name the config that it was trained with.'
+        )
+    return content.get('meta', {})
+
+
+def _listed(what: str, keys: Sequence[str]) -> list[str]:
+    more = f' and {len(keys) - 1} more' if len(keys) > 1 else ''
+    return [f'{what} {keys[0]}{more}'] if keys else []
+
+
+def _strides(head: Any) -> list[tuple[int, int]]:
+    return [tuple(stride) for stride in head.prior_generator.strides]
+
+
+def _centres(head: Any) -> list[tuple[float, float]]:
+    boxes = [level[0].tolist() for level in head.prior_generator.base_anchors]
+    return [((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in boxes]
+
+
+def _check_images(ours: Any, theirs: Any) -> None:
+    for key in ('mean', 'std', '_channel_conversion'):
+        mine, other = getattr(ours, key, None), getattr(theirs, key, None)
+        if isinstance(mine, Tensor) and isinstance(other, Tensor):
+            mine, other = ([round(x, 3) for x in each.flatten().tolist()] for each in (mine, other))
+        if mine != other:
+            name = 'bgr_to_rgb' if key == '_channel_conversion' else key
+            raise ConfigError(
+                f'model.data_preprocessor gives images with {name} {mine}, but the teacher was '
+                f'made for {other}: give the student the data_preprocessor of the teacher'
+            )
+
+
+def _name(config: dict | Config | str | Path) -> str:
+    return str(config) if isinstance(config, (str, Path)) else 'as given'
+
 
 TeacherConfig = Union[dict, Config, str, Path]
 

@@ -24,16 +24,41 @@ from torch import Tensor, nn
 from gfl_det.calibration.apply import calibrate_results, detection_wishes, interval_factor
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners.batch import PriorLevels, make_grid, match_batch
-from gfl_det.models.heads.candidates import find_candidates
-from gfl_det.models.heads.class_loss import ClassTargets, class_loss
-from gfl_det.models.heads.decoding import Decoder, Frames
-from gfl_det.models.heads.integral import Integral
-from gfl_det.models.heads.loss import Scene, Step, Truths, excluded_cells, make_step
-from gfl_det.models.heads.postprocess import detect
+from gfl_det.models.heads.loss import (
+    ClassTargets,
+    Scene,
+    Step,
+    Truths,
+    class_loss,
+    excluded_cells,
+    make_step,
+)
+from gfl_det.models.heads.postprocess import Decoder, Frames, detect, find_candidates
 from gfl_det.models.heads.reach_counts import ReachCounts
 from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss
 from gfl_det.models.losses.score_losses import ScoreLoss
+from gfl_det.ops import distribution
 from gfl_det.registry import MODELS
+
+
+class Integral(nn.Module):
+    """Mean of edge distributions (GFL paper, eq. 5); its buffer is part of mmdet's state dicts.
+
+    Args:
+        reg_max: the last bin, in strides.
+    """
+
+    project: Tensor
+
+    def __init__(self, reg_max: int = 16) -> None:
+        super().__init__()
+        self.reg_max = reg_max
+        self.register_buffer('project', torch.linspace(0, reg_max, reg_max + 1))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Distances ``(N, 4)`` in strides of logits ``(N, 4 * (reg_max + 1))``."""
+        return distribution.mean(logits.reshape(-1, 4, self.reg_max + 1))
+
 
 # The paper's settings; None in their place keeps mmdet's meaning, such as no norm.
 DEFAULT_NORM = dict(type='GN', num_groups=32, requires_grad=True)

@@ -7,6 +7,9 @@ Detector", CVPR 2021.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -148,3 +151,327 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
     ours = (full_precision(logits) / temperature).log_softmax(-1)
     theirs = (full_precision(teacher.detach()) / temperature).log_softmax(-1)
     return temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1)
+
+
+# Beyond it the inverse focal loss falls somewhere as the truth gets less likely: this is the least
+# value over p of (1 + p) / (-p log p), at p = .278.
+MAX_INVERSE_GAMMA = 3.591121476668622
+
+
+def power(base: Tensor, exponent: float | Tensor) -> Tensor:
+    """``base ** exponent`` whose derivative at a base of 0 is 0 and never infinite or NaN.
+
+    Args:
+        base: at least 0.
+        exponent: at least 0, broadcasts with base.
+    """
+    positive = base > 0
+    inside = base.where(positive, torch.ones_like(base)).pow(exponent)
+    at_zero = torch.as_tensor(exponent, device=base.device) == 0
+    return inside.where(positive, at_zero.to(inside.dtype))
+
+
+def true_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logarithm of the softmax probability given to the truth.
+
+    Args:
+        logits: ``(N, K)``.
+        labels: ``(N,)`` int64 in 0..K-1.
+
+    Returns:
+        ``(N,)``, at most 0.
+    """
+    return logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def focal_loss(
+    log_probability: Tensor, gamma: float | Tensor, detach_weight: bool = False
+) -> Tensor:
+    """``-(1 - p)^gamma * log p``.
+
+    Args:
+        log_probability: of the truth, any shape.
+        gamma: at least 0, broadcasts; 0 is cross entropy.
+        detach_weight: let no gradient through the weight. That is another loss: of gamma 3 and a
+            chance of .8 the optimum is .586 with, and .594 without.
+
+    Returns:
+        Loss of each element.
+    """
+    weight = power(-log_probability.expm1(), gamma)
+    return -(weight.detach() if detach_weight else weight) * log_probability
+
+
+def inverse_focal_loss(
+    log_probability: Tensor, gamma: float, detach_weight: bool = False
+) -> Tensor:
+    """``-(1 + p)^gamma * log p``: it rewards confidence, and is made for calibration afterwards.
+
+    Args:
+        log_probability: of the truth, any shape.
+        gamma: see :func:`check_inverse_gamma`; 0 is cross entropy.
+        detach_weight: let no gradient through the weight; the optimum is then unique.
+
+    Returns:
+        Loss of each element.
+    """
+    weight = (1 + log_probability.exp()).pow(gamma)
+    return -(weight.detach() if detach_weight else weight) * log_probability
+
+
+def check_inverse_gamma(gamma: float, detach_weight: bool) -> None:
+    """Refuse a gamma at which the inverse focal loss is not monotone in p.
+
+    Raises:
+        ValueError: gamma is negative, or above `MAX_INVERSE_GAMMA` with a gradient in the weight.
+    """
+    if not gamma >= 0:
+        raise ValueError(f'gamma of the inverse focal loss is at least 0, not {gamma!r}')
+    if gamma > MAX_INVERSE_GAMMA and not detach_weight:
+        raise ValueError(
+            f'the inverse focal loss rewards wrong scores at gamma {gamma!r}, above '
+            f'{MAX_INVERSE_GAMMA:.4f}: take a smaller one or detach_weight=True'
+        )
+
+
+def gamma_by_sample(
+    probability: Tensor, gammas: Sequence[float] = (5, 3), thresholds: Sequence[float] = (0.2,)
+) -> Tensor:
+    """Gamma of each sample by the probability it gives to the truth (FLSD-53 by default).
+
+    Args:
+        probability: any shape, in [0, 1]; gets no gradient.
+        gammas: one more than thresholds.
+        thresholds: ascending; a probability of exactly a threshold lies above it.
+
+    Returns:
+        The gammas, of the same shape.
+    """
+    edges = torch.as_tensor(thresholds, dtype=probability.dtype, device=probability.device)
+    values = torch.as_tensor(gammas, dtype=probability.dtype, device=probability.device)
+    return values[torch.bucketize(probability.contiguous(), edges, right=True)]
+
+
+def automatic_gamma(p0: float) -> float:
+    """The gamma whose focal loss has the gradient of cross entropy at p0: larger below it.
+
+    It solves ``(1 - p)^g - g p (1 - p)^(g - 1) log p = 1`` by the branch -1 of Lambert's W (Mukhoti
+    et al., appendix). It grows without bound as p0 goes to 0: 4.85 at .2, 14.9 at .1, 253.7 at .01.
+
+    Args:
+        p0: in (0, 1); from .5 on the answer is 0, cross entropy.
+
+    Raises:
+        ValueError: p0 is out of range.
+    """
+    from scipy.special import lambertw  # with everything else of torch alone
+
+    if not 0 < p0 < 1:
+        raise ValueError(f'p0 is a probability in (0, 1), not {p0!r}')
+    if p0 >= 0.5:
+        return 0.0
+    a = (1 - p0) / (p0 * math.log(p0))
+    b = math.log1p(-p0)
+    y = (1 - p0) ** (1 - a) / (p0 * math.log(p0)) * b
+    # Towards p0 = .5 the argument nears the branch point; 1e-12 keeps rounding from passing it.
+    return float(a + lambertw(-y + 1e-12, k=-1).real / b)
+
+
+def focal_to_posterior(scores: Tensor, gamma: float) -> Tensor:
+    """The probability at which sigmoid focal loss is least at a score: what the score means.
+
+    Focal loss without alpha, and with a gradient in its weight, is no proper loss: its optimum lies
+    nearer to .5 than the truth. This undoes it in closed form.
+
+    Args:
+        scores: any shape, in [0, 1].
+        gamma: at least 0.
+
+    Returns:
+        ``h(s) / (h(s) + h(1 - s))`` with ``h(s) = s / ((1-s)^g - g (1-s)^(g-1) s log s)``.
+    """
+
+    def slope(score: Tensor) -> Tensor:
+        # The divisor of h, written so that it is finite at both ends.
+        rest = 1 - score
+        inside = (rest > 0) & (score > 0)
+        ratio = torch.where(inside, score, 0.5)
+        ratio = -ratio.log() / (1 - ratio)  # -log(s) / (1 - s), which is 1 at s = 1
+        ratio = torch.where(inside, ratio, (score > 0).to(score.dtype))
+        return power(rest, gamma) * (1 + gamma * score * ratio)
+
+    right, wrong = scores * slope(1 - scores), (1 - scores) * slope(scores)
+    return right / (right + wrong)
+
+
+def quality_entropy(logits: Tensor, quality: Tensor) -> Tensor:
+    """Binary cross entropy of sigmoid scores against targets in [0, 1], of each element."""
+    return F.softplus(logits) - quality * logits
+
+
+def quality_focal(
+    logits: Tensor, quality: Tensor, gamma: float | Tensor, detach_weight: bool = False
+) -> Tensor:
+    """Quality Focal Loss ``|y - s|^gamma * BCE(s, y)``, with gamma for each element if need be.
+
+    Args:
+        logits: any shape.
+        quality: target in [0, 1], broadcasts with logits.
+        gamma: at least 0, broadcasts.
+        detach_weight: let no gradient through the weight.
+
+    Returns:
+        Loss of each element; for targets of 0 and 1 :func:`focal_loss`.
+    """
+    weight = power((quality - logits.sigmoid()).abs(), gamma)
+    return (weight.detach() if detach_weight else weight) * quality_entropy(logits, quality)
+
+
+def quality_inverse_focal(
+    logits: Tensor, quality: Tensor, gamma: float, detach_weight: bool = False
+) -> Tensor:
+    """``(2 - |y - s|)^gamma * BCE(s, y)``, the inverse focal loss of a quality.
+
+    Unlike Quality Focal Loss it weighs each easy negative by about 2^gamma.
+
+    Args:
+        logits: any shape.
+        quality: target in [0, 1], broadcasts with logits.
+        gamma: see :func:`check_inverse_gamma`.
+        detach_weight: let no gradient through the weight.
+
+    Returns:
+        Loss of each element.
+    """
+    weight = (2 - (quality - logits.sigmoid()).abs()).pow(gamma)
+    return (weight.detach() if detach_weight else weight) * quality_entropy(logits, quality)
+
+
+KERNEL_WIDTH = 0.4  # of exp(-|a - b| / width)
+MAX_PAIRED = 1024  # samples that a kernel error is taken over: its memory grows with their square
+
+
+def brier_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared distance of the softmax to the one-hot truth, summed over classes.
+
+    Args:
+        logits: ``(N, K)``.
+        labels: ``(N,)`` int64 in 0..K-1.
+
+    Returns:
+        ``(N,)`` in [0, 2].
+    """
+    truth = torch.nn.functional.one_hot(labels, logits.shape[-1])
+    return (truth - logits.softmax(-1)).square().sum(-1)
+
+
+def quality_brier(logits: Tensor, quality: Tensor) -> Tensor:
+    """``(y - s)^2`` with ``s = sigmoid(logit)``, of each element; y broadcasts with logits."""
+    return (quality - logits.sigmoid()).square()
+
+
+def label_smoothing_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Cross entropy against ``(1 - e) * onehot + e / K``.
+
+    Args:
+        logits: ``(N, K)``.
+        labels: ``(N,)`` int64 in 0..K-1.
+        smoothing: e in [0, 1).
+
+    Returns:
+        ``(N,)``.
+    """
+    logs = logits.log_softmax(-1)
+    true = logs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return -(1 - smoothing) * true - smoothing * logs.mean(-1)
+
+
+def smooth_quality(quality: Tensor, positive: Tensor, smoothing: float) -> Tensor:
+    """Targets ``y (1 - e) + e / 2`` at the positives alone.
+
+    Smoothing the far more numerous negatives too would swamp the loss.
+
+    Args:
+        quality: in [0, 1], any shape.
+        positive: bool, of the same shape.
+        smoothing: e in [0, 1).
+    """
+    return torch.where(positive, quality * (1 - smoothing) + smoothing / 2, quality)
+
+
+def mmce(confidence: Tensor, correct: Tensor, width: float = KERNEL_WIDTH) -> Tensor:
+    """Squared maximum mean calibration error: ``sum_ij (r_i-c_i)(r_j-c_j) k(c_i, c_j) / N^2``.
+
+    Args:
+        confidence: c ``(N,)`` in [0, 1].
+        correct: r ``(N,)`` in [0, 1]: whether each is right, or how right.
+        width: of the kernel ``exp(-|a - b| / width)``.
+
+    Returns:
+        Scalar, at least 0; 0 of nothing.
+    """
+    error = correct.to(confidence.dtype) - confidence
+    kernel = _kernel(confidence, width)
+    return (error[:, None] * error * kernel).sum() / max(1, len(confidence)) ** 2
+
+
+def weighted_mmce(
+    confidence: Tensor,
+    correct: Tensor,
+    width: float = KERNEL_WIDTH,
+    as_published: bool = False,
+) -> Tensor:
+    """MMCE with right and wrong samples weighing the same.
+
+    ``sqrt(mean_RR (1-c)(1-c')k + mean_WW c c' k - 2 mean_RW (1-c) c' k + 1e-10)`` over pairs of
+    right (R) and wrong (W) samples.
+
+    Args:
+        confidence: c ``(N,)`` in [0, 1].
+        correct: ``(N,)`` bool.
+        width: of the kernel.
+        as_published: divide each mean by its number of pairs once more, as the published code does,
+            which leaves next to nothing of the term.
+
+    Returns:
+        Scalar; 0 where all samples are right, or all wrong.
+    """
+    right = correct.to(confidence.dtype)
+    wrong = 1 - right
+    kernel = _kernel(confidence, width)
+    under, over = right * (1 - confidence), wrong * confidence
+    number_right, number_wrong = right.sum(), wrong.sum()
+    mixed = (number_right > 0) & (number_wrong > 0)
+    total = confidence.new_full((), 1e-10)
+    for first, second, pairs in (
+        (under, under, number_right * number_right),
+        (over, over, number_wrong * number_wrong),
+        (-2 * under, over, number_right * number_wrong),
+    ):
+        pairs = pairs.clamp(min=1) ** (2 if as_published else 1)
+        total = total + (first[:, None] * second * kernel).sum() / pairs
+    # Outside the mixed case the root gets a harmless value, lest its derivative there be NaN.
+    root = total.clamp(min=0).where(mixed, total.new_ones(())).sqrt()
+    return root.where(mixed, root.new_zeros(()))
+
+
+def paired_subset(scores: Tensor, positive: Tensor, limit: int = MAX_PAIRED) -> Tensor:
+    """Positives and as many of the highest-scored negatives, by descending score in both.
+
+    Args:
+        scores: ``(M,)`` in [0, 1].
+        positive: ``(M,)`` bool.
+        limit: of the whole, an even number.
+
+    Returns:
+        Indices ``(S,)``, S at most ``limit``.
+    """
+    scores, number = scores.detach(), int(positive.sum())
+    wanted = min(number, limit // 2)
+    best = scores.masked_fill(~positive, -1).topk(wanted).indices
+    others = scores.masked_fill(positive, -1).topk(min(wanted, len(scores) - number)).indices
+    return torch.cat([best, others])
+
+
+def _kernel(confidence: Tensor, width: float) -> Tensor:
+    return (-(confidence[:, None] - confidence).abs() / width).exp()

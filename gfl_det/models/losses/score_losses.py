@@ -9,13 +9,17 @@ classes by ``avg_factor``, or the mean of all elements.
 
 from __future__ import annotations
 
-from typing import Union
+from collections.abc import Sequence
+from typing import Literal, Union
 
 import torch
 from torch import Tensor, nn
 
+from gfl_det.models.losses import functional
+from gfl_det.models.losses.functional import varifocal_loss
 from gfl_det.models.losses.modules import REDUCTIONS, Reduction, dense_quality, reduce_loss
 from gfl_det.ops.distribution import full_precision
+from gfl_det.registry import MODELS
 
 Target = Union[Tensor, tuple[Tensor, Tensor]]
 
@@ -128,3 +132,321 @@ def checked_alpha(alpha: float | None) -> float | None:
     if alpha is not None and not 0 <= alpha <= 1:
         raise ValueError(f'alpha lies in [0, 1] or is None, not {alpha!r}')
     return alpha
+
+
+@MODELS.register_module()
+class FocalLoss(ScoreLoss):
+    """Focal loss and, of qualities, Quality Focal Loss; in MMDetection's place with its arguments.
+
+    Gamma is one of three: ``gamma`` itself; that of ``p0``, at which its gradient is that of cross
+    entropy; or ``gammas`` by the probability given to the truth, as in FLSD-53: ``gammas=(5, 3),
+    thresholds=(0.2,)``.
+
+    Args:
+        use_sigmoid: scores are sigmoids, one a class, and not a softmax.
+        gamma: focusing parameter, at least 0.
+        alpha: weight of positives with sigmoids, against 1 - alpha of negatives; None for no
+            weights, as in Quality Focal Loss.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: factor of the result.
+        activated: must be False; kept so that mmdet's configs fit.
+        detach_weight: let no gradient through the weight, which moves the optimum.
+        p0: probability in (0, 1), from .5 on cross entropy.
+        max_gamma: bound of the gamma of ``p0``, which grows without one as p0 goes to 0.
+        gammas: gamma below the first threshold, between the first and the second, and so on.
+        thresholds: of the probability, ascending, one fewer than gammas.
+
+    Raises:
+        ValueError: an argument is out of range, or ``p0`` and ``gammas`` are both given.
+    """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        gamma: float = 2.0,
+        alpha: float | None = 0.25,
+        reduction: Reduction = 'mean',
+        loss_weight: float = 1.0,
+        activated: bool = False,
+        *,
+        detach_weight: bool = False,
+        p0: float | None = None,
+        max_gamma: float = 5.0,
+        gammas: Sequence[float] | None = None,
+        thresholds: Sequence[float] = (0.2,),
+    ) -> None:
+        super().__init__(use_sigmoid, reduction, loss_weight)
+        if activated:
+            raise ValueError('gfl_det.FocalLoss takes logits: leave activated=False')
+        if p0 is not None and gammas is not None:
+            raise ValueError('give p0 or gammas to FocalLoss, not both')
+        if p0 is not None:
+            gamma = min(functional.automatic_gamma(p0), max_gamma)
+        steps = (gamma,) if gammas is None else tuple(gammas)
+        edges = () if gammas is None else tuple(thresholds)
+        if not all(step >= 0 for step in steps):
+            raise ValueError(f'gamma of FocalLoss is at least 0, not {steps}')
+        if len(edges) != len(steps) - 1 or list(edges) != sorted(edges):
+            raise ValueError(
+                f'FocalLoss needs ascending thresholds, one fewer than {steps}, not {edges}'
+            )
+        self.alpha = checked_alpha(alpha)
+        self.detach_weight = detach_weight
+        self.gammas: tuple[float, ...] = steps
+        self.thresholds: tuple[float, ...] = edges
+
+    def set_gamma(self, gamma: float) -> None:
+        """Take one gamma for all samples from now on.
+
+        Raises:
+            ValueError: it is negative.
+        """
+        if not gamma >= 0:
+            raise ValueError(f'gamma of FocalLoss is at least 0, not {gamma!r}')
+        self.gammas, self.thresholds = (gamma,), ()
+
+    def _gamma(self, probability: Tensor) -> float | Tensor:
+        if not self.thresholds:
+            return self.gammas[0]
+        return functional.gamma_by_sample(probability, self.gammas, self.thresholds)
+
+    def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
+        likeness = 1 - (quality - logits.sigmoid()).abs()
+        gamma = self._gamma(likeness)
+        loss = functional.quality_focal(logits, quality, gamma, self.detach_weight)
+        return balanced(loss, positive, self.alpha)
+
+    def softmax_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logs = functional.true_log_probability(logits, labels)
+        return functional.focal_loss(logs, self._gamma(logs.exp()), self.detach_weight)
+
+
+@MODELS.register_module()
+class InverseFocalLoss(ScoreLoss):
+    """Inverse focal loss, which rewards confidence; to be followed by post-hoc calibration.
+
+    With a gradient in the weight and gamma 2, a chance of .5 has two optima and none between them;
+    up to 1.5 there is one.
+
+    Args:
+        use_sigmoid: scores are sigmoids, one a class, and not a softmax.
+        gamma: at least 0; at most 3.59 with a gradient in the weight.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: factor of the result.
+        detach_weight: let no gradient through the weight.
+        negatives: with sigmoids, what negatives get: 'focal', Quality Focal Loss; or 'inverse', the
+            same as positives, and all of it times 2^-gamma, lest easy negatives outweigh the rest.
+        beta: focusing parameter of the negatives' Quality Focal Loss.
+        alpha: weight of positives with sigmoids, against 1 - alpha of negatives; None for none.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        gamma: float = 1.5,
+        reduction: Reduction = 'mean',
+        loss_weight: float = 1.0,
+        *,
+        detach_weight: bool = False,
+        negatives: Literal['focal', 'inverse'] = 'focal',
+        beta: float = 2.0,
+        alpha: float | None = None,
+    ) -> None:
+        super().__init__(use_sigmoid, reduction, loss_weight)
+        functional.check_inverse_gamma(gamma, detach_weight)
+        if negatives not in ('focal', 'inverse'):
+            raise ValueError(f"negatives get 'focal' or 'inverse' loss, not {negatives!r}")
+        self.gamma, self.beta, self.negatives = gamma, beta, negatives
+        self.detach_weight = detach_weight
+        self.alpha = checked_alpha(alpha)
+
+    def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
+        loss = functional.quality_inverse_focal(logits, quality, self.gamma, self.detach_weight)
+        if self.negatives == 'inverse':
+            loss = loss * 2**-self.gamma
+        else:
+            loss = torch.where(positive, loss, functional.quality_focal(logits, quality, self.beta))
+        return balanced(loss, positive, self.alpha)
+
+    def softmax_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logs = functional.true_log_probability(logits, labels)
+        return functional.inverse_focal_loss(logs, self.gamma, self.detach_weight)
+
+
+@MODELS.register_module()
+class BrierLoss(ScoreLoss):
+    """Brier score: the squared distance to the truth, with a softmax summed over classes.
+
+    Args:
+        use_sigmoid: scores are sigmoids, one a class, and not a softmax.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: factor of the result.
+    """
+
+    def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
+        return functional.quality_brier(logits, quality)
+
+    def softmax_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.brier_loss(logits, labels)
+
+
+@MODELS.register_module()
+class LabelSmoothingLoss(ScoreLoss):
+    """Cross entropy, or Quality Focal Loss, against smoothed targets.
+
+    Args:
+        use_sigmoid: scores are sigmoids, one a class, and not a softmax; only positives' targets
+            are smoothed then.
+        smoothing: part of the target that is spread evenly, in [0, 1).
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: factor of the result.
+        beta: with sigmoids, focusing parameter; 0 is cross entropy, 2 Quality Focal Loss.
+
+    Raises:
+        ValueError: ``smoothing`` is out of range.
+    """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        smoothing: float = 0.05,
+        reduction: Reduction = 'mean',
+        loss_weight: float = 1.0,
+        *,
+        beta: float = 2.0,
+    ) -> None:
+        super().__init__(use_sigmoid, reduction, loss_weight)
+        if not 0 <= smoothing < 1:
+            raise ValueError(f'smoothing lies in [0, 1), not {smoothing!r}')
+        self.smoothing, self.beta = smoothing, beta
+
+    def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
+        smooth = functional.smooth_quality(quality, positive, self.smoothing)
+        return functional.quality_focal(logits, smooth, self.beta)
+
+    def softmax_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.label_smoothing_loss(logits, labels, self.smoothing)
+
+
+@MODELS.register_module()
+class MMCELoss(ScoreLoss):
+    """Cross entropy, or Quality Focal Loss, with the kernel calibration error MMCE on top.
+
+    With a softmax the error compares the largest probability with whether it is right; with
+    sigmoids, the scores of positives and of as many of the highest-scored negatives with their
+    qualities. Its memory grows with the square of the samples, at most 1024 with sigmoids.
+
+    Args:
+        use_sigmoid: scores are sigmoids, one a class, and not a softmax.
+        mmce_weight: factor of the error beside the mean loss (times N for a sum).
+        reduction: 'mean' or 'sum'.
+        loss_weight: factor of the result.
+        weighted: right and wrong samples weigh the same; for a softmax alone.
+        beta: with sigmoids, focusing parameter of the loss below the error.
+
+    Raises:
+        ValueError: a reduction of 'none', which the error does not have, or ``weighted`` with
+            sigmoids.
+    """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        mmce_weight: float = 2.0,
+        reduction: Reduction = 'mean',
+        loss_weight: float = 1.0,
+        *,
+        weighted: bool = False,
+        beta: float = 2.0,
+    ) -> None:
+        super().__init__(use_sigmoid, reduction, loss_weight)
+        if weighted and use_sigmoid:
+            raise ValueError(
+                'a quality is neither right nor wrong: MMCELoss is weighted with a softmax'
+            )
+        self.mmce_weight, self.weighted, self.beta = mmce_weight, weighted, beta
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Target,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: Reduction | None = None,
+    ) -> Tensor:
+        """Loss as in the others, with the error added; samples of weight 0 do not enter it."""
+        reduction = reduction_override or self.reduction
+        if reduction == 'none':
+            raise ValueError('MMCE belongs to no single sample: reduce MMCELoss by mean or sum')
+        base = super().forward(pred, target, weight, avg_factor, reduction)
+        times = len(pred) if reduction == 'sum' else 1
+        error = self.error(full_precision(pred), target, weight)
+        return base + self.loss_weight * self.mmce_weight * times * error
+
+    def error(self, logits: Tensor, target: Target, weight: Tensor | None) -> Tensor:
+        """The scalar MMCE of logits ``(N, K)``."""
+        if self.use_sigmoid:
+            quality, positive = quality_and_positive(logits, target)
+            counted = torch.ones_like(positive)
+            if weight is not None:
+                counted = spread_weight(weight, logits).expand_as(quality) > 0
+            scores, quality = logits.sigmoid()[counted], quality[counted]
+            chosen = functional.paired_subset(scores, positive[counted])
+            return functional.mmce(scores[chosen], quality[chosen])
+        labels = softmax_labels(target)
+        if weight is not None:
+            logits, labels = logits[weight > 0], labels[weight > 0]
+        confidence, guess = logits.softmax(-1).max(-1)
+        measure = functional.weighted_mmce if self.weighted else functional.mmce
+        return measure(confidence, guess == labels)
+
+    def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
+        return functional.quality_focal(logits, quality, self.beta)
+
+    def softmax_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return -functional.true_log_probability(logits, labels)
+
+
+@MODELS.register_module()
+class VarifocalLoss(ScoreLoss):
+    """Varifocal Loss (VarifocalNet, CVPR 2021, eq. 2), a drop-in for mmdet's and for our heads.
+
+    Like Quality Focal Loss it trains scores that are qualities, but only negatives are focal, and
+    positives weigh as much as their quality. ``GFLHead`` sums it as it sums Quality Focal Loss;
+    called by itself it takes targets ``(N, C)`` as mmdet's, or labels with qualities.
+
+    Args:
+        use_sigmoid: must be True; kept so that mmdet's configs fit.
+        alpha: weight of negatives, at least 0.
+        gamma: focusing parameter of negatives, at least 0.
+        iou_weighted: weigh a positive by its quality, as the paper does.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: factor of the result.
+
+    Raises:
+        ValueError: ``use_sigmoid`` is False, or ``alpha`` or ``gamma`` is negative.
+    """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        alpha: float = 0.75,
+        gamma: float = 2.0,
+        iou_weighted: bool = True,
+        reduction: Reduction = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
+        if not use_sigmoid:
+            raise ValueError('VarifocalLoss has one score a class: leave use_sigmoid=True')
+        if not (alpha >= 0 and gamma >= 0):
+            raise ValueError(
+                f'alpha and gamma of VarifocalLoss are at least 0, not {alpha!r} and {gamma!r}'
+            )
+        super().__init__(use_sigmoid, reduction, loss_weight)
+        self.alpha, self.gamma, self.iou_weighted = alpha, gamma, iou_weighted
+
+    def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
+        return varifocal_loss(logits, quality, self.alpha, self.gamma, self.iou_weighted)

@@ -1,9 +1,14 @@
 """One page about a detector: its numbers, its errors, its pictures, without a network."""
 
 from gfl_det.visualization.report.analysis import Analysis, analyse
-from gfl_det.visualization.report.confusion import confusion_matrix
 from gfl_det.visualization.report.data import ReportData
-from gfl_det.visualization.report.errors import KINDS, Errors, find_errors, oracle_gains
+from gfl_det.visualization.report.errors import (
+    KINDS,
+    Errors,
+    confusion_matrix,
+    find_errors,
+    oracle_gains,
+)
 from gfl_det.visualization.report.gallery import draw_gallery
 from gfl_det.visualization.report.page import render
 

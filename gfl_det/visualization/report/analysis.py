@@ -8,16 +8,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gfl_det.evaluation.detections import Detections, Truths
-from gfl_det.evaluation.evaluation import evaluate_detections, keep_above
+from gfl_det.evaluation.functional import evaluate_detections, keep_above, reliability
 from gfl_det.evaluation.matching import Matches, match
-from gfl_det.evaluation.reliability import reliability
-from gfl_det.utils.progress import Progress
+from gfl_det.utils.console import Progress
 from gfl_det.visualization import class_colours
 from gfl_det.visualization.report import uncertainty
-from gfl_det.visualization.report.confusion import confusion_matrix
 from gfl_det.visualization.report.curves import SIZES, CocoTable, Cuts, best_cuts, coco_table
 from gfl_det.visualization.report.data import ReportData
-from gfl_det.visualization.report.errors import KINDS, TAU, Errors, find_errors, oracle_gains
+from gfl_det.visualization.report.errors import (
+    KINDS,
+    TAU,
+    Errors,
+    confusion_matrix,
+    find_errors,
+    oracle_gains,
+)
 from gfl_det.visualization.report.images import ImageErrors, judge_images
 from gfl_det.visualization.report.training import Curve, read_curves
 

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gfl_det.calibration.fitted import FittedCalibrator
+from gfl_det.calibration.calibrators import FittedCalibrator
 from gfl_det.evaluation.detections import Detections, Truths
-from gfl_det.evaluation.lrp import OptimalLRP, lrp, nan_mean, optimal_lrp
+from gfl_det.evaluation.functional import OptimalLRP, lrp, nan_mean, optimal_lrp, reliability
 from gfl_det.evaluation.matching import Matches, match
-from gfl_det.evaluation.reliability import reliability
 from gfl_det.utils.files import make_folder, writing
 
 PAGE = 'report.html'  # the file of the page

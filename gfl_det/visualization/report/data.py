@@ -12,7 +12,7 @@ import numpy as np
 
 from gfl_det.errors import DataError
 from gfl_det.evaluation.detections import Detections, Truths
-from gfl_det.ops.box_formats import xywh_to_xyxy
+from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.visualization.edges import EdgeBins, edge_bins
 
 NORMAL_BINS = np.linspace(-3, 3, 17)  # deviations from the mean

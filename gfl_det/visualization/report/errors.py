@@ -15,14 +15,56 @@ A truth that no detection found, and no class or localisation error lies on, is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.evaluation.average_precision import average_precision
 from gfl_det.evaluation.detections import Detections, Truths
-from gfl_det.evaluation.matching import FALSE, IGNORED, MAX_DETS, TRUE, Matches, match
-from gfl_det.visualization.report.pairs import Pairs, pairs_in_images
+from gfl_det.evaluation.functional import average_precision
+from gfl_det.evaluation.matching import FALSE, IGNORED, MAX_DETS, TRUE, Matches, match, overlaps
+
+CHUNK = 50_000  # detections whose pairs are held at once
+
+
+class Pairs(NamedTuple):
+    """P pairs of boxes that overlap."""
+
+    detection: np.ndarray  # (P,) int64
+    truth: np.ndarray  # (P,) int64
+    iou: np.ndarray  # (P,) in (0, 1]
+
+    def take(self, chosen: np.ndarray) -> Pairs:
+        """Those of a mask or of indices."""
+        return Pairs(*(values[chosen] for values in self))
+
+
+def pairs_in_images(detections: Detections, truths: Truths) -> Iterator[Pairs]:
+    """All pairs of a detection and a truth of one image that overlap, crowds apart.
+
+    Yields:
+        The pairs of whole images at a time, so that memory does not grow with the data set.
+    """
+    candidates = np.flatnonzero(~truths.crowd)
+    candidates = candidates[np.argsort(truths.image[candidates], kind='stable')]
+    images = truths.image[candidates]
+    order = np.argsort(detections.image, kind='stable')
+    starts = np.flatnonzero(np.diff(detections.image[order], prepend=-1))
+    begin = 0
+    for end in [*starts[1:], len(order)]:
+        if end - begin < CHUNK and end < len(order):
+            continue
+        rows, begin = order[begin:end], end
+        first = np.searchsorted(images, detections.image[rows])
+        count = np.searchsorted(images, detections.image[rows], side='right') - first
+        detection = np.repeat(rows, count)
+        start = np.cumsum(count) - count
+        truth = candidates[np.arange(len(detection)) - np.repeat(start - first, count)]
+        none = np.zeros(len(truth), bool)
+        iou = overlaps(detections.boxes[detection], truths.boxes[truth], none)
+        touching = iou > 0
+        yield Pairs(detection[touching], truth[touching], iou[touching])
+
 
 KINDS = ('localisation', 'class', 'both', 'duplicate', 'background', 'missed')
 LOCALISATION, CLASS, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(KINDS))
@@ -159,3 +201,50 @@ def _mean_precision(found: Matches, present: np.ndarray) -> float:
     )
     per_class = average_precision([found]).per_class[present]
     return float(np.nan_to_num(per_class).mean()) if len(per_class) else float('nan')
+
+
+def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> np.ndarray:
+    """Count truths against detections.
+
+    Detections that match a truth of their class, as COCO matches them, come first, so the diagonal
+    holds the true positives of the other numbers. Then the others, by descending score, take the
+    free truth of another class with the largest IoU of at least tau. What is left over is a
+    detection of nothing, or a truth that nothing found. Crowds, and detections in them, do not
+    count.
+
+    Args:
+        detections: those that ``errors`` were found in, cut at the score to judge.
+        truths: of the same images.
+        errors: of the two.
+
+    Returns:
+        ``(K + 1, K + 1)`` int64: rows are true classes and last "nothing", columns those predicted.
+    """
+    classes = len(truths.category_ids)
+    matrix = np.zeros((classes + 1, classes + 1), np.int64)
+    found = errors.found
+    right = found.state == TRUE
+    np.add.at(matrix, (found.label[right], found.label[right]), 1)
+    free = ~truths.crowd
+    free[found.truth[right]] = False
+    wrong = np.flatnonzero(found.state == FALSE)
+    others = detections.take(found.row[wrong])
+    partner = np.full(len(wrong), -1)
+    for pairs in pairs_in_images(others, truths):
+        near = pairs.take((pairs.iou >= found.tau) & free[pairs.truth])
+        _pair_off(near, others.scores, free, partner)
+    label = found.label[wrong]
+    confused = partner >= 0
+    np.add.at(matrix, (truths.label[partner[confused]], label[confused]), 1)
+    np.add.at(matrix, (np.full((~confused).sum(), classes), label[~confused]), 1)
+    np.add.at(matrix, (truths.label[free], np.full(free.sum(), classes)), 1)
+    return matrix
+
+
+def _pair_off(pairs: Pairs, scores: np.ndarray, free: np.ndarray, partner: np.ndarray) -> None:
+    """Give detections free truths, the best score and then the best IoU first, in place."""
+    pairs = pairs.take(np.lexsort((pairs.detection, -pairs.iou, -scores[pairs.detection])))
+    for detection, truth in zip(pairs.detection.tolist(), pairs.truth.tolist()):
+        if free[truth] and partner[detection] < 0:
+            free[truth] = False
+            partner[detection] = truth

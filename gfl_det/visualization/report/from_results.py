@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 
 from gfl_det.calibration.distribution import DistributionCalibrator
-from gfl_det.calibration.distribution_files import load_any_calibrator
+from gfl_det.calibration.files import load_any_calibrator
 from gfl_det.errors import DataError
-from gfl_det.evaluation.coco import detections_from_coco, read_json, truths_from_coco
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import (
+    Detections,
+    Truths,
+    detections_from_coco,
+    read_json,
+    truths_from_coco,
+)
 from gfl_det.visualization.report.data import ReportData, box_areas, file_names
 
 

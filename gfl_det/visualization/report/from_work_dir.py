@@ -10,15 +10,13 @@ import numpy as np
 from mmengine.config import Config, ConfigDict
 
 from gfl_det.calibration.apply import detection_wishes, edge_detections
-from gfl_det.calibration.distribution import DistributionCalibrator
-from gfl_det.calibration.distribution_files import AnyCalibrator, load_any_calibrator
-from gfl_det.calibration.evidence import EdgeDetections
+from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
+from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator
 from gfl_det.engine.run_split import Split, run_split, score_type, truths_path
 from gfl_det.engine.training.checkpoints import newest_checkpoint
 from gfl_det.errors import CheckpointError, ConfigError
-from gfl_det.evaluation.coco import detections_from_coco, read_json
-from gfl_det.evaluation.detections import Detections, Truths
-from gfl_det.utils.walk import datasets_of, image_folder
+from gfl_det.evaluation.detections import Detections, Truths, detections_from_coco, read_json
+from gfl_det.utils.config import datasets_of, image_folder
 from gfl_det.visualization.report.data import EdgeLogits, ReportData, box_areas, file_names
 from gfl_det.visualization.report.training import scalar_files
 

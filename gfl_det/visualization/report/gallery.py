@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import base64
+import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from gfl_det.datasets.images import read_image
 from gfl_det.errors import DataError
 from gfl_det.evaluation.detections import Truths
-from gfl_det.ops.box_formats import xywh_to_xyxy
-from gfl_det.utils.progress import Progress
-from gfl_det.visualization import Boxes
+from gfl_det.ops.boxes import xywh_to_xyxy
+from gfl_det.utils.console import Progress
+from gfl_det.visualization import Boxes, draw_boxes
+from gfl_det.visualization.picture import MAX_ENLARGEMENT
 from gfl_det.visualization.report.analysis import Analysis
 from gfl_det.visualization.report.data import ReportData
 from gfl_det.visualization.report.errors import MISSED, NO_ERROR, Errors
 from gfl_det.visualization.report.images import choose_images
-from gfl_det.visualization.report.pictures import draw
+
+SIDE_PX = 640  # longer side of a picture
+QUALITY = 80
+
+
+def draw(image: np.ndarray, boxes: Boxes, classes: Sequence[str]) -> bytes:
+    """Draw boxes, those with distributions with soft edges.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        boxes: px of the image.
+        classes: names by label.
+
+    Returns:
+        A JPEG whose longer side has `SIDE_PX`, or less of a tiny image.
+    """
+    height, width = image.shape[:2]
+    factor = SIDE_PX / max(height, width)
+    if factor < 1:
+        size = max(1, round(width * factor)), max(1, round(height * factor))
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+        boxes, factor = boxes.scaled(factor), 1.0
+    picture = draw_boxes(image, boxes, classes, scale=min(factor, MAX_ENLARGEMENT))
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, 'JPEG', quality=QUALITY, optimize=True)
+    return file.getvalue()
+
 
 MAX_BYTES = 10_000_000  # of all pictures, as base64
 MAX_DRAWN = 60  # detections of an image, the best

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from gfl_det.evaluation.detections import Truths
 from gfl_det.evaluation.matching import TRUE, Matches
-from gfl_det.ops.box_formats import xywh_to_xyxy
+from gfl_det.ops.boxes import xywh_to_xyxy
 
 NUM_BINS = 12
 MAX_POINTS = 1200  # drawn; chosen evenly by deviation
