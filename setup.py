@@ -64,7 +64,9 @@ class BuildWithConfigs(build_py):
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '*.yml'))
+    # Benchmarks and proofs run from projects/, which is not in the wheel.
+    ignored = ('__pycache__', '*.yml', 'benchmark*.py', 'prove_*.py')
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*ignored))
 
 
 def fill_mim(mim: Path, place) -> None:

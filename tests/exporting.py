@@ -11,7 +11,6 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import gfl_det
-from gfl_det.benchmarking.models import spread_weights
 from gfl_det.calibration import calibrators
 from gfl_det.calibration.calibrators import ClassMap, DetectionCalibrator
 from gfl_det.calibration.calibrators import Settings as Fit
@@ -19,6 +18,7 @@ from gfl_det.calibration.files import save_calibrator
 from gfl_det.calibration.maps import Isotonic, Platt, ScoreMap, Temperature
 from gfl_det.inference.export import ExportedDetector, Outputs, Settings, Source, load_source
 from gfl_det.inference.export.onnx_file import build_graph, describe
+from projects.benchmark.models import spread_weights
 
 FITTED_ON = calibrators.Source('', (), 9)
 MAPS = (Platt(0.5, 1.0), Temperature(2.0), Isotonic((0.1, 0.6), (0.2, 0.9)))  # of every kind

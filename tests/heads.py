@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from oracles import STRIDES, random_truths
 
-from gfl_det.benchmarking import models
+from projects.benchmark import models
 
 NUM_CLASSES = 8
 

@@ -14,11 +14,11 @@ from mmdet.models.task_modules.assigners import ATSSAssigner as MMDetATSSAssigne
 from mmengine.structures import InstanceData
 from oracles import STRIDES, atss, lattice_priors, random_truths
 
-from gfl_det.benchmarking import models, parts
 from gfl_det.models.assigners import ATSSAssigner, closed_form, general
 from gfl_det.models.assigners.lattice import fit_lattice, make_lattice, valid_rectangle
 from gfl_det.ops.boxes import iou
 from gfl_det.utils.timing import peak_memory
+from projects.benchmark import models, parts
 
 SHAPES = [(256, 320), (416, 672), (64, 1000), (700, 40), (8, 8), (130, 130), (24, 600)]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from gfl_det.benchmarking import models, parts, report, suite, whole
-from gfl_det.benchmarking.loading import loading_rows
 from gfl_det.errors import DataError
 from gfl_det.utils.timing import Row, Runs, kept_for_backward, peak_memory
+from projects.benchmark import models, parts, report, suite, whole
+from projects.benchmark.loading import loading_rows
 
 QUICK = Runs(repeats=0, seconds=0)
 SMALL = parts.Case(size=(96, 128), batch=1, truths=3, classes=4)

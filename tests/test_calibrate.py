@@ -22,12 +22,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from gfl_det import calibration
-from gfl_det.benchmarking.detections import make_set
 from gfl_det.calibration.apply import check_class_names
 from gfl_det.cli import calibrate as command
 from gfl_det.engine.preflight.classes import check_calibrator
 from gfl_det.errors import DataError
 from gfl_det.visualization.report import calibration as report
+from projects.benchmark.detections import make_set
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'calibrate.py'
 

@@ -13,11 +13,11 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
 import gfl_det
-from gfl_det.cli.main import load_config
 from gfl_det.datasets.digits.build import DigitsRecipe, build_digits
 from gfl_det.engine import runner
 from gfl_det.engine.run_split import detect_split, score_type, truths_path
 from gfl_det.errors import ConfigError, GFLDetError
+from gfl_det.utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
 NAME = 'gfl_r18_fpn_digits'

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -31,6 +33,7 @@ from gfl_det.datasets.checks.check import Decoding, Report, Source, check_file
 from gfl_det.datasets.checks.draft import Finding
 from gfl_det.engine import preflight
 from gfl_det.engine.reach import priors
+from gfl_det.engine.reach.priors import check_priors
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.models.assigners import ATSSAssigner
 from gfl_det.registry import TASK_UTILS
@@ -64,6 +67,10 @@ def check(place: Path, dataset: object, **source) -> Report:
     path = place / 'labels.json'
     path.write_text(dataset if isinstance(dataset, str) else json.dumps(dataset))
     return check_file(Source('', str(path), **source))
+
+
+def against(cfg: Config, pipeline: Sequence[dict] = ()) -> partial:
+    return partial(check_priors, cfg=cfg, pipeline=pipeline)
 
 
 def codes(report: Report) -> dict[str, Finding]:
@@ -580,7 +587,7 @@ class TestPriors:
         boxes[:, 2:] = np.maximum(boxes[:, 2:], 1.5)
         dataset['annotations'] = [box(i, int(image[i]), boxes[i].tolist()) for i in range(60)]
         pipeline = cfg.train_dataloader.dataset.pipeline
-        report = check(tmp_path, dataset, cfg=cfg, pipeline=pipeline)
+        report = check(tmp_path, dataset, further=against(cfg, pipeline))
 
         anchors = TASK_UTILS.build({**cfg.model.bbox_head.anchor_generator})
         bare = []
@@ -609,7 +616,9 @@ class TestPriors:
         for i in range(4):
             dataset = change(dataset, 'annotations', i, bbox=[10 + i, 10, 1.5, 1.5])
         cfg = config(**{'model.bbox_head.reg_max': 1})
-        report = check(tmp_path, dataset, cfg=cfg, pipeline=[dict(type='Resize', scale=(64, 48))])
+        report = check(
+            tmp_path, dataset, further=against(cfg, [dict(type='Resize', scale=(64, 48))])
+        )
         found = codes(report)
         assert found['priors.none'].level == 'warning'
         assert set(found['priors.none'].ids) <= {11, 12, 21, 22}
@@ -625,10 +634,15 @@ class TestPriors:
     )
     def test_another_head_or_assigner_is_left_unchecked(self, tmp_path, changes):
         report = check(
-            tmp_path, sound(), cfg=config(**changes), pipeline=[dict(type='Resize', scale=(9, 9))]
+            tmp_path,
+            sound(),
+            further=against(config(**changes), [dict(type='Resize', scale=(9, 9))]),
         )
         assert codes(report)['priors.unchecked'].level == 'note'
-        assert codes(check(tmp_path, sound(), cfg=config()))['priors.unchecked'].level == 'note'
+        assert (
+            codes(check(tmp_path, sound(), further=against(config())))['priors.unchecked'].level
+            == 'note'
+        )
 
     def test_of_many_images_the_same_are_drawn(self, monkeypatch):
         monkeypatch.setattr(priors, 'SAMPLE', 10)

@@ -11,8 +11,8 @@ from calibration_cases import case_json, needs_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfl_det.calibration import classification_metrics
 from gfl_det.errors import DataError
+from projects.calibration_study import classification_metrics
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:

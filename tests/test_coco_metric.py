@@ -15,8 +15,14 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from pycocotools.cocoeval import COCOeval
 
 import gfl_det
-from gfl_det.benchmarking.detections import CocoSet, make_set
-from gfl_det.benchmarking.evaluation import (
+from gfl_det.compat import versions
+from gfl_det.errors import ConfigError, SetupError
+from gfl_det.evaluation import CocoMetric, coco_metric
+from gfl_det.evaluation.coco_metric import FastCOCOeval, counts_alike
+from gfl_det.registry import METRICS
+from gfl_det.utils.timing import Runs
+from projects.benchmark.detections import CocoSet, make_set
+from projects.benchmark.evaluation import (
     Recorder,
     build_metric,
     compare,
@@ -24,12 +30,6 @@ from gfl_det.benchmarking.evaluation import (
     largest_difference,
     same_numbers,
 )
-from gfl_det.compat import versions
-from gfl_det.errors import ConfigError, SetupError
-from gfl_det.evaluation import CocoMetric, coco_metric
-from gfl_det.evaluation.coco_metric import FastCOCOeval, counts_alike
-from gfl_det.registry import METRICS
-from gfl_det.utils.timing import Runs
 
 needs_faster = pytest.mark.skipif(
     not versions.has_faster_coco_eval(), reason=f'{versions.FASTER_COCO_EVAL} is not installed'

@@ -25,9 +25,9 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from gfl_det.cli import demo as command
-from gfl_det.cli import main
 from gfl_det.errors import DataError, SetupError
 from gfl_det.registry import MODELS
+from gfl_det.utils.config import load_config
 from gfl_det.visualization import Boxes, class_colours
 from gfl_det.visualization.demo.payload import MAX_BOXES, describe
 from gfl_det.visualization.demo.server import MAX_WAITING, UPLOAD_TYPE, DemoServer
@@ -284,7 +284,7 @@ def test_the_command_line_listens_here_alone():
 
 def test_the_tool_serves_a_detector(tmp_path):
     (tmp_path / 'tiny.py').write_text(test_tools.TINY_CONFIG)
-    cfg = main.load_config(str(tmp_path / 'tiny.py'))
+    cfg = load_config(str(tmp_path / 'tiny.py'))
     cfg.model.backbone.init_cfg = None
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg.model)

@@ -20,7 +20,7 @@ from test_tools import TINY_CONFIG
 from gfl_det.engine import config_edits, preflight
 from gfl_det.engine.preflight.classes import check_classes
 from gfl_det.engine.runner import build_runner
-from gfl_det.utils.config import walk
+from gfl_det.utils.config import SPLITS, override, walk
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (64, 96)  # height, width of the pictures
@@ -72,11 +72,11 @@ def test_the_sections_are_there():
 @pytest.mark.parametrize('section', CONFIGS)
 def test_every_config_is_built(section, tmp_path):
     cfg = config_of(section, tmp_path)
-    check_classes(cfg, config_edits.SPLITS)
+    check_classes(cfg, SPLITS)
     cfg.model.backbone.init_cfg = None
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg.model)
-        for split in config_edits.SPLITS:
+        for split in SPLITS:
             dataset = DATASETS.build(dict(lazy_init=True, **cfg[f'{split}_dataloader'].dataset))
             assert len(dataset.metainfo['classes']) == model.bbox_head.num_classes
             assert dataset.test_mode == (split != 'train')
@@ -154,12 +154,12 @@ def write_voc(root: Path) -> None:
 def shrink(cfg: Config, root: Path, folder: Path) -> None:
     """The same config with a tiny model, small pictures, one epoch and no worker processes."""
     (folder / 'tiny.py').write_text(TINY_CONFIG)
-    config_edits.override(cfg, {'data_root': f'{root}/'})
+    override(cfg, {'data_root': f'{root}/'})
     classes = cfg.model.bbox_head.num_classes
     cfg.model = Config(runpy.run_path(str(folder / 'tiny.py'))).model
     cfg.model.backbone.update(init_cfg=None, frozen_stages=-1)
     cfg.model.bbox_head.num_classes = classes
-    for split in config_edits.SPLITS:
+    for split in SPLITS:
         loader = cfg[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False)
         for _, node in walk(loader.dataset, ''):

@@ -15,14 +15,14 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 import gfl_det
-from gfl_det.benchmarking.parts import Case
-from gfl_det.benchmarking.v2 import format_cost
 from gfl_det.errors import ConfigError
 from gfl_det.models.heads import GFLHead
 from gfl_det.models.heads.gfl_v2_head import edge_statistics, joint_logits
 from gfl_det.models.losses.functional import distribution_focal_loss, quality_focal_loss_from_scores
 from gfl_det.ops.boxes import distances_to_boxes, giou, iou
 from gfl_det.utils.timing import Runs
+from projects.benchmark.parts import Case
+from projects.benchmark.v2 import format_cost
 
 SIZE = (128, 160)
 LEVELS = [(16, 20), (8, 10), (4, 5), (2, 3), (1, 2)]

@@ -26,6 +26,8 @@ from gfl_det.errors import CheckpointError, ConfigError, NonFiniteLossError
 sys.path.insert(0, str(Path(__file__).parent / 'faults'))
 from project import CONFIG, DROPPING
 
+from gfl_det.cli.replay import command, parse_arguments
+
 SGD = dict(type='SGD', lr=0.1, momentum=0.9)
 SEMI = """
 model = dict(
@@ -285,7 +287,7 @@ class TestReplay:
             'gradient': None,
             '': 'backbone.layer1.0.conv1',
         }.get(spoil)
-        assert replay.command(replay.parse_arguments([str(path)])) == 0
+        assert command(parse_arguments([str(path)])) == 0
         assert 'images: 100, 101' in capsys.readouterr().out
 
     @pytest.mark.parametrize('spoil', ['image', ''])
@@ -307,7 +309,7 @@ class TestReplay:
         assert replay.same_losses(dump, result)
         assert any(key.startswith('unsup_loss') for key in result.losses)
         assert result.bad_inputs == (['unsup_student 1'] if spoil else [])
-        assert replay.command(replay.parse_arguments([str(path)])) == 0
+        assert command(parse_arguments([str(path)])) == 0
 
     def test_a_file_that_is_no_step(self, tmp_path):
         torch.save({'state_dict': {}}, tmp_path / 'a.pt')

@@ -24,6 +24,7 @@ from gfl_det.engine import config_edits
 from gfl_det.engine.hooks import SamplePicturesHook
 from gfl_det.errors import ConfigError, DataError, SetupError
 from gfl_det.registry import HOOKS, VISUALIZERS
+from gfl_det.utils.config import load_config
 from gfl_det.visualization import Boxes, class_colours, draw_boxes
 from gfl_det.visualization.visualizer import save_picture
 
@@ -212,7 +213,7 @@ class TestOptions:
         assert cfg.model.test_cfg.score_thr == 0.05
 
     def test_what_is_not_ours_stays(self, tmp_path):
-        cfg = main.load_config('mmdet::gfl/gfl_r50_fpn_1x_coco.py')
+        cfg = load_config('mmdet::gfl/gfl_r50_fpn_1x_coco.py')
         cfg.visualizer.type = 'MyVisualizer'
         config_edits.draw_into(cfg, str(tmp_path))
         assert cfg.visualizer.type == 'MyVisualizer'

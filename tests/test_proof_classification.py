@@ -13,8 +13,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from gfl_det.calibration.proofs.claims import CLAIMS, Claim, judge
-from gfl_det.calibration.proofs.classification import (
+from gfl_det.errors import ConfigError
+from projects.calibration_study.claims import CLAIMS, Claim, judge
+from projects.calibration_study.classification import (
     LOSSES,
     MEASURES,
     Recipe,
@@ -23,8 +24,7 @@ from gfl_det.calibration.proofs.classification import (
     measure,
     run_one,
 )
-from gfl_det.calibration.proofs.tables import fraction, markdown, spread
-from gfl_det.errors import ConfigError
+from projects.calibration_study.tables import fraction, markdown, spread
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'prove_classification.py'
 

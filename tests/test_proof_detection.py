@@ -15,13 +15,13 @@ from mmengine.registry import DefaultScope
 
 import gfl_det
 from gfl_det.calibration import evaluate_detections, truths_from_coco
-from gfl_det.calibration.proofs.detection import METHODS, VIEWS, compare, halves, means
-from gfl_det.calibration.proofs.detection_command import keep, parse_arguments, read_pair
 from gfl_det.calibration.splits import Judged
 from gfl_det.datasets.digits.build import DigitsRecipe, build_digits
 from gfl_det.errors import DataError
 from gfl_det.evaluation.detections import Detections
 from gfl_det.evaluation.matching import match
+from projects.calibration_study.detection import METHODS, VIEWS, compare, halves, means
+from projects.calibration_study.detection_command import keep, parse_arguments, read_pair
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'prove_detection.py'

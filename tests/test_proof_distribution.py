@@ -10,10 +10,10 @@ import pytest
 from edge_scenes import scene
 
 from gfl_det import calibration
-from gfl_det.calibration.proofs import distribution, distribution_command
 from gfl_det.calibration.splits import split_images, take_edge_images
 from gfl_det.engine import run_split
 from gfl_det.errors import ConfigError
+from projects.calibration_study import distribution, distribution_command
 
 
 def test_pooled_splits_keep_their_own_images_apart() -> None:

@@ -17,6 +17,7 @@ from test_tools import pets  # noqa: F401  (a fixture)
 import gfl_det
 from gfl_det.engine import config_edits
 from gfl_det.engine.runner import build_runner
+from gfl_det.utils.config import override
 
 WATCHED = 'bbox_head.gfl_cls.weight'
 BUFFER = 'backbone.bn1.running_mean'
@@ -25,7 +26,7 @@ BUFFER = 'backbone.bn1.running_mean'
 def tiny(folder: Path, **changes: Any) -> Config:
     """The tiny detector of the tools' tests on eight pictures, without pretrained weights."""
     cfg = Config.fromfile(folder / 'tiny.py')
-    config_edits.override(cfg, {'data_root': str(folder / 'pets')})
+    override(cfg, {'data_root': str(folder / 'pets')})
     config_edits.train_from_scratch(cfg)
     cfg.train_dataloader.num_workers, cfg.model.backbone.norm_eval = 0, False
     cfg.work_dir, cfg.randomness = str(folder / 'run'), dict(seed=0)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gfl_det.calibration.classification_metrics import (
+from gfl_det.errors import ConfigError, DataError
+from projects.calibration_study.classification_metrics import (
     expected_calibration_error,
     negative_log_likelihood,
     softmax,
 )
-from gfl_det.calibration.softmax_temperature import (
+from projects.calibration_study.softmax_temperature import (
     GRID,
     fit_softmax_temperature,
     search_temperature,
 )
-from gfl_det.errors import ConfigError, DataError
 
 
 def sampled(temperature: float, number: int = 4000) -> tuple[np.ndarray, np.ndarray]:

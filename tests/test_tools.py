@@ -24,7 +24,7 @@ from gfl_det.cli import main as cli
 from gfl_det.engine import amp, config_edits, runner
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
 from gfl_det.utils.building import move
-from gfl_det.utils.config import walk
+from gfl_det.utils.config import load_config, move_data_root, override, walk
 
 ROOT = Path(__file__).parents[1]
 COCO = 'gfl_r50_fpn_1x_coco'
@@ -92,7 +92,7 @@ class TestDataRoot:
     @pytest.mark.parametrize('new', ['/big/coco', '/big/coco/', 'data', 'data/coco/2017'])
     def test_every_path_moves_once(self, new):
         cfg = shipped()
-        config_edits.override(cfg, {'data_root': new})
+        override(cfg, {'data_root': new})
         root = new.rstrip('/')
         assert cfg.data_root == new
         assert {path.rstrip('/') for path in strings(cfg, 'data_root')} == {root}
@@ -114,7 +114,7 @@ class TestDataRoot:
             'data_root': '/big',
             'train_dataloader.dataset.data_root': '/other',
         }
-        config_edits.override(cfg, settings)
+        override(cfg, settings)
         assert cfg.val_evaluator.ann_file == 'mine.json'
         assert cfg.train_dataloader.dataset.data_root == '/other'
         assert cfg.val_dataloader.dataset.data_root == '/big/'
@@ -122,24 +122,24 @@ class TestDataRoot:
     def test_paths_elsewhere_stay(self):
         cfg = shipped()
         cfg.val_evaluator.ann_file = 'data/coco2/val.json'
-        config_edits.move_data_root(cfg, '/big')
+        move_data_root(cfg, '/big')
         assert cfg.val_evaluator.ann_file == 'data/coco2/val.json'
 
     def test_a_config_with_one_root_and_no_variable_for_it(self):
         cfg = shipped()
         cfg.pop('data_root')
-        config_edits.move_data_root(cfg, '/big')
+        move_data_root(cfg, '/big')
         assert cfg.val_evaluator.ann_file == '/big/annotations/instances_val2017.json'
         cfg.train_dataloader.dataset.data_root = '/third'
         cfg.pop('data_root')
         with pytest.raises(ConfigError, match='no single data_root'):
-            config_edits.move_data_root(cfg, '/big')
+            move_data_root(cfg, '/big')
 
 
 class TestOverrides:
     def test_keys_that_the_config_lacks_are_told_with_the_nearest(self):
         cfg = shipped()
-        (warning,) = config_edits.override(cfg, {'train_cfg.max_epoch': 3})
+        (warning,) = override(cfg, {'train_cfg.max_epoch': 3})
         assert 'has no train_cfg.max_epoch' in warning
         assert 'did you mean train_cfg.max_epochs?' in warning
         assert cfg.train_cfg.max_epoch == 3
@@ -156,15 +156,15 @@ class TestOverrides:
         ],
     )
     def test_known_keys_pass_without_a_word(self, settings):
-        assert config_edits.override(shipped(), settings) == []
+        assert override(shipped(), settings) == []
 
     def test_an_index_beyond_a_list(self):
         with pytest.raises(ConfigError, match='cannot be merged'):
-            config_edits.override(shipped(), {'train_dataloader.dataset.pipeline.99.scale': 1})
+            override(shipped(), {'train_dataloader.dataset.pipeline.99.scale': 1})
 
     def test_settings_are_not_edited(self):
         settings = {'data_root': '/big'}
-        config_edits.override(shipped(), settings)
+        override(shipped(), settings)
         assert settings == {'data_root': '/big'}
 
 
@@ -370,26 +370,26 @@ class TestCommandLine:
         assert "'oops' is not of the form KEY=VALUE" in capsys.readouterr().err
 
     def test_a_config_by_path_or_by_name(self):
-        by_name = cli.load_config(COCO)
-        by_path = cli.load_config(str(ROOT / 'configs' / f'{COCO}.py'), {'train_cfg.max_epochs': 1})
+        by_name = load_config(COCO)
+        by_path = load_config(str(ROOT / 'configs' / f'{COCO}.py'), {'train_cfg.max_epochs': 1})
         assert by_path.train_cfg.max_epochs == 1
         assert by_name.model == by_path.model
 
     def test_an_unknown_key_is_warned_of(self, capsys):
-        cli.load_config(COCO, {'model.bbox_head.num_clases': 3})
+        load_config(COCO, {'model.bbox_head.num_clases': 3})
         assert 'did you mean model.bbox_head.num_classes?' in capsys.readouterr().err
 
     @pytest.mark.parametrize('name', ['gfl_r50_fpn_2x_coco', 'gfl_r50_fpn_2x_coco.py'])
     def test_an_unknown_config_names_the_nearest(self, name):
         with pytest.raises(ConfigError, match='gfl_r50_fpn_1x_coco'):
-            cli.load_config(name)
+            load_config(name)
 
     def test_an_unknown_file_names_its_neighbours(self, tmp_path):
         (tmp_path / 'pets_r50.py').touch()
         with pytest.raises(ConfigError, match=r'no config .*pets_r51\.py; nearest: .*pets_r50\.py'):
-            cli.load_config(str(tmp_path / 'pets_r51.py'))
+            load_config(str(tmp_path / 'pets_r51.py'))
         with pytest.raises(ConfigError, match='is a folder'):
-            cli.load_config(f'{tmp_path}/')
+            load_config(f'{tmp_path}/')
 
     @pytest.mark.parametrize(
         ('text', 'expected'),
@@ -403,7 +403,7 @@ class TestCommandLine:
         path = tmp_path / 'broken.py'
         path.write_text(text)
         with pytest.raises(ConfigError, match=expected):
-            cli.load_config(str(path))
+            load_config(str(path))
 
     def test_torchruns_variables_are_asked_for(self, monkeypatch):
         monkeypatch.delenv('RANK', raising=False)

@@ -11,11 +11,14 @@ JSON and exits with 1 where a ratio fell. Run it on an otherwise idle machine.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from gfl_det.benchmarking import report, suite
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # projects/ lies beside tools/
+
 from gfl_det.cli import main as cli
 from gfl_det.utils.timing import Runs
+from projects.benchmark import report, suite
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -9,11 +9,15 @@ With --v2 GFLv2's head is compared with GFL's instead, from the features on.
 """
 
 import argparse
+import sys
+from pathlib import Path
 
 import torch
 
-from gfl_det.benchmarking import parts, report, v2
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # projects/ lies beside tools/
+
 from gfl_det.utils.timing import Runs
+from projects.benchmark import parts, report, v2
 
 
 def parse_arguments() -> argparse.Namespace:

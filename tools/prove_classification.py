@@ -8,9 +8,14 @@ the error, ECE, AdaECE and NLL before and after temperature scaling, and what be
 claims; a minute or two on one core, nothing is downloaded.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # projects/ lies beside tools/
+
 try:
-    from gfl_det.calibration.proofs import classification_command
     from gfl_det.cli import main as cli
+    from projects.calibration_study import classification_command
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 

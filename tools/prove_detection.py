@@ -10,9 +10,14 @@ halves of the val split, N times. Prints two Markdown tables: all detections cal
 detector, and the published protocol, which cuts each class at its best LRP (and, for D-ECE, at .3).
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # projects/ lies beside tools/
+
 try:
-    from gfl_det.calibration.proofs import detection_command
     from gfl_det.cli import main as cli
+    from projects.calibration_study import detection_command
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 

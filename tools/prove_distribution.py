@@ -8,9 +8,14 @@ Runs a GFL detector on held-out images, cuts them in two at random, fits isotoni
 distribution calibrators on one half and judges them on the other. Prints a Markdown table.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # projects/ lies beside tools/
+
 try:
-    from gfl_det.calibration.proofs import distribution_command
     from gfl_det.cli import main as cli
+    from projects.calibration_study import distribution_command
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 

@@ -9,13 +9,13 @@ gradients did. Exit status 0 if the losses are the same, 3 if they are not.
 
 try:
     from gfl_det.cli import main as cli
-    from gfl_det.engine.training import replay
+    from gfl_det.cli.replay import command, parse_arguments
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    status = replay.command(replay.parse_arguments())
+    status = command(parse_arguments())
     if status:
         raise SystemExit(status)
 

@@ -3,11 +3,14 @@
     python tools/swap_head.py CONFIG [--head GFLHead|GFLv2Head] [--out FILE] [--check]
                               [--weights CHECKPOINT] [--num-classes N] [--target rpn_head]
     python tools/swap_head.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --check
-    python tools/swap_head.py --zoo [--out FILE]
+    python tools/swap_head.py --zoo [--head NAME] [--out FILE]
 
 CONFIG is a file, the name of a shipped config, or mmdet::FOLDER/NAME.py. Every change is printed
-with its reason; --zoo tries every single-stage config that MMDetection ships.
+with its reason; --zoo, in a checkout, tries every single-stage config that MMDetection ships.
 """
+
+import sys
+from pathlib import Path
 
 try:
     from gfl_det.cli import main as cli
@@ -17,11 +20,13 @@ except ImportError as error:  # without gfl_det, or with a broken family
 
 
 def main() -> None:
-    args = swap_head.parse_arguments()
-    if args.zoo:
-        swap_head.try_zoo(args)
+    if '--zoo' in sys.argv:
+        sys.path.append(str(Path(__file__).resolve().parents[1]))
+        from projects.zoo import command
+
+        command.try_zoo(command.parse_arguments())
     else:
-        swap_head.swap_one(args)
+        swap_head.swap_one(swap_head.parse_arguments())
 
 
 if __name__ == '__main__':

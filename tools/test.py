@@ -11,14 +11,16 @@ samples to a .pkl or COCO results to a .json. On several GPUs: tools/dist_test.s
 try:
     from gfl_det.cli import main as cli
     from gfl_det.engine import config_edits, preflight
-    from gfl_det.engine.runner import build_runner, optimize_model
+    from gfl_det.engine.runner import build_runner
+    from gfl_det.inference.optimize import optimize_model
+    from gfl_det.utils.config import load_config
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
     args = cli.parse_test_arguments()
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     config_edits.set_work_dir(cfg, args.work_dir, args.config)
     cfg.load_from = args.checkpoint
     preflight.check_testing(cfg)

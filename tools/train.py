@@ -14,13 +14,14 @@ try:
 
     from gfl_det.cli import main as cli
     from gfl_det.engine import config_edits, preflight, runner
+    from gfl_det.utils.config import load_config
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
     args = cli.parse_train_arguments()
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     config_edits.set_work_dir(cfg, args.work_dir, args.config)
     if args.amp:
         config_edits.use_amp(cfg, has_gpu=torch.cuda.is_available())

@@ -7,8 +7,6 @@ import math
 
 from gfl_det.utils.pixels import LIMIT_VARIABLE, pixel_limit
 
-DTYPES = ('float32', 'bfloat16', 'float16')  # that detectors can be run in
-
 
 def count(text: str) -> int:
     """A whole number of at least 1."""

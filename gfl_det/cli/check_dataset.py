@@ -7,18 +7,20 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
 
 from gfl_det.cli.arguments import count
-from gfl_det.cli.main import add_cfg_options, load_config
+from gfl_det.cli.main import add_cfg_options
 from gfl_det.datasets.annotations import find
 from gfl_det.datasets.checks.check import Decoding, Report, Source, check_file
 from gfl_det.datasets.checks.draft import LEVELS
 from gfl_det.engine.preflight.classes import class_names
+from gfl_det.engine.reach.priors import check_priors
 from gfl_det.errors import ConfigError
-from gfl_det.utils.config import annotation_path, datasets_of, image_folder, is_remote
+from gfl_det.utils.config import annotation_path, datasets_of, image_folder, is_remote, load_config
 from gfl_det.utils.console import print_table
 from gfl_det.utils.files import check_writable, write_json, write_text
 from gfl_det.utils.pixels import pixel_limit
@@ -123,7 +125,8 @@ def sources_of_split(cfg: Config, split: str) -> Iterator[Source]:
         if path and not is_remote(path):
             names = class_names(dataset)
             pipeline = dataset.get('pipeline') or ()
-            yield Source(split, path, image_folder(dataset), names, pipeline, cfg)
+            priors = partial(check_priors, cfg=cfg, pipeline=pipeline)
+            yield Source(split, path, image_folder(dataset), names, priors)
 
 
 def print_report(report: Report) -> None:

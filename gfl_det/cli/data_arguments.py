@@ -8,9 +8,10 @@ from functools import partial
 from gfl_det.calibration.calibrators import FittedCalibrator
 from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.calibration.splits import Judged, split, split_images, take_edge_images, take_truths
-from gfl_det.cli.main import add_cfg_options, load_config
+from gfl_det.cli.main import add_cfg_options
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.detections import Truths, detections_from_coco, read_json, truths_from_coco
+from gfl_det.utils.config import load_config
 
 HALVES = ('first', 'second')
 FILES_HEAD = 'GFLHead'  # whose scores a result file is taken to hold

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from gfl_det.cli.main import add_cfg_options, load_config
+from gfl_det.cli.main import add_cfg_options
 from gfl_det.datasets.images import read_image
 from gfl_det.engine.preflight.data import check_data
 from gfl_det.engine.run_split import Split
@@ -34,6 +34,7 @@ from gfl_det.inference.export.preprocessing import Picture, Prepared
 from gfl_det.inference.export.runtime import ExportedDetector, OnnxDetector
 from gfl_det.inference.export.source import Source, load_source
 from gfl_det.inference.export.timing import time_in_turns
+from gfl_det.utils.config import load_config
 from gfl_det.utils.files import check_writable
 
 CHECKED = 8  # pictures

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from gfl_det.cli.arguments import DTYPES, add_pixel_limit, count, share
+from gfl_det.cli.arguments import add_pixel_limit, count, share
 from gfl_det.errors import DataError
 from gfl_det.evaluation.detections import read_json
 from gfl_det.inference.drawing import Drawer, check_apart
 from gfl_det.inference.inferencer import GFLInferencer
+from gfl_det.inference.optimize import DTYPES
 from gfl_det.inference.results import ImageResult, Results
 from gfl_det.utils.console import Progress
 from gfl_det.utils.files import check_writable, writing

@@ -12,15 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.dist import get_world_size, is_main_process
 
-from gfl_det.cli.arguments import DTYPES
 from gfl_det.engine import config_edits
 from gfl_det.engine.config_edits import GUARDS
-from gfl_det.errors import ConfigError, GFLDetError
+from gfl_det.errors import GFLDetError
+from gfl_det.inference.optimize import DTYPES
 from gfl_det.utils.building import FAULTS, building_fault
-from gfl_det.utils.config import check_shape, read_config
 from gfl_det.utils.console import printable
 
 # A disk without room, a quota used up, what is only to be read, or no place for a file, or no file.
@@ -142,33 +141,6 @@ def parse_test_arguments(argv: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument('--classwise', action='store_true', help='print the AP of each class too')
     return _parse(parser, argv)
-
-
-def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
-    """Load a config and merge ``--cfg-options``.
-
-    Args:
-        name: A file, the name of a shipped config, or ``PACKAGE::FOLDER/NAME.py`` for the config of
-            an installed package, such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
-        settings: What ``--cfg-options`` says.
-
-    Raises:
-        ConfigError: There is no such config (the nearest names are given), or it cannot be read.
-    """
-    try:
-        cfg = read_config(name)
-    except GFLDetError:
-        raise
-    except SyntaxError as error:
-        raise ConfigError(f'{name} is not valid Python: {error}.') from error
-    except SystemExit as error:  # or the tool would end here, and well
-        raise ConfigError(f'{name} ends the program: take the call of exit out of it.') from error
-    except Exception as error:  # a config is a program: anything may go wrong in it
-        raise ConfigError(f'{name} cannot be read: {type(error).__name__}: {error}.') from error
-    check_shape(cfg, name)
-    for warning in config_edits.override(cfg, settings or {}):
-        print(f'warning: {warning}', file=sys.stderr)
-    return cfg
 
 
 def tell(lines: Sequence[str]) -> None:

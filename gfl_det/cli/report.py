@@ -9,6 +9,7 @@ from pathlib import Path
 from gfl_det.cli import main
 from gfl_det.cli.arguments import count_or_zero
 from gfl_det.errors import ConfigError, DataError
+from gfl_det.utils.config import load_config
 from gfl_det.utils.files import check_writable, writing
 from gfl_det.visualization.report.analysis import analyse
 from gfl_det.visualization.report.data import ReportData
@@ -89,7 +90,7 @@ def _read(args: argparse.Namespace) -> ReportData:
             run_work_dir,  # loads mmdet
         )
 
-        cfg = main.load_config(args.config or str(find_config(args.source)), args.cfg_options)
+        cfg = load_config(args.config or str(find_config(args.source)), args.cfg_options)
         checkpoint = args.checkpoint or str(find_checkpoint(args.source))
         return run_work_dir(args.source, cfg, checkpoint, args.split, args.calibrator)
     if not args.source.exists():

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from gfl_det.cli.arguments import count
-from gfl_det.cli.main import add_cfg_options, load_config
+from gfl_det.cli.main import add_cfg_options
 from gfl_det.datasets import coco
 from gfl_det.datasets.checks.check import Source, check_annotations_alone, read
 from gfl_det.engine import config_edits
@@ -24,7 +24,7 @@ from gfl_det.engine.sanity.diagnosis import Suspect, suspects_of_curve, suspects
 from gfl_det.engine.sanity.evidence import box_chance, label_chance
 from gfl_det.engine.sanity.overfit import Curve, overfit
 from gfl_det.errors import GFLDetError
-from gfl_det.utils.config import annotation_path, datasets_of, is_remote
+from gfl_det.utils.config import annotation_path, datasets_of, is_remote, load_config
 from gfl_det.utils.console import print_table
 from gfl_det.utils.files import check_writable, write_json
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gfl_det.cli.arguments import count
-from gfl_det.cli.main import load_config
 from gfl_det.engine.preflight.classes import class_names
 from gfl_det.engine.reach import report
 from gfl_det.engine.reach.advice import DEFAULT_LIMITS, Advice, Limits, advise
@@ -21,7 +20,7 @@ from gfl_det.engine.reach.resizing import Resizing, resizing_of
 from gfl_det.engine.reach.settings import DEFAULTS, assigner_of, head_of
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners import ATSSAssigner
-from gfl_det.utils.config import datasets_of
+from gfl_det.utils.config import datasets_of, load_config
 from gfl_det.utils.console import ProgressCalls
 from gfl_det.utils.files import make_folder, write_json
 

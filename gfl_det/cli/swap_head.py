@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 
-from gfl_det.cli.main import load_config
 from gfl_det.errors import ConfigError
 from gfl_det.swap.check import check_config
 from gfl_det.swap.head_config import HEADS
 from gfl_det.swap.swap import Swap, swap_head
 from gfl_det.swap.weights import carry_over, save_weights
-from gfl_det.swapping import zoo
-from gfl_det.utils.config import CONFIG_ENDINGS
-
-ROW = '{:>4} {:20} {:5.1f} s  {}'
+from gfl_det.utils.config import CONFIG_ENDINGS, load_config
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description='Put a GFL head into the config of a detector.')
     parser.add_argument(
-        'config', nargs='?', help='a file, the name of a shipped config, or mmdet::FOLDER/NAME.py'
+        'config', help='a file, the name of a shipped config, or mmdet::FOLDER/NAME.py'
     )
     parser.add_argument('--head', choices=HEADS, default='GFLHead', help='the new head')
     parser.add_argument(
@@ -34,22 +29,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='which head to replace; the proposal head in a detector of two stages',
     )
     parser.add_argument('--num-classes', type=int, metavar='N', help='in place of the old number')
-    parser.add_argument(
-        '--out', type=Path, metavar='FILE', help='the new config; of --zoo, outcomes line by line'
-    )
+    parser.add_argument('--out', type=Path, metavar='FILE', help='the new config')
     parser.add_argument(
         '--weights', metavar='CHECKPOINT', help='carry over what fits of a trained detector'
     )
     parser.add_argument(
         '--check', action='store_true', help='build it, train one step, predict once, on noise'
     )
-    parser.add_argument(
-        '--zoo', action='store_true', help="try every single-stage config of mmdet's zoo"
-    )
-    args = parser.parse_args(argv)
-    if bool(args.config) == args.zoo:
-        parser.error('give a config, or --zoo without one')
-    return args
+    return parser.parse_args(argv)
 
 
 def swap_one(args: argparse.Namespace) -> None:
@@ -77,22 +64,6 @@ def swap_one(args: argparse.Namespace) -> None:
     print(f'config: {out}')
     if args.check:
         _check(swap)
-
-
-def try_zoo(args: argparse.Namespace) -> None:
-    """Try the whole zoo and print the table."""
-    out = args.out or Path('work_dirs') / f'zoo_{args.head.lower()}.jsonl'
-    out.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-
-    def show(row: zoo.Row) -> None:
-        nonlocal count
-        count += 1
-        print(ROW.format(count, row.outcome, row.seconds, row.config), file=sys.stderr, flush=True)
-
-    rows = zoo.run_zoo(out, args.head, progress=show)
-    print(zoo.format_table(rows))
-    print(f'outcomes: {out}')
 
 
 def _carry_over(swap: Swap, checkpoint: str, path: Path) -> None:

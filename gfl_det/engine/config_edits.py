@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import os
 from collections.abc import Sequence
 from copy import deepcopy
@@ -12,7 +10,6 @@ from typing import Any
 
 from mmdet.registry import MODELS  # a bare name is mmdet's, as in a runner
 from mmengine.config import Config, ConfigDict
-from mmengine.runner import Runner
 
 from gfl_det.engine.amp import CPUAmpOptimWrapper
 from gfl_det.engine.hooks import (
@@ -91,72 +88,10 @@ def log_to(cfg: Config, names: Sequence[str]) -> None:
     visualizer.vis_backends = backends
 
 
-SPLITS = ('train', 'val', 'test')
-PATH_KEYS = ('data_root', 'ann_file')
-RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters)  # may be added to any config
 SCRATCH_NOTE = (
     'training from random weights: without ImageNet it takes a schedule several times as long to '
     'reach the same AP (He et al., "Rethinking ImageNet Pre-training", 2019)'
 )
-
-
-def override(cfg: Config, settings: dict[str, Any]) -> list[str]:
-    """Merge ``--cfg-options`` into a config; ``data_root`` moves every path below the old root.
-
-    Returns:
-        One warning a key that the config does not have: mmengine adds it without a word.
-
-    Raises:
-        ConfigError: A value cannot be merged.
-    """
-    settings = dict(settings)
-    if 'data_root' in settings:
-        move_data_root(cfg, str(settings.pop('data_root')))
-    known = sorted({path.partition('.')[2] for path in _paths(cfg.to_dict(), 'cfg')} - {''})
-    warnings = []
-    for key in settings:
-        if key in known or key.partition('.')[0] in RUNNER_KEYS - set(cfg.keys()):
-            continue
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-        hint = f'; did you mean {nearest[0]}?' if nearest else ''
-        warnings.append(f'the config has no {key}, so --cfg-options adds it{hint}')
-    try:
-        cfg.merge_from_dict(settings)
-    except (KeyError, TypeError, AssertionError) as error:
-        reason = error.args[0] if error.args else error
-        raise ConfigError(f'--cfg-options cannot be merged into the config: {reason}.') from error
-    return warnings
-
-
-def move_data_root(cfg: Config, new: str) -> None:
-    """Set ``data_root`` and replace the old one at the head of each path that came from it.
-
-    A config is evaluated when it is read: overriding its variable ``data_root`` afterwards leaves
-    ``data_root=data_root`` and ``ann_file=data_root + 'x.json'`` of data sets and metrics as they
-    were.
-
-    Raises:
-        ConfigError: The config has no ``data_root``, neither at its top nor a common one below it.
-    """
-    datasets = [dataset for split in SPLITS for dataset in datasets_of(cfg, split)]
-    roots = {dataset.get('data_root') for dataset in datasets} - {None, ''}
-    old = cfg.get('data_root') or (roots.pop() if len(roots) == 1 else None)
-    if old is None:
-        raise ConfigError(
-            'The config has no single data_root to move: set the one of each data set, as in '
-            'train_dataloader.dataset.data_root=...'
-        )
-    parts = [cfg.get(f'{split}_{part}') for split in SPLITS for part in ('dataloader', 'evaluator')]
-    moved = set()  # the splits of a config may share one dict
-    for _, node in walk(parts, ''):
-        if id(node) in moved:
-            continue
-        moved.add(id(node))
-        for key in PATH_KEYS:
-            path = node.get(key)
-            if isinstance(path, str) and _is_below(path, old):
-                node[key] = os.path.join(new, path[len(old) :].lstrip('/'))
-    cfg.data_root = new
 
 
 def set_work_dir(cfg: Config, given: str | None, config_name: str) -> None:
@@ -305,26 +240,11 @@ def _mirror_pipeline(pipeline: list[Node]) -> list[Node]:
     return [*steps, dict(type='TestTimeAug', transforms=[mirror, [pack]])]
 
 
-def _paths(value: Any, path: str) -> list[str]:
-    """List the dotted paths of all values, those inside lists too."""
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, (list, tuple)):
-        items = list(enumerate(value))
-    else:
-        return [path]
-    return [path, *(below for key, item in items for below in _paths(item, f'{path}.{key}'))]
-
-
 def _at(cfg: Config, path: str) -> Node:
     node: Any = cfg
     for key in path.split('.'):
         node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
     return node
-
-
-def _is_below(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip('/') + '/')
 
 
 GUARDS = ('stop', 'skip', 'off')

@@ -11,12 +11,10 @@ from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from gfl_det.engine.hooks.progress import ProgressHook, has_terminal
 from gfl_det.errors import ConfigError, SetupError
-from gfl_det.inference import optimize_for_inference
 
 # What mmengine's registries say of a type that they do not know, and of wrong arguments.
 REGISTRY_FAULT = re.compile(r'.* is not in the \S+ registry|class `\w+` in \S+: .*argument')
@@ -49,23 +47,6 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
         raise ConfigError(
             f'{cfg.filename or "The config"} cannot be built: {reason.partition(". ")[0]}.'
         ) from error
-
-
-def optimize_model(runner: Runner, dtype: str) -> None:
-    """Put the faster copy of :func:`gfl_det.optimize_for_inference` in place of a runner's model.
-
-    Args:
-        runner: to test with; its checkpoint is loaded.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
-    """
-    runner.load_or_resume()
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    kind = getattr(torch, dtype)
-    if isinstance(model, BaseTTAModel):
-        model.module = optimize_for_inference(model.module, kind)
-    else:
-        model = optimize_for_inference(model, kind)
-    runner.model = model
 
 
 def _join_processes(cfg: Config) -> None:

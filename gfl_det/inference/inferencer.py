@@ -14,10 +14,9 @@ from mmengine.device import get_device
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from gfl_det.cli.arguments import DTYPES
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.loading import load_detector
-from gfl_det.inference.optimize import optimize_for_inference
+from gfl_det.inference.optimize import DTYPES, optimize_for_inference
 from gfl_det.inference.sources import Item
 from gfl_det.inference.stream import ImageDetector, Prepared
 

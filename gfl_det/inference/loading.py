@@ -16,7 +16,6 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 
 from gfl_det.calibration.apply import check_class_names, check_interval_class_names
-from gfl_det.cli import main
 from gfl_det.compat.checkpoint import load_file
 from gfl_det.datasets.annotations import listed
 from gfl_det.engine.preflight import check_checkpoint
@@ -24,7 +23,7 @@ from gfl_det.engine.preflight.classes import class_counts, class_names
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
 from gfl_det.inference.stored_config import stored_config
 from gfl_det.utils.building import move
-from gfl_det.utils.config import datasets_of, is_remote
+from gfl_det.utils.config import datasets_of, is_remote, load_config
 
 MISMATCH = re.compile(
     r'size mismatch for (\S+): copying a param with shape torch\.Size\((.*?)\) from checkpoint, '
@@ -69,7 +68,7 @@ def load_detector(
     elif isinstance(config, Config):
         cfg, name = Config(config.to_dict()), 'the config'
     else:
-        cfg, name = main.load_config(str(config)), str(config)
+        cfg, name = load_config(str(config)), str(config)
     model = _build(cfg, settings, name)
     _load_weights(model, content, path, name)
     classes = _classes(meta, cfg)

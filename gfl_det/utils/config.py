@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 from mmengine import hub
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.runner import Runner
 
-from gfl_det.errors import ConfigError, SetupError
+from gfl_det.errors import ConfigError, GFLDetError, SetupError
 
 CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
@@ -208,3 +211,109 @@ def check_model(cfg: Config) -> None:
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename or "The config"} has no model: add model=dict(type=...).')
+
+
+SPLITS = ('train', 'val', 'test')
+PATH_KEYS = ('data_root', 'ann_file')
+RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters)  # may be added to any config
+
+
+def override(cfg: Config, settings: dict[str, Any]) -> list[str]:
+    """Merge ``--cfg-options`` into a config; ``data_root`` moves every path below the old root.
+
+    Returns:
+        One warning a key that the config does not have: mmengine adds it without a word.
+
+    Raises:
+        ConfigError: A value cannot be merged.
+    """
+    settings = dict(settings)
+    if 'data_root' in settings:
+        move_data_root(cfg, str(settings.pop('data_root')))
+    known = sorted({path.partition('.')[2] for path in _paths(cfg.to_dict(), 'cfg')} - {''})
+    warnings = []
+    for key in settings:
+        if key in known or key.partition('.')[0] in RUNNER_KEYS - set(cfg.keys()):
+            continue
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        hint = f'; did you mean {nearest[0]}?' if nearest else ''
+        warnings.append(f'the config has no {key}, so --cfg-options adds it{hint}')
+    try:
+        cfg.merge_from_dict(settings)
+    except (KeyError, TypeError, AssertionError) as error:
+        reason = error.args[0] if error.args else error
+        raise ConfigError(f'--cfg-options cannot be merged into the config: {reason}.') from error
+    return warnings
+
+
+def move_data_root(cfg: Config, new: str) -> None:
+    """Set ``data_root`` and replace the old one at the head of each path that came from it.
+
+    A config is evaluated when it is read: overriding its variable ``data_root`` afterwards leaves
+    ``data_root=data_root`` and ``ann_file=data_root + 'x.json'`` of data sets and metrics as they
+    were.
+
+    Raises:
+        ConfigError: The config has no ``data_root``, neither at its top nor a common one below it.
+    """
+    datasets = [dataset for split in SPLITS for dataset in datasets_of(cfg, split)]
+    roots = {dataset.get('data_root') for dataset in datasets} - {None, ''}
+    old = cfg.get('data_root') or (roots.pop() if len(roots) == 1 else None)
+    if old is None:
+        raise ConfigError(
+            'The config has no single data_root to move: set the one of each data set, as in '
+            'train_dataloader.dataset.data_root=...'
+        )
+    parts = [cfg.get(f'{split}_{part}') for split in SPLITS for part in ('dataloader', 'evaluator')]
+    moved = set()  # the splits of a config may share one dict
+    for _, node in walk(parts, ''):
+        if id(node) in moved:
+            continue
+        moved.add(id(node))
+        for key in PATH_KEYS:
+            path = node.get(key)
+            if isinstance(path, str) and _is_below(path, old):
+                node[key] = os.path.join(new, path[len(old) :].lstrip('/'))
+    cfg.data_root = new
+
+
+def _paths(value: Any, path: str) -> list[str]:
+    """List the dotted paths of all values, those inside lists too."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        items = list(enumerate(value))
+    else:
+        return [path]
+    return [path, *(below for key, item in items for below in _paths(item, f'{path}.{key}'))]
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip('/') + '/')
+
+
+def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
+    """Load a config and merge ``--cfg-options``.
+
+    Args:
+        name: A file, the name of a shipped config, or ``PACKAGE::FOLDER/NAME.py`` for the config of
+            an installed package, such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
+        settings: What ``--cfg-options`` says.
+
+    Raises:
+        ConfigError: There is no such config (the nearest names are given), or it cannot be read.
+    """
+    try:
+        cfg = read_config(name)
+    except GFLDetError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f'{name} is not valid Python: {error}.') from error
+    except SystemExit as error:  # or the tool would end here, and well
+        raise ConfigError(f'{name} ends the program: take the call of exit out of it.') from error
+    except Exception as error:  # a config is a program: anything may go wrong in it
+        raise ConfigError(f'{name} cannot be read: {type(error).__name__}: {error}.') from error
+    check_shape(cfg, name)
+    for warning in override(cfg, settings or {}):
+        print(f'warning: {warning}', file=sys.stderr)
+    return cfg

@@ -18,12 +18,12 @@ from refusing import refusal
 from gfl_det import calibration
 from gfl_det.calibration.calibrators import Source
 from gfl_det.calibration.files import load_any_calibrator, load_interval_calibrator
-from gfl_det.cli import main
 from gfl_det.engine import config_edits, runner
 from gfl_det.engine.preflight import check_training
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.export.description import Description
 from gfl_det.inference.export.preprocessing import Preprocessing
+from gfl_det.utils.config import load_config
 
 CONFIGS = {
     'empty.py': '',
@@ -79,7 +79,7 @@ def test_each_config_is_read_or_refused_in_a_sentence(tmp_path: Path, name: str)
         (tmp_path / each).write_text(CONFIGS[each].replace('CANARY', str(canary)))
 
     def prepare(path: Path) -> None:
-        cfg = main.load_config(str(path))
+        cfg = load_config(str(path))
         cfg.work_dir = str(tmp_path / 'work')
         config_edits.log_assignment(cfg)
         check_training(cfg)
@@ -98,14 +98,14 @@ def test_yaml_runs_nothing_and_keeps_what_mmengine_writes(tmp_path: Path) -> Non
     assert mmengine.load(str(path)) == value
     path.write_text('a: !!python/object/apply:os.getcwd []')
     with pytest.raises(ConfigError, match=r'x\.yaml cannot be read: ConstructorError'):
-        main.load_config(str(path))
+        load_config(str(path))
 
 
 def test_a_config_that_ends_the_program_does_not_end_the_tool(tmp_path: Path) -> None:
     path = tmp_path / 'exits.py'
     path.write_text(CONFIGS['exits.py'])
     with pytest.raises(ConfigError, match='ends the program'):
-        main.load_config(str(path))
+        load_config(str(path))
 
 
 def score_calibrator(path: Path) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmengine.config import Config
-
 from gfl_det.datasets.annotations import Entry, parse
-from gfl_det.datasets.checks.boxes import check_boxes
+from gfl_det.datasets.checks.boxes import Table, check_boxes
 from gfl_det.datasets.checks.classes import ClassCount, check_classes, count_classes
 from gfl_det.datasets.checks.draft import Draft, Finding
 from gfl_det.datasets.checks.images import check_decoded, check_present
 from gfl_det.datasets.checks.structure import check_structure, start
-from gfl_det.engine.reach.priors import check_priors
 from gfl_det.errors import DataError
-from gfl_det.utils.config import Node, is_remote
+from gfl_det.utils.config import is_remote
 
 
 class Source(NamedTuple):
@@ -27,8 +24,7 @@ class Source(NamedTuple):
     path: str
     folder: str | None = None  # of the images
     classes: Sequence[str] | None = None
-    pipeline: Sequence[Node] = ()
-    cfg: Config | None = None
+    further: Callable[[Draft, Table], None] | None = None  # a check of what is left
 
 
 class Decoding(NamedTuple):
@@ -121,8 +117,8 @@ def run(draft: Draft, source: Source, decoding: Decoding | None = None) -> list[
         if decoding is not None and draft.images:
             check_decoded(draft, source.folder, *decoding)
     table = check_boxes(draft)
-    if source.cfg is not None and draft.images:
-        check_priors(draft, table, source.cfg, source.pipeline)
+    if source.further is not None and draft.images:
+        source.further(draft, table)
     return count_classes(draft, table, source.classes)
 
 
@@ -140,5 +136,5 @@ def check_annotations_alone(source: Source, dataset: Entry) -> list[Finding]:
         DataError: It is no COCO file.
     """
     draft = start(dataset, source.path)
-    run(draft, source._replace(folder=None, cfg=None))
+    run(draft, source._replace(folder=None, further=None))
     return draft.findings

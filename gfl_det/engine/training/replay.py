@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from gfl_det.cli import main
 from gfl_det.engine.training import random_state
-from gfl_det.engine.training.dumps import Dump, each_branch, in_branches, read_dump
+from gfl_det.engine.training.dumps import Dump, each_branch, in_branches
 from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.utils.building import move
 from gfl_det.utils.config import walk
@@ -41,34 +38,6 @@ class Replay(NamedTuple):
     first_bad: str | None
     bad_weights: list[str]
     bad_inputs: list[int] | list[str]
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line of ``tools/replay.py``."""
-    parser = argparse.ArgumentParser(
-        description='Repeat a training step that the loss guard has written: its losses again, the '
-        'first module that gave infinite or NaN values, and the gradients. Exit status 0 if the '
-        'losses are the same, 3 if they are not.'
-    )
-    parser.add_argument('dump', help='a file in the folder non_finite of a work dir')
-    parser.add_argument(
-        '--config',
-        metavar='CONFIG',
-        help='the config of the training; by default the copy that lies in the work dir. A config '
-        'is a program: give none that you do not trust',
-    )
-    parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1, ...')
-    return parser.parse_args(argv)
-
-
-def command(args: argparse.Namespace) -> int:
-    """Repeat a step, print what was found, and return the exit status."""
-    dump = read_dump(args.dump)
-    name = args.config or find_config(args.dump, dump.record)
-    result = replay(dump, main.load_config(name), args.device)
-    print(f'{args.dump}: {dump.record["reason"]}, with {name}')
-    print('\n'.join(report(dump, result)))
-    return 0 if same_losses(dump, result) else 3
 
 
 def find_config(dump: str, record: dict[str, Any]) -> str:

@@ -6,17 +6,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from gfl_det.benchmarking.evaluation import evaluation_rows
-from gfl_det.benchmarking.loading import loading_rows
-from gfl_det.benchmarking.parts import (
+from gfl_det.utils.timing import Row, Runs
+from projects.benchmark.evaluation import evaluation_rows
+from projects.benchmark.loading import loading_rows
+from projects.benchmark.parts import (
     Case,
     assignment_rows,
     contract_rows,
     loss_rows,
     prediction_rows,
 )
-from gfl_det.benchmarking.whole import inference_rows, training_rows
-from gfl_det.utils.timing import Row, Runs
+from projects.benchmark.whole import inference_rows, training_rows
 
 PARTS = ('head', 'inference', 'training', 'loading', 'evaluation')
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from gfl_det.calibration.proofs.claims import CLAIMS, Finding, finding_to_json, judge
-from gfl_det.calibration.proofs.classification import LOSSES, MEASURES, Recipe, Run, run_all
-from gfl_det.calibration.proofs.tables import fraction, markdown, spread
 from gfl_det.errors import ConfigError
 from gfl_det.utils.files import check_writable, write_json
+from projects.calibration_study.claims import CLAIMS, Finding, finding_to_json, judge
+from projects.calibration_study.classification import LOSSES, MEASURES, Recipe, Run, run_all
+from projects.calibration_study.tables import fraction, markdown, spread
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gfl_det.calibration.proofs.detection import METHODS, Outcome, compare, halves, means
-from gfl_det.calibration.proofs.tables import check_name, markdown, spread
 from gfl_det.calibration.splits import Judged
-from gfl_det.cli.main import add_cfg_options, load_config
+from gfl_det.cli.main import add_cfg_options
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.detections import detections_from_coco, read_json, truths_from_coco
+from gfl_det.utils.config import load_config
 from gfl_det.utils.files import check_writable, write_json
+from projects.calibration_study.detection import METHODS, Outcome, compare, halves, means
+from projects.calibration_study.tables import check_name, markdown, spread
 
 # Columns of the two tables: heading, view, metric.
 ALL_COLUMNS = (

@@ -9,9 +9,9 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from gfl_det.benchmarking.models import head_config
-from gfl_det.benchmarking.parts import Case, make_batch, total_loss
 from gfl_det.utils.timing import Runs
+from projects.benchmark.models import head_config
+from projects.benchmark.parts import Case, make_batch, total_loss
 
 
 def build_both(device: str) -> list[Any]:

@@ -14,11 +14,11 @@ import numpy as np
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from pycocotools.cocoeval import COCOeval
 
-from gfl_det.benchmarking.detections import CocoSet, make_set
 from gfl_det.compat.versions import has_faster_coco_eval
 from gfl_det.errors import SetupError
 from gfl_det.evaluation.coco_metric import CocoMetric
 from gfl_det.utils.timing import Row, Runs
+from projects.benchmark.detections import CocoSet, make_set
 
 NUM_DETECTIONS, NUM_CLASSES = 100, 80
 DETECTION_BYTES = 4 * 4 + 4 + 8  # box, score and label

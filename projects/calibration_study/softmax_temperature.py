@@ -6,14 +6,14 @@ from typing import Literal
 
 import numpy as np
 
-from gfl_det.calibration.classification_metrics import (
+from gfl_det.calibration.logistic import MAX_SLOPE, increasing_root
+from gfl_det.errors import ConfigError
+from projects.calibration_study.classification_metrics import (
     ECE_BINS,
     expected_calibration_error,
     negative_log_likelihood,
     softmax,
 )
-from gfl_det.calibration.logistic import MAX_SLOPE, increasing_root
-from gfl_det.errors import ConfigError
 
 GRID = np.arange(1, 101) / 10  # .1, .2, ... 10, as Mukhoti et al. search
 

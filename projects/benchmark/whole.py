@@ -12,12 +12,12 @@ from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
-from gfl_det.benchmarking.models import build_detectors
-from gfl_det.benchmarking.parts import Case, make_truths
 from gfl_det.engine.amp import CPUAmpOptimWrapper
 from gfl_det.engine.hooks.channels_last import lay_channels_last
 from gfl_det.inference import optimize_for_inference
 from gfl_det.utils.timing import Row, Runs
+from projects.benchmark.models import build_detectors
+from projects.benchmark.parts import Case, make_truths
 
 
 def make_data(case: Case, with_truths: bool) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from gfl_det.benchmarking.models import STRIDES, build_heads
 from gfl_det.models.assigners.batch import Match, make_grid, match_batch
 from gfl_det.models.heads.loss import Truths
 from gfl_det.utils.timing import MEBI, Row, Runs, kept_for_backward, num_bytes, peak_memory
+from projects.benchmark.models import STRIDES, build_heads
 
 Heads = tuple[Any, Any]  # ours, mmdet's
 

@@ -17,12 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gfl_det.calibration.classification_metrics import (
-    expected_calibration_error,
-    negative_log_likelihood,
-    softmax,
-)
-from gfl_det.calibration.softmax_temperature import fit_softmax_temperature
 from gfl_det.errors import ConfigError
 from gfl_det.models.losses import (
     BrierLoss,
@@ -32,6 +26,12 @@ from gfl_det.models.losses import (
     MMCELoss,
 )
 from gfl_det.models.losses.score_losses import ScoreLoss
+from projects.calibration_study.classification_metrics import (
+    expected_calibration_error,
+    negative_log_likelihood,
+    softmax,
+)
+from projects.calibration_study.softmax_temperature import fit_softmax_temperature
 
 CLASSES = 10
 WIDTH = 256  # enough to remember every wrong label

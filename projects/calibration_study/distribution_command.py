@@ -9,7 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gfl_det.calibration.proofs.distribution import (
+from gfl_det.cli.main import add_cfg_options
+from gfl_det.errors import ConfigError
+from gfl_det.utils.config import load_config
+from gfl_det.utils.files import check_writable, write_json
+from projects.calibration_study.distribution import (
     CALIBRATORS,
     METRICS,
     VIEWS,
@@ -17,10 +21,7 @@ from gfl_det.calibration.proofs.distribution import (
     compare,
     pool,
 )
-from gfl_det.calibration.proofs.tables import check_name, markdown, spread
-from gfl_det.cli.main import add_cfg_options, load_config
-from gfl_det.errors import ConfigError
-from gfl_det.utils.files import check_writable, write_json
+from projects.calibration_study.tables import check_name, markdown, spread
 
 SPLITS = ('val', 'test')
 

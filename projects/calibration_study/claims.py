@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from gfl_det.calibration.proofs.classification import Run
+from projects.calibration_study.classification import Run
 
 MUKHOTI = 'Mukhoti 2020'
 WANG = 'Wang 2021'

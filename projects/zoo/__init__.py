@@ -1,0 +1,1 @@
+"""A GFL head in each detector of MMDetection's zoo."""
