@@ -16,8 +16,9 @@ def install() -> None:
     """
     limit_decoder()  # before OpenCV is imported
     # In here, as the others import mmengine and through it, if it is broken, fail less clearly.
-    from gfl_det.compat import ops
+    from gfl_det.compat import moved, ops
 
+    moved.install()
     ops.install()
     from gfl_det.compat import checkpoint, plain_yaml, pretrained, versions
 
