@@ -1,8 +1,8 @@
 """Import paths of version 0.1: ``gfl_det.heads`` and its like, by one table.
 
-The code lies in :mod:`gfl_det.models`, :mod:`gfl_det.engine` and :mod:`gfl_det.inference` since
-0.2. An old path gives the very module of the new one, whatever lies below it included: a second copy
-would register every class twice.
+The code lies in :mod:`gfl_det.models`, :mod:`gfl_det.engine` and :mod:`gfl_det.inference`
+since 0.2. An old path gives the very module of the new one, whatever lies below it included: a
+second copy would register every class twice.
 """
 
 from __future__ import annotations
