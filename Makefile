@@ -27,10 +27,11 @@ test: $(STAMP) ## run the test suite on all cores; show which lines of gfl_det i
 test-all: $(STAMP) ## run the slow tests too: 70 kills, restarts of several processes
 	$(RUN) -m pytest $(ON_ALL_CORES) -m 'slow or not slow'
 
-lint: $(STAMP) ## ruff (rules and format) and mypy
+lint: $(STAMP) ## ruff (rules and format), mypy and the direction of imports
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(STAMP) ## let ruff rewrite what it can
 	$(RUN) -m ruff check --fix .

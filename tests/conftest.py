@@ -11,6 +11,8 @@ import torch
 from hypothesis import settings
 
 import gfl_det  # noqa: F401  (before any test imports mmdet, which may lack operators)
+from tests.helpers.bounds import bounds  # noqa: F401  (a fixture)
+from tests.helpers.tiny_project import pets  # noqa: F401  (a fixture)
 
 # The same examples in each run, and no deadline: machines of CI are busy.
 settings.register_profile('suite', derandomize=True, deadline=None)

@@ -20,8 +20,9 @@ from mmengine.structures import InstanceData
 import gfl_det
 from gfl_det.engine.runner import build_runner
 from gfl_det.errors import ConfigError, MissingOpError, SetupError
+from tests.helpers.paths import ROOT
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
+CONFIGS = ROOT / 'configs'
 NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
 ISSUED = {
     'gfl_r18_fpn_1x_coco',

@@ -15,14 +15,14 @@ import pytest
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from test_tools import TINY_CONFIG
 
 from gfl_det.engine import config_edits, preflight
 from gfl_det.engine.preflight.classes import check_classes
 from gfl_det.engine.runner import build_runner
 from gfl_det.utils.config import SPLITS, override, walk
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_project import TINY_CONFIG
 
-ROOT = Path(__file__).parents[1]
 SHAPE = (64, 96)  # height, width of the pictures
 CODE = re.compile(r'^## ([^\n]+)\n|^```python\n(.*?)^```', re.DOTALL | re.MULTILINE)
 

@@ -8,13 +8,13 @@ weights (EMA) the averages, or what the optimizer left.
 
 try:
     from gfl_det.cli import main as cli
-    from gfl_det.engine.training import weights
+    from gfl_det.engine.training import extract_weights
 except ImportError as error:  # without gfl_det, or with a broken family
     raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:
-    weights.command(weights.parse_arguments())
+    extract_weights.command(extract_weights.parse_arguments())
 
 
 if __name__ == '__main__':

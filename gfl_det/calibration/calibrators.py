@@ -61,7 +61,7 @@ class ClassMap(NamedTuple):
     detections: int  # that it was fitted on
 
 
-class Source(NamedTuple):
+class FitSource(NamedTuple):
     """The data that a calibrator was fitted on."""
 
     fingerprint: str  # hex digest of truths and detections
@@ -75,7 +75,7 @@ class FittedCalibrator:
     settings: FitProtocol
     score_type: str
     classes: tuple[ClassMap, ...]
-    source: Source
+    source: FitSource
 
     @property
     def class_names(self) -> list[str]:
@@ -279,10 +279,10 @@ def cut_classes(
     return tuple(each._replace(threshold=float(cut)) for each, cut in zip(classes, cuts))
 
 
-def source_of(truths: Truths, detections: Detections) -> Source:
+def source_of(truths: Truths, detections: Detections) -> FitSource:
     """What tells the data of a fit from others."""
     digest = fingerprint(truths, detections)
-    return Source(digest, tuple(truths.image_keys), len(detections.scores))
+    return FitSource(digest, tuple(truths.image_keys), len(detections.scores))
 
 
 def _find_cuts(
@@ -340,7 +340,7 @@ class DetectionCalibrator(FittedCalibrator):
     settings: Settings
     score_type: str  # whose scores it is for, such as the name of a head
     classes: tuple[ClassMap, ...]  # in the order of the labels
-    source: Source
+    source: FitSource
 
     def calibrate(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Map scores, cut none: what a detector does after NMS.

@@ -17,8 +17,8 @@ from scipy.special import entr, softmax
 from gfl_det.calibration.calibrators import (
     ClassMap,
     Cut,
+    FitSource,
     FittedCalibrator,
-    Source,
     check_labels,
     check_protocol,
     cut_classes,
@@ -174,7 +174,7 @@ class DistributionCalibrator(FittedCalibrator):
     num_bins: int  # of the distributions of their edges
     model: LogisticModel
     classes: tuple[ClassMap, ...]  # in the order of the labels
-    source: Source
+    source: FitSource
 
     def calibrate(self, found: EdgeDetections) -> np.ndarray:
         """Predict the IoUs of detections, cut none: what a detector does after NMS.

@@ -11,9 +11,9 @@ from typing import Any, Union
 from gfl_det.calibration.calibrators import (
     ClassMap,
     DetectionCalibrator,
+    FitSource,
     FittedCalibrator,
     Settings,
-    Source,
 )
 from gfl_det.calibration.distribution import DistributionCalibrator, DistributionSettings
 from gfl_det.calibration.intervals import IntervalCalibrator
@@ -104,7 +104,7 @@ def fitted_to_json(calibrator: FittedCalibrator, with_maps: bool) -> dict[str, A
 
 def fitted_from_json(
     content: dict[str, Any], pooled: dict[str, Any] | None
-) -> tuple[tuple[ClassMap, ...], Source]:
+) -> tuple[tuple[ClassMap, ...], FitSource]:
     """What :func:`fitted_to_json` wrote.
 
     Args:
@@ -118,7 +118,7 @@ def fitted_from_json(
     if not classes:
         raise ValueError('it has no classes')
     data = content['source']
-    return classes, Source(data['fingerprint'], tuple(data['images']), int(data['detections']))
+    return classes, FitSource(data['fingerprint'], tuple(data['images']), int(data['detections']))
 
 
 def _class_to_json(each: ClassMap, agnostic: bool) -> dict[str, Any]:
@@ -286,7 +286,7 @@ def interval_from_json(content: Any, source: str) -> IntervalCalibrator:
             str(content['score_type']),
             tuple(map(str, content['classes'])),
             float(content['iou_threshold']),
-            Source(data['fingerprint'], tuple(data['images']), int(data['detections'])),
+            FitSource(data['fingerprint'], tuple(data['images']), int(data['detections'])),
         )
     except (AttributeError, ConfigError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from gfl_det.calibration.calibrators import Source
+from gfl_det.calibration.calibrators import FitSource
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.ops.intervals import EdgeIntervals, edge_intervals, edge_quantiles, stretch_needed
@@ -87,7 +87,7 @@ class IntervalCalibrator:
     score_type: str
     class_names: tuple[str, ...]
     iou_threshold: float
-    source: Source
+    source: FitSource
 
     def __post_init__(self) -> None:
         levels, factors = np.array(self.levels, float), np.array(self.factors, float)

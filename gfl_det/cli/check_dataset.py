@@ -15,7 +15,7 @@ from mmengine.config import Config
 from gfl_det.cli.arguments import count
 from gfl_det.cli.main import add_cfg_options
 from gfl_det.datasets.annotations import find
-from gfl_det.datasets.checks.check import Decoding, Report, Source, check_file
+from gfl_det.datasets.checks.check import AnnotationSource, Decoding, Report, check_file
 from gfl_det.datasets.checks.draft import LEVELS
 from gfl_det.engine.preflight.classes import class_names
 from gfl_det.engine.reach.priors import check_priors
@@ -101,10 +101,10 @@ def check(args: argparse.Namespace) -> int:
     return int(any(each.level in levels for report in reports for each in report.findings))
 
 
-def sources_of(args: argparse.Namespace) -> Iterator[Source]:
+def sources_of(args: argparse.Namespace) -> Iterator[AnnotationSource]:
     """Yield the annotation files to check, each once."""
     if args.target.endswith('.json'):
-        yield Source('', args.target, args.images)
+        yield AnnotationSource('', args.target, args.images)
         return
     cfg = load_config(args.target, args.cfg_options)
     seen = []
@@ -118,7 +118,7 @@ def sources_of(args: argparse.Namespace) -> Iterator[Source]:
         raise ConfigError(f'{args.target} has no data set with an annotation file.')
 
 
-def sources_of_split(cfg: Config, split: str) -> Iterator[Source]:
+def sources_of_split(cfg: Config, split: str) -> Iterator[AnnotationSource]:
     """Yield the files of a split; addresses such as ``s3://`` are left to their backends."""
     for dataset in datasets_of(cfg, split):
         path = annotation_path(dataset)
@@ -126,7 +126,7 @@ def sources_of_split(cfg: Config, split: str) -> Iterator[Source]:
             names = class_names(dataset)
             pipeline = dataset.get('pipeline') or ()
             priors = partial(check_priors, cfg=cfg, pipeline=pipeline)
-            yield Source(split, path, image_folder(dataset), names, priors)
+            yield AnnotationSource(split, path, image_folder(dataset), names, priors)
 
 
 def print_report(report: Report) -> None:

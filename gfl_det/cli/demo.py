@@ -10,7 +10,7 @@ from pathlib import Path
 from gfl_det.cli.arguments import amount, port
 from gfl_det.inference import GFLInferencer
 from gfl_det.visualization.demo.server import LOOPBACK, DemoServer
-from gfl_det.visualization.demo.uploads import Limits
+from gfl_det.visualization.demo.uploads import UploadLimits
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -77,6 +77,6 @@ def build_server(args: argparse.Namespace) -> DemoServer:
         detector.classes,
         (args.host, args.port),
         title=Path(args.config or args.checkpoint).stem,
-        limits=Limits(round(args.max_mb * 2**20), round(args.max_megapixels * 1e6)),
+        limits=UploadLimits(round(args.max_mb * 2**20), round(args.max_megapixels * 1e6)),
         level=detector.level,
     )

@@ -19,7 +19,7 @@ from gfl_det.errors import ConfigError, DataError, GFLDetError
 from gfl_det.inference.export.description import Description
 from gfl_det.inference.export.evaluation import average_precision, check_judged, picture_paths
 from gfl_det.inference.export.graph import Outputs
-from gfl_det.inference.export.onnx_file import OPSETS, Settings, check_size, write_onnx
+from gfl_det.inference.export.onnx_file import OPSETS, ExportSettings, check_size, write_onnx
 from gfl_det.inference.export.openvino import OpenVINODetector, write_int8, write_openvino
 from gfl_det.inference.export.parity import (
     BOX_LIMIT,
@@ -30,9 +30,9 @@ from gfl_det.inference.export.parity import (
     noise_pictures,
     torch_detector,
 )
-from gfl_det.inference.export.preprocessing import Picture, Prepared
+from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
 from gfl_det.inference.export.runtime import ExportedDetector, OnnxDetector
-from gfl_det.inference.export.source import Source, load_source
+from gfl_det.inference.export.source import ExportSource, load_source
 from gfl_det.inference.export.timing import time_in_turns
 from gfl_det.utils.config import load_config
 from gfl_det.utils.files import check_writable
@@ -118,7 +118,7 @@ def _add_contents(parser: argparse.ArgumentParser) -> None:
     add(
         '--opset',
         type=int,
-        default=Settings.opset,
+        default=ExportSettings.opset,
         metavar='N',
         help=f'of ONNX, {OPSETS.start} to {OPSETS.stop - 1} (%(default)s)',
     )
@@ -149,11 +149,13 @@ def export(args: argparse.Namespace) -> None:
         _print_times(args, cfg, source, detector)
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _settings(args: argparse.Namespace) -> ExportSettings:
     """How to export; what cannot be is refused before anything is loaded."""
     _check_out(args.out)
     size = tuple(args.size) if args.size else None
-    settings = Settings(Outputs(args.nms, args.uncertainty, args.distribution), size, args.opset)
+    settings = ExportSettings(
+        Outputs(args.nms, args.uncertainty, args.distribution), size, args.opset
+    )
     if args.time:
         check_size(tuple(args.time), '--time')
         if size and tuple(args.time) != size:
@@ -175,7 +177,7 @@ def _check_out(path: Path) -> None:
 
 
 def _write(
-    args: argparse.Namespace, cfg: Config, source: Source, settings: Settings
+    args: argparse.Namespace, cfg: Config, source: ExportSource, settings: ExportSettings
 ) -> ExportedDetector:
     if args.out.suffix == '.onnx':
         write_onnx(source, args.out, settings)
@@ -191,14 +193,16 @@ def _write(
     return OpenVINODetector(args.out)
 
 
-def _training_pictures(cfg: Config, description: Description, count: int) -> Iterator[Prepared]:
+def _training_pictures(
+    cfg: Config, description: Description, count: int
+) -> Iterator[PreparedBatch]:
     """Pictures of the training split, a random choice that is the same each time."""
     paths = [path for _, path in picture_paths(cfg, 'train')]
     for path in random.Random(0).sample(paths, min(count, len(paths))):
         yield description.preprocessing([read_image(path)])
 
 
-def _check(cfg: Config, source: Source, detector: ExportedDetector) -> None:
+def _check(cfg: Config, source: ExportSource, detector: ExportedDetector) -> None:
     pictures, what = _test_pictures(cfg)
     found = compare(_in_torch(source, detector), detector, pictures)
     edges = f', edges within {found.edge:.1e} px and {found.entropy:.1e} nats'
@@ -215,7 +219,9 @@ def _check(cfg: Config, source: Source, detector: ExportedDetector) -> None:
         )
 
 
-def _in_torch(source: Source, detector: ExportedDetector) -> Callable[[Picture], InstanceData]:
+def _in_torch(
+    source: ExportSource, detector: ExportedDetector
+) -> Callable[[Picture], InstanceData]:
     return torch_detector(source, detector.description.preprocessing.size)
 
 
@@ -230,7 +236,7 @@ def _test_pictures(cfg: Config) -> tuple[list[Picture], str]:
     return noise_pictures(NOISE_SHAPES), 'pictures of noise'
 
 
-def _print_ap(cfg: Config, source: Source, detector: ExportedDetector, split: Split) -> None:
+def _print_ap(cfg: Config, source: ExportSource, detector: ExportedDetector, split: Split) -> None:
     in_torch = _in_torch(source, detector)
     rows = {
         'torch': lambda path: in_torch(read_image(path)),
@@ -243,7 +249,7 @@ def _print_ap(cfg: Config, source: Source, detector: ExportedDetector, split: Sp
 
 
 def _print_times(
-    args: argparse.Namespace, cfg: Config, source: Source, detector: ExportedDetector
+    args: argparse.Namespace, cfg: Config, source: ExportSource, detector: ExportedDetector
 ) -> None:
     name = f'{args.out.name}, {detector.description.precision}'
     times = time_in_turns(source, cfg, {name: detector}, tuple(args.time))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gfl_det.calibration.apply import check_interval_class_names
-from gfl_det.calibration.calibrators import Source
+from gfl_det.calibration.calibrators import FitSource
 from gfl_det.calibration.files import load_interval_calibrator, save_interval_calibrator
 from gfl_det.calibration.intervals import IntervalCalibrator, check_applies, fit_factors
 from gfl_det.cli.arguments import count
@@ -188,6 +188,6 @@ def _head(detector: Any) -> str:
     return type(getattr(detector.model, 'bbox_head', detector.model)).__name__
 
 
-def _source(split: Split, judged: Matched, classes: Sequence[str]) -> Source:
+def _source(split: Split, judged: Matched, classes: Sequence[str]) -> FitSource:
     digest = fingerprint(split.truths.of_classes(classes), judged.detections)
-    return Source(digest, tuple(split.truths.image_keys), len(judged.edges))
+    return FitSource(digest, tuple(split.truths.image_keys), len(judged.edges))

@@ -14,15 +14,15 @@ from mmengine.registry import DefaultScope
 from gfl_det.cli.arguments import count
 from gfl_det.cli.main import add_cfg_options
 from gfl_det.datasets import coco
-from gfl_det.datasets.checks.check import Source, check_annotations_alone, read
+from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
 from gfl_det.engine import config_edits
 from gfl_det.engine.preflight.classes import check_classes
 from gfl_det.engine.preflight.data import check_data
-from gfl_det.engine.preflight.weights import check_weights
+from gfl_det.engine.preflight.starting_weights import check_weights
 from gfl_det.engine.sanity.batch import Examples, build_dataset, load
 from gfl_det.engine.sanity.diagnosis import Suspect, suspects_of_curve, suspects_of_data, verdict
 from gfl_det.engine.sanity.evidence import box_chance, label_chance
-from gfl_det.engine.sanity.overfit import Curve, overfit
+from gfl_det.engine.sanity.overfit import OverfitCurve, overfit
 from gfl_det.errors import GFLDetError
 from gfl_det.utils.config import annotation_path, datasets_of, is_remote, load_config
 from gfl_det.utils.console import print_table
@@ -103,7 +103,7 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
         path = annotation_path(dataset)
         if path and path.endswith('.json') and not is_remote(path):
             content = read(path)
-            found = check_annotations_alone(Source('train', path), content)
+            found = check_annotations_alone(AnnotationSource('train', path), content)
             coco.keep(path, content)
             faults = (each.text for each in found if each.code in FORMAT_CODES)
             format_fault = format_fault or next(faults, None)
@@ -115,7 +115,7 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
     return suspects_of_data(format_fault, *chances)
 
 
-def print_outcome(curve: Curve, suspects: Sequence[Suspect]) -> None:
+def print_outcome(curve: OverfitCurve, suspects: Sequence[Suspect]) -> None:
     """Print the losses before and after, the verdict, and each suspect."""
     first, last = curve.losses[0], curve.losses[-1]
     highest = {name: max(step[name] for step in curve.losses) for name in first}
@@ -130,7 +130,9 @@ def print_outcome(curve: Curve, suspects: Sequence[Suspect]) -> None:
         print(f'  {suspect.part}: {suspect.reason}')
 
 
-def _try_rate(cfg: Config, batch: dict, steps: int, device: str, factor: float) -> Curve | None:
+def _try_rate(
+    cfg: Config, batch: dict, steps: int, device: str, factor: float
+) -> OverfitCurve | None:
     print(f'not learnt: trying {factor:g} times the learning rate', file=sys.stderr)
     try:
         return overfit(cfg, batch, steps, device, factor)

@@ -13,9 +13,9 @@ import numpy as np
 from gfl_det.cli.arguments import count
 from gfl_det.engine.preflight.classes import class_names
 from gfl_det.engine.reach import report
-from gfl_det.engine.reach.advice import DEFAULT_LIMITS, Advice, Limits, advise
+from gfl_det.engine.reach.advice import DEFAULT_LIMITS, Advice, AdviceLimits, advise
 from gfl_det.engine.reach.boxes import read_boxes
-from gfl_det.engine.reach.measure import LARGEST, Pyramid
+from gfl_det.engine.reach.measure import LARGEST, PriorPyramid
 from gfl_det.engine.reach.resizing import Resizing, resizing_of
 from gfl_det.engine.reach.settings import DEFAULTS, assigner_of, head_of
 from gfl_det.errors import ConfigError
@@ -115,7 +115,7 @@ Of the pyramids tried the least change is suggested that keeps to --max-bare and
 class Setting(NamedTuple):
     """What a detector does with a data set."""
 
-    pyramid: Pyramid
+    pyramid: PriorPyramid
     reg_max: int
     assigner: ATSSAssigner
     resizing: Resizing
@@ -205,7 +205,7 @@ def run(args: argparse.Namespace) -> Advice:
             setting.pyramid,
             setting.assigner,
             reg_max=setting.reg_max,
-            limits=Limits(args.max_bare, args.max_clipped),
+            limits=AdviceLimits(args.max_bare, args.max_clipped),
             sample=args.sample,
             seed=args.seed,
             report=told,
@@ -247,7 +247,7 @@ def read_setting(args: argparse.Namespace) -> Setting:
     strides = tuple(sorted(found['strides']))
     if found['anchor_scale'] <= 0 or not 2 <= found['reg_max'] < LARGEST:
         raise ConfigError(f'Give an anchor scale above 0 and a reg_max of 2 to {LARGEST - 1}.')
-    pyramid = Pyramid(strides, float(found['anchor_scale']), found['pad'])
+    pyramid = PriorPyramid(strides, float(found['anchor_scale']), found['pad'])
     assigner = ATSSAssigner(found['topk'], **options)
     return Setting(pyramid, found['reg_max'], assigner, resizing, classes, warnings)
 

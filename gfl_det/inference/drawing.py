@@ -10,7 +10,7 @@ from mmdet.structures import DetDataSample
 
 from gfl_det.errors import DataError
 from gfl_det.inference.results import ImageResult
-from gfl_det.inference.sources import Source
+from gfl_det.inference.sources import ImageSource
 from gfl_det.registry import VISUALIZERS
 from gfl_det.utils.files import make_folder
 
@@ -71,7 +71,7 @@ class PictureNames:
         return name
 
 
-def check_apart(sources: Iterable[Source], folder: str | Path) -> None:
+def check_apart(sources: Iterable[ImageSource], folder: str | Path) -> None:
     """Refuse to draw into a folder that holds the images themselves.
 
     Raises:

@@ -18,7 +18,7 @@ from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.loading import load_detector
 from gfl_det.inference.optimize import DTYPES, optimize_for_inference
 from gfl_det.inference.sources import Item
-from gfl_det.inference.stream import ImageDetector, Prepared
+from gfl_det.inference.stream import ImageDetector, PreparedImage
 
 
 class GFLInferencer(ImageDetector):
@@ -81,7 +81,7 @@ class GFLInferencer(ImageDetector):
         self.score_thr = score_thr
         self._decoding, self._prepare = _split_pipeline(loaded.pipeline)
 
-    def _preprocess(self, item: Item) -> Prepared:
+    def _preprocess(self, item: Item) -> PreparedImage:
         assert item.image is not None  # or it is not asked for
         size = item.image.shape[:2]
         given = dict(img=item.image, img_path=item.source, img_id=0, img_shape=size, ori_shape=size)
@@ -93,10 +93,10 @@ class GFLInferencer(ImageDetector):
                 f'{item.source} of {size[1]} x {size[0]} px cannot be prepared as the test '
                 f'pipeline says: {reason[0]}'
             ) from error
-        return Prepared(tuple(data['inputs'].shape), data)
+        return PreparedImage(tuple(data['inputs'].shape), data)
 
     @torch.inference_mode()
-    def _predict(self, batch: list[Prepared]) -> list[InstanceData]:
+    def _predict(self, batch: list[PreparedImage]) -> list[InstanceData]:
         data = {key: [each.data[key] for each in batch] for key in ('inputs', 'data_samples')}
         found = [_on_cpu(each.pred_instances) for each in self.model.test_step(data)]
         return [_at_least(each, self.score_thr) for each in found]

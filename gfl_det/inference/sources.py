@@ -75,7 +75,7 @@ class Item(NamedTuple):
     error: str | None
 
 
-class Source(NamedTuple):
+class ImageSource(NamedTuple):
     """Where one image, or a video's images, come from; nothing is read before it is asked for."""
 
     name: str
@@ -83,7 +83,7 @@ class Source(NamedTuple):
     open: Callable[[], Iterator[tuple[int | None, np.ndarray]]]
 
 
-def find_sources(inputs: Inputs, reading: Reading) -> list[Source]:
+def find_sources(inputs: Inputs, reading: Reading) -> list[ImageSource]:
     """List what inputs stand for, in their order; faults come up when a source is read.
 
     Args:
@@ -97,7 +97,7 @@ def find_sources(inputs: Inputs, reading: Reading) -> list[Source]:
     else:
         several = inputs if isinstance(inputs, Iterable) else [inputs]
     number = itertools.count()
-    found: list[Source] = []
+    found: list[ImageSource] = []
     for each in several:
         if not isinstance(each, ONE):
             found.append(
@@ -118,7 +118,7 @@ def find_sources(inputs: Inputs, reading: Reading) -> list[Source]:
     return found
 
 
-def read_items(sources: Iterable[Source]) -> Iterator[Item]:
+def read_items(sources: Iterable[ImageSource]) -> Iterator[Item]:
     """Read all images one after another; a fault is an item too."""
     for source in sources:
         try:
@@ -128,7 +128,7 @@ def read_items(sources: Iterable[Source]) -> Iterator[Item]:
             yield Item(source.name, None, None, str(error))
 
 
-def _named(name: str, reading: Reading) -> list[Source]:
+def _named(name: str, reading: Reading) -> list[ImageSource]:
     if re.match(r'https?://', name):
         return [_address(name, reading)]
     if not name:
@@ -152,7 +152,7 @@ def _named(name: str, reading: Reading) -> list[Source]:
     raise DataError(f'{name} does not exist: {cure}.')
 
 
-def _folder(path: Path, reading: Reading) -> list[Source]:
+def _folder(path: Path, reading: Reading) -> list[ImageSource]:
     entries = path.rglob('*') if reading.recursive else path.iterdir()
     try:
         files = sorted((each for each in entries if each.is_file()), key=_natural)
@@ -169,36 +169,36 @@ def _folder(path: Path, reading: Reading) -> list[Source]:
     raise DataError(f'The folder {path} has no images, only {listed}: name one with images.')
 
 
-def _file(path: Path, reading: Reading) -> Source:
+def _file(path: Path, reading: Reading) -> ImageSource:
     ending = path.suffix.lower()
     name = str(path)
     if ending in VIDEO_ENDINGS:
-        return Source(name, _frame_count(path, reading.every), lambda: _frames(path, reading))
+        return ImageSource(name, _frame_count(path, reading.every), lambda: _frames(path, reading))
     if ending in ENDINGS:
         read = partial(read_image, path, reading.max_pixels, **dict(reading.decoding))
-        return Source(name, 1, lambda: iter([(None, read())]))
+        return ImageSource(name, 1, lambda: iter([(None, read())]))
     kind = f'the ending {ending}' if ending else 'no ending'
     known = ' '.join(sorted(ENDINGS | VIDEO_ENDINGS))
     return _failed(name, DataError(f'{name} has {kind}: known are {known}.'))
 
 
-def _array(value: Any, name: str) -> Source:
-    return Source(name, 1, lambda: iter([(None, check_array(value, name))]))
+def _array(value: Any, name: str) -> ImageSource:
+    return ImageSource(name, 1, lambda: iter([(None, check_array(value, name))]))
 
 
-def _address(url: str, reading: Reading) -> Source:
+def _address(url: str, reading: Reading) -> ImageSource:
     def fetch() -> Iterator[tuple[int | None, np.ndarray]]:
         content = _download(url)
         yield None, decode_image(content, url, reading.max_pixels, **dict(reading.decoding))
 
-    return Source(url, 1, fetch)
+    return ImageSource(url, 1, fetch)
 
 
-def _failed(name: str, error: DataError) -> Source:
+def _failed(name: str, error: DataError) -> ImageSource:
     def fail() -> Iterator[tuple[int | None, np.ndarray]]:
         raise error
 
-    return Source(name, 1, fail)
+    return ImageSource(name, 1, fail)
 
 
 def _download(url: str) -> bytes:

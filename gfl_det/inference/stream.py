@@ -12,14 +12,14 @@ from mmengine.structures import InstanceData
 
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.results import ImageResult, Results
-from gfl_det.inference.sources import Inputs, Item, Reading, Source, find_sources, read_items
+from gfl_det.inference.sources import ImageSource, Inputs, Item, Reading, find_sources, read_items
 from gfl_det.utils.console import Progress
 
 # So many batches are read ahead, so that images of one size come together whatever their order.
 WINDOW_BATCHES = 4
 
 
-class Prepared(NamedTuple):
+class PreparedImage(NamedTuple):
     """An image that is ready for the network."""
 
     size: tuple[int, ...]  # those of one size may form a batch
@@ -79,12 +79,12 @@ class ImageDetector(ABC):
             raise DataError(f'{failed[0].error}{others}')
         return results
 
-    def find(self, inputs: Inputs, **reading: Any) -> list[Source]:
+    def find(self, inputs: Inputs, **reading: Any) -> list[ImageSource]:
         """List the images and videos that inputs stand for; arguments as of a call."""
         return find_sources(inputs, Reading(**reading, decoding=self._decoding))
 
     def stream(
-        self, sources: Iterable[Source], *, batch_size: int = 1, keep_images: bool = False
+        self, sources: Iterable[ImageSource], *, batch_size: int = 1, keep_images: bool = False
     ) -> Iterator[ImageResult]:
         """Results one after another, for videos and folders too large to keep them all.
 
@@ -100,7 +100,7 @@ class ImageDetector(ABC):
             yield from self._detect(window, batch_size, keep_images)
 
     @abstractmethod
-    def _preprocess(self, item: Item) -> Prepared:
+    def _preprocess(self, item: Item) -> PreparedImage:
         """Make an image that was read ready.
 
         Raises:
@@ -108,13 +108,13 @@ class ImageDetector(ABC):
         """
 
     @abstractmethod
-    def _predict(self, batch: list[Prepared]) -> list[InstanceData]:
+    def _predict(self, batch: list[PreparedImage]) -> list[InstanceData]:
         """Detections of images of one size, in their order."""
 
     def _detect(self, items: list[Item], batch_size: int, keep: bool) -> list[ImageResult]:
         """Results of images that are read ahead, in their order."""
         results: dict[int, ImageResult] = {}
-        by_size: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
+        by_size: dict[tuple[int, ...], list[tuple[int, PreparedImage]]] = {}
         for index, item in enumerate(items):
             try:
                 if item.image is None:

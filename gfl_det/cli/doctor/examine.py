@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from gfl_det.cli.doctor.installed import Check, check_installed, check_places
-from gfl_det.cli.doctor.steps import ROOT, Outcome, run_steps
+from gfl_det.cli.doctor.steps import ROOT, StepOutcome, run_steps
 from gfl_det.compat.imports import DOCTOR
 
 # The package may lie beside the tools without being installed.
@@ -39,7 +39,7 @@ def examine(with_test: bool = True) -> list[Check]:
     return [*checks, *check_places()]
 
 
-def merge(checks: Sequence[Check], outcomes: Sequence[Outcome]) -> list[Check]:
+def merge(checks: Sequence[Check], outcomes: Sequence[StepOutcome]) -> list[Check]:
     """Let an import that failed replace what pip's record says of the package."""
     failed = {outcome.name: outcome for outcome in outcomes if not outcome.ok}
     merged = []
@@ -53,7 +53,7 @@ def merge(checks: Sequence[Check], outcomes: Sequence[Outcome]) -> list[Check]:
     return [*merged, *(_failure(outcome) for outcome in failed.values())]
 
 
-def of_outcome(outcome: Outcome, found_cause: bool) -> list[Check]:
+def of_outcome(outcome: StepOutcome, found_cause: bool) -> list[Check]:
     """Turn a step of the self-test into lines.
 
     Args:
@@ -89,6 +89,6 @@ def split_cure(message: str) -> tuple[str, str]:
     return message[: match.start()].rstrip('.'), match[1]
 
 
-def _failure(outcome: Outcome) -> Check:
+def _failure(outcome: StepOutcome) -> Check:
     text, cure = split_cure(outcome.error)
     return Check(outcome.name, 'problem', text, cure)

@@ -19,7 +19,7 @@ TIME_LIMIT = 300  # seconds: a cold disk may take one minute for torch alone
 ROOT = Path(__file__).resolve().parents[3]
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """How a step ended."""
 
     name: str
@@ -64,7 +64,7 @@ class Steps:
         self.file.flush()  # a crash must not take the line along
 
 
-def run_steps(arguments: Sequence[str], time_limit: float = TIME_LIMIT) -> list[Outcome]:
+def run_steps(arguments: Sequence[str], time_limit: float = TIME_LIMIT) -> list[StepOutcome]:
     """Run a child that takes steps, and read how they ended.
 
     Args:
@@ -91,13 +91,13 @@ def run_steps(arguments: Sequence[str], time_limit: float = TIME_LIMIT) -> list[
         if line.get('begun'):
             begun = line['name']
             continue
-        outcomes.append(Outcome(**line))
+        outcomes.append(StepOutcome(**line))
         begun = ''
     if begun or not lines:
         what = ' '.join(
             part for part in (end or 'ended early', f'({said})' if said else '') if part
         )
-        outcomes.append(Outcome(begun or 'python', False, 0, {}, f'the process {what}'))
+        outcomes.append(StepOutcome(begun or 'python', False, 0, {}, f'the process {what}'))
     return outcomes
 
 

@@ -11,13 +11,13 @@ from gfl_det.datasets.annotations import Entry, parse
 from gfl_det.datasets.checks.boxes import Table, check_boxes
 from gfl_det.datasets.checks.classes import ClassCount, check_classes, count_classes
 from gfl_det.datasets.checks.draft import Draft, Finding
-from gfl_det.datasets.checks.images import check_decoded, check_present
+from gfl_det.datasets.checks.image_files import check_decoded, check_present
 from gfl_det.datasets.checks.structure import check_structure, start
 from gfl_det.errors import DataError
 from gfl_det.utils.config import is_remote
 
 
-class Source(NamedTuple):
+class AnnotationSource(NamedTuple):
     """An annotation file and what a config says of it."""
 
     name: str  # of the split; empty for a file alone
@@ -38,7 +38,7 @@ class Decoding(NamedTuple):
 class Report(NamedTuple):
     """What a check found."""
 
-    source: Source
+    source: AnnotationSource
     images: int  # in the file
     boxes: int
     classes: list[ClassCount]  # of what is left
@@ -66,7 +66,7 @@ class Report(NamedTuple):
         }
 
 
-def check_file(source: Source, decoding: Decoding | None = None) -> Report:
+def check_file(source: AnnotationSource, decoding: Decoding | None = None) -> Report:
     """Read a file and run every check on it.
 
     Args:
@@ -104,7 +104,9 @@ def read(path: str) -> Entry:
     return parse(content, path)
 
 
-def run(draft: Draft, source: Source, decoding: Decoding | None = None) -> list[ClassCount]:
+def run(
+    draft: Draft, source: AnnotationSource, decoding: Decoding | None = None
+) -> list[ClassCount]:
     """Run the checks in the order in which they rest on each other.
 
     Returns:
@@ -122,7 +124,7 @@ def run(draft: Draft, source: Source, decoding: Decoding | None = None) -> list[
     return count_classes(draft, table, source.classes)
 
 
-def check_annotations_alone(source: Source, dataset: Entry) -> list[Finding]:
+def check_annotations_alone(source: AnnotationSource, dataset: Entry) -> list[Finding]:
     """Run what needs no image and no prior: the fast part, before a training.
 
     Args:

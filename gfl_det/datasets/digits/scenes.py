@@ -44,7 +44,7 @@ class DigitObject(NamedTuple):
     scan_id: int
 
 
-class Scene(NamedTuple):
+class DigitScene(NamedTuple):
     """A picture, (H, W, 3) uint8, blue first as OpenCV writes it, and the digits in it."""
 
     image: Array
@@ -59,7 +59,7 @@ class ScanSet(NamedTuple):
     ids: Array
 
 
-def draw_scene(rng: np.random.Generator, scans: ScanSet, recipe: SceneRecipe) -> Scene:
+def draw_scene(rng: np.random.Generator, scans: ScanSet, recipe: SceneRecipe) -> DigitScene:
     """Draw one picture with 1 to ``max_objects`` digits over distractors; digits are on top."""
     canvas = background(rng, recipe.height, recipe.width, recipe.texture)
     for _ in range(rng.integers(0, recipe.max_distractors + 1)):
@@ -73,7 +73,7 @@ def draw_scene(rng: np.random.Generator, scans: ScanSet, recipe: SceneRecipe) ->
             _paint(rng, canvas, coverage, box, contrast=(60, 150))
             objects.append(DigitObject(box, int(scans.labels[index]), int(scans.ids[index])))
     grain = rng.integers(-recipe.noise, recipe.noise + 1, canvas.shape[:2])
-    return Scene(_to_uint8(canvas + grain[..., None].astype(np.float32)), objects)
+    return DigitScene(_to_uint8(canvas + grain[..., None].astype(np.float32)), objects)
 
 
 def random_glyph(rng: np.random.Generator, scan: Array, recipe: SceneRecipe) -> Array:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gfl_det.engine.amp import autocast_dtype
 from gfl_det.engine.training import random_state
-from gfl_det.engine.training.dumps import Step, write_dump
+from gfl_det.engine.training.dumps import DumpedStep, write_dump
 from gfl_det.errors import CheckpointError, ConfigError, NonFiniteLossError
 from gfl_det.registry import HOOKS
 from gfl_det.utils.console import few
@@ -73,7 +73,7 @@ class LossGuardHook(Hook):
         self.dumps: list[Path] = []
         self._in_a_row = self._since_update = 0
         self._updated = False
-        self._step: Step | None = None
+        self._step: DumpedStep | None = None
         self._unclipped: Tensor | None = None
         self._buffers: list[Tensor] = []
         self._copies: list[Tensor] = []
@@ -140,7 +140,7 @@ class LossGuardHook(Hook):
     ) -> Any:
         if kwargs.get('mode') != 'loss' or not isinstance(losses, dict):
             return losses
-        self._step = Step(
+        self._step = DumpedStep(
             inputs=kwargs['inputs'] if 'inputs' in kwargs else args[0],
             samples=kwargs.get('data_samples', args[1] if len(args) > 1 else None),
             losses={key: _detached(value) for key, value in losses.items()},
@@ -197,7 +197,7 @@ class LossGuardHook(Hook):
             )
         self._runner.logger.warning(f'Left out {message}.')
 
-    def _keep(self, step: Step, reason: str, norm: float) -> str:
+    def _keep(self, step: DumpedStep, reason: str, norm: float) -> str:
         """Write the step to a file, and say where; a file that fails changes no policy."""
         if len(self.dumps) == self.max_dumps:
             return f'no file repeats it: {FOLDER} has {self.max_dumps} already'
@@ -207,7 +207,7 @@ class LossGuardHook(Hook):
             return str(error).rstrip('.')
         return f'{self.dumps[-1]} repeats it: tools/replay.py'
 
-    def _dump(self, step: Step, reason: str, norm: float) -> Path:
+    def _dump(self, step: DumpedStep, reason: str, norm: float) -> Path:
         runner = self._runner
         name = f'iter_{runner.iter + 1}_rank_{get_rank()}.pt'
         record = dict(
@@ -249,7 +249,7 @@ def _detached(value: Any) -> Tensor:
     return mean.detach() if isinstance(mean, Tensor) else torch.tensor(float(mean))
 
 
-def _terms(step: Step | None) -> str:
+def _terms(step: DumpedStep | None) -> str:
     if step is None:
         return 'no losses seen'
     return ', '.join(f'{key} {float(value):g}' for key, value in step.losses.items())

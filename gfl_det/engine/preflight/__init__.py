@@ -13,8 +13,8 @@ from mmengine.config import Config
 
 from gfl_det.engine.preflight.classes import check_calibrator, check_classes
 from gfl_det.engine.preflight.data import check_annotations, check_data, check_metric_fields
+from gfl_det.engine.preflight.starting_weights import check_weights
 from gfl_det.engine.preflight.teacher import check_teacher
-from gfl_det.engine.preflight.weights import check_weights
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
 from gfl_det.utils.config import check_model
 

@@ -14,7 +14,7 @@ from mmdet.registry import DATASETS  # a bare name is mmdet's, as in a runner
 from mmengine.config import Config
 
 from gfl_det.datasets import coco
-from gfl_det.datasets.checks.check import Source, check_annotations_alone, read
+from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
 from gfl_det.datasets.checks.draft import Finding
 from gfl_det.datasets.coco import CocoDataset
 from gfl_det.engine.preflight.classes import class_names
@@ -181,7 +181,7 @@ def check_annotations(cfg: Config, splits: Sequence[str]) -> None:
             if not path or is_remote(path) or key in checked or not _is_ours(dataset.get('type')):
                 continue
             checked.add(key)
-            errors = _errors_of(Source(split, path, classes=names))
+            errors = _errors_of(AnnotationSource(split, path, classes=names))
             if errors:
                 lines = '\n'.join(f'  {finding}' for finding in errors)
                 faults.append(
@@ -193,7 +193,7 @@ def check_annotations(cfg: Config, splits: Sequence[str]) -> None:
         raise DataError('\n\nAlso, '.join(faults))
 
 
-def _errors_of(source: Source) -> list[Finding]:
+def _errors_of(source: AnnotationSource) -> list[Finding]:
     dataset = read(source.path)
     errors = [each for each in check_annotations_alone(source, dataset) if each.level == 'error']
     if not errors:

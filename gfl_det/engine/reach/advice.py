@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.engine.reach.boxes import Boxes
-from gfl_det.engine.reach.measure import Measured, Progress, Pyramid, measure
+from gfl_det.engine.reach.boxes import ResizedBoxes
+from gfl_det.engine.reach.measure import Measured, PriorPyramid, Progress, measure
 from gfl_det.models.assigners import ATSSAssigner
 
 SCALES = (3, 4, 5, 6, 8, 10)  # anchor sides in strides; the paper of ATSS finds 5 to 8 equally good
@@ -17,26 +17,26 @@ FINEST = 4  # px; a level at stride 2 would cost more than the rest of most dete
 MOST = 16  # reg_max of the paper: what needs more is better served by a coarser level
 
 
-class Limits(NamedTuple):
+class AdviceLimits(NamedTuple):
     """What advice has to keep to."""
 
     bare: float = 0.01  # share of truths without a positive
     clipped: float = 0.005  # share of positives with an edge beyond reg_max
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = AdviceLimits()
 
 
-class Candidate(NamedTuple):
+class TriedPyramid(NamedTuple):
     """A pyramid that was tried."""
 
-    pyramid: Pyramid
+    pyramid: PriorPyramid
     bare: float  # share of truths without a positive
     reg_max: int  # the least within the limit of clipped positives
     cells: float  # of an image, relative to the pyramid there is
 
 
-def variants(now: Pyramid) -> list[Pyramid]:
+def variants(now: PriorPyramid) -> list[PriorPyramid]:
     """The pyramid itself, first, and its neighbours: a level more at either end, other scales."""
     finer = (now.strides[0] // 2,) if now.strides[0] // 2 >= FINEST else ()
     coarser = (now.strides[-1] * 2,)
@@ -48,12 +48,12 @@ def variants(now: Pyramid) -> list[Pyramid]:
 
 
 def try_variants(
-    boxes: Boxes,
-    now: Pyramid,
+    boxes: ResizedBoxes,
+    now: PriorPyramid,
     assigner: ATSSAssigner,
-    limits: Limits,
+    limits: AdviceLimits,
     progress: Progress | None = None,
-) -> list[Candidate]:
+) -> list[TriedPyramid]:
     """Measure a pyramid's neighbours on the same boxes.
 
     Args:
@@ -69,13 +69,13 @@ def try_variants(
         measured = measure(boxes, pyramid, assigner)
         relative = pyramid.cells(boxes.image_wh) / cells
         least = measured.least_reg_max(limits.clipped)
-        found.append(Candidate(pyramid, float(measured.bare.mean()), least, relative))
+        found.append(TriedPyramid(pyramid, float(measured.bare.mean()), least, relative))
         if progress:
             progress(number, len(tried))
     return found
 
 
-def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
+def choose(candidates: Sequence[TriedPyramid], limits: AdviceLimits) -> TriedPyramid:
     """The least change within the limits.
 
     Of pyramids that leave few enough truths without a positive (where none does: of those nearest
@@ -90,7 +90,7 @@ def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
     fewest = min(each.bare for each in candidates)
     most = max(limits.bare, 1.1 * fewest)
 
-    def change(each: Candidate) -> tuple[float, ...]:
+    def change(each: TriedPyramid) -> tuple[float, ...]:
         return (
             each.pyramid.strides[0] < now.strides[0],
             each.reg_max > MOST,
@@ -111,7 +111,7 @@ class SizeRow(NamedTuple):
     bare: float  # share without a positive
 
 
-def by_size(boxes: Boxes, measured: Measured) -> list[SizeRow]:
+def by_size(boxes: ResizedBoxes, measured: Measured) -> list[SizeRow]:
     """Shares of truths without a positive by size, ranges without a truth left out."""
     edges = [0.0, *(2.0**power for power in range(1, 10)), math.inf]
     place = np.digitize(boxes.size(), edges) - 1
@@ -129,13 +129,13 @@ Report = Callable[[str, int, int], None]  # what is done, done, in all
 class Advice(NamedTuple):
     """All that is told."""
 
-    boxes: Boxes
-    limits: Limits
+    boxes: ResizedBoxes
+    limits: AdviceLimits
     reg_max: int  # that there is
     now: Measured
     sizes: list[SizeRow]
-    candidates: list[Candidate]
-    chosen: Candidate
+    candidates: list[TriedPyramid]
+    chosen: TriedPyramid
     then: Measured  # the chosen pyramid on all boxes
 
     @property
@@ -145,12 +145,12 @@ class Advice(NamedTuple):
 
 
 def advise(
-    boxes: Boxes,
-    now: Pyramid,
+    boxes: ResizedBoxes,
+    now: PriorPyramid,
     assigner: ATSSAssigner,
     *,
     reg_max: int = MOST,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: AdviceLimits = DEFAULT_LIMITS,
     sample: int = 20000,
     seed: int = 0,
     report: Report | None = None,

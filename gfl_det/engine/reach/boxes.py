@@ -19,7 +19,7 @@ from gfl_det.errors import DataError
 from gfl_det.ops.boxes import xywh_to_xyxy
 
 
-class Boxes(NamedTuple):
+class ResizedBoxes(NamedTuple):
     """Boxes of many images, those of one image together."""
 
     image_wh: np.ndarray  # (I, 2) int, px, after resizing
@@ -32,7 +32,7 @@ class Boxes(NamedTuple):
         """Square roots of the areas ``(N,)``, px."""
         return np.sqrt((self.xyxy[:, 2:] - self.xyxy[:, :2]).clip(min=0).prod(1))
 
-    def sample(self, count: int, random: np.random.Generator) -> Boxes:
+    def sample(self, count: int, random: np.random.Generator) -> ResizedBoxes:
         """About ``count`` boxes: all of some images, drawn at random."""
         if len(self.xyxy) <= count:
             return self
@@ -48,7 +48,7 @@ class Boxes(NamedTuple):
 
 def read_boxes(
     path: str, resizing: Resizing, random: np.random.Generator, classes: list[str] | None = None
-) -> Boxes:
+) -> ResizedBoxes:
     """Read a COCO annotation file.
 
     Args:
@@ -83,4 +83,4 @@ def read_boxes(
     limit = np.tile(new[image], 2)
     corners = xywh_to_xyxy(xywh) * np.tile((new / old)[image], 2)
     xyxy = np.clip(corners, 0, limit)  # mmdet clips as it resizes
-    return Boxes(new, image, xyxy.astype(np.float32), len(names), report.warning())
+    return ResizedBoxes(new, image, xyxy.astype(np.float32), len(names), report.warning())

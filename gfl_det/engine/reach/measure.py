@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from gfl_det.engine.reach.boxes import Boxes
+from gfl_det.engine.reach.boxes import ResizedBoxes
 from gfl_det.models.assigners import ATSSAssigner
 from gfl_det.models.assigners.lattice import CellRectangle, Lattice, make_lattice, valid_rectangle
 from gfl_det.models.heads.loss import TARGET_MARGIN
@@ -23,7 +23,7 @@ BATCH_CELLS = 2**21  # of all images of a call: 16 MiB, which a C library keeps 
 Progress = Callable[[int, int], None]  # truths done, truths in all
 
 
-class Pyramid(NamedTuple):
+class PriorPyramid(NamedTuple):
     """Square priors on levels: ``scale * stride`` px wide, one a cell."""
 
     strides: tuple[int, ...]
@@ -46,7 +46,7 @@ class Pyramid(NamedTuple):
 class Measured(NamedTuple):
     """What a pyramid's priors get of a data set."""
 
-    pyramid: Pyramid
+    pyramid: PriorPyramid
     needed: np.ndarray  # (L, LARGEST + 1) positives by the least reg_max that holds their edges
     bare: np.ndarray  # (N,) bool, truths without a positive
 
@@ -66,7 +66,10 @@ class Measured(NamedTuple):
 
 
 def measure(
-    boxes: Boxes, pyramid: Pyramid, assigner: ATSSAssigner, progress: Progress | None = None
+    boxes: ResizedBoxes,
+    pyramid: PriorPyramid,
+    assigner: ATSSAssigner,
+    progress: Progress | None = None,
 ) -> Measured:
     """Assign every box, as training does, and look at the edges of the positives.
 
@@ -112,7 +115,7 @@ def _batches(image: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
     yield first, len(image)
 
 
-def _lattice(pyramid: Pyramid, image_wh: np.ndarray) -> Lattice:
+def _lattice(pyramid: PriorPyramid, image_wh: np.ndarray) -> Lattice:
     padded = (-(-image_wh // pyramid.pad) * pyramid.pad).tolist()
     width, height = (max(sides) for sides in zip(*padded))
     sizes = [(math.ceil(height / s), math.ceil(width / s)) for s in pyramid.strides]
@@ -122,7 +125,7 @@ def _lattice(pyramid: Pyramid, image_wh: np.ndarray) -> Lattice:
 
 
 @cache
-def _rectangles(pyramid: Pyramid, width: int, height: int) -> list[CellRectangle]:
+def _rectangles(pyramid: PriorPyramid, width: int, height: int) -> list[CellRectangle]:
     """An image's cells of each level, from its padded size."""
     meta = dict(pad_shape=(height, width), img_shape=(height, width))
     return [

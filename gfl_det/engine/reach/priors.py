@@ -13,8 +13,8 @@ from mmengine.config import Config
 
 from gfl_det.datasets.checks.boxes import Table
 from gfl_det.datasets.checks.draft import Draft, Level
-from gfl_det.engine.reach.boxes import Boxes
-from gfl_det.engine.reach.measure import LARGEST, Pyramid, measure
+from gfl_det.engine.reach.boxes import ResizedBoxes
+from gfl_det.engine.reach.measure import LARGEST, PriorPyramid, measure
 from gfl_det.engine.reach.resizing import Resizing, resizing_of
 from gfl_det.engine.reach.settings import DEFAULTS, assigner_of, head_of
 from gfl_det.errors import ConfigError
@@ -49,7 +49,7 @@ def check_priors(draft: Draft, table: Table, cfg: Config, pipeline: Sequence[Nod
     chosen = chosen[np.argsort(table.image[chosen], kind='stable')]
     if not len(chosen):
         return
-    pyramid = Pyramid(tuple(head['strides']), head['anchor_scale'], head['pad'])
+    pyramid = PriorPyramid(tuple(head['strides']), head['anchor_scale'], head['pad'])
     assigner = ATSSAssigner(**{'topk': DEFAULTS['topk'], **options})
     measured = measure(resized(table, chosen, resizing), pyramid, assigner)
     of = f'of {len(chosen)} boxes' + (
@@ -67,7 +67,7 @@ def check_priors(draft: Draft, table: Table, cfg: Config, pipeline: Sequence[Nod
         draft.tell(_level(clipped), 'priors.reach', text)
 
 
-def resized(table: Table, chosen: np.ndarray, resizing: Resizing) -> Boxes:
+def resized(table: Table, chosen: np.ndarray, resizing: Resizing) -> ResizedBoxes:
     """Return boxes as training sees them.
 
     Args:
@@ -80,7 +80,7 @@ def resized(table: Table, chosen: np.ndarray, resizing: Resizing) -> Boxes:
     after = resizing.sizes(before, np.random.default_rng(0))
     xyxy = xywh_to_xyxy(table.boxes[chosen])
     factor = (after / before)[image][:, [0, 1, 0, 1]]
-    return Boxes(after, image.astype(np.int64), (xyxy * factor).astype(np.float32), 0, None)
+    return ResizedBoxes(after, image.astype(np.int64), (xyxy * factor).astype(np.float32), 0, None)
 
 
 def _level(share: float) -> Level:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gfl_det.engine.reach.advice import Advice, Candidate, SizeRow
-from gfl_det.engine.reach.measure import Measured, Pyramid
+from gfl_det.engine.reach.advice import Advice, SizeRow, TriedPyramid
+from gfl_det.engine.reach.measure import Measured, PriorPyramid
 
 COLUMNS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 32)  # values of reg_max in the table
 
@@ -36,7 +36,7 @@ def as_dict(advice: Advice) -> dict[str, Any]:
     )
 
 
-def _pyramid(pyramid: Pyramid) -> dict[str, Any]:
+def _pyramid(pyramid: PriorPyramid) -> dict[str, Any]:
     return dict(strides=list(pyramid.strides), octave_base_scale=pyramid.scale)
 
 
@@ -98,7 +98,7 @@ def _suggestion(advice: Advice) -> str:
     return '\n'.join(lines)
 
 
-def _named(pyramid: Pyramid) -> str:
+def _named(pyramid: PriorPyramid) -> str:
     strides = ' '.join(map(str, pyramid.strides))
     return f'strides {strides}, anchor scale {pyramid.scale:g}'
 
@@ -132,7 +132,7 @@ def _range(row: SizeRow) -> str:
     return f'{row.low:g} up' if math.isinf(row.high) else f'{row.low:g} to {row.high:g}'
 
 
-def _variant_table(candidates: Sequence[Candidate], chosen: Candidate) -> str:
+def _variant_table(candidates: Sequence[TriedPyramid], chosen: TriedPyramid) -> str:
     rows = [
         [
             ' '.join(map(str, each.pyramid.strides)),

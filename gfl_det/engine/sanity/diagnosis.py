@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from gfl_det.engine.sanity.evidence import CHANCE
-from gfl_det.engine.sanity.overfit import GOAL_AP, GOAL_FALL, Curve
+from gfl_det.engine.sanity.overfit import GOAL_AP, GOAL_FALL, OverfitCurve
 
 Part = Literal['boxes', 'labels', 'learning rate', 'model']
 BOX_TERMS = ('bbox', 'dfl', 'iou', 'centerness', 'reg')
@@ -51,7 +51,9 @@ def suspects_of_data(
     return found
 
 
-def suspects_of_curve(curve: Curve, slower: Curve | None, faster: Curve | None) -> list[Suspect]:
+def suspects_of_curve(
+    curve: OverfitCurve, slower: OverfitCurve | None, faster: OverfitCurve | None
+) -> list[Suspect]:
     """Return what looks wrong in a training that did not reach its goal.
 
     Args:
@@ -87,7 +89,9 @@ def _first_step(losses: dict[str, float]) -> Suspect:
     return Suspect(part, f'{name} is no number in the first step already')
 
 
-def _suspect_rate(curve: Curve, slower: Curve | None, faster: Curve | None) -> Suspect | None:
+def _suspect_rate(
+    curve: OverfitCurve, slower: OverfitCurve | None, faster: OverfitCurve | None
+) -> Suspect | None:
     if curve.rate == 0:
         return Suspect('learning rate', 'it is 0')
     told = f'it is {curve.rate:g}'
@@ -108,7 +112,7 @@ def _suspect_rate(curve: Curve, slower: Curve | None, faster: Curve | None) -> S
     return None
 
 
-def _left(trial: Curve, curve: Curve) -> float:
+def _left(trial: OverfitCurve, curve: OverfitCurve) -> float:
     """Loss of a trial over that of the training after as many steps."""
     same = curve._replace(losses=curve.losses[: len(trial.losses)])
     if not same.finite or not curve.finite:
@@ -116,7 +120,7 @@ def _left(trial: Curve, curve: Curve) -> float:
     return (1 - trial.fall) / max(1 - same.fall, 1e-12)
 
 
-def _worst_term(curve: Curve) -> str:
+def _worst_term(curve: OverfitCurve) -> str:
     """Name the term of which most is left, of its highest value, and how much."""
     left = {}
     for name, last in curve.losses[-1].items():
@@ -131,7 +135,7 @@ def _worst_term(curve: Curve) -> str:
     return f'{name} ({last:.3f} of {highest:.3f})'
 
 
-def verdict(curve: Curve, suspects: Sequence[Suspect]) -> str:
+def verdict(curve: OverfitCurve, suspects: Sequence[Suspect]) -> str:
     """Say in one sentence how it went."""
     ap = 'no AP' if curve.scores is None else f'AP {curve.scores.ap:.3f}'
     outcome = f'the loss fell by {curve.fall:.1%} in {len(curve.losses)} steps, {ap}'

@@ -36,7 +36,7 @@ class Scores(NamedTuple):
     ap_any_class: float  # with all classes taken for one: are the boxes right?
 
 
-class Curve(NamedTuple):
+class OverfitCurve(NamedTuple):
     """What became of a training."""
 
     losses: list[dict[str, float]]  # a step, before it; `loss` is their sum
@@ -72,7 +72,7 @@ def overfit(
     device: str,
     rate_factor: float | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
-) -> Curve:
+) -> OverfitCurve:
     """Train a fresh model on one batch, with the config's optimizer.
 
     The rate warms up, and falls in the last part. It ends early when the batch is known by heart.
@@ -111,7 +111,7 @@ def overfit(
                 break
     way = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - start
     moved = float(way.norm() / start.norm().clamp(min=1e-12))
-    return Curve(losses, scores, moved, max(rates, default=0.0))
+    return OverfitCurve(losses, scores, moved, max(rates, default=0.0))
 
 
 def _build(cfg: Config, device: str) -> tuple[Any, Any]:

@@ -26,7 +26,7 @@ Inputs = Union[Tensor, dict[str, Tensor]]
 Samples = Union[list[DetDataSample], dict[str, list[DetDataSample]]]
 
 
-class Step(NamedTuple):
+class DumpedStep(NamedTuple):
     """What one forward pass of a training was given and what it gave.
 
     Attributes:
@@ -66,7 +66,7 @@ class Step(NamedTuple):
 class Dump(NamedTuple):
     """A step read back: what it was, and the weights it was computed with."""
 
-    step: Step
+    step: DumpedStep
     record: dict[str, Any]
     state_dict: dict[str, Tensor]
 
@@ -86,7 +86,7 @@ def in_branches(function: Callable[[Any], list[Any]], batch: Any) -> list[Any]:
     return found
 
 
-def write_dump(path: AnyPath, step: Step, record: dict[str, Any], model: nn.Module) -> None:
+def write_dump(path: AnyPath, step: DumpedStep, record: dict[str, Any], model: nn.Module) -> None:
     """Write a step that went wrong, with the weights of the model.
 
     Args:
@@ -137,7 +137,7 @@ def read_dump(path: AnyPath) -> Dump:
     try:
         record = json.loads(content['record'])
         samples = _unpack_all(content['samples'], record['metainfo'])
-        step = Step(
+        step = DumpedStep(
             content['inputs'], samples, content['losses'], content['random'], record['autocast']
         )
     except Exception as error:  # what another program wrote fails in any way at all
@@ -145,7 +145,7 @@ def read_dump(path: AnyPath) -> Dump:
     return Dump(step, record, content['state_dict'])
 
 
-def _check(step: Step) -> None:
+def _check(step: DumpedStep) -> None:
     def parts(batch: Any) -> list[Any]:
         return list(batch.values()) if isinstance(batch, dict) else [batch]
 

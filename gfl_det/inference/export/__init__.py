@@ -5,12 +5,16 @@
 """
 
 from gfl_det.inference.export.graph import Outputs
-from gfl_det.inference.export.onnx_file import Settings, write_onnx
+from gfl_det.inference.export.onnx_file import ExportSettings, write_onnx
 from gfl_det.inference.export.openvino import OpenVINODetector, write_int8, write_openvino
 from gfl_det.inference.export.runtime import ExportedDetector, OnnxDetector
-from gfl_det.inference.export.source import Source, load_source
+from gfl_det.inference.export.source import ExportSource, load_source
+
+Settings, Source = ExportSettings, ExportSource  # their names in 0.1
 
 __all__ = [
+    'ExportSettings',
+    'ExportSource',
     'ExportedDetector',
     'OnnxDetector',
     'OpenVINODetector',

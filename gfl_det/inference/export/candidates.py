@@ -36,14 +36,14 @@ class Pool(NamedTuple):
         return Pool(*(take(field, index) for field in self))
 
 
-class Frames(NamedTuple):
+class ExportFrames(NamedTuple):
     """The images that boxes are cut at and refer to."""
 
     limit: Tensor | None  # (B, 1, 4) px: width, height twice of the network's input; None: no cut
     scale: Tensor  # (B, 1, 4) along x, y twice, from there to the image that boxes refer to
 
     @classmethod
-    def of(cls, img_shape: Tensor, scale_factor: Tensor, clip: bool) -> Frames:
+    def of(cls, img_shape: Tensor, scale_factor: Tensor, clip: bool) -> ExportFrames:
         """From ``img_shape (B, 2)`` h, w and ``scale_factor (B, 2)`` x, y, as in mmdet's metas."""
         limit = img_shape.flip(1).repeat(1, 2).unsqueeze(1)
         return cls(limit if clip else None, (1 / scale_factor).repeat(1, 2).unsqueeze(1))
@@ -134,7 +134,7 @@ def best_pairs(
     return Pool(*(torch.cat(each, 1) for each in zip(*pools)))
 
 
-def decode(pool: Pool, frames: Frames) -> Tensor:
+def decode(pool: Pool, frames: ExportFrames) -> Tensor:
     """Boxes ``(B, N, 4)`` xyxy, clipped and rescaled (eqs. 3 to 5 of the GFL paper)."""
     distances = distribution.mean(pool.logits) * pool.strides
     boxes = distances_to_boxes(pool.centres, distances)

@@ -19,7 +19,7 @@ from gfl_det.errors import ConfigError
 from gfl_det.inference.export.calibrator import Calibration
 from gfl_det.inference.export.candidates import (
     ABSENT,
-    Frames,
+    ExportFrames,
     Pool,
     all_cells,
     apart,
@@ -109,12 +109,12 @@ class DetectionGraph(nn.Module):
         by raw scores.
         """
         cls, edges = self.bbox_head(self.neck(self.backbone(images)))
-        frames = Frames.of(img_shape, scale_factor, self.bbox_head.bbox_coder.clip_border)
+        frames = ExportFrames.of(img_shape, scale_factor, self.bbox_head.bbox_coder.clip_border)
         if self.outputs.nms:
             return self._detections(cls, edges, frames)
         return self._cells(cls, edges, frames)
 
-    def _cells(self, cls: list[Tensor], edges: list[Tensor], frames: Frames) -> list[Tensor]:
+    def _cells(self, cls: list[Tensor], edges: list[Tensor], frames: ExportFrames) -> list[Tensor]:
         scores, pool = all_cells(cls, edges, self.bbox_head.priors)
         levels = [torch.zeros_like(level[0, 0], dtype=torch.long) for level in cls]
         levels = [(blank + index).flatten() for index, blank in enumerate(levels)]
@@ -124,7 +124,9 @@ class DetectionGraph(nn.Module):
             found.append(self.calibration(scores, labels))
         return found + self._extras(pool, frames)
 
-    def _detections(self, cls: list[Tensor], edges: list[Tensor], frames: Frames) -> list[Tensor]:
+    def _detections(
+        self, cls: list[Tensor], edges: list[Tensor], frames: ExportFrames
+    ) -> list[Tensor]:
         settings = self.settings
         threshold = float(settings.score_thr)
         pool = best_pairs(cls, edges, self.bbox_head.priors, threshold, settings.nms_pre)
@@ -158,7 +160,7 @@ class DetectionGraph(nn.Module):
         ]
         return found + self._extras(pool, frames)
 
-    def _extras(self, pool: Pool, frames: Frames) -> list[Tensor]:
+    def _extras(self, pool: Pool, frames: ExportFrames) -> list[Tensor]:
         extras: list[Tensor] = []
         widths = pool.strides * frames.scale
         centres = pool.centres * frames.scale[..., :2]

@@ -21,7 +21,7 @@ from gfl_det.inference.export.calibrator import Calibration
 from gfl_det.inference.export.candidates import translations
 from gfl_det.inference.export.description import KEY, Description
 from gfl_det.inference.export.graph import INPUTS, DetectionGraph, Outputs
-from gfl_det.inference.export.source import Source
+from gfl_det.inference.export.source import ExportSource
 from gfl_det.inference.optimize import fold_batch_norms
 from gfl_det.utils.files import writing
 
@@ -56,7 +56,7 @@ DECODING = 'decoding'  # where nodes are from that are no part of a module
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExportSettings:
     """How a detector is exported.
 
     Args:
@@ -100,7 +100,7 @@ def check_size(size: tuple[int, int], what: str) -> None:
         )
 
 
-def describe(source: Source, settings: Settings) -> Description:
+def describe(source: ExportSource, settings: ExportSettings) -> Description:
     """The metadata of an exported detector.
 
     Raises:
@@ -131,7 +131,7 @@ def describe(source: Source, settings: Settings) -> Description:
 
 
 def write_onnx(
-    source: Source, path: str | PathLike[str], settings: Settings | None = None
+    source: ExportSource, path: str | PathLike[str], settings: ExportSettings | None = None
 ) -> Description:
     """Export a detector.
 
@@ -150,7 +150,7 @@ def write_onnx(
     """
     for package in ('onnx', 'onnxscript'):
         require(package)
-    settings = settings or Settings()
+    settings = settings or ExportSettings()
     description = describe(source, settings)
     graph = build_graph(source, settings.outputs)
     with torch.no_grad(), _quiet():
@@ -173,7 +173,7 @@ def write_onnx(
     return description
 
 
-def build_graph(source: Source, outputs: Outputs) -> DetectionGraph:
+def build_graph(source: ExportSource, outputs: Outputs) -> DetectionGraph:
     """The module that is exported, with batch norms in the convolutions before them.
 
     Raises:

@@ -13,7 +13,7 @@ from gfl_det.errors import DataError
 from gfl_det.inference.export.description import KEY, Description
 from gfl_det.inference.export.graph import INPUTS
 from gfl_det.inference.export.onnx_file import DECODING, require
-from gfl_det.inference.export.preprocessing import Prepared
+from gfl_det.inference.export.preprocessing import PreparedBatch
 from gfl_det.inference.export.runtime import Arrays, ExportedDetector, check_file
 
 # By their names, see onnx_file: decoding with its integral; in the head, what is no module of its
@@ -51,7 +51,7 @@ class OpenVINODetector(ExportedDetector):
             options['INFERENCE_NUM_THREADS'] = threads
         self.model = openvino.compile_model(model, device, options)
 
-    def run(self, inputs: Prepared) -> Arrays:
+    def run(self, inputs: PreparedBatch) -> Arrays:
         outputs = self.model(dict(zip(INPUTS, inputs)))
         return {name: outputs[name] for name in self.description.outputs}
 
@@ -69,7 +69,11 @@ def write_openvino(onnx_path: Path, path: Path, description: Description) -> Non
 
 
 def write_int8(
-    onnx_path: Path, path: Path, description: Description, pictures: Iterable[Prepared], count: int
+    onnx_path: Path,
+    path: Path,
+    description: Description,
+    pictures: Iterable[PreparedBatch],
+    count: int,
 ) -> None:
     """Quantise an exported ONNX file after training and write it as OpenVINO's.
 

@@ -16,9 +16,9 @@ from mmengine.dataset import Compose
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from gfl_det.inference.export.preprocessing import Picture, Prepared
+from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
 from gfl_det.inference.export.runtime import ExportedDetector
-from gfl_det.inference.export.source import Source
+from gfl_det.inference.export.source import ExportSource
 
 SCORE_LIMIT, BOX_LIMIT = 1e-4, 0.05  # of scores; px
 # px; nats. Where a distribution is thin a quantile moves far for a rounding: the ends of intervals
@@ -45,7 +45,7 @@ class Difference(NamedTuple):
 
 
 def torch_detector(
-    source: Source, size: tuple[int, int] | None
+    source: ExportSource, size: tuple[int, int] | None
 ) -> Callable[[Picture], InstanceData]:
     """Detect in a picture with torch, by the config's test pipeline as mmdet's own functions do.
 
@@ -72,7 +72,7 @@ def torch_detector(
 
 
 @torch.inference_mode()
-def predict(model: BaseDetector, prepared: Prepared) -> list[InstanceData]:
+def predict(model: BaseDetector, prepared: PreparedBatch) -> list[InstanceData]:
     """Detections of a detector in torch from inputs that are prepared."""
     samples = []
     for shape, factor in zip(prepared.img_shape, prepared.scale_factor):

@@ -27,7 +27,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 READ = {'Resize': {'type', 'scale', 'keep_ratio'}}
 
 
-class Prepared(NamedTuple):
+class PreparedBatch(NamedTuple):
     """A batch of inputs."""
 
     images: NDArray[np.float32]  # (B, 3, H, W)
@@ -104,7 +104,7 @@ class Preprocessing:
             factor = min(self.size[0] / height, self.size[1] / width)
         return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
-    def __call__(self, pictures: Sequence[Picture]) -> Prepared:
+    def __call__(self, pictures: Sequence[Picture]) -> PreparedBatch:
         """Inputs of a batch, padded to its largest picture.
 
         Args:
@@ -122,12 +122,12 @@ class Preprocessing:
         batch = np.full((len(images), 3, *size), self.pad_value, np.float32)
         for target, image in zip(batch, images):
             target[:, : image.shape[1], : image.shape[2]] = image
-        return Prepared(batch, np.array(shapes, np.float32), np.array(factors, np.float32))
+        return PreparedBatch(batch, np.array(shapes, np.float32), np.array(factors, np.float32))
 
-    def plain(self, picture: Picture) -> Prepared:
+    def plain(self, picture: Picture) -> PreparedBatch:
         """The input of one picture that has the network's size already."""
         shape = np.array([picture.shape[:2]], np.float32)
-        return Prepared(self._normalise(picture)[None], shape, np.ones((1, 2), np.float32))
+        return PreparedBatch(self._normalise(picture)[None], shape, np.ones((1, 2), np.float32))
 
     def _normalise(self, image: Picture) -> NDArray[np.float32]:
         channels = image[..., ::-1] if self.bgr_to_rgb else image

@@ -22,11 +22,10 @@ from gfl_det.errors import DataError
 from gfl_det.inference.export.description import KEY, Description
 from gfl_det.inference.export.graph import INPUTS
 from gfl_det.inference.export.onnx_file import require
-from gfl_det.inference.export.preprocessing import Picture, Prepared
+from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
 from gfl_det.inference.results import EDGE_FIELDS
 from gfl_det.inference.sources import Item
-from gfl_det.inference.stream import ImageDetector
-from gfl_det.inference.stream import Prepared as Loaded
+from gfl_det.inference.stream import ImageDetector, PreparedImage
 
 Arrays = Mapping[str, NDArray[Any]]
 # Outputs that results have under the same name.
@@ -48,7 +47,7 @@ class ExportedDetector(ImageDetector):
         self.classes, self.level = tuple(description.classes), description.level
 
     @abstractmethod
-    def run(self, inputs: Prepared) -> Arrays:
+    def run(self, inputs: PreparedBatch) -> Arrays:
         """The graph's outputs by name."""
 
     def detect(self, pictures: Sequence[Picture]) -> list[InstanceData]:
@@ -69,11 +68,13 @@ class ExportedDetector(ImageDetector):
         finish = _detections if self.description.nms else self._suppressed
         return [finish(outputs, index) for index in range(len(outputs['boxes']))]
 
-    def _preprocess(self, item: Item) -> Loaded:
+    def _preprocess(self, item: Item) -> PreparedImage:
         assert item.image is not None  # or it is not asked for
-        return Loaded(self.description.preprocessing.resized(*item.image.shape[:2]), item.image)
+        return PreparedImage(
+            self.description.preprocessing.resized(*item.image.shape[:2]), item.image
+        )
 
-    def _predict(self, batch: list[Loaded]) -> list[InstanceData]:
+    def _predict(self, batch: list[PreparedImage]) -> list[InstanceData]:
         return self.detect([each.data for each in batch])
 
     def _suppressed(self, outputs: Arrays, image: int) -> InstanceData:
@@ -137,7 +138,7 @@ class OnnxDetector(ExportedDetector):
         metadata = self.session.get_modelmeta().custom_metadata_map
         super().__init__(Description.from_json(metadata.get(KEY), os.fspath(path)))
 
-    def run(self, inputs: Prepared) -> Arrays:
+    def run(self, inputs: PreparedBatch) -> Arrays:
         outputs = self.session.run(self.description.outputs, dict(zip(INPUTS, inputs)))
         return dict(zip(self.description.outputs, outputs))
 

@@ -22,7 +22,7 @@ from gfl_det.utils.config import walk
 DEFAULT_LEVEL = 0.9
 
 
-class Source(NamedTuple):
+class ExportSource(NamedTuple):
     """What is exported."""
 
     model: BaseModel  # of one stage, with a GFL head; in eval mode on the processor
@@ -41,7 +41,7 @@ def load_source(
     calibrator: str | None = None,
     intervals: str | None = None,
     level: float | None = None,
-) -> Source:
+) -> ExportSource:
     """Build a detector and load its weights.
 
     Args:
@@ -72,7 +72,7 @@ def load_source(
     scores = _score_calibrator(test_cfg.get('calibrator'))
     if scores is not None:
         scores.check_score_type(kind)
-    return Source(
+    return ExportSource(
         model=loaded.model.requires_grad_(False),
         name=name,
         classes=loaded.classes,

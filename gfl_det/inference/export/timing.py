@@ -11,9 +11,9 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from gfl_det.inference.export.parity import noise_pictures, predict
-from gfl_det.inference.export.preprocessing import Prepared
+from gfl_det.inference.export.preprocessing import PreparedBatch
 from gfl_det.inference.export.runtime import ExportedDetector
-from gfl_det.inference.export.source import Source
+from gfl_det.inference.export.source import ExportSource
 from gfl_det.inference.optimize import optimize_for_inference
 from gfl_det.utils.timing import Runs
 
@@ -39,7 +39,10 @@ def counterpart(cfg: Config, model: BaseDetector) -> tuple[str, BaseDetector]:
 
 
 def time_in_turns(
-    source: Source, cfg: Config, detectors: Mapping[str, ExportedDetector], size: tuple[int, int]
+    source: ExportSource,
+    cfg: Config,
+    detectors: Mapping[str, ExportedDetector],
+    size: tuple[int, int],
 ) -> dict[str, float]:
     """Median milliseconds from a normalised picture to detections.
 
@@ -66,9 +69,9 @@ def time_in_turns(
     return dict(zip(functions, medians))
 
 
-def _prediction(model: BaseDetector, prepared: Prepared) -> Any:
+def _prediction(model: BaseDetector, prepared: PreparedBatch) -> Any:
     return lambda: predict(model, prepared)
 
 
-def _exported(detector: ExportedDetector, prepared: Prepared) -> Any:
+def _exported(detector: ExportedDetector, prepared: PreparedBatch) -> Any:
     return lambda: detector.finish(detector.run(prepared))

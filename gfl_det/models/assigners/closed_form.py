@@ -87,7 +87,7 @@ def add_best_priors(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors
 MIN_INSIDE_PX = 0.01  # a centre on the border counts as outside
 
 
-class Candidates(NamedTuple):
+class NearestPriors(NamedTuple):
     """The k nearest priors of each truth on each level; K = L * k, level by level."""
 
     valid: Tensor  # (T, K) bool; false where a level has fewer than k cells
@@ -141,7 +141,7 @@ def _nearest_lines(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> L
     )
 
 
-def nearest_priors(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> Candidates:
+def nearest_priors(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> NearestPriors:
     """The k nearest valid priors of each truth on each level.
 
     Args:
@@ -165,7 +165,7 @@ def nearest_priors(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> C
     areas = side[:, :, 0] * side[:, :, 1] + box_areas(truths)[:, None, None]
     overlap = intersection / (areas - intersection).clamp_(min=MIN_UNION)
     valid = distance[..., :k].isfinite()
-    return Candidates(
+    return NearestPriors(
         valid=valid.flatten(1),
         cell=(index[:, :, 1] * lattice.width[:, None] + index[:, :, 0]).flatten(1),
         iou=overlap.masked_fill_(~valid, 0).flatten(1),
@@ -174,7 +174,7 @@ def nearest_priors(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> C
     )
 
 
-def adaptive_threshold(candidates: Candidates) -> Tensor:
+def adaptive_threshold(candidates: NearestPriors) -> Tensor:
     """The IoU that makes a candidate positive (algorithm 1, lines 8 to 11).
 
     Args:
@@ -194,7 +194,7 @@ def adaptive_threshold(candidates: Candidates) -> Tensor:
     return mean + (deviation.square_().sum(1, keepdim=True) / (count - 1)).sqrt_()
 
 
-def positive_mask(candidates: Candidates) -> Tensor:
+def positive_mask(candidates: NearestPriors) -> Tensor:
     """ATSS's adaptive threshold (algorithm 1, lines 8 to 14) on the candidates of each truth.
 
     Args:
@@ -265,7 +265,7 @@ def assign_on_lattice(
 
 
 def _choose(
-    lattice: Lattice, candidates: Candidates, image: Tensor, level: Tensor, with_best_prior: bool
+    lattice: Lattice, candidates: NearestPriors, image: Tensor, level: Tensor, with_best_prior: bool
 ) -> Tensor:
     """Which candidates ``(T, K)`` are positive, each prior for one truth at most."""
     positive = positive_mask(candidates)
@@ -281,7 +281,7 @@ def _choose(
 
 
 def _gather(
-    lattice: Lattice, candidates: Candidates, positive: Tensor, image: Tensor, level: Tensor
+    lattice: Lattice, candidates: NearestPriors, positive: Tensor, image: Tensor, level: Tensor
 ) -> Positives:
     """Move the positive candidates to the front: a fixed number of slots, so that nothing waits."""
     k = len(level) // lattice.num_levels

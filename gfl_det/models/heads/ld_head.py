@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners import ATSSAssigner
-from gfl_det.models.heads.distillation import (
+from gfl_det.models.heads.distillation_losses import (
     Divergence,
     TeacherMaps,
     class_loss,

@@ -19,7 +19,7 @@ import numpy as np
 
 from gfl_det.errors import DataError, SetupError
 from gfl_det.visualization.demo.payload import describe
-from gfl_det.visualization.demo.uploads import Limits, accepted, decode_upload, too_large
+from gfl_det.visualization.demo.uploads import UploadLimits, accepted, decode_upload, too_large
 from gfl_det.visualization.edges import Boxes
 
 PAGE = Path(__file__).resolve().parent / 'page'
@@ -40,7 +40,7 @@ SECURITY = {
 LOOPBACK = ('127.0.0.1', 'localhost')
 HTTP_PORT = 80  # browsers leave it out of the host
 SOCKET_SECONDS = 30  # a client that says nothing for so long is dropped
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = UploadLimits()
 MAX_WAITING = 8  # uploads in memory at a time
 
 Detect = Callable[[np.ndarray], Any]  # an RGB image -> InstanceData
@@ -71,7 +71,7 @@ class DemoServer(ThreadingHTTPServer):
         address: tuple[str, int] = ('127.0.0.1', 7860),
         *,
         title: str = 'detector',
-        limits: Limits = DEFAULT_LIMITS,
+        limits: UploadLimits = DEFAULT_LIMITS,
         score_thr: float = 0.05,
         level: float | None = None,
     ) -> None:

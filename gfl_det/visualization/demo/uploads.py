@@ -14,14 +14,14 @@ from gfl_det.utils.pixels import header_of, pillow_opens
 FORMATS = ['JPEG', 'PNG', 'WEBP', 'BMP']
 
 
-class Limits(NamedTuple):
+class UploadLimits(NamedTuple):
     """What an upload may be."""
 
     max_bytes: int = 10 * 2**20
     max_pixels: int = 20_000_000
 
 
-def decode_upload(content: bytes, limits: Limits) -> np.ndarray:
+def decode_upload(content: bytes, limits: UploadLimits) -> np.ndarray:
     """Decode an image, upright as its EXIF orientation says.
 
     Args:
@@ -53,12 +53,12 @@ def decode_upload(content: bytes, limits: Limits) -> np.ndarray:
         raise DataError('This image is damaged or cut off: send it again.') from error
 
 
-def too_large(limits: Limits) -> str:
+def too_large(limits: UploadLimits) -> str:
     """The sentence for an upload of too many bytes."""
     return f'This file is too large: send one of at most {limits.max_bytes / 2**20:.3g} MiB.'
 
 
-def accepted(limits: Limits) -> str:
+def accepted(limits: UploadLimits) -> str:
     """What may be sent, for the page."""
     return (
         f'{", ".join(FORMATS)}; at most {limits.max_bytes / 2**20:.3g} MiB and '

@@ -37,7 +37,7 @@ class Side(NamedTuple):
     found: Matches  # at tau 0
 
 
-class Cuts(NamedTuple):
+class CalibratorCuts(NamedTuple):
     """Least scores of the K classes, and the LRP of what they keep, at the calibrator's tau."""
 
     fitted: np.ndarray  # (K,) LRP above the cuts that the calibrator was fitted with
@@ -47,7 +47,7 @@ class Cuts(NamedTuple):
 
 def judge_cuts(
     calibrator: FittedCalibrator, detections: Detections, calibrated: Detections, truths: Truths
-) -> Cuts:
+) -> CalibratorCuts:
     """Judge the cuts of a calibrator, beside those that only who knows the truths could choose.
 
     Args:
@@ -62,7 +62,7 @@ def judge_cuts(
         match(each, truths, [settings.tau], settings.zero_overlap)[0]
         for each in (calibrated.take(kept), detections, calibrated)
     )
-    return Cuts(lrp(fitted).total, optimal_lrp(raw), optimal_lrp(mapped))
+    return CalibratorCuts(lrp(fitted).total, optimal_lrp(raw), optimal_lrp(mapped))
 
 
 def write_report(
@@ -183,7 +183,7 @@ def _page(
     )
 
 
-def _cuts(calibrator: FittedCalibrator, cuts: Cuts, number: np.ndarray) -> str:
+def _cuts(calibrator: FittedCalibrator, cuts: CalibratorCuts, number: np.ndarray) -> str:
     """The section on least scores; ``number`` of detections of each class, ``(K,)``."""
     at_best = (cuts.raw, cuts.calibrated)
     rows = [

@@ -30,7 +30,7 @@ class CocoTable(NamedTuple):
     precision: np.ndarray  # (K + 1, 3, 101) at the recalls of GRID; row 0 is the mean over classes
 
 
-class Cuts(NamedTuple):
+class F1Cuts(NamedTuple):
     """The best F1 at IoU .5, of each class and, in row 0, of all detections together."""
 
     f1: np.ndarray  # (K + 1,) NaN without truths
@@ -71,7 +71,7 @@ def coco_table(truths: Truths, area: np.ndarray, detections: Detections) -> Coco
     )
 
 
-def best_cuts(found: Matches) -> Cuts:
+def best_cuts(found: Matches) -> F1Cuts:
     """Where F1 is largest, as all scores of at least a threshold are kept.
 
     Args:
@@ -82,7 +82,7 @@ def best_cuts(found: Matches) -> Cuts:
     for label in range(classes):
         mine = found.of_class(label)
         rows.append(_best_cut(mine.scores, mine.state, found.truths[label]))
-    return Cuts(*(np.array(column) for column in zip(*rows)))
+    return F1Cuts(*(np.array(column) for column in zip(*rows)))
 
 
 def _best_cut(

@@ -1,0 +1,1 @@
+"""Tests; :mod:`tests.helpers` holds what they share."""

@@ -1,0 +1,417 @@
+"""What stops a run before anything is built, and that a run which can go on is left alone."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+import gfl_det
+from gfl_det.compat.pretrained import resolve
+from gfl_det.engine import preflight
+from gfl_det.engine.preflight.classes import check_classes, class_names
+from gfl_det.engine.preflight.data import check_data, check_metric_fields, sample_file_names
+from gfl_det.engine.preflight.starting_weights import check_weights, unreachable
+from gfl_det.errors import CheckpointError, ConfigError, DataError
+from gfl_det.utils.config import annotation_path, datasets_of, image_folder, metrics_of
+
+CLASSES = ('cat', 'dog')
+TRAINING = ('train', 'val')
+
+
+def dataset(split: str, **fields) -> dict:
+    return {
+        'type': 'gfl_det.CocoDataset',
+        'data_root': 'data/pets',
+        'ann_file': f'{split}.json',
+        'data_prefix': {'img': f'{split}/'},
+        'metainfo': {'classes': CLASSES},
+        'pipeline': [{'type': 'LoadImageFromFile'}],
+        **fields,
+    }
+
+
+def config(work_dir: str = 'work', **parts) -> Config:
+    metric = {'type': 'CocoMetric', 'ann_file': 'data/pets/val.json'}
+    return Config(
+        {
+            'model': {
+                'type': 'GFL',
+                'backbone': {'type': 'ResNet', 'init_cfg': None, 'num_classes': 1000},
+                'bbox_head': {'type': 'gfl_det.GFLHead', 'num_classes': 2},
+            },
+            'train_dataloader': {'dataset': dataset('train')},
+            'val_dataloader': {'dataset': dataset('val', test_mode=True)},
+            'test_dataloader': {'dataset': dataset('val', test_mode=True)},
+            'val_evaluator': metric,
+            'test_evaluator': metric,
+            'work_dir': work_dir,
+            'load_from': None,
+            **parts,
+        }
+    )
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A current folder with the data of `config` in it."""
+    monkeypatch.chdir(tmp_path)
+    for split in TRAINING:
+        folder = tmp_path / 'data' / 'pets' / split
+        folder.mkdir(parents=True)
+        names = [f'{split}_{i}.jpg' for i in range(30)]
+        for name in names:
+            (folder / name).touch()
+        content = {
+            'images': [
+                {'id': i, 'file_name': name, 'width': 9, 'height': 9}
+                for i, name in enumerate(names)
+            ],
+            'annotations': [
+                {
+                    'id': 1,
+                    'image_id': 0,
+                    'category_id': 0,
+                    'bbox': [1, 1, 2, 2],
+                    'area': 4,
+                    'iscrowd': 0,
+                }
+            ],
+            'categories': [{'id': i, 'name': name} for i, name in enumerate(CLASSES)],
+        }
+        (folder.parent / f'{split}.json').write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch) -> Path:
+    """A current folder with nothing in it, and an empty cache of weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    return tmp_path
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A host on this machine that has /here.pth, keeps /shut.pth to itself, and lists requests."""
+    for name in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(404 if 'gone' in self.path else 403 if 'shut' in self.path else 200)
+            self.end_headers()
+
+        def log_message(self, *_) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as host:
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        host.asked = asked
+        host.address = f'http://127.0.0.1:{host.server_port}'
+        yield host
+        host.shutdown()
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Every request goes to a port that nothing listens on."""
+    for name in ('no_proxy', 'NO_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    for name in ('http_proxy', 'https_proxy', 'HTTPS_PROXY'):
+        monkeypatch.setenv(name, 'http://127.0.0.1:9')
+
+
+class TestTheWholeCheck:
+    def test_a_run_with_all_it_needs_is_left_alone(self, here):
+        before = sorted(here.rglob('*'))
+        preflight.check_training(config())
+        (here / 'epoch.pth').touch()
+        preflight.check_testing(config(load_from='epoch.pth'))
+        assert sorted(here.rglob('*')) == sorted([*before, here / 'epoch.pth'])
+
+    def test_coco_without_data_and_network_is_one_message(self, empty, no_network):
+        cfg = gfl_det.get_config('gfl_r50_fpn_1x_coco')
+        cfg.work_dir = 'work'
+        with pytest.raises(DataError) as caught:
+            preflight.check_training(cfg)
+        message = str(caught.value)
+        for part in (
+            'gfl_r50_fpn_1x_coco.py needs data',
+            '  data/coco/annotations/instances_train2017.json\n',
+            '  data/coco/annotations/instances_val2017.json\n',
+            '  data/coco/train2017/\n',
+            '  data/coco/val2017/\n',
+            'https://cocodataset.org',
+            'train2017.zip',
+            'val2017.zip',
+            'annotations_trainval2017.zip',
+            'data_root=/path/to/coco',
+            'README.md',
+            '`make demo` trains on an embedded data set and needs no download',
+            'Also, the weights torchvision://resnet50 of model.backbone',
+            '--from-scratch',
+        ):
+            assert part in message
+        assert list(empty.iterdir()) == []
+
+    def test_a_checkpoint_that_is_not_there_names_its_neighbours(self, here):
+        (here / 'epoch_3.pth').touch()
+        cfg = config(load_from='epoch_4.pth')
+        with pytest.raises(CheckpointError, match=r'epoch_4\.pth does not exist; .* epoch_3\.pth'):
+            preflight.check_testing(cfg)
+
+    def test_an_address_of_a_checkpoint_is_left_to_the_loader(self):
+        preflight.check_checkpoint('https://example.org/epoch.pth')
+
+    def test_a_work_dir_below_a_file(self, here):
+        (here / 'occupied').touch()
+        with pytest.raises(ConfigError, match=r'occupied/run cannot .*--work-dir'):
+            preflight.check_training(config(work_dir='occupied/run'))
+
+    def test_a_work_dir_without_permission(self, here, monkeypatch):
+        monkeypatch.setattr('os.access', lambda path, mode: False)
+        with pytest.raises(ConfigError, match='write permission'):
+            preflight.check_training(config(work_dir='work'))
+        assert not (here / 'work').exists()
+
+
+class TestData:
+    def test_all_that_is_missing_is_listed_once(self, here):
+        (here / 'data/pets/train.json').unlink()
+        (here / 'data/pets/val.json').unlink()
+        with pytest.raises(DataError) as caught:
+            check_data(config(), TRAINING)
+        message = str(caught.value)
+        assert message.count('data/pets/train.json') == 1
+        assert message.count('data/pets/val.json') == 1
+        assert f'start at {here}' in message
+        assert 'data_root=/path/to/data' in message
+        assert 'cocodataset.org' not in message
+
+    def test_a_missing_image_folder(self, here):
+        (here / 'data/pets/val').rename(here / 'data/pets/moved')
+        with pytest.raises(DataError, match=r'(?m)^  data/pets/val/$'):
+            check_data(config(), TRAINING)
+
+    def test_another_folder_than_the_files_is_noticed_by_a_sample(self, here):
+        cfg = config()
+        cfg.train_dataloader.dataset.data_prefix.img = 'val/'
+        with pytest.raises(DataError, match=r'20 of 20 sampled images of data/pets/train\.json'):
+            check_data(cfg, TRAINING)
+        cfg.train_dataloader.dataset.pipeline[0].ignore_empty = True
+        check_data(cfg, TRAINING)
+
+    def test_only_the_splits_of_the_run_count(self, here):
+        (here / 'data/pets/train.json').unlink()
+        check_data(config(), ['test'])
+
+    def test_the_metrics_own_file_counts(self, here):
+        cfg = config(test_evaluator=[{'type': 'CocoMetric', 'ann_file': 'data/other.json'}])
+        with pytest.raises(DataError, match=r'(?m)^  data/other\.json$'):
+            check_data(cfg, ['test'])
+
+    def test_the_embedded_data_set_is_built(self, empty):
+        cfg = gfl_det.get_config('gfl_r18_fpn_digits')
+        with pytest.raises(
+            DataError, match=r'built, not downloaded: python tools/build_digits\.py'
+        ):
+            check_data(cfg, TRAINING)
+
+    def test_remote_data_is_left_to_its_backend(self, empty):
+        cfg = config(
+            train_dataloader={'dataset': dataset('train', data_root='s3://bucket/pets')},
+            val_dataloader=None,
+            val_evaluator=None,
+        )
+        cfg.train_dataloader.dataset.ann_file = 's3://bucket/pets/train.json'
+        cfg.train_dataloader.dataset.data_prefix.img = 's3://bucket/pets/train'
+        check_data(cfg, TRAINING)
+
+    @pytest.mark.parametrize('number', [1, 2, 7, 20])
+    @pytest.mark.parametrize('style', [{}, {'indent': 2}, {'ensure_ascii': False}])
+    def test_sampled_names_are_spread_over_the_file(self, tmp_path, number, style):
+        names = [f'folder/Bild "{i}" é.jpg' for i in range(1000)]
+        content = {
+            'images': [{'file_name': name, 'id': i} for i, name in enumerate(names)],
+            'annotations': [{'bbox': [1, 2, 3, 4]} for _ in range(5000)],
+        }
+        path = tmp_path / 'labels.json'
+        path.write_text(json.dumps(content, **style), encoding='utf-8')
+        found = [names.index(name) for name in sample_file_names(str(path), number)]
+        assert found == sorted(set(found))
+        assert len(found) == number
+        assert found[0] == 0
+        if number > 1:
+            assert found[-1] == 999
+            assert max(b - a for a, b in zip(found, found[1:])) <= 1000 / (number - 1) + 5
+
+    @pytest.mark.parametrize('content', ['', '{}', '[1, 2]', '{"file_name": 5}'])
+    def test_files_without_names_give_no_sample(self, tmp_path, content):
+        path = tmp_path / 'labels.json'
+        path.write_text(content)
+        assert list(sample_file_names(str(path))) == []
+
+    @pytest.mark.parametrize('field', ['area', 'iscrowd'])
+    def test_a_field_that_the_metric_will_miss_after_an_epoch(self, here, field):
+        path = here / 'data/pets/val.json'
+        content = json.loads(path.read_text())
+        del content['annotations'][0][field]
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=rf'val\.json: annotations have no {field}'):
+            check_metric_fields(config(), TRAINING)
+        content['annotations'] = []
+        path.write_text(json.dumps(content))
+        check_metric_fields(config(), TRAINING)
+
+
+class TestClasses:
+    def test_a_head_for_other_classes_names_both_numbers_and_the_list(self):
+        cfg = config()
+        cfg.model.bbox_head.num_classes = 80
+        with pytest.raises(ConfigError) as caught:
+            check_classes(cfg, TRAINING)
+        message = str(caught.value)
+        assert 'model.bbox_head.num_classes is 80' in message
+        assert "train_dataloader has 2 classes ['cat', 'dog']" in message
+
+    def test_every_split_and_every_head_counts(self):
+        cfg = config()
+        cfg.val_dataloader.dataset.metainfo.classes = ('cat', 'dog', 'owl')
+        with pytest.raises(ConfigError, match='val_dataloader has 3 classes'):
+            check_classes(cfg, TRAINING)
+        cfg = config()
+        cfg.model.roi_head = {'bbox_head': [{'num_classes': 2}, {'num_classes': 5}]}
+        with pytest.raises(ConfigError, match=r'roi_head\.bbox_head\.1\.num_classes is 5'):
+            check_classes(cfg, TRAINING)
+
+    def test_the_type_brings_its_own_classes(self):
+        cfg = config()
+        del cfg.train_dataloader.dataset['metainfo']
+        with pytest.raises(ConfigError, match=r'is 2, but .* has 80 classes'):
+            check_classes(cfg, TRAINING)
+        check_classes(gfl_det.get_config('gfl_r50_fpn_1x_coco'), ('train', 'val', 'test'))
+
+    def test_other_names_in_another_split(self):
+        cfg = config()
+        cfg.val_dataloader.dataset.metainfo.classes = ('dog', 'cat')
+        with pytest.raises(ConfigError, match='give both the same metainfo'):
+            check_classes(cfg, TRAINING)
+
+    def test_wrapped_data_sets_are_looked_into(self):
+        cfg = config()
+        inner = [dataset('train'), dataset('train', metainfo={'classes': ('cat',)})]
+        concat = {'type': 'ConcatDataset', 'datasets': inner}
+        cfg.train_dataloader.dataset = {'type': 'RepeatDataset', 'times': 2, 'dataset': concat}
+        assert [d['metainfo']['classes'] for d in datasets_of(cfg, 'train')] == [CLASSES, ('cat',)]
+        with pytest.raises(ConfigError, match='has 1 classes'):
+            check_classes(cfg, TRAINING)
+
+    def test_classes_from_a_file(self, tmp_path):
+        path = tmp_path / 'names.txt'
+        path.write_text('cat\ndog\n')
+        assert class_names({'metainfo': {'classes': str(path)}}) == ['cat', 'dog']
+        assert class_names({'metainfo': {'classes': 'cat'}}) is None
+        assert class_names({'type': 'NoSuchDataset'}) is None
+
+
+class TestWeights:
+    def with_weights(self, checkpoint: str) -> Config:
+        cfg = config()
+        cfg.model.backbone.init_cfg = {'type': 'Pretrained', 'checkpoint': checkpoint}
+        return cfg
+
+    def test_without_network_the_message_says_what_where_and_how_without(self, empty, no_network):
+        name = 'torchvision://resnet50'
+        with pytest.raises(CheckpointError) as caught:
+            check_weights(self.with_weights(name))
+        message = str(caught.value)
+        weights = resolve(name)
+        assert weights.path.startswith(str(empty / 'cache'))
+        for part in (
+            f'{name} of model.backbone are not on this machine: download.pytorch.org cannot be',
+            f'File: {os.path.basename(weights.path)}',
+            f'From: {weights.url}',
+            f'Belongs at: {weights.path}',
+            '--from-scratch',
+            'make demo',
+        ):
+            assert part in message
+
+    def test_cached_weights_need_no_network(self, empty, no_network):
+        path = Path(resolve('torchvision://resnet50').path)
+        path.parent.mkdir(parents=True)
+        path.touch()
+        check_weights(self.with_weights('torchvision://resnet50'))
+
+    def test_a_list_of_initialisations_is_looked_through(self, empty, no_network):
+        cfg = self.with_weights('torchvision://resnet50')
+        cfg.model.backbone.init_cfg = [
+            {'type': 'Kaiming', 'layer': 'Conv2d'},
+            cfg.model.backbone.init_cfg,
+        ]
+        with pytest.raises(CheckpointError, match='resnet50'):
+            check_weights(cfg)
+
+    def test_a_file_that_is_not_there(self, empty):
+        with pytest.raises(CheckpointError, match=r'mine\.pth of load_from .*no such file'):
+            check_weights(config(load_from='mine.pth'))
+        (empty / 'mine.pth').touch()
+        check_weights(config(load_from='mine.pth'))
+
+    def test_a_host_that_answers(self, server):
+        assert unreachable(f'{server.address}/here.pth') is None
+        assert unreachable(f'{server.address}/shut.pth') is None  # HEAD alone may be refused
+        assert 'HTTP status 404' in unreachable(f'{server.address}/gone.pth')
+        assert server.asked == ['/here.pth', '/shut.pth', '/gone.pth']
+
+    def test_a_proxy_is_used(self, server, monkeypatch):
+        monkeypatch.setenv('http_proxy', server.address)
+        assert unreachable('http://weights.invalid/here.pth') is None
+        assert server.asked == ['http://weights.invalid/here.pth']
+
+    def test_a_host_that_never_answers_does_not_hold_the_run_up(self, monkeypatch):
+        monkeypatch.setattr('gfl_det.engine.preflight.starting_weights.ANSWER_SECONDS', 0.05)
+        released = threading.Event()
+        monkeypatch.setattr(
+            'gfl_det.engine.preflight.starting_weights._ask', lambda url: released.wait(10)
+        )
+        assert 'no answer in 0.05 seconds' in unreachable('https://weights.invalid/x.pth')
+        released.set()
+
+    def test_other_storage_is_left_to_its_client(self):
+        assert unreachable('s3://bucket/x.pth') is None
+
+
+class TestPaths:
+    @pytest.mark.parametrize(
+        ('root', 'name', 'expected'),
+        [
+            ('data', 'a.json', 'data/a.json'),
+            ('data/', 'sub/a.json', 'data/sub/a.json'),
+            ('data', '/abs/a.json', '/abs/a.json'),
+            ('data', 's3://b/a.json', 's3://b/a.json'),
+            (None, 'a.json', 'a.json'),
+            ('', 'a.json', 'a.json'),
+        ],
+    )
+    def test_paths_join_as_mmengine_joins_them(self, root, name, expected):
+        node = {'data_root': root, 'ann_file': name, 'data_prefix': {'img': name}}
+        assert annotation_path(node) == expected
+        assert image_folder(node) == expected
+
+    def test_a_data_set_may_have_neither(self):
+        assert annotation_path({}) is None
+        assert image_folder({'data_prefix': {}}) is None
+
+    def test_metrics_come_as_one_or_as_a_list(self):
+        assert len(metrics_of(config(), 'val')) == 1
+        assert metrics_of(config(val_evaluator=None), 'val') == []

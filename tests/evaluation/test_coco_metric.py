@@ -1,0 +1,385 @@
+"""COCO evaluation: mmdet's metric and pycocotools as witnesses of ours with either backend."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from pycocotools.cocoeval import COCOeval
+
+import gfl_det
+from gfl_det.compat import versions
+from gfl_det.errors import ConfigError, SetupError
+from gfl_det.evaluation import CocoMetric, coco_metric
+from gfl_det.evaluation.coco_metric import FastCOCOeval, counts_alike
+from gfl_det.registry import METRICS
+from gfl_det.utils.timing import Runs
+from projects.benchmark.detections import CocoSet, make_set
+from projects.benchmark.evaluation import (
+    Recorder,
+    build_metric,
+    compare,
+    evaluation_rows,
+    largest_difference,
+    same_numbers,
+)
+from tests.helpers.paths import ROOT
+
+needs_faster = pytest.mark.skipif(
+    not versions.has_faster_coco_eval(), reason=f'{versions.FASTER_COCO_EVAL} is not installed'
+)
+BACKENDS = ['pycocotools', pytest.param('faster_coco_eval', marks=needs_faster)]
+OPTIONS = {
+    'defaults': {},
+    'classwise': dict(classwise=True),
+    'items': dict(metric_items=['mAP_75', 'AR@300', 'AR_l@1000', 'mAP']),
+    'no items': dict(metric_items=[], classwise=True),
+    'thresholds': dict(iou_thrs=np.array([0.3, 0.5, 0.62, 0.75, 0.8, 0.9]), classwise=True),
+    'maximal numbers': dict(proposal_nums=(1, 10, 100), metric_items=['mAP', 'AR@100', 'AR@1000']),
+    'few detections': dict(proposal_nums=(2, 5, 7), metric_items=['mAP', 'mAP_50', 'AR@300']),
+    'proposals': dict(metric=['proposal', 'bbox']),
+    'proposal items': dict(metric='proposal', metric_items=['AR_s@1000', 'AR@100']),
+}
+
+
+def make_samples(detections: dict[int, list[tuple]]) -> list[dict]:
+    """Data samples of images; a detection is (x, y, w, h, score, label)."""
+    samples = []
+    for image, rows in detections.items():
+        table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+        boxes = torch.cat([table[:, :2], table[:, :2] + table[:, 2:4]], dim=1)
+        found = dict(bboxes=boxes, scores=table[:, 4], labels=table[:, 5].long())
+        samples.append(dict(img_id=image, ori_shape=(200, 200), pred_instances=found))
+    return samples
+
+
+def make_drawn(
+    truths: list[tuple], detections: dict[int, list[tuple]], category_ids: tuple = (1, 2)
+) -> CocoSet:
+    """A set drawn by hand; a truth is (image, label, x, y, w, h) and 'crowd' for a crowd."""
+    annotations = [
+        dict(
+            id=index + 1,
+            image_id=image,
+            category_id=category_ids[label],
+            bbox=[x, y, w, h],
+            area=w * h,
+            iscrowd=int(bool(crowd)),
+        )
+        for index, (image, label, x, y, w, h, *crowd) in enumerate(truths)
+    ]
+    images = [dict(id=image, width=200, height=200) for image in detections]
+    categories = [dict(id=each, name=f'c{index}') for index, each in enumerate(category_ids)]
+    dataset = dict(images=images, annotations=annotations, categories=categories)
+    return CocoSet(dataset, make_samples(detections))
+
+
+@pytest.fixture
+def drawn() -> CocoSet:
+    """Crowds, equal scores, an image without truths, one without detections, one without both."""
+    truths = [
+        (1, 0, 10, 10, 100, 100),
+        (1, 0, 15, 15, 100, 100),
+        (1, 1, 0, 0, 20, 20),
+        (1, 1, 100, 100, 90, 90, 'crowd'),
+        (3, 0, 50, 50, 10, 10),
+        (3, 1, 60, 60, 0, 0),
+        (5, 0, 0, 0, 200, 200, 'crowd'),
+        (5, 0, 20, 20, 30, 30),
+    ]
+    detections = {
+        1: [
+            (12, 12, 100, 100, 0.9, 0),
+            (12, 12, 101, 99, 0.9, 0),
+            (14, 14, 100, 100, 0.9, 0),
+            (0, 0, 21, 20, 0.5, 1),
+            (110, 110, 20, 20, 0.5, 1),
+            (130, 130, 20, 20, 0.5, 1),
+            (1, 1, 20, 20, 0.25, 1),
+        ],
+        2: [(0, 0, 50, 50, 0.75, 0), (3, 3, 0, 0, 0.75, 1)],
+        3: [],
+        4: [],
+        5: [(20, 20, 30, 30, 0.9, 0), (90, 90, 30, 30, 0.9, 0), (150, 150, 80, 80, 0.8, 0)],
+    }
+    return make_drawn(truths, detections)
+
+
+def count(kind: type, coco_set: CocoSet, **options) -> dict[str, float]:
+    metric = build_metric(kind, coco_set, **options)
+    return metric.compute_metrics(metric.results)
+
+
+class TestNumbers:
+    @pytest.mark.parametrize('backend', BACKENDS)
+    @pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
+    def test_of_a_drawn_set_are_mmdets(self, drawn, options, backend):
+        ours = count(CocoMetric, drawn, backend=backend, **options)
+        assert same_numbers(ours, count(MMDetCocoMetric, drawn, **options))
+        assert any(0 < value < 1 for value in ours.values())
+
+    @pytest.mark.parametrize('backend', BACKENDS)
+    @pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
+    def test_of_a_random_set_are_mmdets(self, options, backend):
+        coco_set = make_set(20, 30, 4, seed=1)
+        ours = count(CocoMetric, coco_set, backend=backend, **options)
+        assert same_numbers(ours, count(MMDetCocoMetric, coco_set, **options))
+
+    @needs_faster
+    def test_of_80_classes_agree_before_rounding(self):
+        found = compare(make_set(100, 100, 80), classwise=True)
+        assert found.difference < 1e-9
+        assert found.agrees
+
+    @needs_faster
+    @pytest.mark.parametrize('seed', range(20))
+    @pytest.mark.parametrize('metric', ['bbox', 'proposal'])
+    def test_agree_before_rounding(self, drawn, seed, metric):
+        coco_set = make_set(4, 12, 2, seed=seed) if seed else drawn
+        for sample in coco_set.samples:  # of 256 scores, leave four
+            sample['pred_instances']['scores'] = (
+                sample['pred_instances']['scores'] * 4
+            ).round() / 4
+        evaluators = []
+        for backend in ('pycocotools', 'faster_coco_eval'):
+            recorder = build_metric(Recorder, coco_set, backend=backend, metric=metric)
+            recorder.compute_metrics(recorder.results)
+            evaluators.append(recorder.evaluator)
+        assert [type(each) for each in evaluators] == [COCOeval, FastCOCOeval]
+        assert len(evaluators[0].stats) == 12
+        assert largest_difference(*evaluators) < 1e-9
+
+    @pytest.mark.parametrize('backend', BACKENDS)
+    def test_that_anyone_can_count(self, backend):
+        """Of two truths one is found, after a false alarm; a crowd takes in two detections."""
+        truths = [(1, 0, 0, 0, 50, 50), (1, 0, 100, 0, 50, 50), (1, 1, 0, 100, 100, 100, 'crowd')]
+        rows = [(0, 100, 50, 50, 0.9, 0), (0, 0, 50, 50, 0.8, 0)]
+        crowded = [(0, 100, 30, 30, 0.9, 1), (50, 150, 30, 30, 0.9, 1)]
+        coco_set = make_drawn(truths, {1: rows + crowded})
+        found = count(
+            CocoMetric,
+            coco_set,
+            backend=backend,
+            classwise=True,
+            metric_items=['mAP', 'mAP_m', 'mAP_s', 'AR@100'],
+        )
+        # Precision is 1/2 at the 51 recalls from 0 to .5 of 101; class c1 has only a crowd.
+        assert found['c0_precision'] == pytest.approx(51 / 101 / 2, abs=5e-4)
+        assert np.isnan(found['c1_precision'])
+        assert found['bbox_mAP'] == found['bbox_mAP_m'] == found['c0_precision']
+        assert found['bbox_mAP_s'] == -1
+        assert found['bbox_AR@100'] == 0.5
+
+    @pytest.mark.parametrize('backend', BACKENDS)
+    def test_of_classes_whose_ids_descend(self, backend):
+        truths = [(1, 0, 0, 0, 50, 50), (1, 1, 100, 100, 50, 50)]
+        coco_set = make_drawn(truths, {1: [(0, 0, 50, 50, 0.9, 0)]}, category_ids=(7, 3))
+        found = count(CocoMetric, coco_set, backend=backend, classwise=True)
+        assert (found['c0_precision'], found['c1_precision']) == (1, 0)
+
+    @needs_faster
+    @pytest.mark.parametrize('metric', ['bbox', 'proposal'])
+    def test_of_some_of_the_files_classes(self, metric):
+        coco_set = make_set(20, 30, 4, seed=2)
+        for sample in coco_set.samples:
+            found = sample['pred_instances']
+            kept = found['labels'] < 2
+            sample['pred_instances'] = {key: value[kept] for key, value in found.items()}
+        numbers = []
+        for kind in (CocoMetric, MMDetCocoMetric):
+            instance = build_metric(kind, coco_set, metric=metric, classwise=True)
+            instance.dataset_meta = dict(classes=coco_set.classes[:2])
+            numbers.append(instance.compute_metrics(instance.results))
+        assert same_numbers(*numbers)
+        assert 'c2_precision' not in numbers[0]
+
+    def test_of_fast_proposals_are_mmdets(self):
+        """On images with equally many boxes: from NumPy 1.24 on, mmdet's code takes no others."""
+        truths = [(1, 0, 0, 0, 50, 50), (2, 1, 100, 100, 50, 50)]
+        rows = [(0, 0, 50, 50, 0.9, 0), (90, 100, 50, 50, 0.8, 0)]
+        coco_set = make_drawn(truths, {1: rows, 2: rows})
+        options = dict(metric='proposal_fast', proposal_nums=(1, 2, 3))
+        ours = count(CocoMetric, coco_set, **options)
+        assert same_numbers(ours, count(MMDetCocoMetric, coco_set, **options))
+        assert ours == {'AR@1': 0.5, 'AR@2': pytest.approx(0.7), 'AR@3': pytest.approx(0.7)}
+
+    @pytest.mark.parametrize('thresholds', [0.5, [0.5, 0.75]])
+    @pytest.mark.parametrize('backend', BACKENDS)
+    def test_at_thresholds_in_any_form(self, drawn, thresholds, backend):
+        options = dict(backend=backend, classwise=True)
+        expected = count(CocoMetric, drawn, iou_thrs=np.atleast_1d(thresholds), **options)
+        found = count(CocoMetric, drawn, iou_thrs=thresholds, **options)
+        assert same_numbers(found, expected)
+        assert found['bbox_mAP_50'] > 0
+
+
+class TestInput:
+    @pytest.mark.parametrize('backend', BACKENDS)
+    def test_truths_of_the_samples_serve_without_a_file(self, backend):
+        samples = make_samples({4: [(0, 0, 50, 50, 0.9, 0), (9, 9, 50, 50, 0.8, 1)], 6: []})
+        for sample in samples:
+            sample['instances'] = [dict(bbox=[0, 0, 50, 40], bbox_label=0, ignore_flag=0)]
+        numbers = []
+        for metric in (CocoMetric(backend=backend), MMDetCocoMetric()):
+            metric.dataset_meta = dict(classes=('c0', 'c1'))
+            for _ in range(2):  # two epochs
+                metric.process({}, copy.deepcopy(samples))
+                numbers.append(metric.evaluate(size=2))
+        assert all(same_numbers(each, numbers[0]) for each in numbers)
+        assert numbers[0]['coco/bbox_mAP_50'] == pytest.approx(0.505, abs=1e-3)
+
+    @pytest.mark.parametrize('backend', BACKENDS)
+    def test_nothing_detected(self, backend):
+        empty = make_drawn([(1, 0, 0, 0, 50, 50)], {1: [], 2: []})
+        options = dict(metric=['proposal', 'bbox'])
+        assert count(CocoMetric, empty, backend=backend, **options) == {}
+        assert count(MMDetCocoMetric, empty, **options) == {}
+
+    @needs_faster
+    def test_ids_of_text_are_left_to_pycocotools(self, drawn):
+        for part, field in (('images', 'id'), ('annotations', 'image_id')):
+            for entry in drawn.dataset[part]:
+                entry[field] = f'img{entry[field]}'
+        for sample in drawn.samples:
+            sample['img_id'] = f'img{sample["img_id"]}'
+        ours = count(CocoMetric, drawn, backend='faster_coco_eval')
+        assert same_numbers(ours, count(MMDetCocoMetric, drawn))
+
+    @pytest.mark.parametrize(
+        ('part', 'change'),
+        [
+            ('images', dict(id='x')),
+            ('categories', dict(id='x')),
+            ('annotations', dict(id=2.0)),
+            ('annotations', dict(area=None)),
+            ('annotations', dict(iscrowd=None)),
+            ('detections', dict(score=float('nan'))),
+        ],
+    )
+    def test_what_would_not_count_alike(self, drawn, part, change):
+        metric = build_metric(CocoMetric, drawn)
+        detections = [dict(score=0.5), dict(score=0.0)]
+        assert counts_alike(metric._coco_api, detections)
+        entry = (detections if part == 'detections' else metric._coco_api.dataset[part])[1]
+        entry.update(change)
+        for field in [field for field, value in entry.items() if value is None]:
+            del entry[field]
+        assert not counts_alike(metric._coco_api, detections)
+
+    def test_a_missing_area_is_refused_with_either_backend(self, drawn):
+        del drawn.dataset['annotations'][0]['area']
+        with pytest.raises(KeyError, match='area'):
+            count(CocoMetric, drawn)
+
+
+class TestOutput:
+    @pytest.mark.parametrize('backend', BACKENDS)
+    def test_cocos_table_and_that_of_the_classes(self, drawn, backend, capsys, monkeypatch):
+        logged: list[str] = []
+        monkeypatch.setattr(coco_metric, 'print_log', lambda text, *_: logged.append(text))
+        count(CocoMetric, drawn, backend=backend, classwise=True)
+        printed = capsys.readouterr().out
+        rows = re.findall(r'Average (?:Precision|Recall) .* = -?[\d.]+', printed)
+        assert len(rows) == 12
+        assert rows[0].startswith('Average Precision  (AP) @[ IoU=0.50:0.95')
+        assert logged[0] == 'Evaluating bbox...'
+        assert '| c1 ' in logged[1]
+        assert logged[2] == 'bbox_mAP_copypaste: 0.447 0.472 0.472 0.379 -1.000 0.900'
+
+    @pytest.mark.parametrize('backend', BACKENDS)
+    @pytest.mark.parametrize(
+        'options', [{}, dict(format_only=True)], ids=['counted', 'only written']
+    )
+    def test_the_file_of_detections_is_mmdets(self, drawn, backend, options, tmp_path):
+        ours, theirs = str(tmp_path / 'ours'), str(tmp_path / 'theirs')
+        found = count(CocoMetric, drawn, backend=backend, outfile_prefix=ours, **options)
+        assert same_numbers(found, count(MMDetCocoMetric, drawn, outfile_prefix=theirs, **options))
+        files = [json.loads(Path(f'{prefix}.bbox.json').read_text()) for prefix in (ours, theirs)]
+        assert files[0] == files[1]
+        assert len(files[0]) == 12
+
+
+class TestBackend:
+    def test_auto_takes_the_fast_one_where_it_is(self, monkeypatch):
+        for is_there, expected in ((True, 'faster_coco_eval'), (False, 'pycocotools')):
+            monkeypatch.setattr(coco_metric, 'has_faster_coco_eval', lambda there=is_there: there)
+            assert CocoMetric().backend == expected
+            assert CocoMetric(backend='pycocotools').backend == 'pycocotools'
+
+    def test_the_fast_one_by_name_and_missing(self, monkeypatch):
+        monkeypatch.setattr(coco_metric, 'has_faster_coco_eval', lambda: False)
+        with pytest.raises(SetupError, match=r'pip install gfl_det\[faster\]') as caught:
+            CocoMetric(backend='faster_coco_eval')
+        assert '\n' not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ('version', 'expected'),
+        [('1.6.4', False), ('1.6.5', True), ('1.8.0', True), ('1.9.0', False), (None, False)],
+    )
+    def test_only_versions_that_were_compared_count(self, version, expected, monkeypatch):
+        def tell(name: str) -> str:
+            assert name == 'faster-coco-eval'
+            if version is None:
+                raise metadata.PackageNotFoundError(name)
+            return version
+
+        monkeypatch.setattr(metadata, 'version', tell)
+        assert versions.has_faster_coco_eval() == expected
+
+    def test_setup_asks_for_these_versions(self):
+        text = (ROOT / 'setup.py').read_text()
+        assert f"'faster': ['{versions.FASTER_COCO_EVAL}']" in text
+
+    def test_unknown_values_are_named(self):
+        with pytest.raises(ConfigError, match=r"'fast' .* faster_coco_eval"):
+            CocoMetric(backend='fast')
+        with pytest.raises(ConfigError, match=r"'mAP_xl'.* AR_l@1000"):
+            CocoMetric(metric_items=['mAP', 'mAP_xl'])
+
+    @pytest.mark.parametrize('name', ['gfl_r18_fpn_digits', 'gfl_r18_fpn_bccd'])
+    def test_configs_name_it(self, name, drawn, tmp_path):
+        path = tmp_path / 'val.json'
+        path.write_text(json.dumps(drawn.dataset))
+        cfg = gfl_det.get_config(name)
+        for settings in (cfg.val_evaluator, cfg.test_evaluator):
+            metric = METRICS.build({**settings, 'ann_file': str(path)})
+            assert type(metric) is CocoMetric
+            assert metric.metrics == ['bbox']
+
+
+def test_rows_of_the_benchmark():
+    rows = evaluation_rows(8, Runs())
+    assert [row.name.split(', ')[2] for row in rows][:1] == ['pycocotools']
+    assert all(row.theirs > 0 and row.ours > 0 for row in rows)
+
+
+class TestSyntheticSet:
+    def test_is_what_was_asked_for(self):
+        coco_set = make_set(30, 25, 6)
+        assert len(coco_set.samples) == len(coco_set.dataset['images']) == 30
+        assert coco_set.classes == ('c0', 'c1', 'c2', 'c3', 'c4', 'c5')
+        for sample in coco_set.samples:
+            found = sample['pred_instances']
+            assert found['bboxes'].shape == (25, 4)
+            assert (found['bboxes'][:, 2:] > found['bboxes'][:, :2]).all()
+            assert found['scores'].diff().max() <= 0
+            assert 0 <= found['labels'].min() <= found['labels'].max() < 6
+        ids = [entry['id'] for entry in coco_set.dataset['annotations']]
+        assert ids == list(range(1, len(ids) + 1))
+        assert any(entry['iscrowd'] for entry in coco_set.dataset['annotations'])
+
+    def test_depends_on_the_seed_alone(self):
+        one, same, other = (make_set(3, 5, 2, seed=seed) for seed in (4, 4, 5))
+        assert one.dataset == same.dataset != other.dataset
+        for a, b in zip(one.samples, same.samples):
+            assert all(
+                (a['pred_instances'][key] == value).all()
+                for key, value in b['pred_instances'].items()
+            )

@@ -1,0 +1,1 @@
+"""What the tests of several packages share: scenes, oracles, tools run as users do."""

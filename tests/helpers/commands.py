@@ -1,0 +1,98 @@
+"""The tools, run in processes of their own that need not import torch and mmdet again.
+
+A server imports them once; each tool runs in a fork of it, as ``python tools/NAME.py`` would from
+there on. Starting from nothing is tested where it matters: test_compat_ops.py, test_doctor.py,
+test_packaging.py, and the shell scripts in test_tools.py.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import random
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tests.helpers.paths import ROOT
+
+SECONDS = 300  # a tool that takes longer hangs
+
+# Optimizers import torch._dynamo, for seconds.
+_servers = multiprocessing.get_context('forkserver')
+_servers.set_forkserver_preload(['gfl_det', 'torch._dynamo'])
+
+
+def run_tool(
+    name: str, *words: object, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python tools/NAME.py WORDS`` in a folder.
+
+    Args:
+        name: of the tool, without ``.py``.
+        *words: of the command line.
+        cwd: The folder.
+        **environment: Variables beyond those of the tests; no proxies, and none can be reached.
+    """
+    command = [str(ROOT / 'tools' / f'{name}.py'), *map(str, words)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [os.path.join(folder, stream) for stream in ('stdout', 'stderr')]
+        settings = (command, str(cwd), variables(cwd, environment), outputs)
+        process = _servers.Process(target=_run, args=settings)
+        process.start()
+        process.join(SECONDS)
+        texts = [Path(path).read_text() for path in outputs]
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(command, SECONDS, *texts)
+    return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+
+def run_script(
+    name: str, *words: object, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``tools/NAME`` from nothing; otherwise as :func:`run_tool`."""
+    return subprocess.run(
+        [str(ROOT / 'tools' / name), *map(str, words)],
+        cwd=cwd,
+        env=variables(cwd, environment),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def variables(cwd: Path, environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a tool: no display, and any attempt to reach a host fails at once."""
+    kept = {key: value for key, value in os.environ.items() if not key.lower().endswith('_proxy')}
+    paths = dict(PYTHONPATH=str(ROOT), PYTHON=sys.executable, https_proxy='http://127.0.0.1:9')
+    paths['TORCH_HOME'] = str(cwd / 'cache')
+    return kept | paths | dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg') | environment
+
+
+def _run(command: list[str], cwd: str, environment: dict[str, str], outputs: list[str]) -> None:
+    for stream, path in zip((1, 2), outputs):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, stream)
+        os.close(file)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [str(Path(command[0]).parent), *environment['PYTHONPATH'].split(os.pathsep)]
+    sys.argv = command
+    for module in (random, np.random):
+        module.seed()  # the server's numbers would be the same in each of its forks
+    status: int | str | None = 0
+    try:
+        runpy.run_path(command[0], run_name='__main__')
+    except SystemExit as end:
+        status = end.code
+    atexit._run_exitfuncs()  # as Python does at its end; a fork of multiprocessing does not
+    sys.exit(status)

@@ -1,0 +1,156 @@
+"""The graph that is exported, run in torch, against the head's own prediction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from gfl_det.calibration.maps import Identity, Isotonic, Platt
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.inference.export import Outputs, load_source
+from gfl_det.inference.export.parity import (
+    compare,
+    difference,
+    noise_pictures,
+    predict,
+    torch_detector,
+)
+from tests.helpers.exporting import EagerDetector, random_source, save_maps, tiny_config
+
+EVERYTHING = dict(uncertainty=True, distribution=True)
+EDGES = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')
+SETTINGS = {
+    'as shipped': {},
+    'few candidates a level': dict(nms_pre=7, max_per_img=5),
+    'more wanted than there are': dict(nms_pre=5000, max_per_img=4000, score_thr=0.1),
+    'all classes suppress each other': dict(nms=dict(iou_threshold=0.3, class_agnostic=True)),
+    'large boxes only': dict(min_bbox_size=40),
+    'boxes of any size': dict(min_bbox_size=-1),
+    'no score is low enough': dict(score_thr=0.0, nms_pre=50),
+    'no score is high enough': dict(score_thr=0.99999),
+}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('export')
+
+
+def assert_same(source, outputs, pictures):
+    """Equal as a set; with the same fields, and the edges those of the same boxes."""
+    detector = EagerDetector(source, outputs)
+    found = compare(torch_detector(source, None), detector, pictures)
+    assert found.unmatched == 0
+    assert found.score < 1e-6
+    assert found.box < 1e-3
+    assert found.edge < 2e-3
+    assert found.entropy < 1e-5
+    return found.detections
+
+
+@pytest.mark.parametrize('nms', [True, False], ids=['nms inside', 'nms outside'])
+@pytest.mark.parametrize('name', SETTINGS)
+def test_detections_are_the_heads(name, nms, folder):
+    source = random_source(tiny_config(**SETTINGS[name]), folder)
+    pictures = noise_pictures([(192, 256), (150, 97)])
+    count = assert_same(source, Outputs(nms=nms, **EVERYTHING), pictures)
+    assert (count > 0) == (name != 'no score is high enough')
+
+
+@pytest.mark.parametrize('nms', [True, False])
+def test_gfl_v2_and_unclipped_boxes(nms, folder):
+    cfg = tiny_config('GFLv2Head')
+    cfg.model.bbox_head.bbox_coder = dict(type='DistancePointBBoxCoder', clip_border=False)
+    assert assert_same(
+        random_source(cfg, folder), Outputs(nms, **EVERYTHING), noise_pictures([(192, 256)])
+    )
+
+
+@pytest.mark.parametrize('nms', [True, False])
+def test_a_batch_of_unequal_pictures(nms, folder):
+    """Images of a batch differ in the part that counts and in scale, as with mmdet's padding.
+
+    Wide padding would give cells of equal scores, among which torch.topk takes any.
+    """
+    source = random_source(tiny_config(), folder)
+    detector = EagerDetector(source, Outputs(nms, **EVERYTHING))
+    inputs = source.preprocessing(noise_pictures([(192, 256), (170, 256), (384, 440)]))
+    found = detector.finish(detector.run(inputs))
+    for want, got in zip(predict(source.model, inputs), found):
+        each = difference(want, got)
+        assert each.detections > 20
+        assert (each.unmatched, each.score < 1e-6, each.box < 1e-3) == (0, True, True)
+        for name in EDGES:
+            assert got[name].shape == (len(got), 4)
+
+
+@pytest.mark.parametrize('nms', [True, False])
+def test_calibrated_scores_come_in_their_order_and_choose_no_boxes(nms, folder):
+    maps = (Platt(0.5, 1.0), Identity(), Isotonic((0.2, 0.6), (0.3, 0.3)))  # one gives ties
+    path = save_maps(folder, maps)
+    plain = random_source(tiny_config(), folder)
+    source = random_source(tiny_config(), folder, calibrator=path)
+    pictures = noise_pictures([(192, 256)])
+    assert assert_same(source, Outputs(nms), pictures)
+    raw = EagerDetector(plain, Outputs(nms)).detect(pictures)[0]
+    found = EagerDetector(source, Outputs(nms)).detect(pictures)[0]
+    assert torch.equal(found.scores, found.scores.sort(descending=True).values)
+    assert torch.equal(found.raw_scores.sort(descending=True).values, raw.scores)
+    assert not torch.equal(found.scores, raw.scores)
+
+
+def test_soft_nms_is_done_by_the_runtime_alone(folder):
+    cfg = tiny_config(nms=dict(type='soft_nms', iou_threshold=0.5, min_score=0.05))
+    source = random_source(cfg, folder)
+    assert assert_same(source, Outputs(nms=False), noise_pictures([(192, 256)]))
+    with pytest.raises(ConfigError, match=r"asks for 'soft_nms': leave --nms out"):
+        EagerDetector(source, Outputs(nms=True))
+    calibrated = random_source(cfg, folder, calibrator=save_maps(folder, [Identity()] * 3))
+    with pytest.raises(ConfigError, match='changes scores before they are calibrated'):
+        EagerDetector(calibrated, Outputs())
+
+
+def test_a_graph_with_nms_needs_numbers(folder):
+    source = random_source(tiny_config(max_per_img=-1), folder)
+    with pytest.raises(ConfigError, match=r'give test_cfg\.max_per_img a positive number'):
+        EagerDetector(source, Outputs(nms=True))
+    assert assert_same(source, Outputs(nms=False), noise_pictures([(96, 128)]))
+
+
+def test_a_calibrator_of_another_head_is_refused(folder):
+    path = save_maps(folder, [Identity()] * 3, 'GFLv2Head')
+    with pytest.raises(DataError, match="fitted for scores of 'GFLv2Head'"):
+        random_source(tiny_config(), folder, calibrator=path)
+
+
+def test_a_head_of_another_kind_is_refused(folder):
+    cfg = tiny_config()
+    cfg.model.type = 'RetinaNet'
+    cfg.model.bbox_head = dict(type='RetinaHead', num_classes=3, in_channels=16)
+    cfg.model.train_cfg = None
+    cfg.model.bbox_head.anchor_generator = dict(
+        type='AnchorGenerator',
+        ratios=[1.0],
+        octave_base_scale=4,
+        scales_per_octave=1,
+        strides=[8, 16],
+    )
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), folder / 'retina.pth')
+    with pytest.raises(ConfigError, match=r'^retina has no GFL head to export \(RetinaHead\)'):
+        load_source(cfg, 'retina', str(folder / 'retina.pth'))
+
+
+def test_the_interval_level_is_the_configs(folder):
+    wide = random_source(tiny_config(interval_level=0.99), folder)
+    narrow = random_source(tiny_config(), folder, level=0.5)
+    assert (wide.intervals, narrow.intervals) == ((0.99, 1.0), (0.5, 1.0))
+    pictures = noise_pictures([(96, 128)])
+    widths = []
+    for source in (wide, narrow):
+        detector = EagerDetector(source, Outputs(True, True))
+        assert detector.level == source.intervals.level
+        (found,) = detector.detect(pictures)
+        widths.append((found.edge_high - found.edge_low).sum())
+    assert widths[0] > 1.5 * widths[1]

@@ -1,0 +1,351 @@
+"""ATSS in closed form and in general, against mmdet's assigner and against a slow oracle."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmdet.models.task_modules.assigners import ATSSAssigner as MMDetATSSAssigner
+from mmengine.structures import InstanceData
+
+from gfl_det.models.assigners import ATSSAssigner, closed_form, general
+from gfl_det.models.assigners.lattice import fit_lattice, make_lattice, valid_rectangle
+from gfl_det.ops.boxes import iou
+from gfl_det.utils.timing import peak_memory
+from projects.benchmark import models, parts
+from tests.helpers.heads import feature_sizes
+from tests.helpers.oracles import STRIDES, atss, lattice_priors, random_truths
+
+SHAPES = [(256, 320), (416, 672), (64, 1000), (700, 40), (8, 8), (130, 130), (24, 600)]
+
+
+def grid(height: int, width: int) -> tuple[torch.Tensor, list[int]]:
+    sizes = feature_sizes(height, width)
+    priors = torch.tensor(lattice_priors(sizes), dtype=torch.float32)
+    return priors, [rows * columns for rows, columns in sizes]
+
+
+def scene(seed: int) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    """A pyramid and truths: inside, over the border, tiny, huge, far outside."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = SHAPES[seed % len(SHAPES)]
+    count = int(torch.randint(1, 30, (1,), generator=generator))
+    truths = random_truths(count, height, width, generator)
+    kind = seed // len(SHAPES) % 4
+    if kind == 1:  # not cut at the border
+        centre = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) * 1.6
+        sides = torch.exp(torch.rand(count, 2, generator=generator) * 5 + 1)
+        truths = torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
+    elif kind == 2:  # crowds at the corners
+        corner = torch.randint(0, 2, (count, 2), generator=generator) * torch.tensor(
+            [width, height]
+        )
+        jitter = torch.randn(count, 2, generator=generator) * 6
+        sides = torch.exp(torch.rand(count, 2, generator=generator) * 4 + 1)
+        truths = torch.cat([corner + jitter - sides / 2, corner + jitter + sides / 2], dim=1)
+    return (*grid(height, width), truths)
+
+
+def run(assigner, priors, counts, truths, ignored=None, **extra):
+    labels = torch.arange(len(truths)) % 5
+    return assigner.assign(
+        InstanceData(priors=priors, **extra),
+        counts,
+        InstanceData(bboxes=truths, labels=labels),
+        None if ignored is None else InstanceData(bboxes=ignored),
+    )
+
+
+def assert_equal_results(found, expected) -> None:
+    assert torch.equal(found.gt_inds, expected.gt_inds)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.max_overlaps, expected.max_overlaps)
+    assert found.num_gts == expected.num_gts
+
+
+def test_equal_to_mmdet_prior_by_prior_over_1100_scenes() -> None:
+    ours, theirs = ATSSAssigner(topk=9), MMDetATSSAssigner(topk=9)
+    positives = 0
+    for seed in range(1100):
+        priors, counts, truths = scene(seed)
+        expected = run(theirs, priors, counts, truths)
+        assert_equal_results(run(ours, priors, counts, truths), expected)
+        positives += int((expected.gt_inds > 0).sum())
+    assert positives > 40000
+
+
+def test_general_path_is_equal_to_mmdet() -> None:
+    ours, theirs = ATSSAssigner(topk=9), MMDetATSSAssigner(topk=9)
+    for seed in range(60):
+        priors, counts, truths = scene(seed)
+        priors = priors + torch.rand(priors.shape, generator=torch.Generator().manual_seed(seed))
+        assert fit_lattice(priors, counts) is None or len(priors) <= 10
+        assert_equal_results(run(ours, priors, counts, truths), run(theirs, priors, counts, truths))
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = MMDetATSSAssigner(topk=9, ignore_iof_thr=0.4)
+    ours = ATSSAssigner(topk=9, ignore_iof_thr=0.4)
+    monkeypatch.setattr(general, 'MAX_PAIRS', 2000)
+    for seed in range(40):
+        priors, counts, truths = scene(seed)
+        regions = random_truths(4, 200, 300, torch.Generator().manual_seed(seed), spread=5.5)
+        assert_equal_results(
+            run(ours, priors, counts, truths, regions), run(theirs, priors, counts, truths, regions)
+        )
+
+
+def test_dynamic_cost_is_equal_to_mmdet() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = ATSSAssigner(topk=9, alpha=0.8), MMDetATSSAssigner(topk=9, alpha=0.8)
+    priors, counts, truths = scene(0)
+    extra = dict(
+        scores=torch.randn(len(priors), 5, generator=generator),
+        bboxes=priors + torch.randn(priors.shape, generator=generator) * 4,
+    )
+    assert_equal_results(
+        run(ours, priors, counts, truths, **extra), run(theirs, priors, counts, truths, **extra)
+    )
+    with pytest.raises(ValueError, match='scores'):
+        run(ours, priors, counts, truths)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 260),
+    st.integers(1, 260),
+    st.lists(
+        st.tuples(
+            st.floats(-50, 300) | st.integers(-12, 75).map(lambda i: 4.0 * i),
+            st.floats(-50, 300) | st.integers(-12, 75).map(lambda i: 4.0 * i),
+            st.floats(0.5, 250) | st.integers(1, 60).map(lambda i: 4.0 * i),
+            st.floats(0.5, 250) | st.integers(1, 60).map(lambda i: 4.0 * i),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.integers(1, 12),
+)
+def test_candidates_are_k_nearest(height: int, width: int, boxes: list, k: int) -> None:
+    """No prior left out is nearer than one taken, on any grid, for any centre, ties included."""
+    sizes = feature_sizes(height, width)
+    priors, counts = grid(height, width)
+    truths = torch.tensor([(x, y, x + w, y + h) for x, y, w, h in boxes], dtype=torch.float32)
+    lattice = fit_lattice(priors, counts)
+    assert lattice is not None
+    image = torch.zeros(len(truths), dtype=torch.long)
+    found = closed_form.nearest_priors(lattice, truths, image, k)
+    centres = (priors[:, :2] + priors[:, 2:]) / 2
+    for truth in range(len(truths)):
+        x, y = (truths[truth, :2] + truths[truth, 2:]) / 2
+        first = 0
+        for level, (rows, columns) in enumerate(sizes):
+            count = rows * columns
+            distance = (centres[first : first + count] - torch.stack([x, y])).norm(dim=1)
+            slots = slice(level * k, (level + 1) * k)
+            cells = found.cell[truth, slots][found.valid[truth, slots]]
+            assert len(cells) == len(set(cells.tolist())) == min(k, count)
+            expected = distance.sort().values[: len(cells)]
+            torch.testing.assert_close(distance[cells].sort().values, expected)
+            kept = found.valid[truth, slots]
+            assert torch.equal(found.centre[truth, slots][kept], centres[first + cells])
+            overlaps = iou(priors[first + cells], truths[truth])
+            assert torch.equal(found.iou[truth, slots][kept], overlaps)
+            first += count
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(SHAPES[:1] + SHAPES[2:]))
+def test_equal_to_the_slow_oracle(seed: int, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    truths = random_truths(5, *shape, generator)
+    priors, counts = grid(*shape)
+    found = run(ATSSAssigner(topk=9), priors, counts, truths).gt_inds - 1
+    expected = atss(priors.double().numpy(), counts, truths.double().numpy())
+    # float32 and float64 may part where an IoU lies on the threshold, for one prior at most.
+    assert int(np.sum(found.numpy() != np.array(expected))) <= 1
+
+
+def test_valid_rectangle_is_mmdets_flags() -> None:
+    from mmdet.models.task_modules.prior_generators import AnchorGenerator, anchor_inside_flags
+
+    generator = AnchorGenerator(
+        strides=list(STRIDES), ratios=[1.0], octave_base_scale=8, scales_per_octave=1
+    )
+    for border in (-1, 0, 13, 40, 300):
+        for image, pad in (((200, 310), (224, 320)), ((256, 170), (256, 192)), ((31, 8), (32, 32))):
+            sizes = feature_sizes(256, 320)
+            priors = generator.grid_priors(sizes, device='cpu')
+            flags = generator.valid_flags(sizes, pad, device='cpu')
+            meta = dict(img_shape=image, pad_shape=pad)
+            for level, size in enumerate(sizes):
+                expected = anchor_inside_flags(priors[level], flags[level], image, border)
+                left, top, right, bottom = valid_rectangle(
+                    generator.base_anchors[level][0].tolist(),
+                    generator.strides[level],
+                    size,
+                    meta,
+                    border,
+                )
+                inside = torch.zeros(size, dtype=torch.bool)
+                inside[top:bottom, left:right] = True
+                assert torch.equal(inside.flatten(), expected)
+
+
+def test_a_batch_is_its_images() -> None:
+    """Images with different valid rectangles in one call, against one call each."""
+    sizes = feature_sizes(256, 320)
+    base = [[-4.0 * s, -4.0 * s, 4.0 * s, 4.0 * s] for s in STRIDES]
+    steps = [(s, s) for s in STRIDES]
+    pads = [(256, 320), (224, 256), (32, 320), (256, 8)]
+    rectangles = [
+        [
+            valid_rectangle(b, step, size, dict(img_shape=pad, pad_shape=pad), -1)
+            for b, step, size in zip(base, steps, sizes)
+        ]
+        for pad in pads
+    ]
+    generator = torch.Generator().manual_seed(0)
+    truths = [random_truths(count, *pad, generator) for count, pad in zip((6, 0, 3, 5), pads)]
+    image = torch.tensor([i for i, each in enumerate(truths) for _ in each])
+    lattice = make_lattice(base, steps, sizes, rectangles, torch.device('cpu'))
+    batch = closed_form.assign_on_lattice(lattice, torch.cat(truths), image, 9)
+    first = 0
+    for index, each in enumerate(truths):
+        alone = make_lattice(base, steps, sizes, rectangles[index : index + 1], torch.device('cpu'))
+        single = closed_form.assign_on_lattice(
+            alone, each, torch.zeros(len(each), dtype=torch.long), 9
+        )
+        mine = batch.valid & (batch.image == index)
+        assert torch.equal(batch.truth[mine] - first, single.truth[single.valid])
+        for name in ('level', 'cell', 'iou', 'centre'):
+            assert torch.equal(getattr(batch, name)[mine], getattr(single, name)[single.valid])
+        first += len(each)
+
+
+@pytest.mark.parametrize(
+    'box',
+    [
+        (10.0, 10.0, 10.0, 40.0),
+        (40.0, 40.0, 10.0, 10.0),
+        (float('nan'), 0.0, 50.0, 50.0),
+        (0.0, 0.0, float('inf'), float('inf')),
+        (1e30, 1e30, 2e30, 2e30),
+        (-500.0, -500.0, -400.0, -400.0),
+    ],
+)
+def test_a_broken_truth_gets_nothing_and_harms_none(box: tuple) -> None:
+    priors, counts, truths = scene(0)
+    lattice = fit_lattice(priors, counts)
+    assert lattice is not None
+    assigner = ATSSAssigner(topk=9)
+    clean = run(assigner, priors, counts, truths)
+    both = run(assigner, priors, counts, torch.cat([truths, torch.tensor([box])]))
+    assert torch.equal(clean.gt_inds, both.gt_inds)
+
+
+def test_empty_inputs() -> None:
+    priors, counts, truths = scene(0)
+    for assigner in (ATSSAssigner(topk=9), MMDetATSSAssigner(topk=9)):
+        result = run(assigner, priors, counts, truths[:0])
+        assert result.gt_inds.eq(0).all()
+        assert result.max_overlaps.eq(0).all()
+        assert result.labels.eq(-1).all()
+    assert len(run(ATSSAssigner(topk=9), priors[:0], [0] * 5, truths).gt_inds) == 0
+
+
+def test_two_identical_truths_go_to_the_first() -> None:
+    priors, counts, truths = scene(0)
+    twice = torch.cat([truths, truths])
+    found = run(ATSSAssigner(topk=9), priors, counts, twice).gt_inds
+    assert int(found.max()) <= len(truths)
+
+
+def test_slots_hold_the_positives_of_any_threshold() -> None:
+    """No numbers that are not all equal have more members at mean + deviation than slots."""
+    generator = torch.Generator().manual_seed(0)
+    for levels, k in ((2, 1), (3, 1), (5, 1), (2, 9), (5, 9)):
+        size = levels * k
+        values = torch.rand(20000, size, generator=generator, dtype=torch.float64)
+        values[:10000] = values[:10000].round()  # two different values: the worst case
+        values = values[values.amax(1) > values.amin(1)]
+        reaching = (values >= values.mean(1, keepdim=True) + values.std(1, keepdim=True)).sum(1)
+        base = [[0.0, 0.0, 8.0 * 2**level, 8.0 * 2**level] for level in range(levels)]
+        steps, sizes = [(8, 8)] * levels, [(20, 20)] * levels
+        lattice = make_lattice(base, steps, sizes, [[]], torch.device('cpu'))
+        assert int(reaching.max()) <= closed_form.capacity(1, lattice, k) <= size
+
+
+def levels_of(strides: tuple, scales: tuple, shape: tuple) -> tuple[torch.Tensor, list[int]]:
+    levels = []
+    for stride, scale in zip(strides, scales):
+        size = (math.ceil(shape[0] / stride), math.ceil(shape[1] / stride))
+        priors = lattice_priors([size], (stride,), scale)
+        levels.append(torch.tensor(priors, dtype=torch.float32))
+    return torch.cat(levels), [len(level) for level in levels]
+
+
+@pytest.mark.parametrize('k', [1, 2, 9])
+def test_few_levels_and_candidates(k: int) -> None:
+    ours, theirs = ATSSAssigner(topk=k), MMDetATSSAssigner(topk=k)
+    generator = torch.Generator().manual_seed(0)
+    for strides, scales in (((8, 16), (8, 8)), ((8, 16), (25, 12)), ((16, 32, 64), (8, 6, 5))):
+        priors, counts = levels_of(strides, scales, (160, 200))
+        for _ in range(20):
+            truths = random_truths(6, 160, 200, generator)
+            assert_equal_results(*(run(each, priors, counts, truths) for each in (ours, theirs)))
+
+
+def test_levels_of_one_size_keep_all_equal_candidates() -> None:
+    """All 18 priors hold the truth: all IoUs equal their mean, and no positive may be lost."""
+    priors, counts = levels_of((8, 16), (25, 12.5), (160, 200))
+    truth = torch.tensor([[98.0, 97.0, 161.0, 160.0]])
+    result = run(ATSSAssigner(topk=9), priors, counts, truth)
+    assert int((result.gt_inds > 0).sum()) == 18
+
+
+def test_a_last_level_without_priors() -> None:
+    priors, counts, truths = scene(0)
+    kept = sum(counts[:3])
+    for empty in ([*counts[:3], 0, 0], [0, *counts[:3]]):
+        results = [
+            run(each, priors[:kept], empty, truths)
+            for each in (ATSSAssigner(topk=9), MMDetATSSAssigner(topk=9))
+        ]
+        assert_equal_results(*results)
+
+
+def test_one_level_keeps_all_equal_candidates() -> None:
+    """All nine priors contain the truth, so all IoUs are equal and nothing may be lost."""
+    sizes = [(20, 20)]
+    priors = torch.tensor(lattice_priors(sizes, strides=(8,)), dtype=torch.float32)
+    truths = torch.tensor([[67.0, 67.0, 93.0, 93.0]])
+    found = run(ATSSAssigner(topk=9), priors, [400], truths)
+    expected = run(MMDetATSSAssigner(topk=9), priors, [400], truths)
+    assert torch.equal(found.gt_inds, expected.gt_inds)
+
+
+def test_fit_lattice_refuses_what_is_none() -> None:
+    priors, counts = grid(64, 64)
+    assert fit_lattice(priors, counts) is not None
+    moved = priors.clone()
+    moved[5, 0] += 1
+    assert fit_lattice(moved, counts) is None
+    assert fit_lattice(priors.repeat_interleave(3, dim=0), [3 * count for count in counts]) is None
+
+
+def assignment_memory(size: tuple[int, int], truths: int) -> float:
+    case = parts.Case(size=size, batch=1, truths=truths, classes=1)
+    _, ours = parts.assignment_functions(models.build_heads('cpu', 1), case, 'cpu')
+    return peak_memory(ours)
+
+
+def test_memory_grows_with_truths_and_not_with_the_image() -> None:
+    usual = assignment_memory((800, 1344), 1000)
+    assert assignment_memory((800, 1344), 2000) == pytest.approx(2 * usual, rel=0.1)
+    assert assignment_memory((800, 1344), 2000) < 50  # MiB
+    assert assignment_memory((1600, 2688), 1000) < 1.3 * usual

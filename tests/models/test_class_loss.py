@@ -1,0 +1,96 @@
+"""GFLHead with the losses of the calibration papers; its own sum is the witness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.structures import InstanceData
+
+from gfl_det.errors import ConfigError
+from tests.helpers.heads import head_config, losses_and_gradients, make_maps, make_meta, make_truths
+
+QFL = dict(type='gfl_det.QualityFocalLoss', use_sigmoid=True, loss_weight=1.3)
+SAME = dict(type='gfl_det.FocalLoss', alpha=None, loss_weight=1.3)  # by another path
+SIZE, INSIDE = (192, 256), (150, 200)
+
+
+def head(loss: dict, **train: Any) -> torch.nn.Module:
+    config = head_config(True)
+    config['loss_cls'] = loss
+    config['train_cfg'].update(train)
+    torch.manual_seed(0)
+    return MODELS.build(config)
+
+
+def batch(counts: tuple = (5, 0, 3), padded: bool = True) -> tuple:
+    generator = torch.Generator().manual_seed(0)
+    maps = make_maps(len(counts), SIZE, generator)
+    truths = [make_truths(count, INSIDE, generator) for count in counts]
+    for each in truths:  # one that coarse levels see
+        each.bboxes[:1] = torch.tensor([2.0, 1, 190, 148])
+    shapes = [INSIDE if padded and index else SIZE for index in range(len(counts))]
+    return maps, truths, [make_meta(shape) for shape in shapes]
+
+
+@pytest.mark.parametrize('counts', [(5, 0, 3), (0, 0, 0), (60, 1, 30)])
+@pytest.mark.parametrize('train', [{}, dict(pos_weight=2.5)])
+def test_focal_loss_without_alpha_is_quality_focal_loss(counts: tuple, train: dict) -> None:
+    data = batch(counts)
+    wanted, gradients = losses_and_gradients(head(QFL, **train), *data)
+    found, others = losses_and_gradients(head(SAME, **train), *data)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    for one, other in zip(gradients, others):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-7)
+
+
+def test_cells_in_ignored_truths_do_not_count() -> None:
+    maps, truths, metas = batch(padded=False)
+    ignored = [
+        InstanceData(bboxes=torch.tensor([[0.0, 0, 60, 60]]), labels=torch.tensor([0]))
+        for _ in truths
+    ]
+    train = dict(assigner=dict(type='gfl_det.ATSSAssigner', topk=9, ignore_iof_thr=0.5))
+    wanted, gradients = losses_and_gradients(head(QFL, **train), maps, truths, metas, ignored)
+    without, _ = losses_and_gradients(head(QFL, **train), maps, truths, metas)
+    assert abs(without['loss_cls'] - wanted['loss_cls']) > 1e-3
+    found, others = losses_and_gradients(head(SAME, **train), maps, truths, metas, ignored)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    for one, other in zip(gradients, others):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    'loss',
+    [
+        dict(type='gfl_det.FocalLoss', alpha=None, gammas=(5, 3)),
+        dict(type='gfl_det.InverseFocalLoss'),
+        dict(type='gfl_det.BrierLoss'),
+        dict(type='gfl_det.LabelSmoothingLoss'),
+        dict(type='gfl_det.MMCELoss'),
+    ],
+)
+@pytest.mark.parametrize('counts', [(5, 0, 3), (0, 0, 0)])
+def test_the_head_trains_with_each(loss: dict, counts: tuple) -> None:
+    data = batch(counts)
+    found, gradients = losses_and_gradients(head(loss), *data)
+    usual, _ = losses_and_gradients(head(QFL), *data)
+    assert found['loss_cls'] > 0
+    assert found['loss_bbox'] == usual['loss_bbox']
+    assert found['loss_dfl'] == usual['loss_dfl']
+    assert all(torch.isfinite(each).all() for each in gradients)
+    assert gradients[0].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    'loss',
+    [
+        dict(type='gfl_det.BrierLoss', use_sigmoid=False),
+        dict(type='gfl_det.BrierLoss', reduction='sum'),
+    ],
+)
+def test_losses_that_do_not_fit_are_refused(loss: dict) -> None:
+    with pytest.raises(ConfigError, match='use_sigmoid=True and reduction="mean"'):
+        head(loss)

@@ -1,0 +1,315 @@
+"""Equations against plain Python, modules against mmdet's, the fused sum against both."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmdet.models.losses import DistributionFocalLoss as MMDetDFL
+from mmdet.models.losses import QualityFocalLoss as MMDetQFL
+
+from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss, functional, fused
+from gfl_det.models.losses.fused import ElementLoss, TargetEntries, focal_sum, mean_and_focal_loss
+from gfl_det.ops import distribution
+from tests.helpers.oracles import distribution_focal, quality_focal
+
+
+@given(st.floats(-12, 12), st.floats(0, 1), st.floats(0, 4))
+def test_quality_focal_loss_equation(logit: float, quality: float, beta: float) -> None:
+    value = functional.quality_focal_loss(
+        torch.tensor(logit, dtype=torch.float64), torch.tensor(quality), beta
+    )
+    quality = float(torch.tensor(quality))  # as float32 holds it
+    assert float(value) == pytest.approx(quality_focal(logit, quality, beta), rel=1e-6, abs=1e-12)
+
+
+def quality_focal_sum(maps, entries, excluded, beta=2.0, weight=1.0, scale=None):
+    return focal_sum(maps, entries, excluded, ElementLoss.quality_focal(beta), weight, scale)
+
+
+def test_quality_focal_loss_is_cross_entropy_at_beta_0_and_focal_for_hard_targets() -> None:
+    logits = torch.randn(200, dtype=torch.float64, requires_grad=True)
+    target = (torch.arange(200) % 2).double()
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction='none')
+    loss = functional.quality_focal_loss(logits, target, 0)
+    torch.testing.assert_close(loss, entropy)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss.sum(), logits), torch.autograd.grad(entropy.sum(), logits)
+    ):
+        torch.testing.assert_close(ours, theirs)
+    truth_score = torch.where(target == 1, logits.sigmoid(), 1 - logits.sigmoid())
+    focal = -((1 - truth_score) ** 2) * truth_score.log()
+    torch.testing.assert_close(functional.quality_focal_loss(logits, target, 2), focal)
+
+
+def test_quality_focal_loss_is_least_at_the_quality() -> None:
+    quality = torch.tensor([0.1, 0.5, 0.83], dtype=torch.float64)
+    logits = quality.logit().requires_grad_()
+    loss = functional.quality_focal_loss(logits, quality)
+    assert loss.abs().max() < 1e-20
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize('beta', [0, 1, 1.5, 2, 3])
+def test_closed_gradient_is_autograds(beta: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, dtype=torch.float64, generator=generator) * 4
+    quality = torch.rand(500, dtype=torch.float64, generator=generator)
+    quality[::3] = 0
+    logits.requires_grad_()
+    loss = functional.quality_focal_loss(logits, quality, beta)
+    (expected,) = torch.autograd.grad(loss.sum(), logits)
+    with torch.no_grad():
+        found = functional.quality_focal_gradient(logits, quality, beta)
+    torch.testing.assert_close(found, expected)
+
+
+def test_scores_instead_of_logits() -> None:
+    logits = torch.randn(300, dtype=torch.float64)
+    quality = torch.rand(300, dtype=torch.float64)
+    torch.testing.assert_close(
+        functional.quality_focal_loss_from_scores(logits.sigmoid(), quality),
+        functional.quality_focal_loss(logits, quality),
+    )
+    sure = functional.quality_focal_loss_from_scores(torch.tensor([0.0, 1.0]), torch.ones(2))
+    assert sure.tolist() == [100, 0]
+
+
+@given(st.lists(st.floats(-9, 9), min_size=2, max_size=17), st.floats(0, 1))
+def test_distribution_focal_loss_equation(values: list, share: float) -> None:
+    distance = share * (len(values) - 1)
+    logits = torch.tensor(values, dtype=torch.float64)
+    found = functional.distribution_focal_loss(logits, torch.tensor(distance, dtype=torch.float64))
+    assert float(found) == pytest.approx(distribution_focal(values, distance), rel=1e-6, abs=1e-9)
+
+
+def test_distribution_focal_loss_is_least_at_the_two_bins() -> None:
+    """Its minimiser is the two-bin distribution (paper, eq. 6 and below)."""
+    logits = torch.log(torch.tensor([1e-12, 0.3, 0.7, 1e-12], dtype=torch.float64))
+    logits.requires_grad_()
+    loss = functional.distribution_focal_loss(logits, torch.tensor(1.7, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16])
+def test_mean_and_focal_loss_together(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(40, 4, 9, generator=generator, dtype=torch.float64) * 3).to(dtype)
+    distances = torch.rand(40, 4, generator=generator, dtype=torch.float64) * 9 - 0.5
+    weights = torch.randn(2, 40, 4, generator=generator, dtype=torch.float64)
+    results = []
+    for fused_pass in (True, False):
+        leaf = logits.clone().requires_grad_()
+        if fused_pass:
+            mean, loss = mean_and_focal_loss(leaf, distances)
+        else:
+            whole = leaf.double()
+            mean = distribution.mean(whole)
+            loss = functional.distribution_focal_loss(whole, distances)
+        (gradient,) = torch.autograd.grad((mean * weights[0] + loss * weights[1]).sum(), leaf)
+        assert gradient.dtype == dtype
+        results.append([each.detach().double() for each in (mean, loss, gradient)])
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3}[dtype]
+    for found, expected in zip(*results):
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+REDUCTIONS = [
+    dict(),
+    dict(weight=True),
+    dict(avg_factor=7.0),
+    dict(weight=True, avg_factor=7.0),
+    dict(reduction_override='sum'),
+    dict(reduction_override='none', weight=True),
+]
+
+
+@pytest.mark.parametrize(
+    ('options', 'activated'), list(itertools.product(REDUCTIONS, (False, True)))
+)
+def test_quality_focal_module_is_mmdets(options: dict, activated: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 6, generator=generator)
+    scores = logits.sigmoid() if activated else logits
+    labels = torch.randint(-1, 7, (50,), generator=generator)  # background on both sides
+    quality = torch.rand(50, generator=generator)
+    dense = torch.rand(50, 6, generator=generator) * (logits > 0)
+    options = dict(options)
+    if options.pop('weight', False):
+        options['weight'] = torch.rand(50, generator=generator)
+    ours, theirs = (
+        kind(beta=1.5, loss_weight=0.3, activated=activated)
+        for kind in (QualityFocalLoss, MMDetQFL)
+    )
+    for target in ((labels, quality), dense):
+        results = []
+        for loss in (ours, theirs):
+            leaf = scores.clone().requires_grad_()
+            value = loss(leaf, target, **options)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            results.append((value, gradient))
+        torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize('options', REDUCTIONS)
+def test_distribution_focal_module_is_mmdets(options: dict) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 17, generator=generator)
+    distances = torch.rand(50, generator=generator) * 15.99
+    options = dict(options)
+    if options.pop('weight', False):
+        options['weight'] = torch.rand(50, generator=generator)
+    found, expected = (
+        kind(loss_weight=0.25)(logits, distances, **options)
+        for kind in (DistributionFocalLoss, MMDetDFL)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_modules_refuse_nonsense() -> None:
+    with pytest.raises(ValueError, match='activated=True'):
+        QualityFocalLoss(use_sigmoid=False)
+    loss, logits = QualityFocalLoss(), torch.zeros(3, 2)
+    with pytest.raises(ValueError, match='pair'):
+        loss(logits, (torch.zeros(3),))
+    with pytest.raises(ValueError, match=r'\(3, 2\)'):
+        loss(logits, torch.zeros(3))
+    target = (torch.zeros(3).long(), torch.zeros(3))
+    with pytest.raises(ValueError, match='avg_factor'):
+        loss(logits, target, avg_factor=2.0, reduction_override='sum')
+    with pytest.raises(ValueError, match='median'):
+        QualityFocalLoss(reduction='median')(logits, target)
+
+
+def test_empty_inputs_have_gradients() -> None:
+    logits = torch.zeros(0, 5, requires_grad=True)
+    target = (torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    loss = QualityFocalLoss()(logits, target, avg_factor=1.0)
+    loss.backward()
+    assert float(loss) == 0
+    assert logits.grad is not None
+
+
+def make_pyramid(dtype: torch.dtype, layout: torch.memory_format, bias: float = -3.0):
+    generator = torch.Generator().manual_seed(3)
+    sizes = [(13, 17), (7, 9), (1, 1)]
+    maps = [
+        (torch.randn(2, 5, *size, generator=generator, dtype=torch.float64) * 2 + bias)
+        .to(dtype)
+        .contiguous(memory_format=layout)
+        for size in sizes
+    ]
+    count = 30
+    level = torch.randint(0, 3, (count,), generator=generator)
+    area = torch.tensor([rows * columns for rows, columns in sizes])[level]
+    cell = (torch.rand(count, generator=generator) * area).long()
+    image = torch.randint(0, 2, (count,), generator=generator)
+    label = torch.randint(0, 5, (count,), generator=generator)
+    seen: set = set()
+    valid = []
+    for place in zip(level.tolist(), image.tolist(), label.tolist(), cell.tolist()):
+        valid.append(place not in seen and len(valid) % 4 != 3)
+        seen.add(place)
+    quality = torch.rand(count, generator=generator, dtype=torch.float64)
+    return maps, TargetEntries(torch.tensor(valid), level, image, label, cell, quality)
+
+
+def dense_sum(maps, entries, excluded, beta, weight):
+    """The same sum with dense targets and weights, by the plain equation."""
+    total = 0.0
+    for index, logits in enumerate(maps):
+        quality = torch.zeros_like(logits, dtype=torch.float64).flatten(2)
+        weights = torch.ones_like(quality)
+        for slot in range(len(entries.valid)):
+            if entries.valid[slot] and entries.level[slot] == index:
+                place = (entries.image[slot], entries.label[slot], entries.cell[slot])
+                quality[place], weights[place] = entries.quality[slot], weight
+        loss = functional.quality_focal_loss(logits.double().flatten(2), quality, beta) * weights
+        if excluded[index] is not None:
+            loss = loss * ~excluded[index].flatten(2)
+        total = total + loss.sum()
+    return total
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(('beta', 'weight'), [(2.0, 1.0), (1.5, 3.0), (0.0, 1.0)])
+def test_fused_sum_is_the_dense_sum(monkeypatch, layout, dtype, beta, weight) -> None:
+    monkeypatch.setattr(fused, 'BLOCK', 100)  # many blocks even here
+    maps, entries = make_pyramid(dtype, layout)
+    generator = torch.Generator().manual_seed(0)
+    excluded = [torch.rand(2, 1, *level.shape[2:], generator=generator) < 0.3 for level in maps]
+    excluded[1] = None
+    for slot in range(len(entries.valid)):  # a positive is never excluded
+        mask = excluded[int(entries.level[slot])]
+        if mask is not None:
+            mask.flatten(2)[entries.image[slot], 0, entries.cell[slot]] = False
+    values, gradients = [], []
+    for function in (quality_focal_sum, dense_sum):
+        leaves = [level.clone().requires_grad_() for level in maps]
+        value = function(leaves, entries, excluded, beta, weight)
+        values.append(float(value))
+        gradients.append(torch.autograd.grad(value * 3, leaves))
+    scaled = quality_focal_sum(maps, entries, excluded, beta, weight, torch.tensor(0.25))
+    assert float(scaled) == pytest.approx(values[0] / 4, rel=1e-6)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-6
+    assert values[0] == pytest.approx(values[1], rel=tolerance)
+    for found, expected in zip(*gradients):
+        assert found.dtype == dtype
+        close = {} if dtype != torch.float16 else dict(rtol=2e-3, atol=1e-5)
+        torch.testing.assert_close(found, expected, **close)
+
+
+def test_fused_sum_of_extreme_logits_is_finite() -> None:
+    for value in (-1e4, -100.0, 0.0, 100.0, 1e4):
+        maps = [torch.full((1, 2, 3, 3), value, requires_grad=True)]
+        empty = torch.zeros(0, dtype=torch.long)
+        entries = TargetEntries(empty.bool(), empty, empty, empty, empty, empty.float())
+        loss = quality_focal_sum(maps, entries, [None])
+        (gradient,) = torch.autograd.grad(loss, maps)
+        each = 0.25 * math.log(2) if value == 0 else max(value, 0.0)
+        assert float(loss) == pytest.approx(18 * each, rel=1e-5)
+        assert gradient.isfinite().all()
+
+
+def test_fused_sum_keeps_five_digits_over_millions() -> None:
+    maps = [torch.full((2, 80, 100, 168), -4.595)]
+    empty = torch.zeros(0, dtype=torch.long)
+    entries = TargetEntries(empty.bool(), empty, empty, empty, empty, empty.float())
+    one = functional.quality_focal_loss(torch.tensor(-4.595).double(), torch.zeros(()))
+    assert float(quality_focal_sum(maps, entries, [None])) == pytest.approx(
+        float(one) * maps[0].numel(), rel=1e-6
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_fused_sum_gradient_twice(seed: int) -> None:
+    """The graph may be walked twice: nothing kept for backward is overwritten."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = [torch.randn(1, 3, 4, 4, generator=generator, requires_grad=True)]
+    empty = torch.zeros(0, dtype=torch.long)
+    entries = TargetEntries(empty.bool(), empty, empty, empty, empty, empty.float())
+    loss = quality_focal_sum(maps, entries, [None], scale=torch.tensor(0.25))
+    first, second = (torch.autograd.grad(loss, maps, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(torch.autograd.grad(loss * 4, maps)[0], first * 4)
+
+
+def test_fused_sum_gradient_is_not_spoilt_in_silence() -> None:
+    """A gradient handed on as it stands may be changed by its owner; a second walk then fails."""
+    maps = [torch.zeros(1, 3, 4, 4, requires_grad=True)]
+    empty = torch.zeros(0, dtype=torch.long)
+    entries = TargetEntries(empty.bool(), empty, empty, empty, empty, empty.float())
+    loss = quality_focal_sum(maps, entries, [None])
+    (gradient,) = torch.autograd.grad(loss, maps, retain_graph=True)
+    gradient.zero_()
+    with pytest.raises(RuntimeError, match='inplace'):
+        torch.autograd.grad(loss, maps)

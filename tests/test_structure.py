@@ -1,0 +1,70 @@
+"""The house: which way imports point, what a module is, and names that are used once."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+from importlinter.cli import lint_imports
+
+from tests.helpers.paths import ROOT
+
+PACKAGE = ROOT / 'gfl_det'
+LOOSE = {'__init__', '__main__', 'doctor', 'errors', 'registry', 'version'}
+ROOMS = (
+    'cli',
+    'visualization',
+    'inference',
+    'engine',
+    'swap',
+    'models',
+    'calibration',
+    'evaluation',
+    'datasets',
+    'ops',
+    'compat',
+    'utils',
+)
+MODULES = [path for path in PACKAGE.rglob('*.py') if '.mim' not in path.parts]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def test_imports_point_down(monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(config_filename='pyproject.toml', no_cache=True) == 0
+
+
+def test_the_top_is_twelve_packages_and_the_loose_modules() -> None:
+    assert {path.parent.name for path in PACKAGE.glob('*/__init__.py')} == set(ROOMS)
+    assert {path.stem for path in PACKAGE.glob('*.py')} <= LOOSE
+
+
+def test_a_module_is_a_concept() -> None:
+    small = {
+        name(path): lines
+        for path in MODULES
+        if path.stem not in LOOSE and (lines := len(path.read_text().splitlines())) < 40
+    }
+    assert small == {}
+    assert [name(path) for path in MODULES if path.stem == 'command'] == []
+
+
+def test_names_of_modules_are_unique_within_a_package() -> None:
+    found = defaultdict(list)
+    for path in MODULES:
+        if path.stem not in ('__init__', '__main__') and path.parent != PACKAGE:
+            found[path.relative_to(PACKAGE).parts[0], path.stem].append(name(path))
+    assert {key: names for key, names in found.items() if len(names) > 1} == {}
+
+
+def test_names_of_public_classes_are_unique() -> None:
+    found = defaultdict(list)
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+                found[node.name].append(name(path))
+    assert {key: names for key, names in found.items() if len(names) > 1} == {}

@@ -1,0 +1,203 @@
+"""The report's page in headless Chromium: from a file, filtered, on a phone, in the dark."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gfl_det.visualization.report import analyse, draw_gallery, render
+from gfl_det.visualization.report.from_results import read_results
+from tests.helpers import browser, reporting
+
+pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=browser.missing() or '')
+
+NAMES = ['cat', '<script>document.title = "run"</script>', '<img src=x onerror=alert(1)>']
+READY = "document.documentElement.dataset.ready === 'yes'"
+CARDS = "return [...document.querySelectorAll('.card h3')].map(each => each.textContent)"
+CHOOSE = (
+    'const s = document.getElementById(arguments[0]); s.value = String(arguments[1]);'
+    "s.dispatchEvent(new Event('change'))"
+)
+
+
+@pytest.fixture(scope='module')
+def report(tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp('report')
+    dataset, results = reporting.made_up(30, 3, 12)
+    for entry, name in zip(dataset['categories'], NAMES):
+        entry['name'] = name
+    reporting.write_images(folder / 'img', dataset)
+    (folder / 't.json').write_text(json.dumps(dataset))
+    (folder / 'r.json').write_text(json.dumps(results))
+    data = read_results(*(str(folder / name) for name in ('r.json', 't.json', 'img')))
+    data = data._replace(title=f'pets {NAMES[2]}')
+    analysis = analyse(data)
+    values = {**analysis.values, 'pictures': draw_gallery(data, analysis, 14)}
+    (folder / 'report.html').write_text(render(values), encoding='utf-8')
+    return folder / 'report.html', values
+
+
+@pytest.fixture(scope='module')
+def desk(report) -> Iterator[browser.Browser]:
+    with browser.Browser(1280, 900) as window:
+        window.open(report[0].as_uri())
+        window.until(READY)
+        yield window
+
+
+def test_it_opens_with_every_section_and_no_complaint(desk):
+    titles = desk.run("return [...document.querySelectorAll('h2')].map(each => each.textContent)")
+    assert titles == [
+        *('Summary', 'Precision and recall', 'Reliability', 'Uncertainty'),
+        *('Errors', 'Confusion', 'Training', 'Images'),
+    ]
+    desk.until("document.querySelectorAll('.chart svg').length >= 6")
+    assert desk.run('return [...document.images].every(each => each.complete)')
+    assert desk.run('return [...document.images].every(each => each.naturalWidth > 300)')
+    assert desk.console() == []
+    assert desk.run("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_names_are_text(desk):
+    assert desk.run('return document.title').startswith('pets <img')
+    assert desk.run("return document.querySelectorAll('script').length") == 2
+    assert desk.run("return document.querySelectorAll('img[src=x]').length") == 0
+    cells = desk.run(
+        "return [...document.querySelectorAll('#summary td:first-child')].map(e => e.textContent)"
+    )
+    assert set(NAMES) <= set(cells)
+
+
+def test_the_numbers_are_those_worked_out(desk, report):
+    shown = desk.run(
+        "return [...document.querySelectorAll('#summary .tile b')].map(each => each.textContent)"
+    )
+    values = report[1]
+    wanted = [*values['ap'][0][1:4], values['cut']['f1'], values['cut']['threshold']]
+    assert shown[:5] == [f'{value:.3f}'.lstrip('0') for value in wanted]
+    bars = desk.run(
+        "return [...document.querySelectorAll('#errors .bars .number')].map(e => e.textContent)"
+    )
+    gains = [values['errors']['gains'][kind] for kind in values['kinds']]
+    assert bars == [f'+{value:.3f}'.replace('+0.', '+.') for value in gains]
+
+
+def fitting(values: dict, kind: int, label: int) -> list[int]:
+    """Images that a filter should leave."""
+    found = []
+    for index, row in enumerate(values['images']):
+        errors = [row[4][start : start + 3] for start in range(0, len(row[4]), 3)]
+        hit = any(kind in (-1, k) and label in (-1, c) for k, c, _ in errors)
+        if hit or (kind < 0 and (label < 0 or label in row[5])):
+            found.append(index)
+    return found
+
+
+@pytest.mark.parametrize(('kind', 'label'), [(-1, -1), (5, -1), (-1, 1), (4, 2), (0, 0), (3, 1)])
+def test_images_are_filtered_by_class_and_kind(desk, report, kind, label):
+    values = report[1]
+    desk.run(CHOOSE, 'class', label)
+    desk.run(CHOOSE, 'kind', kind)
+    wanted = fitting(values, kind, label)
+    pictured = {entry['image'] for entry in values['pictures']} & set(wanted)
+    count = desk.text('#found')
+    assert count == f'{len(wanted)} images, {len(pictured)} with pictures'
+    while desk.run("return !document.getElementById('more').hidden"):
+        desk.run("document.getElementById('more').click()")
+    names = {text.split(' ')[0] for text in desk.run(CARDS)}
+    assert names == {values['images'][index][0] for index in pictured}
+    outlines = desk.run("return document.querySelectorAll('#images rect.over').length")
+    assert (outlines > 0) == bool(pictured and (kind, label) != (-1, -1))
+    assert desk.console() == []
+    desk.run(CHOOSE, 'class', -1)
+    desk.run(CHOOSE, 'kind', -1)
+
+
+def test_worst_first_and_best_first(desk, report):
+    values = report[1]
+    quality = {row[0]: row[1] for row in values['images']}
+    for order, sign in (('best', -1), ('worst', 1)):
+        desk.run(CHOOSE, 'order', order)
+        shown = [sign * quality[text.split(' ')[0]] for text in desk.run(CARDS)]
+        assert shown == sorted(shown)
+
+
+def test_a_class_changes_numbers_and_charts(desk, report):
+    desk.run(CHOOSE, 'class', 1)
+    ap = desk.run("return document.querySelector('#summary .tile b').textContent")
+    assert ap == f'{report[1]["per_class"][1][1]:.3f}'.lstrip('0')
+    assert NAMES[1] in desk.text('#precision h3')
+    assert desk.run("return document.getElementById('class-here').value") == '1'
+    desk.run(CHOOSE, 'class', -1)
+    assert 'all classes' in desk.text('#precision h3')
+
+
+def test_a_kind_of_error_leads_to_its_images(desk):
+    desk.run("document.querySelectorAll('#errors td button')[4].click()")
+    assert desk.run("return document.getElementById('kind').value") == '4'
+    assert desk.run('return document.activeElement.id') == 'kind'
+    desk.run(CHOOSE, 'kind', -1)
+
+
+def test_tables_sort_and_charts_tell_values(desk):
+    desk.run("document.querySelectorAll('#summary th button')[2].click()")
+    column = "return [...document.querySelectorAll('#summary tbody')[1].rows]"
+    aps = desk.run(column + '.map(row => Number(row.cells[2].textContent))')
+    assert aps == sorted(aps, reverse=True)
+    desk.run(
+        "const svg = document.querySelector('#precision svg');"
+        'const box = svg.getBoundingClientRect(); svg.dispatchEvent(new PointerEvent('
+        "'pointermove', {clientX: box.left + box.width / 2, clientY: box.top + 50}))"
+    )
+    assert 'IoU .5' in desk.text('#precision .readout')
+    labels = desk.run(
+        "return [...document.querySelectorAll('.chart svg, .bars')].map(e => e.ariaLabel || '')"
+    )
+    assert all(len(label) > 10 for label in labels)
+    desk.run("document.querySelector('#precision details').open = true")
+    desk.until("document.querySelectorAll('#precision details tbody tr').length > 50")
+    assert desk.console() == []
+
+
+def test_groups_whose_least_errors_are_zero_are_drawn(report, tmp_path):
+    """Where one edge in ten is exact everywhere, no error above zero bounds the axis below."""
+    values = copy.deepcopy(report[1])
+    bins = values['uncertainty']['sides']['all edges']['bins']
+    bins['low'] = np.zeros(len(bins['low']))
+    path = tmp_path / 'exact.html'
+    path.write_text(render(values), encoding='utf-8')
+    with browser.Browser(1280, 900) as window:
+        window.open(path.as_uri())
+        window.until(READY)
+        window.until("document.querySelectorAll('#uncertainty svg circle').length > 10")
+        assert window.console() == []
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_on_a_phone_nothing_is_wider_than_the_screen(report, scheme):
+    with browser.Browser(390, 844, mobile=True) as phone:
+        media = dict(features=[dict(name='prefers-color-scheme', value=scheme)])
+        phone.command('Emulation.setEmulatedMedia', media)
+        phone.open(report[0].as_uri())
+        phone.until(READY)
+        phone.until("document.querySelectorAll('.chart svg').length >= 6")
+        wide = phone.run('return document.documentElement.scrollWidth')
+        assert wide <= phone.run('return innerWidth') == 390
+        sizes = phone.run(
+            "return [...document.querySelectorAll('#precision text')].map(each =>"
+            '{ const {a, b} = each.getScreenCTM(); const style = getComputedStyle(each);'
+            'return parseFloat(style.fontSize) * Math.hypot(a, b); })'
+        )
+        assert min(sizes) > 10  # px: letters are not shrunk with the chart
+        colours = phone.run(
+            "const style = getComputedStyle(document.querySelector('section'));"
+            'return [style.color, style.backgroundColor].map(text =>'
+            'text.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b))'
+        )
+        assert (colours[0] > colours[1]) == (scheme == 'dark')
+        assert phone.console() == []
