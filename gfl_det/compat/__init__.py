@@ -20,9 +20,8 @@ def install() -> None:
 
     moved.install()
     ops.install()
-    from gfl_det.compat import checkpoint, plain_yaml, pretrained, versions
+    from gfl_det.compat import checkpoint, pretrained, versions
 
     checkpoint.install()
-    plain_yaml.install()
     pretrained.install()
     versions.install()

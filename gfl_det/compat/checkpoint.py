@@ -1,4 +1,4 @@
-"""Loading checkpoints without running what is in them, and saying what is wrong with a bad one."""
+"""Checkpoints and YAML files read as data: nothing in them is run, and a bad one is named."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from typing import Any, Union
 
 import torch
+import yaml
+from mmengine.fileio import register_handler
+from mmengine.fileio.handlers import YamlHandler
 from mmengine.runner import CheckpointLoader
 
 from gfl_det.compat.state_types import STATE_TYPES
@@ -30,10 +33,11 @@ UNPICKLER_REASON = re.compile(r'WeightsUnpickler error:\s*(.+)')
 
 
 def install() -> None:
-    """Allow mmengine's training state in ``torch.load``, and load local files by this module."""
+    """Allow mmengine's training state in ``torch.load``, and read local files by this module."""
     if HAS_ALLOW_LIST:
         torch.serialization.add_safe_globals(list(STATE_TYPES.values()))
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    register_handler(['yaml', 'yml'])(PlainYamlHandler)
 
 
 def load_from_local(filename: str, map_location: MapLocation = None) -> dict[str, Any]:
@@ -192,3 +196,29 @@ def _no_sized_bytes() -> Iterator[None]:
 
 def _name_of(entry: Any) -> str:
     return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
+
+
+SafeLoader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # in C where that was built
+
+
+class PlainLoader(SafeLoader):
+    """Plain values, and the tuples that mmengine writes.
+
+    mmengine's own reader calls whatever a tag in the file names.
+    """
+
+
+def _tuple(loader: Any, node: Any) -> tuple:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+PlainLoader.add_constructor('tag:yaml.org,2002:python/tuple', _tuple)
+
+
+class PlainYamlHandler(YamlHandler):
+    """Reads what :class:`PlainLoader` understands; every other tag is an error."""
+
+    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
+        """Read a file; ``Loader`` chooses another loader, as in ``yaml.load``."""
+        kwargs.setdefault('Loader', PlainLoader)
+        return super().load_from_fileobj(file, **kwargs)

@@ -29,10 +29,10 @@ def register_package() -> None:
 
     mmengine looks for the configs in the folder of the table's entry: beside the metadata of the
     distribution of that name, where an editable install has no configs, or else in the folder of
-    the module of that name. The name of this module leads to the package that was imported, however
-    it was installed.
+    the module of that name. A module at the top of the package leads to the one that was imported,
+    however it was installed.
     """
-    MODULE2PACKAGE.setdefault('gfl_det', __name__)
+    MODULE2PACKAGE.setdefault('gfl_det', 'gfl_det.version')
 
 
 def config_folder() -> Path:

@@ -512,7 +512,7 @@ BOMB = """
 import sys, io
 import numpy as np
 import gfl_det
-from gfl_det import pixels
+from gfl_det.utils import pixels
 from PIL import Image
 side = 14_000
 out = io.BytesIO()
@@ -749,7 +749,7 @@ class TestBeforeTraining:
             (tmp_path / split).symlink_to(pictures)
             (tmp_path / 'annotations' / f'{split}.json').write_text(json.dumps(sound()))
         cfg = config()
-        gfl_det.engine.config_edits.override(cfg, dict(data_root=f'{tmp_path}/'))
+        gfl_det.utils.config.override(cfg, dict(data_root=f'{tmp_path}/'))
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             loader.dataset.metainfo.classes = ('cat', 'dog')
         cfg.model.bbox_head.num_classes = 2

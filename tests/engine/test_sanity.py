@@ -288,7 +288,7 @@ def cfg_file(tmp_path) -> Path:
     content = dict(images=images, annotations=annotations, categories=categories)
     (tmp_path / 'annotations' / 'train.json').write_text(json.dumps(content))
     cfg = gfl_det.get_config('gfl_r18_fpn_digits')
-    gfl_det.engine.config_edits.override(
+    gfl_det.utils.config.override(
         cfg,
         {
             'data_root': f'{tmp_path}/',

@@ -32,7 +32,7 @@ def examine(with_test: bool = True) -> list[Check]:
     outcomes = run_steps(['-c', code])
     checks = check_installed()
     if not outcomes[0].ok:  # gfl_det itself did not import, or crashed: find out in what
-        checks = merge(checks, run_steps(['-m', f'{DOCTOR}.family']))
+        checks = merge(checks, run_steps(['-m', f'{DOCTOR}.installed']))
     found_cause = any(check.state == 'problem' for check in checks)
     for outcome in outcomes:
         checks += of_outcome(outcome, found_cause)

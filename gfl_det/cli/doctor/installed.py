@@ -134,10 +134,6 @@ def main() -> None:
             steps.take(name, partial(import_one, name))
 
 
-if __name__ == '__main__':
-    main()
-
-
 GIB = 2**30
 LITTLE_ROOM = 1 * GIB  # a training with a few checkpoints of GFL R50 takes as much
 LITTLE_SHARED_MEMORY = GIB // 4  # containers give 64 MiB, and workers then die with a bus error
@@ -188,3 +184,7 @@ def check_place(name: str, folder: Path, cure: str) -> Check:
     if free < LITTLE_ROOM:
         return Check(name, 'problem', f'{text}: too little for checkpoints', cure)
     return Check(name, 'ok', text)
+
+
+if __name__ == '__main__':
+    main()
