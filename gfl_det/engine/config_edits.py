@@ -26,72 +26,20 @@ from gfl_det.errors import ConfigError, SetupError
 from gfl_det.models.heads import GFLHead
 from gfl_det.utils.config import Node, datasets_of, metrics_of, walk
 
-# Heads whose results hold distributions on request.
-HEADS = ('gfl_det.GFLHead', 'gfl_det.GFLv2Head', 'gfl_det.LDHead')
-BACKENDS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend'}
-
-
-def draw_softly(cfg: Config) -> None:
-    """Draw with ``GFLVisualizer`` in the place of mmdet's, and keep the edges' distributions.
-
-    A visualiser of the user's own stays.
-    """
-    visualizer = cfg.get('visualizer')
-    if visualizer is None:
-        cfg.visualizer = dict(type='gfl_det.GFLVisualizer', name='visualizer')
-    elif str(visualizer.type).rpartition('.')[2] == 'DetLocalVisualizer':
-        visualizer.type = 'gfl_det.GFLVisualizer'
-    if cfg.model.get('bbox_head', {}).get('type') in HEADS:
-        cfg.model.test_cfg = ConfigDict({**(cfg.model.get('test_cfg') or {})})
-        cfg.model.test_cfg.with_distribution = True
-
-
-def draw_sample(cfg: Config, number: int) -> None:
-    """Draw the same validation images after each validation.
-
-    Raises:
-        ConfigError: The config validates nothing, or the number is not positive.
-    """
-    if number < 1:
-        raise ConfigError(f'--pictures {number}: give the number of images to draw, at least 1.')
-    if cfg.get('val_dataloader') is None:
-        raise ConfigError('--pictures draws validation images: the config has no val_dataloader.')
-    hooks = cfg.setdefault('default_hooks', ConfigDict())
-    given: dict[str, Any] = hooks.get('visualization') or {}
-    kept = {key: given[key] for key in ('score_thr', 'backend_args') if key in given}
-    hooks['visualization'] = ConfigDict(
-        type='gfl_det.SamplePicturesHook', num_images=number, **kept
-    )
-    draw_softly(cfg)
-
-
-def log_to(cfg: Config, names: Sequence[str]) -> None:
-    """Send losses, metrics and pictures to TensorBoard or W&B as well.
-
-    Raises:
-        SetupError: The package is not installed.
-    """
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
-        raise SetupError(
-            f'--log-to {missing[0]} needs the package {missing[0]}: '
-            f'pip install "gfl_det[{missing[0]}]".'
-        )
-    visualizer = cfg.setdefault(
-        'visualizer', ConfigDict(type='gfl_det.GFLVisualizer', name='visualizer')
-    )
-    # The config's variable vis_backends is often this very list.
-    backends = [dict(backend) for backend in visualizer.get('vis_backends') or []]
-    have = {backend['type'] for backend in backends}
-    wanted = [BACKENDS[name] for name in dict.fromkeys(names)]
-    backends += [dict(type=kind) for kind in wanted if kind not in have]
-    visualizer.vis_backends = backends
-
-
 SCRATCH_NOTE = (
     'training from random weights: without ImageNet it takes a schedule several times as long to '
     'reach the same AP (He et al., "Rethinking ImageNet Pre-training", 2019)'
 )
+GUARDS = ('stop', 'skip', 'off')
+# Who says how many processes there are, by launcher, before they have met.
+PROCESS_COUNTS = {
+    'pytorch': 'WORLD_SIZE',
+    'slurm': 'SLURM_NTASKS',
+    'mpi': 'OMPI_COMM_WORLD_SIZE',
+}
+# Heads whose results hold distributions on request.
+HEADS = ('gfl_det.GFLHead', 'gfl_det.GFLv2Head', 'gfl_det.LDHead')
+BACKENDS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend'}
 
 
 def set_work_dir(cfg: Config, given: str | None, config_name: str) -> None:
@@ -171,89 +119,6 @@ def resume(cfg: Config, checkpoint: str | None) -> list[str]:
     for path, _ in list(pretrained_parts(cfg.model)):
         _at(cfg, path)['init_cfg'] = None
     return lines
-
-
-def draw_into(cfg: Config, folder: str) -> None:
-    """Draw every tested image into exactly this folder.
-
-    Raises:
-        ConfigError: The config has no hook that draws.
-    """
-    hook = cfg.get('default_hooks', {}).get('visualization')
-    if hook is None:
-        raise ConfigError(
-            "--show-dir needs default_hooks=dict(visualization=dict(type='DetVisualizationHook'))."
-        )
-    # mmdet nests a relative folder in work_dir/timestamp, again with each image.
-    hook.update(draw=True, test_out_dir=os.path.abspath(folder))
-    draw_softly(cfg)
-
-
-def write_results(cfg: Config, out: str) -> None:
-    """Write detections to ``out``: pickled samples (.pkl) or COCO's result format (.json).
-
-    Raises:
-        ConfigError: The ending is another, or .json is asked for without a COCO metric.
-    """
-    metrics = metrics_of(cfg, 'test')
-    stem, ending = os.path.splitext(out)
-    if ending in ('.pkl', '.pickle'):
-        cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
-        return
-    if ending != '.json':
-        raise ConfigError(f'--out {out} must end in .pkl (samples) or .json (COCO results).')
-    coco = [metric for metric in metrics if str(metric['type']).endswith('CocoMetric')]
-    if not coco:
-        raise ConfigError('--out with .json needs a CocoMetric as test_evaluator; use .pkl.')
-    coco[0]['outfile_prefix'] = stem
-
-
-def settle_results(out: str) -> None:
-    """Give the file that mmdet's COCO metric wrote the name that was asked for."""
-    stem, ending = os.path.splitext(out)
-    written = f'{stem}.bbox.json'
-    if ending == '.json' and os.path.isfile(written):
-        os.replace(written, out)
-
-
-def list_classes_apart(cfg: Config) -> None:
-    """Let COCO metrics print the AP of each class too."""
-    for metric in metrics_of(cfg, 'test'):
-        if str(metric['type']).endswith('CocoMetric'):
-            metric['classwise'] = True
-
-
-def use_test_time_augmentation(cfg: Config) -> None:
-    """Average predictions over ``tta_pipeline``, or over the image and its mirror without one."""
-    tta_cfg = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-    model = cfg.get('tta_model') or dict(type='DetTTAModel', tta_cfg=tta_cfg)
-    for dataset in datasets_of(cfg, 'test'):
-        dataset['pipeline'] = cfg.get('tta_pipeline') or _mirror_pipeline(dataset['pipeline'])
-    cfg.model = ConfigDict(**model, module=cfg.model)
-
-
-def _mirror_pipeline(pipeline: list[Node]) -> list[Node]:
-    *steps, pack = deepcopy(pipeline)
-    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-    pack['meta_keys'] = (*keys, 'flip', 'flip_direction')
-    mirror = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-    return [*steps, dict(type='TestTimeAug', transforms=[mirror, [pack]])]
-
-
-def _at(cfg: Config, path: str) -> Node:
-    node: Any = cfg
-    for key in path.split('.'):
-        node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
-    return node
-
-
-GUARDS = ('stop', 'skip', 'off')
-# Who says how many processes there are, by launcher, before they have met.
-PROCESS_COUNTS = {
-    'pytorch': 'WORLD_SIZE',
-    'slurm': 'SLURM_NTASKS',
-    'mpi': 'OMPI_COMM_WORLD_SIZE',
-}
 
 
 def protect(cfg: Config, guard: str = 'stop') -> None:
@@ -346,3 +211,134 @@ def _batch_size(cfg: Config) -> int:
     if not isinstance(size, int) or size < 1:
         raise ConfigError(f'train_dataloader.batch_size is {size}: give a number of images from 1.')
     return size
+
+
+def draw_softly(cfg: Config) -> None:
+    """Draw with ``GFLVisualizer`` in the place of mmdet's, and keep the edges' distributions.
+
+    A visualiser of the user's own stays.
+    """
+    visualizer = cfg.get('visualizer')
+    if visualizer is None:
+        cfg.visualizer = dict(type='gfl_det.GFLVisualizer', name='visualizer')
+    elif str(visualizer.type).rpartition('.')[2] == 'DetLocalVisualizer':
+        visualizer.type = 'gfl_det.GFLVisualizer'
+    if cfg.model.get('bbox_head', {}).get('type') in HEADS:
+        cfg.model.test_cfg = ConfigDict({**(cfg.model.get('test_cfg') or {})})
+        cfg.model.test_cfg.with_distribution = True
+
+
+def draw_sample(cfg: Config, number: int) -> None:
+    """Draw the same validation images after each validation.
+
+    Raises:
+        ConfigError: The config validates nothing, or the number is not positive.
+    """
+    if number < 1:
+        raise ConfigError(f'--pictures {number}: give the number of images to draw, at least 1.')
+    if cfg.get('val_dataloader') is None:
+        raise ConfigError('--pictures draws validation images: the config has no val_dataloader.')
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    given: dict[str, Any] = hooks.get('visualization') or {}
+    kept = {key: given[key] for key in ('score_thr', 'backend_args') if key in given}
+    hooks['visualization'] = ConfigDict(
+        type='gfl_det.SamplePicturesHook', num_images=number, **kept
+    )
+    draw_softly(cfg)
+
+
+def log_to(cfg: Config, names: Sequence[str]) -> None:
+    """Send losses, metrics and pictures to TensorBoard or W&B as well.
+
+    Raises:
+        SetupError: The package is not installed.
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise SetupError(
+            f'--log-to {missing[0]} needs the package {missing[0]}: '
+            f'pip install "gfl_det[{missing[0]}]".'
+        )
+    visualizer = cfg.setdefault(
+        'visualizer', ConfigDict(type='gfl_det.GFLVisualizer', name='visualizer')
+    )
+    # The config's variable vis_backends is often this very list.
+    backends = [dict(backend) for backend in visualizer.get('vis_backends') or []]
+    have = {backend['type'] for backend in backends}
+    wanted = [BACKENDS[name] for name in dict.fromkeys(names)]
+    backends += [dict(type=kind) for kind in wanted if kind not in have]
+    visualizer.vis_backends = backends
+
+
+def draw_into(cfg: Config, folder: str) -> None:
+    """Draw every tested image into exactly this folder.
+
+    Raises:
+        ConfigError: The config has no hook that draws.
+    """
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ConfigError(
+            "--show-dir needs default_hooks=dict(visualization=dict(type='DetVisualizationHook'))."
+        )
+    # mmdet nests a relative folder in work_dir/timestamp, again with each image.
+    hook.update(draw=True, test_out_dir=os.path.abspath(folder))
+    draw_softly(cfg)
+
+
+def write_results(cfg: Config, out: str) -> None:
+    """Write detections to ``out``: pickled samples (.pkl) or COCO's result format (.json).
+
+    Raises:
+        ConfigError: The ending is another, or .json is asked for without a COCO metric.
+    """
+    metrics = metrics_of(cfg, 'test')
+    stem, ending = os.path.splitext(out)
+    if ending in ('.pkl', '.pickle'):
+        cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
+        return
+    if ending != '.json':
+        raise ConfigError(f'--out {out} must end in .pkl (samples) or .json (COCO results).')
+    coco = [metric for metric in metrics if str(metric['type']).endswith('CocoMetric')]
+    if not coco:
+        raise ConfigError('--out with .json needs a CocoMetric as test_evaluator; use .pkl.')
+    coco[0]['outfile_prefix'] = stem
+
+
+def settle_results(out: str) -> None:
+    """Give the file that mmdet's COCO metric wrote the name that was asked for."""
+    stem, ending = os.path.splitext(out)
+    written = f'{stem}.bbox.json'
+    if ending == '.json' and os.path.isfile(written):
+        os.replace(written, out)
+
+
+def list_classes_apart(cfg: Config) -> None:
+    """Let COCO metrics print the AP of each class too."""
+    for metric in metrics_of(cfg, 'test'):
+        if str(metric['type']).endswith('CocoMetric'):
+            metric['classwise'] = True
+
+
+def use_test_time_augmentation(cfg: Config) -> None:
+    """Average predictions over ``tta_pipeline``, or over the image and its mirror without one."""
+    tta_cfg = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+    model = cfg.get('tta_model') or dict(type='DetTTAModel', tta_cfg=tta_cfg)
+    for dataset in datasets_of(cfg, 'test'):
+        dataset['pipeline'] = cfg.get('tta_pipeline') or _mirror_pipeline(dataset['pipeline'])
+    cfg.model = ConfigDict(**model, module=cfg.model)
+
+
+def _mirror_pipeline(pipeline: list[Node]) -> list[Node]:
+    *steps, pack = deepcopy(pipeline)
+    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+    pack['meta_keys'] = (*keys, 'flip', 'flip_direction')
+    mirror = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    return [*steps, dict(type='TestTimeAug', transforms=[mirror, [pack]])]
+
+
+def _at(cfg: Config, path: str) -> Node:
+    node: Any = cfg
+    for key in path.split('.'):
+        node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
+    return node
