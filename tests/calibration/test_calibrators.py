@@ -29,7 +29,6 @@ from tests.helpers.calibration_cases import (
     NAMES,
     case_data,
     case_json,
-    needs_cases,
     numbers,
     scene,
 )
@@ -85,7 +84,6 @@ EXPECTED = [run for case in NAMES for run in reference_runs('{case}/expected.jso
 REWRITTEN = [run for case in NAMES for run in reference_runs('expected_reference.json', case)]
 
 
-@needs_cases
 @pytest.mark.parametrize(('case', 'run'), EXPECTED, ids=name_of)
 def test_published_runs(case: str, run: dict) -> None:
     if has_stalled(run):
@@ -128,7 +126,6 @@ def check_parameters(calibrator: DetectionCalibrator, params, close: dict) -> No
                 np.testing.assert_allclose(getattr(each.map, names[key]), value, **close)
 
 
-@needs_cases
 @pytest.mark.parametrize(('case', 'run'), REWRITTEN, ids=name_of)
 def test_runs_of_the_exact_rewrite(case: str, run: dict) -> None:
     _, kept, _, at_tau, half = fit_and_apply(case, run)
@@ -142,7 +139,6 @@ def test_runs_of_the_exact_rewrite(case: str, run: dict) -> None:
     np.testing.assert_allclose(dece(half).mean, run['D_ECE'], **close)
 
 
-@needs_cases
 def test_the_run_that_differs_is_the_references_fault() -> None:
     ((case, run),) = [each for each in EXPECTED if has_stalled(each[1])]
     settings = settings_of(run['cfg'], run['calibrator'])

@@ -22,7 +22,6 @@ from tests.helpers.calibration_cases import (
     UNIT,
     case_data,
     case_json,
-    needs_cases,
     numbers,
     random_scene,
     scene,
@@ -130,7 +129,6 @@ def coco_stats(detections: Detections, truths: Truths) -> np.ndarray:
     return judge.stats
 
 
-@needs_cases
 @pytest.mark.parametrize('case', NAMES)
 @pytest.mark.parametrize('tau', [0.0, 0.5])
 def test_reference_matching(case: str, tau: float) -> None:
@@ -148,7 +146,6 @@ def test_reference_matching(case: str, tau: float) -> None:
         assert found.truths[int(label)] == wanted['npig']
 
 
-@needs_cases
 @pytest.mark.parametrize('case', NAMES)
 def test_reference_counts_of_both_ways_at_zero(case: str) -> None:
     detections, truths = case_data(case, 'minitest')

@@ -30,7 +30,6 @@ from tests.helpers.calibration_cases import (
     UNIT,
     case_data,
     case_json,
-    needs_cases,
     numbers,
     random_scene,
     scene,
@@ -56,7 +55,6 @@ def hand_made(scores: list, ious: list, truths: int, tau: float = 0.0) -> Matche
     )
 
 
-@needs_cases
 @pytest.mark.parametrize('case', NAMES)
 @pytest.mark.parametrize('tau', [0.0, 0.1, 0.5])
 def test_reference_errors(case: str, tau: float) -> None:
@@ -79,7 +77,6 @@ def test_reference_errors(case: str, tau: float) -> None:
         np.testing.assert_allclose(mean, expected['mean'], **CLOSE)
 
 
-@needs_cases
 @pytest.mark.parametrize('case', NAMES)
 @pytest.mark.parametrize(('way', 'name'), [('oracle', 'paper'), ('reject', 'strict')])
 def test_reference_of_both_ways_at_zero(case: str, way: str, name: str) -> None:
@@ -93,7 +90,6 @@ def test_reference_of_both_ways_at_zero(case: str, way: str, name: str) -> None:
         np.testing.assert_allclose(lrp(found).means().total, total, **CLOSE)
 
 
-@needs_cases
 @pytest.mark.parametrize('case', NAMES)
 def test_reference_summary_and_thresholds(case: str) -> None:
     detections, truths = case_data(case, 'minitest')

@@ -1,4 +1,4 @@
-"""The reference cases of calibration, where a checkout has them, and small scenes by hand."""
+"""Reference cases of calibration (tests/data/calibration_cases), and small scenes by hand."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from gfl_det.calibration import Detections, Truths, detections_from_coco, truths_from_coco
 
-CASES = Path(__file__).resolve().parents[2] / 'shared' / 'calibration_cases'
+CASES = Path(__file__).resolve().parents[1] / 'data' / 'calibration_cases'
 NAMES = ('main', 'nocrowd')
 FAR, UNIT = (500, 500, 10, 10), (0, 0, 10, 10)  # boxes xywh
-# For tests that need the cases; the others of a file stand alone.
-needs_cases = pytest.mark.skipif(
-    not CASES.is_dir(), reason=f'the reference cases are not there: {CASES}'
-)
 
 
 @cache

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gfl_det.models.losses import functional
-from tests.helpers.calibration_cases import case_json, needs_cases
+from tests.helpers.calibration_cases import case_json
 
 # Of 1.1 in the notes on calibration: chance of the truth -> optimum of the score.
 OPTIMA = {
@@ -60,7 +60,6 @@ REFERENCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@needs_cases
 @pytest.mark.parametrize('name', REFERENCE)
 def test_reference(name: str) -> None:
     case = case_json('classification.json')
@@ -77,13 +76,11 @@ def test_reference(name: str) -> None:
     )
 
 
-@needs_cases
 def test_every_reference_loss_is_compared() -> None:
     losses = case_json('classification.json')['losses']
     assert set(REFERENCE) == {name for name in losses if 'error' not in losses[name]}
 
 
-@needs_cases
 def test_reference_of_the_automatic_gamma() -> None:
     for p0, wanted in case_json('classification.json')['gamma'].items():
         # From .5 on the reference holds what is left of its 1e-12.

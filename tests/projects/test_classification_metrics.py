@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gfl_det.errors import DataError
 from projects.calibration_study import classification_metrics
-from tests.helpers.calibration_cases import case_json, needs_cases
+from tests.helpers.calibration_cases import case_json
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,7 +23,6 @@ def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-@needs_cases
 @pytest.mark.parametrize('bins', [10, 15])
 def test_reference(bins: int) -> None:
     case = case_json('classification.json')
@@ -48,7 +47,6 @@ def test_reference(bins: int) -> None:
     )
 
 
-@needs_cases
 @pytest.mark.parametrize('bins', [10, 15])
 def test_reference_of_the_adaptive_error_lacks_the_least_confident_sample(bins: int) -> None:
     case = case_json('classification.json')
