@@ -4,9 +4,7 @@ intervals in ``test_cfg.interval_calibrator``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,21 +14,120 @@ from mmengine.structures import InstanceData
 from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
 from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator, load_interval_calibrator
 from gfl_det.calibration.intervals import IntervalCalibrator, check_applies
+from gfl_det.calibration.score_maps import ScoreMaps
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import Detections
 from gfl_det.ops.boxes import xyxy_to_xywh
 
+EDGES = ('edge_logits', 'bin_widths', 'prior_centres')  # what with_distribution adds
 
-def detection_wishes(config: ConfigDict) -> ConfigDict:
-    """The test config that detection has to run under for its calibrator to work.
+
+class HeadCalibration:
+    """The calibrators of a head, each file read once: when a test config first names it.
+
+    A detector that runs keeps what it has read, whatever becomes of the file. This is no module, so
+    that the state dict of a head holds its weights alone.
 
     Args:
-        config: with ``calibrator`` and, for a distribution calibrator, ``rank_pool``: so many
-            detections of an image are ranked by their predicted IoU before the ``max_per_img``
-            best are kept.
+        score_type: whose scores they are, the name of the head.
+        num_classes: of the head.
     """
-    if not _needs_edges(config):
+
+    def __init__(self, score_type: str, num_classes: int) -> None:
+        self.score_type = score_type
+        self.num_classes = num_classes
+        self._scores: dict[str, DistributionCalibrator | ScoreMaps] = {}
+        self._intervals: dict[str, IntervalCalibrator] = {}
+
+    def detection_config(self, config: ConfigDict) -> ConfigDict:
+        """The test config that detection has to run under, see :func:`detection_config`.
+
+        Raises:
+            DataError: the file is no calibrator, or one for another head or number of classes.
+        """
+        if not config.get('calibrator'):
+            return config
+        return detection_config(config, self._of_scores(config.calibrator))
+
+    def calibrate(self, results: Sequence[InstanceData], config: ConfigDict) -> list[InstanceData]:
+        """Detections after NMS by descending calibrated score, with their ``raw_scores``.
+
+        No detection is cut, so AP changes only where a map gives equal scores to different ones, or
+        where a distribution calibrator ranks them anew.
+
+        Args:
+            results: per image, found under :meth:`detection_config`.
+            config: test config; without ``calibrator`` the results stay as they are.
+
+        Raises:
+            DataError: the file is no calibrator, or one for another head or number of classes.
+        """
+        if not config.get('calibrator'):
+            return list(results)
+        calibrator = self._of_scores(config.calibrator)
+        calibrated = [_calibrated(result, calibrator) for result in results]
+        if isinstance(calibrator, ScoreMaps):
+            return calibrated
+        if config.get('max_per_img', -1) > 0:
+            calibrated = [result[: config.max_per_img] for result in calibrated]
+        if not config.get('with_distribution', False):
+            for result in calibrated:
+                for name in EDGES:
+                    delattr(result, name)
+        return calibrated
+
+    def interval_factor(self, config: ConfigDict) -> float | tuple[float, ...]:
+        """What intervals, all or those of each side, are stretched by: 1 without a calibrator.
+
+        Args:
+            config: test config with ``interval_level`` and ``interval_calibrator``, both optional.
+
+        Raises:
+            ConfigError: the level lies outside (0, 1).
+            DataError: the file is no interval calibrator, one for another head or number of
+                classes, or has no factor for the level.
+        """
+        level, path = config.get('interval_level'), config.get('interval_calibrator')
+        if level is None:
+            return 1.0
+        if not isinstance(level, (int, float)) or not 0 < level < 1:
+            raise ConfigError(f'interval_level is a share between 0 and 1, not {level!r}.')
+        if not path:
+            return 1.0
+        if path not in self._intervals:
+            calibrator = load_interval_calibrator(path)
+            check_applies(calibrator, path, self.score_type, self.num_classes)
+            self._intervals[path] = calibrator
+        return self._intervals[path].factors_at(level)
+
+    def _of_scores(self, path: str) -> DistributionCalibrator | ScoreMaps:
+        if path not in self._scores:
+            calibrator = load_any_calibrator(path)
+            calibrator.check_score_type(self.score_type)
+            if len(calibrator.classes) != self.num_classes:
+                raise DataError(
+                    f'{path} was fitted for the {len(calibrator.classes)} classes '
+                    f'{listed(calibrator.class_names)}, but the head has {self.num_classes}: fit '
+                    'one for it.'
+                )
+            self._scores[path] = (
+                calibrator
+                if isinstance(calibrator, DistributionCalibrator)
+                else ScoreMaps([each.map for each in calibrator.classes])
+            )
+        return self._scores[path]
+
+
+def detection_config(config: ConfigDict, calibrator: AnyCalibrator | ScoreMaps) -> ConfigDict:
+    """The test config that detection has to run under for a calibrator to work.
+
+    Args:
+        config: for a distribution calibrator with ``rank_pool``: so many detections of an image
+            are ranked by their predicted IoU before the ``max_per_img`` best are kept.
+        calibrator: of the scores.
+    """
+    if not isinstance(calibrator, DistributionCalibrator):
         return config
     wanted = ConfigDict(config)
     wanted.with_distribution = True
@@ -39,62 +136,16 @@ def detection_wishes(config: ConfigDict) -> ConfigDict:
     return wanted
 
 
-def calibrate_results(
-    results: Sequence[InstanceData], config: ConfigDict, score_type: str, num_classes: int
-) -> list[InstanceData]:
-    """Detections after NMS with calibrated scores, again by descending score, and ``raw_scores``.
-
-    No detection is cut, so AP changes only where a map gives equal scores to different ones, or
-    where a distribution calibrator ranks them anew.
-
-    Args:
-        results: per image, found under :func:`detection_wishes`.
-        config: test config with ``calibrator``, the path of its JSON.
-        score_type: whose scores they are, the name of the head.
-        num_classes: of the head.
-
-    Raises:
-        DataError: the file is no calibrator, or one for another head or number of classes.
-    """
-    path = config.calibrator
-    calibrator = _load(path, _changed(path))
-    calibrator.check_score_type(score_type)
-    if len(calibrator.classes) != num_classes:
-        raise DataError(
-            f'{path} was fitted for the {len(calibrator.classes)} classes '
-            f'{listed(calibrator.class_names)}, but the head has {num_classes}: fit one for it.'
-        )
-    calibrated = [_calibrated(result, calibrator) for result in results]
-    if not _needs_edges(config):
-        return calibrated
-    if config.get('max_per_img', -1) > 0:
-        calibrated = [result[: config.max_per_img] for result in calibrated]
-    if not config.get('with_distribution', False):
-        for result in calibrated:
-            for name in ('edge_logits', 'bin_widths', 'prior_centres'):
-                delattr(result, name)
-    return calibrated
-
-
-@lru_cache(maxsize=4)
-def _load(path: str, _changed: int) -> AnyCalibrator:
-    return load_any_calibrator(path)
-
-
-def _needs_edges(config: ConfigDict) -> bool:
-    path = config.get('calibrator')
-    return bool(path) and isinstance(_load(path, _changed(path)), DistributionCalibrator)
-
-
-def _calibrated(result: InstanceData, calibrator: AnyCalibrator) -> InstanceData:
+def _calibrated(
+    result: InstanceData, calibrator: DistributionCalibrator | ScoreMaps
+) -> InstanceData:
     raw = result.scores
-    if isinstance(calibrator, DistributionCalibrator):
-        scores = calibrator.calibrate(edge_detections([result]))
+    if isinstance(calibrator, ScoreMaps):
+        scores = calibrator.to(raw.device)(raw, result.labels)
     else:
-        scores = calibrator.calibrate(raw.float().cpu().numpy(), result.labels.cpu().numpy())
-    result.raw_scores = raw
-    result.scores = torch.from_numpy(scores).to(raw)
-    return result[result.scores.sort(descending=True, stable=True).indices]
+        scores = torch.from_numpy(calibrator.calibrate(edge_detections([result]))).to(raw)
+    result.raw_scores, result.scores = raw, scores
+    return result[scores.sort(descending=True, stable=True).indices]
 
 
 def edge_detections(
@@ -149,39 +200,3 @@ def _compare_names(path: str, fitted: Sequence[str], names: Sequence[str], owner
             f'{path} was fitted for the classes {listed(list(fitted))}, but {owner} has '
             f'{listed(list(names))}: fit a calibrator on data of these classes in this order.'
         )
-
-
-def interval_factor(
-    config: ConfigDict, score_type: str, num_classes: int
-) -> float | tuple[float, ...]:
-    """What intervals, all or those of each side, are stretched by: 1 without a calibrator.
-
-    Args:
-        config: test config with ``interval_level`` and ``interval_calibrator``, both optional.
-        score_type: the name of the head.
-        num_classes: of the head.
-
-    Raises:
-        ConfigError: the level lies outside (0, 1).
-        DataError: the file is no interval calibrator, one for another head or number of classes,
-            or has no factor for the level.
-    """
-    level, path = config.get('interval_level'), config.get('interval_calibrator')
-    if level is None:
-        return 1.0
-    if not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise ConfigError(f'interval_level is a share between 0 and 1, not {level!r}.')
-    if not path:
-        return 1.0
-    calibrator = _load_intervals(path, _changed(path))
-    check_applies(calibrator, path, score_type, num_classes)
-    return calibrator.factors_at(level)
-
-
-def _changed(path: str) -> int:
-    return os.stat(path).st_mtime_ns if os.path.isfile(path) else 0
-
-
-@lru_cache(maxsize=4)
-def _load_intervals(path: str, _changed: int) -> IntervalCalibrator:
-    return load_interval_calibrator(path)

@@ -1,12 +1,18 @@
-"""Calibrators as readable JSON: no pickle, a format, a version, and their data's fingerprint."""
+"""Calibrators as readable JSON: no pickle, a format, a version, and their data's fingerprint.
+
+Three kinds, told apart by their ``format``: maps of scores, a model of edge distributions, and
+factors of intervals. One writer and one reader serve all; :data:`KINDS` says how each is turned
+into JSON values and back.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from os import PathLike
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 from gfl_det.calibration.calibrators import (
     ClassMap,
@@ -19,16 +25,17 @@ from gfl_det.calibration.distribution import DistributionCalibrator, Distributio
 from gfl_det.calibration.intervals import IntervalCalibrator
 from gfl_det.calibration.logistic import LogisticModel
 from gfl_det.calibration.maps import map_from_json, map_to_json
-from gfl_det.errors import ConfigError, DataError
+from gfl_det.errors import DataError
 from gfl_det.evaluation.detections import read_json
 from gfl_det.utils.files import write_text
 
-FORMAT = 'gfl_det detection calibrator'
 VERSION = 1
+AnyCalibrator = Union[DetectionCalibrator, DistributionCalibrator]
+Path = Union[str, 'PathLike[str]']
 
 
-def save_calibrator(calibrator: DetectionCalibrator, path: str | PathLike[str]) -> None:
-    """Write a calibrator; numbers survive to the last digit.
+def save_calibrator(calibrator: AnyCalibrator | IntervalCalibrator, path: Path) -> None:
+    """Write a calibrator of any kind; numbers survive to the last digit.
 
     Args:
         calibrator: a fitted one.
@@ -41,255 +48,210 @@ def save_calibrator(calibrator: DetectionCalibrator, path: str | PathLike[str]) 
     write_text(path, content + '\n')
 
 
-def load_calibrator(path: str | PathLike[str]) -> DetectionCalibrator:
-    """Read what :func:`save_calibrator` wrote.
+save_distribution_calibrator = save_interval_calibrator = save_calibrator
+
+
+def load_calibrator(path: Path) -> DetectionCalibrator:
+    """Read a calibrator of maps.
 
     Raises:
-        DataError: the file is missing, or is no calibrator of a known version.
+        DataError: the file is missing, or is no calibrator of maps of a known version.
     """
     return calibrator_from_json(read_json(path), str(path))
 
 
-def calibrator_to_json(calibrator: DetectionCalibrator) -> dict[str, Any]:
-    """A calibrator as plain JSON values; a threshold that keeps all is null."""
-    agnostic = calibrator.settings.class_agnostic
-    content: dict[str, Any] = dict(
-        format=FORMAT,
-        version=VERSION,
-        score_type=calibrator.score_type,
-        settings={**asdict(calibrator.settings), 'cuts': list(calibrator.settings.cuts)},
+def load_any_calibrator(path: Path) -> AnyCalibrator:
+    """Read a calibrator of scores, whichever kind it is.
+
+    Raises:
+        DataError: the file is missing, or is no calibrator of scores of a known version.
+    """
+    return calibrator_from_json(
+        read_json(path), str(path), (DetectionCalibrator, DistributionCalibrator)
     )
-    if agnostic:
-        content['map'] = map_to_json(calibrator.classes[0].map)
-    content.update(fitted_to_json(calibrator, with_maps=not agnostic))
-    return content
 
 
-def calibrator_from_json(content: Any, source: str) -> DetectionCalibrator:
+def load_interval_calibrator(path: Path) -> IntervalCalibrator:
+    """Read a calibrator of intervals.
+
+    Raises:
+        DataError: the file is missing, or is no interval calibrator of a known version.
+    """
+    return calibrator_from_json(read_json(path), str(path), (IntervalCalibrator,))
+
+
+def calibrator_to_json(calibrator: AnyCalibrator | IntervalCalibrator) -> dict[str, Any]:
+    """A calibrator as plain JSON values; a threshold that keeps all is null."""
+    kind = KINDS[type(calibrator)]
+    head = dict(format=kind.format, version=VERSION, score_type=calibrator.score_type)
+    return {**head, **kind.to_json(calibrator)}
+
+
+def calibrator_from_json(
+    content: Any, source: str, wanted: tuple[type[Any], ...] = (DetectionCalibrator,)
+) -> Any:
     """The calibrator that :func:`calibrator_to_json` made.
 
     Args:
         content: parsed JSON.
         source: its file's name for messages.
+        wanted: the classes of calibrators that will do.
 
     Raises:
-        DataError: no calibrator of a known version.
+        DataError: no such calibrator of a known version.
     """
-    if not isinstance(content, dict) or content.get('format') != FORMAT:
-        raise DataError(f'{source} is no calibrator: give a file that tools/calibrate.py wrote.')
+    formats = {KINDS[each].format: KINDS[each] for each in wanted}
+    found = content.get('format') if isinstance(content, dict) else None
+    if not isinstance(found, str) or found not in formats:
+        kind = KINDS[wanted[0]]
+        raise DataError(f'{source} is no {kind.name}: give a file that {kind.tool} wrote.')
+    kind = formats[found]
     if content.get('version') != VERSION:
         raise DataError(
-            f'{source} is a calibrator of version {content.get("version")!r:.60}, and this gfl_det '
-            f'reads version {VERSION}: fit it again.'
+            f'{source} is a {kind.name} of version {content.get("version")!r:.60}, and this '
+            f'gfl_det reads version {VERSION}: fit it again.'
         )
     try:
-        settings = Settings(**{**content['settings'], 'cuts': tuple(content['settings']['cuts'])})
-        pooled = content['map'] if settings.class_agnostic else None
-        classes, fitted_on = fitted_from_json(content, pooled)
-        return DetectionCalibrator(settings, str(content['score_type']), classes, fitted_on)
+        return kind.from_json(content)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
-            f'{source} is a damaged calibrator ({type(error).__name__}: {error!s:.200}): '
+            f'{source} is a damaged {kind.name} ({type(error).__name__}: {error!s:.200}): '
             'fit it again.'
         ) from error
 
 
-def fitted_to_json(calibrator: FittedCalibrator, with_maps: bool) -> dict[str, Any]:
-    """Classes and source, which calibrators of every kind have."""
-    source = {**calibrator.source._asdict(), 'images': list(calibrator.source.images)}
+def _maps_to_json(calibrator: DetectionCalibrator) -> dict[str, Any]:
+    content: dict[str, Any] = dict(settings=_listed(asdict(calibrator.settings)))
+    pooled = calibrator.settings.class_agnostic
+    if pooled:
+        content['map'] = map_to_json(calibrator.classes[0].map)
+    return {**content, **_fitted_to_json(calibrator, with_maps=not pooled)}
+
+
+def _maps_from_json(content: dict[str, Any]) -> DetectionCalibrator:
+    settings = Settings(**{**content['settings'], 'cuts': tuple(content['settings']['cuts'])})
+    pooled = content['map'] if settings.class_agnostic else None
+    classes = _classes_from_json(content, pooled)
+    return DetectionCalibrator(settings, str(content['score_type']), classes, _source_of(content))
+
+
+def _distribution_to_json(calibrator: DistributionCalibrator) -> dict[str, Any]:
+    """Each weight stands beside what it weighs."""
     return dict(
-        classes=[_class_to_json(each, not with_maps) for each in calibrator.classes], source=source
-    )
-
-
-def fitted_from_json(
-    content: dict[str, Any], pooled: dict[str, Any] | None
-) -> tuple[tuple[ClassMap, ...], FitSource]:
-    """What :func:`fitted_to_json` wrote.
-
-    Args:
-        content: with ``classes`` and ``source``.
-        pooled: the map of all classes, where they have none of their own.
-
-    Raises:
-        KeyError, TypeError, ValueError: something is missing or damaged.
-    """
-    classes = tuple(_class_from_json(each, pooled) for each in content['classes'])
-    if not classes:
-        raise ValueError('it has no classes')
-    data = content['source']
-    return classes, FitSource(data['fingerprint'], tuple(data['images']), int(data['detections']))
-
-
-def _class_to_json(each: ClassMap, agnostic: bool) -> dict[str, Any]:
-    entry = each._asdict()
-    score_map = entry.pop('map')
-    for name in ('raw_threshold', 'threshold'):
-        entry[name] = None if math.isnan(entry[name]) else entry[name]
-    return entry if agnostic else {**entry, 'map': map_to_json(score_map)}
-
-
-def _class_from_json(entry: dict[str, Any], pooled: dict[str, Any] | None) -> ClassMap:
-    raw, cut = (
-        math.nan if entry[name] is None else float(entry[name])
-        for name in ('raw_threshold', 'threshold')
-    )
-    score_map = map_from_json(entry['map'] if pooled is None else pooled)
-    number = int(entry['detections'])
-    return ClassMap(str(entry['name']), score_map, str(entry['status']), raw, cut, number)
-
-
-DISTRIBUTION_FORMAT = 'gfl_det distribution calibrator'
-DISTRIBUTION_VERSION = 1
-
-AnyCalibrator = Union[DetectionCalibrator, DistributionCalibrator]
-
-
-def save_distribution_calibrator(
-    calibrator: DistributionCalibrator, path: str | PathLike[str]
-) -> None:
-    """Write a calibrator; numbers survive to the last digit. The file's folder is made.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    write_text(path, json.dumps(distribution_to_json(calibrator), indent=1, allow_nan=False) + '\n')
-
-
-def load_any_calibrator(path: str | PathLike[str]) -> AnyCalibrator:
-    """Read a calibrator of scores, whichever kind it is.
-
-    Raises:
-        DataError: the file is missing, or is no calibrator of a known version.
-    """
-    content = read_json(path)
-    if isinstance(content, dict) and content.get('format') == DISTRIBUTION_FORMAT:
-        return distribution_from_json(content, str(path))
-    return calibrator_from_json(content, str(path))
-
-
-def distribution_to_json(calibrator: DistributionCalibrator) -> dict[str, Any]:
-    """A calibrator as plain JSON values; each weight stands beside what it weighs."""
-    settings = calibrator.settings
-    weights = dict(zip(settings.columns, calibrator.model.weights))
-    return dict(
-        format=DISTRIBUTION_FORMAT,
-        version=DISTRIBUTION_VERSION,
-        score_type=calibrator.score_type,
-        settings={**asdict(settings), 'groups': list(settings.groups), 'cuts': list(settings.cuts)},
+        settings=_listed(asdict(calibrator.settings)),
         num_bins=calibrator.num_bins,
-        weights=weights,
+        weights=dict(zip(calibrator.settings.columns, calibrator.model.weights)),
         offsets=list(calibrator.model.offsets),
-        **fitted_to_json(calibrator, with_maps=True),
+        **_fitted_to_json(calibrator),
     )
 
 
-def distribution_from_json(content: dict[str, Any], source: str) -> DistributionCalibrator:
-    """The calibrator that :func:`to_json` made.
-
-    Args:
-        content: parsed JSON.
-        source: its file's name for messages.
-
-    Raises:
-        DataError: no calibrator of a known version.
-    """
-    if content.get('version') != DISTRIBUTION_VERSION:
-        raise DataError(
-            f'{source} is a distribution calibrator of version {content.get("version")!r:.60}, and '
-            f'this gfl_det reads version {DISTRIBUTION_VERSION}: fit it again.'
-        )
-    try:
-        raw = content['settings']
-        settings = DistributionSettings(
-            **{**raw, 'groups': tuple(raw['groups']), 'cuts': tuple(raw['cuts'])}
-        )
-        classes, fitted_on = fitted_from_json(content, None)
-        model = LogisticModel(
-            tuple(float(content['weights'][name]) for name in settings.columns),
-            tuple(map(float, content['offsets'])),
-        )
-        if not all(map(math.isfinite, (*model.weights, *model.offsets))):
-            raise ValueError('a weight is not finite')
-        if len(model.offsets) != len(classes):
-            raise ValueError('it has not one offset a class')
-        score_type, bins = str(content['score_type']), int(content['num_bins'])
-        return DistributionCalibrator(settings, score_type, bins, model, classes, fitted_on)
-    except (AttributeError, ConfigError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise DataError(
-            f'{source} is a damaged calibrator ({type(error).__name__}: {error!s:.200}): '
-            'fit it again.'
-        ) from error
+def _distribution_from_json(content: dict[str, Any]) -> DistributionCalibrator:
+    raw = content['settings']
+    settings = DistributionSettings(
+        **{**raw, 'groups': tuple(raw['groups']), 'cuts': tuple(raw['cuts'])}
+    )
+    classes = _classes_from_json(content)
+    model = LogisticModel(
+        tuple(float(content['weights'][name]) for name in settings.columns),
+        tuple(map(float, content['offsets'])),
+    )
+    if not all(map(math.isfinite, (*model.weights, *model.offsets))):
+        raise ValueError('a weight is not finite')
+    if len(model.offsets) != len(classes):
+        raise ValueError('it has not one offset a class')
+    score_type, bins = str(content['score_type']), int(content['num_bins'])
+    return DistributionCalibrator(settings, score_type, bins, model, classes, _source_of(content))
 
 
-INTERVAL_FORMAT = 'gfl_det interval calibrator'
-INTERVAL_VERSION = 1
-
-
-def save_interval_calibrator(calibrator: IntervalCalibrator, path: str | PathLike[str]) -> None:
-    """Write a calibrator; numbers survive to the last digit. The file's folder is made.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    write_text(path, json.dumps(interval_to_json(calibrator), indent=1, allow_nan=False) + '\n')
-
-
-def load_interval_calibrator(path: str | PathLike[str]) -> IntervalCalibrator:
-    """Read what :func:`save_interval_calibrator` wrote.
-
-    Raises:
-        DataError: the file is missing, or is no interval calibrator of a known version.
-    """
-    return interval_from_json(read_json(path), str(path))
-
-
-def interval_to_json(calibrator: IntervalCalibrator) -> dict[str, Any]:
-    """A calibrator as plain JSON values."""
-    source = calibrator.source
+def _intervals_to_json(calibrator: IntervalCalibrator) -> dict[str, Any]:
     return dict(
-        format=INTERVAL_FORMAT,
-        version=INTERVAL_VERSION,
-        score_type=calibrator.score_type,
         iou_threshold=calibrator.iou_threshold,
         classes=list(calibrator.class_names),
         levels=list(calibrator.levels),
         factors=[list(sides) for sides in calibrator.factors],
-        source={**source._asdict(), 'images': list(source.images)},
+        source=_listed(calibrator.source._asdict()),
     )
 
 
-def interval_from_json(content: Any, source: str) -> IntervalCalibrator:
-    """The calibrator that :func:`to_json` made.
+def _intervals_from_json(content: dict[str, Any]) -> IntervalCalibrator:
+    return IntervalCalibrator(
+        tuple(map(float, content['levels'])),
+        tuple(tuple(map(float, sides)) for sides in content['factors']),
+        str(content['score_type']),
+        tuple(map(str, content['classes'])),
+        float(content['iou_threshold']),
+        _source_of(content),
+    )
 
-    Args:
-        content: parsed JSON.
-        source: its file's name for messages.
 
-    Raises:
-        DataError: no interval calibrator of a known version.
-    """
-    if not isinstance(content, dict) or content.get('format') != INTERVAL_FORMAT:
-        raise DataError(
-            f'{source} is no calibrator of intervals: give what tools/intervals.py fit wrote.'
+def _listed(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(each) if isinstance(each, tuple) else each for name, each in fields.items()}
+
+
+def _fitted_to_json(calibrator: FittedCalibrator, with_maps: bool = True) -> dict[str, Any]:
+    """Classes and source, which calibrators of scores have."""
+    classes = []
+    for each in calibrator.classes:
+        entry: dict[str, Any] = {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in each._asdict().items()
+        }
+        score_map = entry.pop('map')
+        classes.append({**entry, 'map': map_to_json(score_map)} if with_maps else entry)
+    return dict(classes=classes, source=_listed(calibrator.source._asdict()))
+
+
+def _classes_from_json(
+    content: dict[str, Any], pooled: dict[str, Any] | None = None
+) -> tuple[ClassMap, ...]:
+    """Classes; with ``pooled``, the map of all, where they have none of their own."""
+    classes = []
+    for entry in content['classes']:
+        raw, cut = (
+            math.nan if entry[name] is None else float(entry[name])
+            for name in ('raw_threshold', 'threshold')
         )
-    if content.get('version') != INTERVAL_VERSION:
-        raise DataError(
-            f'{source} is an interval calibrator of version {content.get("version")!r:.60}, and '
-            f'this gfl_det reads version {INTERVAL_VERSION}: fit it again.'
-        )
-    try:
-        data = content['source']
-        return IntervalCalibrator(
-            tuple(map(float, content['levels'])),
-            tuple(tuple(map(float, sides)) for sides in content['factors']),
-            str(content['score_type']),
-            tuple(map(str, content['classes'])),
-            float(content['iou_threshold']),
-            FitSource(data['fingerprint'], tuple(data['images']), int(data['detections'])),
-        )
-    except (AttributeError, ConfigError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise DataError(
-            f'{source} is a damaged interval calibrator ({type(error).__name__}: '
-            f'{error!s:.200}): fit it again.'
-        ) from error
+        score_map = map_from_json(entry['map'] if pooled is None else pooled)
+        name, status, number = str(entry['name']), str(entry['status']), int(entry['detections'])
+        classes.append(ClassMap(name, score_map, status, raw, cut, number))
+    if not classes:
+        raise ValueError('it has no classes')
+    return tuple(classes)
+
+
+def _source_of(content: dict[str, Any]) -> FitSource:
+    data = content['source']
+    return FitSource(data['fingerprint'], tuple(data['images']), int(data['detections']))
+
+
+class Kind(NamedTuple):
+    """How calibrators of a class are written, read and named."""
+
+    format: str
+    name: str
+    tool: str  # that writes such files
+    to_json: Callable[[Any], dict[str, Any]]  # beside format, version and score type
+    from_json: Callable[[dict[str, Any]], Any]
+
+
+FIT = 'tools/calibrate.py'
+KINDS: dict[type[Any], Kind] = {
+    DetectionCalibrator: Kind(
+        'gfl_det detection calibrator', 'calibrator', FIT, _maps_to_json, _maps_from_json
+    ),
+    DistributionCalibrator: Kind(
+        'gfl_det distribution calibrator',
+        'distribution calibrator',
+        FIT,
+        _distribution_to_json,
+        _distribution_from_json,
+    ),
+    IntervalCalibrator: Kind(
+        'gfl_det interval calibrator',
+        'calibrator of intervals',
+        'tools/intervals.py fit',
+        _intervals_to_json,
+        _intervals_from_json,
+    ),
+}

@@ -15,8 +15,13 @@ from typing import Any, Literal, Union
 import numpy as np
 from scipy.special import expit
 
-from gfl_det.calibration.logistic import fit_line, fit_slope
-from gfl_det.calibration.other_fits import fit_line_by_quality, fit_slope_by_quality, search_line
+from gfl_det.calibration.logistic import (
+    fit_line,
+    fit_line_by_quality,
+    fit_slope,
+    fit_slope_by_quality,
+    search_line,
+)
 from gfl_det.errors import ConfigError
 
 Method = Literal['identity', 'temperature', 'platt', 'linear', 'isotonic']
@@ -102,7 +107,7 @@ def fit_temperature(
 ) -> Temperature | Constant:
     """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``.
 
-    With ``quality_focal``, least Quality Focal Loss; see :mod:`.other_fits`.
+    With ``quality_focal``, least Quality Focal Loss.
     """
     if targets.min() == targets.max() and targets[0] in (0, 1):
         return Constant(float(targets[0]))
@@ -115,8 +120,7 @@ def fit_platt(
 ) -> Platt | Constant:
     """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``.
 
-    With ``quality_focal``, least Quality Focal Loss, and with ``grid``, the best of a grid; see
-    :mod:`.other_fits`.
+    With ``quality_focal``, least Quality Focal Loss, and with ``grid``, the best of a grid.
     """
     if targets.min() == targets.max() and targets[0] in (0, 1):
         return Constant(float(targets[0]))

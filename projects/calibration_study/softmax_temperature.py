@@ -35,13 +35,10 @@ def fit_softmax_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     negative_log_likelihood(softmax(logits), labels)  # checks both
     true = logits[np.arange(len(labels)), labels]
 
-    def derivatives(slope: float) -> tuple[float, float]:
-        probabilities = softmax(slope * logits)
-        mean = (probabilities * logits).sum(1)
-        spread = (probabilities * (logits - mean[:, None]) ** 2).sum(1)
-        return (mean - true).mean(), spread.mean()
+    def derivative(slope: float) -> float:
+        return float(((softmax(slope * logits) * logits).sum(1) - true).mean())
 
-    return 1 / increasing_root(derivatives, 1 / MAX_SLOPE, MAX_SLOPE, start=1.0)
+    return 1 / increasing_root(derivative, 1 / MAX_SLOPE, MAX_SLOPE)
 
 
 def search_temperature(

@@ -7,10 +7,9 @@ import pytest
 import torch
 from scipy.special import expit
 
-from gfl_det.calibration import Settings, fit_calibrator, other_fits
+from gfl_det.calibration import Settings, fit_calibrator, logistic
 from gfl_det.calibration.files import calibrator_from_json, calibrator_to_json
-from gfl_det.calibration.maps import Constant, Platt, fit_platt, fit_temperature, logit
-from gfl_det.calibration.other_fits import (
+from gfl_det.calibration.logistic import (
     OFFSETS,
     SLOPES,
     fit_line_by_quality,
@@ -18,6 +17,7 @@ from gfl_det.calibration.other_fits import (
     mean_loss,
     search_line,
 )
+from gfl_det.calibration.maps import Constant, Platt, fit_platt, fit_temperature, logit
 from gfl_det.errors import ConfigError
 from gfl_det.models.losses.functional import quality_focal
 from tests.helpers.calibration_cases import scene
@@ -53,7 +53,7 @@ def test_the_grid_is_searched_whole(seed: int, quality: bool, monkeypatch) -> No
     whole = search_line(logits, targets, quality)
     assert whole == pytest.approx(best[1:])
     for rows in (1, 7):  # of the 100 offsets at once, as with many detections
-        monkeypatch.setattr(other_fits, 'AT_ONCE', rows * len(logits))
+        monkeypatch.setattr(logistic, 'AT_ONCE', rows * len(logits))
         assert search_line(logits, targets, quality) == whole
     assert (len(SLOPES), SLOPES[0], SLOPES[-1]) == (100, 0, 10)
     assert (len(OFFSETS), OFFSETS[0], OFFSETS[-1]) == (100, -5, 5)

@@ -15,7 +15,7 @@ from scipy.special import expit
 from gfl_det import calibration
 from gfl_det.calibration.apply import edge_detections
 from gfl_det.calibration.distribution import COLUMNS, evidence
-from gfl_det.calibration.files import distribution_to_json
+from gfl_det.calibration.files import calibrator_to_json
 from gfl_det.calibration.logistic import fit_logistic, predict_unseen
 from gfl_det.calibration.maps import fit_isotonic
 from gfl_det.errors import ConfigError, DataError
@@ -258,7 +258,7 @@ def test_a_file_gives_the_same_calibrator(tmp_path: Path) -> None:
     path = tmp_path / 'new' / 'c.json'
     calibration.save_distribution_calibrator(fitted, path)
     loaded = calibration.load_any_calibrator(path)
-    assert distribution_to_json(loaded) == distribution_to_json(fitted)
+    assert calibrator_to_json(loaded) == calibrator_to_json(fitted)
     np.testing.assert_array_equal(loaded.calibrate(found), fitted.calibrate(found))
     content = json.loads(path.read_text())
     assert content['weights'].keys() == set(fitted.settings.columns)

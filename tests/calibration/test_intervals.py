@@ -204,7 +204,9 @@ def test_the_head_stretches_each_side(tmp_path) -> None:
     torch.testing.assert_close(found.edge_low, low)
     torch.testing.assert_close(found.edge_high, high)
 
+    # A head keeps what it has read of a file, so another one reads what has replaced it.
     calibration.save_interval_calibrator(calibrator(names[:3]), path)
+    head, _ = head_pair(test_cfg=config)
     with pytest.raises(DataError, match='the 3 classes'):
         head.predict_by_feat(*maps, batch_img_metas=metas)
     calibration.save_interval_calibrator(calibrator(names, 'GFLv2Head'), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import re
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -322,3 +323,23 @@ def test_a_config_names_a_calibrator_of_its_classes(calibrator: str) -> None:
     check_calibrator(config(*names), ['test'])
     with pytest.raises(DataError, match='in this order'):
         check_calibrator(config(*reversed(names)), ['test'])
+
+
+def test_a_head_reads_a_file_once_and_keeps_its_keys(calibrator: str, monkeypatch) -> None:
+    ours, _ = head_pair(test_cfg=dict(calibrator=calibrator))
+    keys = set(ours.state_dict())
+    maps = make_maps(1, (128, 160), torch.Generator().manual_seed(0), 0.0)
+    given = dict(batch_img_metas=[make_meta((128, 160))])
+    (first,) = ours.predict_by_feat(*maps, **given)
+    Path(calibrator).write_text('replaced by what is no calibrator')
+    monkeypatch.setattr(Path, 'open', pytest.fail)
+    monkeypatch.setattr('builtins.open', pytest.fail)
+    monkeypatch.setattr('os.stat', pytest.fail)
+    for head in (ours, copy.deepcopy(ours)):
+        (again,) = head.predict_by_feat(*maps, **given)
+        assert torch.equal(again.scores, first.scores)
+        assert set(head.state_dict()) == keys
+    raw = ConfigDict({**ours.test_cfg, 'calibrator': None})  # another config for one call
+    (plain,) = ours.predict_by_feat(*maps, **given, cfg=raw)
+    assert 'raw_scores' not in plain
+    assert torch.equal(plain.scores, first.raw_scores.sort(descending=True).values)

@@ -15,8 +15,8 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from gfl_det.calibration.score_maps import ScoreMaps
 from gfl_det.errors import ConfigError
-from gfl_det.inference.export.calibrator import Calibration
 from gfl_det.inference.export.candidates import (
     ABSENT,
     ExportFrames,
@@ -86,7 +86,7 @@ class DetectionGraph(nn.Module):
         detector: BaseModel,
         outputs: Outputs,
         intervals: Intervals,
-        calibration: Calibration | None = None,
+        calibration: ScoreMaps | None = None,
     ) -> None:
         super().__init__()
         self.backbone = detector.backbone

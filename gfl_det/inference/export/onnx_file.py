@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from gfl_det.calibration.score_maps import ScoreMaps
 from gfl_det.errors import ConfigError, SetupError
-from gfl_det.inference.export.calibrator import Calibration
 from gfl_det.inference.export.candidates import translations
 from gfl_det.inference.export.description import KEY, Description
 from gfl_det.inference.export.graph import INPUTS, DetectionGraph, Outputs
@@ -183,7 +183,7 @@ def build_graph(source: ExportSource, outputs: Outputs) -> DetectionGraph:
     fold_batch_norms(folded)
     calibrator = source.calibrator
     maps = [each.map for each in calibrator.classes] if calibrator else []
-    calibration = Calibration(maps) if maps else None
+    calibration = ScoreMaps(maps) if maps else None
     return DetectionGraph(folded, outputs, source.intervals, calibration).eval()
 
 

@@ -8,7 +8,6 @@ from mmdet.models.detectors import SingleStageDetector
 from mmengine.config import Config
 from mmengine.model import BaseModel
 
-from gfl_det.calibration.apply import interval_factor
 from gfl_det.calibration.calibrators import DetectionCalibrator
 from gfl_det.calibration.distribution import DistributionCalibrator
 from gfl_det.calibration.files import load_any_calibrator
@@ -80,7 +79,7 @@ def load_source(
         preprocessing=Preprocessing.of(loaded.pipeline, cfg.model.get('data_preprocessor') or {}),
         calibrator=scores,
         intervals=Intervals(
-            float(test_cfg.interval_level), interval_factor(test_cfg, kind, head.num_classes)
+            float(test_cfg.interval_level), head.calibration.interval_factor(test_cfg)
         ),
     )
 

@@ -21,7 +21,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from gfl_det.calibration.apply import calibrate_results, detection_wishes, interval_factor
+from gfl_det.calibration.apply import HeadCalibration
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners.batch import PriorLevels, make_grid, match_batch
 from gfl_det.models.heads.loss import (
@@ -146,6 +146,7 @@ class GFLHead(AnchorHead):
         )
         self.integral = Integral(reg_max)
         self.loss_dfl = MODELS.build(loss_dfl)
+        self.calibration = HeadCalibration(type(self).__name__, num_classes)
         self._check_parts()
 
     def _check_parts(self) -> None:
@@ -305,13 +306,11 @@ class GFLHead(AnchorHead):
             raise ValueError('batch_img_metas says how large the images are: give one for each')
         cfg = self.test_cfg if cfg is None else cfg
         cls_scores, bbox_preds = ([x.detach() for x in maps] for maps in (cls_scores, bbox_preds))
-        device, name = cls_scores[0].device, type(self).__name__
-        factor = interval_factor(cfg, name, self.num_classes)
-        wanted = detection_wishes(cfg) if with_nms else cfg
+        device = cls_scores[0].device
+        factor = self.calibration.interval_factor(cfg)
+        wanted = self.calibration.detection_config(cfg) if with_nms else cfg
         with torch.autocast(device.type, enabled=False):
             frames = Frames.of(batch_img_metas, cfg, rescale, self.bbox_coder.clip_border, device)
             decoder = Decoder.of(bbox_preds, self.priors, frames)
             results = detect(decoder, find_candidates(cls_scores, cfg), wanted, with_nms, factor)
-        if not with_nms or not cfg.get('calibrator'):
-            return results
-        return calibrate_results(results, cfg, name, self.num_classes)
+        return self.calibration.calibrate(results, cfg) if with_nms else results

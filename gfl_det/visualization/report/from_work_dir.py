@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config, ConfigDict
 
-from gfl_det.calibration.apply import detection_wishes, edge_detections
+from gfl_det.calibration.apply import detection_config, edge_detections
 from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
 from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator
 from gfl_det.engine.run_split import Split, run_split, score_type, truths_path
@@ -78,7 +78,7 @@ def run_work_dir(
     if calibrator is not None:  # one that ranks by distributions may want more to rank
         fitted = load_any_calibrator(calibrator)
         fitted.check_score_type(head)
-        cfg.model.test_cfg = detection_wishes(ConfigDict(test_cfg, calibrator=calibrator))
+        cfg.model.test_cfg = detection_config(ConfigDict(test_cfg, calibrator=calibrator), fitted)
     check = None if fitted is None else fitted.check_judged
     truths, results, samples = run_split(cfg, checkpoint, split, check)
     path = truths_path(cfg, split)

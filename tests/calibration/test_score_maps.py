@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfl_det.calibration.maps import Constant, Identity, Isotonic, Linear, Platt, Temperature
-from gfl_det.inference.export.calibrator import Calibration
+from gfl_det.calibration.score_maps import ScoreMaps
 
 FINE = np.linspace(0, 1, 2001).astype(np.float32)
 MAPS = [
@@ -27,7 +27,7 @@ MAPS = [
 
 
 def mapped(maps, scores, labels):
-    result = Calibration(maps)(torch.from_numpy(scores), torch.from_numpy(labels))
+    result = ScoreMaps(maps)(torch.from_numpy(scores), torch.from_numpy(labels))
     assert result.dtype == torch.float32
     return result.numpy()
 
