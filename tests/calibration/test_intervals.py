@@ -47,6 +47,8 @@ def test_nine_scores_have_their_last_as_the_ninth_tenth() -> None:
     assert conformal_quantile(torch.arange(1.0, 10.0), 0.9) == 9
     with pytest.raises(ValueError, match='8 scores'):
         conformal_quantile(torch.arange(8.0), 0.9)
+    # 100 * .55 is 55, though floats make it 55.000000000000007.
+    assert conformal_quantile(torch.arange(1.0, 100.0), 0.55) == 55
 
 
 def drawn_edges(number: int, seed: int, scales: tuple[float, ...]) -> MatchedEdges:

@@ -227,6 +227,11 @@ class TestScenes:
         found = [(0, 0, (0, 0, -5, 10), 0.9), (0, 0, (0, 0, 0, 10), 0.8)]
         assert states([(0, 0, UNIT, False)], found, 0.5) == [(IGNORED, 0), (FALSE, 0)]
 
+    def test_the_largest_area_that_counts_is_1e10(self) -> None:
+        for width, state in ((1e5, FALSE), (1e5 + 1, IGNORED)):
+            found = [(0, 0, (1e6, 1e6, width, 1e5), 0.9)]
+            assert states([(0, 0, UNIT, False)], found, 0.5) == [(state, 0)]
+
     def test_nothing_found_and_nothing_to_find(self) -> None:
         for truths in ([], [(0, 0, UNIT, False)]):
             (found,) = match(*scene(truths, []), [0.5])

@@ -279,6 +279,12 @@ class TestClassesLeftOut:
             optimal_lrp(found).thresholds, [0.8, np.nan, np.nan, np.nan, np.nan]
         )
 
+    def test_a_class_of_false_positives_alone_has_no_precision(self) -> None:
+        (found,) = match(*scene([(0, 0, UNIT, False)], [(0, 0, FAR, 0.8)]), [0.5])
+        for result in (lrp(found), optimal_lrp(found).lrp):
+            assert (result.total[0], result.fn[0]) == (1, 1)
+            assert np.isnan([result.fp[0], result.loc[0]]).all()
+
     def test_the_summary_names_them(self) -> None:
         metrics = evaluate_detections(*self.scene())
         assert metrics['classes'] == 1

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from gfl_det.calibration.maps import Identity, Isotonic, Platt
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.export import Outputs, load_source
+from gfl_det.inference.export.candidates import ABSENT, apart
 from gfl_det.inference.export.parity import (
     compare,
     difference,
@@ -98,6 +99,11 @@ def test_calibrated_scores_come_in_their_order_and_choose_no_boxes(nms, folder):
     assert torch.equal(found.scores, found.scores.sort(descending=True).values)
     assert torch.equal(found.raw_scores.sort(descending=True).values, raw.scores)
     assert not torch.equal(found.scores, raw.scores)
+
+
+def test_boxes_stay_finite_where_no_image_has_a_candidate():
+    boxes, labels = torch.rand(2, 3, 4), torch.tensor([[0, 1, 2], [0, 0, 5]])
+    assert apart(boxes, torch.full((2, 3), ABSENT), labels).isfinite().all()
 
 
 def test_soft_nms_is_done_by_the_runtime_alone(folder):
