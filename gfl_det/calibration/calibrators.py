@@ -1,7 +1,8 @@
 """Post-hoc calibrators of detections: fitted on one split, applied to another.
 
 The protocol is that of Kuzucu et al., "On Calibration of Object Detectors: Pitfalls, Evaluation and
-Baselines", ECCV 2024: cut each class at its best score, fit what remains, and cut again.
+Baselines", ECCV 2024: cut each class at its best score, fit what remains, and cut again. First
+comes what calibrators of every kind share, then the calibrator that maps scores alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A calibrator that predicts the IoU of a detection from more than its score.
+"""Calibrators that predict the IoU of a detection from more than its score, and their evidence.
 
-A logistic model of the :mod:`.evidence`, with an offset for each class, and behind it isotonic
-regression for each class. The isotonic maps are fitted on what models fitted on other images say
+The evidence is the score, the shape of the edge distributions and the overlap with better boxes. A
+logistic model of it has an offset for each class, and behind it stands isotonic regression for each
+class. The isotonic maps are fitted on what models fitted on other images say
 (five parts), so that they correct the model as it is on images that it has not seen.
 """
 
@@ -57,6 +58,9 @@ COLUMNS: dict[Group, tuple[str, ...]] = {
 }
 FLOOR = 1e-4  # of spreads over sides, whose logarithm is taken
 MIN_SIDE_PX = 1.0
+# Isotonic regression calls many detections equal. So much of the model's own probability keeps
+# their order; it can move a score by no more than that.
+OWN_SHARE = 0.01
 
 
 class EdgeDetections(NamedTuple):
@@ -131,17 +135,12 @@ def _overlap(found: EdgeDetections) -> np.ndarray:
     return nearest
 
 
-# Isotonic regression calls many detections equal. So much of the model's own probability keeps
-# their order; it can move a score by no more than that.
-OWN_SHARE = 0.01
-
-
 @dataclass(frozen=True)
 class DistributionSettings:
     """How a :class:`DistributionCalibrator` is fitted.
 
     Args:
-        groups: of evidence, see :data:`.evidence.COLUMNS`.
+        groups: of evidence, see :data:`COLUMNS`.
         tau, target, cuts, zero_overlap: see :class:`.calibrators.Settings`.
 
     Raises:
@@ -167,7 +166,7 @@ class DistributionSettings:
 
 @dataclass(frozen=True)
 class DistributionCalibrator(FittedCalibrator):
-    """A fitted calibrator; :mod:`.distribution_files` saves and loads it."""
+    """A fitted calibrator; :mod:`.files` saves and loads it."""
 
     settings: DistributionSettings
     score_type: str  # whose detections it is for: the name of a head

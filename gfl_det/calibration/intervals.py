@@ -70,7 +70,7 @@ class MatchedEdges:
 
 @dataclass(frozen=True)
 class IntervalCalibrator:
-    """Fitted factors; :mod:`.interval_files` saves and loads them.
+    """Fitted factors; :mod:`.files` saves and loads them.
 
     Args:
         levels: ascending, in (0, 1).

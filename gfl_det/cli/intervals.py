@@ -16,6 +16,7 @@ from gfl_det.errors import DataError
 from gfl_det.evaluation.detections import fingerprint
 from gfl_det.inference.coverage import Coverage, Matched, Split, coverage, judge, read_split
 from gfl_det.utils.files import check_writable, writing
+from gfl_det.visualization.charts import figure
 
 SHOWN = (0.5, 0.8, 0.9, 0.95)
 IOU = 0.5
@@ -134,12 +135,8 @@ def draw(before: Coverage, after: Coverage, path: Path) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    drawing = figure(5, 5)
+    axes = drawing.subplots()
     axes.plot([0, 1], [0, 1], color='black', linewidth=0.8, linestyle=':')
     for name, colour, each in (('own', '#8d99ae', before), ('calibrated', '#2b7a78', after)):
         axes.plot(each.levels, each.share, 'o-', color=colour, label=name, markersize=4)
@@ -153,7 +150,7 @@ def draw(before: Coverage, after: Coverage, path: Path) -> None:
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False)
     with writing(path):
-        figure.savefig(path, dpi=130)
+        drawing.savefig(path, dpi=130)
 
 
 def _both(

@@ -1,9 +1,11 @@
-"""Calibration errors of detections: LaECE, LaACE and D-ECE.
+"""Metrics of matched detections: LRP, reliability, calibration errors, AP, and all of them at once.
 
-Sources: Oksuz et al., "Towards Building Self-Aware Object Detectors via Reliable Uncertainty
-Quantification and Calibration", CVPR 2023 (LaECE); Kuzucu et al., "On Calibration of Object
-Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024 (LaECE_0, LaACE); Kueppers et al.,
-"Multivariate Confidence Calibration for Object Detection", CVPRW 2020 (D-ECE).
+Sources: Oksuz et al., "Localization Recall Precision (LRP): A New Performance Metric for Object
+Detection", ECCV 2018 (LRP, oLRP); Oksuz et al., "Towards Building Self-Aware Object
+Detectors via Reliable Uncertainty Quantification and Calibration", CVPR 2023 (LaECE); Kuzucu et
+al., "On Calibration of Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024 (LaECE_0,
+LaACE); Kueppers et al., "Multivariate Confidence Calibration for Object Detection", CVPRW 2020
+(D-ECE).
 
 A class without truths is left out, with its detections, and so is one without a detection that
 counts: neither is 0.
@@ -19,6 +21,16 @@ import numpy as np
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.detections import Detections, Truths
 from gfl_det.evaluation.matching import FALSE, TRUE, Matches, ZeroOverlap, match
+
+Target = Literal['iou', 'precision']
+TARGETS = ('iou', 'precision')
+LAECE_BINS = 25
+DECE_BINS = 10
+COCO_TAUS = np.linspace(0.5, 0.95, 10)  # those of COCO's AP
+HALF = 0  # index of 0.5 among them: the IoU of D-ECE, oLRP and AP50
+RECALLS = np.linspace(0, 1, 101)
+# Names of the parts of LRP, behind the metric's.
+PARTS = dict(total='', loc='_loc', fp='_FP', fn='_FN')
 
 
 class LRP(NamedTuple):
@@ -176,12 +188,6 @@ def reliability(
         return Reliability(edges, number, sums(scores) / number, sums(targets) / number)
 
 
-LAECE_BINS = 25
-DECE_BINS = 10
-Target = Literal['iou', 'precision']
-TARGETS = ('iou', 'precision')
-
-
 class CalibrationError(NamedTuple):
     """An error in [0, 1]; ``mean`` is NaN where no class has one."""
 
@@ -293,10 +299,6 @@ def _averaged(per_class: np.ndarray, table: Reliability, drop_perfect: bool) -> 
     return CalibrationError(nan_mean(per_class), per_class, table)
 
 
-COCO_TAUS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0, 1, 101)
-
-
 class AveragePrecision(NamedTuple):
     """AP in [0, 1]; NaN where no class has a truth."""
 
@@ -334,11 +336,6 @@ def _precision(state: np.ndarray, truths: int) -> np.ndarray:
     return np.append(best_beyond, 0)[place]
 
 
-DECE_TAU = OLRP_TAU = 0.5
-# The name of each part of LRP behind the metric's.
-PARTS = dict(zip(LRP._fields, ('', '_loc', '_FP', '_FN')))
-
-
 def evaluate_detections(
     detections: Detections,
     truths: Truths,
@@ -374,11 +371,11 @@ def evaluate_detections(
             at_zero = _at_tau(matches, '0')
             metrics.update({f'{name}_{other}': value for name, value in at_zero.items()})
     coco = found[len(taus) :]
-    half = coco[0]
+    half = coco[HALF]
     metrics['D-ECE'] = dece(half).mean
     metrics.update(_parts(optimal_lrp(half).lrp, 'oLRP'))
     precision = average_precision(coco)
-    metrics.update(AP=precision.mean, AP50=precision.per_tau[0], AP75=precision.per_tau[5])
+    metrics.update(AP=precision.mean, AP50=precision.per_tau[HALF], AP75=precision.per_tau[5])
     left_out = skipped(half)
     metrics['classes'] = laece(half).classes_used
     metrics['classes_without_truths'] = len(left_out.without_truths)

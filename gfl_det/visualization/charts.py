@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,18 @@ class Panel(NamedTuple):
         """Of the image in the figure, inches."""
         x1, y1, x2, y2 = self.view
         return HEIGHT * (x2 - x1) / (y2 - y1)
+
+
+def figure(
+    width: float, height: float, layout: Literal['constrained'] | None = 'constrained'
+) -> Any:
+    """An empty matplotlib figure that needs no display, of a size in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width, height), layout=layout, facecolor=PAGE)
+    FigureCanvasAgg(drawing)
+    return drawing
 
 
 def edge_spread(bins: EdgeBins) -> np.ndarray:
@@ -89,9 +101,6 @@ def edge_figure(
     Raises:
         DataError: the boxes have no distributions, or there is no such box.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if boxes.edges is None:
         raise DataError(
             'these boxes have no edge distributions: set model.test_cfg.with_distribution=True '
@@ -102,14 +111,13 @@ def edge_figure(
     panels = [_panel(boxes, index, truths) for index in chosen]
     widths = [SPACE + panel.width + DEPTH + TICKS for panel in panels]
     size = sum(widths) + SPACE, TICKS + HEIGHT + DEPTH + TITLE
-    figure = Figure(figsize=size, facecolor=PAGE)
-    FigureCanvasAgg(figure)
+    drawing = figure(*size, layout=None)
     for place, panel in zip(np.cumsum([TICKS, *widths[:-1]]), panels):
-        _draw_panel(figure, place, panel, image, boxes, box_texts(boxes, classes)[panel.box])
-    return figure
+        _draw_panel(drawing, place, panel, image, boxes, box_texts(boxes, classes)[panel.box])
+    return drawing
 
 
-def save_figure(figure: Any, path: Path) -> None:
+def save_figure(drawing: Any, path: Path) -> None:
     """Write a figure as PNG or JPEG of print quality, or as PDF or SVG with letters as text.
 
     Raises:
@@ -123,7 +131,7 @@ def save_figure(figure: Any, path: Path) -> None:
     with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.hashsalt': path.stem}):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=DPI)
+            drawing.savefig(path, dpi=DPI)
         except OSError as error:
             raise DataError(f'{path} cannot be written: {error.strerror}.') from error
 

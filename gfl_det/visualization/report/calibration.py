@@ -14,9 +14,10 @@ from gfl_det.evaluation.detections import Detections, Truths
 from gfl_det.evaluation.functional import OptimalLRP, lrp, nan_mean, optimal_lrp, reliability
 from gfl_det.evaluation.matching import Matches, match
 from gfl_det.utils.files import make_folder, writing
+from gfl_det.visualization.charts import figure
+from gfl_det.visualization.report.analysis import NUM_BINS
 
 PAGE = 'report.html'  # the file of the page
-NUM_BINS = 20
 # Classes with a diagram of their own, those with the most detections; the page lists all.
 MAX_DIAGRAMS = 20
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'LRP_0.5', 'oLRP', 'AP', 'AP50', 'AP75')
@@ -115,15 +116,11 @@ def write_report(
 
 def _figure(panels: list[tuple[str, int | None]], sides: tuple[Side, ...]) -> Any:
     """A reliability diagram above a histogram of scores for each panel: a title and a label."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     width = 6 if len(panels) == 1 else 3
-    figure = Figure(figsize=(width * columns, 1.3 * width * rows), layout='constrained')
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(
+    drawing = figure(width * columns, 1.3 * width * rows)
+    grid = drawing.subplots(
         2 * rows, columns, squeeze=False, sharex=True, height_ratios=[3, 1] * rows
     )
     for axes in grid.flat:
@@ -131,7 +128,7 @@ def _figure(panels: list[tuple[str, int | None]], sides: tuple[Side, ...]) -> An
     for index, (title, label) in enumerate(panels):
         row, column = divmod(index, columns)
         _panel(grid[2 * row, column], grid[2 * row + 1, column], title, label, sides)
-    return figure
+    return drawing
 
 
 def _panel(
