@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
@@ -18,6 +17,7 @@ from mmengine.structures import InstanceData
 import gfl_det  # noqa: F401  (registers the metric)
 from gfl_det.calibration import Detections, Truths, evaluate_detections
 from gfl_det.errors import ConfigError, DataError
+from tests.helpers.processes import run_in_two
 
 CLASSES = ('a', 'b', 'c')
 TYPE = 'gfl_det.CalibrationMetric'
@@ -242,7 +242,7 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    run_in_two(_process, str(tmp_path))
     wanted = run(evaluator(dict(type=TYPE)), make_samples(7))
     for rank in (0, 1):
         result = json.loads((tmp_path / f'{rank}.json').read_text())
