@@ -180,7 +180,7 @@ def test_a_score_that_is_no_number_is_not_the_best(tmp_path) -> None:
 
 def test_another_models_checkpoint_is_refused(tmp_path) -> None:
     train(tmp_path, averaged=False)
-    with pytest.raises(CheckpointError, match=r'another model: 1 of 2 entries differ \(layer\.w'):
+    with pytest.raises(CheckpointError, match=r'1 of 2 .*layer\.w'):
         train(tmp_path, model=Noisy(width=2), averaged=False, resume=True)
 
 

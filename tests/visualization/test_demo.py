@@ -97,7 +97,7 @@ class TestUploads:
             decode_upload(bomb, LIMITS)
         with pytest.raises(DataError, match='damaged'):  # it may be that large, and was decoded
             decode_upload(bomb, LIMITS._replace(max_pixels=10**9))
-        with pytest.raises(DataError, match=r'0\.06 megapixels: send one of at most 0\.04\.'):
+        with pytest.raises(DataError, match=r'0\.06 megapixels.* 0\.04'):
             decode_upload(picture(size=(300, 200)), LIMITS)
 
     @pytest.mark.parametrize(
