@@ -10,7 +10,7 @@ DEMO_DIR := work_dirs/demo
 ON_ALL_CORES := -n logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format benchmark clean
+.PHONY: help demo test test-all lint format benchmark mutate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,9 +40,13 @@ format: $(STAMP) ## let ruff rewrite what it can
 benchmark: $(STAMP) ## measure against mmdet (about ten minutes on two cores, on an idle machine)
 	$(RUN) tools/benchmark.py --out work_dirs/benchmark
 
+mutate: $(STAMP) ## change 300 expressions one at a time; name the changes that no test notices
+	$(RUN) -m pip install -r projects/mutation/requirements.txt
+	$(RUN) -m projects.mutation --sample 300
+
 clean: ## remove .venv, caches and build output; data/ and work_dirs/ stay
-	rm -rf $(VENV) build dist gfl_det.egg-info gfl_det/.mim .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find gfl_det configs tools tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist gfl_det.egg-info gfl_det/.mim .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* htmlcov
+	find gfl_det configs projects tools tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP): requirements.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned versions need Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 
 import gfl_det  # noqa: F401  (before any test imports mmdet, which may lack operators)
+import tests.helpers.remembered  # noqa: F401  (mmengine is slow without)
 from tests.helpers.bounds import bounds  # noqa: F401  (a fixture)
 from tests.helpers.tiny_project import pets  # noqa: F401  (a fixture)
 

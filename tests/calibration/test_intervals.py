@@ -123,7 +123,7 @@ def test_too_few_edges_lower_the_levels_or_are_refused() -> None:
     assert max(levels) == 0.9
     levels, _ = fit_factors(drawn_edges(12, 0, (1.0,) * 4), together=True)
     assert max(levels) == 0.975
-    with pytest.raises(DataError, match='1 detections match a truth, too few'):
+    with pytest.raises(DataError, match=r'1 detections? .*too few'):
         fit_factors(drawn_edges(1, 0, (1.0,) * 4), [0.9])
 
 
@@ -143,7 +143,7 @@ def test_factors_are_interpolated_between_levels() -> None:
     made = calibrator()
     assert made.factors_at(0.7) == pytest.approx((0.75, 1.0, 1.75, 3.0))
     assert made.factors_at(0.1) == (0.5, 1.0, 1.5, 2.0)
-    with pytest.raises(DataError, match=r'levels up to 0\.9, not 0\.95'):
+    with pytest.raises(DataError, match=r'0\.9, .*0\.95'):
         made.factors_at(0.95)
 
 
@@ -212,7 +212,7 @@ def test_the_head_stretches_each_side(tmp_path) -> None:
     with pytest.raises(DataError, match='the 3 classes'):
         head.predict_by_feat(*maps, batch_img_metas=metas)
     calibration.save_interval_calibrator(calibrator(names, 'GFLv2Head'), path)
-    with pytest.raises(DataError, match="intervals of 'GFLv2Head' and not of 'GFLHead'"):
+    with pytest.raises(DataError, match=r"'GFLv2Head' .*'GFLHead'"):
         head.predict_by_feat(*maps, batch_img_metas=metas)
 
 
@@ -378,9 +378,7 @@ def test_the_tool_does_not_measure_what_it_was_fitted_on(world, monkeypatch, cap
 def test_intervals_of_other_classes_are_refused(world, tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / 'other.json'
     calibration.save_interval_calibrator(calibrator(reversed(CLASSES)), path)
-    with pytest.raises(
-        DataError, match=r"fitted for the classes \['9', .* but the detector has \['0'"
-    ):
+    with pytest.raises(DataError, match=r"\['9', .*\['0'"):
         GFLInferencer(world / 'epoch_1.pth', device='cpu', intervals=path)
     with pytest.raises(SystemExit):
         run(monkeypatch, world, 'measure', str(path), 'epoch_1.pth')
@@ -389,7 +387,7 @@ def test_intervals_of_other_classes_are_refused(world, tmp_path, monkeypatch, ca
     assert "but the detector has ['0'" in said
     cfg = small_config()  # as tools/test.py looks at it before it starts
     cfg.model.test_cfg.interval_calibrator = str(path)
-    with pytest.raises(DataError, match=r"but the data set has \['0'.*: fit a calibrator"):
+    with pytest.raises(DataError, match=r"data set .*\['0'"):
         check_calibrator(cfg, ['test'])
     calibration.save_interval_calibrator(calibrator(CLASSES), path)
     check_calibrator(cfg, ['test'])

@@ -323,7 +323,7 @@ def test_what_is_not_there_or_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match='is a folder'):
         load_checkpoint(Line(), str(tmp_path))
     torch.save(torch.rand(3), tmp_path / 'tensor.pth')
-    with pytest.raises(CheckpointError, match='holds a Tensor, not a checkpoint'):
+    with pytest.raises(CheckpointError, match=r'a Tensor'):
         load_checkpoint(Line(), str(tmp_path / 'tensor.pth'))
     with tarfile.open(tmp_path / 'old.pth', 'w') as archive:
         archive.add(tmp_path / 'tensor.pth', 'pickle')

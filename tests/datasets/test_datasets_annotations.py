@@ -72,7 +72,7 @@ class TestParse:
         check(sound())
 
     def test_no_json_names_file_and_position(self):
-        with pytest.raises(DataError, match=r'labels\.json is not valid JSON .*line 2, column 1'):
+        with pytest.raises(DataError, match=r'labels\.json .*line 2, column 1'):
             parse(b'{"images": [],\n}', FILE)
 
     @pytest.mark.parametrize('content', [b'', b' \n'])
@@ -210,9 +210,7 @@ class TestClasses:
             match_classes([f'c{i}' for i in range(80)], self.categories, FILE)
 
     def test_another_order_would_swap_the_names(self):
-        with pytest.raises(
-            DataError, match=r"another order than in labels\.json.*the file's order"
-        ):
+        with pytest.raises(DataError, match=r'order .*labels\.json'):
             match_classes(('dog', 'cat'), self.categories, FILE)
 
     def test_names_that_occur_twice(self):

@@ -93,7 +93,7 @@ def test_an_image_of_too_many_pixels_is_refused_undecoded(tmp_path, monkeypatch,
 def test_the_limit_is_the_callers() -> None:
     content = encoded('PNG')
     assert decode_image(content, 'x', max_pixels=2400).shape == (40, 60, 3)
-    with pytest.raises(DataError, match=r'x has 2,400 pixels, more than the limit of 2,399 \(a la'):
+    with pytest.raises(DataError, match=r'x .*2,400 .*2,399'):
         decode_image(content, 'x', max_pixels=2399)
 
 

@@ -195,7 +195,7 @@ def test_skipping_on_and_on_is_no_training(tmp_path):
     training = Training(tmp_path, 'skip')
     for _ in range(10):
         training.step('image')
-    with pytest.raises(NonFiniteLossError, match='for the 11th time in a row'):
+    with pytest.raises(NonFiniteLossError, match=r'11th time'):
         training.step('image')
     assert len(list((tmp_path / 'non_finite').glob('*.pt'))) == 3  # not one each: they are large
     training = Training(tmp_path, 'skip')
@@ -237,14 +237,14 @@ class TestLossScaler:
     @pytest.mark.parametrize('spoil', ['image', 'constant'])
     def test_a_loss_that_is_not_finite_is_an_event(self, tmp_path, spoil):
         training = self.training(tmp_path, init_scale=1024.0)
-        with pytest.raises(NonFiniteLossError, match='iteration 1: a loss is not finite'):
+        with pytest.raises(NonFiniteLossError, match=r'iteration 1: .*not finite'):
             training.step(spoil)
 
     def test_overflow_whatever_the_scale_is_an_event(self, tmp_path):
         training = self.training(tmp_path, init_scale=65536.0)
         for _ in range(32):
             training.step('gradient')
-        with pytest.raises(NonFiniteLossError, match='gradients overflow whatever the scale'):
+        with pytest.raises(NonFiniteLossError, match=r'gradients overflow'):
             training.step('gradient')
 
     def test_its_state_is_saved_and_loaded(self, tmp_path):
@@ -310,12 +310,12 @@ class TestReplay:
 
     def test_a_file_that_is_no_step(self, tmp_path):
         torch.save({'state_dict': {}}, tmp_path / 'a.pt')
-        with pytest.raises(CheckpointError, match='is no step that the loss guard wrote'):
+        with pytest.raises(CheckpointError, match=r'no step'):
             read_dump(tmp_path / 'a.pt')
 
     def test_a_file_cannot_choose_a_config_elsewhere(self, tmp_path):
         for name in ('../evil.py', '/etc/evil.py', None, 'missing.py'):
-            with pytest.raises(ConfigError, match='is not in its work dir'):
+            with pytest.raises(ConfigError, match=r'work dir'):
                 replay.find_config(str(tmp_path / 'non_finite' / 'a.pt'), {'config': name})
 
     def test_another_model_is_an_error(self, tmp_path):
@@ -362,7 +362,7 @@ def test_a_file_that_cannot_be_written_changes_no_policy(tmp_path, monkeypatch):
 def test_a_batch_that_no_file_holds(tmp_path):
     training = Training(tmp_path, 'skip')
     step = DumpedStep([torch.zeros(3, 8, 8)], None, {}, {}, None)
-    with pytest.raises(CheckpointError, match=r'no file repeats it, because .* holds a list'):
+    with pytest.raises(CheckpointError, match=r'no file .* a list'):
         write_dump(tmp_path / 'a.pt', step, {}, training.model)
     step = step._replace(inputs=torch.zeros(1, 3, 8, 8), samples=[dict()])
     with pytest.raises(CheckpointError, match='holds a dict'):

@@ -205,7 +205,7 @@ class TestData:
     def test_another_folder_than_the_files_is_noticed_by_a_sample(self, here):
         cfg = config()
         cfg.train_dataloader.dataset.data_prefix.img = 'val/'
-        with pytest.raises(DataError, match=r'20 of 20 sampled images of data/pets/train\.json'):
+        with pytest.raises(DataError, match=r'20 of 20 .*data/pets/train\.json'):
             check_data(cfg, TRAINING)
         cfg.train_dataloader.dataset.pipeline[0].ignore_empty = True
         check_data(cfg, TRAINING)
@@ -296,14 +296,14 @@ class TestClasses:
     def test_the_type_brings_its_own_classes(self):
         cfg = config()
         del cfg.train_dataloader.dataset['metainfo']
-        with pytest.raises(ConfigError, match=r'is 2, but .* has 80 classes'):
+        with pytest.raises(ConfigError, match=r'is 2.* 80 classes'):
             check_classes(cfg, TRAINING)
         check_classes(gfl_det.get_config('gfl_r50_fpn_1x_coco'), ('train', 'val', 'test'))
 
     def test_other_names_in_another_split(self):
         cfg = config()
         cfg.val_dataloader.dataset.metainfo.classes = ('dog', 'cat')
-        with pytest.raises(ConfigError, match='give both the same metainfo'):
+        with pytest.raises(ConfigError, match=r'metainfo'):
             check_classes(cfg, TRAINING)
 
     def test_wrapped_data_sets_are_looked_into(self):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gfl_det.engine.hooks import StopSignalHook, stop_signal
-from gfl_det.engine.training.order import Draw, SeededDataset
+from gfl_det.engine.training.order import Draw, ResumableBatches, SeededDataset
 
 
 class Numbers:
@@ -32,6 +32,28 @@ def test_an_entry_follows_from_its_seed_alone() -> None:
     assert torch.equal(dataset[Draw(2, seed=7)], first)
     assert not torch.equal(dataset[Draw(2, seed=8)], first)
     assert len(dataset) == 5
+
+
+def seeds(batches: ResumableBatches, epoch: int) -> dict[int, int]:
+    batches.epoch = epoch
+    return {draw.entry: draw.seed for batch in batches for draw in batch}
+
+
+def test_an_entry_has_another_seed_in_each_epoch_and_in_each_training() -> None:
+    batches = ResumableBatches([[0, 1], [2, 3]], lambda: 7)
+    first, second = seeds(batches, 0), seeds(batches, 1)
+    assert len({*first.values(), *second.values()}) == 8
+    assert seeds(batches, 0) == first
+    other = seeds(ResumableBatches([[0, 1], [2, 3]], lambda: 8), 0)
+    assert not {*other.values()} & {*first.values(), *second.values()}
+
+
+def test_an_epoch_that_is_gone_on_with_has_the_seeds_it_would_have_had() -> None:
+    batches = ResumableBatches([[0, 1], [2, 3]], lambda: 7)
+    whole = seeds(batches, 5)
+    batches.done = 1
+    assert seeds(batches, 5) == {entry: whole[entry] for entry in (2, 3)}
+    assert seeds(batches, 5) == whole
 
 
 def test_a_pipeline_that_is_switched_reaches_the_data_set() -> None:

@@ -152,7 +152,7 @@ def test_boxes_that_are_not_finite_are_refused_in_arrays_too() -> None:
     truths = truths_from_coco(TRUTHS)
     detections = detections_from_coco(RESULTS, truths)
     detections.boxes[1, 2] = np.nan
-    with pytest.raises(DataError, match=r'1 \(id 1\) boxes are not finite'):
+    with pytest.raises(DataError, match=r'id 1\) .*not finite'):
         check_detections(detections)
 
 
@@ -171,7 +171,7 @@ def test_files(tmp_path: Path) -> None:
     path.write_text(json.dumps(TRUTHS))
     assert read_json(path) == TRUTHS
     path.write_text('{"images": [')
-    with pytest.raises(DataError, match=r'val\.json is no JSON file'):
+    with pytest.raises(DataError, match=r'val\.json .*JSON'):
         read_json(path)
     with pytest.raises(DataError, match=r'none\.json cannot be read'):
         read_json(tmp_path / 'none.json')

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
@@ -18,6 +17,7 @@ from mmengine.structures import InstanceData
 import gfl_det  # noqa: F401  (registers the metric)
 from gfl_det.calibration import Detections, Truths, evaluate_detections
 from gfl_det.errors import ConfigError, DataError
+from tests.helpers.processes import run_in_two
 
 CLASSES = ('a', 'b', 'c')
 TYPE = 'gfl_det.CalibrationMetric'
@@ -195,20 +195,18 @@ class TestRefused:
         for bad in (float('nan'), 1.5):
             samples = make_samples()
             samples[3]['pred_instances']['scores'][0] = bad
-            with pytest.raises(
-                DataError, match=r'the score (nan|1.5), which is no number in \[0, 1\]'
-            ):
+            with pytest.raises(DataError, match=r'score (nan|1\.5).*\[0, 1\]'):
                 run(evaluator(dict(type=TYPE)), samples)
 
     def test_images_missing_from_the_file(self, tmp_path: Path) -> None:
         path = write_annotations(make_samples(5), tmp_path)
-        with pytest.raises(DataError, match=r'2 images of the data set are missing.* id 5'):
+        with pytest.raises(DataError, match=r'2 images .* id 5'):
             run(evaluator(dict(type=TYPE, ann_file=path)), make_samples(7))
 
     def test_classes_missing_from_the_file(self, tmp_path: Path) -> None:
         path = write_annotations(make_samples(), tmp_path)
         judge = evaluator(dict(type=TYPE, ann_file=path), classes=('a', 'cat'))
-        with pytest.raises(DataError, match=r"annotations\.json has no class named \['cat'\]"):
+        with pytest.raises(DataError, match=r"annotations\.json .*\['cat'\]"):
             run(judge, make_samples())
 
     def test_samples_without_truths(self) -> None:
@@ -218,7 +216,7 @@ class TestRefused:
             run(evaluator(dict(type=TYPE)), samples)
 
     def test_a_cut_for_another_number_of_classes(self) -> None:
-        with pytest.raises(ConfigError, match='score_thr has 2 entries for 3 classes'):
+        with pytest.raises(ConfigError, match=r'score_thr .*2 .*3 classes'):
             run(evaluator(dict(type=TYPE, score_thr=[0.1, 0.2])), make_samples())
 
     def test_a_data_set_without_class_names(self) -> None:
@@ -242,7 +240,7 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    run_in_two(_process, str(tmp_path))
     wanted = run(evaluator(dict(type=TYPE)), make_samples(7))
     for rank in (0, 1):
         result = json.loads((tmp_path / f'{rank}.json').read_text())

@@ -25,7 +25,7 @@ SECONDS = 300  # a tool that takes longer hangs
 
 # Optimizers import torch._dynamo, for seconds.
 _servers = multiprocessing.get_context('forkserver')
-_servers.set_forkserver_preload(['gfl_det', 'torch._dynamo'])
+_servers.set_forkserver_preload(['gfl_det', 'torch._dynamo', 'tests.helpers.remembered'])
 
 
 def run_tool(

@@ -1,4 +1,12 @@
-"""Batches that two processes share."""
+"""Two processes that work together, and batches that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import multiprocessing
+
+import tests.helpers.commands  # noqa: F401  (its server has imported what takes seconds)
 
 # Truths of the four images, and how many of the images the first process has.
 CASES = {
@@ -8,3 +16,8 @@ CASES = {
     'unequal batches, one without truths': ((4, 1, 3, 0), 3),
 }
 SIZE = (96, 128)
+
+
+def run_in_two(function: Callable, *arguments: object) -> None:
+    """Call ``function(rank, *arguments)`` in two processes, and wait for both."""
+    multiprocessing.start_processes(function, arguments, nprocs=2, start_method='forkserver')

@@ -110,23 +110,23 @@ def test_soft_nms_is_done_by_the_runtime_alone(folder):
     cfg = tiny_config(nms=dict(type='soft_nms', iou_threshold=0.5, min_score=0.05))
     source = random_source(cfg, folder)
     assert assert_same(source, Outputs(nms=False), noise_pictures([(192, 256)]))
-    with pytest.raises(ConfigError, match=r"asks for 'soft_nms': leave --nms out"):
+    with pytest.raises(ConfigError, match=r"'soft_nms'.*--nms"):
         EagerDetector(source, Outputs(nms=True))
     calibrated = random_source(cfg, folder, calibrator=save_maps(folder, [Identity()] * 3))
-    with pytest.raises(ConfigError, match='changes scores before they are calibrated'):
+    with pytest.raises(ConfigError, match=r'calibrated'):
         EagerDetector(calibrated, Outputs())
 
 
 def test_a_graph_with_nms_needs_numbers(folder):
     source = random_source(tiny_config(max_per_img=-1), folder)
-    with pytest.raises(ConfigError, match=r'give test_cfg\.max_per_img a positive number'):
+    with pytest.raises(ConfigError, match=r'test_cfg\.max_per_img'):
         EagerDetector(source, Outputs(nms=True))
     assert assert_same(source, Outputs(nms=False), noise_pictures([(96, 128)]))
 
 
 def test_a_calibrator_of_another_head_is_refused(folder):
     path = save_maps(folder, [Identity()] * 3, 'GFLv2Head')
-    with pytest.raises(DataError, match="fitted for scores of 'GFLv2Head'"):
+    with pytest.raises(DataError, match=r"'GFLv2Head'"):
         random_source(tiny_config(), folder, calibrator=path)
 
 
@@ -144,7 +144,7 @@ def test_a_head_of_another_kind_is_refused(folder):
     )
     with DefaultScope.overwrite_default_scope('mmdet'):
         torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), folder / 'retina.pth')
-    with pytest.raises(ConfigError, match=r'^retina has no GFL head to export \(RetinaHead\)'):
+    with pytest.raises(ConfigError, match=r'^retina .*RetinaHead'):
         load_source(cfg, 'retina', str(folder / 'retina.pth'))
 
 

@@ -107,7 +107,7 @@ def test_results_are_the_inferencers(detector, folder, capsys):
     assert {'bbox', 'score', 'raw_score', 'label', 'class', *edges} <= set(first['detections'][0])
     with pytest.raises(DataError, match=r'torn\.png'):
         detector(str(folder / 'torn.png'), progress=False)
-    with pytest.raises(ConfigError, match='batch_size is a whole number of at least 1, not 0'):
+    with pytest.raises(ConfigError, match=r'batch_size .*not 0'):
         detector(paths, batch_size=0)
 
 
@@ -155,7 +155,7 @@ def test_settings_that_cannot_be(settings, words):
 
 
 def test_other_files_are_refused(folder):
-    with pytest.raises(DataError, match=r'does not end in \.onnx'):
+    with pytest.raises(DataError, match=r'\.onnx'):
         OnnxDetector(folder / 'a.xml')
     with pytest.raises(DataError, match='does not exist'):
         OnnxDetector(folder / 'none.onnx')
@@ -168,11 +168,11 @@ def test_other_files_are_refused(folder):
     graph = helper.make_graph([helper.make_node('Relu', ['x'], ['y'])], 'g', [value], [other])
     opset = [helper.make_opsetid('', 18)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), folder / 'other.onnx')
-    with pytest.raises(DataError, match=r'was not written by tools/export_onnx\.py'):
+    with pytest.raises(DataError, match=r'tools/export_onnx\.py'):
         OnnxDetector(folder / 'other.onnx')
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    with pytest.raises(SetupError, match=r'install it with pip install "gfl_det\[onnx\]"'):
+    with pytest.raises(SetupError, match=r'pip install "gfl_det\[onnx\]"'):
         onnx_file.require('onnxruntime')

@@ -106,8 +106,8 @@ def test_int8_still_detects(source, written):
 
 
 def test_other_files_are_refused(folder):
-    with pytest.raises(DataError, match=r'does not end in \.xml'):
+    with pytest.raises(DataError, match=r'\.xml'):
         OpenVINODetector(folder / 'tiny.onnx')
     (folder / 'text.xml').write_text('<text/>')
-    with pytest.raises(DataError, match=r'text\.xml is no model that OpenVINO reads'):
+    with pytest.raises(DataError, match=r'text\.xml .*OpenVINO'):
         OpenVINODetector(folder / 'text.xml')

@@ -57,7 +57,7 @@ def test_anything_but_values_is_refused(line: str, monkeypatch) -> None:
     for name in ('open', 'exec'):
         monkeypatch.setattr(builtins, name, lambda *_: pytest.fail('was run'))
     monkeypatch.setattr(os, 'system', lambda *_: pytest.fail('was run'))
-    with pytest.raises(CheckpointError, match=r'x\.pth is more than plain values, and is not run'):
+    with pytest.raises(CheckpointError, match=r'x\.pth .*not run'):
         stored_config(dict(cfg=f'{line}\n'), 'x.pth')
 
 
@@ -104,5 +104,5 @@ def test_imports_that_a_config_asks_for_are_not_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('meta', [{}, dict(cfg=''), dict(cfg=7)])
 def test_without_a_config_one_is_asked_for(meta) -> None:
-    with pytest.raises(CheckpointError, match=r'x\.pth holds no config: name the config file'):
+    with pytest.raises(CheckpointError, match=r'x\.pth .*no config'):
         stored_config(meta, 'x.pth')

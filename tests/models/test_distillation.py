@@ -128,7 +128,7 @@ def test_module_is_mmdets_without_the_mean_over_bins() -> None:
         found = module(ours, theirs, **arguments)
         torch.testing.assert_close(found, 17 * witness(ours, theirs, **arguments))
     assert module(ours, theirs, reduction_override='none').shape == (6,)
-    with pytest.raises(ValueError, match='temperature above 0, not 0'):
+    with pytest.raises(ValueError, match=r'temperature .*not 0'):
         DistillationLoss(T=0)
 
 

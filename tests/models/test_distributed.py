@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from tests.helpers.processes import CASES, SIZE
+from tests.helpers.processes import CASES, SIZE, run_in_two
 
 KINDS = ('GFLHead', 'LDHead')
 
@@ -60,7 +59,7 @@ def _process(rank: int, folder: str) -> None:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     from tests.helpers.heads import losses_and_gradients
 
-    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    run_in_two(_process, str(tmp_path))
     for kind, (name, (counts, _)) in product(KINDS, CASES.items()):
         parts = [torch.load(tmp_path / f'{kind} {name} {rank}.pt') for rank in (0, 1)]
         values, gradients = losses_and_gradients(_head(kind, slice(4)), *_batch(counts))

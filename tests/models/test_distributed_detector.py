@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from tests.helpers.processes import CASES, SIZE
+from tests.helpers.processes import CASES, SIZE, run_in_two
 
 
 def _detector(folder: str) -> torch.nn.Module:
@@ -118,7 +117,7 @@ def _close(found: torch.Tensor, expected: torch.Tensor, largest: float) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    run_in_two(_process, str(tmp_path))
     for name, (counts, _) in CASES.items():
         steps = [torch.load(tmp_path / f'{name} {rank}.pt') for rank in (0, 1)]
         whole = _train_step(_detector(str(tmp_path)), _images(counts))

@@ -122,7 +122,7 @@ def test_testing_needs_no_teacher(tmp_path) -> None:
     with torch.no_grad():
         (result,) = model.test_step(batch())
     assert result.pred_instances.bboxes.shape[1] == 4
-    with pytest.raises(ConfigError, match=r'There is no config nowhere/teacher\.py'):
+    with pytest.raises(ConfigError, match=r'nowhere/teacher\.py'):
         model.init_weights()
 
 
@@ -200,7 +200,7 @@ def test_parts_that_do_not_fit(weights: str) -> None:
     )
     cfg = pair(weights)
     cfg.model.teacher_config = atss
-    with pytest.raises(ConfigError, match='head ATSSHead, which predicts no distributions'):
+    with pytest.raises(ConfigError, match=r'ATSSHead, .*distributions'):
         check_teacher(cfg)
     cfg = pair(weights)
     for loss in ('loss_ld', 'loss_kd'):
@@ -235,7 +235,7 @@ def test_weights_that_do_not_fit(tmp_path, weights: str) -> None:
 
 
 def test_weights_that_are_not_there_or_not_safe(tmp_path) -> None:
-    with pytest.raises(CheckpointError, match=r'gone\.pth .*train the teacher first'):
+    with pytest.raises(CheckpointError, match=r'gone\.pth .*teacher'):
         check_teacher(pair(str(tmp_path / 'gone.pth')))
     with pytest.raises(ConfigError, match='teacher_ckpt is None'):
         check_teacher(pair(None))

@@ -91,5 +91,5 @@ def test_the_table_compares_with_isotonic_regression(monkeypatch, tmp_path, caps
     with pytest.raises(ConfigError, match='at least 2'):
         distribution_command.prove(once)
     slashed = distribution_command.parse_arguments(['a/b', *words[1:3]])
-    with pytest.raises(ConfigError, match="name 'a/b' becomes part of the name of a file"):
+    with pytest.raises(ConfigError, match=r"name 'a/b'"):
         distribution_command.prove(slashed)

@@ -293,7 +293,7 @@ def test_weights_of_a_wrapped_neck_and_of_gfl_itself(tmp_path: Path) -> None:
     assert transfer.dropped == []
     assert {key.rsplit('.', 2)[0] for key in transfer.new} == {'bbox_head.reg_conf'}
     torch.save(dict(state_dict={'other': torch.ones(1)}), tmp_path / 'other.pth')
-    with pytest.raises(CheckpointError, match=r'other\.pth fits the model \(its first is other\)'):
+    with pytest.raises(CheckpointError, match=r'other\.pth .*first is other'):
         carry_over(gfl_det.swap_head(cfg), str(tmp_path / 'other.pth'))
 
 
@@ -336,11 +336,11 @@ def test_command_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert written.model == gfl_det.swap_head(cfg).config.model
     weights = torch.load(written.load_from, weights_only=True)['state_dict']
     assert build(written).load_state_dict(weights, strict=False).unexpected_keys == []
-    with pytest.raises(ConfigError, match='is the config that is read'):
+    with pytest.raises(ConfigError, match=r'config that is read'):
         run(source, '--out', source)
-    with pytest.raises(ConfigError, match='must end in one of'):
+    with pytest.raises(ConfigError, match=r'must end in'):
         run(source, '--out', tmp_path / 'gfl.txt')
-    with pytest.raises(ConfigError, match='package nowhere, which is not installed'):
+    with pytest.raises(ConfigError, match=r'nowhere, .*not installed'):
         run('nowhere::x.py', '--out', out)
 
 

@@ -39,7 +39,7 @@ def test_what_cannot_be_written_is_told_before(tmp_path: Path, name: str, reason
 
 def test_a_disk_that_fills_is_told(tmp_path: Path) -> None:
     with (
-        pytest.raises(DataError, match=r'x\.json cannot be written \(No space left'),
+        pytest.raises(DataError, match=r'x\.json .*No space left'),
         writing(tmp_path / 'x.json'),
     ):
         raise OSError(28, 'No space left on device')
@@ -68,16 +68,16 @@ def test_what_json_has_no_word_for_is_null(tmp_path: Path) -> None:
     write_json(path, [dict(a=nan, b=(1.5, infinity)), 'NaN', True, None])
     content = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert content == [dict(a=None, b=[1.5, None]), 'NaN', True, None]
-    with pytest.raises(DataError, match=r'x\.json cannot be written \(File exists\)'):
+    with pytest.raises(DataError, match=r'x\.json .*File exists'):
         write_json(path / 'x.json', content)
-    with pytest.raises(DataError, match=r'new cannot be written \(Is a directory\)'):
+    with pytest.raises(DataError, match=r'new .*Is a directory'):
         write_json(path.parent, content)
 
 
 def test_a_folder_is_made_or_told(tmp_path: Path) -> None:
     assert make_folder(tmp_path / 'a' / 'b').is_dir()
     (tmp_path / 'file').touch()
-    with pytest.raises(DataError, match=r'folder .*file cannot be made \(it is a file\): name'):
+    with pytest.raises(DataError, match=r'folder .*file .*it is a file'):
         make_folder(tmp_path / 'file')
 
 

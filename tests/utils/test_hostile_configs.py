@@ -99,7 +99,7 @@ def test_yaml_runs_nothing_and_keeps_what_mmengine_writes(tmp_path: Path) -> Non
     assert '!!python/tuple' in path.read_text()
     assert mmengine.load(str(path)) == value
     path.write_text('a: !!python/object/apply:os.getcwd []')
-    with pytest.raises(ConfigError, match=r'x\.yaml cannot be read: ConstructorError'):
+    with pytest.raises(ConfigError, match=r'x\.yaml .*ConstructorError'):
         load_config(str(path))
 
 

@@ -156,7 +156,7 @@ def test_a_calibrator_gives_two_sides(files, tmp_path):
     np.testing.assert_array_equal(data.raw_scores, read(files).detections.scores)
     own = tmp_path / 'own.json'
     save_calibrator(fit_calibrator(read(files).detections, data.truths, Settings()), own)
-    with pytest.raises(DataError, match='were used to fit the calibrator'):
+    with pytest.raises(DataError, match=r'used to fit'):
         read(files, calibrator=str(own))
 
 
@@ -237,7 +237,7 @@ def test_an_area_that_is_no_number(files, tmp_path, area):
     dataset['annotations'][2]['area'] = area
     path = tmp_path / 'truths.json'
     path.write_text(json.dumps(dataset))
-    with pytest.raises(DataError, match=r'annotation 3 has the area .*, which is no number'):
+    with pytest.raises(DataError, match=r'annotation 3 .*area'):
         read({**files, 'truths': path})
 
 
