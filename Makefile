@@ -38,7 +38,7 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(RUN) -m ruff format .
 
 docs: $(STAMP) ## build the site into site/; a broken link or reference is an error
-	$(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 benchmark: $(STAMP) ## measure against mmdet (about ten minutes on two cores, on an idle machine)
 	$(RUN) tools/benchmark.py --out work_dirs/benchmark
