@@ -10,7 +10,7 @@ DEMO_DIR := work_dirs/demo
 ON_ALL_CORES := -n logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format benchmark mutate clean
+.PHONY: help demo test test-all lint format docs benchmark mutate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+docs: $(STAMP) ## build the site into site/; a broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 benchmark: $(STAMP) ## measure against mmdet (about ten minutes on two cores, on an idle machine)
 	$(RUN) tools/benchmark.py --out work_dirs/benchmark
 
@@ -45,12 +48,12 @@ mutate: $(STAMP) ## change 300 expressions one at a time; name the changes that 
 	$(RUN) -m projects.mutation --sample 300
 
 clean: ## remove .venv, caches and build output; data/ and work_dirs/ stay
-	rm -rf $(VENV) build dist gfl_det.egg-info gfl_det/.mim .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* htmlcov
+	rm -rf $(VENV) build dist site gfl_det.egg-info gfl_det/.mim .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* htmlcov
 	find gfl_det configs projects tools tests -name __pycache__ -prune -exec rm -rf {} +
 
-$(STAMP): requirements.txt setup.py
+$(STAMP): requirements.txt requirements-test.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned versions need Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -r requirements.txt
+	$(RUN) -m pip install -r requirements.txt -r requirements-test.txt
 	$(RUN) -m pip install --no-deps --no-build-isolation -e .
 	touch $@

@@ -1,6 +1,6 @@
 """Packaging: the ranges gfl_det runs on, and the configs that travel inside the wheel.
 
-requirements.txt pins the versions that were tested together.
+requirements.txt and requirements-test.txt pin the versions that were tested together.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ setup(
     python_requires='>=3.9',
     packages=find_packages(include=['gfl_det', 'gfl_det.*']),
     package_data={
+        'gfl_det': ['py.typed'],
         'gfl_det.visualization.demo': ['page/*'],
         'gfl_det.visualization.report': ['page/*'],
     },
@@ -101,6 +102,7 @@ setup(
         # torch's exporter, and what runs the files (gfl_det/inference/export/onnx_file.py).
         'onnx': ['onnx>=1.16', 'onnxscript>=0.5', 'onnxruntime>=1.18'],
         'openvino': ['openvino>=2025.0', 'nncf>=2.15'],
+        'docs': ['mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26'],
         'pandas': ['pandas>=2'],  # Results.to_pandas
         'tensorboard': ['tensorboard'],
         'wandb': ['wandb'],
