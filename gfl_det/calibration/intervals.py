@@ -149,6 +149,11 @@ def conformal_quantile(scores: Tensor, level: float) -> float:
 
     Raises:
         ValueError: n is too small for the level.
+
+    Example:
+        >>> import torch
+        >>> conformal_quantile(torch.arange(1.0, 10.0), 0.9)
+        9.0
     """
     ordered = scores.double().flatten().sort().values
     # (n + 1) * level may be a whole number that floats miss by a little.

@@ -140,7 +140,13 @@ def fit_linear(scores: np.ndarray, targets: np.ndarray) -> Linear:
 
 
 def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> Isotonic:
-    """Least squares of a rising function to targets ``(N,)`` of scores ``(N,)``."""
+    """Least squares of a rising function to targets ``(N,)`` of scores ``(N,)``.
+
+    Example:
+        >>> fitted = fit_isotonic(np.array([0.2, 0.4, 0.5]), np.array([0.1, 0.6, 0.4]))
+        >>> fitted(np.array([0.0, 0.2, 0.3, 0.9])).round(3).tolist()
+        [0.1, 0.1, 0.3, 0.5]
+    """
     from sklearn.isotonic import IsotonicRegression  # slow to import, and needed by no detector
 
     model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds='clip').fit(scores, targets)

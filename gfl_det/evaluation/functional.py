@@ -168,6 +168,12 @@ def reliability(
         num_groups: rows of the table.
         half_open: bins hold [low, high) in place of (low, high], and a score at the last edge is in
             none of them.
+
+    Example:
+        >>> scores, ious = np.array([0.2, 0.8, 0.9]), np.array([0.2, 0.5, 0.6])
+        >>> table = reliability(scores, ious, np.array([0.0, 0.5, 1.0]))
+        >>> table.number.tolist(), table.errors().round(3).tolist()
+        ([[1, 2]], [0.2])
     """
     bins = len(edges) - 1
     if half_open:

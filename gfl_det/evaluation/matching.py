@@ -122,6 +122,13 @@ def overlaps(boxes: np.ndarray, truths: np.ndarray, crowd: np.ndarray) -> np.nda
 
     Returns:
         ``(P,)`` in [0, 1], equal to pycocotools' to the last digit; 0 without a common area.
+
+    Example:
+        >>> box, gt = np.array([[0.0, 0, 10, 5]]), np.array([[0.0, 0, 10, 10]])
+        >>> overlaps(box, gt, crowd=np.array([False])).tolist()
+        [0.5]
+        >>> overlaps(box, gt, crowd=np.array([True])).tolist()
+        [1.0]
     """
     low = np.maximum(boxes[:, :2], truths[:, :2])
     high = np.minimum(boxes[:, 2:] + boxes[:, :2], truths[:, 2:] + truths[:, :2])
