@@ -221,7 +221,7 @@ def test_a_batch_is_its_images() -> None:
             alone, each, torch.zeros(len(each), dtype=torch.long), 9
         )
         mine = batch.valid & (batch.image == index)
-        assert torch.equal(batch.truth[mine] - first, single.truth[single.valid])
+        assert torch.equal(batch.gt[mine] - first, single.gt[single.valid])
         for name in ('level', 'cell', 'iou', 'centre'):
             assert torch.equal(getattr(batch, name)[mine], getattr(single, name)[single.valid])
         first += len(each)

@@ -235,7 +235,7 @@ class KnowledgeDistillationDetector(SingleStageDetector):
 
         Args:
             batch_inputs: ``(B, 3, H, W)``, preprocessed.
-            batch_data_samples: the truths.
+            batch_data_samples: the gts.
 
         Returns:
             The losses of the head.
