@@ -1,4 +1,7 @@
-"""What losses that bear on calibration share, for detectors and classifiers.
+"""Registered losses that bear on calibration, for detectors and classifiers.
+
+:class:`ScoreLoss` and the functions after it hold what they share; then come the losses: focal,
+inverse focal, Brier, label smoothing, MMCE, Varifocal.
 
 With ``use_sigmoid=False`` they take logits ``(N, K)`` and labels ``(N,)`` as a classifier has them.
 With ``use_sigmoid=True`` they take logits ``(N, C)`` and what a dense head of MMDetection gives:
@@ -16,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from gfl_det.models.losses import functional
-from gfl_det.models.losses.functional import varifocal_loss
 from gfl_det.models.losses.modules import REDUCTIONS, Reduction, dense_quality, reduce_loss
 from gfl_det.ops.distribution import full_precision
 from gfl_det.registry import MODELS
@@ -451,4 +453,5 @@ class VarifocalLoss(ScoreLoss):
         self.alpha, self.gamma, self.iou_weighted = alpha, gamma, iou_weighted
 
     def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
-        return varifocal_loss(logits, quality, self.alpha, self.gamma, self.iou_weighted)
+        settings = self.alpha, self.gamma, self.iou_weighted
+        return functional.varifocal_loss(logits, quality, *settings)
