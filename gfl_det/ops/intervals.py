@@ -107,7 +107,7 @@ def stretch_needed(quantiles: EdgeQuantiles, edges: Tensor) -> Tensor:
 
     Args:
         quantiles: of intervals with a width on both sides of the median.
-        edges: ``(N, 4)`` xyxy px of true boxes.
+        edges: ``(N, 4)`` xyxy px of gt boxes.
 
     Returns:
         ``(N, 4)``, at least 0.

@@ -19,7 +19,7 @@ from gfl_det.calibration.logistic import (
 )
 from gfl_det.calibration.maps import Constant, Platt, fit_platt, fit_temperature, logit
 from gfl_det.errors import ConfigError
-from gfl_det.models.losses.functional import quality_focal
+from gfl_det.models.losses.functional import quality_focal_loss
 from tests.helpers.calibration_cases import scene
 
 
@@ -37,7 +37,7 @@ def test_the_losses_are_those_of_the_training(seed: int) -> None:
     logits, targets = sample(seed)
     values = torch.from_numpy(0.7 * logits - 0.2)
     for exponent, quality in ((1, True), (0, False)):
-        expected = quality_focal(values, torch.from_numpy(targets), exponent).mean().item()
+        expected = quality_focal_loss(values, torch.from_numpy(targets), exponent).mean().item()
         assert mean_loss(values.numpy(), targets, quality) == pytest.approx(expected, rel=1e-12)
 
 

@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 import gfl_det
 from gfl_det.engine import config_edits
 from gfl_det.engine.hooks import AssignmentLogHook
-from gfl_det.models.heads.reach_counts import ReachCounts
+from gfl_det.engine.hooks.assignment_log import AssignmentCounts
 from tests.helpers.heads import head_pair, losses_and_gradients, make_maps, make_meta, make_truths
 from tests.helpers.synchronisation import NoSynchronisation
 
@@ -24,11 +24,12 @@ SIZE = (192, 256)
 KEYS = ('train/clipped_edges', 'train/truths_without_positive')
 
 
-def counting_head(reg_max: int = 4) -> Any:
-    """A head of few bins, so that some edges lie beyond the last."""
+def counting_head(reg_max: int = 4) -> tuple[Any, AssignmentCounts]:
+    """A head of few bins, so that some edges lie beyond the last, and its counts."""
     head, _ = head_pair(reg_max=reg_max)
-    head.reach_counts = ReachCounts(torch.device('cpu'))
-    return head
+    counts = AssignmentCounts(reg_max, torch.device('cpu'))
+    head.assignment_observer = counts.add
+    return head, counts
 
 
 def batch(counts: tuple, seed: int = 0, reg_max: int = 4) -> tuple:
@@ -64,7 +65,7 @@ def slow_counts(head: Any, truths: list) -> list[int]:
 
 
 def test_totals_are_those_of_loops() -> None:
-    head = counting_head()
+    head, found = counting_head()
     expected = torch.zeros(4, dtype=torch.long)
     for seed, counts in enumerate([(5, 3), (0, 8), (0, 0), (30, 1)]):
         maps, truths, metas = batch(counts, seed)
@@ -72,14 +73,14 @@ def test_totals_are_those_of_loops() -> None:
             truths[0].labels[4] = 255  # unknown: trains nothing
         losses_and_gradients(head, maps, truths, metas)
         expected += torch.tensor(slow_counts(head, truths))
-    assert head.reach_counts.totals.tolist() == expected.tolist()
+    assert found.totals.tolist() == expected.tolist()
     assert (expected > 0).all()
 
 
 def test_counting_changes_no_loss() -> None:
-    head, data = counting_head(), batch((5, 3))
+    (head, _), data = counting_head(), batch((5, 3))
     values, gradients = losses_and_gradients(head, *data)
-    head.reach_counts = None
+    head.assignment_observer = None
     expected, others = losses_and_gradients(head, *data)
     assert values == expected
     assert set(values) == {'loss_cls', 'loss_bbox', 'loss_dfl'}
@@ -88,15 +89,15 @@ def test_counting_changes_no_loss() -> None:
 
 @pytest.mark.parametrize('counts', [(3, 5), (0, 0)])
 def test_counting_never_waits_for_the_device(counts: tuple) -> None:
-    head = counting_head()
+    head, found = counting_head()
     maps, truths, metas = batch(counts)
     with NoSynchronisation():
         head.loss_by_feat(*maps, truths, metas)
-    assert head.reach_counts.totals[3] == sum(counts)
+    assert found.totals[3] == sum(counts)
 
 
 def test_counting_compiles_into_the_graph() -> None:
-    head = counting_head()
+    head, counts = counting_head()
     maps, truths, metas = batch((3, 5))
     leaves = [level.requires_grad_() for kind in maps for level in kind]
 
@@ -107,11 +108,11 @@ def test_counting_compiles_into_the_graph() -> None:
     boxes, labels = [each.bboxes for each in truths], [each.labels for each in truths]
     arguments = (leaves[:5], leaves[5:], boxes, labels)
     expected = loss(*arguments)
-    once = head.reach_counts.totals.clone()
+    once = counts.totals.clone()
     compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
     for times in (2, 3):
         torch.testing.assert_close(compiled(*arguments), expected)
-        assert torch.equal(head.reach_counts.totals, times * once)
+        assert torch.equal(counts.totals, times * once)
 
 
 class FakeRunner(SimpleNamespace):
@@ -139,13 +140,13 @@ class FakeRunner(SimpleNamespace):
 @pytest.mark.parametrize('interval', [1, 3, 4, 10])
 @pytest.mark.parametrize('ignore_last', [True, False])
 def test_the_shares_are_read_when_the_log_is_written(length, interval, ignore_last) -> None:
-    head, logger = counting_head(), LoggerHook(interval=interval, ignore_last=ignore_last)
+    (head, _), logger = counting_head(), LoggerHook(interval=interval, ignore_last=ignore_last)
     logger.json_log_path = 'x.json'
     runner = FakeRunner(torch.nn.Sequential(head), length, logger)
     hook = AssignmentLogHook()
     hook.before_train(runner)
     (counts,) = hook.counts
-    assert head.reach_counts is counts
+    assert head.assignment_observer == counts.add
     read, pending = [], torch.zeros(4, dtype=torch.long)
     for index in range(length):
         step = torch.tensor([index, 10, 1, 4])

@@ -221,7 +221,7 @@ def test_a_batch_is_its_images() -> None:
             alone, each, torch.zeros(len(each), dtype=torch.long), 9
         )
         mine = batch.valid & (batch.image == index)
-        assert torch.equal(batch.truth[mine] - first, single.truth[single.valid])
+        assert torch.equal(batch.gt[mine] - first, single.gt[single.valid])
         for name in ('level', 'cell', 'iou', 'centre'):
             assert torch.equal(getattr(batch, name)[mine], getattr(single, name)[single.valid])
         first += len(each)
@@ -349,3 +349,31 @@ def test_memory_grows_with_truths_and_not_with_the_image() -> None:
     assert assignment_memory((800, 1344), 2000) == pytest.approx(2 * usual, rel=0.1)
     assert assignment_memory((800, 1344), 2000) < 50  # MiB
     assert assignment_memory((1600, 2688), 1000) < 1.3 * usual
+
+
+@pytest.mark.parametrize('stride', [8.0, 7.3, 12.1, 0.7])
+@pytest.mark.parametrize('k', [1, 2, 3, 4, 9])
+def test_centres_midway_between_priors(stride: float, k: int) -> None:
+    """One ulp decides there which is nearer, and rounding may call either the nearest."""
+    size = (14, 15)
+    base = torch.tensor([-4 * stride, -4 * stride, 4 * stride, 4 * stride])
+    steps = torch.tensor([(x, y) * 2 for y in range(size[0]) for x in range(size[1])])
+    priors = base + steps * torch.tensor(stride)
+    rectangle = [[(0, 0, size[1], size[0])]]
+    lattice = make_lattice(
+        [base.tolist()], [(stride, stride)], [size], rectangle, torch.device('cpu')
+    )
+    centres = (priors[:, :2] + priors[:, 2:]) / 2
+    boxes = []
+    for column in range(12):
+        x = torch.tensor((column + 0.5) * stride)
+        for side in (-torch.inf, torch.inf, None):
+            moved = x if side is None else torch.nextafter(x, torch.tensor(side))
+            boxes.append(torch.stack([moved, moved, moved, moved]))  # of no size: exact centres
+    gts = torch.stack(boxes)
+    image = torch.zeros(len(gts), dtype=torch.long)
+    found = closed_form.nearest_priors(lattice, gts, image, k)
+    square = (centres - gts[:, None, :2]).square()  # (T, P, 2), as rounded
+    distance = (square[..., 0] + square[..., 1]).sqrt()
+    expected = distance.sort(dim=1).values[:, :k]
+    assert torch.equal(distance.gather(1, found.cell).sort(dim=1).values, expected)

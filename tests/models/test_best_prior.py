@@ -230,3 +230,11 @@ def test_the_head_trains_on_them() -> None:
         losses[flag] = values['loss_bbox']
         assert all(each.isfinite().all() for each in gradients)
     assert losses[False] == 0 < losses[True] < math.inf
+
+
+def test_nine_equal_objects_share_nine_priors() -> None:
+    """As many as there are rounds: each gets one of the nine candidates, all at equal overlap."""
+    priors = torch.tensor(lattice_priors([(3, 3)], (8,)), dtype=torch.float32)
+    box = torch.tensor([[9.0, 9.0, 11.0, 11.0]])  # in all nine priors, around no centre
+    found = owners(priors, [9], box.repeat(9, 1), with_best_prior=True)
+    assert sorted(found.tolist()) == list(range(9))

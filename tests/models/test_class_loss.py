@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from mmdet.models.losses import DistributionFocalLoss as MMDetDFL
+from mmdet.models.losses import QualityFocalLoss as MMDetQFL
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 
 from gfl_det.errors import ConfigError
+from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss, VarifocalLoss
 from tests.helpers.heads import head_config, losses_and_gradients, make_maps, make_meta, make_truths
 
 QFL = dict(type='gfl_det.QualityFocalLoss', use_sigmoid=True, loss_weight=1.3)
@@ -94,3 +97,50 @@ def test_the_head_trains_with_each(loss: dict, counts: tuple) -> None:
 def test_losses_that_do_not_fit_are_refused(loss: dict) -> None:
     with pytest.raises(ConfigError, match='use_sigmoid=True and reduction="mean"'):
         head(loss)
+
+
+def test_a_weight_of_0_for_positives_is_none() -> None:
+    """As in mmdet, where 0 and below mean 1."""
+    data = batch((3, 5))
+    for loss in (QFL, SAME):
+        wanted, _ = losses_and_gradients(head(loss), *data)
+        assert losses_and_gradients(head(loss, pos_weight=0), *data)[0] == wanted
+        assert losses_and_gradients(head(loss, pos_weight=2.0), *data)[0] != wanted
+
+
+class OursOfAnotherBeta(QualityFocalLoss):
+    def __init__(self) -> None:
+        super().__init__(beta=1.5, loss_weight=0.7)
+
+
+class TheirsOfAnotherBeta(MMDetQFL):
+    def __init__(self) -> None:
+        super().__init__(beta=1.5, loss_weight=0.7)
+
+
+class OurEdges(DistributionFocalLoss):
+    """Another name."""
+
+
+class TheirEdges(MMDetDFL):
+    """Another name."""
+
+
+class OurVarifocal(VarifocalLoss):
+    """Another name."""
+
+
+@pytest.mark.parametrize(
+    ('classes', 'edges'), [(OursOfAnotherBeta, OurEdges), (TheirsOfAnotherBeta, TheirEdges)]
+)
+def test_subclasses_are_read_for_their_hyper_parameters(classes: type, edges: type) -> None:
+    data = batch((3, 5))
+    config = head_config(True)
+    config['loss_cls'] = dict(QFL, beta=1.5, loss_weight=0.7)
+    config['loss_dfl'] = dict(type='gfl_det.DistributionFocalLoss', loss_weight=0.4)
+    wanted, _ = losses_and_gradients(MODELS.build(config), *data)
+    config['loss_cls'] = dict(type=classes)
+    config['loss_dfl'] = dict(type=edges, loss_weight=0.4)
+    assert losses_and_gradients(MODELS.build(config), *data)[0] == wanted
+    varifocal = losses_and_gradients(head(dict(type=OurVarifocal)), *data)[0]
+    assert varifocal == losses_and_gradients(head(dict(type=VarifocalLoss)), *data)[0]

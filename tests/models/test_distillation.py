@@ -15,7 +15,6 @@ from torch import Tensor
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners.positives import take_cells
 from gfl_det.models.heads.distillation_losses import edge_divergence, region_weights
-from gfl_det.models.heads.loss import make_step
 from gfl_det.models.losses import DistillationLoss
 from gfl_det.models.losses.functional import distillation_loss
 from gfl_det.ops import distribution
@@ -54,10 +53,10 @@ def scene(counts=(4, 6), seed=0, num_bins=17):
     return ours, theirs, truths, [make_meta(SIZE) for _ in counts]
 
 
-def step_of(head, maps, truths, metas):
+def terms_of(head, maps, truths, metas):
     """The head's own positives, which other tests hold against mmdet's."""
-    found = head.match(maps[0], truths, metas, [None] * len(metas))
-    return found, make_step(*maps, found, NUM_CLASSES, head.reg_max)
+    assigned = head.match(maps[0], truths, metas, [None] * len(metas))
+    return assigned, head.loss_terms(*maps, assigned)
 
 
 # --- Folding a teacher's bins ------------------------------------------------------------------
@@ -181,9 +180,9 @@ def test_loss_ld_is_mmdets_divided_by_the_weights() -> None:
         many = truths * times, metas * times
         found = Taught(head, teacher).loss_by_feat(*maps, *many)
         expected = witness.loss_by_feat(*maps, *many, teacher[1])
-        _, step = step_of(head, maps, *many)
+        _, terms = terms_of(head, maps, *many)
         summed = sum(expected['loss_ld'])
-        torch.testing.assert_close(found['loss_ld'] * step.weight_sum / 17, summed)
+        torch.testing.assert_close(found['loss_ld'] * terms.weight_sum / 17, summed)
         torch.testing.assert_close(found['loss_dfl'], sum(expected['loss_dfl']))
         values[times] = float(found['loss_ld']), float(summed)
     assert values[1][0] > 0.1
@@ -196,8 +195,8 @@ def test_loss_ld_and_loss_kd_by_hand() -> None:
     ours, theirs, truths, metas = scene(num_bins=9)
     head = ld_head(loss_kd=dict(LOSS, T=2, loss_weight=0.5))
     found = Taught(head, theirs).loss_by_feat(*ours, truths, metas)
-    _, step = step_of(head, ours, truths, metas)
-    places = step.positives
+    assigned, _ = terms_of(head, ours, truths, metas)
+    places = assigned.positives
     total = weights = classes = 0.0
     for slot in places.valid.nonzero().flatten().tolist():
         level, image, cell = (int(each[slot]) for each in (places.level, places.image, places.cell))
@@ -218,8 +217,8 @@ def test_region_loss_by_hand() -> None:
     ours, theirs, truths, metas = scene(num_bins=25)
     head = ld_head(loss_ld_vlr=LOSS)
     found = Taught(head, theirs).loss_by_feat(*ours, truths, metas)['loss_ld_vlr']
-    where, step = step_of(head, ours, truths, metas)
-    maps = region_weights(where, step.positives, NUM_CLASSES, 9)
+    assigned, _ = terms_of(head, ours, truths, metas)
+    maps = region_weights(assigned, 9)
     total = weights = 0.0
     for weight, logits, teacher in zip(maps, ours[1], theirs[1]):
         for image, row, column in weight.nonzero().tolist():
@@ -231,7 +230,7 @@ def test_region_loss_by_hand() -> None:
     assert weights > 1
     assert float(found) == pytest.approx(0.25 * total / weights, rel=1e-5)
     # The positives are distilled by themselves.
-    chosen = take_cells([weight[:, None] for weight in maps], step.positives)
+    chosen = take_cells([weight[:, None] for weight in maps], assigned.positives)
     assert (chosen == 0).all()
 
 
@@ -240,8 +239,8 @@ def test_cells_outside_an_image_are_in_no_region() -> None:
     truths = [make_truths(6, (64, 80), generator)]
     maps = make_maps(1, SIZE, generator)
     head = ld_head(loss_ld_vlr=LOSS)
-    where, step = step_of(head, maps, truths, [make_meta((64, 80), (64, 96))])
-    weights = region_weights(where, step.positives, NUM_CLASSES, 9)
+    assigned, _ = terms_of(head, maps, truths, [make_meta((64, 80), (64, 96))])
+    weights = region_weights(assigned, 9)
     assert (weights[0][0, :8, :12] > 0).any()
     assert not weights[0][0, 8:].any()
     assert not weights[0][0, :, 12:].any()

@@ -147,7 +147,9 @@ class TestOptima:
 
         def optimum(density: Tensor, beta: float) -> float:
             weight = density / density.sum()
-            return stationary(lambda z: (weight * functional.quality_focal(z, grid, beta)).sum())
+            return stationary(
+                lambda z: (weight * functional.quality_focal_loss(z, grid, beta)).sum()
+            )
 
         often = grid**7 * (1 - grid)  # Beta(8, 2), of mean .8
         for beta, score in {0: 0.8, 1: 0.7815, 2: 0.7665, 3: 0.7536}.items():
@@ -157,7 +159,7 @@ class TestOptima:
     def test_quality_focal_of_a_rare_object(self) -> None:
         quality = torch.tensor([0.8, 0.0], dtype=torch.float64)
         chance = torch.tensor([0.2, 0.8], dtype=torch.float64)
-        found = stationary(lambda z: (chance * functional.quality_focal(z, quality, 2)).sum())
+        found = stationary(lambda z: (chance * functional.quality_focal_loss(z, quality, 2)).sum())
         assert found == pytest.approx(0.3132, abs=1e-4)
 
     def test_brier_is_proper(self) -> None:
@@ -244,7 +246,7 @@ class TestIdentities:
         target = (torch.arange(200) % 2).double()
         logs = F.logsigmoid(logits * (2 * target - 1))
         torch.testing.assert_close(
-            functional.quality_focal(logits, target, gamma),
+            functional.quality_focal_loss(logits, target, gamma),
             functional.focal_loss(logs, gamma),
         )
         torch.testing.assert_close(
@@ -256,7 +258,7 @@ class TestIdentities:
         logits = torch.randn(200, dtype=torch.float64) * 4
         quality = torch.rand(200, dtype=torch.float64)
         torch.testing.assert_close(
-            functional.quality_focal(logits, quality, 2),
+            functional.quality_focal_loss(logits, quality, 2),
             functional.quality_focal_loss(logits, quality, 2),
         )
 
@@ -271,7 +273,9 @@ class TestIdentities:
     def test_a_detached_weight_is_a_constant(self, name: str) -> None:
         logits = torch.randn(60, dtype=torch.float64, requires_grad=True)
         quality = torch.rand(60, dtype=torch.float64)
-        equation = functional.quality_focal if name == 'focal' else functional.quality_inverse_focal
+        equation = (
+            functional.quality_focal_loss if name == 'focal' else functional.quality_inverse_focal
+        )
         loss = equation(logits, quality, 2, detach_weight=True)
         torch.testing.assert_close(loss, equation(logits, quality, 2))
         weight = (loss / functional.quality_entropy(logits, quality)).detach()
@@ -317,7 +321,7 @@ class TestExtremes:
         assert torch.isfinite(torch.autograd.grad(loss.sum(), logits)[0]).all()
         flat = logits.detach().flatten().requires_grad_()
         quality = torch.tensor([1, 0.5, 0, 1, 0.5, 0])
-        loss = functional.quality_focal(flat, quality, gamma, detach)
+        loss = functional.quality_focal_loss(flat, quality, gamma, detach)
         assert torch.isfinite(loss).all()
         assert torch.isfinite(torch.autograd.grad(loss.sum(), flat)[0]).all()
         assert loss[4].item() == pytest.approx(math.log(2) if gamma == 0 else 0)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from mmdet.models.losses import DistributionFocalLoss as MMDetDFL
 from mmdet.models.losses import QualityFocalLoss as MMDetQFL
 
+from gfl_det.models.assigners.positives import LevelSlots, _TakeCells
 from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss, functional, fused
 from gfl_det.models.losses.fused import ElementLoss, TargetEntries, focal_sum, mean_and_focal_loss
-from gfl_det.ops import distribution
+from gfl_det.ops import distribution, winograd
 from tests.helpers.oracles import distribution_focal, quality_focal
 
 
@@ -303,13 +304,98 @@ def test_fused_sum_gradient_twice(seed: int) -> None:
     torch.testing.assert_close(torch.autograd.grad(loss * 4, maps)[0], first * 4)
 
 
-def test_fused_sum_gradient_is_not_spoilt_in_silence() -> None:
-    """A gradient handed on as it stands may be changed by its owner; a second walk then fails."""
-    maps = [torch.zeros(1, 3, 4, 4, requires_grad=True)]
+def no_entries() -> TargetEntries:
     empty = torch.zeros(0, dtype=torch.long)
-    entries = TargetEntries(empty.bool(), empty, empty, empty, empty, empty.float())
-    loss = quality_focal_sum(maps, entries, [None])
-    (gradient,) = torch.autograd.grad(loss, maps, retain_graph=True)
-    gradient.zero_()
-    with pytest.raises(RuntimeError, match='inplace'):
-        torch.autograd.grad(loss, maps)
+    return TargetEntries(empty.bool(), empty, empty, empty, empty, empty.float())
+
+
+def taken_cells(maps: list) -> torch.Tensor:
+    where = torch.tensor([0, 0]), torch.tensor([3, 7]), torch.tensor([0, 1])
+    return _TakeCells.apply([LevelSlots(*where)], 2, *maps).square().sum()
+
+
+WALKED = {
+    'focal sum': lambda maps: quality_focal_sum(maps, no_entries(), [None]),
+    'mean and loss': lambda maps: sum(
+        each.sum() for each in mean_and_focal_loss(maps[0], torch.full((1, 3, 4), 1.3))
+    ),
+    'cells': taken_cells,
+    'convolution': lambda maps: winograd.convolve(maps[0], torch.ones(2, 3, 3, 3)).sum(),
+}
+
+
+@pytest.mark.parametrize('name', WALKED)
+def test_a_gradient_belongs_to_its_receiver(name: str) -> None:
+    """Whatever is done to it, a second walk over the graph gives the same gradient."""
+    maps = [torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))]
+    maps[0].requires_grad_()
+    loss = WALKED[name](maps)
+    (expected,) = torch.autograd.grad(WALKED[name](maps), maps)
+    for last in (False, False, True):
+        loss.backward(retain_graph=not last)
+        torch.testing.assert_close(maps[0].grad, expected)
+        maps[0].grad.zero_()
+    loss = WALKED[name](maps)
+    for _ in range(2):
+        (gradient,) = torch.autograd.grad(loss, maps, retain_graph=True)
+        torch.testing.assert_close(gradient, expected)
+        gradient.zero_()
+    for _ in range(2):
+        loss.backward(retain_graph=True)
+    torch.testing.assert_close(maps[0].grad, 2 * expected)
+
+
+@pytest.mark.parametrize('name', WALKED)
+def test_gradients_of_gradients_are_refused(name: str) -> None:
+    maps = [torch.zeros(1, 3, 4, 4, requires_grad=True)]
+    (gradient,) = torch.autograd.grad(WALKED[name](maps) * maps[0].sum(), maps, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        gradient.sum().backward()
+
+
+def test_without_another_walk_the_gradient_is_handed_on_as_it_stands(monkeypatch) -> None:
+    kept = []
+    plain = fused.Layout.view
+    monkeypatch.setattr(
+        fused.Layout, 'view', lambda *args: (kept.append(args[1].data_ptr()), plain(*args))[1]
+    )
+    maps = [torch.zeros(1, 3, 4, 4, requires_grad=True)]
+    for retain in (False, True):
+        loss = quality_focal_sum(maps, no_entries(), [None])
+        (gradient,) = torch.autograd.grad(loss, maps, retain_graph=retain)
+        assert (gradient.data_ptr() == kept[-1]) == (not retain)
+
+
+BETAS = [0.1, 0.5, 0.9, 1.0, 2.0]
+
+
+@pytest.mark.parametrize('beta', BETAS)
+@pytest.mark.parametrize('activated', [False, True])
+@pytest.mark.parametrize('dense', [False, True])
+def test_the_gradient_is_zero_where_score_and_quality_are_equal(beta, activated, dense) -> None:
+    """There the loss is 0, its least; below a beta of 1 a plain power makes NaN of it."""
+    scores = torch.tensor([[0.5, 0.25], [0.25, 0.5]], dtype=torch.float64)
+    pred = (scores if activated else scores.logit()).requires_grad_()
+    loss = QualityFocalLoss(beta=beta, activated=activated, reduction='sum')
+    quality = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    target = torch.diag(quality) if dense else (torch.tensor([0, 1]), quality)
+    (gradient,) = torch.autograd.grad(loss(pred, target), pred)
+    assert gradient.diagonal().tolist() == [0, 0]
+    assert (gradient[0, 1] > 0) & (gradient[1, 0] > 0)  # negatives are still pushed down
+
+
+@pytest.mark.parametrize('beta', BETAS)
+def test_scores_of_0_and_1_have_finite_gradients(beta: float) -> None:
+    for logit in (-200.0, 200.0):
+        pred = torch.full((1, 2), logit, requires_grad=True)
+        target = torch.full((1, 2), 1.0 * (logit > 0))
+        (gradient,) = torch.autograd.grad(QualityFocalLoss(beta=beta)(pred, target), pred)
+        assert gradient.tolist() == [[0, 0]]
+
+
+def test_a_sure_score_that_is_wrong_costs_a_hundred() -> None:
+    """A logarithm is cut at -100 on both sides, as torch's binary cross entropy does."""
+    scores, quality = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    for beta in (0.5, 2.0):
+        loss = functional.quality_focal_loss_from_scores(scores, quality, beta)
+        assert loss.tolist() == [100, 100]

@@ -121,13 +121,13 @@ class Dense(nn.Module):
         super().__init__()
         self.loss = MMDetVarifocalLoss(**options)
 
-    def __call__(self, maps, targets, num_positives):
-        rows = class_loss.class_rows(maps, targets)
+    def __call__(self, maps, assigned, terms, pos_weight):
+        rows = class_loss.class_rows(maps, assigned, terms, pos_weight)
         dense = torch.zeros_like(rows.logits)
         for row in (rows.labels < rows.logits.shape[1]).nonzero()[:, 0].tolist():
             dense[row, rows.labels[row]] = rows.quality[row]
         weight = rows.weight[:, None].expand_as(dense)
-        return self.loss(rows.logits, dense, weight, avg_factor=num_positives)
+        return self.loss(rows.logits, dense, weight, avg_factor=terms.num_positives)
 
 
 @pytest.mark.parametrize('counts', [(5, 0, 3), (0, 0, 0), (60, 1, 30)])

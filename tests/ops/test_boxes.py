@@ -55,3 +55,13 @@ def test_gradients() -> None:
     b = a + torch.rand(2, 4, generator=generator, dtype=torch.float64)
     for function in (boxes.iou, boxes.giou):
         assert torch.autograd.gradcheck(function, (a.requires_grad_(), b.requires_grad_()))
+
+
+def test_tiny_and_empty_boxes() -> None:
+    """A box of side .02 has an area of .0004 and is still itself; two empty ones share nothing."""
+    tiny = torch.tensor([5.0, 5.0, 5.02, 5.02], dtype=torch.float64)
+    for function in (boxes.iou, boxes.giou):
+        assert float(function(tiny, tiny)) == pytest.approx(1.0, rel=1e-9)
+    assert float(boxes.giou(torch.zeros(4), torch.zeros(4))) == 0.0
+    apart = tiny + torch.tensor([0.04, 0, 0.04, 0], dtype=torch.float64)
+    assert float(boxes.giou(tiny, apart)) == pytest.approx(-1 / 3, rel=1e-9)  # a hull of three

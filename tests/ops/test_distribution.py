@@ -86,3 +86,31 @@ def test_gradients() -> None:
     for function in (distribution.mean, distribution.std, distribution.entropy):
         assert torch.autograd.gradcheck(function, (logits,))
     assert torch.autograd.gradcheck(lambda x: distribution.quantile(x, 0.3), (logits,))
+
+
+def test_quantiles_on_the_border_of_a_bin() -> None:
+    """Half lies in bin 2 and half in bin 6: the share of .5 ends with the first, that of 1 with the
+    second, and no bin between or after them is looked at."""
+    logits = torch.full((9,), -math.inf)
+    logits[[2, 6]] = 0
+    assert float(distribution.quantile(logits, 0.5)) == 2.5
+    assert float(distribution.quantile(logits, 1.0)) == 6.5
+
+
+def cumulative(probabilities: list[float], distance: float) -> float:
+    """The share below a distance; a bin is spread over its unit interval, cut at the ends."""
+    total, last = 0.0, len(probabilities) - 1
+    for index, share in enumerate(probabilities):
+        low, high = max(0.0, index - 0.5), min(float(last), index + 0.5)
+        total += share * min(1.0, max(0.0, (distance - low) / (high - low)))
+    return total
+
+
+@pytest.mark.parametrize('peak', [1.0, 5.0, 12.0])
+def test_a_quantile_has_its_share_below_it(peak: float) -> None:
+    """Of peaked distributions too, whose far quantiles lie in bins of hardly any probability."""
+    logits = torch.zeros(9, dtype=torch.float64)
+    logits[3] = peak
+    for share in (0.001, 0.1, 0.5, 0.9, 0.995, 0.99995, 0.99999):
+        distance = float(distribution.quantile(logits, share))
+        assert cumulative(logits.softmax(0).tolist(), distance) == pytest.approx(share, abs=1e-9)

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from gfl_det.errors import ConfigError
 from gfl_det.ops import distribution
-from gfl_det.ops.intervals import edge_intervals, edge_positions, edge_quantiles, stretch_needed
+from gfl_det.ops.intervals import (
+    EdgeIntervals,
+    edge_intervals,
+    edge_positions,
+    edge_quantiles,
+    stretch_needed,
+)
 from tests.helpers.heads import head_pair, make_maps, make_meta
 
 
@@ -145,3 +151,13 @@ def test_results_lack_what_was_not_asked_for() -> None:
 def test_a_level_that_is_no_share_is_refused(level) -> None:
     with pytest.raises(ConfigError, match='interval_level is a share'):
         predict(interval_level=level)
+
+
+def test_an_edge_at_the_end_of_its_interval_is_contained() -> None:
+    """A box on the image's border, where the intervals are cut, is as sure as it can be."""
+    zeros, border = torch.zeros(1, 4), torch.tensor([[100.0, 80.0, 100.0, 80.0]])
+    box = torch.tensor([[0.0, 0.0, 100.0, 80.0]])
+    assert EdgeIntervals(zeros, border).contain(box).all()
+    assert EdgeIntervals(box, box).contain(box).all()
+    assert not EdgeIntervals(zeros, border).contain(box - 0.01)[:, :2].any()
+    assert not EdgeIntervals(zeros, border).contain(box + 0.01)[:, 2:].any()

@@ -1,4 +1,4 @@
-"""How much of the training data a head reaches, in the training's log."""
+"""The shares of clipped edges and of unassigned gts, in the training's log."""
 
 from __future__ import annotations
 
@@ -10,9 +10,36 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from gfl_det.models.assigners.batch import BatchAssignment
 from gfl_det.models.heads.gfl_head import GFLHead
-from gfl_det.models.heads.reach_counts import ReachCounts
+from gfl_det.models.heads.loss import TARGET_MARGIN, gts_in_strides
+from gfl_det.ops.boxes import boxes_to_distances
 from gfl_det.registry import HOOKS
+
+
+class AssignmentCounts:
+    """Running totals of what a head is given to train on, kept on its device.
+
+    Attributes:
+        reg_max: the head's last bin; targets end ``TARGET_MARGIN`` before it.
+        totals: ``(4,)`` int64: edges of positives beyond the last bin, edges of positives,
+            unassigned gts, gts.
+    """
+
+    def __init__(self, reg_max: int, device: torch.device) -> None:
+        self.reg_max = reg_max
+        self.totals = torch.zeros(4, dtype=torch.int64, device=device)
+
+    def add(self, assigned: BatchAssignment) -> None:
+        """Count a batch, without a synchronisation."""
+        positives, number = assigned.positives, len(assigned.boxes)
+        distances = boxes_to_distances(*gts_in_strides(assigned))
+        clipped = (distances > self.reg_max - TARGET_MARGIN) & positives.valid[:, None]
+        valid = positives.valid.long()
+        is_assigned = valid.new_zeros(number).scatter_reduce(0, positives.gt, valid, 'amax')
+        unassigned = (1 - is_assigned).sum()
+        counts = [clipped.sum(), 4 * valid.sum(), unassigned, unassigned.new_full((), number)]
+        self.totals += torch.stack(counts)
 
 
 @HOOKS.register_module()
@@ -21,8 +48,8 @@ class AssignmentLogHook(Hook):
 
     ``clipped_edges``: of the positives' edges, those farther than the last bin, whose boxes come
     out too small; raise ``reg_max`` or add a coarser level. ``truths_without_positive``: of the
-    truths, those that train nothing; see ``with_best_prior`` of the assigner. Both in [0, 1]; for
-    advice before training: ``tools/suggest_reg_max.py``.
+    gts, the unassigned ones, which train nothing; see ``with_best_prior`` of the assigner. Both in
+    [0, 1]; for advice before training: ``tools/suggest_reg_max.py``.
 
     The counts stay on the device; they are read when mmengine's LoggerHook writes and no sooner. In
     the loss dict they would be read at every step, and logged for the last step alone.
@@ -31,16 +58,16 @@ class AssignmentLogHook(Hook):
     priority = 'NORMAL'  # before LoggerHook, which is BELOW_NORMAL
 
     def __init__(self) -> None:
-        self.counts: list[ReachCounts] = []
+        self.counts: list[AssignmentCounts] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Let every GFL head of the model count."""
+        """Count what every GFL head of the model is given."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.counts = []
         for head in model.modules():
             if isinstance(head, GFLHead):
-                head.reach_counts = ReachCounts(next(head.parameters()).device)
-                self.counts.append(head.reach_counts)
+                self.counts.append(AssignmentCounts(head.reg_max, next(head.parameters()).device))
+                head.assignment_observer = self.counts[-1].add
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -50,11 +77,11 @@ class AssignmentLogHook(Hook):
             return
         totals = torch.stack([each.totals for each in self.counts]).sum(0)
         all_reduce(totals)
-        clipped, edges, bare, truths = totals.tolist()
+        clipped, edges, unassigned, gts = totals.tolist()
         for each in self.counts:
             each.totals.zero_()
         runner.message_hub.update_scalar('train/clipped_edges', clipped / max(1, edges))
-        runner.message_hub.update_scalar('train/truths_without_positive', bare / max(1, truths))
+        runner.message_hub.update_scalar('train/truths_without_positive', unassigned / max(1, gts))
 
     def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
         """Whether LoggerHook writes a line after this step."""

@@ -89,7 +89,7 @@ def measure(
         begin, end = int(image[0]), int(image[-1]) + 1
         lattice = _lattice(pyramid, boxes.image_wh[begin:end])
         found = assigner.assign_batch(lattice, truths, image - begin)
-        level, truth = found.level[found.valid], found.truth[found.valid]
+        level, truth = found.level[found.valid], found.gt[found.valid]
         step = strides[level][:, None]
         edges = boxes_to_distances(found.centre[found.valid] / step, truths[truth] / step)
         # Targets end TARGET_MARGIN before the last bin.

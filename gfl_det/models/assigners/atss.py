@@ -30,13 +30,13 @@ class ATSSAssigner(BaseAssigner):
     signature and result for all others.
 
     Args:
-        topk: candidates a level for each truth, k in the paper.
+        topk: candidates a level for each gt, k in the paper.
         alpha: share of IoU in DDOD's dynamic cost ``score^(1 - alpha) * IoU^alpha``; None: IoU
-            between prior and truth alone.
+            between prior and gt alone.
         iou_calculator: mmdet's config of the overlap.
-        ignore_iof_thr: a prior with more than this share inside an ignored truth counts neither as
-            positive nor as negative; negative: ignored truths are not looked at.
-        with_best_prior: a truth that ATSS leaves without a positive, such as one smaller than the
+        ignore_iof_thr: a prior with more than this share inside an ignored gt counts neither as
+            positive nor as negative; negative: ignored gts are not looked at.
+        with_best_prior: a gt that ATSS leaves without a positive, such as one smaller than the
             finest stride, takes the free candidate with the largest overlap. Not in mmdet.
     """
 
@@ -60,21 +60,21 @@ class ATSSAssigner(BaseAssigner):
         return self.alpha is None and type(self.iou_calculator) is BboxOverlaps2D
 
     def ignores(self, regions: Tensor | None) -> bool:
-        """Whether these ignored truths ``(R, 4)`` change the assignment."""
+        """Whether these ignored gts ``(R, 4)`` change the assignment."""
         return self.ignore_iof_thr > 0 and regions is not None and len(regions) > 0
 
-    def assign_batch(self, lattice: Lattice, truths: Tensor, image: Tensor) -> Positives:
-        """Positives of a whole batch, without ignored truths and without a synchronisation.
+    def assign_batch(self, lattice: Lattice, gts: Tensor, image: Tensor) -> Positives:
+        """Positives of a whole batch, without ignored gts and without a synchronisation.
 
         Args:
             lattice: of the batch's priors.
-            truths: ``(T, 4)`` xyxy px, images one after the other.
+            gts: ``(T, 4)`` xyxy px, images one after the other.
             image: ``(T,)`` int64.
 
         Returns:
             The positives.
         """
-        return assign_on_lattice(lattice, truths, image, self.topk, self.with_best_prior)
+        return assign_on_lattice(lattice, gts, image, self.topk, self.with_best_prior)
 
     def assign(
         self,
@@ -93,19 +93,19 @@ class ATSSAssigner(BaseAssigner):
             gt_instances_ignore: with ``bboxes`` ``(R, 4)``.
 
         Returns:
-            ``gt_inds`` ``(P,)``: 0 background, -1 ignored, else 1 + index of the truth;
-            ``max_overlaps`` ``(P,)``, -1e8 where there is no truth, and ``labels`` ``(P,)``, -1
+            ``gt_inds`` ``(P,)``: 0 background, -1 ignored, else 1 + index of the gt;
+            ``max_overlaps`` ``(P,)``, -1e8 where there is no gt, and ``labels`` ``(P,)``, -1
             where there is none.
 
         Raises:
             ValueError: ``alpha`` is set and scores or boxes are missing.
         """
         priors = get_box_tensor(pred_instances.priors)[:, :4]
-        truths, labels = get_box_tensor(gt_instances.bboxes), gt_instances.labels
+        gts, labels = get_box_tensor(gt_instances.bboxes), gt_instances.labels
         gt_inds = torch.zeros(len(priors), dtype=torch.long, device=priors.device)
-        if len(truths) == 0 or len(priors) == 0:
+        if len(gts) == 0 or len(priors) == 0:
             no_overlap = priors.new_zeros(len(priors))
-            return AssignResult(len(truths), gt_inds, no_overlap, labels=gt_inds - 1)
+            return AssignResult(len(gts), gt_inds, no_overlap, labels=gt_inds - 1)
 
         ignored = self._ignored(priors, gt_instances_ignore)
         if ignored is not None:
@@ -116,30 +116,30 @@ class ATSSAssigner(BaseAssigner):
                 warnings.warn('scores and boxes count only when alpha is set', stacklevel=2)
             lattice = fit_lattice(priors, num_level_priors)
         if lattice is not None:
-            found = self._assign_lattice(lattice, truths)
+            found = self._assign_lattice(lattice, gts)
         else:
             overlap_of = self._overlap_function(pred_instances, gt_instances)
             found = self._assign_generally(
-                priors, num_level_priors, truths, overlap_of, self.topk, ignored
+                priors, num_level_priors, gts, overlap_of, self.topk, ignored
             )
         return _with_positives(gt_inds, found, labels)
 
     def _ignored(self, priors: Tensor, instances: InstanceData | None) -> Tensor | None:
-        """Which priors ``(P,)`` lie in ignored truths; None where those do not count."""
+        """Which priors ``(P,)`` lie in ignored gts; None where those do not count."""
         regions = None if instances is None else get_box_tensor(instances.bboxes)
         if regions is None or not self.ignores(regions):
             return None
         return general.ignored_priors(priors, regions, self.ignore_iof_thr)
 
-    def _assign_lattice(self, lattice: Lattice, truths: Tensor) -> general.Assignment:
-        image = torch.zeros(len(truths), dtype=torch.long, device=truths.device)
-        found = self.assign_batch(lattice, truths, image)
+    def _assign_lattice(self, lattice: Lattice, gts: Tensor) -> general.Assignment:
+        image = torch.zeros(len(gts), dtype=torch.long, device=gts.device)
+        found = self.assign_batch(lattice, gts, image)
         prior = (lattice.first_prior[found.level] + found.cell)[found.valid]
-        truth = torch.full((lattice.num_priors,), -1, device=truths.device)
-        truth[prior] = found.truth[found.valid]
-        overlap = truths.new_zeros(lattice.num_priors)
+        gt = torch.full((lattice.num_priors,), -1, device=gts.device)
+        gt[prior] = found.gt[found.valid]
+        overlap = gts.new_zeros(lattice.num_priors)
         overlap[prior] = found.iou[found.valid]
-        return general.Assignment(truth, overlap)
+        return general.Assignment(gt, overlap)
 
     def _assign_generally(self, *case: Any) -> general.Assignment:
         found = general.assign(*case)
@@ -148,33 +148,33 @@ class ATSSAssigner(BaseAssigner):
     def _overlap_function(
         self, pred_instances: InstanceData, gt_instances: InstanceData
     ) -> general.OverlapFunction:
-        truths, labels = get_box_tensor(gt_instances.bboxes), gt_instances.labels
+        gts, labels = get_box_tensor(gt_instances.bboxes), gt_instances.labels
 
-        def overlap_with(boxes: Tensor, prior: Tensor, truth: Tensor) -> Tensor:
-            pairs: Any = (boxes[prior].flatten(0, 1), truths[truth].repeat(len(prior), 1))
+        def overlap_with(boxes: Tensor, prior: Tensor, gt: Tensor) -> Tensor:
+            pairs: Any = (boxes[prior].flatten(0, 1), gts[gt].repeat(len(prior), 1))
             return self.iou_calculator(*pairs, is_aligned=True).view(prior.shape)
 
         alpha = self.alpha
         if alpha is None:
             priors = get_box_tensor(pred_instances.priors)[:, :4]
-            return lambda prior, truth: overlap_with(priors, prior, truth)
+            return lambda prior, gt: overlap_with(priors, prior, gt)
         if 'scores' not in pred_instances or 'bboxes' not in pred_instances:
             raise ValueError('alpha needs the scores and bboxes of pred_instances')
         scores, boxes = pred_instances.scores, pred_instances.bboxes
 
-        def dynamic_cost(prior: Tensor, truth: Tensor) -> Tensor:
-            score = scores[prior, labels[truth]].sigmoid()
-            return score ** (1 - alpha) * overlap_with(boxes, prior, truth) ** alpha
+        def dynamic_cost(prior: Tensor, gt: Tensor) -> Tensor:
+            score = scores[prior, labels[gt]].sigmoid()
+            return score ** (1 - alpha) * overlap_with(boxes, prior, gt) ** alpha
 
         return dynamic_cost
 
 
 def _with_positives(gt_inds: Tensor, found: general.Assignment, labels: Tensor) -> AssignResult:
     """Write positives ``(P,)`` over background and ignored priors, in mmdet's form."""
-    positive = found.truth >= 0
-    truth = found.truth[positive]
-    gt_inds[positive] = truth + 1
+    positive = found.gt >= 0
+    gt = found.gt[positive]
+    gt_inds[positive] = gt + 1
     assigned_labels = torch.full_like(gt_inds, -1)
-    assigned_labels[positive] = labels[truth]
+    assigned_labels[positive] = labels[gt]
     overlap = found.overlap.masked_fill(~positive, NO_OVERLAP)
     return AssignResult(len(labels), gt_inds, overlap, labels=assigned_labels)

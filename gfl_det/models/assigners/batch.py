@@ -8,12 +8,18 @@ from typing import NamedTuple
 import torch
 from mmdet.models.task_modules.assigners import BaseAssigner
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners.atss import ATSSAssigner
-from gfl_det.models.assigners.lattice import CellRectangle, make_lattice, valid_rectangle
+from gfl_det.models.assigners.lattice import (
+    CellRectangle,
+    Lattice,
+    make_lattice,
+    valid_rectangle,
+)
 from gfl_det.models.assigners.positives import LevelSlots, Positives
 from gfl_det.ops.boxes import box_centres
 
@@ -40,12 +46,35 @@ class Grid(NamedTuple):
     rectangles: list[list[CellRectangle]]  # per image and level
     device: torch.device
 
+    def lattice(self) -> Lattice:
+        """What assignment in closed form works on."""
+        return make_lattice(
+            self.priors.base, self.priors.strides, self.sizes, self.rectangles, self.device
+        )
 
-class Match(NamedTuple):
-    """Positives of a batch, and the priors that count for nothing."""
 
-    positives: Positives
-    ignored: list[Tensor] | None  # per level (B, H, W) bool; None: none are
+class BatchAssignment(NamedTuple):
+    """What was assigned: a batch's gts, the grid of priors, and which prior answers for which."""
+
+    boxes: Tensor  # (T, 4) float32 xyxy px, gts of all images one after the other
+    labels: Tensor  # (T,) int64
+    image: Tensor  # (T,) int64, the gt's image
+    grid: Grid
+    positives: Positives  # M slots
+    ignored: list[Tensor] | None  # per level (B, H, W) bool, neither positive nor negative
+
+    def of_known_labels(self, num_classes: int) -> BatchAssignment:
+        """The same without what a gt of an unknown class would train: nothing, as in mmdet.
+
+        Data sets refuse labels outside 0..num_classes - 1 with a sentence; here an index out of
+        range would be worse. Their gts keep their place, without area and positives.
+        """
+        known = (self.labels >= 0) & (self.labels < num_classes)
+        valid = self.positives.valid & known[self.positives.gt]
+        return self._replace(
+            boxes=self.boxes.where(known[:, None], self.boxes.new_zeros(())),
+            positives=self.positives._replace(valid=valid),
+        )
 
 
 def make_grid(
@@ -82,58 +111,58 @@ def make_grid(
     return Grid(priors, sizes, rectangles, maps[0].device)
 
 
-def match_batch(
+def assign_batch(
     assigner: BaseAssigner,
     grid: Grid,
-    truths: Tensor,
-    image: Tensor,
     instances: Sequence[InstanceData],
     ignored: Sequence[InstanceData | None],
-) -> Match:
+) -> BatchAssignment:
     """Assign the priors of a batch.
 
     Args:
         assigner: ours, or any with mmdet's ``assign``.
         grid: the priors.
-        truths: ``(T, 4)`` xyxy px, of all images.
-        image: ``(T,)`` int64.
-        instances: per image, ``bboxes`` and ``labels``: the same truths.
+        instances: per image, ``bboxes`` and ``labels`` of the gts.
         ignored: per image, ``bboxes`` of regions whose objects are not labelled, or None.
 
     Returns:
-        The positives; they are ordered by truth in the closed form, by prior otherwise.
+        The assignment; positives are ordered by gt in the closed form, by prior otherwise.
     """
+    counts = [len(each.labels) for each in instances]
+    image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]).long()
+    image = image.to(grid.device, non_blocking=True)
+    boxes = torch.cat([get_box_tensor(each.bboxes).float() for each in instances])
+    labels = torch.cat([each.labels for each in instances])
     if isinstance(assigner, ATSSAssigner) and assigner.has_closed_form:
         regions = [None if each is None else each.bboxes for each in ignored]
         if not any(assigner.ignores(each) for each in regions):
-            lattice = make_lattice(
-                grid.priors.base, grid.priors.strides, grid.sizes, grid.rectangles, grid.device
-            )
-            return Match(assigner.assign_batch(lattice, truths, image), None)
-    return _match_image_by_image(assigner, grid, instances, ignored)
+            positives = assigner.assign_batch(grid.lattice(), boxes, image)
+            return BatchAssignment(boxes, labels, image, grid, positives, None)
+    positives, masks = _assign_image_by_image(assigner, grid, instances, ignored)
+    return BatchAssignment(boxes, labels, image, grid, positives, masks)
 
 
-def _match_image_by_image(
+def _assign_image_by_image(
     assigner: BaseAssigner,
     grid: Grid,
     instances: Sequence[InstanceData],
     ignored: Sequence[InstanceData | None],
-) -> Match:
+) -> tuple[Positives, list[Tensor]]:
     device = grid.device
     priors = torch.cat(grid.priors.generator.grid_priors(grid.sizes, device=device))
-    images, chosen, truth, iou, skipped = [], [], [], [], []
-    first_truth = 0
-    for index, (truths, regions) in enumerate(zip(instances, ignored)):
+    images, chosen, gt, iou, skipped = [], [], [], [], []
+    first_gt = 0
+    for index, (gts, regions) in enumerate(zip(instances, ignored)):
         inside = _inside(grid, index)
         kept = torch.cat(inside).nonzero().squeeze(1)
         counts = [int(each.sum()) for each in inside]
-        result = assigner.assign(InstanceData(priors=priors[kept]), counts, truths, regions)
+        result = assigner.assign(InstanceData(priors=priors[kept]), counts, gts, regions)
         positive = (result.gt_inds > 0).nonzero().squeeze(1)
         images.append(torch.full_like(positive, index))
         chosen.append(kept[positive])
-        truth.append(result.gt_inds[positive] - 1 + first_truth)
+        gt.append(result.gt_inds[positive] - 1 + first_gt)
         iou.append(result.max_overlaps[positive])
-        first_truth += len(truths.labels)
+        first_gt += len(gts.labels)
         mask = torch.zeros(len(priors), dtype=torch.bool, device=device)
         mask[kept[result.gt_inds < 0]] = True
         skipped.append(mask)
@@ -145,14 +174,14 @@ def _match_image_by_image(
         image=image,
         level=level,
         cell=cell,
-        truth=torch.cat(truth),
+        gt=torch.cat(gt),
         iou=torch.cat(iou),
         centre=box_centres(priors[prior]),
         by_level=[LevelSlots(image[slot], cell[slot], slot) for slot in slots],
     )
     levels = torch.stack(skipped).split([rows * columns for rows, columns in grid.sizes], dim=1)
     masks = [mask.unflatten(1, size) for mask, size in zip(levels, grid.sizes)]
-    return Match(positives, masks)
+    return positives, masks
 
 
 def _place(grid: Grid, prior: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,16 @@
 """ATSS on lattices, in closed form: pure functions on tensors, torch alone.
 
-Adaptive Training Sample Selection (Zhang et al., CVPR 2020, algorithm 1) takes for each truth the k
+Adaptive Training Sample Selection (Zhang et al., CVPR 2020, algorithm 1) takes for each gt the k
 nearest priors of every level, and calls positive those whose IoU reaches the mean plus the standard
-deviation of these candidates' IoUs and whose centre lies inside the truth. On a lattice the k
-nearest need no search: order columns and rows by their distance from the truth's centre; the prior
-of the i-th column and the j-th row (from 0) has (i + 1)(j + 1) - 1 others at least as near, so it
-can be among the k nearest only if (i + 1)(j + 1) <= k. For k = 9 that leaves 23 of any number of
-priors, wherever the centre lies and however narrow the level is. The cost grows with the truths
-and not with the image, and no step waits for a value from the device.
+deviation of these candidates' IoUs and whose centre lies inside the gt. On a lattice the k nearest
+need no search: order columns and rows by their distance from the gt's centre; the prior of the i-th
+column and the j-th row (from 1) is one of i * j at least as near, so it can be among the k nearest
+only if i * j <= k (drawn in :func:`nearest_priors`). For k = 9 that leaves 23 of any number of
+priors, wherever the centre lies and however narrow the level is. The cost grows with the gts and
+not with the image, and no step waits for a value from the device.
+
+In this order: the nearest priors, ATSS's threshold, one gt per prior, a prior for gts left without
+one, and all of it as a list of positives.
 """
 
 from __future__ import annotations
@@ -21,84 +24,24 @@ from gfl_det.models.assigners.lattice import Lattice
 from gfl_det.models.assigners.positives import LevelSlots, Positives
 from gfl_det.ops.boxes import MIN_UNION, box_areas
 
-# Rounds of choosing: so many truths that want the same priors get one each. A fixed number, as to
-# ask whether a truth is still without one would wait for the device.
+MIN_INSIDE_PX = 0.01  # a centre on the border counts as outside
+# Rounds of choosing: so many gts that want the same priors get one each. A fixed number, as to
+# ask whether a gt is still without one would wait for the device.
 ROUNDS = 9
 
 
-def choose_free(needy: Tensor, overlap: Tensor, prior: Tensor, taken: Tensor) -> Tensor:
-    """Let truths choose in rounds; a prior wanted by several goes to the larger overlap.
-
-    Args:
-        needy: ``(T,)`` bool, the truths that choose.
-        overlap: ``(T, K)`` float32 of their candidates, in order of distance within a level; one
-            that is not above 0 is no choice.
-        prior: ``(T, K)`` int64.
-        taken: ``(P,)`` bool, priors that are not free; ``prior`` is below P.
-
-    Returns:
-        ``(T, K)`` bool: at most one true entry a truth, and at most one a prior.
-    """
-    # NaN, of a truth with a coordinate that is no number, compares as false.
-    overlap = overlap.where(overlap > 0, overlap.new_zeros(()))
-    overlap, order = overlap.sort(dim=1, descending=True, stable=True)
-    ranked = prior.gather(1, order)
-    # The bits of a non-negative float order as integers: pack (overlap, -truth) into one number.
-    truth = torch.arange(len(needy), device=needy.device)
-    claims = overlap.float().contiguous().view(torch.int32).long() * 2**32
-    claims = claims + (2**31 - 1 - truth)[:, None]
-    is_choice = overlap > 0
-    taken = taken.to(torch.uint8)
-    best = torch.zeros_like(taken, dtype=torch.long)
-    place, served = torch.zeros_like(truth), torch.zeros_like(needy)
-    for _ in range(min(ROUNDS, overlap.shape[1])):
-        free = is_choice & (taken[ranked] == 0)
-        first = free.to(torch.uint8).argmax(1, keepdim=True)
-        wants = needy & free.gather(1, first)[:, 0]
-        wanted, claim = (each.gather(1, first)[:, 0] for each in (ranked, claims))
-        claim = claim.where(wants, claim.new_zeros(()))
-        # A prior is wanted in one round alone, as it is taken from then on.
-        best = best.scatter_reduce(0, wanted, claim, 'amax')
-        won = wants & (best[wanted] == claim)
-        taken = taken.scatter_reduce(0, wanted, won.to(torch.uint8), 'amax')
-        place, served = first[:, 0].where(won, place), served | won
-        needy = needy & ~won
-    chosen = torch.zeros_like(is_choice)
-    return chosen.scatter(1, order.gather(1, place[:, None]), served[:, None])
-
-
-def add_best_priors(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors: int) -> Tensor:
-    """Give truths without a positive their best free prior.
-
-    Args:
-        positive: ``(T, K)`` bool, at most one true entry a prior.
-        overlap: ``(T, K)`` float32 in [0, 1]; 0 where there is no candidate.
-        prior: ``(T, K)`` int64, of all candidates.
-        num_priors: of all images together.
-
-    Returns:
-        ``(T, K)`` bool, ``positive`` and at most one entry more for each truth without any.
-    """
-    taken = torch.zeros(num_priors, dtype=torch.uint8, device=prior.device)
-    taken = taken.scatter_reduce(0, prior.flatten(), positive.flatten().to(torch.uint8), 'amax')
-    return positive | choose_free(~positive.any(1), overlap, prior, taken > 0)
-
-
-MIN_INSIDE_PX = 0.01  # a centre on the border counts as outside
-
-
 class NearestPriors(NamedTuple):
-    """The k nearest priors of each truth on each level; K = L * k, level by level."""
+    """The k nearest priors of each gt on each level; K = L * k, level by level."""
 
     valid: Tensor  # (T, K) bool; false where a level has fewer than k cells
     cell: Tensor  # (T, K) int64
-    iou: Tensor  # (T, K) of prior and truth; 0 where not valid
+    iou: Tensor  # (T, K) of prior and gt; 0 where not valid
     centre: Tensor  # (T, K, 2) px, of the priors
-    margin: Tensor  # (T, K) px from the prior's centre to the truth's nearest edge; outside < 0
+    margin: Tensor  # (T, K) px from the prior's centre to the gt's nearest edge; outside < 0
 
 
 class Lines(NamedTuple):
-    """The k columns and k rows of each level nearest to a truth's centre, the nearest first.
+    """The k columns and k rows of each level nearest to a gt's centre, the nearest first.
 
     All that IoU and position need is separable: the axis before the last is x (columns), y (rows).
     """
@@ -107,12 +50,12 @@ class Lines(NamedTuple):
     square: Tensor  # (T, L, 2, k) squared distance of the priors' centres; infinite for no cell
     centre: Tensor  # (T, L, 2, k) px
     side: Tensor  # (T, L, 2, k) px, of the priors
-    shared: Tensor  # (T, L, 2, k) px that prior and truth have in common
-    margin: Tensor  # (T, L, 2, k) px from the prior's centre to the truth's nearer edge
+    shared: Tensor  # (T, L, 2, k) px that prior and gt have in common
+    margin: Tensor  # (T, L, 2, k) px from the prior's centre to the gt's nearer edge
 
 
-def _nearest_lines(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> Lines:
-    low, high = truths[:, None, :2, None], truths[:, None, 2:, None]  # (T, 1, 2, 1)
+def _nearest_lines(lattice: Lattice, gts: Tensor, image: Tensor, k: int) -> Lines:
+    low, high = gts[:, None, :2, None], gts[:, None, 2:, None]  # (T, 1, 2, 1)
     centre = (low + high) / 2
     begin, end = lattice.begin[image][..., None], lattice.end[image][..., None]  # (T, L, 2, 1)
     base_low, base_high = lattice.base[:, :2, None], lattice.base[:, 2:, None]  # (L, 2, 1)
@@ -122,7 +65,7 @@ def _nearest_lines(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> L
     window = k + 2
     start = nearest.clamp(min=begin, max=end - 1).long() - window // 2
     start = torch.maximum(torch.minimum(start, end - window), begin)
-    index = start + torch.arange(window, device=truths.device)
+    index = start + torch.arange(window, device=gts.device)
     shift = index * stride
     middle = ((base_low + shift) + (base_high + shift)) / 2  # as mmdet rounds it
     square = (middle - centre).square_().masked_fill_(index >= end, torch.inf)
@@ -141,36 +84,49 @@ def _nearest_lines(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> L
     )
 
 
-def nearest_priors(lattice: Lattice, truths: Tensor, image: Tensor, k: int) -> NearestPriors:
-    """The k nearest valid priors of each truth on each level.
+def nearest_priors(lattice: Lattice, gts: Tensor, image: Tensor, k: int) -> NearestPriors:
+    """The k nearest valid priors of each gt on each level.
+
+    Each number counts the priors that are at least as near as the one at its place, itself
+    included, whatever the distances; so for k = 9 the k nearest are among these 23::
+
+                       columns, the nearest first
+                       1st 2nd 3rd 4th 5th 6th 7th 8th 9th
+        rows,     1st   1   2   3   4   5   6   7   8   9
+        the       2nd   2   4   6   8
+        nearest   3rd   3   6   9
+        first     4th   4   8
+                  5th   5
+                  ...   .
+                  9th   9
 
     Args:
         lattice: of the batch.
-        truths: ``(T, 4)`` xyxy px.
-        image: ``(T,)`` int64, the truth's image.
-        k: candidates a level, at least 1.
+        gts: ``(T, 4)`` xyxy px.
+        image: ``(T,)`` int64, the gt's image.
+        k: candidates per level, at least 1.
 
     Returns:
         The candidates. Among priors at the same distance the choice is the same on every run.
     """
-    lines = _nearest_lines(lattice, truths, image, k)
+    lines = _nearest_lines(lattice, gts, image, k)
     pairs = [(i, j) for i in range(k) for j in range(k) if (i + 1) * (j + 1) <= k]
-    columns, rows = ranks = torch.tensor(pairs).T.to(truths.device, non_blocking=True)
+    columns, rows = ranks = torch.tensor(pairs).T.to(gts.device, non_blocking=True)
     distance = (lines.square[:, :, 0, columns] + lines.square[:, :, 1, rows]).sqrt_()
     distance, order = distance.sort(dim=-1, stable=True)
     chosen = ranks[:, order[..., :k]].movedim(0, 2)  # (T, L, 2, k)
-    index, _, centre, side, shared, margin = (each.gather(-1, chosen) for each in lines)
+    near = Lines(*(each.gather(-1, chosen) for each in lines))
     # IoU by the operations and in the order of boxes.iou, factor by factor.
-    intersection = shared[:, :, 0] * shared[:, :, 1]
-    areas = side[:, :, 0] * side[:, :, 1] + box_areas(truths)[:, None, None]
+    intersection = near.shared[:, :, 0] * near.shared[:, :, 1]
+    areas = near.side[:, :, 0] * near.side[:, :, 1] + box_areas(gts)[:, None, None]
     overlap = intersection / (areas - intersection).clamp_(min=MIN_UNION)
     valid = distance[..., :k].isfinite()
     return NearestPriors(
         valid=valid.flatten(1),
-        cell=(index[:, :, 1] * lattice.width[:, None] + index[:, :, 0]).flatten(1),
+        cell=(near.cells[:, :, 1] * lattice.width[:, None] + near.cells[:, :, 0]).flatten(1),
         iou=overlap.masked_fill_(~valid, 0).flatten(1),
-        centre=centre.movedim(2, 3).flatten(1, 2),
-        margin=margin.amin(2).flatten(1),
+        centre=near.centre.movedim(2, 3).flatten(1, 2),
+        margin=near.margin.amin(2).flatten(1),
     )
 
 
@@ -178,7 +134,7 @@ def adaptive_threshold(candidates: NearestPriors) -> Tensor:
     """The IoU that makes a candidate positive (algorithm 1, lines 8 to 11).
 
     Args:
-        candidates: of T truths.
+        candidates: of T gts.
 
     Returns:
         ``(T, 1)``, mean plus standard deviation; NaN for one candidate alone.
@@ -195,22 +151,38 @@ def adaptive_threshold(candidates: NearestPriors) -> Tensor:
 
 
 def positive_mask(candidates: NearestPriors) -> Tensor:
-    """ATSS's adaptive threshold (algorithm 1, lines 8 to 14) on the candidates of each truth.
+    """ATSS's adaptive threshold (algorithm 1, lines 8 to 14) on the candidates of each gt.
 
     Args:
-        candidates: of T truths.
+        candidates: of T gts.
 
     Returns:
         ``(T, K)`` bool.
     """
     is_inside = candidates.margin > MIN_INSIDE_PX
-    # A truth so large that its IoU rounds to 0 has all candidates equal, and is no object.
+    # A gt so large that its IoU rounds to 0 has all candidates equal, and is no object.
     is_object = candidates.iou > 0
     return is_object & (candidates.iou >= adaptive_threshold(candidates)) & is_inside
 
 
+def claim_keys(overlap: Tensor) -> Tensor:
+    """Integers that order the claims of gts on a prior: the larger IoU, then the lower index.
+
+    The bits of a non-negative float32 order as integers do, so (IoU, -index) is packed into 64
+    bits; the maximum over all claims of a prior then finds its gt without a sort.
+
+    Args:
+        overlap: ``(T, K)`` float32, at least 0.
+
+    Returns:
+        ``(T, K)`` int64, all above 0, and different for different gts.
+    """
+    gt = torch.arange(len(overlap), device=overlap.device)[:, None]
+    return overlap.float().contiguous().view(torch.int32).long() * 2**32 + (2**31 - 1 - gt)
+
+
 def resolve_conflicts(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors: int) -> Tensor:
-    """Keep one truth a prior: the larger IoU, the lower index at a tie.
+    """Keep one gt per prior, by the order of :func:`claim_keys`.
 
     Args:
         positive: ``(T, K)`` bool.
@@ -219,19 +191,72 @@ def resolve_conflicts(positive: Tensor, overlap: Tensor, prior: Tensor, num_prio
         num_priors: of all images together.
 
     Returns:
-        ``(T, K)`` bool, at most one true entry a prior.
+        ``(T, K)`` bool, at most one true entry per prior.
     """
-    # The bits of a non-negative float order as integers: pack (IoU, -truth) into one number.
-    truth = torch.arange(len(prior), device=prior.device)[:, None]
-    claim = overlap.float().contiguous().view(torch.int32).long() * 2**32 + (2**31 - 1 - truth)
+    claim = claim_keys(overlap)
     claim = claim.where(positive, claim.new_zeros(()))
     best = claim.new_zeros(num_priors)
     best = best.scatter_reduce(0, prior.flatten(), claim.flatten(), 'amax')
     return positive & (best[prior] == claim)
 
 
-def capacity(num_truths: int, lattice: Lattice, k: int) -> int:
-    """Slots that hold the positives of any batch with so many truths.
+def choose_free(needy: Tensor, overlap: Tensor, prior: Tensor, taken: Tensor) -> Tensor:
+    """Let gts choose in rounds; a prior wanted by several goes by :func:`claim_keys`.
+
+    Args:
+        needy: ``(T,)`` bool, the gts that choose.
+        overlap: ``(T, K)`` float32 of their candidates, in order of distance within a level; one
+            that is not above 0 is no choice.
+        prior: ``(T, K)`` int64.
+        taken: ``(P,)`` bool, priors that are not free; ``prior`` is below P.
+
+    Returns:
+        ``(T, K)`` bool: at most one true entry per gt and per prior.
+    """
+    # NaN, of a gt with a NaN coordinate, compares as false.
+    overlap = overlap.where(overlap > 0, overlap.new_zeros(()))
+    overlap, order = overlap.sort(dim=1, descending=True, stable=True)
+    ranked = prior.gather(1, order)
+    claims = claim_keys(overlap)
+    is_choice = overlap > 0
+    taken = taken.to(torch.uint8)
+    best = torch.zeros_like(taken, dtype=torch.long)
+    place, served = torch.zeros_like(prior[:, 0]), torch.zeros_like(needy)
+    for _ in range(min(ROUNDS, overlap.shape[1])):
+        free = is_choice & (taken[ranked] == 0)
+        first = free.to(torch.uint8).argmax(1, keepdim=True)
+        wants = needy & free.gather(1, first)[:, 0]
+        wanted, claim = (each.gather(1, first)[:, 0] for each in (ranked, claims))
+        claim = claim.where(wants, claim.new_zeros(()))
+        # A prior is wanted in one round alone, as it is taken from then on.
+        best = best.scatter_reduce(0, wanted, claim, 'amax')
+        won = wants & (best[wanted] == claim)
+        taken = taken.scatter_reduce(0, wanted, won.to(torch.uint8), 'amax')
+        place, served = first[:, 0].where(won, place), served | won
+        needy = needy & ~won
+    chosen = torch.zeros_like(is_choice)
+    return chosen.scatter(1, order.gather(1, place[:, None]), served[:, None])
+
+
+def add_best_priors(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors: int) -> Tensor:
+    """Give gts without a positive their best free prior.
+
+    Args:
+        positive: ``(T, K)`` bool, at most one true entry per prior.
+        overlap: ``(T, K)`` float32 in [0, 1]; 0 where there is no candidate.
+        prior: ``(T, K)`` int64, of all candidates.
+        num_priors: of all images together.
+
+    Returns:
+        ``(T, K)`` bool, ``positive`` and at most one entry more for each gt without any.
+    """
+    taken = torch.zeros(num_priors, dtype=torch.uint8, device=prior.device)
+    taken = taken.scatter_reduce(0, prior.flatten(), positive.flatten().to(torch.uint8), 'amax')
+    return positive | choose_free(~positive.any(1), overlap, prior, taken > 0)
+
+
+def capacity(num_gts: int, lattice: Lattice, k: int) -> int:
+    """Slots that hold the positives of any batch with so many gts.
 
     Of K numbers at most K(K-1)/(2K-1), less than half, reach their mean plus unbiased deviation,
     unless all are equal. All IoUs can be equal where priors have one size, not where levels differ.
@@ -239,27 +264,27 @@ def capacity(num_truths: int, lattice: Lattice, k: int) -> int:
     candidates = lattice.num_levels * k
     if lattice.sizes_differ:
         candidates = max(1, candidates * (candidates - 1) // (2 * candidates - 1))
-    return num_truths * candidates
+    return num_gts * candidates
 
 
 def assign_on_lattice(
-    lattice: Lattice, truths: Tensor, image: Tensor, k: int, with_best_prior: bool = False
+    lattice: Lattice, gts: Tensor, image: Tensor, k: int, with_best_prior: bool = False
 ) -> Positives:
-    """ATSS for all truths of all images in one call.
+    """ATSS for all gts of all images in one call.
 
     Args:
         lattice: of the batch.
-        truths: ``(T, 4)`` xyxy px, images one after the other; a truth with a coordinate that is no
-            number, or without area, gets no positive.
-        image: ``(T,)`` int64, the truth's image, ascending.
-        k: candidates a level.
-        with_best_prior: truths left without a positive take their best free prior.
+        gts: ``(T, 4)`` xyxy px, images one after the other; a gt with a NaN
+            or infinite coordinate, or without area, gets no positive.
+        image: ``(T,)`` int64, the gt's image, ascending.
+        k: candidates per level.
+        with_best_prior: gts left without a positive take their best free prior.
 
     Returns:
-        The positives, ordered by truth.
+        The positives, ordered by gt.
     """
-    candidates = nearest_priors(lattice, truths, image, k)
-    level = torch.arange(lattice.num_levels, device=truths.device).repeat_interleave(k)
+    candidates = nearest_priors(lattice, gts, image, k)
+    level = torch.arange(lattice.num_levels, device=gts.device).repeat_interleave(k)
     positive = _choose(lattice, candidates, image, level, with_best_prior)
     return _gather(lattice, candidates, positive, image, level)
 
@@ -267,7 +292,7 @@ def assign_on_lattice(
 def _choose(
     lattice: Lattice, candidates: NearestPriors, image: Tensor, level: Tensor, with_best_prior: bool
 ) -> Tensor:
-    """Which candidates ``(T, K)`` are positive, each prior for one truth at most."""
+    """Which candidates ``(T, K)`` are positive, each prior for one gt at most."""
     positive = positive_mask(candidates)
     eligible = candidates.valid if with_best_prior else positive
     cell = candidates.cell.where(eligible, candidates.cell.new_zeros(()))
@@ -283,7 +308,7 @@ def _choose(
 def _gather(
     lattice: Lattice, candidates: NearestPriors, positive: Tensor, image: Tensor, level: Tensor
 ) -> Positives:
-    """Move the positive candidates to the front: a fixed number of slots, so that nothing waits."""
+    """Move the positive candidates to the front of a fixed number of slots, the rest nowhere."""
     k = len(level) // lattice.num_levels
     slots = capacity(len(image), lattice, k)
     flat = positive.flatten()
@@ -291,17 +316,17 @@ def _gather(
     source = slot.new_zeros(slots + 1)
     source = source.scatter(0, slot, torch.arange(len(flat), device=slot.device))[:slots]
     valid = torch.arange(slots, device=slot.device) < flat.sum()
-    truth = source.div(len(level), rounding_mode='floor')
+    gt = source.div(len(level), rounding_mode='floor')
     # Candidates that are not positive all name the first cell: reading it again costs little.
     each_image = image[:, None].where(positive, image.new_zeros(()))
     each_cell = candidates.cell.where(positive, candidates.cell.new_zeros(()))
     by_candidate = (each_image, each_cell, slot.view_as(positive))
     return Positives(
         valid=valid,
-        image=image[truth],
+        image=image[gt],
         level=level[source % len(level)],
         cell=each_cell.flatten()[source],
-        truth=truth,
+        gt=gt,
         iou=candidates.iou.flatten()[source],
         centre=candidates.centre.flatten(0, 1)[source],
         by_level=[

@@ -1,7 +1,7 @@
-"""ATSS for priors of any kind, by distance to each of them; memory is bounded by chunks of truths.
+"""ATSS for priors of any kind, by distance to each of them; memory is bounded by chunks of gts.
 
 The same rule as :mod:`.closed_form`. Only the k nearest priors a level get an overlap, so that no
-matrix of all priors against all truths is kept.
+matrix of all priors against all gts is kept.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from gfl_det.ops.boxes import box_areas, box_centres, intersections
 
 MAX_PAIRS = 2**21  # distances held at a time: 8 MiB in float32
 
-# (prior indices (k, t), truth indices (t,)) -> overlaps (k, t)
+# (prior indices (k, t), gt indices (t,)) -> overlaps (k, t)
 OverlapFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def _chunk(num_priors: int) -> int:
-    """Truths whose pairs with all priors are held at a time."""
+    """Gts whose pairs with all priors are held at a time."""
     return max(1, MAX_PAIRS // max(1, num_priors))
 
 
 class Assignment(NamedTuple):
-    """For each prior its truth (index, -1 for none) and the overlap with it (0 for none)."""
+    """For each prior its gt (index, -1 for none) and the overlap with it (0 for none)."""
 
-    truth: Tensor  # (P,) int64
+    gt: Tensor  # (P,) int64
     overlap: Tensor  # (P,)
 
 
@@ -55,54 +55,54 @@ def ignored_priors(priors: Tensor, regions: Tensor, iof_threshold: float) -> Ten
 def assign(
     priors: Tensor,
     num_level_priors: Sequence[int],
-    truths: Tensor,
+    gts: Tensor,
     overlap_of: OverlapFunction,
     k: int,
     ignored: Tensor | None = None,
 ) -> Assignment:
-    """Assign each prior of one image to a truth or to none.
+    """Assign each prior of one image to a gt or to none.
 
     Args:
         priors: ``(P, 4)`` xyxy px, level by level.
         num_level_priors: priors of each level.
-        truths: ``(T, 4)`` xyxy px.
+        gts: ``(T, 4)`` xyxy px.
         overlap_of: IoU, or another measure in [0, 1], of the named pairs.
         k: candidates a level.
         ignored: ``(P,)`` bool, priors chosen last.
 
     Returns:
-        The assignment; a prior claimed by several truths goes to the larger overlap, the lower
+        The assignment; a prior claimed by several gts goes to the larger overlap, the lower
         index at a tie.
     """
     best_overlap = priors.new_full((len(priors),), -1)
-    best_truth = torch.full((len(priors),), -1, device=priors.device)
+    best_gt = torch.full((len(priors),), -1, device=priors.device)
     centres = box_centres(priors)
-    for truth in torch.arange(len(truths), device=priors.device).split(_chunk(len(priors))):
-        boxes = truths[truth]
+    for gt in torch.arange(len(gts), device=priors.device).split(_chunk(len(priors))):
+        boxes = gts[gt]
         candidates = _candidates(centres, boxes, num_level_priors, k, ignored)
-        overlap = overlap_of(candidates, truth)
+        overlap = overlap_of(candidates, gt)
         positive = overlap >= overlap.mean(0) + overlap.std(0)
         centre = centres[candidates]
         inside = torch.cat([centre - boxes[:, :2], boxes[:, 2:] - centre], dim=-1)
         positive &= inside.amin(-1) > MIN_INSIDE_PX
-        prior, value, owner = _claims(positive, candidates, overlap, truth)
-        # A chunk's truths come after those before it, which keep their priors at a tie.
+        prior, value, owner = _claims(positive, candidates, overlap, gt)
+        # A chunk's gts come after those before it, which keep their priors at a tie.
         better = value > best_overlap[prior]
         best_overlap[prior[better]] = value[better].to(best_overlap.dtype)
-        best_truth[prior[better]] = owner[better]
-    return Assignment(best_truth, best_overlap.clamp(min=0))
+        best_gt[prior[better]] = owner[better]
+    return Assignment(best_gt, best_overlap.clamp(min=0))
 
 
 def add_best_priors(
     found: Assignment,
     priors: Tensor,
     num_level_priors: Sequence[int],
-    truths: Tensor,
+    gts: Tensor,
     overlap_of: OverlapFunction,
     k: int,
     ignored: Tensor | None = None,
 ) -> Assignment:
-    """Give truths without a prior the free candidate with the largest overlap.
+    """Give gts without a prior the free candidate with the largest overlap.
 
     Args:
         found: what :func:`assign` gave for the other arguments, which are its.
@@ -110,24 +110,24 @@ def add_best_priors(
     Returns:
         The assignment; ignored priors are not free.
     """
-    has_one = torch.zeros(len(truths), dtype=torch.bool, device=priors.device)
-    has_one[found.truth[found.truth >= 0]] = True
+    has_one = torch.zeros(len(gts), dtype=torch.bool, device=priors.device)
+    has_one[found.gt[found.gt >= 0]] = True
     needy = (~has_one).nonzero().squeeze(1)
     if len(needy) == 0:
         return found
     centres, pairs = box_centres(priors), []
-    for truth in needy.split(_chunk(len(priors))):
-        candidates = _candidates(centres, truths[truth], num_level_priors, k, ignored)
-        overlap = overlap_of(candidates, truth).T
+    for gt in needy.split(_chunk(len(priors))):
+        candidates = _candidates(centres, gts[gt], num_level_priors, k, ignored)
+        overlap = overlap_of(candidates, gt).T
         if ignored is not None:
             overlap = overlap.masked_fill(ignored[candidates.T], 0)
         pairs.append((overlap, candidates.T))
     overlap, prior = (torch.cat(each) for each in zip(*pairs))
     all_need = torch.ones_like(needy, dtype=torch.bool)
-    chosen = choose_free(all_need, overlap, prior, found.truth >= 0)
+    chosen = choose_free(all_need, overlap, prior, found.gt >= 0)
     row = chosen.nonzero()[:, 0]
     return Assignment(
-        found.truth.index_put((prior[chosen],), needy[row]),
+        found.gt.index_put((prior[chosen],), needy[row]),
         found.overlap.index_put((prior[chosen],), overlap[chosen].to(found.overlap.dtype)),
     )
 
@@ -157,15 +157,15 @@ def _nearest(distance: Tensor, num_level_priors: Sequence[int], k: int) -> Tenso
 
 
 def _claims(
-    positive: Tensor, candidates: Tensor, overlap: Tensor, truth: Tensor
+    positive: Tensor, candidates: Tensor, overlap: Tensor, gt: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each claimed prior once, with the largest overlap and its truth, the first at a tie."""
-    rank = positive.T.nonzero().flip(0)  # later truths first
+    """Each claimed prior once, with the largest overlap and its gt, the first at a tie."""
+    rank = positive.T.nonzero().flip(0)  # later gts first
     values = overlap.T[rank[:, 0], rank[:, 1]]
-    order = values.sort(stable=True).indices  # the best last, and of equal ones the first truth
+    order = values.sort(stable=True).indices  # the best last, and of equal ones the first gt
     rank, values = rank[order], values[order]
     prior = candidates.T[rank[:, 0], rank[:, 1]]
     place = torch.arange(len(prior), device=prior.device)
     claimed, group = prior.unique(return_inverse=True)
     last = torch.zeros_like(claimed).scatter_reduce(0, group, place, 'amax')
-    return claimed, values[last], truth[rank[last, 0]]
+    return claimed, values[last], gt[rank[last, 0]]

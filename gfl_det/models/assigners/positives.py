@@ -1,4 +1,7 @@
-"""Positive priors of a batch as a list, and reading a pyramid's maps at them. Torch alone."""
+"""Positive priors of a batch as a list, and reading a pyramid's maps at them. Torch alone.
+
+The list has empty slots, which read and write "nowhere" (:mod:`gfl_det.ops.layout`).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from gfl_det.ops.layout import Layout
+from gfl_det.ops.layout import SPARE_PLACES, Layout, spare_places
 
-# What is not positive is written to so few places that they stay in cache, and not all to one, as
-# cores that write to one line of memory wait for each other.
-SPARE_PLACES = 32
-SPARE_GAP = 16  # cells between two places of a map: a line of memory
+SPARE_GAP = 16  # cells between two spare places of a map: a line of memory
 
 
 class LevelSlots(NamedTuple):
@@ -21,18 +22,18 @@ class LevelSlots(NamedTuple):
 
     image: Tensor  # (N,) int64, index in the batch
     cell: Tensor  # (N,) int64, row * width + column
-    slot: Tensor  # (N,) int64; the number of slots for a candidate that is not positive
+    slot: Tensor  # (N,) int64; the number of slots, nowhere, for what is not positive
 
 
 class Positives(NamedTuple):
-    """Positive priors of a batch; slots that are not valid name the first truth and cell 0."""
+    """Positive priors of a batch; slots that are not valid name the first gt and cell 0."""
 
     valid: Tensor  # (M,) bool
     image: Tensor  # (M,) int64, index in the batch
     level: Tensor  # (M,) int64
     cell: Tensor  # (M,) int64
-    truth: Tensor  # (M,) int64, index in the concatenated truths
-    iou: Tensor  # (M,) of prior and truth
+    gt: Tensor  # (M,) int64, index in the concatenated gts
+    iou: Tensor  # (M,) of prior and gt
     centre: Tensor  # (M, 2) px, of the prior
     by_level: list[LevelSlots]  # the same positives, level by level
 
@@ -44,20 +45,15 @@ class _TakeCells(torch.autograd.Function):
         ctx.by_level, ctx.layouts = by_level, [Layout.of(level) for level in maps]
         rows = maps[0].new_zeros(num_slots + SPARE_PLACES, maps[0].shape[1])
         for level, (image, cell, slot) in zip(maps, by_level):
-            slot = slot.where(slot < num_slots, num_slots + _spare_places(slot))
+            slot = slot.where(slot < num_slots, num_slots + spare_places(slot))
             rows[slot] = level.flatten(2)[image, :, cell]
         return rows[:num_slots]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         pairs = zip(ctx.by_level, ctx.layouts)
         return None, None, *(_scatter_rows(grad, slots, layout) for slots, layout in pairs)
-
-
-def _spare_places(candidates: Tensor) -> Tensor:
-    """A spare place for each of N candidates, neighbours mostly the same: ``(N,)`` int64."""
-    count = len(candidates)
-    return torch.arange(count, device=candidates.device) * SPARE_PLACES // max(1, count)
 
 
 def _scatter_rows(rows: Tensor, slots: LevelSlots, layout: Layout) -> Tensor:
@@ -65,9 +61,9 @@ def _scatter_rows(rows: Tensor, slots: LevelSlots, layout: Layout) -> Tensor:
     images, cells = layout.shape[0], layout.shape[2] * layout.shape[3]
     positive = slots.slot < len(rows)
     image = slots.image.where(positive, slots.image.new_full((), images))
-    cell = slots.cell.where(positive, _spare_places(slots.cell) * SPARE_GAP % cells)
+    cell = slots.cell.where(positive, spare_places(slots.cell) * SPARE_GAP % cells)
     memory = rows.new_empty((images + 1) * layout.shape[1:].numel())
-    maps = layout.view(memory, images + 1)  # the last image takes what is not positive
+    maps = layout.view(memory, images + 1)  # the last image is nowhere
     maps[:images].zero_()
     source = slots.slot.clamp(max=len(rows) - 1)
     maps.flatten(2)[image, :, cell] = rows.index_select(0, source)

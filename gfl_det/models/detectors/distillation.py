@@ -1,4 +1,7 @@
-"""A one-stage detector that trains with the maps of a teacher."""
+"""A one-stage detector that trains with the maps of a teacher.
+
+First the teacher: built, checked against its student, loaded; then the detector with both.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,10 @@ from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.registry import MODELS
 from gfl_det.utils.config import read_config
 
+TeacherConfig = Union[dict, Config, str, Path]
 
-def build_teacher(config: dict | Config | str | Path) -> nn.Module:
+
+def build_teacher(config: TeacherConfig) -> nn.Module:
     """Build a teacher with random weights.
 
     Args:
@@ -38,6 +43,10 @@ def build_teacher(config: dict | Config | str | Path) -> nn.Module:
             'of a GFL detector'
         )
     return MMDET_MODELS.build(settings)
+
+
+def _name(config: TeacherConfig) -> str:
+    return str(config) if isinstance(config, (str, Path)) else 'as given'
 
 
 def check_pair(student: Any, teacher: Any) -> None:
@@ -82,6 +91,28 @@ def check_pair(student: Any, teacher: Any) -> None:
     _check_images(student.data_preprocessor, teacher.data_preprocessor)
 
 
+def _strides(head: Any) -> list[tuple[int, int]]:
+    return [tuple(stride) for stride in head.prior_generator.strides]
+
+
+def _centres(head: Any) -> list[tuple[float, float]]:
+    boxes = [level[0].tolist() for level in head.prior_generator.base_anchors]
+    return [((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in boxes]
+
+
+def _check_images(ours: Any, theirs: Any) -> None:
+    for key in ('mean', 'std', '_channel_conversion'):
+        mine, other = getattr(ours, key, None), getattr(theirs, key, None)
+        if isinstance(mine, Tensor) and isinstance(other, Tensor):
+            mine, other = ([round(x, 3) for x in each.flatten().tolist()] for each in (mine, other))
+        if mine != other:
+            name = 'bgr_to_rgb' if key == '_channel_conversion' else key
+            raise ConfigError(
+                f'model.data_preprocessor gives images with {name} {mine}, but the teacher was '
+                f'made for {other}: give the student the data_preprocessor of the teacher'
+            )
+
+
 def load_teacher(teacher: nn.Module, checkpoint: str) -> dict[str, Any]:
     """Load the weights of a teacher, all of them.
 
@@ -120,35 +151,6 @@ def _listed(what: str, keys: Sequence[str]) -> list[str]:
     return [f'{what} {keys[0]}{more}'] if keys else []
 
 
-def _strides(head: Any) -> list[tuple[int, int]]:
-    return [tuple(stride) for stride in head.prior_generator.strides]
-
-
-def _centres(head: Any) -> list[tuple[float, float]]:
-    boxes = [level[0].tolist() for level in head.prior_generator.base_anchors]
-    return [((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in boxes]
-
-
-def _check_images(ours: Any, theirs: Any) -> None:
-    for key in ('mean', 'std', '_channel_conversion'):
-        mine, other = getattr(ours, key, None), getattr(theirs, key, None)
-        if isinstance(mine, Tensor) and isinstance(other, Tensor):
-            mine, other = ([round(x, 3) for x in each.flatten().tolist()] for each in (mine, other))
-        if mine != other:
-            name = 'bgr_to_rgb' if key == '_channel_conversion' else key
-            raise ConfigError(
-                f'model.data_preprocessor gives images with {name} {mine}, but the teacher was '
-                f'made for {other}: give the student the data_preprocessor of the teacher'
-            )
-
-
-def _name(config: dict | Config | str | Path) -> str:
-    return str(config) if isinstance(config, (str, Path)) else 'as given'
-
-
-TeacherConfig = Union[dict, Config, str, Path]
-
-
 # mmdet's name as well, so that its configs need nothing but the prefix.
 @MODELS.register_module(
     name=['KnowledgeDistillationDetector', 'KnowledgeDistillationSingleStageDetector']
@@ -176,7 +178,7 @@ class KnowledgeDistillationDetector(SingleStageDetector):
 
     Raises:
         ConfigError: ``output_feature`` is set; when training begins, student and teacher do not
-            fit together (:func:`.teacher.check_pair`).
+            fit together (:func:`check_pair`).
         CheckpointError: when training begins, the teacher's weights do not fit its config.
     """
 
@@ -235,7 +237,7 @@ class KnowledgeDistillationDetector(SingleStageDetector):
 
         Args:
             batch_inputs: ``(B, 3, H, W)``, preprocessed.
-            batch_data_samples: the truths.
+            batch_data_samples: the gts.
 
         Returns:
             The losses of the head.

@@ -15,93 +15,17 @@ import torch
 from mmdet.utils import reduce_mean
 from torch import Tensor
 
+from gfl_det.models.assigners.batch import BatchAssignment
 from gfl_det.models.assigners.closed_form import adaptive_threshold, nearest_priors
-from gfl_det.models.assigners.lattice import Lattice, make_lattice
+from gfl_det.models.assigners.lattice import Lattice
 from gfl_det.models.assigners.positives import Positives, take_cells
-from gfl_det.models.heads.loss import Scene, Step, excluded_cells
+from gfl_det.models.heads.loss import PositiveTerms, excluded_cells
 from gfl_det.ops.boxes import MIN_UNION, box_areas
 from gfl_det.ops.distribution import fold
+from gfl_det.ops.layout import with_values
 
 LOWEST_SHARE = 0.25  # of the threshold: the paper's gamma, as in the authors' release
-MAX_PAIRS = 2**20  # pairs of prior and truth held at a time: 4 MiB a tensor
-
-
-class _Axis(NamedTuple):
-    """Priors and truths along x or y."""
-
-    shared: Tensor  # (T, N) px that prior and truth have in common
-    hull: Tensor  # (T, N) px from the first edge of both to the last
-    gap: Tensor  # (T, N) px between the centres
-    side: Tensor  # scalar, px of a prior
-
-
-def valuable_region(
-    lattice: Lattice,
-    sizes: Sequence[tuple[int, int]],
-    truths: Tensor,
-    image: Tensor,
-    k: int,
-) -> list[Tensor]:
-    """Weights of the cells of the valuable localization region.
-
-    Memory is bounded by chunks of truths, and nothing waits for a value from the device.
-
-    Args:
-        lattice: of the batch.
-        sizes: per level, rows and columns.
-        truths: ``(T, 4)`` xyxy px.
-        image: ``(T,)`` int64, the truth's image.
-        k: candidates a level that ATSS's threshold is made of.
-
-    Returns:
-        Per level ``(B, H, W)``: the largest IoU of the prior with a truth in whose region it lies,
-        0 outside. Positives and cells outside an image's rectangle are not left out.
-    """
-    threshold = adaptive_threshold(nearest_priors(lattice, truths, image, k))[:, :, None]
-    return [
-        _level_weights(lattice, level, size, truths, image, threshold)
-        for level, size in enumerate(sizes)
-    ]
-
-
-def _level_weights(
-    lattice: Lattice,
-    level: int,
-    size: tuple[int, int],
-    truths: Tensor,
-    image: Tensor,
-    threshold: Tensor,
-) -> Tensor:
-    rows, columns = size
-    weights = truths.new_zeros(len(lattice.begin), rows * columns)
-    step = max(1, MAX_PAIRS // max(1, rows * columns))
-    for begin in range(0, len(truths), step):
-        part = slice(begin, begin + step)
-        x, y = (_along(lattice, level, axis, size[1 - axis], truths[part]) for axis in (0, 1))
-        shared = y.shared[:, :, None] * x.shared[:, None]
-        areas = x.side * y.side + box_areas(truths[part])[:, None, None]
-        overlap = shared / (areas - shared).clamp_(min=MIN_UNION)
-        gap = y.gap.square()[:, :, None] + x.gap.square()[:, None]
-        hull = y.hull.square()[:, :, None] + x.hull.square()[:, None]
-        measure = overlap - gap / hull.clamp_(min=MIN_UNION)
-        inside = (measure >= LOWEST_SHARE * threshold[part]) & (measure < threshold[part])
-        value = overlap.where(inside, overlap.new_zeros(())).flatten(1)
-        weights.scatter_reduce_(0, image[part, None].expand_as(value), value, 'amax')
-    return weights.view(-1, rows, columns)
-
-
-def _along(lattice: Lattice, level: int, axis: int, count: int, truths: Tensor) -> _Axis:
-    base, step = lattice.base[level], lattice.stride[level, axis]
-    shift = torch.arange(count, device=truths.device) * step
-    low, high = base[axis] + shift, base[2 + axis] + shift
-    first, last = truths[:, axis, None], truths[:, 2 + axis, None]
-    return _Axis(
-        shared=(torch.minimum(high, last) - torch.maximum(low, first)).clamp_(min=0),
-        hull=torch.maximum(high, last) - torch.minimum(low, first),
-        gap=(low + high - first - last) / 2,
-        side=base[2 + axis] - base[axis],
-    )
-
+MAX_PAIRS = 2**20  # pairs of prior and gt held at a time: 4 MiB a tensor
 
 # (student's logits (N, n), teacher's) -> losses (N,)
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -132,30 +56,38 @@ def edge_divergence(logits: Tensor, teacher: Tensor, divergence: Divergence) -> 
     return divergence(logits[..., : teacher.shape[-1]], teacher)
 
 
-def positives_loss(step: Step, teacher: TeacherMaps, divergence: Divergence) -> Tensor:
+def positives_loss(
+    positives: Positives, terms: PositiveTerms, teacher: TeacherMaps, divergence: Divergence
+) -> Tensor:
     """Localization distillation of the positives, weighted and divided as their DFL.
 
     Args:
-        step: of the student.
+        positives: M slots.
+        terms: theirs, of the student.
         teacher: of the same batch.
         divergence: of distributions.
 
     Returns:
         Scalar.
     """
-    theirs = take_cells(teacher.bbox_preds, step.positives).unflatten(1, (4, -1))
-    loss = edge_divergence(step.terms.logits.flatten(0, 1), theirs.flatten(0, 1), divergence)
-    return (loss.view(-1, 4).mean(1) * step.weight).sum() / step.weight_sum
+    theirs = take_cells(teacher.bbox_preds, positives).unflatten(1, (4, -1))
+    loss = edge_divergence(terms.edge_logits.flatten(0, 1), theirs.flatten(0, 1), divergence)
+    return (loss.view(-1, 4).mean(1) * terms.weight).sum() / terms.weight_sum
 
 
-def class_loss(
-    cls_scores: Sequence[Tensor], step: Step, teacher: TeacherMaps, divergence: Divergence
+def positives_class_loss(
+    cls_scores: Sequence[Tensor],
+    positives: Positives,
+    terms: PositiveTerms,
+    teacher: TeacherMaps,
+    divergence: Divergence,
 ) -> Tensor:
     """Distillation of the positives' classes: the mean divergence.
 
     Args:
         cls_scores: class logits, per level ``(B, C, H, W)``.
-        step: of the student.
+        positives: M slots.
+        terms: theirs, of the student.
         teacher: of the same batch, with class logits.
         divergence: of distributions over classes.
 
@@ -167,8 +99,8 @@ def class_loss(
     """
     if teacher.cls_scores is None:
         raise ValueError('loss_kd compares class logits: give those of the teacher as soft_labels')
-    ours, theirs = (take_cells(maps, step.positives) for maps in (cls_scores, teacher.cls_scores))
-    return (divergence(ours, theirs) * step.positives.valid).sum() / step.num_positives
+    ours, theirs = (take_cells(maps, positives) for maps in (cls_scores, teacher.cls_scores))
+    return (divergence(ours, theirs) * positives.valid).sum() / terms.num_positives
 
 
 def region_loss(
@@ -205,34 +137,100 @@ def _edge_rows(maps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def region_weights(scene: Scene, positives: Positives, num_classes: int, k: int) -> list[Tensor]:
+def region_weights(assigned: BatchAssignment, k: int) -> list[Tensor]:
     """Weights of the valuable localization region, without positives and cells that do not count.
 
     Args:
-        scene: truths and priors.
-        positives: of these truths; they are distilled by themselves.
-        num_classes: truths of unknown labels have no region, as they have no positives.
-        k: candidates a level of the assigner.
+        assigned: the positives, which are distilled by themselves.
+        k: candidates per level of the assigner.
 
     Returns:
-        Per level ``(B, H, W)``, the IoU of prior and truth or 0.
+        Per level ``(B, H, W)``, the IoU of prior and gt or 0.
     """
-    grid, truths = scene.grid, scene.truths
-    lattice = make_lattice(
-        grid.priors.base, grid.priors.strides, grid.sizes, grid.rectangles, grid.device
-    )
-    known = (truths.labels >= 0) & (truths.labels < num_classes)
-    boxes = truths.boxes.where(known[:, None], truths.boxes.new_zeros(()))  # no area, no region
-    weights = valuable_region(lattice, grid.sizes, boxes, truths.image, k)
-    masks = excluded_cells(grid, scene.match)
+    grid, positives = assigned.grid, assigned.positives
+    weights = valuable_region(grid.lattice(), grid.sizes, assigned.boxes, assigned.image, k)
     result = []
-    for level, (weight, mask) in enumerate(zip(weights, masks)):
+    for level, (weight, mask) in enumerate(zip(weights, excluded_cells(assigned))):
         if mask is not None:
             weight = weight.masked_fill(mask.squeeze(1), 0)
-        # The spare end takes what is written at slots without a positive on this level.
-        flat = torch.cat([weight.flatten(), weight.new_zeros(1)])
         on = positives.valid & (positives.level == level)
         place = positives.image * weight[0].numel() + positives.cell
-        flat[place.where(on, place.new_full((), weight.numel()))] = 0
-        result.append(flat[:-1].view_as(weight))
+        result.append(with_values(weight.flatten(), place, on, 0.0).view_as(weight))
     return result
+
+
+def valuable_region(
+    lattice: Lattice,
+    sizes: Sequence[tuple[int, int]],
+    gts: Tensor,
+    image: Tensor,
+    k: int,
+) -> list[Tensor]:
+    """Weights of the cells of the valuable localization region.
+
+    Memory is bounded by chunks of gts, and nothing waits for a value from the device.
+
+    Args:
+        lattice: of the batch.
+        sizes: per level, rows and columns.
+        gts: ``(T, 4)`` xyxy px.
+        image: ``(T,)`` int64, the gt's image.
+        k: candidates a level that ATSS's threshold is made of.
+
+    Returns:
+        Per level ``(B, H, W)``: the largest IoU of the prior with a gt in whose region it lies,
+        0 outside. Positives and cells outside an image's rectangle are not left out.
+    """
+    threshold = adaptive_threshold(nearest_priors(lattice, gts, image, k))[:, :, None]
+    return [
+        _level_weights(lattice, level, size, gts, image, threshold)
+        for level, size in enumerate(sizes)
+    ]
+
+
+def _level_weights(
+    lattice: Lattice,
+    level: int,
+    size: tuple[int, int],
+    gts: Tensor,
+    image: Tensor,
+    threshold: Tensor,
+) -> Tensor:
+    rows, columns = size
+    weights = gts.new_zeros(len(lattice.begin), rows * columns)
+    step = max(1, MAX_PAIRS // max(1, rows * columns))
+    for begin in range(0, len(gts), step):
+        part = slice(begin, begin + step)
+        x, y = (_along(lattice, level, axis, size[1 - axis], gts[part]) for axis in (0, 1))
+        shared = y.shared[:, :, None] * x.shared[:, None]
+        areas = x.side * y.side + box_areas(gts[part])[:, None, None]
+        overlap = shared / (areas - shared).clamp_(min=MIN_UNION)
+        gap = y.gap.square()[:, :, None] + x.gap.square()[:, None]
+        hull = y.hull.square()[:, :, None] + x.hull.square()[:, None]
+        measure = overlap - gap / hull.clamp_(min=MIN_UNION)
+        inside = (measure >= LOWEST_SHARE * threshold[part]) & (measure < threshold[part])
+        value = overlap.where(inside, overlap.new_zeros(())).flatten(1)
+        weights.scatter_reduce_(0, image[part, None].expand_as(value), value, 'amax')
+    return weights.view(-1, rows, columns)
+
+
+class _Axis(NamedTuple):
+    """Priors and gts along x or y."""
+
+    shared: Tensor  # (T, N) px that prior and gt have in common
+    hull: Tensor  # (T, N) px from the first edge of both to the last
+    gap: Tensor  # (T, N) px between the centres
+    side: Tensor  # scalar, px of a prior
+
+
+def _along(lattice: Lattice, level: int, axis: int, count: int, gts: Tensor) -> _Axis:
+    base, step = lattice.base[level], lattice.stride[level, axis]
+    shift = torch.arange(count, device=gts.device) * step
+    low, high = base[axis] + shift, base[2 + axis] + shift
+    first, last = gts[:, axis, None], gts[:, 2 + axis, None]
+    return _Axis(
+        shared=(torch.minimum(high, last) - torch.maximum(low, first)).clamp_(min=0),
+        hull=torch.maximum(high, last) - torch.minimum(low, first),
+        gap=(low + high - first - last) / 2,
+        side=base[2 + axis] - base[axis],
+    )

@@ -1,13 +1,14 @@
 """The Generalized Focal Loss head (Li et al., NeurIPS 2020).
 
 Its class score is the predicted IoU of the box; its box edges are discrete distributions. The path
-of a training step: features -> :meth:`GFLHead.forward` -> :mod:`..assigners` -> :mod:`.training` ->
-losses. The path of a prediction: features -> forward -> :mod:`.prediction`.
+of a training step: :meth:`GFLHead.forward` -> :meth:`GFLHead.match` (:mod:`..assigners`) ->
+:meth:`GFLHead.loss_terms` -> :meth:`GFLHead.losses` (both :mod:`.loss`). The path of a prediction:
+forward -> :meth:`GFLHead.predict_by_feat` (:mod:`.postprocess`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,18 +24,14 @@ from torch import Tensor, nn
 
 from gfl_det.calibration.apply import HeadCalibration
 from gfl_det.errors import ConfigError
-from gfl_det.models.assigners.batch import PriorLevels, make_grid, match_batch
-from gfl_det.models.heads.loss import (
-    ClassTargets,
-    Scene,
-    Step,
-    Truths,
-    class_loss,
-    excluded_cells,
-    make_step,
+from gfl_det.models.assigners.batch import (
+    BatchAssignment,
+    PriorLevels,
+    assign_batch,
+    make_grid,
 )
+from gfl_det.models.heads.loss import PositiveTerms, class_loss, positive_terms
 from gfl_det.models.heads.postprocess import Decoder, Frames, detect, find_candidates
-from gfl_det.models.heads.reach_counts import ReachCounts
 from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss
 from gfl_det.models.losses.score_losses import ScoreLoss
 from gfl_det.ops import distribution
@@ -98,12 +95,15 @@ class GFLHead(AnchorHead):
         stacked_convs: convolutions of each of the two towers.
         conv_cfg: config of the towers' convolutions.
         norm_cfg: config of the towers' norms.
-        loss_dfl: config of the edge loss.
+        loss_dfl: config of the edge loss, a DistributionFocalLoss; of it and of a QualityFocalLoss
+            or VarifocalLoss, ours, mmdet's or a subclass, only the hyper-parameters are read, as
+            the losses of all positives and logits are summed here.
         bbox_coder: must be a DistancePointBBoxCoder.
         reg_max: the last bin of an edge's distribution; an edge reaches so many strides.
         init_cfg: initialisation.
         anchor_generator: config of the priors, one a cell.
-        loss_cls: config of the class loss: a QualityFocalLoss, or another of ours with sigmoids.
+        loss_cls: config of the class loss: a QualityFocalLoss, or another of ours with sigmoids
+            (see ``loss_dfl``).
         loss_bbox: config of the box loss, of the IoU family.
         **kwargs: of mmdet's ``AnchorHead``: feat_channels, train_cfg, test_cfg.
 
@@ -111,7 +111,8 @@ class GFLHead(AnchorHead):
         ConfigError: several priors a cell, oblong strides, another coder, class loss or sampler.
     """
 
-    reach_counts: ReachCounts | None = None  # of the batches trained on, where a hook wants them
+    # Called with the assignment of every batch that is trained on, where a hook wants it.
+    assignment_observer: Callable[[BatchAssignment], None] | None = None
 
     def __init__(
         self,
@@ -153,14 +154,14 @@ class GFLHead(AnchorHead):
         if isinstance(self.loss_cls, ScoreLoss):
             if not self.loss_cls.use_sigmoid or self.loss_cls.reduction != 'mean':
                 raise ConfigError('GFLHead needs use_sigmoid=True and reduction="mean" in loss_cls')
-        elif type(self.loss_cls) not in (QualityFocalLoss, MMDetQualityFocalLoss):
+        elif not isinstance(self.loss_cls, (QualityFocalLoss, MMDetQualityFocalLoss)):
             raise ConfigError(
                 f'GFLHead trains scores that are qualities: loss_cls is a QualityFocalLoss, not '
                 f'{type(self.loss_cls).__name__}'
             )
         elif self.loss_cls.activated:
             raise ConfigError('GFLHead gives logits: set activated=False in loss_cls')
-        if type(self.loss_dfl) not in (DistributionFocalLoss, MMDetDistributionFocalLoss):
+        if not isinstance(self.loss_dfl, (DistributionFocalLoss, MMDetDistributionFocalLoss)):
             raise ConfigError(
                 'GFLHead trains edge distributions: loss_dfl is a DistributionFocalLoss, not '
                 f'{type(self.loss_dfl).__name__}'
@@ -234,16 +235,16 @@ class GFLHead(AnchorHead):
             bbox_preds: edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
             batch_gt_instances: per image ``bboxes (T, 4)`` xyxy px and ``labels (T,)``.
             batch_img_metas: per image ``pad_shape`` and ``img_shape``.
-            batch_gt_instances_ignore: per image ``bboxes`` of ignored truths, or None.
+            batch_gt_instances_ignore: per image ``bboxes`` of ignored gts, or None.
 
         Returns:
             Scalars ``loss_cls`` (QFL), ``loss_bbox`` (IoU loss) and ``loss_dfl`` (DFL).
         """
         ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            scene = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
-            step = make_step(cls_scores, bbox_preds, scene, self.num_classes, self.reg_max)
-            return self.losses(cls_scores, scene, step)
+            assigned = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
+            terms = self.loss_terms(cls_scores, bbox_preds, assigned)
+            return self.losses(cls_scores, assigned, terms)
 
     def match(
         self,
@@ -251,26 +252,36 @@ class GFLHead(AnchorHead):
         instances: Sequence[InstanceData],
         metas: Sequence[dict],
         ignored: Sequence[InstanceData | None],
-    ) -> Scene:
-        """Assign a batch's truths to the priors of its maps (arguments of ``loss_by_feat``)."""
-        truths = Truths.collect(instances, cls_scores[0].device)
+    ) -> BatchAssignment:
+        """Assign a batch's gts to the priors of its maps (arguments of ``loss_by_feat``)."""
         grid = make_grid(self.priors, cls_scores, metas, self.train_cfg.get('allowed_border', -1))
-        match = match_batch(self.assigner, grid, truths.boxes, truths.image, instances, ignored)
-        return Scene(truths, grid, match)
+        assigned = assign_batch(self.assigner, grid, instances, ignored)
+        assigned = assigned.of_known_labels(self.num_classes)
+        if self.assignment_observer is not None:
+            self.assignment_observer(assigned)
+        return assigned
 
-    def losses(self, cls_scores: Sequence[Tensor], scene: Scene, step: Step) -> dict[str, Tensor]:
-        """The three losses of assigned positives, by tensors alone (arguments as made above)."""
-        positives, labels, terms, weight, num_positives, weight_sum, edges = step
-        if self.reach_counts is not None:
-            self.reach_counts.add(positives, edges, self.reg_max, len(scene.truths.boxes))
-        excluded = excluded_cells(scene.grid, scene.match)
+    def loss_terms(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        assigned: BatchAssignment,
+    ) -> PositiveTerms:
+        """What the losses of the positives are made of (arguments as above)."""
+        return positive_terms(cls_scores, bbox_preds, assigned, self.reg_max)
+
+    def losses(
+        self, cls_scores: Sequence[Tensor], assigned: BatchAssignment, terms: PositiveTerms
+    ) -> dict[str, Tensor]:
+        """The three losses, by tensors alone (arguments as above)."""
         pos_weight = self.train_cfg.get('pos_weight', -1)
-        targets = ClassTargets(positives, labels, terms.quality, excluded, pos_weight)
         box_loss = self.loss_bbox(terms.decoded, terms.targets, reduction_override='none')
         return dict(
-            loss_cls=class_loss(self.loss_cls, cls_scores, targets, num_positives),
-            loss_bbox=(box_loss * weight).sum() / weight_sum,
-            loss_dfl=self.loss_dfl.loss_weight * (terms.edge_loss * weight).sum() / weight_sum,
+            loss_cls=class_loss(self.loss_cls, cls_scores, assigned, terms, pos_weight),
+            loss_bbox=(box_loss * terms.weight).sum() / terms.weight_sum,
+            loss_dfl=self.loss_dfl.loss_weight
+            * (terms.edge_loss * terms.weight).sum()
+            / terms.weight_sum,
         )
 
     def predict_by_feat(

@@ -19,16 +19,17 @@ from torch import Tensor
 
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners import ATSSAssigner
+from gfl_det.models.assigners.batch import BatchAssignment
 from gfl_det.models.heads.distillation_losses import (
     Divergence,
     TeacherMaps,
-    class_loss,
+    positives_class_loss,
     positives_loss,
     region_loss,
     region_weights,
 )
 from gfl_det.models.heads.gfl_head import GFLHead
-from gfl_det.models.heads.loss import Scene, Step, make_step
+from gfl_det.models.heads.loss import PositiveTerms
 from gfl_det.registry import MODELS
 
 # The authors' temperature: softened by it, edges differ in more than the most likely bin.
@@ -95,16 +96,16 @@ class LDHead(GFLHead):
         Args:
             x: features, per level ``(B, in_channels, H, W)``.
             out_teacher: class and edge logits of the teacher's head.
-            batch_data_samples: the truths.
+            batch_data_samples: the gts.
 
         Returns:
             As :meth:`loss_by_feat`.
         """
-        truths, ignored, metas = unpack_gt_instances(batch_data_samples)
+        gts, ignored, metas = unpack_gt_instances(batch_data_samples)
         soft_labels, soft_targets = out_teacher
         cls_scores, bbox_preds = self(x)
         return self.loss_by_feat(
-            cls_scores, bbox_preds, truths, metas, soft_targets, ignored, soft_labels
+            cls_scores, bbox_preds, gts, metas, soft_targets, ignored, soft_labels
         )
 
     # As in mmdet's LDHead, the teacher's maps come in between.
@@ -126,7 +127,7 @@ class LDHead(GFLHead):
             batch_gt_instances: per image ``bboxes (T, 4)`` xyxy px and ``labels (T,)``.
             batch_img_metas: per image ``pad_shape`` and ``img_shape``.
             soft_targets: the teacher's edge logits, per level ``(B, 4 * num_bins, H, W)``.
-            batch_gt_instances_ignore: per image ``bboxes`` of ignored truths, or None.
+            batch_gt_instances_ignore: per image ``bboxes`` of ignored gts, or None.
             soft_labels: the teacher's class logits, as ``cls_scores``; for ``loss_kd``.
 
         Returns:
@@ -135,29 +136,31 @@ class LDHead(GFLHead):
         """
         ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            scene = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
-            step = make_step(cls_scores, bbox_preds, scene, self.num_classes, self.reg_max)
-            losses = self.losses(cls_scores, scene, step)
+            assigned = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
+            terms = self.loss_terms(cls_scores, bbox_preds, assigned)
+            losses = self.losses(cls_scores, assigned, terms)
             teacher = TeacherMaps(soft_labels, soft_targets)
-            return losses | self.distil(cls_scores, bbox_preds, scene, step, teacher)
+            return losses | self.distil(cls_scores, bbox_preds, assigned, terms, teacher)
 
     def distil(
         self,
         cls_scores: Sequence[Tensor],
         bbox_preds: Sequence[Tensor],
-        scene: Scene,
-        step: Step,
+        assigned: BatchAssignment,
+        terms: PositiveTerms,
         teacher: TeacherMaps,
     ) -> dict[str, Tensor]:
         """The losses of distillation, by tensors alone (arguments as made above)."""
-        losses = dict(loss_ld=positives_loss(step, teacher, _rows(self.loss_ld)))
+        positives = assigned.positives
+        losses = dict(loss_ld=positives_loss(positives, terms, teacher, _rows(self.loss_ld)))
         if self.loss_ld_vlr is not None:
-            k = self.assigner.topk
-            weights = region_weights(scene, step.positives, self.num_classes, k)
+            weights = region_weights(assigned, self.assigner.topk)
             divergence = _rows(self.loss_ld_vlr)
             losses['loss_ld_vlr'] = region_loss(bbox_preds, weights, teacher, divergence)
         if self.loss_kd is not None:
-            losses['loss_kd'] = class_loss(cls_scores, step, teacher, _rows(self.loss_kd))
+            losses['loss_kd'] = positives_class_loss(
+                cls_scores, positives, terms, teacher, _rows(self.loss_kd)
+            )
         return losses
 
 

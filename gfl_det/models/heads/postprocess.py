@@ -1,5 +1,7 @@
-"""From candidates to detections: decode few, suppress in order of score, keep the best.
+"""From class and edge logits to detections: candidates, their boxes, suppression.
 
+:func:`find_candidates` takes the best pairs of cell and class, :class:`Decoder` turns their edge
+logits into boxes, and :func:`detect` decodes few, suppresses in order of score and keeps the best.
 Suppression stops as soon as ``max_per_img`` boxes are kept: greedy NMS decides boxes in order of
 score, so those are final. The results are those of the full computation.
 """
@@ -19,11 +21,14 @@ from torch import Tensor
 from gfl_det.models.assigners.batch import PriorLevels
 from gfl_det.ops import distribution
 from gfl_det.ops.boxes import distances_to_boxes
-from gfl_det.ops.distribution import full_precision
 from gfl_det.ops.intervals import edge_intervals, edge_quantiles
 
 # Logits this little below the threshold are looked at too: a rounded sigmoid decides.
 THRESHOLD_SLACK = 1e-3
+# Candidates the first round of NMS looks at; each further round looks at four times as many.
+FIRST_ROUND = 256
+# mmcv's default of split_thr.
+SPLIT_THRESHOLD = 10000
 
 
 class Candidates(NamedTuple):
@@ -38,6 +43,9 @@ class Candidates(NamedTuple):
     def take(self, index: Tensor | slice) -> Candidates:
         """The candidates at an index."""
         return Candidates(*(field[index] for field in self))
+
+
+Boxes = tuple[Tensor, Candidates]  # boxes (N, 4) xyxy px, and what they were decoded from
 
 
 def find_candidates(maps: Sequence[Tensor], config: ConfigDict) -> Candidates:
@@ -60,7 +68,7 @@ def find_candidates(maps: Sequence[Tensor], config: ConfigDict) -> Candidates:
     sizes = torch.tensor([len(each) for each in rows]).to(maps[0].device)
     level = torch.arange(levels, device=sizes.device).repeat_interleave(sizes)
     image, cell = (torch.cat(each) for each in zip(*places))
-    scores = full_precision(torch.cat(rows)).sigmoid()
+    scores = distribution.full_precision(torch.cat(rows)).sigmoid()
     row, label = (scores > threshold).nonzero().unbind(1)
     values = scores[row, label]
     found = Candidates(values, label, image[row], level[row], cell[row])
@@ -248,25 +256,6 @@ class Decoder(NamedTuple):
         return (reach * self.frames.scale[candidates.image][:, :2]).amax(1)
 
 
-# Candidates the first round of NMS looks at; each further round looks at four times as many.
-FIRST_ROUND = 256
-# mmcv's default of split_thr.
-SPLIT_THRESHOLD = 10000
-
-Boxes = tuple[Tensor, Candidates]  # boxes (N, 4) xyxy px, and what they were decoded from
-
-
-def is_plain_nms(config: ConfigDict | None, count: int) -> bool:
-    """Whether an NMS config asks, for so many boxes, for greedy suppression that can stop early.
-
-    Soft NMS cannot, and from ``split_thr`` boxes on mmcv suppresses class by class.
-    """
-    known = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
-    if config is None or config.get('type', 'nms') != 'nms' or not known >= set(config):
-        return False
-    return count < config.get('split_thr', SPLIT_THRESHOLD)
-
-
 def detect(
     decoder: Decoder,
     candidates: Candidates,
@@ -307,31 +296,15 @@ def detect(
     return [_result(decoder, *each, config, interval_factor) for each in found]
 
 
-def _result(
-    decoder: Decoder,
-    boxes: Tensor,
-    kept: Candidates,
-    config: ConfigDict,
-    interval_factor: float | Sequence[float],
-) -> InstanceData:
-    """The detections of an image with what the config asks for."""
-    result = InstanceData(bboxes=boxes, scores=kept.scores, labels=kept.labels)
-    level = config.get('interval_level')
-    if config.get('with_uncertainty', False):
-        result.edge_std = decoder.edge_std(kept)
-    if level is None and not config.get('with_distribution', False):
-        return result
-    logits, widths = decoder.logits(kept).float(), decoder.bin_widths(kept)
-    centres = decoder.original_centres(kept)
-    if config.get('with_distribution', False):
-        result.edge_logits, result.bin_widths, result.prior_centres = logits, widths, centres
-    if level is not None:
-        quantiles = edge_quantiles(logits, widths, centres, level)
-        result.edge_low, result.edge_high = edge_intervals(
-            quantiles, interval_factor, decoder.limits(kept)
-        )
-        result.edge_entropy = distribution.entropy(logits)
-    return result
+def is_plain_nms(config: ConfigDict | None, count: int) -> bool:
+    """Whether an NMS config asks, for so many boxes, for greedy suppression that can stop early.
+
+    Soft NMS cannot, and from ``split_thr`` boxes on mmcv suppresses class by class.
+    """
+    known = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+    if config is None or config.get('type', 'nms') != 'nms' or not known >= set(config):
+        return False
+    return count < config.get('split_thr', SPLIT_THRESHOLD)
 
 
 def _by_image(candidates: Candidates, counts: list[int]) -> list[Candidates]:
@@ -408,3 +381,30 @@ def _first_kept(
             return boxes[kept], candidates.take(kept)
         further = candidates.take(slice(len(boxes), 4 * len(boxes)))
         boxes = torch.cat([boxes, decoder.boxes(further)])
+
+
+def _result(
+    decoder: Decoder,
+    boxes: Tensor,
+    kept: Candidates,
+    config: ConfigDict,
+    interval_factor: float | Sequence[float],
+) -> InstanceData:
+    """The detections of an image with what the config asks for."""
+    result = InstanceData(bboxes=boxes, scores=kept.scores, labels=kept.labels)
+    level = config.get('interval_level')
+    if config.get('with_uncertainty', False):
+        result.edge_std = decoder.edge_std(kept)
+    if level is None and not config.get('with_distribution', False):
+        return result
+    logits, widths = decoder.logits(kept).float(), decoder.bin_widths(kept)
+    centres = decoder.original_centres(kept)
+    if config.get('with_distribution', False):
+        result.edge_logits, result.bin_widths, result.prior_centres = logits, widths, centres
+    if level is not None:
+        quantiles = edge_quantiles(logits, widths, centres, level)
+        result.edge_low, result.edge_high = edge_intervals(
+            quantiles, interval_factor, decoder.limits(kept)
+        )
+        result.edge_entropy = distribution.entropy(logits)
+    return result

@@ -1,8 +1,14 @@
-"""The equations of Generalized Focal Loss and of its peer: pure, unreduced, torch alone.
+"""The equations of all losses: pure, unreduced, torch alone.
+
+In this order: Quality Focal Loss, Distribution Focal Loss and the divergence from a teacher; their
+peer Varifocal Loss; the focal family of classification; Brier score and label smoothing; kernel
+calibration errors. The modules around them are in :mod:`.modules` and :mod:`.score_losses`, their
+sums over a pyramid in :mod:`.fused`.
 
 Sources: Li et al., "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for
 Dense Object Detection", NeurIPS 2020; Zhang et al., "VarifocalNet: An IoU-aware Dense Object
-Detector", CVPR 2021.
+Detector", CVPR 2021; Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS
+2020; Kumar et al., "Trainable Calibration Measures for Neural Networks", ICML 2018.
 """
 
 from __future__ import annotations
@@ -16,20 +22,51 @@ from torch import Tensor
 
 from gfl_det.ops.distribution import full_precision, two_bin_target
 
+# --- Building blocks ------------------------------------------------------------------------------
 
-def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
+
+def power(base: Tensor, exponent: float | Tensor) -> Tensor:
+    """``base ** exponent`` with a finite derivative at a base of 0, where the plain one may have
+    an infinite one that turns into NaN.
+
+    Args:
+        base: at least 0.
+        exponent: broadcasts with base. A base of 0 gives 1 for an exponent of 0, else 0, below 0
+            too; its derivative is 0 unless the exponent is 1.
+    """
+    if not isinstance(exponent, Tensor) and (exponent == 0 or exponent >= 1):
+        return base.pow(exponent)
+    positive = base > 0
+    inside = base.where(positive, torch.ones_like(base)).pow(exponent)
+    at_zero = torch.as_tensor(exponent, device=base.device) == 0
+    return inside.where(positive, at_zero.to(inside.dtype))
+
+
+def quality_entropy(logits: Tensor, quality: Tensor) -> Tensor:
+    """Binary cross entropy of sigmoid scores against targets in [0, 1], of each element."""
+    return F.softplus(logits) - quality * logits
+
+
+# --- Generalized Focal Loss: scores that are qualities, and edges that are distributions ----------
+
+
+def quality_focal_loss(
+    logits: Tensor, quality: Tensor, beta: float | Tensor = 2.0, detach_weight: bool = False
+) -> Tensor:
     """Quality Focal Loss, eq. 2: ``|y - s|^beta * BCE(s, y)`` with ``s = sigmoid(logit)``.
 
     Args:
         logits: any shape.
         quality: target y in [0, 1], broadcasts with logits; 0 for a negative.
-        beta: focusing parameter, at least 0.
+        beta: focusing parameter, at least 0; may differ from element to element.
+        detach_weight: let no gradient through ``|y - s|^beta``.
 
     Returns:
-        Loss of each element; at y = 0 it is ``s^beta * softplus(logit)``.
+        Loss of each element; at y = 0 it is ``s^beta * softplus(logit)``, and for targets of 0 and
+        1 :func:`focal_loss`. Its gradient is finite: where s = y it is 0.
     """
-    entropy = F.softplus(logits) - quality * logits
-    return entropy * (quality - logits.sigmoid()).abs().pow(beta)
+    weight = power((quality - logits.sigmoid()).abs(), beta)
+    return (weight.detach() if detach_weight else weight) * quality_entropy(logits, quality)
 
 
 def quality_focal_loss_from_scores(scores: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
@@ -49,24 +86,7 @@ def quality_focal_loss_from_scores(scores: Tensor, quality: Tensor, beta: float 
     entropy = -(
         quality * scores.log().clamp(min=-100) + (1 - quality) * (-scores).log1p().clamp(min=-100)
     )
-    return entropy * (quality - scores).abs().pow(beta)
-
-
-def distribution_focal_loss(logits: Tensor, distances: Tensor) -> Tensor:
-    """Distribution Focal Loss, eq. 6: cross entropy against the two bins around a distance.
-
-    Args:
-        logits: ``(..., num_bins)``.
-        distances: ``(...)`` in strides, clamped to [0, num_bins - 1].
-
-    Returns:
-        ``(...)`` loss of each edge.
-    """
-    target = two_bin_target(distances, logits.shape[-1])
-    log_probabilities = logits.log_softmax(-1)
-    left = log_probabilities.gather(-1, target.left.unsqueeze(-1)).squeeze(-1)
-    right = log_probabilities.gather(-1, target.left.unsqueeze(-1) + 1).squeeze(-1)
-    return -(target.left_weight * left + target.right_weight * right)
+    return power((quality - scores).abs(), beta) * entropy
 
 
 def quality_focal_gradient(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
@@ -85,52 +105,28 @@ def quality_focal_gradient(logits: Tensor, quality: Tensor, beta: float = 2.0) -
     scores = logits.sigmoid()
     difference = scores - quality
     size = difference.abs()
-    entropy = F.softplus(logits) - quality * logits
-    slope = scores * (1 - scores) * entropy
     if beta == 0:
         return difference
-    # |d|^(beta-1) diverges at d = 0 for beta < 1, where the loss has a kink: 0 is its subgradient.
-    power = size.pow(beta - 1).where(size > 0, torch.zeros_like(size))
-    return size.pow(beta) * difference + beta * power * difference.sign() * slope
+    slope = scores * (1 - scores) * quality_entropy(logits, quality)
+    # At d = 0 the loss has a kink for beta <= 1: 0, the sign, is its subgradient.
+    return size.pow(beta) * difference + beta * power(size, beta - 1) * difference.sign() * slope
 
 
-def varifocal_loss(
-    logits: Tensor,
-    quality: Tensor,
-    alpha: float = 0.75,
-    gamma: float = 2.0,
-    iou_weighted: bool = True,
-) -> Tensor:
-    """Varifocal Loss (VarifocalNet, eq. 2): focal for negatives alone.
+def distribution_focal_loss(logits: Tensor, distances: Tensor) -> Tensor:
+    """Distribution Focal Loss, eq. 6: cross entropy against the two bins around a distance.
 
     Args:
-        logits: any shape.
-        quality: target q in [0, 1], broadcasts with logits; 0 for a negative.
-        alpha: weight of negatives.
-        gamma: focusing parameter of negatives, at least 0.
-        iou_weighted: weigh a positive by its quality, as the paper does.
+        logits: ``(..., num_bins)``.
+        distances: ``(...)`` in strides, clamped to [0, num_bins - 1].
 
     Returns:
-        Loss of each element: ``q * BCE(s, q)`` where q > 0, else ``alpha * s^gamma * softplus``.
+        ``(...)`` loss of each edge.
     """
-    weight = quality if iou_weighted else torch.ones_like(quality)
-    positive = weight * (F.softplus(logits) - quality * logits)
-    negative = alpha * quality_focal_loss(logits, torch.zeros_like(quality), gamma)
-    return positive.where(quality > 0, negative)
-
-
-def varifocal_gradient(
-    logits: Tensor,
-    quality: Tensor,
-    alpha: float = 0.75,
-    gamma: float = 2.0,
-    iou_weighted: bool = True,
-) -> Tensor:
-    """Derivative of :func:`varifocal_loss`, whose arguments these are, by the logits."""
-    weight = quality if iou_weighted else torch.ones_like(quality)
-    positive = weight * (logits.sigmoid() - quality)
-    negative = alpha * quality_focal_gradient(logits, torch.zeros_like(quality), gamma)
-    return positive.where(quality > 0, negative)
+    target = two_bin_target(distances, logits.shape[-1])
+    log_probabilities = logits.log_softmax(-1)
+    left = log_probabilities.gather(-1, target.left.unsqueeze(-1)).squeeze(-1)
+    right = log_probabilities.gather(-1, target.left.unsqueeze(-1) + 1).squeeze(-1)
+    return -(target.left_weight * left + target.right_weight * right)
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -153,26 +149,53 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
     return temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1)
 
 
-# Beyond it the inverse focal loss falls somewhere as the truth gets less likely: this is the least
-# value over p of (1 + p) / (-p log p), at p = .278.
-MAX_INVERSE_GAMMA = 3.591121476668622
+# --- Varifocal Loss -------------------------------------------------------------------------------
 
 
-def power(base: Tensor, exponent: float | Tensor) -> Tensor:
-    """``base ** exponent`` whose derivative at a base of 0 is 0 and never infinite or NaN.
+def varifocal_loss(
+    logits: Tensor,
+    quality: Tensor,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    iou_weighted: bool = True,
+) -> Tensor:
+    """Varifocal Loss (VarifocalNet, eq. 2): focal for negatives alone.
 
     Args:
-        base: at least 0.
-        exponent: at least 0, broadcasts with base.
+        logits: any shape.
+        quality: target q in [0, 1], broadcasts with logits; 0 for a negative.
+        alpha: weight of negatives.
+        gamma: focusing parameter of negatives, at least 0.
+        iou_weighted: weigh a positive by its quality, as the paper does.
+
+    Returns:
+        Loss of each element: ``q * BCE(s, q)`` where q > 0, else ``alpha * s^gamma * softplus``.
     """
-    positive = base > 0
-    inside = base.where(positive, torch.ones_like(base)).pow(exponent)
-    at_zero = torch.as_tensor(exponent, device=base.device) == 0
-    return inside.where(positive, at_zero.to(inside.dtype))
+    weight = quality if iou_weighted else torch.ones_like(quality)
+    positive = weight * quality_entropy(logits, quality)
+    negative = alpha * quality_focal_loss(logits, torch.zeros_like(quality), gamma)
+    return positive.where(quality > 0, negative)
+
+
+def varifocal_gradient(
+    logits: Tensor,
+    quality: Tensor,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    iou_weighted: bool = True,
+) -> Tensor:
+    """Derivative of :func:`varifocal_loss`, whose arguments these are, by the logits."""
+    weight = quality if iou_weighted else torch.ones_like(quality)
+    positive = weight * (logits.sigmoid() - quality)
+    negative = alpha * quality_focal_gradient(logits, torch.zeros_like(quality), gamma)
+    return positive.where(quality > 0, negative)
+
+
+# --- Focal losses of a softmax, their gammas, and the inverse focal loss --------------------------
 
 
 def true_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logarithm of the softmax probability given to the truth.
+    """Logarithm of the softmax probability given to the true class.
 
     Args:
         logits: ``(N, K)``.
@@ -190,7 +213,7 @@ def focal_loss(
     """``-(1 - p)^gamma * log p``.
 
     Args:
-        log_probability: of the truth, any shape.
+        log_probability: of the true class, any shape.
         gamma: at least 0, broadcasts; 0 is cross entropy.
         detach_weight: let no gradient through the weight. That is another loss: of gamma 3 and a
             chance of .8 the optimum is .586 with, and .594 without.
@@ -202,42 +225,10 @@ def focal_loss(
     return -(weight.detach() if detach_weight else weight) * log_probability
 
 
-def inverse_focal_loss(
-    log_probability: Tensor, gamma: float, detach_weight: bool = False
-) -> Tensor:
-    """``-(1 + p)^gamma * log p``: it rewards confidence, and is made for calibration afterwards.
-
-    Args:
-        log_probability: of the truth, any shape.
-        gamma: see :func:`check_inverse_gamma`; 0 is cross entropy.
-        detach_weight: let no gradient through the weight; the optimum is then unique.
-
-    Returns:
-        Loss of each element.
-    """
-    weight = (1 + log_probability.exp()).pow(gamma)
-    return -(weight.detach() if detach_weight else weight) * log_probability
-
-
-def check_inverse_gamma(gamma: float, detach_weight: bool) -> None:
-    """Refuse a gamma at which the inverse focal loss is not monotone in p.
-
-    Raises:
-        ValueError: gamma is negative, or above `MAX_INVERSE_GAMMA` with a gradient in the weight.
-    """
-    if not gamma >= 0:
-        raise ValueError(f'gamma of the inverse focal loss is at least 0, not {gamma!r}')
-    if gamma > MAX_INVERSE_GAMMA and not detach_weight:
-        raise ValueError(
-            f'the inverse focal loss rewards wrong scores at gamma {gamma!r}, above '
-            f'{MAX_INVERSE_GAMMA:.4f}: take a smaller one or detach_weight=True'
-        )
-
-
 def gamma_by_sample(
     probability: Tensor, gammas: Sequence[float] = (5, 3), thresholds: Sequence[float] = (0.2,)
 ) -> Tensor:
-    """Gamma of each sample by the probability it gives to the truth (FLSD-53 by default).
+    """Gamma of each sample by the probability it gives to the true class (FLSD-53 by default).
 
     Args:
         probability: any shape, in [0, 1]; gets no gradient.
@@ -281,7 +272,7 @@ def focal_to_posterior(scores: Tensor, gamma: float) -> Tensor:
     """The probability at which sigmoid focal loss is least at a score: what the score means.
 
     Focal loss without alpha, and with a gradient in its weight, is no proper loss: its optimum lies
-    nearer to .5 than the truth. This undoes it in closed form.
+    nearer to .5 than the chance. This undoes it in closed form.
 
     Args:
         scores: any shape, in [0, 1].
@@ -304,27 +295,26 @@ def focal_to_posterior(scores: Tensor, gamma: float) -> Tensor:
     return right / (right + wrong)
 
 
-def quality_entropy(logits: Tensor, quality: Tensor) -> Tensor:
-    """Binary cross entropy of sigmoid scores against targets in [0, 1], of each element."""
-    return F.softplus(logits) - quality * logits
+# Beyond it the inverse focal loss falls somewhere as the true class gets less likely: this is the
+# least value over p of (1 + p) / (-p log p), at p = .278.
+MAX_INVERSE_GAMMA = 3.591121476668622
 
 
-def quality_focal(
-    logits: Tensor, quality: Tensor, gamma: float | Tensor, detach_weight: bool = False
+def inverse_focal_loss(
+    log_probability: Tensor, gamma: float, detach_weight: bool = False
 ) -> Tensor:
-    """Quality Focal Loss ``|y - s|^gamma * BCE(s, y)``, with gamma for each element if need be.
+    """``-(1 + p)^gamma * log p``: it rewards confidence, and is made for calibration afterwards.
 
     Args:
-        logits: any shape.
-        quality: target in [0, 1], broadcasts with logits.
-        gamma: at least 0, broadcasts.
-        detach_weight: let no gradient through the weight.
+        log_probability: of the true class, any shape.
+        gamma: see :func:`check_inverse_gamma`; 0 is cross entropy.
+        detach_weight: let no gradient through the weight; the optimum is then unique.
 
     Returns:
-        Loss of each element; for targets of 0 and 1 :func:`focal_loss`.
+        Loss of each element.
     """
-    weight = power((quality - logits.sigmoid()).abs(), gamma)
-    return (weight.detach() if detach_weight else weight) * quality_entropy(logits, quality)
+    weight = (1 + log_probability.exp()).pow(gamma)
+    return -(weight.detach() if detach_weight else weight) * log_probability
 
 
 def quality_inverse_focal(
@@ -347,12 +337,26 @@ def quality_inverse_focal(
     return (weight.detach() if detach_weight else weight) * quality_entropy(logits, quality)
 
 
-KERNEL_WIDTH = 0.4  # of exp(-|a - b| / width)
-MAX_PAIRED = 1024  # samples that a kernel error is taken over: its memory grows with their square
+def check_inverse_gamma(gamma: float, detach_weight: bool) -> None:
+    """Refuse a gamma at which the inverse focal loss is not monotone in p.
+
+    Raises:
+        ValueError: gamma is negative, or above `MAX_INVERSE_GAMMA` with a gradient in the weight.
+    """
+    if not gamma >= 0:
+        raise ValueError(f'gamma of the inverse focal loss is at least 0, not {gamma!r}')
+    if gamma > MAX_INVERSE_GAMMA and not detach_weight:
+        raise ValueError(
+            f'the inverse focal loss rewards wrong scores at gamma {gamma!r}, above '
+            f'{MAX_INVERSE_GAMMA:.4f}: take a smaller one or detach_weight=True'
+        )
+
+
+# --- Other losses that bear on calibration --------------------------------------------------------
 
 
 def brier_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance of the softmax to the one-hot truth, summed over classes.
+    """Squared distance of the softmax to the one-hot label, summed over classes.
 
     Args:
         logits: ``(N, K)``.
@@ -361,8 +365,8 @@ def brier_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         ``(N,)`` in [0, 2].
     """
-    truth = torch.nn.functional.one_hot(labels, logits.shape[-1])
-    return (truth - logits.softmax(-1)).square().sum(-1)
+    target = F.one_hot(labels, logits.shape[-1])
+    return (target - logits.softmax(-1)).square().sum(-1)
 
 
 def quality_brier(logits: Tensor, quality: Tensor) -> Tensor:
@@ -397,6 +401,12 @@ def smooth_quality(quality: Tensor, positive: Tensor, smoothing: float) -> Tenso
         smoothing: e in [0, 1).
     """
     return torch.where(positive, quality * (1 - smoothing) + smoothing / 2, quality)
+
+
+# --- Kernel calibration errors --------------------------------------------------------------------
+
+KERNEL_WIDTH = 0.4  # of exp(-|a - b| / width)
+MAX_PAIRED = 1024  # samples that a kernel error is taken over: its memory grows with their square
 
 
 def mmce(confidence: Tensor, correct: Tensor, width: float = KERNEL_WIDTH) -> Tensor:

@@ -24,7 +24,7 @@ from gfl_det.models.losses.functional import (
     varifocal_loss,
 )
 from gfl_det.ops.distribution import bin_positions, full_precision, two_bin_target
-from gfl_det.ops.layout import Layout
+from gfl_det.ops.layout import Layout, write_valid
 
 # Logits a block on a CPU: with three float32 temporaries 3 MiB, within the caches of two cores.
 BLOCK = 2**18
@@ -129,7 +129,7 @@ class _FocalSum(torch.autograd.Function):
         for level, (logits, mask) in enumerate(zip(maps, excluded)):
             gradient = None
             if any(ctx.needs_input_grad):
-                # The spare end takes what is written at entries that are not valid.
+                # One place more than the maps need: nowhere, for entries that are not valid.
                 memories.append(logits.new_empty(logits.numel() + 1, dtype=kept))
                 gradient = ctx.layouts[level].view(memories[-1])
             parts += _negative_sums(logits, mask, loss.beta, loss.factor * scale, gradient)
@@ -138,7 +138,7 @@ class _FocalSum(torch.autograd.Function):
         if memories:
             slope = weight * scale * loss.gradient(chosen, entries.quality, *loss.arguments)
             for memory, layout, (on, place) in zip(memories, ctx.layouts, places):
-                memory[layout.address(*place).masked_fill_(~on, len(memory) - 1)] = slope.to(kept)
+                write_valid(memory, layout.address(*place), on, slope.to(kept))
         ctx.save_for_backward(*memories)
         change = weight * loss.equation(chosen, entries.quality, *loss.arguments)
         change = change - loss.equation(chosen, torch.zeros_like(chosen), *loss.arguments)
@@ -149,7 +149,9 @@ class _FocalSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, factor):  # type: ignore[no-untyped-def]
         levels = [layout.view(each) for layout, each in zip(ctx.layouts, ctx.saved_tensors)]
-        if not _is_one(factor):
+        # What is handed on belongs to the receiver, who may change it, as .grad.zero_() does: the
+        # saved memory itself may go only if no other walk over the graph will need it.
+        if not _is_one(factor) or _graph_is_kept():
             levels = [level * factor for level in levels]
         return None, None, None, None, None, *(level.to(ctx.dtype) for level in levels)
 
@@ -157,6 +159,12 @@ class _FocalSum(torch.autograd.Function):
 def _is_one(factor: Tensor) -> bool:
     """Whether a scalar is known to be 1 without waiting for a device."""
     return factor.device.type == 'cpu' and not torch.compiler.is_compiling() and float(factor) == 1
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that runs now may be followed by another (``retain_graph``)."""
+    ask = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
+    return True if ask is None else ask()  # torch before 2.6 does not tell
 
 
 def focal_sum(
@@ -208,18 +216,20 @@ class _MeanAndLoss(torch.autograd.Function):
         probabilities = values.exp_()
         mean = probabilities @ bin_positions(logits)
         ctx.dtype = logits.dtype
-        ctx.save_for_backward(probabilities, mean, *target)
+        ctx.save_for_backward(probabilities, mean, distances)
         return mean, loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, mean_gradient, loss_gradient):  # type: ignore[no-untyped-def]
-        probabilities, mean, left, left_weight, right_weight = ctx.saved_tensors
+        probabilities, mean, distances = ctx.saved_tensors
+        target = two_bin_target(distances.to(mean.dtype), probabilities.shape[-1])
         offset = loss_gradient - mean_gradient * mean
         gradient = mean_gradient.unsqueeze(-1) * bin_positions(probabilities)
         gradient.add_(offset.unsqueeze(-1)).mul_(probabilities)
-        both = torch.stack([left_weight, right_weight], dim=-1) * -loss_gradient.unsqueeze(-1)
-        gradient.scatter_add_(-1, torch.stack([left, left + 1], dim=-1), both)
+        both = torch.stack([target.left_weight, target.right_weight], dim=-1)
+        bins = torch.stack([target.left, target.left + 1], dim=-1)
+        gradient.scatter_add_(-1, bins, both * -loss_gradient.unsqueeze(-1))
         return gradient.to(ctx.dtype), None
 
 

@@ -1,4 +1,7 @@
-"""What losses that bear on calibration share, for detectors and classifiers.
+"""Registered losses that bear on calibration, for detectors and classifiers.
+
+:class:`ScoreLoss` and the functions after it hold what they share; then come the losses: focal,
+inverse focal, Brier, label smoothing, MMCE, Varifocal.
 
 With ``use_sigmoid=False`` they take logits ``(N, K)`` and labels ``(N,)`` as a classifier has them.
 With ``use_sigmoid=True`` they take logits ``(N, C)`` and what a dense head of MMDetection gives:
@@ -16,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from gfl_det.models.losses import functional
-from gfl_det.models.losses.functional import varifocal_loss
 from gfl_det.models.losses.modules import REDUCTIONS, Reduction, dense_quality, reduce_loss
 from gfl_det.ops.distribution import full_precision
 from gfl_det.registry import MODELS
@@ -139,8 +141,8 @@ class FocalLoss(ScoreLoss):
     """Focal loss and, of qualities, Quality Focal Loss; in MMDetection's place with its arguments.
 
     Gamma is one of three: ``gamma`` itself; that of ``p0``, at which its gradient is that of cross
-    entropy; or ``gammas`` by the probability given to the truth, as in FLSD-53: ``gammas=(5, 3),
-    thresholds=(0.2,)``.
+    entropy; or ``gammas`` by the probability given to the true class, as in FLSD-53:
+    ``gammas=(5, 3), thresholds=(0.2,)``.
 
     Args:
         use_sigmoid: scores are sigmoids, one a class, and not a softmax.
@@ -213,7 +215,7 @@ class FocalLoss(ScoreLoss):
     def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
         likeness = 1 - (quality - logits.sigmoid()).abs()
         gamma = self._gamma(likeness)
-        loss = functional.quality_focal(logits, quality, gamma, self.detach_weight)
+        loss = functional.quality_focal_loss(logits, quality, gamma, self.detach_weight)
         return balanced(loss, positive, self.alpha)
 
     def softmax_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -268,7 +270,9 @@ class InverseFocalLoss(ScoreLoss):
         if self.negatives == 'inverse':
             loss = loss * 2**-self.gamma
         else:
-            loss = torch.where(positive, loss, functional.quality_focal(logits, quality, self.beta))
+            loss = torch.where(
+                positive, loss, functional.quality_focal_loss(logits, quality, self.beta)
+            )
         return balanced(loss, positive, self.alpha)
 
     def softmax_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -278,7 +282,7 @@ class InverseFocalLoss(ScoreLoss):
 
 @MODELS.register_module()
 class BrierLoss(ScoreLoss):
-    """Brier score: the squared distance to the truth, with a softmax summed over classes.
+    """Brier score: the squared distance to the label, with a softmax summed over classes.
 
     Args:
         use_sigmoid: scores are sigmoids, one a class, and not a softmax.
@@ -325,7 +329,7 @@ class LabelSmoothingLoss(ScoreLoss):
 
     def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
         smooth = functional.smooth_quality(quality, positive, self.smoothing)
-        return functional.quality_focal(logits, smooth, self.beta)
+        return functional.quality_focal_loss(logits, smooth, self.beta)
 
     def softmax_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.label_smoothing_loss(logits, labels, self.smoothing)
@@ -404,7 +408,7 @@ class MMCELoss(ScoreLoss):
         return measure(confidence, guess == labels)
 
     def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
-        return functional.quality_focal(logits, quality, self.beta)
+        return functional.quality_focal_loss(logits, quality, self.beta)
 
     def softmax_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return -functional.true_log_probability(logits, labels)
@@ -449,4 +453,5 @@ class VarifocalLoss(ScoreLoss):
         self.alpha, self.gamma, self.iou_weighted = alpha, gamma, iou_weighted
 
     def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
-        return varifocal_loss(logits, quality, self.alpha, self.gamma, self.iou_weighted)
+        settings = self.alpha, self.gamma, self.iou_weighted
+        return functional.varifocal_loss(logits, quality, *settings)
