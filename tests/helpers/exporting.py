@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 import gfl_det
 from gfl_det.calibration import calibrators
 from gfl_det.calibration.calibrators import ClassMap, DetectionCalibrator
-from gfl_det.calibration.calibrators import ExportSettings as Fit
+from gfl_det.calibration.calibrators import Settings as Fit
 from gfl_det.calibration.files import save_calibrator
 from gfl_det.calibration.maps import Isotonic, Platt, ScoreMap, Temperature
 from gfl_det.inference.export import (
