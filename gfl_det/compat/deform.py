@@ -236,13 +236,17 @@ def backward(given: _Operands, layout: Layout, grad_output: Tensor) -> _Operands
 
 
 def _of_v1(sizes: dict[str, Any]) -> Layout:
-    pairs = [(sizes[f'{name}H'], sizes[f'{name}W']) for name in ('d', 'pad', 'dilation')]
-    return Layout(*pairs, sizes['group'], sizes['deformable_group'])
+    stride, padding, dilation = (
+        (sizes[f'{name}H'], sizes[f'{name}W']) for name in ('d', 'pad', 'dilation')
+    )
+    return Layout(stride, padding, dilation, sizes['group'], sizes['deformable_group'])
 
 
 def _of_v2(sizes: dict[str, Any]) -> Layout:
-    pairs = [(sizes[f'{name}_h'], sizes[f'{name}_w']) for name in ('stride', 'pad', 'dilation')]
-    return Layout(*pairs, sizes['group'], sizes['deformable_group'])
+    stride, padding, dilation = (
+        (sizes[f'{name}_h'], sizes[f'{name}_w']) for name in ('stride', 'pad', 'dilation')
+    )
+    return Layout(stride, padding, dilation, sizes['group'], sizes['deformable_group'])
 
 
 def deform_conv_forward(
