@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -126,23 +125,8 @@ def _detect(
             if drawer:
                 drawer(result)
             if not args.quiet:
-                bar.tell(summary(result))
+                bar.tell(result.summary())
     return results
-
-
-def summary(result: ImageResult) -> str:
-    """One line: the image, how many boxes, and of each class the best score and the number."""
-    labels, scores = result.instances.labels.tolist(), result.instances.scores.tolist()
-    best: dict[int, float] = {}
-    for label, score in zip(labels, scores):
-        best.setdefault(label, score)  # scores fall
-    number = Counter(labels)
-    kinds = ', '.join(
-        f'{result.classes[label]} ({score:.2f}{f", {number[label]} times" * (number[label] > 1)})'
-        for label, score in best.items()
-    )
-    boxes = f'{len(labels)} box' + 'es' * (len(labels) != 1)
-    return f'{result.name}: {boxes}' + (f': {kinds}' if kinds else '')
 
 
 def _check_out(args: argparse.Namespace) -> None:

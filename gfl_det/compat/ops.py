@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from gfl_det.compat import deform
 from gfl_det.compat import nms as suppression
 from gfl_det.compat.imports import BUILD_LINE, LITE_LINE
 from gfl_det.errors import MissingOpError, SetupError
@@ -39,10 +40,15 @@ class MissingOp:
 
 
 class StandInOps(ModuleType):
-    """The module ``mmcv._ext`` with ``nms`` and ``softnms``; every other operator is missing."""
+    """The module ``mmcv._ext`` with suppression and deformable convolution; the rest is missing."""
 
     nms = staticmethod(suppression.nms)
     softnms = staticmethod(suppression.softnms)
+    deform_conv_forward = staticmethod(deform.deform_conv_forward)
+    deform_conv_backward_input = staticmethod(deform.deform_conv_backward_input)
+    deform_conv_backward_parameters = staticmethod(deform.deform_conv_backward_parameters)
+    modulated_deform_conv_forward = staticmethod(deform.modulated_deform_conv_forward)
+    modulated_deform_conv_backward = staticmethod(deform.modulated_deform_conv_backward)
 
     def __init__(self) -> None:
         super().__init__(EXTENSION, 'Operators of gfl_det in the place of compiled ones.')

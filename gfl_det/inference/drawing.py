@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from mmdet.structures import DetDataSample
 
+from gfl_det.datasets.images import read_image
 from gfl_det.errors import DataError
 from gfl_det.inference.results import ImageResult
 from gfl_det.inference.sources import ImageSource
@@ -37,20 +38,63 @@ class Drawer:
         self._visualizer.dataset_meta = dict(classes=classes)
 
     def __call__(self, result: ImageResult) -> Path:
-        """Draw a result that holds its image; returns the picture's path."""
-        if result.image is None:
-            raise ValueError('there is no image to draw on: detect with keep_images=True')
+        """Draw a result; returns the picture's path.
+
+        Raises:
+            DataError: the image was not kept, and cannot be read again.
+        """
+        image = image_of(result)
         path = self.folder / f'{self._name(result)}.jpg'
         sample = DetDataSample(pred_instances=result.instances)
         self._visualizer.add_datasample(
             path.stem,
-            np.ascontiguousarray(result.image[..., ::-1]),
+            np.ascontiguousarray(image[..., ::-1]),
             sample,
             draw_gt=False,
             out_file=str(path),
             pred_score_thr=self.score_thr,
         )
         return path
+
+
+def draw(result: ImageResult, score_thr: float) -> np.ndarray:
+    """The picture of a result, ``(H, W, 3)`` uint8 RGB.
+
+    Raises:
+        DataError: the image was not kept, and cannot be read again.
+    """
+    image = np.ascontiguousarray(image_of(result)[..., ::-1])
+    visualizer = VISUALIZERS.build(dict(type=VISUALIZER, name='gfl_det.inference'))
+    visualizer.dataset_meta = dict(classes=result.classes)
+    sample = DetDataSample(pred_instances=result.instances)
+    return visualizer.draw(image, sample, draw_gt=False, score_thr=score_thr)
+
+
+def image_of(result: ImageResult) -> np.ndarray:
+    """The image that a result is of, BGR: the one that was kept, or its file read again.
+
+    Raises:
+        DataError: there is none.
+    """
+    if result.error is not None:
+        raise DataError(result.error)
+    if result.image is not None:
+        return _in_colour(result.image)
+    if result.frame is None and Path(result.source).is_file():
+        image = read_image(result.source)
+        if image.shape[:2] == tuple(result.size):
+            return image
+    raise DataError(
+        f'The image of {result.name} was not kept, and there is no file to read it from again: '
+        'detect with keep_images=True.'
+    )
+
+
+def _in_colour(image: np.ndarray) -> np.ndarray:
+    """The first three channels as BGR, or the first as grey."""
+    if image.ndim == 3 and image.shape[2] >= 3:
+        return image[..., :3]
+    return np.repeat(image.reshape(*image.shape[:2], -1)[..., :1], 3, axis=2)
 
 
 class PictureNames:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.loading import load_detector
 from gfl_det.inference.optimize import DTYPES, optimize_for_inference
 from gfl_det.inference.sources import Item
-from gfl_det.inference.stream import ImageDetector, PreparedImage
+from gfl_det.inference.stream import ImageDetector, PreparedImage, check_share
 
 
 class GFLInferencer(ImageDetector):
@@ -68,8 +70,8 @@ class GFLInferencer(ImageDetector):
             calibrator=None if calibrator is None else str(calibrator),
             interval_calibrator=None if intervals is None else str(intervals),
         )
-        if score_thr is not None and not (_is_number(score_thr) and 0 <= score_thr <= 1):
-            raise ConfigError(f'score_thr is a score from 0 to 1, not {score_thr!r}.')
+        if score_thr is not None:
+            check_share(score_thr, 'score_thr')
         if level is not None and not (_is_number(level) and 0 < level < 1):
             raise ConfigError(f'level is a share between 0 and 1, not {level!r}.')
         if optimize not in (None, *DTYPES):
@@ -80,6 +82,26 @@ class GFLInferencer(ImageDetector):
             self.model = optimize_for_inference(self.model, getattr(torch, optimize))
         self.score_thr = score_thr
         self._decoding, self._prepare = _split_pipeline(loaded.pipeline)
+        self._channels = _channels(self.model, dict(self._decoding)['flag'])
+
+    @contextmanager
+    def _kept_from(self, score_thr: float | None) -> Iterator[None]:
+        if score_thr is None:
+            yield
+            return
+        before = self.score_thr
+        # Of two stages the second gives the boxes; detectors without suppression read none.
+        heads = [getattr(self.model, name, None) for name in ('roi_head', 'bbox_head')]
+        head = next((each for each in heads if each is not None), None)
+        settings: dict[str, Any] = getattr(head, 'test_cfg', None) or {}
+        own = {key: value for key, value in settings.items() if key == 'score_thr'}
+        self.score_thr = score_thr
+        settings.update(dict.fromkeys(own, score_thr))
+        try:
+            yield
+        finally:
+            self.score_thr = before
+            settings.update(own)
 
     def _preprocess(self, item: Item) -> PreparedImage:
         assert item.image is not None  # or it is not asked for
@@ -124,6 +146,20 @@ def _split_pipeline(pipeline: list[dict[str, Any]]) -> tuple[tuple[tuple[str, An
     if loader.get('to_float32'):
         return decoding, lambda given: steps({**given, 'img': given['img'].astype(np.float32)})
     return decoding, steps
+
+
+def _channels(model: torch.nn.Module, flag: str) -> int:
+    """How many channels of an image the detector takes, as its pipeline reads files."""
+    if flag.startswith('grayscale'):
+        return 1
+    mean = getattr(model.data_preprocessor, 'mean', None)
+    if not flag.startswith('unchanged'):
+        return 3
+    if isinstance(mean, Tensor) and mean.numel() > 1:
+        return mean.numel()
+    layers = getattr(model, 'backbone', model).modules()
+    first = next((each for each in layers if isinstance(each, torch.nn.Conv2d)), None)
+    return 3 if first is None else first.in_channels
 
 
 def _is_number(value: Any) -> bool:

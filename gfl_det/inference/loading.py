@@ -12,7 +12,7 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import CheckpointLoader
 
 from gfl_det.calibration.apply import check_class_names, check_interval_class_names
@@ -82,6 +82,41 @@ def load_detector(
     return Loaded(model, classes, list(datasets[0]['pipeline']), level)
 
 
+def build(config: str | Path | Config) -> BaseModel:
+    """Build a config's model, with random weights or those that its ``init_cfg`` names.
+
+    Parts are looked up as in a run of the config (``default_scope``), whatever was built before.
+
+    Args:
+        config: the name of a shipped config, a file, ``mmdet::FOLDER/NAME.py``, or a config.
+
+    Raises:
+        ConfigError: the config cannot be read or built.
+
+    Example:
+        >>> type(build('gfl_r18_fpn_digits').bbox_head).__module__
+        'gfl_det.models.heads.gfl_head'
+    """
+    named = isinstance(config, (str, Path))
+    cfg = load_config(str(config)) if named else Config(config.to_dict())  # type: ignore[union-attr]
+    name = str(config) if named else 'the config'
+    if not cfg.get('model'):
+        raise ConfigError(f'{name} has no model.')
+    return _build_model(cfg, name)
+
+
+def _build_model(cfg: Config, name: str) -> BaseModel:
+    register_all_modules(init_default_scope=False)
+    try:
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmdet'):
+            return MODELS.build(cfg.model)
+    except GFLDetError:
+        raise
+    except Exception as error:  # the constructors of a whole detector run here
+        reason = str(error).partition('\n')[0]
+        raise ConfigError(f'The model of {name} cannot be built: {reason}') from error
+
+
 def _read(path: str) -> dict[str, Any]:
     if not is_remote(path):
         check_checkpoint(path)
@@ -107,13 +142,7 @@ def _build(cfg: Config, settings: dict, name: str) -> BaseModel:
     if 'rcnn' in test_cfg and settings.get('score_thr') is not None:
         test_cfg['rcnn'] = {**test_cfg['rcnn'], 'score_thr': settings['score_thr']}
     cfg.model['test_cfg'] = test_cfg
-    try:
-        return revert_sync_batchnorm(MODELS.build(cfg.model))
-    except GFLDetError:
-        raise
-    except Exception as error:  # the constructors of a whole detector run here
-        reason = str(error).partition('\n')[0]
-        raise ConfigError(f'The model of {name} cannot be built: {reason}') from error
+    return revert_sync_batchnorm(_build_model(cfg, name))
 
 
 def _load_weights(model: BaseModel, content: Mapping[str, Any], path: str, name: str) -> None:

@@ -18,19 +18,28 @@ px are those of the original image):
 =================  ==========  ====================================================================
 
 All ``edge_*`` come from GFL heads of gfl_det; results of other heads lack them.
+
+A result prints as a table, in notebooks too, and is a sequence of its detections: an index gives
+one as plain values, a slice, a mask or a list of indices a result with those alone.
 """
 
 from __future__ import annotations
 
+import html
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import torch
 from mmengine.structures import InstanceData
+from PIL import Image
+from torch import Tensor
 
 from gfl_det.errors import DataError, SetupError
 from gfl_det.ops.intervals import SIDES
@@ -38,6 +47,8 @@ from gfl_det.utils.files import write_text
 
 DISTRIBUTIONS = frozenset(('edge_logits', 'bin_widths', 'prior_centres'))
 EDGE_FIELDS = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')
+SHOWN_ROWS = 20  # of a table that is printed
+DRAWN_SCORE = 0.3  # the least score of boxes in pictures, as in mmdet's tools
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class ImageResult:
         frame: number of a video's frame, from 0.
         error: why this image has no detections: one sentence.
         image: ``(H, W, 3)`` uint8 BGR, where images are kept.
+        milliseconds: that preparing and detecting took, of a batch each image's share.
     """
 
     source: str
@@ -63,14 +75,132 @@ class ImageResult:
     frame: int | None = None
     error: str | None = None
     image: np.ndarray | None = field(default=None, repr=False, compare=False)
+    milliseconds: float | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.instances)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[Any] | Tensor | np.ndarray) -> ImageResult: ...
+
+    def __getitem__(self, index: Any) -> dict[str, Any] | ImageResult:
+        if isinstance(index, Integral) and not isinstance(index, bool):
+            return self._detections()[index]
+        if not len(self):
+            return self
+        chosen = index if isinstance(index, slice) else torch.as_tensor(np.asarray(index))
+        if isinstance(chosen, Tensor) and not chosen.numel():
+            chosen = chosen.long()
+        return replace(self, instances=self.instances[chosen])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._detections())
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f'{self.name}: {self.error}'
+        return '\n'.join([self.summary(), *_text_table(*self._table())])
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        if self.error is not None:
+            return f'<p>{html.escape(f"{self.name}: {self.error}")}</p>'
+        return _html_table(self.summary(), *self._table())
+
+    @property
+    def pred_instances(self) -> InstanceData:
+        """The instances, under the name that mmdet's samples have them by."""
+        return self.instances
 
     @property
     def name(self) -> str:
         """The source, with the number of the frame where it is a video: ``a.mp4#12``."""
         return self.source if self.frame is None else f'{self.source}#{self.frame}'
+
+    def summary(self) -> str:
+        """One line: the image, how many boxes, and of each class the best score and the number."""
+        found = self.instances
+        labels, scores = (found.labels.tolist(), found.scores.tolist()) if len(self) else ([], [])
+        best: dict[int, float] = {}
+        for label, score in zip(labels, scores):
+            best.setdefault(label, score)  # scores fall
+        number = Counter(labels)
+        kinds = ', '.join(
+            f'{self.classes[label]} ({score:.2f}{f", {number[label]} times" * (number[label] > 1)})'
+            for label, score in best.items()
+        )
+        boxes = f'{len(labels)} box' + 'es' * (len(labels) != 1)
+        return f'{self.name}: {boxes}' + (f': {kinds}' if kinds else '')
+
+    def filter(
+        self, score: float | None = None, classes: str | Iterable[str] | None = None
+    ) -> ImageResult:
+        """The same result with some of its detections.
+
+        Args:
+            score: the least, as of :meth:`above`; None: any.
+            classes: name or names of those that stay; None: all.
+
+        Raises:
+            DataError: a class is none of the detector's.
+        """
+        result = self if score is None else self.above(score)
+        if classes is None or self.error is not None:
+            return result
+        names = [classes] if isinstance(classes, str) else list(classes)
+        unknown = [name for name in names if name not in self.classes]
+        if unknown:
+            raise DataError(
+                f'There is no class {unknown[0]!r}: the detector knows {", ".join(self.classes)}.'
+            )
+        if not len(result):
+            return result
+        labels = torch.tensor([self.classes.index(name) for name in names], dtype=torch.long)
+        return result[torch.isin(result.instances.labels, labels)]
+
+    def plot(self, score: float = DRAWN_SCORE) -> Image.Image:
+        """The image with its boxes drawn, which a notebook shows and ``.save(path)`` writes.
+
+        Args:
+            score: the least of boxes that are drawn.
+
+        Raises:
+            DataError: the image was not kept, and cannot be read again.
+        """
+        from gfl_det.inference.drawing import draw  # which draws results
+
+        return Image.fromarray(draw(self, score))
+
+    def to_supervision(self) -> Any:
+        """``supervision.Detections``, with the classes' names as ``data['class_name']``.
+
+        Edge fields come along in ``data`` too.
+
+        Raises:
+            SetupError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise SetupError(
+                'Detections of supervision need it: install it with pip install supervision.'
+            ) from error
+        found = self.instances
+        if not len(found):
+            empty = supervision.Detections.empty()
+            empty.data = dict(class_name=np.zeros(0, '<U1'))
+            return empty
+        labels = found.labels.numpy().astype(int)
+        extra = {name: found[name].numpy() for name in EDGE_FIELDS if name in found}
+        return supervision.Detections(
+            xyxy=found.bboxes.numpy(),
+            confidence=found.scores.numpy(),
+            class_id=labels,
+            data=dict(class_name=np.array([self.classes[label] for label in labels]), **extra),
+        )
 
     def above(self, score: float) -> ImageResult:
         """The same result with the detections of at least this score."""
@@ -117,6 +247,17 @@ class ImageResult:
         """A table with a row a detection; see :meth:`Results.to_pandas`."""
         return Results([self]).to_pandas()
 
+    def _table(self) -> tuple[list[str], list[list[str]], int]:
+        """Titles, the first rows, and how many rows there are."""
+        has_spread = 'edge_std' in self.instances
+        titles = ['class', 'score', *SIDES, *([f'{side} +-' for side in SIDES] * has_spread)]
+        rows = [
+            [each['class'], f'{each["score"]:.3f}']
+            + [f'{edge:.1f}' for edge in (*each['bbox'], *each.get('edge_std', ()))]
+            for each in self[:SHOWN_ROWS]._detections()
+        ]
+        return titles, rows, len(self)
+
     def _detections(self) -> list[dict[str, Any]]:
         found = self.instances
         if not len(found):
@@ -154,6 +295,62 @@ class Results(Sequence[ImageResult]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def __str__(self) -> str:
+        return '\n'.join([self.summary(), *_text_table(*self._table())])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        return _html_table(self.summary(), *self._table())
+
+    def summary(self) -> str:
+        """One line: how many images, boxes of each class, and failures."""
+        number: Counter[str] = Counter()
+        for each in self.images:
+            labels = each.instances.labels.tolist() if len(each) else []
+            number.update(each.classes[label] for label in labels)
+        kinds = ', '.join(f'{name} ({count})' for name, count in number.most_common())
+        images = f'{len(self)} image' + 's' * (len(self) != 1)
+        boxes = f'{sum(number.values())} box' + 'es' * (sum(number.values()) != 1)
+        failed = f', {len(self.failures)} unread' if self.failures else ''
+        return f'{images}{failed}, {boxes}' + (f': {kinds}' if kinds else '')
+
+    def filter(
+        self, score: float | None = None, classes: str | Iterable[str] | None = None
+    ) -> Results:
+        """:meth:`ImageResult.filter` of each."""
+        names = list(classes) if classes is not None and not isinstance(classes, str) else classes
+        return Results(each.filter(score, names) for each in self.images)
+
+    def plot(self, score: float = DRAWN_SCORE) -> list[Image.Image]:
+        """:meth:`ImageResult.plot` of each that was read."""
+        return [each.plot(score) for each in self.images if each.error is None]
+
+    def save_images(self, folder: str | PathLike[str], score: float = DRAWN_SCORE) -> list[Path]:
+        """Draw all images that were read into a folder, which is made; returns the paths.
+
+        Raises:
+            DataError: the folder cannot be written, or an image was not kept and cannot be read.
+        """
+        from gfl_det.inference.drawing import Drawer  # which draws results
+
+        read = [each for each in self.images if each.error is None]
+        drawer = Drawer(Path(folder), read[0].classes if read else (), score)
+        return [drawer(each) for each in read]
+
+    def to_supervision(self) -> list[Any]:
+        """:meth:`ImageResult.to_supervision` of each, failures as empty ones."""
+        return [each.to_supervision() for each in self.images]
+
+    def _table(self) -> tuple[list[str], list[list[str]], int]:
+        rows = []
+        for each in self.images[:SHOWN_ROWS]:
+            size = 'unread' if each.error is not None else f'{each.size[1]} x {each.size[0]}'
+            best = f'{float(each.instances.scores.max()):.3f}' if len(each) else ''
+            rows.append([each.name, size, str(len(each)), best])
+        return ['image', 'px', 'boxes', 'best score'], rows, len(self)
+
     @property
     def failures(self) -> list[ImageResult]:
         """Those that could not be read; each ``error`` says why."""
@@ -172,7 +369,8 @@ class Results(Sequence[ImageResult]):
                 from 1; entries then also hold ``file_name``.
 
         Raises:
-            DataError: ``annotations`` lack an image or a class, or have it twice.
+            DataError: ``annotations`` lack an image or a class, or have it twice, or two of the
+                results are of one image.
         """
         if annotations is None:
             return [
@@ -188,9 +386,16 @@ class Results(Sequence[ImageResult]):
                 f'The annotations are no COCO file ({error!r:.200}): give one.'
             ) from error
         entries = []
+        taken: dict[Any, str] = {}
         for each in self.images:
             if each.error is None:
                 image_id = find_id(images, path_tails(each.source), each.source, 'image')
+                if image_id in taken:
+                    raise DataError(
+                        f'{taken[image_id]} and {each.name} are both the image {image_id!r} of the '
+                        'annotations: give one of them, or annotations with their folders.'
+                    )
+                taken[image_id] = each.name
                 names = each.classes
                 ids = [find_id(categories, [name], name, 'class') for name in names]
                 entries += each.to_coco(image_id, ids)
@@ -225,6 +430,30 @@ class Results(Sequence[ImageResult]):
         if target.suffix != '.json':
             raise DataError(f'{path} must end in .json: results are written as COCO JSON.')
         write_text(target, json.dumps(self.to_coco(annotations)))
+
+
+def _text_table(titles: list[str], rows: list[list[str]], number: int) -> list[str]:
+    if not rows:
+        return []
+    widths = [max(map(len, column)) for column in zip(titles, *rows)]
+    lines = [
+        '  '.join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in (titles, *rows)
+    ]
+    return lines if number == len(rows) else [*lines, f'... and {number - len(rows)} more']
+
+
+def _html_table(title: str, titles: list[str], rows: list[list[str]], number: int) -> str:
+    def line(kind: str, cells: list[str]) -> str:
+        return '<tr>' + ''.join(f'<{kind}>{html.escape(cell)}</{kind}>' for cell in cells) + '</tr>'
+
+    more = f'<p>... and {number - len(rows)} more</p>' if number > len(rows) else ''
+    body = ''.join(line('td', row) for row in rows)
+    table = f'<table>{line("th", titles)}{body}</table>' if rows else ''
+    return f'<p>{html.escape(title)}</p>{table}{more}'
 
 
 def _row(image: ImageResult, detection: dict[str, Any]) -> dict[str, Any]:

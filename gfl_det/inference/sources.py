@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
 
 from gfl_det.datasets.images import ENDINGS, check_array, decode_image, read_image
 from gfl_det.errors import ConfigError, DataError
@@ -30,13 +32,16 @@ VIDEO_ENDINGS = frozenset(
 MAX_DOWNLOAD = 64 * 2**20  # bytes of an image behind an address
 ANSWER_SECONDS = 20
 
-ONE = (str, Path, np.ndarray)
+NAMES_TOLD = 5  # of files in a folder that are no images
+
+NAMED = (str, Path)
+PIXELS = (np.ndarray, Tensor, Image.Image)
 OTHER = (
-    'An input is of {}: give paths, addresses or arrays (height, width, 3) of uint8 in BGR; of a '
-    'PIL image that is numpy.array(image.convert("RGB"))[..., ::-1].'
+    'An input is of {}: give paths, addresses, PIL images, tensors (3, height, width) in RGB or '
+    'arrays (height, width, 3) of uint8 in BGR.'
 )
 
-One = Union[str, Path, np.ndarray]
+One = Union[str, Path, np.ndarray, Tensor, Image.Image]
 Inputs = Union[One, Iterable[One]]
 
 
@@ -49,6 +54,7 @@ class Reading:
         recursive: folders with the folders in them.
         every: of a video, each so-manieth frame.
         decoding: of ``mmcv.imfrombytes``.
+        channels: of the images that the detector takes.
 
     Raises:
         ConfigError: ``max_pixels`` or ``every`` is less than 1.
@@ -58,6 +64,7 @@ class Reading:
     recursive: bool = False
     every: int = 1
     decoding: tuple[tuple[str, Any], ...] = ()
+    channels: int = 3
 
     def __post_init__(self) -> None:
         for name in ('max_pixels', 'every'):
@@ -71,7 +78,7 @@ class Item(NamedTuple):
 
     source: str
     frame: int | None  # of a video
-    image: np.ndarray | None  # (H, W, 3) uint8, BGR
+    image: np.ndarray | None  # (H, W, 3) uint8, BGR; (H, W) of one channel, (H, W, n) of n
     error: str | None
 
 
@@ -81,16 +88,19 @@ class ImageSource(NamedTuple):
     name: str
     images: int  # how many; of a video as its header says
     open: Callable[[], Iterator[tuple[int | None, np.ndarray]]]
+    note: str | None = None  # what the user should know, such as files that were passed over
 
 
 def find_sources(inputs: Inputs, reading: Reading) -> list[ImageSource]:
     """List what inputs stand for, in their order; faults come up when a source is read.
 
     Args:
-        inputs: path of an image or a video, folder, glob, http address, array; or several of them.
+        inputs: path of an image or a video, folder, glob, http address, array, PIL image, tensor;
+            or several of them. A tensor is (C, H, W) or (N, C, H, W), of torch's order of colours,
+            RGB: uint8, or floats in [0, 1].
         reading: see there.
     """
-    if isinstance(inputs, ONE):
+    if isinstance(inputs, (*NAMED, *PIXELS)):
         several: Iterable[Any] = [inputs]
     elif isinstance(inputs, (bytes, Mapping)) or hasattr(inputs, 'shape'):  # iterable all the same
         several = [inputs]
@@ -99,11 +109,7 @@ def find_sources(inputs: Inputs, reading: Reading) -> list[ImageSource]:
     number = itertools.count()
     found: list[ImageSource] = []
     for each in several:
-        if not isinstance(each, ONE):
-            found.append(
-                _failed(f'input {len(found)}', DataError(OTHER.format(type(each).__name__)))
-            )
-        elif not isinstance(each, np.ndarray):
+        if isinstance(each, NAMED):
             try:
                 found += _named(str(each), reading)
             except DataError as error:
@@ -111,21 +117,61 @@ def find_sources(inputs: Inputs, reading: Reading) -> list[ImageSource]:
             except OSError as error:  # a name too long, a folder that may not be looked into
                 fault = DataError(f'{each} cannot be looked up: {error.strerror or error}.')
                 found.append(_failed(str(each), fault))
+        elif isinstance(each, PIXELS):
+            batch = each if isinstance(each, Tensor) and each.ndim == 4 else [each]
+            found += [_pixels(one, f'array {next(number)}', reading.channels) for one in batch]
         else:
-            found.append(_array(each, f'array {next(number)}'))
+            found.append(
+                _failed(f'input {len(found)}', DataError(OTHER.format(type(each).__name__)))
+            )
     if not found:
         found.append(_failed('the inputs', DataError('The inputs are an empty list: name images.')))
     return found
 
 
-def read_items(sources: Iterable[ImageSource]) -> Iterator[Item]:
-    """Read all images one after another; a fault is an item too."""
+def read_items(sources: Iterable[ImageSource], channels: int = 3) -> Iterator[Item]:
+    """Read all images one after another; a fault is an item too.
+
+    Args:
+        sources: of :func:`find_sources`.
+        channels: that images should have: colours become grey, and grey becomes colours.
+    """
     for source in sources:
         try:
             for frame, image in source.open():
-                yield Item(source.name, frame, image, None)
+                yield Item(source.name, frame, with_channels(image, channels, source.name), None)
         except DataError as error:
             yield Item(source.name, None, None, str(error))
+        except (OSError, ValueError, cv2.error) as error:  # of one input; the others go on
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            yield Item(source.name, None, None, f'{source.name} cannot be read: {reason[0]}')
+
+
+def with_channels(image: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """An image with so many channels: grey from BGR, or BGR from grey.
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, C)``.
+        channels: how many; of 1 the result is ``(H, W)``, as mmcv reads grey images.
+        name: for the message.
+
+    Raises:
+        DataError: there is no way from the one to the other.
+    """
+    pixels = image[..., None] if image.ndim == 2 else image
+    found = pixels.shape[2]
+    if found != channels:
+        if channels == 3 and found in (1, 4):
+            pixels = np.repeat(pixels, 3, axis=2) if found == 1 else pixels[..., :3]
+        elif channels == 1 and found in (3, 4):
+            colours = np.ascontiguousarray(pixels[..., :3])
+            pixels = cv2.cvtColor(colours, cv2.COLOR_BGR2GRAY)[..., None]
+        else:
+            raise DataError(
+                f'{name} has {found} channels, and the detector takes {channels}: give images of '
+                f'{channels}.'
+            )
+    return pixels[..., 0] if channels == 1 else pixels
 
 
 def _named(name: str, reading: Reading) -> list[ImageSource]:
@@ -160,13 +206,25 @@ def _folder(path: Path, reading: Reading) -> list[ImageSource]:
         raise DataError(f'The folder {path} cannot be read: {error.strerror or error}.') from error
     images = [each for each in files if each.suffix.lower() in ENDINGS]
     if images:
-        return [_file(each, reading) for each in images]
+        others = [each.name for each in files if each.suffix.lower() not in ENDINGS]
+        found = [_file(each, reading) for each in images]
+        found[0] = found[0]._replace(note=_passed_over(path, others))
+        return found
     if not files:
         below = '' if reading.recursive else ' (folders in it are not searched)'
         raise DataError(f'The folder {path} is empty{below}: name one with images.')
     kinds = Counter(each.suffix.lower() or 'no ending' for each in files)
     listed = ', '.join(f'{kind} ({number})' for kind, number in kinds.most_common(4))
     raise DataError(f'The folder {path} has no images, only {listed}: name one with images.')
+
+
+def _passed_over(folder: Path, names: list[str]) -> str | None:
+    if not names:
+        return None
+    told = ', '.join(names[:NAMES_TOLD])
+    rest = f' and {len(names) - NAMES_TOLD} more' if len(names) > NAMES_TOLD else ''
+    files = '1 file' if len(names) == 1 else f'{len(names)} files'
+    return f'{files} in {folder} passed over, by their endings no images: {told}{rest}'
 
 
 def _file(path: Path, reading: Reading) -> ImageSource:
@@ -182,8 +240,51 @@ def _file(path: Path, reading: Reading) -> ImageSource:
     return _failed(name, DataError(f'{name} has {kind}: known are {known}.'))
 
 
-def _array(value: Any, name: str) -> ImageSource:
-    return ImageSource(name, 1, lambda: iter([(None, check_array(value, name))]))
+def _pixels(value: Any, name: str, channels: int) -> ImageSource:
+    """An array, a tensor or a PIL image, which knows its file's name."""
+    if isinstance(value, Image.Image):
+        name = getattr(value, 'filename', '') or name
+
+    def read() -> Iterator[tuple[int | None, np.ndarray]]:
+        if isinstance(value, Image.Image):
+            yield None, _of_pillow(value, name)
+            return
+        array = _of_tensor(value, name) if isinstance(value, Tensor) else value
+        own = channels not in (1, 3) and array.ndim == 3 and array.shape[2] == channels
+        if own and array.dtype == np.uint8 and array.size:
+            yield None, array
+        else:
+            yield None, check_array(array, name)
+
+    return ImageSource(name, 1, read)
+
+
+def _of_pillow(image: Image.Image, name: str) -> np.ndarray:
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith('I'):  # 16 bits, whose upper 8 OpenCV takes
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return np.ascontiguousarray(np.asarray(upright.convert('RGB'))[..., ::-1])
+    except Exception as error:  # it may be decoded here, and each format has its own kinds
+        raise DataError(f'{name} cannot be decoded by Pillow: {error}.') from error
+
+
+def _of_tensor(tensor: Tensor, name: str) -> np.ndarray:
+    """(H, W, C) in BGR, of (C, H, W) or (H, W)."""
+    values = tensor.detach().cpu()
+    if values.is_floating_point():
+        low, high = (float(each) for each in values.aminmax()) if values.numel() else (0.0, 0.0)
+        if not 0 <= low <= high <= 1:
+            raise DataError(
+                f'{name} is a tensor of floats from {low:g} to {high:g}: give floats from 0 to 1, '
+                'or uint8 from 0 to 255.'
+            )
+        values = (values.float() * 255).round().byte()
+    array = values.numpy()
+    if array.ndim != 3:
+        return array
+    array = np.moveaxis(array, 0, 2)
+    return np.ascontiguousarray(array[..., ::-1]) if array.shape[2] == 3 else array
 
 
 def _address(url: str, reading: Reading) -> ImageSource:

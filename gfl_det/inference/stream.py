@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
-from numbers import Integral
+from numbers import Integral, Real
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from mmengine.structures import InstanceData
 
-from gfl_det.errors import ConfigError, DataError
+from gfl_det.errors import ConfigError, DataError, GFLDetError
 from gfl_det.inference.results import ImageResult, Results
 from gfl_det.inference.sources import ImageSource, Inputs, Item, Reading, find_sources, read_items
 from gfl_det.utils.console import Progress
@@ -29,13 +31,14 @@ class PreparedImage(NamedTuple):
 class ImageDetector(ABC):
     """What all detectors on images share: how inputs are found, put together and told of.
 
-    Subclasses set ``classes``, names in the order of the labels; ``level``, of the intervals; and
-    ``_decoding``, see :class:`.sources.Reading`.
+    Subclasses set ``classes``, names in the order of the labels; ``level``, of the intervals;
+    ``_decoding`` and ``_channels``, see :class:`.sources.Reading`.
     """
 
     classes: tuple[str, ...]
     level: float | None
     _decoding: tuple[tuple[str, Any], ...]
+    _channels: int = 3
 
     def __call__(
         self,
@@ -44,17 +47,19 @@ class ImageDetector(ABC):
         batch_size: int = 1,
         progress: bool = True,
         keep_images: bool = False,
+        score_thr: float | None = None,
         **reading: Any,
     ) -> Results:
         """Detect in images.
 
         Args:
-            inputs: path of an image or a video, folder, glob, http address, array ``(H, W, 3)``
-                uint8 BGR; or several of them.
+            inputs: path of an image or a video, folder, glob, http address, PIL image, array
+                ``(H, W, 3)`` uint8 BGR, tensor ``(3, H, W)`` RGB; or several of them.
             batch_size: images that go through the network together. Only images of one size do, so
                 that results do not depend on it.
             progress: show it on standard error.
             keep_images: keep each image in its result.
+            score_thr: least score, before calibration, in [0, 1]; None: that of the detector.
             **reading: ``max_pixels``, ``recursive`` and ``every``, see :class:`.sources.Reading`.
 
         Returns:
@@ -67,8 +72,11 @@ class ImageDetector(ABC):
         """
         sources = self.find(inputs, **reading)
         results = Results()
+        options: dict[str, Any] = dict(batch_size=batch_size, keep_images=keep_images)
         with Progress(sum(each.images for each in sources), 'images', progress) as bar:
-            for result in self.stream(sources, batch_size=batch_size, keep_images=keep_images):
+            for note in filter(None, (each.note for each in sources if progress)):
+                bar.say(f'warning: {note}')
+            for result in self.stream(sources, score_thr=score_thr, **options):
                 results.images.append(result)
                 bar.advance()
                 if result.error is not None and progress and len(sources) > 1:
@@ -81,10 +89,17 @@ class ImageDetector(ABC):
 
     def find(self, inputs: Inputs, **reading: Any) -> list[ImageSource]:
         """List the images and videos that inputs stand for; arguments as of a call."""
-        return find_sources(inputs, Reading(**reading, decoding=self._decoding))
+        return find_sources(
+            inputs, Reading(**reading, decoding=self._decoding, channels=self._channels)
+        )
 
     def stream(
-        self, sources: Iterable[ImageSource], *, batch_size: int = 1, keep_images: bool = False
+        self,
+        sources: Iterable[ImageSource],
+        *,
+        batch_size: int = 1,
+        keep_images: bool = False,
+        score_thr: float | None = None,
     ) -> Iterator[ImageResult]:
         """Results one after another, for videos and folders too large to keep them all.
 
@@ -92,12 +107,31 @@ class ImageDetector(ABC):
             sources: of :meth:`find`.
             batch_size: as in a call.
             keep_images: as in a call.
+            score_thr: as in a call.
         """
+        if score_thr is not None:
+            check_share(score_thr, 'score_thr')
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise ConfigError(f'batch_size is a whole number of at least 1, not {batch_size!r}.')
-        items = read_items(sources)
+        items = read_items(sources, self._channels)
         while window := list(islice(items, WINDOW_BATCHES * batch_size)):
-            yield from self._detect(window, batch_size, keep_images)
+            with self._kept_from(score_thr):
+                results = self._detect(window, batch_size, keep_images)
+            yield from results
+
+    @contextmanager
+    def _kept_from(self, score_thr: float | None) -> Iterator[None]:
+        """Keep detections from this score on meanwhile; None: as ever.
+
+        Raises:
+            ConfigError: the detector cannot.
+        """
+        if score_thr is not None:
+            raise ConfigError(
+                'The score_thr of an exported detector is inside its file: filter its results, as '
+                f'in results.filter({score_thr:g}).'
+            )
+        yield
 
     @abstractmethod
     def _preprocess(self, item: Item) -> PreparedImage:
@@ -115,7 +149,9 @@ class ImageDetector(ABC):
         """Results of images that are read ahead, in their order."""
         results: dict[int, ImageResult] = {}
         by_size: dict[tuple[int, ...], list[tuple[int, PreparedImage]]] = {}
+        spent: dict[int, float] = {}
         for index, item in enumerate(items):
+            started = perf_counter()
             try:
                 if item.image is None:
                     raise DataError(str(item.error))
@@ -123,16 +159,45 @@ class ImageDetector(ABC):
             except DataError as error:
                 results[index] = ImageResult(item.source, frame=item.frame, error=str(error))
                 continue
+            spent[index] = perf_counter() - started
             by_size.setdefault(prepared.size, []).append((index, prepared))
         for same in by_size.values():
             for first in range(0, len(same), batch_size):
                 places, batch = zip(*same[first : first + batch_size])
-                for place, found in zip(places, self._predict(list(batch))):
-                    results[place] = self._result(items[place], found, keep)
+                started = perf_counter()
+                all_found = self._predict_each(list(batch), [items[place] for place in places])
+                share = (perf_counter() - started) / len(batch)
+                for place, found in zip(places, all_found):
+                    seconds = spent[place] + share
+                    results[place] = self._result(items[place], found, keep, seconds)
         return [results[index] for index in range(len(items))]
 
-    def _result(self, item: Item, found: InstanceData, keep: bool) -> ImageResult:
+    def _predict_each(
+        self, batch: list[PreparedImage], items: list[Item]
+    ) -> list[InstanceData | str]:
+        """Detections, or of an image that the network cannot take a sentence that says why."""
+        try:
+            return list(self._predict(batch))
+        except GFLDetError:  # of the detector, and the next image would raise it too
+            raise
+        except Exception as error:  # a network may fail in any way; the others are done
+            if len(batch) > 1:
+                alone = zip(batch, items)
+                return [each for one, item in alone for each in self._predict_each([one], [item])]
+            assert items[0].image is not None
+            height, width = items[0].image.shape[:2]
+            reason = str(error).strip().partition('\n')[0] or type(error).__name__
+            return [
+                f'The detector fails at {items[0].source} of {width} x {height} px '
+                f'({type(error).__name__}: {reason.rstrip(".")}).'
+            ]
+
+    def _result(
+        self, item: Item, found: InstanceData | str, keep: bool, seconds: float
+    ) -> ImageResult:
         assert item.image is not None  # or there were no detections
+        if isinstance(found, str):
+            return ImageResult(item.source, frame=item.frame, error=found)
         height, width = item.image.shape[:2]
         return ImageResult(
             item.source,
@@ -142,4 +207,15 @@ class ImageDetector(ABC):
             self.level if 'edge_low' in found else None,
             item.frame,
             image=item.image if keep else None,
+            milliseconds=1000 * seconds,
         )
+
+
+def check_share(value: Any, name: str) -> None:
+    """Refuse what is no score.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not (isinstance(value, Real) and 0 <= float(value) <= 1):
+        raise ConfigError(f'{name} is a score from 0 to 1, not {value!r}.')

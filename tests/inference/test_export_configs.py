@@ -1,4 +1,4 @@
-"""Every shipped config without deformable convolutions, exported and compared with torch.
+"""Every shipped config, exported and compared with torch.
 
 Minutes a config: `pytest -m slow tests/test_export_configs.py -s` prints the differences.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import pytest
 
 import gfl_det
-from gfl_det.errors import ConfigError
-from gfl_det.inference.export import ExportSettings, OnnxDetector, Outputs, load_source, write_onnx
+from gfl_det.inference.export import ExportSettings, OnnxDetector, Outputs, write_onnx
 from gfl_det.inference.export.parity import (
     BOX_LIMIT,
     SCORE_LIMIT,
@@ -20,12 +19,9 @@ from gfl_det.inference.export.parity import (
 from gfl_det.utils.config import config_names
 from tests.helpers.exporting import random_source, shrink_pictures
 
-DEFORMABLE = [name for name in config_names() if 'dconv' in name]
-OTHERS = [name for name in config_names() if 'dconv' not in name]
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', OTHERS)
+@pytest.mark.parametrize('name', config_names())
 def test_onnx_runtime_gives_what_torch_gives(name, tmp_path):
     pytest.importorskip('onnxscript')
     pytest.importorskip('onnxruntime')
@@ -42,9 +38,3 @@ def test_onnx_runtime_gives_what_torch_gives(name, tmp_path):
     assert found.box <= BOX_LIMIT
     # Random weights saturate scores: of two boxes that overlap, either may have the last bit more.
     assert found.unmatched <= found.detections // 50
-
-
-@pytest.mark.parametrize('name', DEFORMABLE)
-def test_deformable_convolutions_are_refused_before_anything_is_built(name):
-    with pytest.raises(ConfigError, match=f'^{name} has deformable convolutions .model.backbone'):
-        load_source(gfl_det.get_config(name), name, 'none.pth')

@@ -176,3 +176,23 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(SetupError, match=r'pip install "gfl_det\[onnx\]"'):
         onnx_file.require('onnxruntime')
+
+
+@pytest.mark.parametrize('kind', ['DCN', 'DCNv2'])
+def test_deformable_convolutions_are_exported_as_a_plain_graph(folder, kind):
+    cfg = tiny_config()
+    dcn = dict(type=kind, deform_groups=2, fallback_on_stride=False)
+    cfg.model.backbone.update(depth=50, dcn=dcn, stage_with_dcn=(False, True, True))
+    cfg.model.neck.in_channels = [64, 128]
+    source = random_source(cfg, folder)
+    for name, parameter in source.model.named_parameters():
+        if 'conv_offset.weight' in name:
+            torch.nn.init.normal_(parameter, 0, 0.3)
+    path = folder / f'{kind}.onnx'
+    write_onnx(source, path, ExportSettings(Outputs(nms=True)))
+    pictures = noise_pictures([(96, 128), (64, 96)])
+    found = compare(torch_detector(source, None), OnnxDetector(path), pictures)
+    assert found.detections > 20
+    assert found.unmatched == 0
+    assert found.score <= SCORE_LIMIT
+    assert found.box <= BOX_LIMIT

@@ -23,7 +23,7 @@ from PIL import Image
 
 from gfl_det import GFLInferencer
 from gfl_det.cli import infer
-from gfl_det.cli.infer import parse_arguments, summary
+from gfl_det.cli.infer import parse_arguments
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
 from gfl_det.inference import stream
 from gfl_det.inference.inferencer import _at_least
@@ -431,8 +431,8 @@ def test_arguments_are_checked(capsys) -> None:
 
 def test_a_summary_names_the_best_of_each_class(detect, images) -> None:
     result = detect(images[0], progress=False)[0]
-    text = summary(result)
+    text = result.summary()
     best = result.classes[int(result.instances.labels[0])]
     assert text.startswith(f'{images[0]}: {len(result)} boxes: ')
     assert f'{best} ({float(result.instances.scores[0]):.2f}' in text
-    assert summary(result.above(1.1)).endswith(': 0 boxes')
+    assert result.above(1.1).summary().endswith(': 0 boxes')

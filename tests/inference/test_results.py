@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pycocotools.coco import COCO
 
 from gfl_det.errors import DataError, SetupError
 from gfl_det.inference.results import ImageResult, Results
+from gfl_det.ops.intervals import SIDES
 
 CLASSES = ('cat', 'dog')
 
@@ -162,3 +164,107 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path) -> None:
     (tmp_path / 'file').write_text('')
     with pytest.raises(DataError, match='cannot be written'):
         Results([one()]).save(tmp_path / 'file' / 'out.json')
+
+
+def test_results_print_as_tables() -> None:
+    results = Results([one(), FAILED, one('b<i>.png', 30)])
+    lines = str(one()).splitlines()
+    assert lines[0] == 'img/a.png: 2 boxes: cat (0.75), dog (0.25)'
+    assert lines[1].split() == [
+        'class',
+        'score',
+        *SIDES,
+        *(word for s in SIDES for word in (s, '+-')),
+    ]
+    assert lines[2].split() == ['cat', '0.750', '0.0', '5.0', '10.0', '25.0', *['2.0'] * 4]
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert str(one(number=30)).splitlines()[-1] == '... and 10 more'
+    assert str(FAILED) == 'torn.png: torn.png is no image.'
+    text = str(results).splitlines()
+    assert text[0] == '3 images, 1 unread, 32 boxes: cat (16), dog (16)'
+    assert text[2].split() == ['img/a.png', '80', 'x', '60', '2', '0.750']
+    assert text[3].split() == ['torn.png', 'unread', '0']
+    assert repr(results) == str(results)
+    assert str(Results()) == '0 images, 0 boxes'
+
+
+def test_notebooks_get_tables_whose_names_are_escaped() -> None:
+    page = Results([one('b<i>.png'), FAILED])._repr_html_()
+    assert 'b&lt;i&gt;.png' in page
+    assert page.count('<tr>') == 3
+    assert one(number=30)._repr_html_().count('<tr>') == 21
+    assert '... and 10 more' in one(number=30)._repr_html_()
+    assert FAILED._repr_html_() == '<p>torn.png: torn.png is no image.</p>'
+
+
+def test_a_result_is_a_sequence_of_detections() -> None:
+    result = one(number=5)
+    assert [each['score'] for each in result] == result.instances.scores.tolist()
+    assert result[-1] == result.to_dict()['detections'][-1]
+    assert len(result[1:3]) == 2
+    assert result[[4, 0]].instances.labels.tolist() == [0, 0]
+    chosen = result[result.instances.labels == 1]
+    assert [each['class'] for each in chosen] == ['dog', 'dog']
+    assert (chosen.size, chosen.classes, chosen.level) == (result.size, CLASSES, 0.9)
+    assert len(result[[]]) == len(FAILED[:3]) == 0
+    with pytest.raises(IndexError):
+        result[5]
+    assert result.pred_instances is result.instances
+
+
+def test_a_filter_takes_scores_and_names() -> None:
+    result = one(number=5)
+    assert [each['class'] for each in result.filter(0.5)] == ['cat', 'dog', 'cat']
+    assert [each['class'] for each in result.filter(0.5, 'dog')] == ['dog']
+    assert len(result.filter(classes=iter(['dog', 'cat']))) == 5
+    assert FAILED.filter(0.5, 'dog') is FAILED
+    assert [len(each) for each in Results([result, FAILED, one()]).filter(0.5, iter(['cat']))] == [
+        2,
+        0,
+        1,
+    ]
+    with pytest.raises(DataError, match="no class 'cow': the detector knows cat, dog"):
+        result.filter(classes='cow')
+
+
+def test_pictures_are_drawn_from_what_was_kept_or_from_the_file(tmp_path) -> None:
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    picture = one(image=pixels).plot(0.3)
+    assert np.asarray(picture).any()
+    path = tmp_path / 'a.png'
+    cv2.imwrite(str(path), pixels)
+    assert np.array_equal(np.asarray(one(str(path)).plot(0.3)), np.asarray(picture))
+    assert np.asarray(one(image=pixels[..., 0]).plot(0.3)).shape == np.asarray(picture).shape
+    results = Results([one(str(path)), FAILED, one('array 0', image=pixels)])
+    written = results.save_images(tmp_path / 'drawn')
+    assert [each.name for each in written] == ['a.jpg', 'array 0.jpg']
+    assert len(results.plot()) == 2
+    with pytest.raises(DataError, match=r'of v\.mp4#4 was not kept.*keep_images=True'):
+        one('v.mp4', frame=4).plot()
+    with pytest.raises(DataError, match=r'torn\.png is no image'):
+        FAILED.plot()
+
+
+def test_two_files_of_one_image_are_said_and_nothing_is_written(tmp_path) -> None:
+    annotations = dict(
+        images=[dict(id=7, file_name='a.png')], categories=[dict(id=1, name=n) for n in CLASSES]
+    )
+    with pytest.raises(DataError, match=r'x/a\.png and y/a\.png are both the image 7'):
+        Results([one('x/a.png'), one('y/a.png')]).save(tmp_path / 'out.json', annotations)
+    assert not list(tmp_path.iterdir())
+
+
+def test_supervision_takes_results() -> None:
+    sv = pytest.importorskip('supervision')
+    result = one(number=5)
+    found = result.to_supervision()
+    assert found.xyxy.tolist() == result.instances.bboxes.tolist()
+    assert found.data['class_name'].tolist() == ['cat', 'dog', 'cat', 'dog', 'cat']
+    assert found[found.confidence > 0.5].data['edge_std'].shape == (2, 4)
+    theirs = sv.Detections.from_mmdetection(result)
+    assert theirs.xyxy.tolist() == found.xyxy.tolist()
+    assert theirs.class_id.tolist() == found.class_id.tolist()
+    none = FAILED.to_supervision()
+    assert len(none) == 0
+    merged = sv.Detections.merge([found, none])
+    assert len(merged) == 5

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from gfl_det.calibration.score_maps import ScoreMaps
+from gfl_det.compat.deform import traceable
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.inference.export.candidates import translations
 from gfl_det.inference.export.description import KEY, Description
@@ -153,7 +154,7 @@ def write_onnx(
     settings = settings or ExportSettings()
     description = describe(source, settings)
     graph = build_graph(source, settings.outputs)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), traceable():
         program = torch.onnx.export(
             graph,
             _example(settings.size),

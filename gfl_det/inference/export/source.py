@@ -16,7 +16,6 @@ from gfl_det.inference.export.graph import Intervals
 from gfl_det.inference.export.preprocessing import Preprocessing
 from gfl_det.inference.loading import load_detector
 from gfl_det.models.heads import GFLHead
-from gfl_det.utils.config import walk
 
 DEFAULT_LEVEL = 0.9
 
@@ -54,7 +53,6 @@ def load_source(
     Raises:
         GFLDetError: the config cannot be exported, or something does not fit it.
     """
-    refuse_deformable(cfg, name)
     settings = dict(calibrator=calibrator, interval_calibrator=intervals, interval_level=level)
     loaded = load_detector(checkpoint, cfg, 'cpu', settings)
     head = getattr(loaded.model, 'bbox_head', None)
@@ -82,22 +80,6 @@ def load_source(
             float(test_cfg.interval_level), head.calibration.interval_factor(test_cfg)
         ),
     )
-
-
-def refuse_deformable(cfg: Config, name: str) -> None:
-    """Refuse deformable convolutions before anything is built.
-
-    Raises:
-        ConfigError: the model has some.
-    """
-    for path, node in walk(cfg.get('model') or {}, 'model'):
-        kinds = (str(node.get('type')), str((node.get('dcn') or {}).get('type')))
-        if any('DCN' in kind or 'DeformConv' in kind for kind in kinds):
-            raise ConfigError(
-                f'{name} has deformable convolutions ({path}), which ONNX Runtime and OpenVINO '
-                'cannot run on processors: export a config without them, such as '
-                'gfl_r101_fpn_ms-2x_coco.'
-            )
 
 
 def _score_calibrator(path: str | None) -> DetectionCalibrator | None:
