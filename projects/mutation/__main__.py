@@ -200,7 +200,8 @@ def main() -> None:
     codes = [mutate(each) for each in sample]
     survived, started = 0, time.monotonic()
     changes = [(mutant, after) for mutant, (_, after) in zip(sample, codes)]
-    for number, killed in try_all(changes, args.jobs):
+    for done, (number, killed) in enumerate(try_all(changes, args.jobs), start=1):
+        print(f'{done}/{len(sample)}', end='\r', file=sys.stderr, flush=True)
         if killed:
             continue
         survived += 1
