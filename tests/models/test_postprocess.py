@@ -46,7 +46,7 @@ def test_float_neighbours_of_the_threshold_count_as_sigmoid_does(threshold: floa
 
 def decoder_of(maps: list, clip: bool, scale: float = 1.0) -> Decoder:
     head, _ = head_pair()
-    metas = [make_meta(SIZE, scale=scale)] * len(maps[0])
+    metas = [dict(make_meta(SIZE), scale_factor=(scale, scale))] * len(maps[0])
     frames = Frames.of(metas, ConfigDict(), True, clip, torch.device('cpu'))
     return Decoder.of(maps, head.priors, frames)
 
