@@ -24,7 +24,7 @@ from tests.helpers.paths import ROOT
 
 PAGES = ['README.md', *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('docs/**/*.md'))]
 RUN = [page for page in PAGES if any(block.is_run for block in read_blocks(page))]
-LANGUAGES = {'bash', 'console', 'python', 'text'}
+LANGUAGES = {'bash', 'python', 'text'}
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +72,7 @@ def test_blocks_have_a_language_and_reasons() -> None:
             place = f'{page}:{block.line}'
             assert block.language in LANGUAGES, f'{place}: no language'
             assert block.title != NOT_RUN.strip(), f'{place}: a reason is missing'
-            if block.language == 'console' and block.is_run:
+            if block.language == 'bash' and block.is_run:
                 assert commands(block.code), f'{place}: no command'
 
 
@@ -89,7 +89,7 @@ def test_the_main_path_is_run() -> None:
         run = {
             words[1]
             for block in blocks
-            if block.language == 'console'
+            if block.language == 'bash'
             for words in commands(block.code)
         }
         assert names <= run

@@ -1,4 +1,4 @@
-"""docs/datasets.md: every config is built, and all but Objects365 are run on generated pictures."""
+"""docs/howto/data.md: every config is built, and all but Objects365 are run on a few pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.tiny_project import TINY_CONFIG
 
 SHAPE = (64, 96)  # height, width of the pictures
-CODE = re.compile(r'^## ([^\n]+)\n|^```python\n(.*?)^```', re.DOTALL | re.MULTILINE)
+CODE = re.compile(r'^## ([^\n]+)\n|^```python[^\n]*\n(.*?)^```', re.DOTALL | re.MULTILINE)
 
 
 def code_blocks(path: Path) -> dict[str, list[str]]:
@@ -38,9 +38,9 @@ def code_blocks(path: Path) -> dict[str, list[str]]:
     return blocks
 
 
-DOCS = code_blocks(ROOT / 'docs' / 'datasets.md')
-README = code_blocks(ROOT / 'README.md')['Train on your own data'][0]
-CONFIGS = {section: code[-1] for section, code in DOCS.items()} | {'README': README}
+DOCS = code_blocks(ROOT / 'docs' / 'howto' / 'data.md')
+TUTORIAL = code_blocks(ROOT / 'docs' / 'tutorial.md')['3. Write a config'][0]
+CONFIGS = {section: code[-1] for section, code in DOCS.items()} | {'tutorial': TUTORIAL}
 MODULE = DOCS['A format of your own'][0]
 
 
@@ -64,7 +64,7 @@ def config_of(section: str, folder: Path) -> Config:
 
 def test_the_sections_are_there():
     assert set(CONFIGS) == {
-        *('COCO JSON', 'Pascal VOC', 'Objects365', 'A format of your own', 'README')
+        *('COCO JSON', 'Pascal VOC', 'Objects365', 'A format of your own', 'tutorial')
     }
     assert all('_base_ = ' in code for code in CONFIGS.values())
 

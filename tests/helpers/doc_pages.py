@@ -4,7 +4,7 @@ What a block says in its first line decides what is done with it:
 
 - ``python``: run, all blocks of a page in one namespace;
 - ``python title="NAME.py"``: written to that file;
-- ``console``: each line is a ``gfl-det`` command that has to succeed;
+- ``bash``: each line is a ``gfl-det`` command that has to succeed;
 - ``title="not run: REASON"``: left out;
 - other languages, and none: text.
 """
@@ -55,7 +55,7 @@ class Block(NamedTuple):
     @property
     def is_run(self) -> bool:
         """Whether the block is code, and not marked as left out."""
-        return self.language in ('console', 'python') and not self.title.startswith(NOT_RUN)
+        return self.language in ('bash', 'python') and not self.title.startswith(NOT_RUN)
 
 
 def read_blocks(page: str) -> list[Block]:
@@ -76,7 +76,7 @@ def read_blocks(page: str) -> list[Block]:
 
 
 def commands(code: str) -> list[list[str]]:
-    """Split a console block into commands: a backslash joins lines, ``#`` begins a comment."""
+    """Split a bash block into commands: a backslash joins lines, ``#`` begins a comment."""
     lines = code.replace('\\\n', ' ').splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
@@ -90,7 +90,7 @@ def run_block(
     """Run a block in a folder, which has to be the current one.
 
     Args:
-        block: of ``python`` or ``console``.
+        block: of ``python`` or ``bash``.
         folder: where files are written and commands run.
         names: the namespace of the page's Python.
         after: called with the name of each command that has succeeded.
