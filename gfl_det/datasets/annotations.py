@@ -323,8 +323,9 @@ def usable_boxes(dataset: Entry, category_ids: Iterable[Any]) -> tuple[list[Entr
     kept, kept_area = list(compress(used, keep.tolist())), area[keep]
     for i in np.flatnonzero(~has_area[keep]):
         kept[i] = {**kept[i], 'area': float(kept_area[i])}
-    for i in odd_crowds(kept):
-        kept[i] = {**kept[i], 'iscrowd': int(is_crowd(kept[i]['iscrowd']))}
+    for place in odd_crowds(kept):
+        entry = kept[place]
+        kept[place] = {**entry, 'iscrowd': int(is_crowd(entry['iscrowd']))}
     report = BoxReport(
         total=len(entries),
         kept=len(kept),

@@ -26,6 +26,13 @@ def find_file(folder: str, name: str) -> str | None:
         return None
 
 
+def is_there(folder: str, name: str) -> bool:
+    """Whether our data set will find an image."""
+    if os.path.exists(os.path.join(folder, name)):
+        return True
+    return not ODD_SIGNS.isdisjoint(name) and find_file(folder, name) is not None
+
+
 def renamed_files(folder: str, names: Iterable[str]) -> dict[str, str]:
     """Return the files that names with odd signs mean, where none has that name; each once."""
     listed = list(names)

@@ -200,7 +200,7 @@ def misjudged_ids(values: Sequence[Any]) -> list[Any]:
     Its matches are float64, so texts stop it and numbers beyond 2 ** 53 lose digits.
     """
     if set(map(type, values)) <= {int} and values:
-        if 0 < min(values) and max(values) < EVALUATOR_IDS:  # a million at once
+        if min(values) > 0 and max(values) < EVALUATOR_IDS:  # a million at once
             return []
         return [each for each in values if not each or abs(each) >= EVALUATOR_IDS]
     return [

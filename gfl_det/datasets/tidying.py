@@ -116,7 +116,8 @@ def from_text(value: Any) -> Any:
 def box_from_text(value: Any) -> Any:
     """Return a box whose numbers are texts, or that is one text, as numbers."""
     if isinstance(value, list) and len(value) == 4 and str in map(type, value):
-        return [from_text(each) for each in value]
+        numbers = [from_text(each) for each in value]
+        return value if str in map(type, numbers) else numbers
     if isinstance(value, str) and len(value) <= 5 * MAX_DIGITS:
         found = FOUR_NUMBERS.fullmatch(value)
         if found is not None:
@@ -179,11 +180,11 @@ def _name_files(images: list[Any], changes: list[Change]) -> list[Any]:
 
 
 def path_tails(name: str) -> list[str]:
-    """Return what a stored path may mean on this machine, the longest first.
+    r"""Return what a stored path may mean on this machine, the longest first.
 
     >>> path_tails('https://host/val/My%20cat.png')
     ['val/My cat.png', 'My cat.png']
-    >>> path_tails('..\\\\images\\\\7.png')
+    >>> path_tails(r'..\images\7.png')
     ['images/7.png', '7.png']
     """
     text = name

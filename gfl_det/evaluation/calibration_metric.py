@@ -110,7 +110,7 @@ class CalibrationMetric(BaseMetric):
             shown = once(samples, rows)
             results = [results[place] for place in shown]
             truths = _truths_of_samples(results, names)
-            images = range(len(results))
+            images = list(range(len(results)))
         else:
             rows = match_samples(
                 samples, self.table.image_ids, self.table.file_names, 'CalibrationMetric'

@@ -223,7 +223,7 @@ class CocoMetric(MMDetCocoMetric):
 
     def _table_of(self, truths: Sequence[dict]) -> CocoTable:
         """Truths that come with the samples: xyxy px, labels from 0; images by place."""
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for image, truth in enumerate(truths):
             for each in truth['anns']:
                 left, top, right, bottom = (float(side) for side in each['bbox'])
@@ -347,7 +347,8 @@ def detection_numbers(value: Any) -> list[int]:
     listed = value.tolist() if isinstance(value, np.ndarray) else value
     values = list(listed) if isinstance(listed, (list, tuple)) else [listed]
     if not values or not all(
-        isinstance(each, Integral) and not isinstance(each, bool) and each > 0 for each in values
+        isinstance(each, Integral) and not isinstance(each, bool) and int(each) > 0
+        for each in values
     ):
         raise ConfigError(
             f'proposal_nums={value!r:.80} of CocoMetric is no number of detections per image: give '

@@ -131,8 +131,10 @@ def check_decoded(
 
 def _stated_size(image: Entry) -> Size | None:
     """Return the size in the file; None where it is missing or no size."""
-    width, height = image.get('width'), image.get('height')
-    return (round(width), round(height)) if is_size(width) and is_size(height) else None
+    width, height = (as_number(image.get(key)) for key in ('width', 'height'))
+    if width is None or height is None or not (is_size(width) and is_size(height)):
+        return None
+    return round(width), round(height)
 
 
 def _state_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:

@@ -9,9 +9,9 @@ from math import isfinite
 from typing import Any
 
 from gfl_det.datasets.annotations import ID_TYPES, Entry, as_number, is_id, is_name, is_size
+from gfl_det.datasets.checks.draft import LISTS, WITH_BOXES, Draft
 from gfl_det.datasets.table import EVALUATOR_IDS, misjudged_ids
 from gfl_det.datasets.tidying import tidy
-from gfl_det.datasets.checks.draft import LISTS, WITH_BOXES, Draft
 from gfl_det.errors import DataError
 
 REMOVED = 'removed'
