@@ -172,7 +172,8 @@ class Results(Sequence[ImageResult]):
                 from 1; entries then also hold ``file_name``.
 
         Raises:
-            DataError: ``annotations`` lack an image or a class, or have it twice.
+            DataError: ``annotations`` lack an image or a class, or have it twice; or two inputs are
+                one image of theirs.
         """
         if annotations is None:
             return [
@@ -188,9 +189,16 @@ class Results(Sequence[ImageResult]):
                 f'The annotations are no COCO file ({error!r:.200}): give one.'
             ) from error
         entries = []
+        inputs: dict[Any, str] = {}
         for each in self.images:
             if each.error is None:
                 image_id = find_id(images, path_tails(each.source), each.source, 'image')
+                other = inputs.setdefault(image_id, each.name)
+                if other != each.name:
+                    raise DataError(
+                        f'{other} and {each.name} are one image of the annotations, of the id '
+                        f'{image_id!r:.80}: give one of the two.'
+                    )
                 names = each.classes
                 ids = [find_id(categories, [name], name, 'class') for name in names]
                 entries += each.to_coco(image_id, ids)

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from gfl_det.engine.preflight.classes import check_calibrator, check_classes
 from gfl_det.engine.preflight.data import check_annotations, check_data
 from gfl_det.engine.preflight.metrics import check_metrics
+from gfl_det.engine.preflight.pyramid import check_pyramid
 from gfl_det.engine.preflight.starting_weights import check_weights
 from gfl_det.engine.preflight.teacher import check_teacher
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
@@ -43,6 +44,7 @@ def check_training(cfg: Config) -> None:
             faults.append(error)
     if faults:
         raise type(faults[0])('\n\nAlso, '.join(map(str, faults)))
+    check_pyramid(cfg)
     check_teacher(cfg)
     check_annotations(cfg, TRAINING)
     check_metrics(cfg, TRAINING)
