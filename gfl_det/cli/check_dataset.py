@@ -160,12 +160,10 @@ def write_fixed(report: Report, out: str, quiet: bool = False) -> None:
     """Write the repaired file and list what was changed.
 
     Raises:
-        ConfigError: It would overwrite what was read.
-        DataError: The file could not be read, so there is nothing to repair.
+        ConfigError: It would overwrite what was read, or the file could not be read.
+        DataError: Nothing of it would be left.
     """
-    path, repaired = Path(out), report.repaired
-    if repaired is None:
-        raise ConfigError(f'{report.source.path} cannot be repaired: {report.findings[0].text}')
+    path, repaired = Path(out), report.result()
     if path.exists() and path.samefile(report.source.path):
         raise ConfigError(f'--fix {out} is the file that is read: choose another name.')
     write_text(path, json.dumps(repaired))

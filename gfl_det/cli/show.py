@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from gfl_det.cli.arguments import add_pixel_limit, count_or_zero, share
-from gfl_det.datasets.annotations import as_boxes
+from gfl_det.datasets.annotations import as_boxes, parse
+from gfl_det.datasets.tidying import tidy
 from gfl_det.errors import DataError
 from gfl_det.inference import GFLInferencer, ImageResult
 from gfl_det.inference.drawing import PictureNames, check_apart
@@ -147,15 +147,17 @@ class CocoTruths:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            content = json.loads(path.read_text())
+            given = parse(path.read_bytes(), str(path))
+        except OSError as error:
+            raise DataError(f'{path} cannot be read: {error.strerror}.') from error
+        content, _ = tidy(given, str(path))
+        try:
             self._ids = ids_by_name(content['images'], 'file_name', 'image')
             self._names = {each['id']: each['name'] for each in content['categories']}
             self._boxes: dict[Any, list[Any]] = {each: [] for each in self._ids.values()}
             for each in content['annotations']:
                 entry = (self._names[each['category_id']], each['bbox'])
                 self._boxes.setdefault(each['image_id'], []).append(entry)
-        except OSError as error:
-            raise DataError(f'{path} cannot be read: {error.strerror}.') from error
         except DataError as error:
             raise DataError(f'{path}: {error}') from error
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

@@ -323,6 +323,9 @@ def usable_boxes(dataset: Entry, category_ids: Iterable[Any]) -> tuple[list[Entr
     kept, kept_area = list(compress(used, keep.tolist())), area[keep]
     for i in np.flatnonzero(~has_area[keep]):
         kept[i] = {**kept[i], 'area': float(kept_area[i])}
+    for place in odd_crowds(kept):
+        entry = kept[place]
+        kept[place] = {**entry, 'iscrowd': int(is_crowd(entry['iscrowd']))}
     report = BoxReport(
         total=len(entries),
         kept=len(kept),
@@ -333,6 +336,19 @@ def usable_boxes(dataset: Entry, category_ids: Iterable[Any]) -> tuple[list[Entr
         area_filled=where(keep & ~has_area),
     )
     return kept, report
+
+
+def is_crowd(value: Any) -> bool:
+    """Whether a value of "iscrowd" marks a crowd: 1 or true, and nothing else."""
+    return value is True or as_number(value) == 1
+
+
+def odd_crowds(entries: list[Entry]) -> list[int]:
+    """Return the places of entries whose "iscrowd" is there and is not 0 or 1."""
+    values = [entry.get('iscrowd', 0) for entry in entries]
+    if set(map(type, values)) <= {int} and set(values) <= {0, 1}:
+        return []
+    return [i for i, value in enumerate(values) if type(value) is not int or value not in (0, 1)]
 
 
 def box_faults(

@@ -23,6 +23,8 @@ from gfl_det.datasets.annotations import (
     shown,
     usable_boxes,
 )
+from gfl_det.datasets.file_names import renamed_files
+from gfl_det.datasets.tidying import tidy
 from gfl_det.errors import DataError, GFLDetError
 from gfl_det.registry import DATASETS
 from gfl_det.utils.pixels import Header, header_of, is_endless, too_large
@@ -79,12 +81,16 @@ class CocoDataset(MMDetCocoDataset):
         dataset = take(self.ann_file)  # the check before a training has read it
         if dataset is None:
             dataset = parse(self._read(self.ann_file), self.ann_file)
+        dataset, changes = tidy(dataset, self.ann_file)
         check_structure(dataset, self.ann_file, need_annotations=self._needs_boxes())
         check_ids(dataset, self.ann_file)
         self.cat_ids = match_classes(self.metainfo['classes'], dataset['categories'], self.ann_file)
         self.cat2label = {cat_id: label for label, cat_id in enumerate(self.cat_ids)}
         boxes, self.box_report = usable_boxes(dataset, self.cat_ids)
+        for change in changes:
+            self._log(str(change), logging.WARNING)
         self._log_boxes(self.box_report)
+        files = self._files(dataset['images'])
 
         boxes_by_image = defaultdict(list)
         self.cat_img_map = defaultdict(list)  # mmdet's samplers and filters read it
@@ -94,7 +100,11 @@ class CocoDataset(MMDetCocoDataset):
         return [
             self.parse_data_info(
                 {
-                    'raw_img_info': {**image, 'img_id': image['id']},
+                    'raw_img_info': {
+                        **image,
+                        'img_id': image['id'],
+                        'file_name': files.get(image['file_name'], image['file_name']),
+                    },
                     'raw_ann_info': boxes_by_image.get(image['id'], []),
                 }
             )
@@ -153,6 +163,18 @@ class CocoDataset(MMDetCocoDataset):
         if not subset:
             raise DataError(f'{self.ann_file}: indices={indices!r:.60} selects no image.')
         return subset
+
+    def _files(self, images: list[Entry]) -> dict[str, str]:
+        """Return the files that are meant by names of other machines, of addresses, and encoded."""
+        folder = (self.data_prefix or {}).get('img', '')
+        if self.backend_args or '://' in folder:
+            return {}
+        files = renamed_files(folder, (image['file_name'] for image in images))
+        if files:
+            name, file = next(iter(files.items()))
+            text = f'{len(files)} images are found by the end of their file_name: {shown(name)}'
+            self._log(f'{text} is {shown(file)} in {folder}', logging.WARNING)
+        return files
 
     def _needs_boxes(self) -> bool:
         """Test sets and unlabelled training sets may only list images."""

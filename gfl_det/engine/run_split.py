@@ -17,11 +17,19 @@ from mmengine.runner import Runner
 from gfl_det.calibration.apply import edge_detections
 from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.calibration.splits import Judged
+from gfl_det.datasets.table import CocoTable
 from gfl_det.engine import preflight
 from gfl_det.engine.preflight.classes import class_names
 from gfl_det.engine.runner import build_runner
 from gfl_det.errors import ConfigError
-from gfl_det.evaluation.detections import Truths, detections_from_coco, read_json, truths_from_coco
+from gfl_det.evaluation.detections import (
+    Truths,
+    detections_from_coco,
+    read_annotations,
+    read_json,
+    truths_of_table,
+)
+from gfl_det.evaluation.shown import Sample, match_samples, once
 from gfl_det.utils.config import annotation_path, datasets_of, metrics_of, walk
 
 Split = Literal['val', 'test']
@@ -119,11 +127,25 @@ def run_split(
             _ = runner.test_loop  # reads the annotations
         runner.test()
         results = read_json(f'{prefix}.bbox.json')
-    return truths, results, keep.samples
+        rows = _label(keep.samples, read_annotations(path))
+    place = {each: index for index, each in enumerate(truths.image_ids)}
+    chosen = sorted(place[image_id] for image_id in rows)
+    return truths.of_images(chosen), results, keep.samples
+
+
+def _label(samples: list[Any], table: CocoTable) -> list[Any]:
+    """Give samples the image ids of the truths' file, each image once; return the ids."""
+    shown = [Sample(each.img_id, str(each.get('img_path') or '')) for each in samples]
+    rows = match_samples(shown, table.image_ids, table.file_names, 'CocoMetric')
+    ids = [table.image_ids[row] for row in rows]
+    for sample, image_id in zip(samples, ids):
+        sample.set_metainfo(dict(img_id=image_id))
+    samples[:] = [samples[place] for place in once(shown, rows)]
+    return list(dict.fromkeys(ids))
 
 
 def _truths(cfg: Config, path: str) -> Truths:
-    truths = truths_from_coco(read_json(path), path)
+    truths = truths_of_table(read_annotations(path))
     names = class_names(datasets_of(cfg, 'test')[0])
     return truths if names is None else truths.of_classes(names, path)
 

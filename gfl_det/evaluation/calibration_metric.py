@@ -9,16 +9,20 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
-from gfl_det.errors import ConfigError, DataError
+from gfl_det.datasets.table import CocoTable
+from gfl_det.errors import ConfigError
 from gfl_det.evaluation.detections import (
     Detections,
     Truths,
     check_detections,
-    read_json,
+    read_annotations,
+    sorted_rows,
     truths_from_coco,
+    truths_of_table,
 )
 from gfl_det.evaluation.functional import errors_by_class, evaluate_detections, keep_above
 from gfl_det.evaluation.matching import ZeroOverlap
+from gfl_det.evaluation.shown import Sample, match_samples, once, samples_once, tell_share
 from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import METRICS
 
@@ -32,8 +36,8 @@ class CalibrationMetric(BaseMetric):
     :func:`.evaluation.evaluate_detections`.
 
     Args:
-        ann_file: COCO annotations; all of its images count, as for ``CocoMetric``. None: truths
-            come with the samples.
+        ann_file: COCO annotations; the images that the detector was shown count, as for
+            ``CocoMetric``. None: truths come with the samples.
         taus: thresholds below 1 of the IoU for LaECE, LaACE and LRP.
         zero_overlap: 'oracle' or 'reject', see :func:`.matching.match`.
         score_thr: least score of a detection that counts, or one for each class.
@@ -66,8 +70,7 @@ class CalibrationMetric(BaseMetric):
         self.zero_overlap: ZeroOverlap = zero_overlap
         self.score_thr = score_thr
         self.classwise = classwise
-        content = read_json(ann_file, backend_args) if ann_file else None
-        self.file_truths = truths_from_coco(content, ann_file) if ann_file else None
+        self.table = read_annotations(ann_file, backend_args) if ann_file else None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keep what is needed of a batch: one entry an image, as the gathering counts them.
@@ -83,7 +86,8 @@ class CalibrationMetric(BaseMetric):
                 name: found[name].detach().cpu().numpy() for name in ('bboxes', 'scores', 'labels')
             }
             entry['img_id'] = sample['img_id']
-            if self.file_truths is None:
+            entry['img_path'] = str(sample.get('img_path') or '')
+            if self.table is None:
                 if 'instances' not in sample:
                     raise ConfigError(
                         'CalibrationMetric got samples without truths: give it an ann_file'
@@ -100,12 +104,23 @@ class CalibrationMetric(BaseMetric):
         names = list((self.dataset_meta or {}).get('classes', ()))
         if not names:
             raise ConfigError('CalibrationMetric needs the data set to name its classes: metainfo')
-        truths = (
-            _truths_of_samples(results, names)
-            if self.file_truths is None
-            else self.file_truths.of_classes(names, str(self.ann_file))
-        )
-        detections = check_detections(_collect(results, truths))
+        samples = [Sample(entry['img_id'], entry['img_path']) for entry in results]
+        if self.table is None:
+            rows = samples_once(samples, [entry['truths'] for entry in results])
+            shown = once(samples, rows)
+            results = [results[place] for place in shown]
+            truths = _truths_of_samples(results, names)
+            images = list(range(len(results)))
+        else:
+            rows = match_samples(
+                samples, self.table.image_ids, self.table.file_names, 'CalibrationMetric'
+            )
+            shown = once(samples, rows)
+            tell_share(len(shown), len(self.table.image_ids), 'CalibrationMetric')
+            results = [results[place] for place in shown]
+            truths, images = _truths_of_rows(self.table, [rows[place] for place in shown])
+            truths = truths.of_classes(names, str(self.ann_file))
+        detections = check_detections(_collect(results, images))
         if np.ndim(self.score_thr) and len(np.atleast_1d(self.score_thr)) != len(names):
             raise ConfigError(
                 f'score_thr has {len(np.atleast_1d(self.score_thr))} entries for {len(names)} '
@@ -134,24 +149,32 @@ class CalibrationMetric(BaseMetric):
         print_log('\n'.join([f'At IoU {tau:g}:', head, *rows]), logger='current')
 
 
+def _truths_of_rows(table: CocoTable, rows: Sequence[int]) -> tuple[Truths, list[int]]:
+    """The truths of some images of a file, and the place of each row among them."""
+    place = {row: index for index, row in enumerate(sorted_rows(table.image_ids))}
+    order = sorted(place[row] for row in rows)
+    chosen = {index: new for new, index in enumerate(order)}
+    return truths_of_table(table).of_images(order), [chosen[place[row]] for row in rows]
+
+
 def _truths_of_samples(results: Sequence[dict], names: list[str]) -> Truths:
-    """Truths that mmdet's data sets pass along: xyxy px, numbered classes."""
+    """Truths that mmdet's data sets pass along: xyxy px, numbered classes; images by place."""
     annotations: list[dict[str, Any]] = []
-    for entry in results:
+    for image, entry in enumerate(results):
         for truth in entry['truths']:
             left, top, right, bottom = (float(side) for side in truth['bbox'])
             annotations.append(
                 dict(
                     id=len(annotations),
-                    image_id=entry['img_id'],
+                    image_id=image,
                     category_id=int(truth['bbox_label']),
                     bbox=[left, top, right - left, bottom - top],
-                    iscrowd=truth.get('ignore_flag', 0),
+                    iscrowd=int(bool(truth.get('ignore_flag', 0))),
                 )
             )
     return truths_from_coco(
         dict(
-            images=[dict(id=entry['img_id']) for entry in results],
+            images=[dict(id=image) for image in range(len(results))],
             categories=[dict(id=label, name=name) for label, name in enumerate(names)],
             annotations=annotations,
         ),
@@ -159,21 +182,17 @@ def _truths_of_samples(results: Sequence[dict], names: list[str]) -> Truths:
     )
 
 
-def _collect(results: Sequence[dict], truths: Truths) -> Detections:
-    place = {image_id: index for index, image_id in enumerate(truths.image_ids)}
-    unknown = [entry['img_id'] for entry in results if entry['img_id'] not in place]
-    if unknown:
-        raise DataError(
-            f'{len(unknown)} images of the data set are missing in the ann_file of '
-            f'CalibrationMetric, the first has the id {unknown[0]!r}: give both the same file.'
-        )
+def _collect(results: Sequence[dict], images: Sequence[int]) -> Detections:
+    """All detections; ``images`` are the indices of the results' images."""
     counts = [len(entry['labels']) for entry in results]
     corners = np.concatenate([entry['bboxes'] for entry in results] or [np.zeros((0, 4))])
     corners = corners.astype(float).reshape(-1, 4)
     scores = np.concatenate([entry['scores'] for entry in results] or [np.zeros(0)])
     labels = np.concatenate([entry['labels'] for entry in results] or [np.zeros(0)])
-    images = np.array([place[entry['img_id']] for entry in results], np.int64)
     boxes = xyxy_to_xywh(corners)
     return Detections(
-        np.repeat(images, counts), labels.astype(np.int64), boxes, scores.astype(float)
+        np.repeat(np.array(images, np.int64), counts),
+        labels.astype(np.int64),
+        boxes,
+        scores.astype(float),
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
-import os
 from collections.abc import Sequence
-from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from numbers import Integral
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
+from mmdet.datasets.api_wrappers import COCOevalMP
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.logging import print_log
 from pycocotools.coco import COCO
@@ -18,7 +19,11 @@ from pycocotools.cocoeval import COCOeval
 from terminaltables import AsciiTable
 
 from gfl_det.compat.versions import FASTER_COCO_EVAL, has_faster_coco_eval
+from gfl_det.datasets.annotations import match_classes
+from gfl_det.datasets.table import CocoTable, table_of
 from gfl_det.errors import ConfigError, SetupError
+from gfl_det.evaluation.detections import read_annotations, sorted_rows
+from gfl_det.evaluation.shown import Sample, match_samples, once, samples_once, tell_share
 from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import METRICS
 
@@ -29,7 +34,7 @@ class FastCOCOeval(COCOeval):
     """Drop-in for pycocotools' ``COCOeval`` on boxes: same inputs, settings, arrays and summary.
 
     ``summarize`` stays pycocotools' own: faster_coco_eval's takes AP from the largest of
-    ``maxDets`` where pycocotools takes it from 100 detections an image.
+    ``maxDets`` where pycocotools takes it from 100 detections per image.
 
     Entries of ``eval['precision']`` differ from pycocotools' by one unit in the last place (2e-16)
     where a single detection decides them: pycocotools adds that much to the divisor against 0 / 0.
@@ -83,23 +88,45 @@ AVERAGE_RECALLS = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_
 STATISTICS = AVERAGE_PRECISIONS + AVERAGE_RECALLS
 
 
+DEFAULT_NUMS = (100, 300, 1000)  # mmdet's proposal_nums
+STANDARD_DETECTIONS = 100  # per image: COCO's AP
+
+
+class _Shown(NamedTuple):
+    """What is judged: the truths in columns, and which images of them were shown."""
+
+    table: CocoTable
+    rows: list[int]  # of the table, one for each prediction
+    predictions: list[dict]  # with the file's own ids
+
+
 @METRICS.register_module()
 class CocoMetric(MMDetCocoMetric):
     """Drop-in for mmdet's ``CocoMetric``: same arguments, same numbers, several times faster.
 
     Boxes and proposals are counted straight from memory, by faster_coco_eval where it is sure to
-    count as pycocotools does (`counts_alike`). Masks and ``use_mp_eval`` are left to mmdet's code.
-    One thing differs: ``classwise`` finds each class by its id, where mmdet takes ids to ascend in
-    the file, and else gives one class the AP of another.
+    count as pycocotools does (`counts_alike`); masks by pycocotools. It differs from mmdet's where
+    that one judges wrongly:
+
+    - Evaluators see images, categories and annotations renumbered from 1, whatever their ids;
+      result files carry the ids of ``ann_file``.
+    - The images that were shown are judged, found in ``ann_file`` by id and file name, each once.
+    - An ``area`` that is no positive number is width * height, an ``iscrowd`` other than 1 is 0.
+    - ``classwise`` finds each class by its id, where mmdet takes ids to ascend in the file, and
+      else gives one class the AP of another.
+    - With ``proposal_nums`` of one's own, AP is taken at the largest of them.
 
     Args:
         *args: mmdet's.
         backend: who counts. ``'auto'`` is ``'faster_coco_eval'`` where a version is installed that
             was compared with pycocotools, else ``'pycocotools'``, the reference.
-        **kwargs: mmdet's. ``iou_thrs`` may be one number or a list, as mmdet documents.
+        **kwargs: mmdet's. ``iou_thrs`` may be one number or a list, as mmdet documents, and
+            ``proposal_nums`` one number or any count of them.
 
     Raises:
-        ConfigError: An unknown backend or metric item.
+        ConfigError: An unknown backend or metric item, or ``proposal_nums`` are no positive
+            integers.
+        DataError: ``ann_file`` cannot be judged, or an image that was shown is not in it.
         SetupError: ``'faster_coco_eval'`` is asked for by name and not installed.
     """
 
@@ -109,13 +136,34 @@ class CocoMetric(MMDetCocoMetric):
     _coco_api: Any
 
     def __init__(self, *args: Any, backend: Backend = 'auto', **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        given = inspect.signature(MMDetCocoMetric).bind(*args, **kwargs).arguments
+        ann_file = given.pop('ann_file', None)
+        sort_categories = given.pop('sort_categories', False)
+        given['proposal_nums'] = detection_numbers(given.get('proposal_nums', DEFAULT_NUMS))
+        super().__init__(**given)
         self.backend = choose_backend(backend)
         self.iou_thrs = np.atleast_1d(np.asarray(self.iou_thrs, dtype=float))
         for item in set(self.metric_items or ()) - set(STATISTICS):
             raise ConfigError(
                 f'metric_items of CocoMetric has {item!r}, none of {", ".join(STATISTICS)}.'
             )
+        self.table: CocoTable | None = None
+        if ann_file is not None:
+            table = read_annotations(ann_file, self.backend_args)
+            self.table = _by_category_id(table) if sort_categories else table
+            self._coco_api = coco_of(self.table)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keep what is needed of a batch.
+
+        Args:
+            data_batch: Not used.
+            data_samples: As mmdet's metric takes them; ``img_path`` tells images of one id apart.
+        """
+        begin = len(self.results)
+        super().process(data_batch, data_samples)
+        for (_, prediction), sample in zip(self.results[begin:], data_samples):
+            prediction['img_path'] = str(sample.get('img_path') or '')
 
     def compute_metrics(self, results: Sequence[tuple[dict, dict]]) -> dict[str, float]:
         """Count all results.
@@ -126,73 +174,133 @@ class CocoMetric(MMDetCocoMetric):
         Returns:
             The numbers by name, rounded to three digits as mmdet does.
         """
-        truths, predictions = zip(*results)
-        if self.format_only or self.use_mp_eval or 'segm' in self.metrics:
-            return super().compute_metrics(results)
-        self._prepare(truths)
+        shown = self._shown(results)
+        labels = self._labels(shown.table)
+        self.cat_ids = [shown.table.category_ids[label] for label in labels]
         if self.outfile_prefix is not None:
-            self.results2json(predictions, self.outfile_prefix)
-
+            self.results2json(shown.predictions, self.outfile_prefix)
+            if self.table is None:
+                self.gt_to_coco_json([truth for truth, _ in results], self.outfile_prefix)
+        if self.format_only:
+            print_log(f'The results are in {self.outfile_prefix}.*.json.', 'current')
+            return {}
+        truths = self._coco_api if self.table is not None else coco_of(shown.table)
+        self.img_ids = [row + 1 for row in shown.rows]
         numbers: dict[str, float] = {}
         for metric in self.metrics:
             print_log(f'Evaluating {metric}...', 'current')
             if metric == 'proposal_fast':
-                recalls = self.fast_eval_recall(
-                    predictions, self.proposal_nums, self.iou_thrs, logger='current'
-                )
-                numbers.update((f'AR@{n}', ar) for n, ar in zip(self.proposal_nums, recalls))
+                numbers.update(self._fast_recalls(truths, shown.predictions))
                 continue
-            detections = self._detections(predictions)
+            detections = self._detections(shown, labels, with_masks=metric == 'segm')
             if not detections:
                 print_log('No image has a detection: no metric.', 'current', logging.ERROR)
                 break
-            evaluator = self._evaluate(detections, by_class=metric == 'bbox')
+            evaluator = self._evaluate(truths, detections, labels, metric)
             numbers.update(self._name(metric, evaluator))
         return numbers
 
-    def _prepare(self, truths: Sequence[dict]) -> None:
-        """Make COCO truths of the samples' own where no ``ann_file`` was given, once."""
-        if self._coco_api is None:
-            with TemporaryDirectory() as folder:
-                prefix = self.outfile_prefix or os.path.join(folder, 'results')
-                self._coco_api = MMDetCOCO(self.gt_to_coco_json(truths, prefix))
-        if self.cat_ids is None:
-            self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
-        if self.img_ids is None:
-            self.img_ids = self._coco_api.get_img_ids()
+    def _shown(self, results: Sequence[tuple[dict, dict]]) -> _Shown:
+        """Find the images that were shown among the truths, each once."""
+        predictions = [prediction for _, prediction in results]
+        samples = [Sample(each['img_id'], each.get('img_path', '')) for each in predictions]
+        if self.table is None:
+            truths = [truth for truth, _ in results]
+            places = once(samples, samples_once(samples, [truth['anns'] for truth in truths]))
+            chosen = [predictions[place] for place in places]
+            table = self._table_of([truths[place] for place in places])
+            return _Shown(table, list(range(len(places))), chosen)
+        table = self.table
+        rows = match_samples(samples, table.image_ids, table.file_names, 'CocoMetric')
+        places = once(samples, rows)
+        tell_share(len(places), len(table.image_ids), 'CocoMetric')
+        rows = [rows[place] for place in places]
+        chosen = [
+            {**predictions[place], 'img_id': table.image_ids[row]}
+            for place, row in zip(places, rows)
+        ]
+        return _Shown(table, rows, chosen)
 
-    def _detections(self, predictions: Sequence[dict]) -> list[dict]:
-        """Write predictions in COCO's result format, in float64 as mmdet's JSON files hold them."""
-        detections = []
-        for prediction in predictions:
-            boxes = xyxy_to_xywh(prediction['bboxes'].astype(float))
-            scores, labels = prediction['scores'].tolist(), prediction['labels'].tolist()
-            detections += [
-                dict(
-                    image_id=prediction['img_id'],
-                    bbox=box,
-                    score=score,
-                    category_id=self.cat_ids[label],
+    def _table_of(self, truths: Sequence[dict]) -> CocoTable:
+        """Truths that come with the samples: xyxy px, labels from 0; images by place."""
+        annotations: list[dict[str, Any]] = []
+        for image, truth in enumerate(truths):
+            for each in truth['anns']:
+                left, top, right, bottom = (float(side) for side in each['bbox'])
+                annotations.append(
+                    dict(
+                        id=len(annotations),
+                        image_id=image,
+                        category_id=int(each['bbox_label']),
+                        bbox=[left, top, right - left, bottom - top],
+                        iscrowd=int(bool(each.get('ignore_flag', 0))),
+                        segmentation=each.get('mask'),
+                    )
                 )
-                for box, score, label in zip(boxes.tolist(), scores, labels)
+        images = [
+            dict(id=image, width=truth['width'], height=truth['height'])
+            for image, truth in enumerate(truths)
+        ]
+        classes = (self.dataset_meta or {})['classes']
+        categories = [dict(id=label, name=name) for label, name in enumerate(classes)]
+        dataset = dict(images=images, categories=categories, annotations=annotations)
+        return table_of(dataset, 'the truths of the samples')
+
+    def _labels(self, table: CocoTable) -> list[int]:
+        """Return the categories of the file that the detector's labels mean, in their order."""
+        categories = [dict(id=row, name=name) for row, name in enumerate(table.class_names)]
+        return match_classes((self.dataset_meta or {})['classes'], categories, table.source)
+
+    def _fast_recalls(self, truths: Any, predictions: Sequence[dict]) -> dict[str, float]:
+        known, self._coco_api = self._coco_api, truths
+        recalls = self.fast_eval_recall(
+            predictions, self.proposal_nums, self.iou_thrs, logger='current'
+        )
+        self._coco_api = known
+        return {f'AR@{number}': recall for number, recall in zip(self.proposal_nums, recalls)}
+
+    def _detections(self, shown: _Shown, labels: list[int], with_masks: bool) -> list[dict]:
+        """Return predictions as COCO results in float64, as mmdet's JSON files hold them."""
+        detections = []
+        for row, prediction in zip(shown.rows, shown.predictions):
+            scores, found = prediction['scores'].tolist(), prediction['labels'].tolist()
+            if with_masks:
+                key, values = 'segmentation', prediction['masks']
+                scores = prediction.get('mask_scores', prediction['scores']).tolist()
+            else:
+                key, values = 'bbox', xyxy_to_xywh(prediction['bboxes'].astype(float)).tolist()
+            detections += [
+                {'image_id': row + 1, key: value, 'score': score, 'category_id': labels[label] + 1}
+                for value, score, label in zip(values, scores, found)
             ]
         return detections
 
-    def _evaluate(self, detections: list[dict], by_class: bool) -> COCOeval:
-        """Count boxes and print COCO's table; boxes of any class may match unless ``by_class``."""
-        kind = COCOeval
-        if self.backend == 'faster_coco_eval' and counts_alike(self._coco_api, detections):
+    def _evaluate(
+        self, truths: Any, detections: list[dict], labels: list[int], metric: str
+    ) -> COCOeval:
+        """Count and print COCO's table; boxes of any class may match as proposals."""
+        kind = COCOevalMP if self.use_mp_eval else COCOeval
+        is_fast = self.backend == 'faster_coco_eval' and metric != 'segm' and not self.use_mp_eval
+        if is_fast and counts_alike(truths, detections):
             kind = FastCOCOeval
-        evaluator = kind(self._coco_api, self._coco_api.loadRes(detections), 'bbox')
-        evaluator.params.catIds = self.cat_ids
+        evaluator = kind(truths, truths.loadRes(detections), 'segm' if metric == 'segm' else 'bbox')
+        evaluator.params.catIds = [label + 1 for label in labels]
         evaluator.params.imgIds = self.img_ids
         evaluator.params.maxDets = list(self.proposal_nums)
         evaluator.params.iouThrs = self.iou_thrs
-        evaluator.params.useCats = int(by_class)
+        evaluator.params.useCats = int(metric != 'proposal')
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
+        summarize(evaluator, self._precision_column())
         return evaluator
+
+    def _precision_column(self) -> int:
+        """Which of ``proposal_nums`` AP is taken at: mmdet's defaults mean COCO's own AP."""
+        if tuple(self.proposal_nums) == DEFAULT_NUMS:
+            return self.proposal_nums.index(STANDARD_DETECTIONS)
+        largest = self.proposal_nums[-1]
+        print_log(f'AP is taken at {largest} detections per image, the largest number.', 'current')
+        return len(self.proposal_nums) - 1
 
     def _name(self, metric: str, evaluator: COCOeval) -> dict[str, float]:
         """Give the numbers that were asked for their names."""
@@ -214,7 +322,7 @@ class CocoMetric(MMDetCocoMetric):
         numbers: dict[str, float] = {}
         table = [['category', *AVERAGE_PRECISIONS]]
         for index, cat_id in enumerate(evaluator.params.catIds):
-            name = self._coco_api.cats[cat_id]['name']
+            name = evaluator.cocoGt.cats[cat_id]['name']
             everywhere = precision[:, :, index, 0]
             at = [everywhere[np.isclose(self.iou_thrs, threshold)] for threshold in (0.5, 0.75)]
             by_area = [precision[:, :, index, area] for area in (1, 2, 3)]
@@ -223,6 +331,122 @@ class CocoMetric(MMDetCocoMetric):
             table.append([name, *map(str, row)])
         print_log('\n' + AsciiTable(table).table, 'current')
         return numbers
+
+
+def detection_numbers(value: Any) -> list[int]:
+    """Return how many detections per image are counted, ascending.
+
+    >>> detection_numbers((1000, 1, 10))
+    [1, 10, 1000]
+    >>> detection_numbers(300)
+    [300]
+
+    Raises:
+        ConfigError: They are no positive integers.
+    """
+    listed = value.tolist() if isinstance(value, np.ndarray) else value
+    values = list(listed) if isinstance(listed, (list, tuple)) else [listed]
+    if not values or not all(
+        isinstance(each, Integral) and not isinstance(each, bool) and int(each) > 0
+        for each in values
+    ):
+        raise ConfigError(
+            f'proposal_nums={value!r:.80} of CocoMetric is no number of detections per image: give '
+            f'a positive integer or a list of them, such as {DEFAULT_NUMS}.'
+        )
+    return sorted({int(each) for each in values})
+
+
+def coco_of(table: CocoTable) -> Any:
+    """Return truths as pycocotools keeps them, with images, categories and annotations from 1."""
+    columns = (table.image, table.label, table.boxes, table.area, table.crowd, table.ignored)
+    annotations = [
+        dict(
+            id=number,
+            image_id=image + 1,
+            category_id=label + 1,
+            bbox=box,
+            area=area,
+            iscrowd=int(crowd),
+            **({'segmentation': outline} if outline else {}),
+            **({'ignore': 1} if ignored else {}),
+        )
+        for number, (image, label, box, area, crowd, ignored, outline) in enumerate(
+            zip(*(column.tolist() for column in columns), table.outlines), 1
+        )
+    ]
+    known = MMDetCOCO()
+    known.dataset = dict(
+        images=[
+            dict(id=number, width=width, height=height)
+            for number, (width, height) in enumerate(np.nan_to_num(table.image_wh).tolist(), 1)
+        ],
+        categories=[dict(id=number, name=name) for number, name in enumerate(table.class_names, 1)],
+        annotations=annotations,
+    )
+    known.createIndex()
+    known.img_ann_map, known.cat_img_map = known.imgToAnns, known.catToImgs
+    return known
+
+
+def _by_category_id(table: CocoTable) -> CocoTable:
+    """Return the same truths with the categories in the order of their ids."""
+    order = sorted_rows(table.category_ids)
+    return table._replace(
+        category_ids=[table.category_ids[row] for row in order],
+        class_names=[table.class_names[row] for row in order],
+        label=np.argsort(order)[table.label],
+    )
+
+
+def summarize(evaluator: COCOeval, column: int) -> None:
+    """Fill ``stats`` with the twelve numbers and print them with the numbers of detections.
+
+    pycocotools' own takes AP from 100 detections alone, and stops at other than three numbers.
+
+    Args:
+        evaluator: After ``accumulate``.
+        column: Which of ``maxDets`` the first AP is taken at; the others are taken at the largest
+            of three.
+    """
+    numbers = evaluator.params.maxDets
+    third = min(2, len(numbers) - 1)
+    rest = max(third, column)
+    rows = [
+        ('precision', None, 'all', column),
+        ('precision', 0.5, 'all', rest),
+        ('precision', 0.75, 'all', rest),
+        *(('precision', None, area, rest) for area in ('small', 'medium', 'large')),
+        ('recall', None, 'all', 0),
+        ('recall', None, 'all', min(1, third)),
+        ('recall', None, 'all', third),
+        *(('recall', None, area, third) for area in ('small', 'medium', 'large')),
+    ]
+    evaluator.stats = np.array([_statistic(evaluator, *row) for row in rows])
+
+
+def _statistic(
+    evaluator: COCOeval, kind: str, threshold: float | None, area: str, column: int
+) -> float:
+    """One number: the mean of what is there of an array, -1 where nothing is; it is printed."""
+    params = evaluator.params
+    values = evaluator.eval[kind][..., params.areaRngLbl.index(area), column]
+    if threshold is not None:
+        values = values[params.iouThrs == threshold]
+        iou = f'{threshold:0.2f}'
+    else:
+        iou = f'{params.iouThrs[0]:0.2f}:{params.iouThrs[-1]:0.2f}'
+    mean = _mean(values)
+    title, name = {
+        'precision': ('Average Precision', '(AP)'),
+        'recall': ('Average Recall', '(AR)'),
+    }[kind]
+    value = -1.0 if math.isnan(mean) else mean
+    print(
+        f' {title:<18} {name} @[ IoU={iou:<9} | area={area:>6} | '
+        f'maxDets={params.maxDets[column]:>3} ] = {value:0.3f}'
+    )
+    return value
 
 
 def choose_backend(wanted: Backend) -> Backend:

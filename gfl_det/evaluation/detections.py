@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine import fileio
 
-from gfl_det.datasets.annotations import ID_TYPES, Entry, as_number, check_ids, find, listed
+from gfl_det.datasets.annotations import Entry, as_number, find, listed
+from gfl_det.datasets.table import (
+    CocoTable,
+    check_id_kinds,
+    finite_boxes,
+    read_table,
+    rows_of,
+    table_of,
+)
 from gfl_det.errors import DataError
 
 DIGEST = 16  # hex digits that tell images apart
@@ -59,6 +67,21 @@ class Truths(NamedTuple):
             class_names=list(names),
             image=self.image[kept],
             label=label[kept],
+            boxes=self.boxes[kept],
+            crowd=self.crowd[kept],
+        )
+
+    def of_images(self, chosen: Sequence[int] | np.ndarray) -> Truths:
+        """Some of the images, in the order of ``chosen``, indices into ``image_ids``."""
+        new = np.full(len(self.image_ids), -1)
+        new[chosen] = np.arange(len(chosen))
+        image = new[self.image]
+        kept = image >= 0
+        return self._replace(
+            image_ids=[self.image_ids[index] for index in chosen],
+            image_keys=[self.image_keys[index] for index in chosen],
+            image=image[kept],
+            label=self.label[kept],
             boxes=self.boxes[kept],
             crowd=self.crowd[kept],
         )
@@ -124,20 +147,35 @@ def read_json(path: str | PathLike[str], backend_args: dict | None = None) -> An
         DataError: the file is missing, or no JSON.
     """
     try:
-        return json.loads(fileio.get(str(path), backend_args=backend_args))
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f'{path} cannot be read ({reason}): correct the path.') from error
+        return json.loads(_content(path, backend_args))
     except (ValueError, RecursionError) as error:
         raise DataError(
             f'{path} is no JSON file ({error}): write it anew, or name another.'
         ) from error
 
 
-def truths_from_coco(dataset: Any, source: str = 'the truths') -> Truths:
-    """Flatten a COCO annotation file.
+def _content(path: str | PathLike[str], backend_args: dict | None) -> bytes:
+    try:
+        return fileio.get(str(path), backend_args=backend_args)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f'{path} cannot be read ({reason}): correct the path.') from error
 
-    Every box counts, as in COCO's evaluation; those marked ``iscrowd`` as crowds. Ids may be 0.
+
+def read_annotations(path: str | PathLike[str], backend_args: dict | None = None) -> CocoTable:
+    """Read a COCO annotation file into columns, from wherever mmengine's file backends reach.
+
+    Raises:
+        DataError: the file is missing, or `.table.table_of` refuses it.
+    """
+    return read_table(_content(path, backend_args), str(path))
+
+
+def truths_from_coco(dataset: Any, source: str = 'the truths') -> Truths:
+    """Flatten a parsed COCO annotation file.
+
+    Every box counts, as in COCO's evaluation; those marked ``iscrowd`` as crowds. Ids may be of any
+    kind that COCO files have: 0, negative, beyond 64 bits, texts.
 
     Args:
         dataset: the parsed file.
@@ -146,25 +184,32 @@ def truths_from_coco(dataset: Any, source: str = 'the truths') -> Truths:
     Raises:
         DataError: no COCO file, ids that contradict each other, or a box that is not four numbers.
     """
-    _check_lists(dataset, source)
-    check_ids(dataset, source)
-    images, categories = dataset['images'], dataset['categories']
-    annotations = dataset.get('annotations', [])
-    if not images or not categories:
-        what = 'categories' if images else 'images'
-        raise DataError(f'{source} lists no {what}: give the annotations of the data set judged.')
-    image_ids, image_keys = _sorted_images(images)
-    category_ids = [category['id'] for category in categories]
+    return truths_of_table(table_of(dataset, source))
+
+
+def truths_of_table(table: CocoTable) -> Truths:
+    """The ground truth of a file in columns, its images sorted by id."""
+    order = sorted_rows(table.image_ids)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
     return Truths(
-        image_ids,
-        image_keys,
-        category_ids,
-        [str(category.get('name', category['id'])) for category in categories],
-        _indices((entry['image_id'] for entry in annotations), image_ids),
-        _indices((entry['category_id'] for entry in annotations), category_ids),
-        _boxes(annotations, f'{source}: annotation', [entry['id'] for entry in annotations]),
-        np.array([bool(entry.get('iscrowd', 0)) for entry in annotations], bool),
+        [table.image_ids[row] for row in order],
+        [image_key(table.image_ids[row], table.file_names[row]) for row in order],
+        table.category_ids,
+        table.class_names,
+        place[table.image],
+        table.label,
+        table.boxes,
+        table.crowd,
     )
+
+
+def sorted_rows(ids: Sequence[Any]) -> list[int]:
+    """Rows in the order of their ids; numbers and texts that meet are sorted by kind."""
+    try:
+        return sorted(range(len(ids)), key=lambda row: ids[row])
+    except TypeError:
+        return sorted(range(len(ids)), key=lambda row: (type(ids[row]).__name__, str(ids[row])))
 
 
 def detections_from_coco(
@@ -191,7 +236,7 @@ def detections_from_coco(
         ('image_id', truths.image_ids, 'image'),
         ('category_id', truths.category_ids, 'class'),
     ):
-        _check_ids(results, field, f'{source}: entry ')
+        check_id_kinds(results, field, f'{source}: entry ')
         unknown = {each[field] for each in results} - set(known)
         if unknown:
             # Numbers in their order, texts behind them.
@@ -202,79 +247,13 @@ def detections_from_coco(
             )
     return check_detections(
         Detections(
-            _indices((each['image_id'] for each in results), truths.image_ids),
-            _indices((each['category_id'] for each in results), truths.category_ids),
-            _boxes(results, f'{source}: entry', range(len(results))),
+            rows_of([each['image_id'] for each in results], truths.image_ids),
+            rows_of([each['category_id'] for each in results], truths.category_ids),
+            finite_boxes(results, f'{source}: entry', range(len(results))),
             _scores(results, source),
         ),
         source,
     )
-
-
-def _check_lists(dataset: Any, source: str) -> None:
-    if not isinstance(dataset, dict):
-        raise DataError(f'{source} is no COCO annotation file: its top level is no object.')
-    for key, fields in (
-        ('images', ('id',)),
-        ('categories', ('id',)),
-        ('annotations', ('id', 'image_id', 'category_id', 'bbox')),
-    ):
-        entries = dataset.get(key, [] if key == 'annotations' else None)
-        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
-            raise DataError(f'{source} has no list "{key}": give a COCO annotation file.')
-        for field in fields:
-            lacking = next((i for i, each in enumerate(entries) if field not in each), None)
-            if lacking is not None:
-                raise DataError(f'{source}: {key}[{lacking}] has no "{field}": add it.')
-            if field != 'bbox':
-                _check_ids(entries, field, f'{source}: {key}')
-
-
-def _check_ids(entries: Sequence[Entry], field: str, what: str) -> None:
-    values = [entry[field] for entry in entries]
-    if not set(map(type, values)) <= ID_TYPES:
-        wrong = next(i for i, value in enumerate(values) if type(value) not in ID_TYPES)
-        raise DataError(
-            f'{what}[{wrong}] has the {field} {values[wrong]!r:.60}, which is neither a number nor '
-            'a text: correct it.'
-        )
-
-
-def _sorted_images(images: Sequence[Entry]) -> tuple[list[Any], list[str]]:
-    try:
-        ordered = sorted(images, key=lambda each: each['id'])
-    except TypeError:  # numbers beside texts
-        ordered = sorted(images, key=lambda each: (type(each['id']).__name__, str(each['id'])))
-    keys = [image_key(each['id'], str(each.get('file_name', ''))) for each in ordered]
-    return [each['id'] for each in ordered], keys
-
-
-def _indices(values: Iterable[Any], known: Sequence[Any]) -> np.ndarray:
-    place = {value: index for index, value in enumerate(known)}
-    return np.array([place[value] for value in values], np.int64)
-
-
-def _boxes(entries: Sequence[Entry], what: str, names: Sequence[Any]) -> np.ndarray:
-    """Boxes ``(N, 4)``; a fault names its entry by ``what`` and one of ``names``."""
-    try:
-        boxes = np.array([entry['bbox'] for entry in entries], float).reshape(len(entries), 4)
-    except (OverflowError, TypeError, ValueError):
-        boxes = np.array([_row(entry['bbox']) for entry in entries])
-    wrong = np.flatnonzero(~np.isfinite(boxes).all(1))
-    if len(wrong):
-        raise DataError(
-            f'{what} {names[wrong[0]]!r} has the bbox {entries[wrong[0]]["bbox"]!r:.60}, which is '
-            'not four finite numbers [x, y, width, height]: correct it.'
-        )
-    return boxes
-
-
-def _row(value: Any) -> list[float]:
-    try:
-        row = [float(each) for each in value]
-    except (OverflowError, TypeError, ValueError):
-        row = []
-    return row if len(row) == 4 else [np.nan] * 4
 
 
 def _scores(results: Sequence[Entry], source: str) -> np.ndarray:

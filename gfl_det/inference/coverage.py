@@ -12,8 +12,14 @@ import torch
 from gfl_det.calibration import splits
 from gfl_det.calibration.intervals import MatchedEdges
 from gfl_det.calibration.splits import split_images, take_images
+from gfl_det.datasets.file_names import find_file
 from gfl_det.errors import DataError
-from gfl_det.evaluation.detections import Detections, Truths, read_json, truths_from_coco
+from gfl_det.evaluation.detections import (
+    Detections,
+    Truths,
+    read_annotations,
+    truths_of_table,
+)
 from gfl_det.evaluation.matching import TRUE, match
 from gfl_det.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 
@@ -49,9 +55,12 @@ def read_split(
     Raises:
         DataError: the file is no COCO file, or a half would be empty.
     """
-    content = read_json(annotations)
-    truths = truths_from_coco(content, annotations)
-    names = {each['id']: str(each.get('file_name', '')) for each in content['images']}
+    table = read_annotations(annotations)
+    truths = truths_of_table(table)
+    names = {
+        image_id: find_file(images, name) or name
+        for image_id, name in zip(table.image_ids, table.file_names)
+    }
     if half is not None:
         chosen = split_images(truths, seed)[half == 'second']
         none = np.zeros(0, np.int64)

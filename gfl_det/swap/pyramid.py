@@ -24,6 +24,7 @@ from gfl_det.swap.changes import type_name
 
 # Sides of the tried image, px: convolutions without padding (SSD) need more than the smallest.
 SIDES = (128, 320, 512)
+MEASURED_SIDE = 256  # px: two cells at a stride of 128, the coarsest of the zoo's pyramids
 # Where heads keep their strides: in the config of their priors, or as an argument of their own.
 PRIOR_KEYS = ('anchor_generator', 'prior_generator', 'square_anchor_generator')
 STRIDE_KEYS = ('strides', 'point_strides', 'featmap_strides')
@@ -57,7 +58,7 @@ def read_pyramid(model: dict[str, Any], head: dict[str, Any]) -> Pyramid:
         parts = _build(model)
         for side in SIDES:
             try:
-                features = _run(parts, side)
+                features = _run(parts, side, input_channels(model))
             except (RuntimeError, ValueError, AssertionError) as reason:
                 if isinstance(reason, GFLDetError):
                     raise
@@ -76,6 +77,26 @@ def read_pyramid(model: dict[str, Any], head: dict[str, Any]) -> Pyramid:
         f'Backbone and neck do not run on images of {SIDES[-1]} pixels, so their levels are '
         f'unknown: {error}.'
     )
+
+
+def measure_strides(model: dict[str, Any]) -> list[int]:
+    """Run backbone and neck on a small image and return the strides of their levels, px.
+
+    Raises:
+        ConfigError: backbone or neck cannot be built or run.
+    """
+    with DefaultScope.overwrite_default_scope('mmdet'), torch.no_grad():
+        parts = _build(model)
+        try:
+            features = _run(parts, MEASURED_SIDE, input_channels(model))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise ConfigError(f'Backbone and neck do not run: {error}.') from error
+    return [_nearest_power(MEASURED_SIDE / max(1, *each.shape[-2:])) for each in features]
+
+
+def input_channels(model: dict[str, Any]) -> int:
+    """How many channels the images of a detector have: 3, or what its backbone is told."""
+    return int((model.get('backbone') or {}).get('in_channels', 3))
 
 
 def declared_strides(head: dict[str, Any]) -> list[int] | None:
@@ -107,9 +128,9 @@ def _build(model: dict[str, Any]) -> nn.Sequential:
     return nn.Sequential(*parts).eval()
 
 
-def _run(parts: nn.Sequential, side: int) -> list[Tensor]:
+def _run(parts: nn.Sequential, side: int, channels: int) -> list[Tensor]:
     with _deformation_left_out(parts):
-        features = parts(torch.zeros(1, 3, side, side))
+        features = parts(torch.zeros(1, channels, side, side))
     return [features] if isinstance(features, Tensor) else list(features)
 
 

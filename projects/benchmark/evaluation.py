@@ -53,8 +53,8 @@ class Recorder(CocoMetric):
 
     evaluator: COCOeval
 
-    def _evaluate(self, detections: list[dict], by_class: bool) -> COCOeval:
-        self.evaluator = super()._evaluate(detections, by_class)
+    def _evaluate(self, *args: Any) -> COCOeval:
+        self.evaluator = super()._evaluate(*args)
         return self.evaluator
 
 

@@ -120,7 +120,7 @@ FAULTS = [
     (lambda d: without(d, 'images', 1, 'id'), 'images.id', 'error', [1], 3, 6),
     (lambda d: change(d, 'images', 1, id=[2]), 'images.id', 'error', [1], 3, 6),
     (lambda d: without(d, 'images', 1, 'file_name'), 'images.file_name', 'error', [2], 3, 6),
-    (lambda d: change(d, 'images', 1, width='64'), 'images.width', 'error', [2], 3, 6),
+    (lambda d: change(d, 'images', 1, width='wide'), 'images.width', 'error', [2], 3, 6),
     (lambda d: change(d, 'images', 1, height=0), 'images.height', 'error', [2], 3, 6),
     (lambda d: change(d, 'images', 1, id=1), 'images.id_twice', 'error', [1], 2, 4),
     (lambda d: d['images'].append(d['images'][0]) or d, 'images.repeated', 'error', [1], 4, 8),

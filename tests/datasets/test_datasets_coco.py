@@ -210,7 +210,7 @@ class TestBadBoxes:
         [64, 4, 10, 10],
         [math.nan, 4, 10, 10],
         [4, math.inf, 10, 10],
-        ['4', 4, 10, 10],
+        ['x', 4, 10, 10],
     )
 
     def with_bad_boxes(self, image_id: int) -> dict:

@@ -15,7 +15,8 @@ import gfl_det
 from gfl_det.compat.pretrained import resolve
 from gfl_det.engine import preflight
 from gfl_det.engine.preflight.classes import check_classes, class_names
-from gfl_det.engine.preflight.data import check_data, check_metric_fields, sample_file_names
+from gfl_det.engine.preflight.data import check_data, sample_file_names
+from gfl_det.engine.preflight.metrics import check_metrics
 from gfl_det.engine.preflight.starting_weights import check_weights, unreachable
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.utils.config import annotation_path, datasets_of, image_folder, metrics_of
@@ -267,10 +268,10 @@ class TestData:
         del content['annotations'][0][field]
         path.write_text(json.dumps(content))
         with pytest.raises(DataError, match=rf'val\.json: annotations have no {field}'):
-            check_metric_fields(config(), TRAINING)
+            check_metrics(config(), TRAINING)
         content['annotations'] = []
         path.write_text(json.dumps(content))
-        check_metric_fields(config(), TRAINING)
+        check_metrics(config(), TRAINING)
 
 
 class TestClasses:

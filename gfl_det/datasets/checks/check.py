@@ -13,7 +13,7 @@ from gfl_det.datasets.checks.classes import ClassCount, check_classes, count_cla
 from gfl_det.datasets.checks.draft import Draft, Finding
 from gfl_det.datasets.checks.image_files import check_decoded, check_present
 from gfl_det.datasets.checks.structure import check_structure, start
-from gfl_det.errors import DataError
+from gfl_det.errors import ConfigError, DataError
 from gfl_det.utils.config import is_remote
 
 
@@ -50,6 +50,24 @@ class Report(NamedTuple):
     def errors(self) -> list[Finding]:
         """Those that stop a training or spoil it."""
         return [finding for finding in self.findings if finding.level == 'error']
+
+    def result(self) -> Entry:
+        """Return the repaired file.
+
+        Raises:
+            ConfigError: There is none.
+            DataError: Nothing is left in it.
+        """
+        if self.repaired is None:
+            raise ConfigError(f'{self.source.path} cannot be repaired: {self.findings[0].text}')
+        for key, number in (('images', self.images), ('annotations', self.boxes)):
+            if number and not self.repaired[key]:
+                causes = '; '.join(str(each) for each in self.findings if 'removed' in each.fix)
+                raise DataError(
+                    f'{self.source.path} cannot be repaired, for none of its {number} {key} would '
+                    f'be left: {causes}.'
+                )
+        return self.repaired
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the repaired file, for other programs."""
@@ -112,9 +130,10 @@ def run(
     Returns:
         How often each class occurs in what is left.
     """
-    check_structure(draft)
+    is_local = source.folder is not None and not is_remote(source.folder)
+    check_structure(draft, sizes_follow=is_local and decoding is not None)
     check_classes(draft, source.classes)
-    if source.folder is not None and not is_remote(source.folder):
+    if source.folder is not None and is_local:
         check_present(draft, source.folder)
         if decoding is not None and draft.images:
             check_decoded(draft, source.folder, *decoding)

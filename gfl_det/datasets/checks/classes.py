@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.datasets.annotations import listed, match_classes, with_nearest
+from gfl_det.datasets.annotations import listed, match_classes, shown, with_nearest
 from gfl_det.datasets.checks.boxes import Table
 from gfl_det.datasets.checks.draft import Draft
 from gfl_det.errors import DataError
@@ -53,6 +54,16 @@ def check_classes(draft: Draft, classes: Sequence[str] | None) -> None:
         draft.categories = [
             {**each, 'name': new.get(each['name'], each['name'])} for each in draft.categories
         ]
+    if lost and len(lost) < len(classes) and _are_new(lost, [*in_file, *new.values()], classes):
+        text = f'classes of the config that the file does not list: {listed(lost)}'
+        draft.tell('error', 'classes.absent', text, fix='added, without a box')
+        ids = [each['id'] for each in draft.categories if not isinstance(each['id'], str)]
+        free = max([int(each) for each in ids if isfinite(each)], default=0) + 1
+        draft.categories = [
+            *draft.categories,
+            *(dict(id=free + number, name=name) for number, name in enumerate(lost)),
+        ]
+        lost = []
     if lost:
         hints = ', '.join(with_nearest(name, in_file) for name in lost[:10])
         more = f' and {len(lost) - 10} more' if len(lost) > 10 else ''
@@ -103,6 +114,12 @@ def count_classes(draft: Draft, table: Table, classes: Sequence[str] | None) -> 
     if crowds:
         draft.tell('note', 'boxes.crowd', f'boxes of crowds, not trained on: {crowds}')
     return [ClassCount(*row) for row in zip(names, boxes.tolist(), images.tolist())]
+
+
+def _are_new(lost: Sequence[str], in_file: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether no name of the file that the config lacks may be meant by one of the lost names."""
+    others = [name for name in in_file if name not in set(classes)]
+    return not any(with_nearest(name, others) != shown(name) for name in lost)
 
 
 def _check_order(draft: Draft, classes: Sequence[str]) -> None:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gfl_det.datasets.annotations import ROUNDING_PX, Entry, as_number
+from gfl_det.datasets.annotations import ROUNDING_PX, Entry, as_number, is_size, shown
 from gfl_det.datasets.checks.draft import WITH_BOXES, Draft
+from gfl_det.datasets.file_names import find_file, meant_once
 from gfl_det.datasets.images import decode, is_torn
 from gfl_det.utils.console import Progress
 from gfl_det.utils.pixels import MAX_PIXELS, header_of
@@ -47,14 +48,40 @@ def check_present(draft: Draft, folder: str) -> None:
             }
         except (OSError, ValueError):  # no such folder, or no possible name of one
             there = set()
-        missing += [image['id'] for name, image in members if name not in there]
+        missing += [image for name, image in members if name not in there]
         unlisted += len(there - {name for name, _ in members})
     if missing:
+        missing, found = _find_again(draft, folder, missing)
+        unlisted -= found
+    if missing:
         text = f'images that are not in {folder}'
-        draft.tell('error', 'images.missing', text, missing, WITH_BOXES)
-        draft.remove_images(missing)
-    if unlisted:
+        ids = [image['id'] for image in missing]
+        draft.tell('error', 'images.missing', text, ids, WITH_BOXES)
+        draft.remove_images(ids)
+    if unlisted > 0:
         draft.tell('note', 'images.unlisted', f'files that the annotations do not list: {unlisted}')
+
+
+def _find_again(draft: Draft, folder: str, missing: list[Entry]) -> tuple[list[Entry], int]:
+    """Name files that are in the folder under the end of a path; return the others."""
+    names = [image['file_name'] for image in draft.images]
+    lost = [image['file_name'] for image in missing]
+    found_names = {name: find_file(folder, name) for name in lost}
+    new = meant_once({old: file for old, file in found_names.items() if file != old}, names)
+    found = {image['id'] for image in missing if image['file_name'] in new}
+    if found:
+        first = next(image['file_name'] for image in missing if image['file_name'] in new)
+        text = (
+            f'images whose file_name is a path of another machine, an address or encoded: '
+            f'{shown(first)} is {shown(new[first])} in {folder}'
+        )
+        ids = [image['id'] for image in missing if image['id'] in found]
+        draft.tell('warning', 'images.renamed', text, ids, 'the name of the file that is there')
+        draft.images = [
+            {**image, 'file_name': new[image['file_name']]} if image['id'] in found else image
+            for image in draft.images
+        ]
+    return [image for image in missing if image['id'] not in found], len(found)
 
 
 def check_decoded(
@@ -75,11 +102,13 @@ def check_decoded(
         found = pool.map(lambda path: look_at(path, max_pixels), paths)
         looks = list(_with_bar(found, len(paths)) if bar else found)
     faults: dict[str, list[Any]] = defaultdict(list)
-    turned, lying, other = [], [], set()
+    turned, lying, other, unknown = [], [], set(), []
     for image, look in zip(draft.images, looks):
-        stated = (round(image['width']), round(image['height']))
+        stated = _stated_size(image)
         if look.fault is not None:
             faults[look.fault].append(image['id'])
+        elif stated is None:
+            unknown.append(image['id'])
         elif look.size != stated and look.size == stated[::-1] and look.orientation != 1:
             lying.append(image['id'])
         elif look.size != stated:
@@ -96,7 +125,34 @@ def check_decoded(
         draft.tell('note', 'images.exif', text, turned)
     draft.remove_images([each for ids in (*faults.values(), lying) for each in ids])
     true = {each: look.size for each, look in zip(ids_of, looks) if look.size is not None}
+    _state_sizes(draft, {each: true[each] for each in unknown})
     _correct_sizes(draft, {each: size for each, size in true.items() if each in other})
+
+
+def _stated_size(image: Entry) -> Size | None:
+    """Return the size in the file; None where it is missing or no size."""
+    width, height = (as_number(image.get(key)) for key in ('width', 'height'))
+    if width is None or height is None or not (is_size(width) and is_size(height)):
+        return None
+    return round(width), round(height)
+
+
+def _state_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
+    """State the size of pictures where the file has none."""
+    if not sizes:
+        return
+    text = 'images without a usable width and height'
+    draft.tell('error', 'images.no_size', text, list(sizes), 'read from the pictures')
+    draft.images = _with_sizes(draft.images, sizes)
+
+
+def _with_sizes(images: list[Entry], sizes: dict[Any, Size]) -> list[Entry]:
+    return [
+        {**image, 'width': sizes[image['id']][0], 'height': sizes[image['id']][1]}
+        if image['id'] in sizes
+        else image
+        for image in images
+    ]
 
 
 def _correct_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
@@ -112,12 +168,7 @@ def _correct_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
     if right:
         text = 'images of another size than stated, with boxes that fit the true size'
         draft.tell('warning', 'images.size', text, right, 'the true size is stated')
-        draft.images = [
-            {**image, 'width': sizes[image['id']][0], 'height': sizes[image['id']][1]}
-            if image['id'] in sizes
-            else image
-            for image in draft.images
-        ]
+        draft.images = _with_sizes(draft.images, sizes)
     if misfits:
         text = 'images of another size than stated, with boxes that leave the true size'
         draft.tell('error', 'images.size_boxes', text, sorted(misfits, key=repr), WITH_BOXES)

@@ -10,26 +10,34 @@ from typing import Any
 
 from gfl_det.datasets.annotations import ID_TYPES, Entry, as_number, is_id, is_name, is_size
 from gfl_det.datasets.checks.draft import LISTS, WITH_BOXES, Draft
+from gfl_det.datasets.table import EVALUATOR_IDS, misjudged_ids
+from gfl_det.datasets.tidying import tidy
 from gfl_det.errors import DataError
 
 REMOVED = 'removed'
+WITHOUT_SIZE = f'{WITH_BOXES}; --images DIR --decode reads sizes from the pictures instead'
+MAX_GIVEN = EVALUATOR_IDS // 2  # new ids follow the highest below
 
 
 def start(dataset: Entry, source: str) -> Draft:
-    """Begin a check: the three lists must be there.
+    """Begin a check: the three lists must be there, and are read for what they mean.
 
     Args:
         dataset: A parsed annotation file.
         source: Its name for messages.
 
     Raises:
-        DataError: A list is missing or none: nothing can be repaired.
+        DataError: A list is missing or none, or the file is of another format: nothing can be
+            repaired.
     """
+    dataset, changes = tidy(dataset, source)
     for key in ('images', 'categories', *(['annotations'] if 'annotations' in dataset else [])):
         if not isinstance(dataset.get(key), list):
             state = 'has no list' if key not in dataset else 'holds something else as'
             raise DataError(f'{source} {state} "{key}": it is not a COCO annotation file.')
     draft = Draft(source, dataset)
+    for change in changes:
+        draft.tell('warning', *change)
     if 'annotations' not in dataset:
         draft.tell('warning', 'annotations.none', 'the file has no list "annotations": no boxes')
     for key in LISTS:
@@ -42,14 +50,19 @@ def start(dataset: Entry, source: str) -> Draft:
     return draft
 
 
-def check_structure(draft: Draft) -> None:
-    """Check fields, ids and references; what is broken is taken away."""
-    check_images(draft)
+def check_structure(draft: Draft, sizes_follow: bool = False) -> None:
+    """Check fields, ids and references; what is broken is taken away.
+
+    Args:
+        draft: As begun.
+        sizes_follow: Images without a size stay, for their pictures will be decoded.
+    """
+    check_images(draft, sizes_follow)
     check_categories(draft)
     check_annotations(draft)
 
 
-def check_images(draft: Draft) -> None:
+def check_images(draft: Draft, sizes_follow: bool = False) -> None:
     """Check that each image has an id and a file of its own, and a size."""
     _keep(draft, 'images', 'id', is_id, WITH_BOXES)
     _refuse_shared_ids(draft)
@@ -58,9 +71,12 @@ def check_images(draft: Draft) -> None:
         ('height', is_size, 'images without a usable height'),
         ('width', is_size, 'images without a usable width'),
     ):
+        if sizes_follow and is_right is is_size:
+            continue
         wrong = [image['id'] for image in draft.images if not is_right(image.get(field))]
         if wrong:
-            draft.tell('error', f'images.{field}', text, wrong, WITH_BOXES)
+            fix = WITHOUT_SIZE if is_right is is_size else WITH_BOXES
+            draft.tell('error', f'images.{field}', text, wrong, fix)
             draft.remove_images(wrong)
     _merge_same_files(draft)
 
@@ -100,24 +116,33 @@ def check_annotations(draft: Draft) -> None:
         draft.tell('error', f'annotations.{field}_unknown', text, wrong, REMOVED)
         draft.annotations = [each for each in draft.annotations if each[field] in known]
     _give_ids(draft)
+    for key in ('images', 'categories'):
+        odd = _unordered([entry['id'] for entry in getattr(draft, key)])
+        if odd:
+            text = f'ids of {key} that pycocotools cannot keep apart or sort'
+            draft.tell('warning', f'{key}.id_pycocotools', text, odd)
 
 
 def _give_ids(draft: Draft) -> None:
     """Number anew what has no id, or one that was there before."""
     ids = [entry.get('id') for entry in draft.annotations]
-    if set(map(type, ids)) <= ID_TYPES and len(set(ids)) == len(ids):
+    misjudged = set(misjudged_ids(ids))
+    if set(map(type, ids)) <= ID_TYPES and len(set(ids)) == len(ids) and not misjudged:
         return
     numbers = (as_number(value) for value in ids)
-    highest = max((int(each) for each in numbers if each and isfinite(each)), default=0)
-    free = count(highest + 1)
+    highest = max((int(e) for e in numbers if e and isfinite(e) and e < MAX_GIVEN), default=0)
+    free = count(max(highest, 0) + 1)
     seen: set[Any] = set()
-    lacking, twice, entries = [], [], []
+    lacking, twice, odd, entries = [], [], [], []
     for index, entry in enumerate(draft.annotations):
         own = entry.get('id')
         if not is_id(own):
             lacking.append(index)
         elif own in seen:
             twice.append(own)
+        elif own in misjudged:
+            odd.append(own)
+            seen.add(own)
         else:
             seen.add(own)
             entries.append(entry)
@@ -129,7 +154,23 @@ def _give_ids(draft: Draft) -> None:
     ):
         if found:
             draft.tell('error', f'annotations.{code}', text, found, 'numbered anew')
+    if odd:
+        text = (
+            'annotations with ids that plain pycocotools judges wrongly: 0 counts as not found, '
+            'texts and numbers beyond 2**53 are refused or mixed up'
+        )
+        draft.tell('warning', 'annotations.id_pycocotools', text, odd, 'numbered anew')
     draft.annotations = entries
+
+
+def _unordered(ids: list[Any]) -> list[Any]:
+    """Return ids beyond float64's integers, and texts among numbers."""
+    if set(map(type, ids)) <= {int} and (not ids or max(map(abs, ids)) < EVALUATOR_IDS):
+        return []
+    numbers = [each for each in ids if not isinstance(each, str)]
+    texts = [each for each in ids if isinstance(each, str)]
+    large = [each for each in numbers if not abs(each) < EVALUATOR_IDS]
+    return [*large, *texts] if numbers else []
 
 
 def _refuse_shared_ids(draft: Draft) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from mmengine.config import Config
 
 from gfl_det.engine.preflight.classes import check_calibrator, check_classes
-from gfl_det.engine.preflight.data import check_annotations, check_data, check_metric_fields
+from gfl_det.engine.preflight.data import check_annotations, check_data
+from gfl_det.engine.preflight.metrics import check_metrics
+from gfl_det.engine.preflight.pyramid import check_pyramid
 from gfl_det.engine.preflight.starting_weights import check_weights
 from gfl_det.engine.preflight.teacher import check_teacher
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
@@ -42,9 +44,10 @@ def check_training(cfg: Config) -> None:
             faults.append(error)
     if faults:
         raise type(faults[0])('\n\nAlso, '.join(map(str, faults)))
+    check_pyramid(cfg)
     check_teacher(cfg)
     check_annotations(cfg, TRAINING)
-    check_metric_fields(cfg, TRAINING)
+    check_metrics(cfg, TRAINING)
 
 
 def check_testing(cfg: Config) -> None:
@@ -59,7 +62,8 @@ def check_testing(cfg: Config) -> None:
     check_classes(cfg, TESTING)
     check_calibrator(cfg, TESTING)
     check_data(cfg, TESTING)
-    check_metric_fields(cfg, TESTING)
+    check_annotations(cfg, TESTING)
+    check_metrics(cfg, TESTING)
 
 
 def check_checkpoint(checkpoint: str) -> None:

@@ -17,6 +17,8 @@ from gfl_det.datasets import coco
 from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
 from gfl_det.datasets.checks.draft import Finding
 from gfl_det.datasets.coco import CocoDataset
+from gfl_det.datasets.file_names import find_file, is_there
+from gfl_det.datasets.tidying import refuse_other_formats
 from gfl_det.engine.preflight.classes import class_names
 from gfl_det.errors import DataError
 from gfl_det.utils.config import (
@@ -87,11 +89,21 @@ def missing_parts(dataset: Node) -> list[str]:
     if any(step.get('ignore_empty') for _, step in walk(dataset.get('pipeline', []), '')):
         return []
     sample = list(sample_file_names(annotations))
-    absent = [name for name in sample if not os.path.exists(os.path.join(folder, name))]
+    absent = [name for name in sample if not is_there(folder, name)]
     if not absent:
         return []
+    refuse_other_formats(read(annotations), annotations)  # others name other files
     path = os.path.join(folder, absent[0])
-    return [f'{path} ({len(absent)} of {len(sample)} sampled images of {annotations} are missing)']
+    found = find_file(folder, absent[0])
+    cure = (
+        ''
+        if found is None
+        else f'; {found} is there: python tools/check_dataset.py {annotations} --images {folder} '
+        '--fix OUT.json'
+    )
+    return [
+        f'{path} ({len(absent)} of {len(sample)} sampled images of {annotations} are missing{cure})'
+    ]
 
 
 def sample_file_names(annotations: str, number: int = SAMPLED_IMAGES) -> Iterator[str]:
@@ -116,26 +128,9 @@ def sample_file_names(annotations: str, number: int = SAMPLED_IMAGES) -> Iterato
                 found[match.start()] = match.group(1)
         for name in found.values():
             with suppress(ValueError):  # of a file that is no JSON; whoever reads it will say so
-                yield json.loads(name)
-
-
-def check_metric_fields(cfg: Config, splits: Sequence[str]) -> None:
-    """Check that the files which COCO's metric reads by itself have the fields it wants.
-
-    The evaluation would stop with a KeyError, in training after a whole epoch.
-
-    Raises:
-        DataError: No annotation of a file has ``area``, or none has ``iscrowd``.
-    """
-    paths = {metric.get('ann_file') for split in splits for metric in metrics_of(cfg, split)}
-    for path in sorted(path for path in paths if path and not is_remote(path)):
-        content = Path(path).read_bytes()
-        lacking = [field for field in ('area', 'iscrowd') if f'"{field}"'.encode() not in content]
-        if b'"bbox"' in content and lacking:
-            raise DataError(
-                f'{path}: annotations have no {" and no ".join(lacking)}, which the COCO metric '
-                'reads: add area = width * height and iscrowd = 0 to each.'
-            )
+                value = json.loads(name)
+                if value:
+                    yield value
 
 
 def _exists(path: str) -> bool:
@@ -166,26 +161,27 @@ def check_annotations(cfg: Config, splits: Sequence[str]) -> None:
 
     Args:
         cfg: The config.
-        splits: The splits that the run reads.
+        splits: The splits that the run reads. A split that is only tested may have no box.
 
     Raises:
-        DataError: Entries or classes would stop the training or spoil it. One message lists all.
+        DataError: Entries or classes would stop the run or spoil it. One message lists all.
     """
     checked: set[tuple] = set()
     faults = []
+    verb = 'trained on' if 'train' in splits else 'judged'
     for split in splits:
         for dataset in datasets_of(cfg, split):
             path = annotation_path(dataset)
             names = class_names(dataset)
             key = (path, tuple(names or ()))
-            if not path or is_remote(path) or key in checked or not _is_ours(dataset.get('type')):
+            if not path or is_remote(path) or key in checked or not is_ours(dataset.get('type')):
                 continue
             checked.add(key)
             errors = _errors_of(AnnotationSource(split, path, classes=names))
             if errors:
                 lines = '\n'.join(f'  {finding}' for finding in errors)
                 faults.append(
-                    f'{path} cannot be trained on:\n{lines}\n'
+                    f'{path} cannot be {verb}:\n{lines}\n'
                     f'All of it: python tools/check_dataset.py {path}'
                     + (' --fix OUT.json' if any(finding.fix for finding in errors) else '')
                 )
@@ -196,12 +192,14 @@ def check_annotations(cfg: Config, splits: Sequence[str]) -> None:
 def _errors_of(source: AnnotationSource) -> list[Finding]:
     dataset = read(source.path)
     errors = [each for each in check_annotations_alone(source, dataset) if each.level == 'error']
+    if source.name == 'test':  # such sets may list images alone
+        errors = [each for each in errors if each.code != 'boxes.none']
     if not errors:
         coco.keep(source.path, dataset)
     return errors
 
 
-def _is_ours(kind: object) -> bool:
+def is_ours(kind: object) -> bool:
     """Whether a data set is ours: another's file may be of another format."""
     known = DATASETS.get(kind) if isinstance(kind, str) else kind
     return isinstance(known, type) and issubclass(known, CocoDataset)

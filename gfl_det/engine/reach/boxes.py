@@ -14,6 +14,7 @@ from gfl_det.datasets.annotations import (
     parse,
     usable_boxes,
 )
+from gfl_det.datasets.tidying import tidy
 from gfl_det.engine.reach.resizing import Resizing
 from gfl_det.errors import DataError
 from gfl_det.ops.boxes import xywh_to_xyxy
@@ -64,7 +65,7 @@ def read_boxes(
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f'{path} cannot be read: {error.strerror}.') from error
-    dataset = parse(content, path)
+    dataset, _ = tidy(parse(content, path), path)
     check_structure(dataset, path)
     check_ids(dataset, path)
     names = classes or [category['name'] for category in dataset['categories']]

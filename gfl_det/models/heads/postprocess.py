@@ -299,12 +299,13 @@ def detect(
 def is_plain_nms(config: ConfigDict | None, count: int) -> bool:
     """Whether an NMS config asks, for so many boxes, for greedy suppression that can stop early.
 
-    Soft NMS cannot, and from ``split_thr`` boxes on mmcv suppresses class by class.
+    Soft NMS cannot, and from ``split_thr`` boxes on mmcv suppresses class by class, which boxes
+    that are to suppress each other across classes must not be.
     """
     known = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
     if config is None or config.get('type', 'nms') != 'nms' or not known >= set(config):
         return False
-    return count < config.get('split_thr', SPLIT_THRESHOLD)
+    return config.get('class_agnostic', False) or count < config.get('split_thr', SPLIT_THRESHOLD)
 
 
 def _by_image(candidates: Candidates, counts: list[int]) -> list[Candidates]:
@@ -325,6 +326,8 @@ def _suppress(
     """The first ``limit`` boxes of an image that NMS of any kind keeps."""
     if len(boxes) == 0:
         return boxes, candidates
+    if config is not None and config.get('class_agnostic', False):
+        config = ConfigDict(config, split_thr=math.inf)  # mmcv would suppress class by class
     scored, kept = batched_nms(boxes, candidates.scores, candidates.labels, config)
     kept = kept[:limit]
     # Soft NMS lowers scores, so they are those of the result.

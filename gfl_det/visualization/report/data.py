@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.errors import DataError
+from gfl_det.datasets.table import table_of
 from gfl_det.evaluation.detections import Detections, Truths
 from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.visualization.edges import EdgeBins, edge_bins
@@ -81,22 +80,13 @@ def box_areas(dataset: dict, truths: Truths) -> np.ndarray:
 
     Args:
         dataset: the parsed annotation file.
-        truths: of the file, or of some of its classes.
-
-    Raises:
-        DataError: an area is no number.
+        truths: of the file, or of some of its classes and images.
     """
-    kept = set(truths.category_ids)
-    entries = [each for each in dataset.get('annotations', []) if each['category_id'] in kept]
-    boxes = truths.boxes[:, 2] * truths.boxes[:, 3]
-    areas = [each.get('area', box) for each, box in zip(entries, boxes.tolist())]
-    for entry, area in zip(entries, areas):
-        if not isinstance(area, (int, float)) or not math.isfinite(area):
-            raise DataError(
-                f'annotation {entry["id"]!r} has the area {area!r:.60}, which is no number: '
-                'correct it, or leave it out.'
-            )
-    return np.array(areas, float)
+    table = table_of(dataset, 'the annotations')
+    images, classes = set(truths.image_ids), set(truths.category_ids)
+    images_kept = np.array([each in images for each in table.image_ids], bool)
+    classes_kept = np.array([each in classes for each in table.category_ids], bool)
+    return table.area[images_kept[table.image] & classes_kept[table.label]]
 
 
 def file_names(dataset: dict, truths: Truths) -> list[str]:

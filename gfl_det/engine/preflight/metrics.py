@@ -1,0 +1,126 @@
+"""Can the metrics of a config judge what its data sets show?
+
+A metric reads its own annotation file, in training for the first time after an epoch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmdet.registry import METRICS  # a bare name is mmdet's, as in a runner
+from mmengine.config import Config
+
+from gfl_det.datasets.annotations import Entry, find, match_classes
+from gfl_det.datasets.checks.check import read
+from gfl_det.datasets.table import CocoTable, misjudged_ids, table_of
+from gfl_det.datasets.tidying import tidy
+from gfl_det.engine.preflight.classes import class_names
+from gfl_det.engine.preflight.data import is_ours
+from gfl_det.errors import DataError
+from gfl_det.evaluation.calibration_metric import CalibrationMetric
+from gfl_det.evaluation.coco_metric import CocoMetric
+from gfl_det.evaluation.shown import Sample, match_samples
+from gfl_det.utils.config import (
+    Node,
+    annotation_path,
+    datasets_of,
+    image_folder,
+    is_remote,
+    metrics_of,
+)
+
+OUR_METRIC = "or name the metric 'gfl_det.CocoMetric', which reads it"
+
+
+def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
+    """Check the files that metrics read against those of the data sets.
+
+    Raises:
+        DataError: A file cannot be judged, lacks a class or an image of the data sets, or would be
+            judged wrongly by mmdet's metric.
+    """
+    for split in splits:
+        for metric in metrics_of(cfg, split):
+            path, kind = metric.get('ann_file'), _kind(metric)
+            if kind is None or not path or is_remote(path) or metric.get('backend_args'):
+                continue
+            if issubclass(kind, (CocoMetric, CalibrationMetric)):
+                table = table_of(read(path), path)
+                _check_shown(table, kind, datasets_of(cfg, split))
+            elif kind is MMDetCocoMetric and not metric.get('format_only'):
+                check_plain_fields(path)
+
+
+def check_plain_fields(path: str) -> None:
+    """Check that a file has what mmdet's metric, which reads it by pycocotools, judges rightly.
+
+    Raises:
+        DataError: An annotation lacks a field or has one of another kind, or the id 0; or the file
+            is not UTF-8.
+    """
+    with open(path, 'rb') as file:
+        if file.read(3) == b'\xef\xbb\xbf' or b'\0' in file.read(3):
+            raise DataError(
+                f"{path} is not plain UTF-8, which mmdet's CocoMetric needs: convert it, "
+                f'{OUR_METRIC}.'
+            )
+    dataset = read(path)
+    _, changes = tidy(dataset, path)
+    entries = [each for each in dataset.get('annotations') or [] if isinstance(each, dict)]
+    for field in ('area', 'iscrowd', 'bbox'):
+        lacking = [each.get('id') for each in entries if each.get(field) is None]
+        if lacking:
+            raise DataError(
+                f'{path}: annotations have no {field}, which the COCO metric reads: '
+                f'{find(lacking)}; add it with tools/check_dataset.py --fix, {OUR_METRIC}.'
+            )
+    odd = [each for each in changes if each.code in ('annotations.texts', 'boxes.texts')]
+    wrong = misjudged_ids([each.get('id') for each in entries])
+    if odd or wrong:
+        what = str(odd[0]) if odd else f'annotations with ids such as {find(wrong)}'
+        raise DataError(
+            f"{path} would be judged wrongly by mmdet's CocoMetric ({what}): repair it with "
+            f'tools/check_dataset.py --fix, {OUR_METRIC}.'
+        )
+
+
+def _check_shown(table: CocoTable, kind: type, datasets: Sequence[Node]) -> None:
+    """Check that classes and images of the data sets are in a metric's file."""
+    samples: list[Sample] = []
+    categories = [dict(id=row, name=name) for row, name in enumerate(table.class_names)]
+    for dataset in datasets:
+        names, path = class_names(dataset), annotation_path(dataset)
+        if names is not None and issubclass(kind, CocoMetric):
+            match_classes(names, categories, table.source)
+        if not path or is_remote(path) or not is_ours(dataset.get('type')):
+            return
+        if len(datasets) == 1 and os.path.realpath(path) == os.path.realpath(table.source):
+            return
+        folder = image_folder(dataset) or ''
+        samples += [_sample(image, folder) for image in _images(dataset, path)]
+    match_samples(samples, table.image_ids, table.file_names, kind.__name__)
+
+
+def _images(dataset: Node, path: str) -> list[Entry]:
+    """Return the images that a data set will show; none where it leaves some out."""
+    indices = dataset.get('indices')
+    images = tidy(read(path), path)[0]['images']
+    if isinstance(indices, int):
+        return images[:indices] if indices >= 0 else images[indices:]
+    return (
+        images
+        if indices is None
+        else [images[i] for i in indices if -len(images) <= i < len(images)]
+    )
+
+
+def _sample(image: Entry, folder: str) -> Sample:
+    return Sample(image['id'], os.path.join(folder, str(image.get('file_name', ''))))
+
+
+def _kind(metric: Node) -> type | None:
+    name = metric.get('type')
+    known = METRICS.get(name) if isinstance(name, str) else name
+    return known if isinstance(known, type) else None

@@ -1,0 +1,148 @@
+"""Which images of an annotation file a detector was shown.
+
+A metric reads its own file, and the data set that feeds the detector reads its own: other images
+under the same ids, more of them, or fewer. Images are judged only where it is sure which they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mmengine.logging import print_log
+
+from gfl_det.datasets.annotations import shown
+from gfl_det.datasets.file_names import ODD_SIGNS
+from gfl_det.datasets.tidying import path_tails
+from gfl_det.errors import DataError
+
+
+class Sample(NamedTuple):
+    """What a data sample says of its image."""
+
+    image_id: Any
+    path: str = ''  # of the image file; empty where the pipeline keeps none
+
+
+def match_samples(
+    samples: Sequence[Sample], image_ids: Sequence[Any], file_names: Sequence[str], source: str
+) -> list[int]:
+    """Find each sample's image in an annotation file.
+
+    An image is the one of its id whose file name agrees with the sample's path; else the one whose
+    file name its path ends in; else, where one of both has no name, the one of its id.
+
+    Args:
+        samples: What the data set showed, in order.
+        image_ids: Of the file.
+        file_names: Of the file's images; empty where it has none.
+        source: Who reads the file and the file's name, for messages.
+
+    Returns:
+        A row of the file for each sample.
+
+    Raises:
+        DataError: An image is not in the file, or two are one image of it.
+    """
+    finder = _Finder(image_ids, file_names)
+    rows = [finder.row(sample) for sample in samples]
+    missing = [sample for sample, row in zip(samples, rows) if row is None]
+    if missing:
+        first = missing[0]
+        there = finder.by_id.get(first.image_id)
+        other = '' if there is None else f' (it has {shown(file_names[there])} under that id)'
+        path = f', {first.path:.200}' if first.path else ''
+        raise DataError(
+            f'{len(missing)} images of the data set are missing in the ann_file of {source}, the '
+            f'first has the id {first.image_id!r:.80}{path}{other}: give both the same file.'
+        )
+    found = [row for row in rows if row is not None]
+    _refuse_shared(samples, found, source)
+    return found
+
+
+def once(samples: Sequence[Any], rows: Sequence[int]) -> list[int]:
+    """Return the places of the samples that count: the first of each row."""
+    first = {row: place for place, row in reversed(list(enumerate(rows)))}
+    if len(first) < len(samples):
+        text = f'{len(samples) - len(first)} images were shown twice: each is judged once.'
+        print_log(text, 'current', logging.WARNING)
+    return sorted(first.values())
+
+
+def tell_share(number: int, total: int, source: str) -> None:
+    """Log that some images of a file were not shown."""
+    if number < total:
+        text = f'Judged on the {number} images that were shown, of {total} in the file of {source}.'
+        print_log(text, 'current', logging.WARNING)
+
+
+def samples_once(samples: Sequence[Sample], truths: Sequence[Any]) -> list[int]:
+    """Return for each sample the place of the first of the same image, where there is no file.
+
+    Data sets that are joined may use one id for several images: the path tells them apart, else
+    their truths.
+    """
+    first: dict[tuple[str, str], int] = {}
+    return [
+        first.setdefault((repr(sample.image_id), sample.path or repr(truth)), place)
+        for place, (sample, truth) in enumerate(zip(samples, truths))
+    ]
+
+
+class _Finder:
+    """The images of a file by id, by name and by the last part of the name."""
+
+    def __init__(self, image_ids: Sequence[Any], file_names: Sequence[str]) -> None:
+        self.by_id = {each: row for row, each in enumerate(image_ids)}
+        self.names = [_names(name) for name in file_names]
+        self.by_name: dict[str, list[int]] = defaultdict(list)
+        for row, names in enumerate(self.names):
+            for name in names:
+                self.by_name[name].append(row)
+
+    def row(self, sample: Sample) -> int | None:
+        """Return the row of a sample; None where it is in doubt."""
+        own = self.by_id.get(sample.image_id)
+        tails = _tails(sample.path)
+        if own is not None and (not tails or not self.names[own]):
+            return own
+        for tail in tails:  # the longest first
+            rows = self.by_name.get(tail, [])
+            if own in rows:
+                return own
+            if len(rows) == 1:
+                return rows[0]
+        if own is not None:  # the same name with another ending, as of converted images
+            ends = {os.path.splitext(tail)[0] for tail in tails}
+            if any(os.path.splitext(name)[0] in ends for name in self.names[own]):
+                return own
+        return None
+
+
+def _tails(path: str) -> list[str]:
+    """Return a path and its ends as they stand, the longest first."""
+    steps = [step for step in path.replace(os.sep, '/').split('/') if step]
+    return [path, *('/'.join(steps[index:]) for index in range(len(steps)))] if steps else []
+
+
+def _names(name: str) -> list[str]:
+    """Return what the path of an image may end in; of a path of another machine, its ends."""
+    if not name:
+        return []
+    return [name] if ODD_SIGNS.isdisjoint(name) else list(dict.fromkeys([name, *path_tails(name)]))
+
+
+def _refuse_shared(samples: Sequence[Sample], rows: Sequence[int], source: str) -> None:
+    """Refuse two image files that are one image of the annotation file."""
+    paths: dict[int, str] = {}
+    for sample, row in zip(samples, rows):
+        other = paths.setdefault(row, sample.path)
+        if other != sample.path:
+            raise DataError(
+                f'{other:.200} and {sample.path:.200} are one image in the ann_file of {source}, '
+                f'of the id {shown(sample.image_id)}: give it a file that has both.'
+            )
