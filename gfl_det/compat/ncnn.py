@@ -1,9 +1,9 @@
 """Convolutions of an ncnn network: the pair of a ``.param`` text and a ``.bin`` of weights.
 
-The format (ncnn's wiki, "param and model file structure"): a magic number, the numbers of layers and
-blobs, then a line per layer of type, name, blobs and ``key=value`` settings. The ``.bin`` holds the
-weights in the order of the lines; of a convolution a 4-byte tag that says how they are stored, the
-weights padded to 4 bytes, and float32 biases.
+The format (ncnn's wiki, "param and model file structure"): a magic number, the numbers of layers
+and blobs, then a line per layer of type, name, blobs and ``key=value`` settings. The ``.bin`` holds
+the weights in the order of the lines; of a convolution a 4-byte tag that says how they are stored,
+the weights padded to 4 bytes, and float32 biases.
 """
 
 from __future__ import annotations
@@ -21,9 +21,19 @@ MAGIC = '7767517'
 TAGS: dict[int, type[np.floating]] = {0: np.float32, 0x01306B47: np.float16}
 CONVOLUTIONS = ('Convolution', 'ConvolutionDepthWise')
 # Types of layers of a detector that have no weights; of any other the .bin could not be read on.
-WEIGHTLESS = frozenset(
-    'Input Split Concat Slice Crop ShuffleChannel Pooling Interp BinaryOp UnaryOp Sigmoid ReLU '
-    'Reshape Permute Softmax Flatten Noop Padding'.split()
+WEIGHTLESS = (
+    *(
+        'Input',
+        'Split',
+        'Concat',
+        'Slice',
+        'Crop',
+        'ShuffleChannel',
+        'Pooling',
+        'Interp',
+        'BinaryOp',
+    ),
+    *('UnaryOp', 'Sigmoid', 'ReLU', 'Reshape', 'Permute', 'Softmax', 'Flatten', 'Noop', 'Padding'),
 )
 LEAKY = 2  # code of the activation; 0 is none, 1 a plain rectifier
 ARRAYS = -23300  # keys of arrays count down from here
@@ -50,11 +60,13 @@ class _Geometry(NamedTuple):
     stride: int
     padding: int
     groups: int
-    count: int  # weights
+    size: int  # number of weights
     slope: float | None
 
 
-def read_pair(param: str | os.PathLike[str], weights: str | os.PathLike[str]) -> list[NcnnConvolution]:
+def read_pair(
+    param: str | os.PathLike[str], weights: str | os.PathLike[str]
+) -> list[NcnnConvolution]:
     """The convolutions of a network in the order of its lines.
 
     Args:
@@ -149,15 +161,15 @@ def _geometry(kind: str, name: str, settings: dict[int, str], path: str) -> _Geo
         ) from error
     sizes = plain[0], plain[1], plain[6], across[3], across[7]
     if min(sizes) < 1 or plain[6] % (plain[0] * plain[1] ** 2):
-        raise CheckpointError(f'{path} has a convolution {name} of an impossible size: fetch it again.')
+        raise CheckpointError(
+            f'{path} has a convolution {name} of an impossible size: fetch it again.'
+        )
     if unequal or across[2] != 1 or not plain[5] or plain[8] or plain[9] not in (0, LEAKY):
         raise CheckpointError(
             f'{path} has a convolution {name} that NanoDet-Plus has none of (oblong, dilated, '
             'quantized, without bias or with another activation): give the .param of its release.'
         )
-    return _Geometry(
-        name, plain[0], plain[1], across[3], plain[4], across[7], plain[6], slope
-    )
+    return _Geometry(name, plain[0], plain[1], across[3], plain[4], across[7], plain[6], slope)
 
 
 def _take(
@@ -175,7 +187,7 @@ def _take(
             'float32 or float16: it is damaged, quantized or of another network.'
         )
     kind = TAGS.get(tag, np.float32)
-    size = geometry.count * np.dtype(kind).itemsize
+    size = geometry.size * np.dtype(kind).itemsize
     first = offset + 4
     second = first + size + -size % 4
     end = second + 4 * geometry.outputs
@@ -184,7 +196,7 @@ def _take(
             f'{path} ends within the weights of {geometry.name} ({len(content):,} bytes, at least '
             f'{end:,} are needed): it is cut short; fetch it again.'
         )
-    flat = np.frombuffer(content, kind, geometry.count, first).astype(np.float32)
+    flat = np.frombuffer(content, kind, geometry.size, first).astype(np.float32)
     bias = np.frombuffer(content, np.float32, geometry.outputs, second).copy()
     if not (np.isfinite(flat).all() and np.isfinite(bias).all()):
         raise CheckpointError(

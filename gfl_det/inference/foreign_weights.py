@@ -223,7 +223,7 @@ def _check_geometry(theirs: NcnnConvolution, ours: Layer, path: str, config: str
         'input channels': (shape[1], conv.in_channels),
         'kernel': (shape[2], conv.kernel_size[0]),
         'stride': (theirs.stride, conv.stride[0]),
-        'padding': (theirs.padding, conv.padding[0]),  # type: ignore[index]  # of no name
+        'padding': (theirs.padding, conv.padding[0]),
         'groups': (theirs.groups, conv.groups),
         'slope of its rectifier': (theirs.slope, slope),
     }
@@ -296,7 +296,10 @@ def check_state(model: BaseModel, state: Mapping[str, Tensor], path: str, config
         if not key.endswith('num_batches_tracked')
     }
     cure = 'give the --config that it was trained with'
-    for what, keys in (('lacks', needed.keys() - state), ('has in addition', state - needed.keys())):
+    for what, keys in (
+        ('lacks', needed.keys() - state),
+        ('has in addition', state - needed.keys()),
+    ):
         if keys:
             raise CheckpointError(
                 f'The checkpoint {path} does not fit {config}: it {what} {len(keys)} tensors, such '

@@ -1,9 +1,10 @@
 """ShuffleNet V2 (Ma et al., ECCV 2018) with leaky rectifiers, the backbone of NanoDet-Plus.
 
-Neither mmdet 3.3 nor timm has it. mmpretrain has, without leaky rectifiers' slope in its own
-configs, and would come with a framework; torchvision has, with plain rectifiers in its code, and its
-wheel does not import on every machine that runs gfl_det. The state dict has torchvision's keys, so
-that its ImageNet weights load: those with which the authors of NanoDet-Plus begin.
+Neither mmdet 3.3 nor timm has it. mmpretrain's would do, and would bring a second framework with
+registries and pinned versions of its own for these hundred lines; torchvision's has plain
+rectifiers in its code, and its wheel does not import on every machine that runs gfl_det. The state
+dict has torchvision's keys, so that its ImageNet weights load: those with which the authors of
+NanoDet-Plus begin.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class ShuffleBlock(nn.Module):
                 *_depthwise(in_channels, stride), *_pointwise(in_channels, half, slope)
             )
         self.branch2 = nn.Sequential(
-            *_pointwise(seen, half, slope), *_depthwise(half, stride), *_pointwise(half, half, slope)
+            *_pointwise(seen, half, slope),
+            *_depthwise(half, stride),
+            *_pointwise(half, half, slope),
         )
 
     def forward(self, x: Tensor) -> Tensor:

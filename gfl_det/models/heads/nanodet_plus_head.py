@@ -45,6 +45,9 @@ class NanoDetPlusHead(GFLHead):
         ConfigError: what :class:`GFLHead` refuses.
     """
 
+    cls_convs: nn.ModuleList  # per level, a tower
+    gfl_cls: nn.ModuleList  # type: ignore[assignment]  # per level, classes and edges
+
     def __init__(
         self,
         num_classes: int,
@@ -95,11 +98,12 @@ class NanoDetPlusHead(GFLHead):
         )
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        levels = [self._level(*level) for level in zip(x, self.cls_convs, self.gfl_cls)]
+        levels = [self._level(level, index) for index, level in enumerate(x)]
         return [cls for cls, _ in levels], [edges for _, edges in levels]
 
-    def _level(self, x: Tensor, tower: nn.ModuleList, output: nn.Module) -> tuple[Tensor, Tensor]:
-        for conv in tower:
+    def _level(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        for conv in self.cls_convs[index].children():
             x = conv(x)
-        classes, edges = output(x).split([self.cls_out_channels, 4 * (self.reg_max + 1)], dim=1)
+        bins = 4 * (self.reg_max + 1)
+        classes, edges = self.gfl_cls[index](x).split([self.cls_out_channels, bins], dim=1)
         return classes, edges.float()

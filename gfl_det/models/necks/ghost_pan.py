@@ -1,8 +1,8 @@
 """The neck of NanoDet-Plus: a path aggregation network whose fusions are Ghost bottlenecks.
 
 Path aggregation: Liu et al., CVPR 2018. Ghost modules: Han et al., CVPR 2020. mmcv's ConvModule and
-DepthwiseSeparableConvModule are the layers. timm has Ghost modules within GhostNet, for which it
-needs torchvision; the two classes here are shorter than the dependency's entry is to explain.
+DepthwiseSeparableConvModule are the layers. timm has Ghost modules too, but needs torchvision, and
+its bottleneck has other layers at stride 1 than NanoDet's.
 """
 
 from __future__ import annotations
@@ -164,5 +164,6 @@ class GhostPAN(BaseModule):
             outputs.append(block(torch.cat([downsample(outputs[-1]), coarser], dim=1)))
         coarsest = reduced[-1]
         for of_input, of_output in zip(self.extra_in, self.extra_out):
-            outputs.append(of_input(coarsest) + of_output(outputs[-1]))
+            coarsest = of_input(coarsest)
+            outputs.append(coarsest + of_output(outputs[-1]))
         return tuple(outputs)
