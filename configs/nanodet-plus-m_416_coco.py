@@ -54,7 +54,10 @@ model = dict(
         loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
     ),
     train_cfg=dict(
-        assigner=dict(type='gfl_det.ATSSAssigner', topk=9),
+        # The authors prefer no prior near an object's centre; from this radius on mmdet would.
+        assigner=dict(
+            type='DynamicSoftLabelAssigner', topk=13, iou_weight=3.0, soft_center_radius=100.0
+        ),
         allowed_border=-1,
         pos_weight=-1,
         debug=False,
