@@ -15,7 +15,7 @@ if not imports.doctor_is_running():  # it looks at what may not import
         from gfl_det import calibration, datasets, evaluation, visualization
         from gfl_det.engine import amp, hooks
         from gfl_det.inference import GFLInferencer, optimize_for_inference
-        from gfl_det.models import assigners, detectors, heads, losses
+        from gfl_det.models import assigners, backbones, detectors, heads, losses, necks
         from gfl_det.swap import swap_head
         from gfl_det.utils.config import get_config, register_package
         from gfl_det.visualization import GFLVisualizer
@@ -28,6 +28,7 @@ __all__ = [
     '__version__',
     'amp',
     'assigners',
+    'backbones',
     'calibration',
     'datasets',
     'detectors',
@@ -36,6 +37,7 @@ __all__ = [
     'heads',
     'hooks',
     'losses',
+    'necks',
     'optimize_for_inference',
     'swap_head',
     'visualization',

@@ -106,7 +106,8 @@ def train_step(model: torch.nn.Module, num_classes: int) -> dict[str, torch.Tens
     return losses
 
 
-@pytest.mark.parametrize('name', NAMES)
+# MMDetection has no NanoDet-Plus: tests/models/test_nanodet_plus.py trains it.
+@pytest.mark.parametrize('name', [name for name in NAMES if not name.startswith('nanodet')])
 def test_builds_loads_mmdets_weights_and_trains(name, monkeypatch):
     settings = without_download(shipped(name).model.to_dict())
     ours = MODELS.build(copy.deepcopy(settings))

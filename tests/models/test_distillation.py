@@ -55,7 +55,7 @@ def scene(counts=(4, 6), seed=0, num_bins=17):
 
 def terms_of(head, maps, truths, metas):
     """The head's own positives, which other tests hold against mmdet's."""
-    assigned = head.match(maps[0], truths, metas, [None] * len(metas))
+    assigned = head.match(maps[0], truths, metas, [None] * len(metas), maps[1])
     return assigned, head.loss_terms(*maps, assigned)
 
 

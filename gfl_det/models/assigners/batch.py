@@ -21,6 +21,7 @@ from gfl_det.models.assigners.lattice import (
     valid_rectangle,
 )
 from gfl_det.models.assigners.positives import LevelSlots, Positives
+from gfl_det.models.assigners.predictions import Predictions
 from gfl_det.ops.boxes import box_centres
 
 
@@ -62,6 +63,7 @@ class BatchAssignment(NamedTuple):
     grid: Grid
     positives: Positives  # M slots
     ignored: list[Tensor] | None  # per level (B, H, W) bool, neither positive nor negative
+    quality: Tensor | None = None  # (M,) soft labels of the assigner; None: it gives none
 
     def of_known_labels(self, num_classes: int) -> BatchAssignment:
         """The same without what a gt of an unknown class would train: nothing, as in mmdet.
@@ -116,6 +118,7 @@ def assign_batch(
     grid: Grid,
     instances: Sequence[InstanceData],
     ignored: Sequence[InstanceData | None],
+    predictions: Predictions | None = None,
 ) -> BatchAssignment:
     """Assign the priors of a batch.
 
@@ -124,6 +127,7 @@ def assign_batch(
         grid: the priors.
         instances: per image, ``bboxes`` and ``labels`` of the gts.
         ignored: per image, ``bboxes`` of regions whose objects are not labelled, or None.
+        predictions: of the batch, for an assigner that reads them.
 
     Returns:
         The assignment; positives are ordered by gt in the closed form, by prior otherwise.
@@ -138,8 +142,8 @@ def assign_batch(
         if not any(assigner.ignores(each) for each in regions):
             positives = assigner.assign_batch(grid.lattice(), boxes, image)
             return BatchAssignment(boxes, labels, image, grid, positives, None)
-    positives, masks = _assign_image_by_image(assigner, grid, instances, ignored)
-    return BatchAssignment(boxes, labels, image, grid, positives, masks)
+    found = _assign_image_by_image(assigner, grid, instances, ignored, predictions)
+    return BatchAssignment(boxes, labels, image, grid, *found)
 
 
 def _assign_image_by_image(
@@ -147,17 +151,24 @@ def _assign_image_by_image(
     grid: Grid,
     instances: Sequence[InstanceData],
     ignored: Sequence[InstanceData | None],
-) -> tuple[Positives, list[Tensor]]:
+    predictions: Predictions | None,
+) -> tuple[Positives, list[Tensor], Tensor | None]:
     device = grid.device
     priors = torch.cat(grid.priors.generator.grid_priors(grid.sizes, device=device))
-    images, chosen, gt, iou, skipped = [], [], [], [], []
+    images, chosen, gt, iou, skipped, quality = [], [], [], [], [], []
     first_gt = 0
     for index, (gts, regions) in enumerate(zip(instances, ignored)):
         inside = _inside(grid, index)
         kept = torch.cat(inside).nonzero().squeeze(1)
-        counts = [int(each.sum()) for each in inside]
-        result = assigner.assign(InstanceData(priors=priors[kept]), counts, gts, regions)
+        if predictions is None:
+            counts = [int(each.sum()) for each in inside]
+            result = assigner.assign(InstanceData(priors=priors[kept]), counts, gts, regions)
+            soft = None
+        else:
+            result, soft = predictions.assign(assigner, index, kept, gts, regions)
         positive = (result.gt_inds > 0).nonzero().squeeze(1)
+        if soft is not None:
+            quality.append(soft[positive])
         images.append(torch.full_like(positive, index))
         chosen.append(kept[positive])
         gt.append(result.gt_inds[positive] - 1 + first_gt)
@@ -181,7 +192,7 @@ def _assign_image_by_image(
     )
     levels = torch.stack(skipped).split([rows * columns for rows, columns in grid.sizes], dim=1)
     masks = [mask.unflatten(1, size) for mask, size in zip(levels, grid.sizes)]
-    return positives, masks
+    return positives, masks, torch.cat(quality) if quality else None
 
 
 def _place(grid: Grid, prior: Tensor) -> tuple[Tensor, Tensor]:

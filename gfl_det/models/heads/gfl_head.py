@@ -30,6 +30,7 @@ from gfl_det.models.assigners.batch import (
     assign_batch,
     make_grid,
 )
+from gfl_det.models.assigners.predictions import ALPHA, BETA, Predictions, needs_predictions
 from gfl_det.models.heads.loss import PositiveTerms, class_loss, positive_terms
 from gfl_det.models.heads.postprocess import Decoder, Frames, detect, find_candidates
 from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss
@@ -242,7 +243,9 @@ class GFLHead(AnchorHead):
         """
         ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            assigned = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
+            assigned = self.match(
+                cls_scores, batch_gt_instances, batch_img_metas, ignored, bbox_preds
+            )
             terms = self.loss_terms(cls_scores, bbox_preds, assigned)
             return self.losses(cls_scores, assigned, terms)
 
@@ -252,10 +255,17 @@ class GFLHead(AnchorHead):
         instances: Sequence[InstanceData],
         metas: Sequence[dict],
         ignored: Sequence[InstanceData | None],
+        bbox_preds: Sequence[Tensor],
     ) -> BatchAssignment:
         """Assign a batch's gts to the priors of its maps (arguments of ``loss_by_feat``)."""
         grid = make_grid(self.priors, cls_scores, metas, self.train_cfg.get('allowed_border', -1))
-        assigned = assign_batch(self.assigner, grid, instances, ignored)
+        predictions = None
+        if needs_predictions(self.assigner):
+            powers = self.train_cfg.get('alpha', ALPHA), self.train_cfg.get('beta', BETA)
+            priors = self.prior_generator.grid_priors(grid.sizes, device=grid.device)
+            strides = [stride for stride, _ in self.priors.strides]
+            predictions = Predictions.of(cls_scores, bbox_preds, priors, strides, powers)
+        assigned = assign_batch(self.assigner, grid, instances, ignored, predictions)
         assigned = assigned.of_known_labels(self.num_classes)
         if self.assignment_observer is not None:
             self.assignment_observer(assigned)

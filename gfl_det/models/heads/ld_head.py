@@ -136,7 +136,9 @@ class LDHead(GFLHead):
         """
         ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            assigned = self.match(cls_scores, batch_gt_instances, batch_img_metas, ignored)
+            assigned = self.match(
+                cls_scores, batch_gt_instances, batch_img_metas, ignored, bbox_preds
+            )
             terms = self.loss_terms(cls_scores, bbox_preds, assigned)
             losses = self.losses(cls_scores, assigned, terms)
             teacher = TeacherMaps(soft_labels, soft_targets)

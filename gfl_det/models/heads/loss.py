@@ -34,7 +34,7 @@ class PositiveTerms(NamedTuple):
     labels: Tensor  # (M,) int64, in range
     decoded: Tensor  # (M, 4) predicted boxes, strides
     targets: Tensor  # (M, 4) gt boxes, strides
-    quality: Tensor  # (M,) IoU of both, detached: the target of the class score
+    quality: Tensor  # (M,) detached target of the class score: IoU of both, or the assigner's
     edge_logits: Tensor  # (M, 4, num_bins)
     edge_loss: Tensor  # (M,) DFL without its weight, mean over the four edges
     weight: Tensor  # (M,) of the box losses, 0 where not valid
@@ -72,7 +72,7 @@ def positive_terms(
         labels=labels.where(positives.valid, labels.new_zeros(())),
         decoded=decoded,
         targets=targets,
-        quality=iou(decoded.detach(), targets),
+        quality=iou(decoded.detach(), targets) if assigned.quality is None else assigned.quality,
         edge_logits=logits,
         edge_loss=edge_loss.mean(1),
         weight=weight,

@@ -1,0 +1,338 @@
+"""Published weights of NanoDet-Plus as checkpoints that say themselves what they are of.
+
+    gfl-det weights convert NAME.param NAME.bin --out NAME.pth
+    gfl-det weights convert NAME.ckpt --out NAME.pth
+
+An ncnn pair has no names that would tell which weights are whose, but lists its convolutions in the
+order in which they run; so does a forward pass here, and each pair of both must have one geometry.
+The authors' checkpoints have names, which a table of endings translates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from gfl_det.compat.checkpoint import load_file
+from gfl_det.compat.ncnn import NcnnConvolution, read_pair
+from gfl_det.engine.preflight.classes import class_counts, class_names
+from gfl_det.errors import CheckpointError, ConfigError
+from gfl_det.utils.config import config_names, datasets_of, load_config
+from gfl_det.utils.files import write_whole
+
+# Pytorch Lightning's names: the model that was trained, and its exponential moving average.
+TRAINED, AVERAGED = 'model.', 'avg_model.'
+# What is there for the training alone, and buffers that follow from reg_max.
+UNUSED = re.compile(r'aux_(fpn|head)\.|head\.project$|.*\.num_batches_tracked$')
+# The authors' names and ours; what no line names is the same in both.
+RENAMED = tuple(
+    (re.compile(theirs), ours)
+    for theirs, ours in (
+        (r'^fpn\.', 'neck.'),
+        (r'^head\.', 'bbox_head.'),
+        (r'^bbox_head\.distribution_project\.', 'bbox_head.integral.'),
+        (r'\.extra_lvl_(in|out)_conv\.', r'.extra_\1.'),
+        (r'_blocks\.(\d+)\.blocks\.0\.', r'_blocks.\1.'),
+        (r'\.(primary_conv|cheap_operation)\.0\.', r'.\1.conv.'),
+        (r'\.(primary_conv|cheap_operation)\.1\.', r'.\1.bn.'),
+        (r'\.shortcut\.0\.', '.shortcut.depthwise_conv.conv.'),
+        (r'\.shortcut\.1\.', '.shortcut.depthwise_conv.bn.'),
+        (r'\.shortcut\.2\.', '.shortcut.pointwise_conv.conv.'),
+        (r'\.shortcut\.3\.', '.shortcut.pointwise_conv.bn.'),
+        (r'\.(depth|point)wise\.', r'.\1wise_conv.conv.'),
+        (r'\.dwnorm\.', '.depthwise_conv.bn.'),
+        (r'\.pwnorm\.', '.pointwise_conv.bn.'),
+    )
+)
+TRACE_SIZE = 64  # px, a cell of the coarsest level
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``gfl-det weights convert``."""
+    parser.add_argument(
+        'files', nargs='+', metavar='FILE', help='NAME.param NAME.bin of ncnn, or NAME.ckpt or .pth'
+    )
+    parser.add_argument('--out', required=True, metavar='FILE', help='the checkpoint to write')
+    parser.add_argument(
+        '--config',
+        help='of the network: a file or the name of a shipped config; by default the one that the '
+        "file's name begins with",
+    )
+
+
+def command(args: argparse.Namespace) -> None:
+    """Convert and say what was written."""
+    found = convert(args.files, args.out, args.config)
+    print(f'{args.out}: {found.kind} weights of {found.config}, {found.classes} classes')
+
+
+class Converted(NamedTuple):
+    """What was written."""
+
+    config: str
+    kind: str  # 'folded' or 'averaged' or 'trained'
+    classes: int
+
+
+def convert(
+    files: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    config: str | None = None,
+) -> Converted:
+    """Write a checkpoint with its config and class names in it.
+
+    Args:
+        files: an ncnn pair of ``.param`` and ``.bin``, or a checkpoint of the authors' trainer.
+        out: the file to write.
+        config: of the network; None: the shipped one that the first file's name begins with.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another network than the config's.
+        ConfigError: no config was given and none has the file's name.
+    """
+    paths = [os.fspath(path) for path in files]
+    name = config or config_of(paths[0])
+    cfg = load_config(name)
+    classes = _classes(cfg, name)
+    model = _build(cfg)
+    if len(paths) == 2 and paths[0].endswith('.param'):
+        state, kind = fold(model, read_pair(*paths), paths[0], name), 'folded'
+    elif len(paths) == 1 and not paths[0].endswith(('.param', '.bin')):
+        state, kind = take_authors(load_file(paths[0], 'cpu'), paths[0])
+        check_state(model, state, paths[0], name)
+    else:
+        raise CheckpointError(
+            f'{" ".join(paths)}: give the NAME.param and the NAME.bin of ncnn, in this order, or '
+            'one checkpoint.'
+        )
+    meta = dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=classes), kind=kind, epoch=None)
+    with io.BytesIO() as file:
+        torch.save(dict(meta=meta, state_dict=state), file)
+        write_whole(Path(out), file.getvalue())
+    return Converted(name, kind, len(classes))
+
+
+def config_of(path: str) -> str:
+    """The shipped config that a file's name begins with, such as ``nanodet-plus-m_416_coco``.
+
+    Raises:
+        ConfigError: none does.
+    """
+    stem = Path(path).name
+    names = [name for name in config_names() if name.startswith('nanodet')]
+    fitting = [name for name in names if stem.startswith(name.removesuffix('_coco'))]
+    if not fitting:
+        raise ConfigError(
+            f'{path} is named like no shipped config ({", ".join(names)}): give its --config.'
+        )
+    return max(fitting, key=len)
+
+
+def fold(
+    model: BaseModel, found: Sequence[NcnnConvolution], path: str, config: str
+) -> dict[str, Tensor]:
+    """The state dict of a model whose batch norms were folded into its convolutions.
+
+    A norm then only adds the bias: mean 0, variance 1, and a weight that undoes its epsilon.
+
+    Args:
+        model: of the config.
+        found: convolutions in the order in which they run.
+        path: of the ``.param``, for messages.
+        config: its name, for messages.
+
+    Raises:
+        CheckpointError: they are of another network.
+    """
+    expected = run_order(model)
+    if len(found) != len(expected):
+        raise CheckpointError(
+            f'{path} has {len(found)} convolutions and the model of {config} {len(expected)}: give '
+            'the .param of that network, or another --config.'
+        )
+    with torch.no_grad():
+        for theirs, ours in zip(found, expected):
+            _check_geometry(theirs, ours, path, config)
+            ours.conv.weight.copy_(torch.from_numpy(theirs.weight))
+            bias = torch.from_numpy(theirs.bias)
+            if ours.norm is None:
+                assert ours.conv.bias is not None
+                ours.conv.bias.copy_(bias)
+                continue
+            ours.norm.reset_running_stats()
+            ours.norm.weight.fill_((1 + ours.norm.eps) ** 0.5)
+            ours.norm.bias.copy_(bias)
+    return model.state_dict()
+
+
+class Layer(NamedTuple):
+    """A convolution of a model with what runs right behind it."""
+
+    name: str
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d | None
+    activation: nn.LeakyReLU | None
+
+
+def run_order(model: BaseModel) -> list[Layer]:
+    """A detector's convolutions in the order in which a forward pass runs them."""
+    ran: list[tuple[str, nn.Module]] = []
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU)
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, kinds):
+                handle = module.register_forward_hook(
+                    lambda each, *_, name=name: ran.append((name, each))
+                )
+                hooks.callback(handle.remove)
+        weight = next(model.parameters())
+        model.eval()
+        model.bbox_head(model.neck(model.backbone(weight.new_zeros(1, 3, TRACE_SIZE, TRACE_SIZE))))
+    layers: list[Layer] = []
+    for name, module in ran:
+        if isinstance(module, nn.Conv2d):
+            layers.append(Layer(name, module, None, None))
+        elif isinstance(module, nn.BatchNorm2d):
+            layers[-1] = layers[-1]._replace(norm=module)
+        elif isinstance(module, nn.LeakyReLU):
+            layers[-1] = layers[-1]._replace(activation=module)
+    return layers
+
+
+def _check_geometry(theirs: NcnnConvolution, ours: Layer, path: str, config: str) -> None:
+    conv, activation = ours.conv, ours.activation
+    slope = None if activation is None else activation.negative_slope
+    inputs = theirs.weight.size // theirs.weight.shape[0] // theirs.weight.shape[2] ** 2
+    shape = (len(theirs.weight), inputs * theirs.groups, *theirs.weight.shape[2:])
+    pairs = {
+        'output channels': (shape[0], conv.out_channels),
+        'input channels': (shape[1], conv.in_channels),
+        'kernel': (shape[2], conv.kernel_size[0]),
+        'stride': (theirs.stride, conv.stride[0]),
+        'padding': (theirs.padding, conv.padding[0]),
+        'groups': (theirs.groups, conv.groups),
+        'slope of its rectifier': (theirs.slope, slope),
+    }
+    for what, (has, needs) in pairs.items():
+        if has is None or needs is None or abs(has - needs) > 1e-6:
+            if has is needs:
+                continue
+            raise CheckpointError(
+                f'{path} is of another network than {config}: {what} of {theirs.name} is {has}, '
+                f'where {ours.name} has {needs}; give another --config (a width, the number of '
+                'classes or reg_max may differ).'
+            )
+
+
+def take_authors(checkpoint: Mapping[str, Any], path: str) -> tuple[dict[str, Tensor], str]:
+    """The weights of a checkpoint of the authors' trainer under our names, averaged ones first.
+
+    Args:
+        checkpoint: as it was loaded.
+        path: of its file, for messages.
+
+    Returns:
+        The state dict and 'averaged' or 'trained'.
+
+    Raises:
+        CheckpointError: it holds no weights of a detector of theirs.
+    """
+    stored = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(stored, Mapping):
+        raise CheckpointError(f'The checkpoint {path} holds no weights: name one that does.')
+    tensors = {key: value for key, value in stored.items() if isinstance(value, Tensor)}
+    averaged = {
+        key.removeprefix(AVERAGED): value
+        for key, value in tensors.items()
+        if key.startswith(AVERAGED)
+    }
+    trained = {
+        key.removeprefix('module.').removeprefix(TRAINED): value
+        for key, value in tensors.items()
+        if not key.startswith(AVERAGED)
+    }
+    chosen = averaged or trained
+    state = {
+        _our_name(key): value.float() if value.is_floating_point() else value
+        for key, value in chosen.items()
+        if not UNUSED.match(key)
+    }
+    if not any(key.startswith('bbox_head.') for key in state):
+        raise CheckpointError(
+            f'The checkpoint {path} holds no weights named head.*: it is none of NanoDet-Plus.'
+        )
+    return state, 'averaged' if averaged else 'trained'
+
+
+def _our_name(key: str) -> str:
+    for theirs, ours in RENAMED:
+        key = theirs.sub(ours, key)
+    return key
+
+
+def check_state(model: BaseModel, state: Mapping[str, Tensor], path: str, config: str) -> None:
+    """Refuse weights that are not those of a model, one for one.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    needed = {
+        key: value.shape
+        for key, value in model.state_dict().items()
+        if not key.endswith('num_batches_tracked')
+    }
+    cure = 'give the --config that it was trained with'
+    for what, keys in (
+        ('lacks', needed.keys() - state),
+        ('has in addition', state - needed.keys()),
+    ):
+        if keys:
+            raise CheckpointError(
+                f'The checkpoint {path} does not fit {config}: it {what} {len(keys)} tensors, such '
+                f'as {min(keys)}; {cure}.'
+            )
+    for key, shape in needed.items():
+        if state[key].shape != shape:
+            raise CheckpointError(
+                f'The checkpoint {path} does not fit {config}: {key} has the shape '
+                f'{tuple(state[key].shape)} in place of {tuple(shape)}; {cure}.'
+            )
+
+
+def _build(cfg: Config) -> BaseModel:
+    register_all_modules(init_default_scope=False)
+    settings = Config(dict(model=cfg.model.to_dict())).model
+    settings.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmdet'):
+        return MODELS.build(settings)
+
+
+def _classes(cfg: Config, name: str) -> list[str]:
+    """Names of the config's classes.
+
+    Raises:
+        ConfigError: its test data set does not name as many as its head has.
+    """
+    datasets = datasets_of(cfg, 'test')
+    names = class_names(datasets[0]) if datasets else None
+    counts = [number for _, number in class_counts(cfg.model)]
+    if not names or [len(names)] != counts:
+        raise ConfigError(
+            f'{name} has a head of {counts} classes and a test data set of '
+            f'{len(names or ())} names: give its dataset.metainfo the classes.'
+        )
+    return list(map(str, names))
