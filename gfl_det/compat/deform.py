@@ -249,6 +249,27 @@ def _of_v2(sizes: dict[str, Any]) -> Layout:
     return Layout(stride, padding, dilation, sizes['group'], sizes['deformable_group'])
 
 
+def _as_read(values: Tensor, output: Tensor) -> Tensor:
+    """Offsets or masks as mmcv reads them, whose operator does not look at their height and width.
+
+    DyHead gives those of a finer level. The operator then takes the first values in memory for
+    those of a map of the output's size, and published weights were trained with that.
+
+    Raises:
+        ValueError: there are fewer values than the operator would read.
+    """
+    size = output.shape[2:]
+    if values.shape[2:] == size:
+        return values
+    needed = values.shape[1] * size[0] * size[1]
+    if values[0].numel() < needed:
+        raise ValueError(
+            f'offsets and masks of {tuple(values.shape[2:])} are too few for an output of '
+            f'{tuple(size)}'
+        )
+    return values.view(len(values), -1)[:, :needed].unflatten(1, (-1, *size))
+
+
 def deform_conv_forward(
     image: Tensor, weight: Tensor, offset: Tensor, output: Tensor, *_: Tensor, **sizes: Any
 ) -> None:
@@ -300,6 +321,7 @@ def modulated_deform_conv_forward(
     **sizes: Any,
 ) -> None:
     """Write ``output``, as mmcv's operator of this name."""
+    offset, mask = (_as_read(each, output) for each in (offset, mask))
     forward(_Operands(image, offset, mask, weight), _of_v2(sizes), output)
     if with_bias:
         output += bias.reshape(-1, 1, 1)
@@ -315,13 +337,15 @@ def modulated_deform_conv_backward(*tensors: Tensor, with_bias: bool, **sizes: A
         **sizes: of the layout.
     """
     image, weight, _, _, offset, mask, _, *grads, grad_output = tensors
+    offset, mask = (_as_read(each, grad_output) for each in (offset, mask))
     found = backward(_Operands(image, offset, mask, weight), _of_v2(sizes), grad_output)
-    for target, value in zip((grads[0], grads[1], grads[3]), (found[0], found[3], found[1])):
-        target.copy_(value)
-    if found.mask is not None:
-        grads[4].copy_(found.mask)
+    grads[0].copy_(found.image)
+    grads[1].copy_(found.weight)
     if with_bias:
         grads[2].copy_(grad_output.sum((0, 2, 3)))
+    _as_read(grads[3], grad_output).copy_(found.offset)
+    assert found.mask is not None
+    _as_read(grads[4], grad_output).copy_(found.mask)
 
 
 def _traceable_v1(

@@ -136,6 +136,30 @@ def test_layers_of_mmcv_run_and_learn() -> None:
         assert all(each.grad is not None for each in layer.parameters())
 
 
+def test_offsets_of_a_finer_level_are_read_as_mmcv_reads_them() -> None:
+    """DyHead's: the first values in memory, whatever the height and width."""
+    layout = Layout(padding=(1, 1))
+    image, offset, mask, weight = operands(layout, (3, 3), size=(4, 5))
+    finer = [
+        torch.cat([each.flatten(1), torch.randn(2, 3 * each[0].numel())], 1)
+        .unflatten(1, (each.shape[1], 8, 10))
+        .detach()
+        .requires_grad_()
+        for each in (offset, mask)
+    ]
+    found = mmcvs((image, *finer, weight), layout, True)
+    expected = mmcvs((image, offset, mask, weight), layout, True)
+    torch.testing.assert_close(found, expected)
+    grads = torch.autograd.grad(found.square().sum(), finer)
+    theirs = torch.autograd.grad(expected.square().sum(), (offset, mask))
+    for grad, other in zip(grads, theirs):
+        flat = grad.flatten(1)
+        torch.testing.assert_close(flat[:, : other[0].numel()], other.flatten(1))
+        assert not flat[:, other[0].numel() :].any()
+    with pytest.raises(ValueError, match=r'offsets and masks of \(4, 4\) are too few'):
+        mmcvs((image, offset[..., :4], mask[..., :4], weight), layout, True)
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision_samples_in_float32(dtype) -> None:
     """A place such as 300.3 has no half of a pixel left in bfloat16."""

@@ -119,6 +119,83 @@ def test_all_kinds_of_inputs(detect, images, folder) -> None:
     assert grey[0].size == (96, 128)
 
 
+def test_images_of_other_libraries_give_what_their_file_gives(detect, images) -> None:
+    path = images[0]
+    expected = detect(path, progress=False)[0].instances
+    pillow = Image.open(path)
+    pixels = torch.from_numpy(np.array(pillow.convert('RGB'))).permute(2, 0, 1)
+    for given in (pillow, [pillow], pixels, pixels / 255, torch.stack([pixels]), [pixels]):
+        assert_same(detect(given, progress=False)[0].instances, expected)
+    assert detect(pillow, progress=False)[0].source == str(path)
+    assert len(detect(torch.stack([pixels] * 3), progress=False)) == 3
+
+
+def test_a_call_may_ask_for_other_scores(detect, images) -> None:
+    """Lower ones too, which the head must decode anew."""
+    usual = detect(images, progress=False)
+    for score in (0.1, 0.6):
+        other = detect(images, progress=False, score_thr=score)
+        for found, each in zip(other, usual):
+            assert len(found.above(max(score, 0.3))) == len(each.above(score))
+            assert (len(found) > len(each)) == (score < 0.3)
+    assert [len(each) for each in detect(images, progress=False)] == [len(each) for each in usual]
+    with pytest.raises(ConfigError, match='score_thr is a score from 0 to 1, not 2'):
+        detect(images, progress=False, score_thr=2)
+
+
+def test_an_image_that_breaks_the_network_ends_no_other(detect, images, monkeypatch) -> None:
+    plain = detect._predict
+
+    def predict(batch):
+        if any(each.data['data_samples'].img_path == str(images[1]) for each in batch):
+            raise RuntimeError('no memory for that\nmore')
+        return plain(batch)
+
+    monkeypatch.setattr(detect, '_predict', predict)
+    results = detect(images, batch_size=3, progress=False)
+    assert [each.error is None for each in results] == [True, False, True]
+    assert results[1].error == (
+        f'The detector fails at {images[1]} of 128 x 96 px (RuntimeError: no memory for that).'
+    )
+    assert all(each.milliseconds > 0 for each in results if each.error is None)
+
+
+def test_files_passed_over_are_counted_and_named(detect, images, folder, capsys) -> None:
+    mixed = folder / 'mixed'
+    mixed.mkdir()
+    (mixed / 'a.png').write_bytes(images[0].read_bytes())
+    for number in range(7):
+        (mixed / f'{number}.txt').write_text('')
+    detect(mixed)
+    assert (
+        f'7 files in {mixed} passed over, by their endings no images: 0.txt, 1.txt, 2.txt, 3.txt, '
+        '4.txt and 2 more'
+    ) in capsys.readouterr().err
+
+
+def test_a_model_of_one_channel_takes_all_kinds(folder, images) -> None:
+    cfg = small_config()
+    cfg.model.backbone.in_channels = 1
+    cfg.model.data_preprocessor.update(mean=[114.0], std=[58.0], bgr_to_rgb=False)
+    loader = dict(type='LoadImageFromFile', color_type='grayscale')
+    cfg.test_dataloader.dataset.pipeline[0] = loader
+    (folder / 'grey').mkdir()
+    grey = GFLInferencer(write_checkpoint(folder / 'grey', cfg), device='cpu', score_thr=0.2)
+    colours = cv2.imread(str(images[0]))
+    plane = cv2.cvtColor(colours, cv2.COLOR_BGR2GRAY)
+    expected = grey(plane, progress=False)[0]
+    assert len(expected) > 0
+    for given in (plane[..., None], colours, Image.fromarray(plane)):
+        assert_same(grey(given, progress=False)[0].instances, expected.instances)
+    written = folder / 'grey.png'
+    cv2.imwrite(str(written), plane)
+    assert_same(grey(written, progress=False)[0].instances, expected.instances)
+    clip = write_video(folder / 'grey.avi', [colours] * 2)
+    results = grey([images[0], clip, images[1]], progress=False, keep_images=True)
+    assert [each.error for each in results] == [None] * 4
+    assert results[0].plot(0.2).size[0] >= 128
+
+
 def test_an_address(detect, images, folder) -> None:
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder / 'images'))
     handler.log_message = lambda *_: None  # type: ignore[attr-defined]
@@ -193,12 +270,11 @@ def test_nothing_done_is_an_error(detect, folder) -> None:
 @pytest.mark.parametrize(
     ('inputs', 'match'),
     [
-        (torch.zeros(20, 30, 3, dtype=torch.uint8), 'input is of Tensor: give paths'),
-        ([Image.new('RGB', (20, 30))], r'is of Image: .* numpy\.array\(image\.convert\("RGB"\)\)'),
-        (Image.new('RGB', (20, 30)), 'is of Image'),
+        (torch.zeros(20, 30, 3, dtype=torch.uint8), r'array 0 has the shape \(30, 3, 20\)'),
+        (torch.full((3, 20, 30), 255.0), 'tensor of floats from 255 to 255: give floats from 0'),
         (None, 'is of NoneType'),
         (3, 'is of int'),
-        (b'abc', r'is of bytes: .*\[\.\.\., ::-1\]\.$'),  # and not: so it is with others
+        (b'abc', r'is of bytes: .* BGR\.$'),  # and not: so it is with others
         ({'a.png': 1}, 'is of dict'),
         ([[]], 'is of list'),
         ('', 'empty text: name an image'),
@@ -206,7 +282,7 @@ def test_nothing_done_is_an_error(detect, folder) -> None:
     ],
 )
 def test_other_inputs_are_named(detect, inputs, match) -> None:
-    """Above all a tensor and an image of Pillow, whose rows, or red as blue, would be looked at."""
+    """Above all a tensor whose rows would be taken for its channels."""
     with pytest.raises(DataError, match=match):
         detect(inputs, progress=False)
 
