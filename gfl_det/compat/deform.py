@@ -27,7 +27,7 @@ from torch.nn.modules.utils import _pair
 CHUNK_BYTES = 2**24  # of the columns: little memory, and one product is still large
 
 
-class Layout(NamedTuple):
+class KernelLayout(NamedTuple):
     """How a kernel lies on the image; each pair is of height and width."""
 
     stride: tuple[int, int] = (1, 1)
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
 
 
 def deform_conv2d(
-    image: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, layout: Layout
+    image: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, layout: KernelLayout
 ) -> Tensor:
     """Deformable convolution, modulated where there is a mask; differentiable by autograd.
 
@@ -78,7 +78,7 @@ def deform_conv2d(
     return product.permute(0, 2, 1).reshape(batch, -1, out_height, out_width)
 
 
-def _places(offset: Tensor, kernel: torch.Size | tuple[int, ...], layout: Layout) -> Tensor:
+def _places(offset: Tensor, kernel: torch.Size | tuple[int, ...], layout: KernelLayout) -> Tensor:
     """Where the kernel reads: (N, P, K, G, 2) px, y before x, at P places of the output."""
     out_height, out_width = offset.shape[2:]
     axes = []
@@ -150,7 +150,9 @@ class _Operands(NamedTuple):
         return _Operands(image, offset, mask, weight)  # type: ignore[arg-type]
 
 
-def _chunks(given: _Operands, layout: Layout) -> Iterator[tuple[int, slice, _Operands, Layout]]:
+def _chunks(
+    given: _Operands, layout: KernelLayout
+) -> Iterator[tuple[int, slice, _Operands, KernelLayout]]:
     """Rows of one image's output at a time: image, rows, operands and layout.
 
     From a later row on, the output is that of an image with so much less padding above.
@@ -171,12 +173,12 @@ def _chunks(given: _Operands, layout: Layout) -> Iterator[tuple[int, slice, _Ope
 
 
 @torch.no_grad()
-def _forward(given: _Operands, layout: Layout, output: Tensor) -> None:
+def _forward(given: _Operands, layout: KernelLayout, output: Tensor) -> None:
     for number, rows, part, place in _chunks(given.prepared(), layout):
         output[number, :, rows] = deform_conv2d(*part, place)[0].to(output.dtype)
 
 
-def _backward(given: _Operands, layout: Layout, grad_output: Tensor) -> _Operands:
+def _backward(given: _Operands, layout: KernelLayout, grad_output: Tensor) -> _Operands:
     """Gradients of all operands."""
     prepared = given.prepared()
     total = _Operands(*(None if each is None else torch.zeros_like(each) for each in prepared))  # type: ignore[arg-type]
@@ -206,7 +208,7 @@ def _torchvision() -> Any:
     return operators if hasattr(operators, 'deform_conv2d') else None
 
 
-def _vision_arguments(given: _Operands, layout: Layout) -> tuple[Any, ...]:
+def _vision_arguments(given: _Operands, layout: KernelLayout) -> tuple[Any, ...]:
     image, offset, mask, weight = given
     flat = (*layout.stride, *layout.padding, *layout.dilation)
     groups = (layout.groups, layout.deform_groups, mask is not None)
@@ -215,7 +217,7 @@ def _vision_arguments(given: _Operands, layout: Layout) -> tuple[Any, ...]:
     return image, weight, offset, mask, bias, *flat, *groups
 
 
-def forward(given: _Operands, layout: Layout, output: Tensor) -> None:
+def forward(given: _Operands, layout: KernelLayout, output: Tensor) -> None:
     """Write the output; on other devices than processors by torchvision, where it is there."""
     operators = None if output.device.type == 'cpu' else _torchvision()
     if operators is None:
@@ -224,7 +226,7 @@ def forward(given: _Operands, layout: Layout, output: Tensor) -> None:
         output.copy_(operators.deform_conv2d(*_vision_arguments(given, layout)))
 
 
-def backward(given: _Operands, layout: Layout, grad_output: Tensor) -> _Operands:
+def backward(given: _Operands, layout: KernelLayout, grad_output: Tensor) -> _Operands:
     """Gradients of all operands; by torchvision as :func:`forward`."""
     operators = None if grad_output.device.type == 'cpu' else _torchvision()
     if operators is None:
@@ -235,18 +237,18 @@ def backward(given: _Operands, layout: Layout, grad_output: Tensor) -> _Operands
     return _Operands(image, offset, None if given.mask is None else mask, weight)
 
 
-def _of_v1(sizes: dict[str, Any]) -> Layout:
+def _of_v1(sizes: dict[str, Any]) -> KernelLayout:
     stride, padding, dilation = (
         (sizes[f'{name}H'], sizes[f'{name}W']) for name in ('d', 'pad', 'dilation')
     )
-    return Layout(stride, padding, dilation, sizes['group'], sizes['deformable_group'])
+    return KernelLayout(stride, padding, dilation, sizes['group'], sizes['deformable_group'])
 
 
-def _of_v2(sizes: dict[str, Any]) -> Layout:
+def _of_v2(sizes: dict[str, Any]) -> KernelLayout:
     stride, padding, dilation = (
         (sizes[f'{name}_h'], sizes[f'{name}_w']) for name in ('stride', 'pad', 'dilation')
     )
-    return Layout(stride, padding, dilation, sizes['group'], sizes['deformable_group'])
+    return KernelLayout(stride, padding, dilation, sizes['group'], sizes['deformable_group'])
 
 
 def _as_read(values: Tensor, output: Tensor) -> Tensor:
@@ -360,13 +362,13 @@ def _traceable_v1(
     *_: Any,
 ) -> Tensor:
     pairs = (_pair(stride), _pair(padding), _pair(dilation))
-    return deform_conv2d(image, offset, None, weight, Layout(*pairs, groups, deform_groups))
+    return deform_conv2d(image, offset, None, weight, KernelLayout(*pairs, groups, deform_groups))
 
 
 def _traceable_v2(
     image: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *sizes: Any
 ) -> Tensor:
-    layout = Layout(*map(_pair, sizes[:3]), *sizes[3:])
+    layout = KernelLayout(*map(_pair, sizes[:3]), *sizes[3:])
     output = deform_conv2d(image, offset, mask, weight, layout)
     return output if bias is None else output + bias.reshape(-1, 1, 1)
 

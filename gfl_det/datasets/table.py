@@ -22,7 +22,7 @@ from gfl_det.datasets.annotations import (
     is_size,
     parse,
 )
-from gfl_det.datasets.tidying import Change, tidy
+from gfl_det.datasets.tidying import Correction, tidy
 from gfl_det.errors import DataError
 
 SIZE_KEYS = ('width', 'height')
@@ -46,7 +46,7 @@ class CocoTable(NamedTuple):
     crowd: np.ndarray  # (N,) bool
     ignored: np.ndarray  # (N,) bool: marked "ignore"
     outlines: list[Any]  # N, the "segmentation" of each, None where there is none
-    changes: list[Change]  # what was read otherwise than it is written
+    changes: list[Correction]  # what was read otherwise than it is written
 
 
 def read_table(content: bytes, source: str) -> CocoTable:

@@ -25,7 +25,7 @@ MAX_DIGITS = 40  # of a number written as a text
 ADDRESSES = ('coco_url', 'url', 'flickr_url', 'path')  # of an image without a file_name
 
 
-class Change(NamedTuple):
+class Correction(NamedTuple):
     """Entries that are read for what they mean, and not as they are written.
 
     Without a ``fix`` they are read as they stand, and what they mean cannot be said in COCO JSON.
@@ -41,7 +41,7 @@ class Change(NamedTuple):
         return f'{self.text}: {find(self.ids)}{fix}'
 
 
-def tidy(dataset: Entry, source: str) -> tuple[Entry, list[Change]]:
+def tidy(dataset: Entry, source: str) -> tuple[Entry, list[Correction]]:
     """Read a parsed file for what it means.
 
     Args:
@@ -56,7 +56,7 @@ def tidy(dataset: Entry, source: str) -> tuple[Entry, list[Change]]:
         DataError: It is of another format: COCO panoptic JSON, or a labelling tool's own.
     """
     refuse_other_formats(dataset, source)
-    changes: list[Change] = []
+    changes: list[Correction] = []
     lists = {
         key: dataset[key]
         for key in ('images', 'annotations', 'categories')
@@ -129,7 +129,7 @@ def _map_fields(
     entries: list[Any],
     fields: tuple[str, ...],
     read: Callable[[Any], Any],
-    changes: list[Change],
+    changes: list[Correction],
     key: str,
     what: str,
 ) -> list[Any]:
@@ -148,7 +148,7 @@ def _map_fields(
     if ids:
         text = f'{" or ".join(fields)} of {key} written as texts'
         ids = list(dict.fromkeys(ids))
-        changes.append(Change(f'{key}.texts', text, ids, f'read as {what}'))
+        changes.append(Correction(f'{key}.texts', text, ids, f'read as {what}'))
     return entries
 
 
@@ -161,7 +161,7 @@ def _holds_text(values: list[Any]) -> bool:
     )
 
 
-def _name_files(images: list[Any], changes: list[Change]) -> list[Any]:
+def _name_files(images: list[Any], changes: list[Correction]) -> list[Any]:
     """Give images without a file_name the last part of their address."""
     named, ids = images, []
     for index, image in enumerate(images):
@@ -175,7 +175,7 @@ def _name_files(images: list[Any], changes: list[Change]) -> list[Any]:
             ids.append(_name(index, image))
     if ids:
         text = 'images without a file_name that have an address'
-        changes.append(Change('images.address', text, ids, 'its last part is their file_name'))
+        changes.append(Correction('images.address', text, ids, 'its last part is their file_name'))
     return named
 
 
@@ -201,7 +201,7 @@ def path_tails(name: str) -> list[str]:
     return ['/'.join(steps[index:]) for index in range(len(steps))]
 
 
-def _outline_boxes(annotations: list[Any], changes: list[Change]) -> list[Any]:
+def _outline_boxes(annotations: list[Any], changes: list[Correction]) -> list[Any]:
     """Give annotations without a box of four numbers the box of their outline."""
     values = [entry.get('bbox') if isinstance(entry, dict) else None for entry in annotations]
     _, is_numeric = as_boxes(values)
@@ -215,7 +215,7 @@ def _outline_boxes(annotations: list[Any], changes: list[Change]) -> list[Any]:
             ids.append(_name(int(index), entry))
     if ids:
         text = 'annotations without a box that have an outline'
-        changes.append(Change('boxes.outline', text, ids, 'the box of the outline'))
+        changes.append(Correction('boxes.outline', text, ids, 'the box of the outline'))
     return made
 
 
@@ -297,7 +297,7 @@ def _decoded_runs(text: Any) -> list[int] | None:
 
 
 def _join(
-    annotations: list[Any], field: str, targets: list[Any], key: str, changes: list[Change]
+    annotations: list[Any], field: str, targets: list[Any], key: str, changes: list[Correction]
 ) -> list[Any]:
     """Join references to ids of the same value: "7" to 7, and 7 to "7"."""
     ids = [entry.get('id') for entry in targets if isinstance(entry, dict)]
@@ -319,11 +319,11 @@ def _join(
             found.append(_name(index, entry))
     if found:
         text = f'annotations whose {field} is an id of the {key} in another type'
-        changes.append(Change(f'annotations.{field}_type', text, found, 'joined by value'))
+        changes.append(Correction(f'annotations.{field}_type', text, found, 'joined by value'))
     return joined
 
 
-def _tell_rotated(annotations: list[Any], changes: list[Change]) -> None:
+def _tell_rotated(annotations: list[Any], changes: list[Correction]) -> None:
     """Tell boxes that CVAT turned: ``bbox`` holds the box before the turn."""
     ids = []
     for index, entry in enumerate(annotations):
@@ -337,10 +337,10 @@ def _tell_rotated(annotations: list[Any], changes: list[Change]) -> None:
             'boxes that are rotated (attributes.rotation), so that their bbox is not where the '
             'object is: export them unrotated, or as polygons'
         )
-        changes.append(Change('boxes.rotated', text, ids))
+        changes.append(Correction('boxes.rotated', text, ids))
 
 
-def _tell_lvis(images: list[Any], changes: list[Change]) -> None:
+def _tell_lvis(images: list[Any], changes: list[Correction]) -> None:
     """Tell LVIS, whose images are labelled for some of the classes alone."""
     ids = [
         _name(index, image)
@@ -352,7 +352,7 @@ def _tell_lvis(images: list[Any], changes: list[Change]) -> None:
             "LVIS annotations, whose images are not labelled for every class: COCO's metric takes "
             'right detections of the others for false ones'
         )
-        changes.append(Change('images.lvis', text, ids))
+        changes.append(Correction('images.lvis', text, ids))
 
 
 def _by_value(known: Iterable[Any]) -> dict[Any, Any]:

@@ -16,19 +16,19 @@ from mmcv.ops import (
 )
 
 from gfl_det.compat import deform
-from gfl_det.compat.deform import Layout, traceable
+from gfl_det.compat.deform import KernelLayout, traceable
 from gfl_det.compat.ops import stand_in_is_used
 from tests.helpers import oracles_deform
 
 LAYOUTS = [
-    Layout(padding=(1, 1)),
-    Layout((2, 1), (2, 1), (1, 2), groups=2),
-    Layout(padding=(1, 0), deform_groups=2),
-    Layout((1, 2), (0, 3), (2, 1), groups=4, deform_groups=4),
+    KernelLayout(padding=(1, 1)),
+    KernelLayout((2, 1), (2, 1), (1, 2), groups=2),
+    KernelLayout(padding=(1, 0), deform_groups=2),
+    KernelLayout((1, 2), (0, 3), (2, 1), groups=4, deform_groups=4),
 ]
 
 
-def operands(layout: Layout, kernel=(3, 2), batch=2, channels=4, size=(6, 5), filters=8):
+def operands(layout: KernelLayout, kernel=(3, 2), batch=2, channels=4, size=(6, 5), filters=8):
     """Random ones; offsets reach beyond the borders, and some places lie exactly on pixels."""
     lengths = [
         (size[axis] + 2 * layout.padding[axis] - layout.dilation[axis] * (kernel[axis] - 1) - 1)
@@ -45,7 +45,7 @@ def operands(layout: Layout, kernel=(3, 2), batch=2, channels=4, size=(6, 5), fi
     return [each.requires_grad_() for each in (image, offset, mask, weight)]
 
 
-def mmcvs(given, layout: Layout, modulated: bool, bias=None):
+def mmcvs(given, layout: KernelLayout, modulated: bool, bias=None):
     """mmcv's autograd functions on whatever operators are there."""
     image, offset, mask, weight = given
     sizes = (layout.stride, layout.padding, layout.dilation, layout.groups, layout.deform_groups)
@@ -95,7 +95,7 @@ def test_gradients_are_those_of_differences(layout, modulated) -> None:
 
 
 def test_without_offsets_it_is_a_convolution() -> None:
-    layout = Layout((2, 2), (1, 1), (1, 1), groups=2)
+    layout = KernelLayout((2, 2), (1, 1), (1, 1), groups=2)
     image, offset, mask, weight = operands(layout)
     expected = F.conv2d(image, weight, None, *layout[:4])
     zero, one = torch.zeros_like(offset), torch.ones_like(mask)
@@ -107,7 +107,7 @@ def test_an_offset_of_whole_pixels_moves_the_image() -> None:
     image = torch.arange(20.0).reshape(1, 1, 4, 5)
     offset = torch.zeros(1, 2, 4, 5)
     offset[:, 0], offset[:, 1] = 1, -2  # one row down, two columns to the left
-    found = mmcvs((image, offset, None, torch.ones(1, 1, 1, 1)), Layout(), False)
+    found = mmcvs((image, offset, None, torch.ones(1, 1, 1, 1)), KernelLayout(), False)
     expected = torch.zeros_like(image)
     expected[..., :3, 2:] = image[..., 1:, :3]
     assert torch.equal(found, expected)
@@ -115,7 +115,7 @@ def test_an_offset_of_whole_pixels_moves_the_image() -> None:
 
 @pytest.mark.parametrize('wild', [1e30, -1e30, math.inf, -math.inf])
 def test_places_far_outside_give_nothing(wild) -> None:
-    layout = Layout(padding=(1, 1))
+    layout = KernelLayout(padding=(1, 1))
     image, offset, mask, weight = (each.detach() for each in operands(layout))
     given = (image, torch.full_like(offset, wild), mask, weight)
     if math.isfinite(wild):
@@ -138,7 +138,7 @@ def test_layers_of_mmcv_run_and_learn() -> None:
 
 def test_offsets_of_a_finer_level_are_read_as_mmcv_reads_them() -> None:
     """DyHead's: the first values in memory, whatever the height and width."""
-    layout = Layout(padding=(1, 1))
+    layout = KernelLayout(padding=(1, 1))
     image, offset, mask, weight = operands(layout, (3, 3), size=(4, 5))
     finer = [
         torch.cat([each.flatten(1), torch.randn(2, 3 * each[0].numel())], 1)
@@ -163,7 +163,7 @@ def test_offsets_of_a_finer_level_are_read_as_mmcv_reads_them() -> None:
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision_samples_in_float32(dtype) -> None:
     """A place such as 300.3 has no half of a pixel left in bfloat16."""
-    layout = Layout(padding=(1, 1))
+    layout = KernelLayout(padding=(1, 1))
     given = [each.detach().to(dtype) for each in operands(layout, size=(3, 400), batch=1)]
     exact = mmcvs([each.float() for each in given], layout, True)
     found = mmcvs(given, layout, True)
@@ -180,7 +180,7 @@ def test_memory_is_bounded_by_a_chunk(monkeypatch) -> None:
     monkeypatch.setattr(
         deform, '_sample', lambda *given: largest.append(real(*given)) or largest[-1]
     )
-    layout = Layout(padding=(1, 1))
+    layout = KernelLayout(padding=(1, 1))
     given = [
         each.float().detach().requires_grad_() for each in operands(layout, (3, 3), 1, 16, (64, 64))
     ]
@@ -203,8 +203,8 @@ def test_torchvision_is_asked_with_its_arguments(monkeypatch) -> None:
             image, weight, offset, mask, bias = given[1:6]
             return image + 1, weight + 2, offset + 3, mask + 4, bias
 
-    layout = Layout((1, 2), (3, 4), (5, 6), 2, 1)
-    image, offset, mask, weight = (each.detach() for each in operands(Layout(padding=(1, 1))))
+    layout = KernelLayout((1, 2), (3, 4), (5, 6), 2, 1)
+    image, offset, mask, weight = (each.detach() for each in operands(KernelLayout(padding=(1, 1))))
     monkeypatch.setattr(deform, '_torchvision', Operators)
     given = deform._Operands(image, offset, mask, weight)
     output = torch.empty(2, 8, 6, 5, dtype=torch.float64, device='meta')

@@ -19,7 +19,7 @@ from mmengine.structures import InstanceData
 
 import gfl_det
 from gfl_det.cli import suggest_reg_max
-from gfl_det.engine.preflight.data import _is_ours
+from gfl_det.engine.preflight.data import is_ours
 from gfl_det.engine.reach.advice import (
     AdviceLimits,
     TriedPyramid,
@@ -387,5 +387,5 @@ def test_priors_that_are_not_ours_are_refused(anchors: dict, message: str) -> No
 
 
 def test_a_bare_name_of_a_data_set_is_mmdets() -> None:
-    assert _is_ours('gfl_det.CocoDataset')
-    assert not _is_ours('CocoDataset')
+    assert is_ours('gfl_det.CocoDataset')
+    assert not is_ours('CocoDataset')

@@ -13,7 +13,7 @@ from gfl_det.evaluation.matching import Matches, match
 from gfl_det.utils.console import Progress
 from gfl_det.visualization import class_colours
 from gfl_det.visualization.report import uncertainty
-from gfl_det.visualization.report.curves import SIZES, CocoTable, F1Cuts, best_cuts, coco_table
+from gfl_det.visualization.report.curves import SIZES, CocoSummary, F1Cuts, best_cuts, coco_table
 from gfl_det.visualization.report.data import ReportData
 from gfl_det.visualization.report.errors import (
     KINDS,
@@ -115,7 +115,7 @@ def _table(ap: np.ndarray, recall: np.ndarray) -> list[list[Any]]:
     return [[size, *row, found] for size, row, found in zip(SIZES, ap, recall)]
 
 
-def _per_class(truths: Truths, table: CocoTable, cuts: F1Cuts) -> list[list[Any]]:
+def _per_class(truths: Truths, table: CocoSummary, cuts: F1Cuts) -> list[list[Any]]:
     """Of each class: truths, AP, AP50, AP75, AP by size, and the best F1 with its cut."""
     best = np.stack(cuts[:4], axis=1)[1:]
     rows = zip(truths.counts().tolist(), table.ap_by_class, table.ap_by_class_size, best)

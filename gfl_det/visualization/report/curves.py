@@ -20,7 +20,7 @@ MAX_DETS = (1, 10, 100)
 GRID = np.linspace(0, 1, 101)  # recalls, and scores to cut at
 
 
-class CocoTable(NamedTuple):
+class CocoSummary(NamedTuple):
     """COCO's numbers in [0, 1]; NaN where there is no truth."""
 
     ap: np.ndarray  # (4, 3) of the sizes: over IoUs .5 to .95, at .5 and at .75
@@ -40,7 +40,7 @@ class F1Cuts(NamedTuple):
     curve: np.ndarray  # (K + 1, 101) F1 of the detections of at least each score of GRID
 
 
-def coco_table(truths: Truths, area: np.ndarray, detections: Detections) -> CocoTable:
+def coco_table(truths: Truths, area: np.ndarray, detections: Detections) -> CocoSummary:
     """Judge as COCO does, by faster_coco_eval where it is installed.
 
     Args:
@@ -62,7 +62,7 @@ def coco_table(truths: Truths, area: np.ndarray, detections: Detections) -> Coco
     three = np.stack([mean(ap, 0), ap[0], ap[5]])  # (3, K, 4)
     curves = np.stack([precision[0, :, :, 0], precision[5, :, :, 0], mean(precision, 0)[..., 0]])
     curves = np.concatenate([mean(curves, 2)[..., None], curves], axis=2)  # (3, 101, K + 1)
-    return CocoTable(
+    return CocoSummary(
         mean(three, 1).T,
         mean(mean(recall, 0), 0),
         three[:, :, 0].T,
