@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from http.client import HTTPException
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
@@ -90,7 +91,7 @@ def load_from_http(filename: str, map_location: MapLocation = None) -> dict[str,
     weights = resolve(filename)
     try:
         if weights.url and not weights.cached and os.environ.get('LOCAL_RANK', '0') == '0':
-            _download(weights.url, weights.path)
+            download(weights.url, weights.path)
     finally:  # a failure here must not leave the other processes waiting
         barrier()
     return load_file(weights.path, map_location)
@@ -133,12 +134,23 @@ def _look_up(checkpoint: str, name: str, addresses: dict[str, str]) -> str:
     raise CheckpointError(f'There are no weights named {checkpoint}: {hint}')
 
 
-def _download(url: str, path: str) -> None:
+def download(url: str, path: str, hash_prefix: str | None = None) -> None:
+    """Fetch a file; what is broken off or another file leaves nothing behind.
+
+    Args:
+        url: its address.
+        path: where it goes; the folder is made.
+        hash_prefix: what its SHA-256 begins with; None: it is not checked.
+
+    Raises:
+        CheckpointError: it cannot be fetched, or is another file.
+    """
     print_log(f'Downloading {url} to {path}', 'current')
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        torch.hub.download_url_to_file(url, path, progress=os.isatty(2))
-    except (OSError, ValueError) as error:  # no network, no such file, no space
+        torch.hub.download_url_to_file(url, path, hash_prefix, progress=os.isatty(2))
+    except (OSError, ValueError, HTTPException, RuntimeError) as error:
+        # No network, no such file, no space; the last: it is not what its name says.
         raise CheckpointError(
             f'The weights {url} cannot be fetched ({error}): get that file on a machine with '
             f'network and put it at {path}.'

@@ -31,7 +31,8 @@ class GFLInferencer(ImageDetector):
     kinds give boxes and scores alone.
 
     Args:
-        checkpoint: a file or an address.
+        checkpoint: a file, an address, or the name of published weights, such as
+            ``gfl_r50_fpn_1x_coco``, which are fetched once; ``gfl-det models`` lists them.
         config: a file, the name of a shipped config, or a config. None: the one that mmengine wrote
             into the checkpoint, which is read as data: nothing in it is run.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...; None: the best there is.

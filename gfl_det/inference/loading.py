@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mmengine.runner import CheckpointLoader
 
 from gfl_det.calibration.apply import check_class_names, check_interval_class_names
 from gfl_det.compat.checkpoint import load_file
+from gfl_det.compat.published import config_of, fetch, find_published, refuse_unpublished
 from gfl_det.datasets.annotations import listed
 from gfl_det.engine.preflight import check_checkpoint
 from gfl_det.engine.preflight.classes import class_counts, class_names
@@ -25,6 +27,7 @@ from gfl_det.inference.stored_config import stored_config
 from gfl_det.utils.building import move
 from gfl_det.utils.config import datasets_of, is_remote, load_config
 
+NAME = re.compile(r'(?:gfl|ld)_[\w-]+')  # which no path in use looks like
 MISMATCH = re.compile(
     r'size mismatch for (\S+): copying a param with shape torch\.Size\((.*?)\) from checkpoint, '
     r'the shape in current model is torch\.Size\((.*?)\)'
@@ -46,8 +49,9 @@ def load_detector(
     """Build a detector and load its weights.
 
     Args:
-        checkpoint: a file or an address.
-        config: a file, the name of a shipped config, or a config; None: the one in the checkpoint.
+        checkpoint: a file, an address, or the name of published weights (``gfl-det models``).
+        config: a file, the name of a shipped config, or a config; None: the one in the checkpoint,
+            or that of the name.
         device: 'cpu', 'cuda', 'cuda:1' ...
         settings: merged into ``test_cfg`` of the model; those that are None are left out. Of a
             detector with two stages ``score_thr`` goes to the second, which gives the boxes.
@@ -59,6 +63,13 @@ def load_detector(
         SetupError: there is no such device.
     """
     path = str(checkpoint)
+    if not os.path.exists(path) and not is_remote(path) and NAME.fullmatch(path):
+        model_of_name = find_published(path)
+        if model_of_name is None:
+            refuse_unpublished(path)
+        else:
+            path = str(fetch(model_of_name))
+            config = config_of(model_of_name) if config is None else config
     content = _read(path)
     meta = content.get('meta') or {}
     if not isinstance(meta, Mapping):

@@ -1,0 +1,58 @@
+"""``gfl-det models``: detectors whose weights can be had by name, and which are here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from gfl_det.compat.published import PublishedModel, cache_folder, published_models
+
+EPILOG = """\
+A name stands for its weights: gfl-det infer gfl_r50_fpn_1x_coco picture.jpg fetches them once.
+AP is that on COCO val2017 as MMDetection publishes it; sizes of files that are not here are taken
+from the number of parameters. Without a network, put the file of ADDRESS into the folder below.
+"""
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog='gfl-det models',
+        description='List the detectors whose weights can be had by name.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--urls', action='store_true', help='the address of each file too')
+    return parser.parse_args(argv)
+
+
+def models(args: argparse.Namespace) -> None:
+    """Print the list.
+
+    Raises:
+        SetupError: mmdet's list cannot be read.
+    """
+    found = published_models()
+    width = max(len(each.name) for each in found)
+    print(f'{"name":{width}}  {"AP":>4}  {"parameters":>10}  {"size":>8}  here')
+    for each in found:
+        print(
+            f'{each.name:{width}}  {each.ap:4.1f}  {_millions(each)}  {_size(each)}  {_here(each)}'
+        )
+        if args.urls:
+            print(f'    {each.url}')
+    print(f'folder: {cache_folder()}')
+
+
+def _millions(model: PublishedModel) -> str:
+    count = model.parameters
+    return f'{"?":>10}' if count is None else f'{count / 1e6:8.1f} M'
+
+
+def _size(model: PublishedModel) -> str:
+    size = model.size
+    return f'{"?":>8}' if size is None else f'{size / 2**20:4.0f} MiB'
+
+
+def _here(model: PublishedModel) -> str:
+    return 'yes' if model.path.is_file() else 'no'
