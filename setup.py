@@ -45,8 +45,10 @@ def requirements() -> list[str]:
         'opencv-python',
         'pillow',  # letters in pictures; matplotlib needs it anyway
         'pycocotools',
+        'rich>=12',  # tables and progress in terminals
         'scikit-learn',  # the scans of the embedded dataset, isotonic regression
         'scipy',  # exact fits of calibrators; scikit-learn needs it anyway
+        'shtab>=1.6',  # scripts that complete commands in shells
         'setuptools<81',  # mmengine imports pkg_resources, which later versions drop
         'torch>=2.1',
     ]
@@ -98,6 +100,7 @@ setup(
     install_requires=requirements(),
     # gfl_det/compat/versions.py knows the same range.
     extras_require={
+        'demo': ['starlette>=0.27', 'uvicorn>=0.22'],  # the page of gfl-det demo
         'faster': ['faster-coco-eval>=1.6.5,<1.9'],
         # torch's exporter, and what runs the files (gfl_det/inference/export/onnx_file.py).
         'onnx': ['onnx>=1.16', 'onnxscript>=0.5', 'onnxruntime>=1.18'],
@@ -107,6 +110,7 @@ setup(
         'tensorboard': ['tensorboard'],
         'wandb': ['wandb'],
     },
+    entry_points={'console_scripts': ['gfl-det = gfl_det.cli.main:main']},
     cmdclass={'build_py': BuildWithConfigs},
     zip_safe=False,  # mmengine opens the configs as files
 )

@@ -137,6 +137,37 @@ def test_the_wheel_finds_its_configs_in_an_empty_environment(wheel, tmp_path):
     assert 'found everything' in printed
 
 
+# A user of the wheel, without a checkout: data, its check, a training with a worker, a test, use.
+SMALL = (
+    'train_cfg.max_epochs=1',
+    'train_dataloader.batch_size=2',
+    'train_dataloader.num_workers=1',
+    'val_dataloader.num_workers=1',
+    'test_dataloader.num_workers=1',
+)
+MAIN_PATH = (
+    ('digits', '--train', '4', '--val', '2'),
+    ('check', 'gfl_r18_fpn_digits'),
+    ('train', 'gfl_r18_fpn_digits', '--work-dir', 'run', '--cfg-options', *SMALL),
+    ('weights', 'extract', 'run/epoch_1.pth', 'detector.pth'),
+    ('test', 'gfl_r18_fpn_digits', 'detector.pth', '--out', 'found.json', '--cfg-options', *SMALL),
+    ('infer', 'detector.pth', 'data/digits/val', '--show-dir', 'drawn', '--device', 'cpu'),
+)
+
+
+def test_the_wheels_command_does_the_main_path(wheel, tmp_path):
+    environment = Environment(tmp_path / 'env')
+    environment.borrow_dependencies()
+    pip('--python', environment.python, 'install', wheel, cwd=tmp_path)
+    program = environment.python.parent / 'gfl-det'
+    assert 'suggest-reg-max' in run(program, cwd=tmp_path)
+    for words in MAIN_PATH:
+        said = run(program, *words, cwd=tmp_path)
+        assert 'Traceback' not in said
+    assert (tmp_path / 'found.json').is_file()
+    assert len(list((tmp_path / 'drawn').iterdir())) == 2
+
+
 def test_an_editable_install_finds_the_configs_of_the_tree(tree, tmp_path):
     environment = Environment(tmp_path / 'env')
     environment.borrow_dependencies()

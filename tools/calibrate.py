@@ -24,12 +24,11 @@ try:
     from gfl_det.cli import calibrate
     from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
 
 
 def main() -> None:
-    args = calibrate.parse_arguments()
-    dict(fit=calibrate.fit, apply=calibrate.apply, report=calibrate.report)[args.command](args)
+    calibrate.run(calibrate.parse_arguments())
 
 
 if __name__ == '__main__':

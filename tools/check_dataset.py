@@ -10,17 +10,17 @@ decoded; priors and the reach of the head's distributions are checked with a con
 status 1 if something would stop or spoil a training.
 """
 
-import sys
-
 try:
     from gfl_det.cli import check_dataset
     from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
 
 
 def main() -> None:
-    sys.exit(check_dataset.check(check_dataset.parse_arguments()))
+    status = check_dataset.run(check_dataset.parse_arguments())
+    if status:
+        raise SystemExit(status)
 
 
 if __name__ == '__main__':

@@ -12,18 +12,11 @@ try:
     from gfl_det.cli import demo
     from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
 
 
 def main() -> None:
-    server = demo.build_server(demo.parse_arguments())
-    print(f'open {server.url} (stop with Ctrl+C)', flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print()
-    finally:
-        server.server_close()
+    demo.run(demo.parse_arguments())
 
 
 if __name__ == '__main__':

@@ -6,10 +6,17 @@
 It runs where gfl_det or mmdet cannot be imported. Exit status 1 if there is a problem.
 """
 
-import runpy
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 if __name__ == '__main__':
-    sys.path.append(str(Path(__file__).resolve().parents[1]))  # it may not be installed
-    runpy.run_module('gfl_det.doctor', run_name='__main__', alter_sys=True)
+    root = str(Path(__file__).resolve().parents[1])  # gfl_det may not be installed
+    paths = [path for path in (os.environ.get('PYTHONPATH'), root) if path]
+    done = subprocess.run(
+        [sys.executable, '-m', 'gfl_det.doctor', *sys.argv[1:]],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)},
+        check=False,
+    )
+    sys.exit(done.returncode)

@@ -13,11 +13,11 @@ try:
     from gfl_det.cli import export
     from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
 
 
 def main() -> None:
-    export.export(export.parse_arguments())
+    export.run(export.parse_arguments())
 
 
 if __name__ == '__main__':

@@ -14,12 +14,11 @@ try:
     from gfl_det.cli import intervals
     from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
 
 
 def main() -> None:
-    args = intervals.parse_arguments()
-    dict(fit=intervals.fit, measure=intervals.measure)[args.command](args)
+    intervals.run(intervals.parse_arguments())
 
 
 if __name__ == '__main__':

@@ -9,13 +9,13 @@ gradients did. Exit status 0 if the losses are the same, 3 if they are not.
 
 try:
     from gfl_det.cli import main as cli
-    from gfl_det.cli.replay import command, parse_arguments
+    from gfl_det.cli import replay
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
 
 
 def main() -> None:
-    status = command(parse_arguments())
+    status = replay.run(replay.parse_arguments())
     if status:
         raise SystemExit(status)
 

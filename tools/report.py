@@ -14,12 +14,11 @@ try:
     from gfl_det.cli import main as cli
     from gfl_det.cli import report
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
 
 
 def main() -> None:
-    path = report.report(report.parse_arguments())
-    print(f'report: {path} ({path.stat().st_size / 1e6:.1f} MB)')
+    report.run(report.parse_arguments())
 
 
 if __name__ == '__main__':

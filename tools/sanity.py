@@ -7,17 +7,17 @@ The loss must fall by 90 % and AP on the pictures reach .9. Else, or where boxes
 nothing to do with the pictures, the part that looks wrong is named: labels, boxes, learning rate.
 """
 
-import sys
-
 try:
     from gfl_det.cli import main as cli
     from gfl_det.cli import sanity
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
 
 
 def main() -> None:
-    sys.exit(sanity.run(sanity.parse_arguments()))
+    status = sanity.run(sanity.parse_arguments())
+    if status:
+        raise SystemExit(status)
 
 
 if __name__ == '__main__':

@@ -12,15 +12,12 @@ test set is drawn by tools/test.py --show-dir.
 try:
     from gfl_det.cli import main as cli
     from gfl_det.cli import show
-    from gfl_det.utils.console import printable
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
 
 
 def main() -> None:
-    args = show.parse_arguments()
-    for path in show.show(args):
-        print(printable(f'written: {path}'))
+    show.run(show.parse_arguments())
 
 
 if __name__ == '__main__':

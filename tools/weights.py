@@ -8,13 +8,13 @@ weights (EMA) the averages, or what the optimizer left.
 
 try:
     from gfl_det.cli import main as cli
-    from gfl_det.engine.training import extract_weights
+    from gfl_det.cli import weights
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
 
 
 def main() -> None:
-    extract_weights.command(extract_weights.parse_arguments())
+    weights.extract(weights.make_extract_parser().parse_args())
 
 
 if __name__ == '__main__':

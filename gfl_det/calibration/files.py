@@ -235,7 +235,7 @@ class Kind(NamedTuple):
     from_json: Callable[[dict[str, Any]], Any]
 
 
-FIT = 'tools/calibrate.py'
+FIT = 'gfl-det calibrate'
 KINDS: dict[type[Any], Kind] = {
     DetectionCalibrator: Kind(
         'gfl_det detection calibrator', 'calibrator', FIT, _maps_to_json, _maps_from_json
@@ -250,7 +250,7 @@ KINDS: dict[type[Any], Kind] = {
     IntervalCalibrator: Kind(
         'gfl_det interval calibrator',
         'calibrator of intervals',
-        'tools/intervals.py fit',
+        'gfl-det intervals fit',
         _intervals_to_json,
         _intervals_from_json,
     ),

@@ -1,11 +1,20 @@
-"""Values on command lines: types for argparse that say in one sentence what they take."""
+"""Arguments that commands share, and types of values that say in one sentence what they take.
+
+Nothing heavy is imported: each command builds its parser from these before torch is loaded.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Union
 
+from gfl_det.utils.choices import DTYPES
 from gfl_det.utils.pixels import LIMIT_VARIABLE, pixel_limit
+
+Parser = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
+CONFIG_HELP = 'a config file, or the name of a shipped config'
 
 
 def count(text: str) -> int:
@@ -42,17 +51,6 @@ def amount(text: str) -> float:
     return value
 
 
-def add_pixel_limit(parser: argparse.ArgumentParser) -> None:
-    """Add ``--max-pixels``, None where it is not given."""
-    parser.add_argument(
-        '--max-pixels',
-        type=count,
-        metavar='N',
-        help=f'refuse larger images before they are decoded ({pixel_limit()}, which '
-        f'{LIMIT_VARIABLE} in the environment changes too)',
-    )
-
-
 def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
@@ -70,3 +68,165 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f'a number is needed, not {text!r}') from None
+
+
+class KeyValueAction(argparse.Action):
+    """``KEY=VALUE ...`` into a dict, with the values that mmengine's ``DictAction`` gives.
+
+    That one would load torch for a ``--help``. A word without ``=`` and brackets that do not match
+    are usage errors.
+    """
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        options = dict(getattr(namespace, self.dest, None) or {})
+        for word in values:
+            key, separator, text = word.partition('=')
+            if not separator:
+                parser.error(f'{option_string}: {word!r} is not of the form KEY=VALUE')
+            try:
+                options[key] = parse_value(text)
+            except ValueError as error:
+                parser.error(f'{option_string}: {word!r}: {error}')
+        setattr(namespace, self.dest, options)
+
+
+def parse_value(text: str) -> Any:
+    """Read a value: a number, ``true``, ``None``, a text, or a list or tuple of values.
+
+    Examples:
+        >>> parse_value('0.1'), parse_value('True'), parse_value('None'), parse_value('a.py')
+        (0.1, True, None, 'a.py')
+        >>> parse_value('1,b'), parse_value('[(1,2),(3,4)]'), parse_value('()')
+        ([1, 'b'], [(1, 2), (3, 4)], ())
+
+    Raises:
+        ValueError: The brackets do not match.
+    """
+    text = text.strip('\'"').replace(' ', '')
+    is_tuple = text.startswith('(') and text.endswith(')')
+    is_list = text.startswith('[') and text.endswith(']')
+    if not (is_tuple or is_list or ',' in text):
+        return _plain_value(text)
+    inner = text[1:-1] if is_tuple or is_list else text
+    values = []
+    for item in _items(inner):
+        if item == text:  # a comma at which it cannot be cut, as in "1),(2"
+            raise ValueError('its brackets do not match')
+        values.append(parse_value(item))
+    return tuple(values) if is_tuple else values
+
+
+def _items(text: str) -> Iterator[str]:
+    """Cut at the commas outside of brackets."""
+    if any(text.count(left) != text.count(right) for left, right in ('()', '[]')):
+        raise ValueError('its brackets do not match')
+    begin, round_depth, square_depth = 0, 0, 0
+    for place, character in enumerate(text):
+        round_depth += (character == '(') - (character == ')')
+        square_depth += (character == '[') - (character == ']')
+        if character == ',' and round_depth == square_depth == 0:
+            yield text[begin:place]
+            begin = place + 1
+    if begin < len(text):
+        yield text[begin:]
+
+
+def _plain_value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    if text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+    return None if text == 'None' else text
+
+
+def add_cfg_options(
+    parser: argparse._ActionsContainer,
+    text: str = 'override values of the config, as in data_root=DIR',
+) -> None:
+    """Add ``--cfg-options`` to a parser, or to a group of one."""
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE', help=text
+    )
+
+
+def add_config(parser: Parser) -> None:
+    """Add the positional ``CONFIG``."""
+    parser.add_argument('config', metavar='CONFIG', help=CONFIG_HELP)
+
+
+def add_checkpoint(parser: Parser) -> None:
+    """Add the positional ``CHECKPOINT``."""
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
+
+
+def add_detector(parser: Parser) -> None:
+    """Add ``CHECKPOINT``, ``--config`` in place of the one in it, and ``--device``."""
+    add_checkpoint(parser)
+    parser.add_argument(
+        '--config', metavar='CONFIG', help=f'{CONFIG_HELP}; without, the one in the checkpoint'
+    )
+    parser.add_argument(
+        '--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is'
+    )
+
+
+def add_calibrator(parser: Parser) -> None:
+    """Add ``--calibrator``."""
+    parser.add_argument(
+        '--calibrator', metavar='JSON', help='of the scores: what `gfl-det calibrate fit` wrote'
+    )
+
+
+def add_intervals(parser: Parser) -> None:
+    """Add ``--intervals``."""
+    parser.add_argument(
+        '--intervals', metavar='JSON', help='of the intervals: what `gfl-det intervals fit` wrote'
+    )
+
+
+def add_batch_size(parser: Parser) -> None:
+    """Add ``--batch-size``."""
+    parser.add_argument(
+        '--batch-size', type=count, default=1, metavar='N', help='images at a time (1)'
+    )
+
+
+def add_optimize(parser: Parser) -> None:
+    """Add ``--optimize``, None where it is not given."""
+    parser.add_argument(
+        '--optimize',
+        nargs='?',
+        const='float32',
+        choices=DTYPES,
+        help='run as optimize_for_inference makes it; without a name in float32',
+    )
+
+
+def add_pixel_limit(parser: Parser) -> None:
+    """Add ``--max-pixels``, None where it is not given."""
+    parser.add_argument(
+        '--max-pixels',
+        type=count,
+        metavar='N',
+        help=f'refuse larger images before they are decoded ({pixel_limit()}, which '
+        f'{LIMIT_VARIABLE} in the environment changes too)',
+    )
+
+
+def add_seed(parser: Parser, text: str) -> None:
+    """Add ``--seed``."""
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help=f'{text} (0)')
+
+
+def add_halves(parser: Parser, halves: Sequence[str]) -> None:
+    """Add ``--half`` and ``--seed``: a random half of one held-out split."""
+    parser.add_argument(
+        '--half',
+        choices=halves,
+        help='take half of the images, drawn at random: fit on the first and judge on the second '
+        'where there is one held-out split',
+    )
+    add_seed(parser, 'of the draw of --half')

@@ -1,26 +1,12 @@
-"""The command line of ``tools/calibrate.py``: what it reads, writes and prints."""
+"""The command line of ``gfl-det calibrate``: what it reads, writes and prints."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from gfl_det.calibration.calibrators import Cut, FittedCalibrator, Settings, fit_calibrator
-from gfl_det.calibration.distribution import (
-    GROUPS,
-    DistributionCalibrator,
-    DistributionSettings,
-    fit_distribution_calibrator,
-)
-from gfl_det.calibration.files import (
-    load_any_calibrator,
-    save_calibrator,
-    save_distribution_calibrator,
-)
-from gfl_det.calibration.maps import FITS
 from gfl_det.cli.data_arguments import (
     add_data_arguments,
     add_detector_arguments,
@@ -28,18 +14,24 @@ from gfl_det.cli.data_arguments import (
     read_edges,
 )
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.evaluation.detections import Detections, Truths, read_json
-from gfl_det.evaluation.functional import evaluate_detections
+from gfl_det.utils.choices import EVIDENCE_GROUPS, FIT_METHODS
 from gfl_det.utils.files import check_writable, make_folder, write_json
-from gfl_det.visualization.report.calibration import PAGE, write_report
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gfl_det.calibration.calibrators import Cut, FittedCalibrator
+    from gfl_det.evaluation.detections import Detections, Truths
 
 DISTRIBUTION = 'distribution'
 SHOWN = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP', 'AP', 'AP50')
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description='Fit calibrators of detection scores; use them.')
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description='Fit calibrators of detection scores; use them.'
+    )
     commands = parser.add_subparsers(dest='command', required=True)
     fitting = commands.add_parser('fit', help='fit on a split that nothing else is judged on')
     applying = commands.add_parser('apply', help='calibrate the scores of a result file')
@@ -53,13 +45,25 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_fit_arguments(fitting)
     applying.add_argument('--out', required=True, metavar='JSON', help='the results to write')
     reporting.add_argument('--out', required=True, metavar='DIR', help='folder of the report')
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the subcommand says."""
+    dict(fit=fit, apply=apply, report=report)[args.command](args)
 
 
 def _add_fit_arguments(fitting: argparse.ArgumentParser) -> None:
     fitting.add_argument(
         '--method',
-        choices=[*FITS, DISTRIBUTION],
+        choices=[*FIT_METHODS, DISTRIBUTION],
         default='isotonic',
         help=f'kind of map; {DISTRIBUTION} predicts the IoU from the edges as well and needs '
         '--config and --checkpoint',
@@ -67,8 +71,8 @@ def _add_fit_arguments(fitting: argparse.ArgumentParser) -> None:
     fitting.add_argument(
         '--evidence',
         nargs='+',
-        choices=GROUPS,
-        default=list(GROUPS),
+        choices=EVIDENCE_GROUPS,
+        default=list(EVIDENCE_GROUPS),
         help=f'what {DISTRIBUTION} reads (default: all)',
     )
     fitting.add_argument('--tau', type=float, default=0.0, help='IoU that a match needs')
@@ -117,6 +121,9 @@ def fit(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :func:`.calibrators.fit_calibrator`.
     """
+    from gfl_det.calibration.calibrators import Settings, fit_calibrator
+    from gfl_det.calibration.files import save_calibrator
+
     check_writable(args.calibrator)
     cuts: tuple[Cut, Cut] = (args.raw_cut, 'lrp')
     if args.method == DISTRIBUTION:
@@ -140,6 +147,9 @@ def fit(args: argparse.Namespace) -> None:
 
 
 def _fit_distribution(args: argparse.Namespace, cuts: tuple[Cut, Cut]) -> None:
+    from gfl_det.calibration.distribution import DistributionSettings, fit_distribution_calibrator
+    from gfl_det.calibration.files import save_distribution_calibrator
+
     for name in ('class_agnostic', 'quality_focal', 'grid'):
         if getattr(args, name):
             option = name.replace('_', '-')
@@ -174,6 +184,8 @@ def apply(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
+    from gfl_det.evaluation.detections import read_json
+
     check_writable(args.out)
     _, truths, detections, scores = _calibrate(args)
     _compare(detections, scores, truths)
@@ -188,6 +200,8 @@ def report(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
     """
+    from gfl_det.visualization.report.calibration import PAGE, write_report
+
     check_writable(make_folder(args.out) / PAGE)
     calibrator, truths, detections, scores = _calibrate(args)
     _refuse_none(args, detections)
@@ -209,13 +223,16 @@ def _calibrate(
     args: argparse.Namespace,
 ) -> tuple[FittedCalibrator, Truths, Detections, np.ndarray]:
     """Calibrate the scores of images that the calibrator has not seen."""
+    from gfl_det.calibration.distribution import DistributionCalibrator
+    from gfl_det.calibration.files import load_any_calibrator
+
     calibrator = load_any_calibrator(args.calibrator)
     if isinstance(calibrator, DistributionCalibrator):
         if args.command == 'apply':
             raise ConfigError(
                 f'{args.calibrator} reads the distributions of the edges too, which a result file '
-                'lacks: let the detector apply it, by tools/test.py CONFIG CHECKPOINT --out '
-                f'FILE.json --cfg-options model.test_cfg.calibrator={args.calibrator}.'
+                'lacks: let the detector apply it, by `gfl-det test CONFIG CHECKPOINT --out '
+                f'FILE.json --cfg-options model.test_cfg.calibrator={args.calibrator}`.'
             )
         truths, found, _ = read_edges(args, calibrator)
         calibrator = calibrator.for_classes(truths.class_names)
@@ -231,6 +248,8 @@ def _compare(
     detections: Detections, calibrated: np.ndarray, truths: Truths
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Metrics of raw and of calibrated scores; some are printed side by side."""
+    from gfl_det.evaluation.functional import evaluate_detections
+
     after = evaluate_detections(detections._replace(scores=calibrated), truths)
     before = evaluate_detections(detections, truths)
     print(f'{"":8} {"raw":>7} {"calibrated":>11}')

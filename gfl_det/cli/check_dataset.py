@@ -1,4 +1,4 @@
-"""The command line of ``tools/check_dataset.py``: what it reads, prints and writes."""
+"""The command line of ``gfl-det check``: what it reads, prints and writes."""
 
 from __future__ import annotations
 
@@ -9,29 +9,26 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmengine.config import Config
-
-from gfl_det.cli.arguments import count
-from gfl_det.cli.main import add_cfg_options
-from gfl_det.datasets.annotations import find
-from gfl_det.datasets.checks.check import AnnotationSource, Decoding, Report, check_file
-from gfl_det.datasets.checks.draft import LEVELS
-from gfl_det.engine.preflight.classes import class_names
-from gfl_det.engine.reach.priors import check_priors
+from gfl_det.cli.arguments import add_cfg_options, count
 from gfl_det.errors import ConfigError
-from gfl_det.utils.config import annotation_path, datasets_of, image_folder, is_remote, load_config
-from gfl_det.utils.console import print_table
 from gfl_det.utils.files import check_writable, write_json, write_text
 from gfl_det.utils.pixels import pixel_limit
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from gfl_det.datasets.checks.check import AnnotationSource, Report
 
 SPLITS = ('train', 'val', 'test')
 MAX_CLASSES = 30  # rows of the table of classes; JSON has all
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Check the data of a config, or one COCO annotation file.',
         epilog='Exit status: 0, nothing stops or spoils a training; 1, something does (with '
         '--strict also what only costs boxes or images).',
@@ -66,15 +63,24 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--json', metavar='FILE', help='write all findings; - prints them')
     parser.add_argument('--strict', action='store_true', help='warnings count as errors')
     add_cfg_options(parser)
-    return parser.parse_args(argv)
+    return parser
 
 
-def check(args: argparse.Namespace) -> int:
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
     """Check, print, write; return the exit status.
 
     Raises:
         GFLDetError: There is no such config or nothing to check, or --fix has no single file.
     """
+    from gfl_det.datasets.checks.check import Decoding, check_file
+
     sources = list(sources_of(args))
     if args.fix and len(sources) != 1:
         names = ', '.join(source.name for source in sources)
@@ -103,6 +109,9 @@ def check(args: argparse.Namespace) -> int:
 
 def sources_of(args: argparse.Namespace) -> Iterator[AnnotationSource]:
     """Yield the annotation files to check, each once."""
+    from gfl_det.datasets.checks.check import AnnotationSource
+    from gfl_det.utils.config import load_config
+
     if args.target.endswith('.json'):
         yield AnnotationSource('', args.target, args.images)
         return
@@ -120,6 +129,11 @@ def sources_of(args: argparse.Namespace) -> Iterator[AnnotationSource]:
 
 def sources_of_split(cfg: Config, split: str) -> Iterator[AnnotationSource]:
     """Yield the files of a split; addresses such as ``s3://`` are left to their backends."""
+    from gfl_det.datasets.checks.check import AnnotationSource
+    from gfl_det.engine.preflight.classes import class_names
+    from gfl_det.engine.reach.priors import check_priors
+    from gfl_det.utils.config import annotation_path, datasets_of, image_folder, is_remote
+
     for dataset in datasets_of(cfg, split):
         path = annotation_path(dataset)
         if path and not is_remote(path):
@@ -131,6 +145,9 @@ def sources_of_split(cfg: Config, split: str) -> Iterator[AnnotationSource]:
 
 def print_report(report: Report) -> None:
     """Print what was found and how often each class occurs."""
+    from gfl_det.datasets.checks.draft import LEVELS
+    from gfl_det.utils.console import print_table
+
     source = report.source
     if report.repaired is None:  # there was nothing to check
         print(f'error: {report.findings[0].text}', file=sys.stderr)
@@ -163,6 +180,8 @@ def write_fixed(report: Report, out: str, quiet: bool = False) -> None:
         ConfigError: It would overwrite what was read, or the file could not be read.
         DataError: Nothing of it would be left.
     """
+    from gfl_det.datasets.annotations import find
+
     path, repaired = Path(out), report.result()
     if path.exists() and path.samefile(report.source.path):
         raise ConfigError(f'--fix {out} is the file that is read: choose another name.')

@@ -1,17 +1,19 @@
-"""Where ``tools/calibrate.py`` gets detections and truths: files, or a detector that it runs."""
+"""Where ``gfl-det calibrate`` gets detections and truths: files, or a detector that it runs."""
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
+from typing import TYPE_CHECKING
 
-from gfl_det.calibration.calibrators import FittedCalibrator
-from gfl_det.calibration.distribution import EdgeDetections
-from gfl_det.calibration.splits import Judged, split, split_images, take_edge_images, take_truths
-from gfl_det.cli.main import add_cfg_options
+from gfl_det.cli.arguments import add_cfg_options
 from gfl_det.errors import ConfigError
-from gfl_det.evaluation.detections import Truths, detections_from_coco, read_json, truths_from_coco
-from gfl_det.utils.config import load_config
+
+if TYPE_CHECKING:
+    from gfl_det.calibration.calibrators import FittedCalibrator
+    from gfl_det.calibration.distribution import EdgeDetections
+    from gfl_det.calibration.splits import Judged
+    from gfl_det.evaluation.detections import Truths
 
 HALVES = ('first', 'second')
 FILES_HEAD = 'GFLHead'  # whose scores a result file is taken to hold
@@ -23,7 +25,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--results',
         metavar='JSON',
-        help='COCO results with raw scores, such as tools/test.py --out writes',
+        help='COCO results with raw scores, such as `gfl-det test --out` writes',
     )
 
 
@@ -63,6 +65,10 @@ def read_data(
         GFLDetError: both or neither are given, or one of them cannot be used, or, before the
             detector runs, the calibrator does not fit.
     """
+    from gfl_det.calibration.splits import Judged, split
+    from gfl_det.evaluation.detections import detections_from_coco, read_json, truths_from_coco
+    from gfl_det.utils.config import load_config
+
     files = (args.truths, args.results)
     detector = (getattr(args, 'config', None), getattr(args, 'checkpoint', None))
     if all(files) and not any(detector):
@@ -106,6 +112,9 @@ def read_edges(
         GFLDetError: no detector is given, or it cannot be used, or, before it runs, the calibrator
             does not fit.
     """
+    from gfl_det.calibration.splits import split_images, take_edge_images
+    from gfl_det.utils.config import load_config
+
     if not (getattr(args, 'config', None) and args.checkpoint) or args.truths or args.results:
         raise ConfigError(
             'a distribution calibrator reads the distributions of a detector, which result files '
@@ -130,6 +139,8 @@ def read_edges(
 
 def _check(args: argparse.Namespace, calibrator: FittedCalibrator | None, truths: Truths) -> None:
     """Refuse a calibrator that does not fit the half of the truths that was asked for."""
+    from gfl_det.calibration.splits import split_images, take_truths
+
     if calibrator is None:
         return
     if getattr(args, 'half', None):

@@ -1,4 +1,4 @@
-"""The command line behind ``tools/demo_web.py``."""
+"""The command line of ``gfl-det demo``."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import amount, port
-from gfl_det.inference import GFLInferencer
-from gfl_det.visualization.demo.server import LOOPBACK, DemoServer
-from gfl_det.visualization.demo.uploads import UploadLimits
+from gfl_det.cli.arguments import add_calibrator, add_detector, add_intervals, amount, port
+
+if TYPE_CHECKING:
+    from gfl_det.visualization.demo.server import DemoServer
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Serve a page to drop images on: boxes with soft edges, and the edge '
-        'distributions of the box that is clicked.'
+        'distributions of the box that is clicked.',
     )
-    parser.add_argument('checkpoint', help='weights: a file or an address')
-    parser.add_argument(
-        '--config',
-        help='a config file, or the name of a shipped config; without, the one in the checkpoint',
-    )
+    add_detector(parser)
     parser.add_argument(
         '--host',
         default='127.0.0.1',
@@ -33,7 +31,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--port', type=port, default=7860, metavar='N', help='%(default)s; 0 takes a free one'
     )
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; without, the best there is')
     parser.add_argument(
         '--max-mb',
         type=amount,
@@ -48,9 +45,32 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='MP',
         help='largest image that is taken, by its header (%(default)s)',
     )
-    parser.add_argument('--calibrator', metavar='JSON', help='what tools/calibrate.py fit wrote')
-    parser.add_argument('--intervals', metavar='JSON', help='what tools/intervals.py fit wrote')
-    return parser.parse_args(argv)
+    add_calibrator(parser)
+    add_intervals(parser)
+    return parser
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until Ctrl+C.
+
+    Raises:
+        GFLDetError: See :func:`build_server`.
+    """
+    server = build_server(args)
+    print(f'open {server.url} (stop with Ctrl+C)', flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
 
 
 def build_server(args: argparse.Namespace) -> DemoServer:
@@ -59,6 +79,10 @@ def build_server(args: argparse.Namespace) -> DemoServer:
     Raises:
         GFLDetError: the config or the checkpoint is unusable, or the address is taken.
     """
+    from gfl_det.inference import GFLInferencer
+    from gfl_det.visualization.demo.server import LOOPBACK, DemoServer
+    from gfl_det.visualization.demo.uploads import UploadLimits
+
     detector = GFLInferencer(
         args.checkpoint,
         args.config,

@@ -1,4 +1,4 @@
-"""The command line of ``tools/export_onnx.py``."""
+"""The command line of ``gfl-det export``."""
 
 from __future__ import annotations
 
@@ -7,35 +7,29 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmengine.config import Config
-from mmengine.structures import InstanceData
-
-from gfl_det.cli.main import add_cfg_options
-from gfl_det.datasets.images import read_image
-from gfl_det.engine.preflight.data import check_data
-from gfl_det.engine.run_split import Split
-from gfl_det.errors import ConfigError, DataError, GFLDetError
-from gfl_det.inference.export.description import Description
-from gfl_det.inference.export.evaluation import average_precision, check_judged, picture_paths
-from gfl_det.inference.export.graph import Outputs
-from gfl_det.inference.export.onnx_file import OPSETS, ExportSettings, check_size, write_onnx
-from gfl_det.inference.export.openvino import OpenVINODetector, write_int8, write_openvino
-from gfl_det.inference.export.parity import (
-    BOX_LIMIT,
-    EDGE_LIMIT,
-    ENTROPY_LIMIT,
-    SCORE_LIMIT,
-    compare,
-    noise_pictures,
-    torch_detector,
+from gfl_det.cli.arguments import (
+    add_calibrator,
+    add_cfg_options,
+    add_checkpoint,
+    add_config,
+    add_intervals,
 )
-from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
-from gfl_det.inference.export.runtime import ExportedDetector, OnnxDetector
-from gfl_det.inference.export.source import ExportSource, load_source
-from gfl_det.inference.export.timing import time_in_turns
-from gfl_det.utils.config import load_config
+from gfl_det.errors import ConfigError, DataError, GFLDetError
+from gfl_det.utils.choices import BOX_LIMIT, EDGE_LIMIT, ENTROPY_LIMIT, OPSETS, SCORE_LIMIT
 from gfl_det.utils.files import check_writable
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.structures import InstanceData
+
+    from gfl_det.engine.run_split import Split
+    from gfl_det.inference.export.description import Description
+    from gfl_det.inference.export.onnx_file import ExportSettings
+    from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
+    from gfl_det.inference.export.runtime import ExportedDetector
+    from gfl_det.inference.export.source import ExportSource
 
 CHECKED = 8  # pictures
 NOISE_SHAPES = ((480, 640), (640, 427), (300, 900))
@@ -43,7 +37,7 @@ EPILOG = """\
 FILE.onnx is for ONNX Runtime and others (pip install "gfl_det[onnx]"), FILE.xml for OpenVINO (pip
 install "gfl_det[onnx,openvino]"). Both hold their preprocessing, class names and settings:
 
-    from gfl_det.export import OnnxDetector, OpenVINODetector
+    from gfl_det.inference.export import OnnxDetector, OpenVINODetector
     results = OnnxDetector('FILE.onnx')('pictures/')
 
 Inputs of the graph: images (B, 3, H, W) float32, resized, normalised and padded; img_shape (B, 2),
@@ -54,16 +48,17 @@ What each option costs and brings: docs/export.md.
 """
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Export a detector to ONNX or OpenVINO.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('config', metavar='CONFIG', help='a config file, or the name of a shipped config')
-    add('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
+    add_config(parser)
+    add_checkpoint(parser)
     add('--out', metavar='FILE', type=Path, required=True, help='FILE.onnx or FILE.xml')
     _add_contents(parser)
     add('--int8', action='store_true', help='quantise on pictures of the training split; FILE.xml')
@@ -84,6 +79,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="time FILE against mmdet's detector on an input of this size",
     )
     add_cfg_options(parser)
+    return parser
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line; options that contradict each other are usage errors."""
+    parser = make_parser(prog)
     args = parser.parse_args(argv)
     if args.int8 and (args.out.suffix != '.xml' or args.check):
         parser.error('--int8 writes FILE.xml, and is judged by --ap and not by --check')
@@ -105,8 +108,8 @@ def _add_contents(parser: argparse.ArgumentParser) -> None:
         '--uncertainty', action='store_true', help='add edge_std, edge_low, edge_high, edge_entropy'
     )
     add('--distribution', action='store_true', help="add the edges' distributions")
-    add('--calibrator', metavar='JSON', help='of the scores, put inside: of tools/calibrate.py fit')
-    add('--intervals', metavar='JSON', help='of edge_low and edge_high: of tools/intervals.py fit')
+    add_calibrator(parser)
+    add_intervals(parser)
     add('--level', type=float, metavar='L', help='of these intervals (0.9)')
     add(
         '--size',
@@ -118,18 +121,23 @@ def _add_contents(parser: argparse.ArgumentParser) -> None:
     add(
         '--opset',
         type=int,
-        default=ExportSettings.opset,
+        default=OPSETS.start,
         metavar='N',
         help=f'of ONNX, {OPSETS.start} to {OPSETS.stop - 1} (%(default)s)',
     )
 
 
-def export(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Export, and judge what was written.
 
     Raises:
         GFLDetError: something does not fit, or is missing, or the file differs from torch.
     """
+    from gfl_det.engine.preflight.data import check_data
+    from gfl_det.inference.export.evaluation import check_judged
+    from gfl_det.inference.export.source import load_source
+    from gfl_det.utils.config import load_config
+
     settings = _settings(args)
     cfg = load_config(args.config, args.cfg_options)
     source = load_source(
@@ -151,6 +159,9 @@ def export(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> ExportSettings:
     """How to export; what cannot be is refused before anything is loaded."""
+    from gfl_det.inference.export.graph import Outputs
+    from gfl_det.inference.export.onnx_file import ExportSettings, check_size
+
     _check_out(args.out)
     size = tuple(args.size) if args.size else None
     settings = ExportSettings(
@@ -179,6 +190,10 @@ def _check_out(path: Path) -> None:
 def _write(
     args: argparse.Namespace, cfg: Config, source: ExportSource, settings: ExportSettings
 ) -> ExportedDetector:
+    from gfl_det.inference.export.onnx_file import write_onnx
+    from gfl_det.inference.export.openvino import OpenVINODetector, write_int8, write_openvino
+    from gfl_det.inference.export.runtime import OnnxDetector
+
     if args.out.suffix == '.onnx':
         write_onnx(source, args.out, settings)
         return OnnxDetector(args.out)
@@ -197,12 +212,17 @@ def _training_pictures(
     cfg: Config, description: Description, count: int
 ) -> Iterator[PreparedBatch]:
     """Pictures of the training split, a random choice that is the same each time."""
+    from gfl_det.datasets.images import read_image
+    from gfl_det.inference.export.evaluation import picture_paths
+
     paths = [path for _, path in picture_paths(cfg, 'train')]
     for path in random.Random(0).sample(paths, min(count, len(paths))):
         yield description.preprocessing([read_image(path)])
 
 
 def _check(cfg: Config, source: ExportSource, detector: ExportedDetector) -> None:
+    from gfl_det.inference.export.parity import compare
+
     pictures, what = _test_pictures(cfg)
     found = compare(_in_torch(source, detector), detector, pictures)
     edges = f', edges within {found.edge:.1e} px and {found.entropy:.1e} nats'
@@ -222,10 +242,16 @@ def _check(cfg: Config, source: ExportSource, detector: ExportedDetector) -> Non
 def _in_torch(
     source: ExportSource, detector: ExportedDetector
 ) -> Callable[[Picture], InstanceData]:
+    from gfl_det.inference.export.parity import torch_detector
+
     return torch_detector(source, detector.description.preprocessing.size)
 
 
 def _test_pictures(cfg: Config) -> tuple[list[Picture], str]:
+    from gfl_det.datasets.images import read_image
+    from gfl_det.inference.export.evaluation import picture_paths
+    from gfl_det.inference.export.parity import noise_pictures
+
     try:
         paths = [path for _, path in picture_paths(cfg, 'test')[:CHECKED]]
         pictures = [read_image(path) for path in paths]
@@ -237,6 +263,9 @@ def _test_pictures(cfg: Config) -> tuple[list[Picture], str]:
 
 
 def _print_ap(cfg: Config, source: ExportSource, detector: ExportedDetector, split: Split) -> None:
+    from gfl_det.datasets.images import read_image
+    from gfl_det.inference.export.evaluation import average_precision
+
     in_torch = _in_torch(source, detector)
     rows = {
         'torch': lambda path: in_torch(read_image(path)),
@@ -251,6 +280,8 @@ def _print_ap(cfg: Config, source: ExportSource, detector: ExportedDetector, spl
 def _print_times(
     args: argparse.Namespace, cfg: Config, source: ExportSource, detector: ExportedDetector
 ) -> None:
+    from gfl_det.inference.export.timing import time_in_turns
+
     name = f'{args.out.name}, {detector.description.precision}'
     times = time_in_turns(source, cfg, {name: detector}, tuple(args.time))
     first = next(iter(times.values()))

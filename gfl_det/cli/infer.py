@@ -1,20 +1,29 @@
-"""The command line of ``tools/infer.py``."""
+"""The command line of ``gfl-det infer``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import add_pixel_limit, count, share
+from gfl_det.cli.arguments import (
+    add_batch_size,
+    add_calibrator,
+    add_detector,
+    add_intervals,
+    add_optimize,
+    add_pixel_limit,
+    count,
+    share,
+)
 from gfl_det.errors import DataError
-from gfl_det.evaluation.detections import read_json
-from gfl_det.inference.drawing import Drawer, check_apart
-from gfl_det.inference.inferencer import GFLInferencer
-from gfl_det.inference.optimize import DTYPES
-from gfl_det.inference.results import ImageResult, Results
-from gfl_det.utils.console import Progress
 from gfl_det.utils.files import check_writable, writing
+
+if TYPE_CHECKING:
+    from gfl_det.inference.drawing import Drawer
+    from gfl_det.inference.inferencer import GFLInferencer
+    from gfl_det.inference.results import Results
 
 EPILOG = """\
 INPUT is an image, a video, a folder, a pattern in quotes ('shots/**/*.png'), an http address, or
@@ -24,52 +33,52 @@ edge_low and edge_high (the interval of --level, px), edge_entropy (nats): docs/
 """
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Detect in images and videos.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
+    add_detector(parser)
     add('inputs', metavar='INPUT', nargs='+', help='see below')
-    add(
-        '--config',
-        metavar='CONFIG',
-        help='a config file, or the name of a shipped config; without, the one in the checkpoint',
-    )
     add('--out', metavar='FILE', help='write results: .json (COCO results) or .csv (needs pandas)')
     add('--annotations', metavar='JSON', help='COCO file whose image and class ids --out uses')
     add('--show-dir', metavar='DIR', help='draw every image into this folder')
     add('--show-thr', type=share, default=0.3, metavar='S', help='least score drawn (0.3)')
     add('--score-thr', type=share, metavar='S', help='least score, before calibration')
     add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
-    add('--calibrator', metavar='JSON', help='of the scores: what tools/calibrate.py fit wrote')
-    add('--intervals', metavar='JSON', help='of the intervals: what tools/intervals.py fit wrote')
-    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is')
-    add('--batch-size', type=count, default=1, metavar='N', help='images at a time (1)')
-    add(
-        '--optimize',
-        nargs='?',
-        const='float32',
-        choices=DTYPES,
-        help='run as optimize_for_inference makes it; without a name in float32',
-    )
+    add_calibrator(parser)
+    add_intervals(parser)
+    add_batch_size(parser)
+    add_optimize(parser)
     add('--recursive', action='store_true', help='search folders in folders')
     add('--every', type=count, default=1, metavar='N', help='of a video, each N-th frame (1)')
     add_pixel_limit(parser)
     add('--quiet', action='store_true', help='no line an image, no progress')
-    return parser.parse_args(argv)
+    return parser
 
 
-def infer(args: argparse.Namespace) -> None:
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
     """Detect, print, write.
 
     Raises:
         GFLDetError: nothing could be done at all; or, when all else is done, images could not be
             read.
     """
+    from gfl_det.evaluation.detections import read_json
+    from gfl_det.inference.drawing import Drawer
+    from gfl_det.inference.inferencer import GFLInferencer
+
     _check_out(args)
     annotations = read_json(args.annotations) if args.annotations else None
     detector = GFLInferencer(
@@ -103,6 +112,10 @@ def _detect(
     drawer: Drawer | None,
     annotations: dict | None,
 ) -> Results:
+    from gfl_det.inference.drawing import check_apart
+    from gfl_det.inference.results import ImageResult, Results
+    from gfl_det.utils.console import Progress
+
     reading = dict(recursive=args.recursive, every=args.every, max_pixels=args.max_pixels)
     sources = detector.find(args.inputs, **reading)
     if drawer:
@@ -131,6 +144,8 @@ def _detect(
 
 def _check_out(args: argparse.Namespace) -> None:
     """Refuse before the work what could not be written after it."""
+    from gfl_det.inference.results import Results
+
     if not args.out:
         if args.annotations:
             raise DataError('--annotations gives ids to a result file: name it with --out.')

@@ -1,31 +1,29 @@
-"""The command line of ``tools/intervals.py``: fit calibrators of intervals, measure them."""
+"""The command line of ``gfl-det intervals``: fit calibrators of intervals, measure them."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gfl_det.calibration.apply import check_interval_class_names
-from gfl_det.calibration.calibrators import FitSource
-from gfl_det.calibration.files import load_interval_calibrator, save_interval_calibrator
-from gfl_det.calibration.intervals import IntervalCalibrator, check_applies, fit_factors
-from gfl_det.cli.arguments import count
+from gfl_det.cli.arguments import add_batch_size, add_detector
 from gfl_det.errors import DataError
-from gfl_det.evaluation.detections import fingerprint
-from gfl_det.inference.coverage import Coverage, Matched, Split, coverage, judge, read_split
 from gfl_det.utils.files import check_writable, writing
-from gfl_det.visualization.charts import figure
+
+if TYPE_CHECKING:
+    from gfl_det.calibration.calibrators import FitSource
+    from gfl_det.calibration.intervals import IntervalCalibrator
+    from gfl_det.inference.coverage import Coverage, Matched, Split
 
 SHOWN = (0.5, 0.8, 0.9, 0.95)
 IOU = 0.5
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
-        description='Make edge intervals hold the share of true edges that they promise.'
+        prog=prog, description='Make edge intervals hold the share of true edges that they promise.'
     )
     commands = parser.add_subparsers(dest='command', required=True)
     fitting = commands.add_parser('fit', help='fit on a split that nothing else is judged on')
@@ -33,21 +31,31 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for command, text in ((fitting, 'the file to write'), (measuring, 'what fit wrote')):
         add = command.add_argument
         add('intervals', metavar='INTERVALS', help=f'{text}: .json')
-        add('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
+        add_detector(command)
         add('--truths', metavar='JSON', required=True, help='COCO annotations')
         add('--images', metavar='DIR', required=True, help='folder of their image files')
         add('--half', choices=['first', 'second'], help='a random half of the images')
         add('--seed', type=int, default=0, help='of the halves (0)')
-        add('--config', metavar='CONFIG', help='without, the one in the checkpoint')
-        add('--device', metavar='NAME', help='cpu, cuda ...; without, the best there is')
-        add('--batch-size', type=count, default=1, metavar='N', help='images at a time (1)')
+        add_batch_size(command)
     fitting.add_argument(
         '--together', action='store_true', help='one factor for all four sides: fewer images do'
     )
     measuring.add_argument(
         '--out', metavar='PNG', help='draw coverage against level into this file'
     )
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the subcommand says."""
+    dict(fit=fit, measure=measure)[args.command](args)
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -56,6 +64,10 @@ def fit(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: a file cannot be used, or there are too few matches.
     """
+    from gfl_det.calibration.files import save_interval_calibrator
+    from gfl_det.calibration.intervals import IntervalCalibrator, fit_factors
+    from gfl_det.inference.coverage import judge
+
     check_writable(args.intervals)
     split = _split(args)
     detector = _detector(args)
@@ -76,7 +88,7 @@ def fit(args: argparse.Namespace) -> None:
             sides = ', '.join(f'{each:.3f}' for each in calibrator.factors_at(level))
             print(f'level {level:g}: intervals times {sides} (left, top, right, bottom)')
     print(f'intervals: {args.intervals}')
-    print(f'to use them: tools/infer.py --intervals {args.intervals}, or')
+    print(f'to use them: gfl-det infer --intervals {args.intervals}, or')
     print(f'--cfg-options model.test_cfg.interval_calibrator={args.intervals}')
 
 
@@ -86,6 +98,11 @@ def measure(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: a file cannot be used, or the calibrator has seen an image.
     """
+    from gfl_det.calibration.apply import check_interval_class_names
+    from gfl_det.calibration.files import load_interval_calibrator
+    from gfl_det.calibration.intervals import check_applies
+    from gfl_det.inference.coverage import judge
+
     if args.out:
         if Path(args.out).suffix.lower() != '.png':
             raise DataError(f'--out {args.out} must end in .png: it is drawn as PNG.')
@@ -135,6 +152,8 @@ def draw(before: Coverage, after: Coverage, path: Path) -> None:
     Raises:
         DataError: the file cannot be written.
     """
+    from gfl_det.visualization.charts import figure
+
     drawing = figure(5, 5)
     axes = drawing.subplots()
     axes.plot([0, 1], [0, 1], color='black', linewidth=0.8, linestyle=':')
@@ -156,6 +175,8 @@ def draw(before: Coverage, after: Coverage, path: Path) -> None:
 def _both(
     judged: Matched, calibrator: IntervalCalibrator, levels: Sequence[float]
 ) -> tuple[Coverage, Coverage]:
+    from gfl_det.inference.coverage import coverage
+
     reached = [level for level in levels if level <= calibrator.levels[-1]]
     factors = [calibrator.factors_at(level) for level in reached]
     return coverage(judged.edges, reached), coverage(judged.edges, reached, factors)
@@ -163,6 +184,8 @@ def _both(
 
 def _split(args: argparse.Namespace) -> Split:
     """The images and truths that the arguments name; all images are there."""
+    from gfl_det.inference.coverage import read_split
+
     split = read_split(args.truths, args.images, args.half, args.seed)
     missing = [each.name for each in split.files if not each.is_file()]
     if missing:
@@ -186,5 +209,8 @@ def _head(detector: Any) -> str:
 
 
 def _source(split: Split, judged: Matched, classes: Sequence[str]) -> FitSource:
+    from gfl_det.calibration.calibrators import FitSource
+    from gfl_det.evaluation.detections import fingerprint
+
     digest = fingerprint(split.truths.of_classes(classes), judged.detections)
     return FitSource(digest, tuple(split.truths.image_keys), len(judged.edges))

@@ -1,21 +1,18 @@
-"""The command line of ``tools/replay.py``: what it reads and prints."""
+"""The command line of ``gfl-det replay``: what it reads and prints."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from gfl_det.engine.training.dumps import read_dump
-from gfl_det.engine.training.replay import find_config, replay, report, same_losses
-from gfl_det.utils.config import load_config
 
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line of ``tools/replay.py``."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Repeat a training step that the loss guard has written: its losses again, the '
         'first module that gave infinite or NaN values, and the gradients. Exit status 0 if the '
-        'losses are the same, 3 if they are not.'
+        'losses are the same, 3 if they are not.',
     )
     parser.add_argument('dump', help='a file in the folder non_finite of a work dir')
     parser.add_argument(
@@ -25,11 +22,22 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'is a program: give none that you do not trust',
     )
     parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1, ...')
-    return parser.parse_args(argv)
+    return parser
 
 
-def command(args: argparse.Namespace) -> int:
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
     """Repeat a step, print what was found, and return the exit status."""
+    from gfl_det.engine.training.dumps import read_dump
+    from gfl_det.engine.training.replay import find_config, replay, report, same_losses
+    from gfl_det.utils.config import load_config
+
     dump = read_dump(args.dump)
     name = args.config or find_config(args.dump, dump.record)
     result = replay(dump, load_config(name), args.device)

@@ -1,25 +1,21 @@
-"""The command line of ``tools/report.py``."""
+"""The command line of ``gfl-det report``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gfl_det.cli import main
-from gfl_det.cli.arguments import count_or_zero
+from gfl_det.cli.arguments import add_calibrator, add_cfg_options, count_or_zero
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.utils.config import load_config
 from gfl_det.utils.files import check_writable, writing
-from gfl_det.visualization.report.analysis import analyse
-from gfl_det.visualization.report.data import ReportData
-from gfl_det.visualization.report.from_results import read_results
-from gfl_det.visualization.report.gallery import draw_gallery
-from gfl_det.visualization.report.page import render
-from gfl_det.visualization.report.training import scalar_files
+
+if TYPE_CHECKING:
+    from gfl_det.visualization.report.data import ReportData
 
 EPILOG = """\
-SOURCE is a work dir of tools/train.py, whose best checkpoint (else the newest) is run over a split
+SOURCE is a work dir of `gfl-det train`, whose best checkpoint (else the newest) is run over a split
 of its config; or a .json file of COCO results with --truths, best with --images. Errors are sorted
 into kinds as TIDE does (Bolya et al., ECCV 2020). Counts and pictures are of detections with at
 least the score of the best F1 over all classes.
@@ -28,9 +24,10 @@ ONLY_WORK_DIR = ('config', 'checkpoint', 'cfg_options')
 ONLY_RESULTS = ('truths', 'images', 'logs')
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Write one self-contained HTML page about a detector.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -45,19 +42,38 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the page to write (report.html)',
     )
     add('--title', help='of the page')
-    add('--calibrator', metavar='JSON', help='of the scores: what tools/calibrate.py fit wrote')
+    add_calibrator(parser)
     add('--pictures', metavar='N', type=count_or_zero, default=48, help='images shown at most (48)')
     add('--quiet', action='store_true', help='no progress')
-    run = parser.add_argument_group('a work dir')
-    run.add_argument('--split', choices=['val', 'test'], default='val', help="the config's (val)")
-    run.add_argument('--config', metavar='CONFIG', help='in place of the one in the work dir')
-    run.add_argument('--checkpoint', metavar='CHECKPOINT', help='in place of the best one')
-    main.add_cfg_options(run)
+    work_dir = parser.add_argument_group('a work dir')
+    work_dir.add_argument(
+        '--split', choices=['val', 'test'], default='val', help="the config's (val)"
+    )
+    work_dir.add_argument('--config', metavar='CONFIG', help='in place of the one in the work dir')
+    work_dir.add_argument('--checkpoint', metavar='CHECKPOINT', help='in place of the best one')
+    add_cfg_options(work_dir)
     files = parser.add_argument_group('results')
     files.add_argument('--truths', metavar='JSON', help='COCO annotations of the images')
     files.add_argument('--images', metavar='DIR', help='folder of the images; without, no pictures')
     files.add_argument('--logs', metavar='DIR', type=Path, help='work dir with training curves')
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the page, and say where it is.
+
+    Raises:
+        GFLDetError: See :func:`report`.
+    """
+    path = report(args)
+    print(f'report: {path} ({path.stat().st_size / 1e6:.1f} MB)')
 
 
 def report(args: argparse.Namespace) -> Path:
@@ -69,6 +85,10 @@ def report(args: argparse.Namespace) -> Path:
     Raises:
         GFLDetError: something is missing, does not belong together, or cannot be written.
     """
+    from gfl_det.visualization.report.analysis import analyse
+    from gfl_det.visualization.report.gallery import draw_gallery
+    from gfl_det.visualization.report.page import render
+
     _check_out(args.out)
     data = _read(args)
     if args.title:
@@ -82,6 +102,10 @@ def report(args: argparse.Namespace) -> Path:
 
 
 def _read(args: argparse.Namespace) -> ReportData:
+    from gfl_det.utils.config import load_config
+    from gfl_det.visualization.report.from_results import read_results
+    from gfl_det.visualization.report.training import scalar_files
+
     if args.source.is_dir():
         _refuse(args, ONLY_RESULTS, 'a work dir')
         from gfl_det.visualization.report.from_work_dir import (

@@ -1,4 +1,4 @@
-"""The command line of ``tools/sanity.py``."""
+"""The command line of ``gfl-det sanity``."""
 
 from __future__ import annotations
 
@@ -6,48 +6,46 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from mmengine.config import Config
-from mmengine.registry import DefaultScope
-
-from gfl_det.cli.arguments import count
-from gfl_det.cli.main import add_cfg_options
-from gfl_det.datasets import coco
-from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
-from gfl_det.engine import config_edits
-from gfl_det.engine.preflight.classes import check_classes
-from gfl_det.engine.preflight.data import check_data
-from gfl_det.engine.preflight.starting_weights import check_weights
-from gfl_det.engine.sanity.batch import Examples, build_dataset, load
-from gfl_det.engine.sanity.diagnosis import Suspect, suspects_of_curve, suspects_of_data, verdict
-from gfl_det.engine.sanity.evidence import box_chance, label_chance
-from gfl_det.engine.sanity.overfit import OverfitCurve, overfit
+from gfl_det.cli.arguments import add_cfg_options, add_config, count
 from gfl_det.errors import GFLDetError
-from gfl_det.utils.config import annotation_path, datasets_of, is_remote, load_config
-from gfl_det.utils.console import print_table
 from gfl_det.utils.files import check_writable, write_json
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from gfl_det.engine.sanity.diagnosis import Suspect
+    from gfl_det.engine.sanity.overfit import OverfitCurve
 
 LOOKED_AT = 64  # pictures whose boxes and labels are looked at without a model
 TRIAL_STEPS = 60  # with another learning rate, where the config's fails
 FORMAT_CODES = ('boxes.corners', 'boxes.fractions')
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Train on a few pictures until they are known by heart. Where that fails, or '
         'where boxes or labels have nothing to do with the pictures, say which part looks wrong.',
         epilog='Exit status: 0, sane; 1, something looks wrong.',
     )
-    parser.add_argument('config', help='a config file, or the name of a shipped config')
+    add_config(parser)
     parser.add_argument('--images', type=count, default=8, help='pictures to learn (%(default)s)')
     parser.add_argument('--steps', type=count, default=200, help='steps at most (%(default)s)')
     parser.add_argument('--device', help='cpu, cuda, ...; the GPU where there is one')
     parser.add_argument('--from-scratch', action='store_true', help='random weights, no download')
     parser.add_argument('--json', metavar='FILE', help='write losses, AP and suspects')
     add_cfg_options(parser)
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,12 +54,26 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         GFLDetError: Data or weights are missing, or contradict the config.
     """
+    from mmengine.registry import DefaultScope
+
+    from gfl_det.utils.config import load_config
+
     cfg = load_config(args.config, args.cfg_options)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
         return _run(cfg, args)
 
 
 def _run(cfg: Config, args: argparse.Namespace) -> int:
+    import torch
+
+    from gfl_det.engine import config_edits
+    from gfl_det.engine.preflight.classes import check_classes
+    from gfl_det.engine.preflight.data import check_data
+    from gfl_det.engine.preflight.starting_weights import check_weights
+    from gfl_det.engine.sanity.batch import Examples, build_dataset, load
+    from gfl_det.engine.sanity.diagnosis import suspects_of_curve
+    from gfl_det.engine.sanity.overfit import overfit
+
     begin, begin_busy = time.monotonic(), time.process_time()
     if args.json:
         check_writable(args.json)
@@ -98,6 +110,13 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
         cfg: The config.
         fewest: Pictures to look at, at least.
     """
+    from gfl_det.datasets import coco
+    from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
+    from gfl_det.engine.sanity.batch import Examples, build_dataset, load
+    from gfl_det.engine.sanity.diagnosis import suspects_of_data
+    from gfl_det.engine.sanity.evidence import box_chance, label_chance
+    from gfl_det.utils.config import annotation_path, datasets_of, is_remote
+
     format_fault = None
     for dataset in datasets_of(cfg, 'train'):
         path = annotation_path(dataset)
@@ -117,6 +136,9 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
 
 def print_outcome(curve: OverfitCurve, suspects: Sequence[Suspect]) -> None:
     """Print the losses before and after, the verdict, and each suspect."""
+    from gfl_det.engine.sanity.diagnosis import verdict
+    from gfl_det.utils.console import print_table
+
     first, last = curve.losses[0], curve.losses[-1]
     highest = {name: max(step[name] for step in curve.losses) for name in first}
     rows = [
@@ -133,6 +155,8 @@ def print_outcome(curve: OverfitCurve, suspects: Sequence[Suspect]) -> None:
 def _try_rate(
     cfg: Config, batch: dict, steps: int, device: str, factor: float
 ) -> OverfitCurve | None:
+    from gfl_det.engine.sanity.overfit import overfit
+
     print(f'not learnt: trying {factor:g} times the learning rate', file=sys.stderr)
     try:
         return overfit(cfg, batch, steps, device, factor)

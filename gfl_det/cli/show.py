@@ -1,4 +1,4 @@
-"""The command line behind ``tools/show.py``."""
+"""The command line of ``gfl-det show``."""
 
 from __future__ import annotations
 
@@ -6,40 +6,36 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from gfl_det.cli.arguments import add_pixel_limit, count_or_zero, share
-from gfl_det.datasets.annotations import as_boxes, parse
-from gfl_det.datasets.tidying import tidy
+from gfl_det.cli.arguments import (
+    add_calibrator,
+    add_detector,
+    add_pixel_limit,
+    count_or_zero,
+    share,
+)
 from gfl_det.errors import DataError
-from gfl_det.inference import GFLInferencer, ImageResult
-from gfl_det.inference.drawing import PictureNames, check_apart
-from gfl_det.inference.results import find_id, ids_by_name, path_tails
-from gfl_det.ops.boxes import xywh_to_xyxy
-from gfl_det.visualization.charts import ENDINGS, edge_figure, save_figure, sharp_and_flat
-from gfl_det.visualization.edges import Boxes
-from gfl_det.visualization.picture import draw_boxes, side_by_side
-from gfl_det.visualization.visualizer import save_picture
+from gfl_det.utils.choices import CHART_ENDINGS
+
+if TYPE_CHECKING:
+    from gfl_det.inference import ImageResult
+    from gfl_det.visualization.edges import Boxes
 
 MAX_PX = 1e9  # beyond any picture; larger numbers cannot be added up
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Draw detections with soft edges, and bar charts of their edges.',
         epilog='The opacity across an edge is the probability that the head gives to each place: '
         'sure edges are narrow and dense, unsure ones wide and faint.',
     )
-    parser.add_argument('checkpoint', help='weights: a file or an address')
+    add_detector(parser)
     parser.add_argument(
         'inputs', nargs='+', metavar='IMAGE', help='files, folders, patterns in quotes, addresses'
-    )
-    parser.add_argument(
-        '--config',
-        help='a config file, or the name of a shipped config; without, the one in the checkpoint',
     )
     parser.add_argument(
         '--out',
@@ -64,16 +60,32 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--format',
-        choices=[ending[1:] for ending in ENDINGS],
+        choices=[ending[1:] for ending in CHART_ENDINGS],
         default='png',
         help='of the charts (png): pdf and svg hold vectors; jpg is that of the pictures too',
     )
-    parser.add_argument('--calibrator', metavar='JSON', help='what tools/calibrate.py fit wrote')
-    parser.add_argument(
-        '--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is'
-    )
+    add_calibrator(parser)
     add_pixel_limit(parser)
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw each image, and name the files as they are written.
+
+    Raises:
+        GFLDetError: See :func:`show`.
+    """
+    from gfl_det.utils.console import printable
+
+    for path in show(args):
+        print(printable(f'written: {path}'))
 
 
 def show(args: argparse.Namespace) -> Iterator[Path]:
@@ -86,6 +98,9 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
         GFLDetError: something is missing or cannot be written; or, when all others are done, images
             could not be read.
     """
+    from gfl_det.inference import GFLInferencer
+    from gfl_det.inference.drawing import PictureNames, check_apart
+
     truths = CocoTruths(args.truths) if args.truths else None
     detector = GFLInferencer(
         args.checkpoint,
@@ -111,6 +126,13 @@ def _draw(
     args: argparse.Namespace, result: ImageResult, truths: CocoTruths | None, stem: str
 ) -> Iterator[Path]:
     """Draw one image, and chart the edges of its boxes where that is asked for."""
+    import numpy as np
+
+    from gfl_det.visualization.charts import edge_figure, save_figure, sharp_and_flat
+    from gfl_det.visualization.edges import Boxes
+    from gfl_det.visualization.picture import draw_boxes, side_by_side
+    from gfl_det.visualization.visualizer import save_picture
+
     assert result.image is not None  # they are kept
     image = np.ascontiguousarray(result.image[..., ::-1])
     name = Path(result.source).name
@@ -145,6 +167,10 @@ class CocoTruths:
     """
 
     def __init__(self, path: Path) -> None:
+        from gfl_det.datasets.annotations import parse
+        from gfl_det.datasets.tidying import tidy
+        from gfl_det.inference.results import ids_by_name
+
         self.path = path
         try:
             given = parse(path.read_bytes(), str(path))
@@ -169,6 +195,13 @@ class CocoTruths:
         Raises:
             DataError: the file does not know the image.
         """
+        import numpy as np
+
+        from gfl_det.datasets.annotations import as_boxes
+        from gfl_det.inference.results import find_id, path_tails
+        from gfl_det.ops.boxes import xywh_to_xyxy
+        from gfl_det.visualization.edges import Boxes
+
         alike = [each for each in self._ids if Path(each).name == Path(name).name]
         known = path_tails(name) + (alike if len(alike) == 1 else [])
         image_id = find_id(self._ids, known, name, 'image')

@@ -1,4 +1,4 @@
-"""The command line of ``tools/suggest_reg_max.py``: what it reads, writes and prints."""
+"""The command line of ``gfl-det suggest-reg-max``: what it reads, writes and prints."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from gfl_det.cli.arguments import count
-from gfl_det.engine.preflight.classes import class_names
-from gfl_det.engine.reach import report
-from gfl_det.engine.reach.advice import DEFAULT_LIMITS, Advice, AdviceLimits, advise
-from gfl_det.engine.reach.boxes import read_boxes
-from gfl_det.engine.reach.measure import LARGEST, PriorPyramid
-from gfl_det.engine.reach.resizing import Resizing, resizing_of
-from gfl_det.engine.reach.settings import DEFAULTS, assigner_of, head_of
+from gfl_det.cli.arguments import add_seed, count
 from gfl_det.errors import ConfigError
-from gfl_det.models.assigners import ATSSAssigner
-from gfl_det.utils.config import datasets_of, load_config
-from gfl_det.utils.console import ProgressCalls
+from gfl_det.utils.choices import AdviceLimits
 from gfl_det.utils.files import make_folder, write_json
+
+if TYPE_CHECKING:
+    from gfl_det.engine.reach.advice import Advice
+    from gfl_det.engine.reach.measure import PriorPyramid
+    from gfl_det.engine.reach.resizing import Resizing
+    from gfl_det.models.assigners import ATSSAssigner
 
 SHOWN = 33  # values of reg_max, from 2 on
 LEAST = 1e-5  # share drawn for none, on a logarithmic axis
@@ -30,16 +25,14 @@ LEAST = 1e-5  # share drawn for none, on a logarithmic axis
 
 def draw(advice: Advice, path: Path) -> None:
     """Write a PNG: clipped positives by reg_max and level, and bare truths by size."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from gfl_det.visualization.charts import figure
 
-    figure = Figure(figsize=(13, 4.2), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 3)
+    drawing = figure(13, 4.2)
+    axes = drawing.subplots(1, 3)
     _clipped(axes[0], advice)
     _sizes(axes[1], advice)
     _tried(axes[2], advice)
-    figure.savefig(path, dpi=110)
+    drawing.savefig(path, dpi=110)
 
 
 def _clipped(axes: Any, advice: Advice) -> None:
@@ -123,9 +116,10 @@ class Setting(NamedTuple):
     warnings: list[str]
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Suggest reg_max, strides and anchor scale for your own boxes.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -149,7 +143,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     size.add_argument('--topk', type=count, metavar='K', help='candidates a level of ATSS (9)')
     size.add_argument('--pad', type=count, metavar='PX', help='images are padded to (32)')
     limits = parser.add_argument_group('what the advice keeps to')
-    default = DEFAULT_LIMITS
+    default = AdviceLimits()
     limits.add_argument(
         '--max-bare',
         type=float,
@@ -171,7 +165,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='N',
         help='boxes to try pyramids on (%(default)s)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the sample and of random sizes (0)')
+    add_seed(parser, 'of the sample and of random sizes')
     parser.add_argument(
         '--out',
         type=Path,
@@ -179,15 +173,29 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='DIR',
         help='for reach.json and reach.png (%(default)s)',
     )
-    return parser.parse_args(argv)
+    return parser
 
 
-def run(args: argparse.Namespace) -> Advice:
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
     """Measure, print, and write ``reach.json`` and ``reach.png``.
 
     Raises:
         GFLDetError: The annotations or the config cannot be used.
     """
+    import numpy as np
+
+    from gfl_det.engine.reach import report
+    from gfl_det.engine.reach.advice import advise
+    from gfl_det.engine.reach.boxes import read_boxes
+    from gfl_det.utils.console import ProgressCalls
+
     setting = read_setting(args)
     make_folder(args.out)
     random = np.random.default_rng(args.seed)
@@ -214,7 +222,6 @@ def run(args: argparse.Namespace) -> Advice:
     write_json(args.out / 'reach.json', report.as_dict(advice), indent=1)
     draw(advice, args.out / 'reach.png')
     print(f'written: {args.out / "reach.json"}, {args.out / "reach.png"}')
-    return advice
 
 
 def read_setting(args: argparse.Namespace) -> Setting:
@@ -223,6 +230,13 @@ def read_setting(args: argparse.Namespace) -> Setting:
     Raises:
         ConfigError: The config has no head with a pyramid of square priors, or no resizing.
     """
+    from gfl_det.engine.preflight.classes import class_names
+    from gfl_det.engine.reach.measure import LARGEST, PriorPyramid
+    from gfl_det.engine.reach.resizing import Resizing, resizing_of
+    from gfl_det.engine.reach.settings import DEFAULTS, assigner_of, head_of
+    from gfl_det.models.assigners import ATSSAssigner
+    from gfl_det.utils.config import datasets_of, load_config
+
     found: dict[str, Any] = dict(DEFAULTS)
     resizing, classes = Resizing(), None
     warnings: list[str] = []

@@ -1,28 +1,28 @@
-"""The command line of ``tools/swap_head.py``: what it reads, writes and prints."""
+"""The command line of ``gfl-det swap-head``: what it reads, writes and prints."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-
-from mmengine.config import Config
+from typing import TYPE_CHECKING
 
 from gfl_det.errors import ConfigError
-from gfl_det.swap.check import check_config
-from gfl_det.swap.head_config import HEADS
-from gfl_det.swap.swap import Swap, swap_head
-from gfl_det.swap.weights import carry_over, save_weights
-from gfl_det.utils.config import CONFIG_ENDINGS, load_config
+from gfl_det.utils.choices import SWAP_HEADS
+
+if TYPE_CHECKING:
+    from gfl_det.swap.swap import Swap
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description='Put a GFL head into the config of a detector.')
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description='Put a GFL head into the config of a detector.'
+    )
     parser.add_argument(
         'config', help='a file, the name of a shipped config, or mmdet::FOLDER/NAME.py'
     )
-    parser.add_argument('--head', choices=HEADS, default='GFLHead', help='the new head')
+    parser.add_argument('--head', choices=SWAP_HEADS, default='GFLHead', help='the new head')
     parser.add_argument(
         '--target',
         choices=['bbox_head', 'rpn_head'],
@@ -36,15 +36,27 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--check', action='store_true', help='build it, train one step, predict once, on noise'
     )
-    return parser.parse_args(argv)
+    return parser
 
 
-def swap_one(args: argparse.Namespace) -> None:
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
     """Swap the head of one config, write it, and say what was done.
 
     Raises:
         GFLDetError: See :func:`gfl_det.swap_head`, :func:`.check.check_config`.
     """
+    from mmengine.config import Config
+
+    from gfl_det.swap.swap import swap_head
+    from gfl_det.utils.config import CONFIG_ENDINGS, load_config
+
     out = args.out or Path(f'{Path(args.config).stem}_{args.head.lower()}.py')
     if out.suffix not in CONFIG_ENDINGS:
         raise ConfigError(f'--out {out} must end in one of {", ".join(CONFIG_ENDINGS)}.')
@@ -67,6 +79,8 @@ def swap_one(args: argparse.Namespace) -> None:
 
 
 def _carry_over(swap: Swap, checkpoint: str, path: Path) -> None:
+    from gfl_det.swap.weights import carry_over, save_weights
+
     transfer = carry_over(swap, checkpoint)
     save_weights(transfer, str(path))
     swap.config.load_from = str(path)
@@ -75,6 +89,8 @@ def _carry_over(swap: Swap, checkpoint: str, path: Path) -> None:
 
 
 def _check(swap: Swap) -> None:
+    from gfl_det.swap.check import check_config
+
     outcome = check_config(swap.config, swap.pyramid.side)
     losses = ', '.join(f'{name} {value:.4f}' for name, value in outcome.losses.items())
     print(f'one training step: {losses}')

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 
 from gfl_det.compat.ranges import RANGES
 from gfl_det.errors import GFLDetError, SetupError
+from gfl_det.utils.stack import modules_of
 
 DOCTOR = 'gfl_det.cli.doctor'
-DOCTOR_NAMES = ('gfl_det.doctor', DOCTOR)  # what is typed, and where it lies
+DOCTOR_NAMES = ('gfl_det.doctor', 'gfl_det.__main__', DOCTOR)  # what is typed, where it lies
+SCRIPT_NAMES = ('gfl-det', 'gfl-det.exe', 'gfl-det-script.py')
 LITE_LINE = 'pip install mmcv-lite==2.1.0'
 BUILD_LINE = (
     'pip uninstall -y mmcv-lite; pip install "setuptools<81" wheel ninja; '
@@ -94,17 +96,29 @@ FAILURES: tuple[tuple[str, str, str], ...] = (
 FAMILY = ('torch', 'mmengine', 'mmcv', 'mmdet', 'cv2', 'numpy', 'pycocotools', 'scipy', 'sklearn')
 
 
-def doctor_is_running() -> bool:
-    """Whether Python imports the package because ``python -m gfl_det.doctor`` was typed.
+def is_own_command() -> bool:
+    """Whether this process was started as ``gfl-det``, ``-m gfl_det`` or ``-m gfl_det.doctor``.
 
-    The doctor looks at what does not import, and ``-m`` imports the package around it first.
+    Python imports a package before anything in it. These commands answer a ``--help`` without
+    torch, or look at what does not import; they register the parts when the work begins. Nobody
+    else may skip that, so the process's own command line is asked: a user's program, or a spawned
+    worker of a data loader, was started by another. Python 3.9 does not keep the command line:
+    there help takes seconds, and the doctor needs an installation that imports.
     """
-    frame = sys._getframe(1)
-    while frame.f_back:
-        asked_for = frame.f_locals.get('mod_name')  # an argument of all that runs a module
-        if frame.f_globals.get('__name__') == 'runpy' and isinstance(asked_for, str):
-            return asked_for.startswith(DOCTOR_NAMES)
-        frame = frame.f_back
+    words = iter(getattr(sys, 'orig_argv', ())[1:])
+    for word in words:
+        if not word.startswith('-'):
+            return re.split(r'[/\\]', word)[-1] in SCRIPT_NAMES
+        if word.startswith('--') or word == '-':
+            continue
+        option = re.search('[cmWX]', word)  # those that take a value, joined or as the next word
+        if option is None:
+            continue
+        value = word[option.end() :] or next(words, '')
+        if option[0] == 'm':
+            return value == 'gfl_det' or value.startswith(DOCTOR_NAMES)
+        if option[0] == 'c':
+            return False
     return False
 
 
@@ -153,18 +167,17 @@ def explain(error: BaseException) -> SetupError | None:
     )
     return SetupError(
         f'The package {culprit} does not import ({type(error).__name__}: {text[:300]}): '
-        f'run `{line}`, and `python -m {DOCTOR}` to see all versions.'
+        f'run `{line}`, and `python -m {DOCTOR_NAMES[0]}` to see all versions.'
     )
 
 
 def _culprit(error: BaseException) -> str | None:
     """Name the package of the family that an error was raised in, or what could not be found."""
-    trace, found = error.__traceback__, None
-    while trace is not None:
-        top = str(trace.tb_frame.f_globals.get('__name__', '')).partition('.')[0]
+    found = None
+    for module in modules_of(error):
+        top = module.partition('.')[0]
         if top in (*FAMILY, 'gfl_det'):
             found = top
-        trace = trace.tb_next
     name = (getattr(error, 'name', None) or '').partition('.')[0]
     if found == 'gfl_det':
         return name if name in FAMILY else None

@@ -13,6 +13,7 @@ from mmengine.utils import digit_version
 
 from gfl_det.compat import ops
 from gfl_det.errors import SetupError
+from gfl_det.utils.stack import importing_module
 
 # The versions whose numbers were compared with pycocotools'; setup.py asks for the same.
 FASTER_COCO_EVAL = 'faster-coco-eval>=1.6.5,<1.9'
@@ -37,7 +38,7 @@ class PkgResourcesGuard:
         Raises:
             MissingPackageError: mmengine is what imports ``pkg_resources``.
         """
-        if name == 'pkg_resources' and _importer().split('.')[0] == 'mmengine':
+        if name == 'pkg_resources' and importing_module(__name__).split('.')[0] == 'mmengine':
             raise MissingPackageError(
                 'mmengine needs pkg_resources to find configs of another package, such as those '
                 'of "mmdet::", and this setuptools lacks it: run `pip install "setuptools<81"`.',
@@ -74,14 +75,3 @@ def has_faster_coco_eval() -> bool:
     except metadata.PackageNotFoundError:
         return False
     return digit_version(oldest) <= installed < digit_version(newer)
-
-
-def _importer() -> str:
-    """Name of the module whose import statement is being carried out."""
-    frame = sys._getframe(1)
-    while frame.f_back and frame.f_globals.get('__name__', '') in (
-        __name__,
-        'importlib._bootstrap',
-    ):
-        frame = frame.f_back
-    return str(frame.f_globals.get('__name__', ''))

@@ -24,13 +24,13 @@ from gfl_det.engine.training.checkpoints import Choice, choose_checkpoint, newes
 from gfl_det.engine.training.loop import EpochTrainLoop
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.models.heads import GFLHead
+from gfl_det.utils.choices import BACKENDS
 from gfl_det.utils.config import Node, datasets_of, metrics_of, walk
 
 SCRATCH_NOTE = (
     'training from random weights: without ImageNet it takes a schedule several times as long to '
     'reach the same AP (He et al., "Rethinking ImageNet Pre-training", 2019)'
 )
-GUARDS = ('stop', 'skip', 'off')
 # Who says how many processes there are, by launcher, before they have met.
 PROCESS_COUNTS = {
     'pytorch': 'WORLD_SIZE',
@@ -39,7 +39,6 @@ PROCESS_COUNTS = {
 }
 # Heads whose results hold distributions on request.
 HEADS = ('gfl_det.GFLHead', 'gfl_det.GFLv2Head', 'gfl_det.LDHead')
-BACKENDS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend'}
 
 
 def set_work_dir(cfg: Config, given: str | None, config_name: str) -> None:

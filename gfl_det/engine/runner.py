@@ -57,7 +57,7 @@ def _join_processes(cfg: Config) -> None:
     if 'RANK' not in os.environ:
         raise SetupError(
             '--launcher pytorch needs the variables that torchrun sets: start with '
-            'tools/dist_train.sh CONFIG GPUS, or tools/dist_test.sh CONFIG CHECKPOINT GPUS.'
+            '`torchrun --nproc_per_node GPUS -m gfl_det train CONFIG --launcher pytorch`.'
         )
     if get_device() != 'cpu':
         return

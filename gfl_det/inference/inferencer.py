@@ -18,9 +18,10 @@ from torch import Tensor
 
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.loading import load_detector
-from gfl_det.inference.optimize import DTYPES, optimize_for_inference
+from gfl_det.inference.optimize import optimize_for_inference
 from gfl_det.inference.sources import Item
 from gfl_det.inference.stream import ImageDetector, PreparedImage, check_share
+from gfl_det.utils.choices import DTYPES
 
 
 class GFLInferencer(ImageDetector):
@@ -39,8 +40,8 @@ class GFLInferencer(ImageDetector):
         score_thr: least score, before calibration, in [0, 1]; None: that of the config.
         level: share of true edges that intervals are meant to hold; None: that of the config, if it
             has one, or no intervals.
-        calibrator: file of ``tools/calibrate.py`` for scores; None: that of the config, if any.
-        intervals: file of ``tools/intervals.py`` for intervals; None: that of the config, if any.
+        calibrator: file of ``gfl-det calibrate`` for scores; None: that of the config, if any.
+        intervals: file of ``gfl-det intervals`` for intervals; None: that of the config, if any.
         distributions: keep ``edge_logits``, ``bin_widths`` and ``prior_centres`` in results.
         optimize: ``float32``, ``bfloat16`` or ``float16``: run the copy that
             :func:`.optimize_for_inference` makes.

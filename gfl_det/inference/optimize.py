@@ -103,9 +103,6 @@ def _follows(parent: nn.Module) -> bool:
     return 'norm' in order and order.index('norm') == order.index('conv') + 1
 
 
-DTYPES = ('float32', 'bfloat16', 'float16')  # that detectors can be run in
-
-
 def optimize_model(runner: Runner, dtype: str) -> None:
     """Put the faster copy of :func:`gfl_det.optimize_for_inference` in place of a runner's model.
 

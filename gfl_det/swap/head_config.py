@@ -16,7 +16,6 @@ from gfl_det.swap.changes import Change, plain, type_name
 from gfl_det.swap.pyramid import Pyramid
 
 HeadName = Literal['GFLHead', 'GFLv2Head']
-HEADS = ('GFLHead', 'GFLv2Head')
 TOWER = 4  # convolutions of each of the paper's two towers
 
 

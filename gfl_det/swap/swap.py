@@ -10,7 +10,6 @@ from mmengine.config import Config
 from gfl_det.errors import ConfigError, NotSwappableError
 from gfl_det.swap.changes import Change, differences, format_changes, plain, type_name
 from gfl_det.swap.head_config import (
-    HEADS,
     TOWER,
     HeadName,
     count_classes,
@@ -21,6 +20,7 @@ from gfl_det.swap.head_config import (
     train_config,
 )
 from gfl_det.swap.pyramid import Pyramid, Target, check_target, read_pyramid
+from gfl_det.utils.choices import SWAP_HEADS
 
 SAMPLES = 'ATSS assigns by the statistics of IoU, and every prior counts: there is no sampler'
 
@@ -66,8 +66,8 @@ def swap_head(
         NotSwappableError: the detector's head cannot give way by nature; one sentence says why.
         ConfigError: the config has no such head, does not build, or does not say its classes.
     """
-    if head not in HEADS:
-        raise ConfigError(f'head is one of {", ".join(HEADS)}, not {head!r}.')
+    if head not in SWAP_HEADS:
+        raise ConfigError(f'head is one of {", ".join(SWAP_HEADS)}, not {head!r}.')
     if not cfg.get('model'):
         raise ConfigError('The config has no model, so there is no head to swap.')
     cfg = copy.deepcopy(cfg)

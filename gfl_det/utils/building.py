@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from gfl_det.errors import SetupError
-from gfl_det.utils.console import few
+from gfl_det.utils.stack import calls_of, place_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 BUILDER = 'build_from_cfg'  # mmengine's function that calls the type of a part with its settings
 # What constructors raise at settings that they cannot use.
@@ -18,19 +19,15 @@ def building_fault(error: BaseException) -> str | None:
     """Say which part of a config could not be built, and from what.
 
     Args:
-        error: What came out of a tool.
+        error: What came out of a command.
 
     Returns:
         One sentence; None where no part was being built.
     """
-    parts = []
-    last = trace = error.__traceback__
-    while trace is not None:
-        last = trace
-        if trace.tb_frame.f_code.co_name == BUILDER:
-            parts.append(trace.tb_frame.f_locals)
-        trace = trace.tb_next
-    if not parts or last is None:
+    from gfl_det.utils.console import few
+
+    parts = calls_of(error, BUILDER)
+    if not parts:
         return None
     reason = str(error.args[0] if error.args else '').partition('\n')[0].partition('. ')[0]
     kind = parts[-1].get('obj_cls')
@@ -39,7 +36,7 @@ def building_fault(error: BaseException) -> str | None:
     settings = few([f'{key}={value!r}' for key, value in _plain(parts[-1].get('args')).items()])
     cure = f'correct its settings ({settings})' if settings else 'correct its settings'
     name = getattr(kind, '__name__', str(kind))
-    where = f'{last.tb_frame.f_code.co_filename}:{last.tb_lineno}'  # the fault may be a class's own
+    where = place_of(error)  # the fault may be one of a class of the user's own
     return (
         f'{name} of the config cannot be built ({type(error).__name__}: {reason}; at {where}): '
         f'{cure}.'
@@ -57,7 +54,7 @@ def move(model: nn.Module, device: str) -> nn.Module:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition('\n')[0].rstrip('.')
         raise SetupError(
-            f'The device {device!r} cannot be used ({reason}): take cpu, or see tools/doctor.py.'
+            f'The device {device!r} cannot be used ({reason}): take cpu, or see `gfl-det doctor`.'
         ) from error
 
 

@@ -1,4 +1,7 @@
-"""The shipped configs by name, for Python and for mmengine's ``gfl_det::`` prefix."""
+"""Configs: found by name, read, checked for their shape, overridden, and walked through.
+
+The shipped ones are also found by mmengine, under the prefix ``gfl_det::``.
+"""
 
 from __future__ import annotations
 
@@ -22,57 +25,38 @@ CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 # An installed package carries its configs; a source tree has them beside the package.
 CONFIG_FOLDERS = (PACKAGE_FOLDER / '.mim' / 'configs' / 'gfl', PACKAGE_FOLDER.parent / 'configs')
+Node = dict[str, Any]
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+SPLITS = ('train', 'val', 'test')
+PATH_KEYS = ('data_root', 'ann_file')
+RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters)  # may be added to any config
 
 
-def register_package() -> None:
-    """Make mmengine resolve ``gfl_det::gfl/NAME.py`` in ``_base_`` and ``mmengine.hub``.
-
-    mmengine looks for the configs in the folder of the table's entry: beside the metadata of the
-    distribution of that name, where an editable install has no configs, or else in the folder of
-    the module of that name. A module at the top of the package leads to the one that was imported,
-    however it was installed.
-    """
-    MODULE2PACKAGE.setdefault('gfl_det', 'gfl_det.version')
-
-
-def config_folder() -> Path:
-    """Return the folder that holds the shipped configs.
-
-    Raises:
-        SetupError: The installation carries no configs.
-    """
-    for folder in CONFIG_FOLDERS:
-        if any(folder.glob('gfl_*.py')):
-            return folder
-    raise SetupError(
-        f'{CONFIG_FOLDERS[0]} has no configs: install gfl_det again with "pip install".'
-    )
-
-
-def config_names() -> list[str]:
-    """Return the names that `get_config` knows, sorted."""
-    return sorted(path.stem for path in config_folder().glob('*.py'))
-
-
-def get_config(name: str) -> Config:
-    """Load a shipped config.
+def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
+    """Load a config and merge ``--cfg-options``.
 
     Args:
-        name: The file's name, with or without ``.py``: ``gfl_r50_fpn_1x_coco``.
-
-    Returns:
-        The config with its bases merged, ready for mmengine's ``Runner.from_cfg``.
+        name: A file, the name of a shipped config, or ``PACKAGE::FOLDER/NAME.py`` for the config of
+            an installed package, such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
+        settings: What ``--cfg-options`` says.
 
     Raises:
-        ConfigError: No config has this name; the message lists those there are.
+        ConfigError: There is no such config (the nearest names are given), or it cannot be read.
     """
-    names = config_names()
-    stem = name.removesuffix('.py')
-    if stem not in names:
-        nearest = difflib.get_close_matches(stem, names, n=1)
-        hint = f' (did you mean "{nearest[0]}"?)' if nearest else ''
-        raise ConfigError(f'No config is named "{name}"{hint}; there are: {", ".join(names)}.')
-    return Config.fromfile(config_folder() / f'{stem}.py')
+    try:
+        cfg = read_config(name)
+    except GFLDetError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f'{name} is not valid Python: {error}.') from error
+    except SystemExit as error:  # or the tool would end here, and well
+        raise ConfigError(f'{name} ends the program: take the call of exit out of it.') from error
+    except Exception as error:  # a config is a program: anything may go wrong in it
+        raise ConfigError(f'{name} cannot be read: {type(error).__name__}: {error}.') from error
+    check_shape(cfg, name)
+    for warning in override(cfg, settings or {}):
+        print(f'warning: {warning}', file=sys.stderr)
+    return cfg
 
 
 def read_config(name: str) -> Config:
@@ -119,65 +103,55 @@ def _config_path(name: str) -> str:
     raise ConfigError(f'There is no config {name}; {hint}.')
 
 
-Node = dict[str, Any]
+def get_config(name: str) -> Config:
+    """Load a shipped config.
+
+    Args:
+        name: The file's name, with or without ``.py``: ``gfl_r50_fpn_1x_coco``.
+
+    Returns:
+        The config with its bases merged, ready for mmengine's ``Runner.from_cfg``.
+
+    Raises:
+        ConfigError: No config has this name; the message lists those there are.
+    """
+    names = config_names()
+    stem = name.removesuffix('.py')
+    if stem not in names:
+        nearest = difflib.get_close_matches(stem, names, n=1)
+        hint = f' (did you mean "{nearest[0]}"?)' if nearest else ''
+        raise ConfigError(f'No config is named "{name}"{hint}; there are: {", ".join(names)}.')
+    return Config.fromfile(config_folder() / f'{stem}.py')
 
 
-def walk(value: Any, path: str) -> Iterator[tuple[str, Node]]:
-    """Yield each dict below a value together with its dotted path, the outer ones first."""
-    if isinstance(value, dict):
-        yield path, value
-        for key, item in value.items():
-            yield from walk(item, f'{path}.{key}')
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from walk(item, f'{path}.{index}')
+def config_names() -> list[str]:
+    """Return the names that `get_config` knows, sorted."""
+    return sorted(path.stem for path in config_folder().glob('*.py'))
 
 
-def datasets_of(cfg: Config | Node, split: str) -> list[Node]:
-    """Return the data sets of a split without the wrappers (repeat, concat) around them."""
+def config_folder() -> Path:
+    """Return the folder that holds the shipped configs.
 
-    def unwrap(dataset: Node) -> Iterator[Node]:
-        inner = dataset.get('datasets') or [dataset.get('dataset')]
-        if inner == [None]:
-            yield dataset
-        for wrapped in inner:
-            if isinstance(wrapped, dict):
-                yield from unwrap(wrapped)
-
-    loader = cfg.get(f'{split}_dataloader') or {}
-    return list(unwrap(loader['dataset'])) if 'dataset' in loader else []
-
-
-def metrics_of(cfg: Config, split: str) -> list[Node]:
-    """Return the metrics of a split, whether the config holds one or a list."""
-    evaluator = cfg.get(f'{split}_evaluator') or []
-    return [evaluator] if isinstance(evaluator, dict) else list(evaluator)
+    Raises:
+        SetupError: The installation carries no configs.
+    """
+    for folder in CONFIG_FOLDERS:
+        if any(folder.glob('gfl_*.py')):
+            return folder
+    raise SetupError(
+        f'{CONFIG_FOLDERS[0]} has no configs: install gfl_det again with "pip install".'
+    )
 
 
-def annotation_path(dataset: Node) -> str | None:
-    """Return where a data set will look for its annotation file; None if it has none."""
-    name = dataset.get('ann_file')
-    return join_root(dataset.get('data_root'), name) if name else None
+def register_package() -> None:
+    """Make mmengine resolve ``gfl_det::gfl/NAME.py`` in ``_base_`` and ``mmengine.hub``.
 
-
-def image_folder(dataset: Node) -> str | None:
-    """Return where a data set will look for its images; None if it does not say."""
-    prefix = dataset.get('data_prefix') or {}
-    folder = prefix.get('img', prefix.get('img_path'))
-    return join_root(dataset.get('data_root'), folder) if folder is not None else None
-
-
-def join_root(root: str | None, path: str) -> str:
-    """Join as mmengine's data sets do: an absolute path or an address stands alone."""
-    return path if not root or os.path.isabs(path) or is_remote(path) else os.path.join(root, path)
-
-
-def is_remote(path: str) -> bool:
-    """Tell storage addresses such as ``s3://`` from files."""
-    return '://' in path
-
-
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    mmengine looks for the configs in the folder of the table's entry: beside the metadata of the
+    distribution of that name, where an editable install has no configs, or else in the folder of
+    the module of that name. A module at the top of the package leads to the one that was imported,
+    however it was installed.
+    """
+    MODULE2PACKAGE.setdefault('gfl_det', 'gfl_det.version')
 
 
 def check_shape(cfg: Config, name: str) -> None:
@@ -211,11 +185,6 @@ def check_model(cfg: Config) -> None:
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename or "The config"} has no model: add model=dict(type=...).')
-
-
-SPLITS = ('train', 'val', 'test')
-PATH_KEYS = ('data_root', 'ann_file')
-RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters)  # may be added to any config
 
 
 def override(cfg: Config, settings: dict[str, Any]) -> list[str]:
@@ -292,28 +261,56 @@ def _is_below(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip('/') + '/')
 
 
-def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
-    """Load a config and merge ``--cfg-options``.
+def walk(value: Any, path: str) -> Iterator[tuple[str, Node]]:
+    """Yield each dict below a value together with its dotted path, the outer ones first."""
+    if isinstance(value, dict):
+        yield path, value
+        for key, item in value.items():
+            yield from walk(item, f'{path}.{key}')
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from walk(item, f'{path}.{index}')
 
-    Args:
-        name: A file, the name of a shipped config, or ``PACKAGE::FOLDER/NAME.py`` for the config of
-            an installed package, such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
-        settings: What ``--cfg-options`` says.
 
-    Raises:
-        ConfigError: There is no such config (the nearest names are given), or it cannot be read.
-    """
-    try:
-        cfg = read_config(name)
-    except GFLDetError:
-        raise
-    except SyntaxError as error:
-        raise ConfigError(f'{name} is not valid Python: {error}.') from error
-    except SystemExit as error:  # or the tool would end here, and well
-        raise ConfigError(f'{name} ends the program: take the call of exit out of it.') from error
-    except Exception as error:  # a config is a program: anything may go wrong in it
-        raise ConfigError(f'{name} cannot be read: {type(error).__name__}: {error}.') from error
-    check_shape(cfg, name)
-    for warning in override(cfg, settings or {}):
-        print(f'warning: {warning}', file=sys.stderr)
-    return cfg
+def datasets_of(cfg: Config | Node, split: str) -> list[Node]:
+    """Return the data sets of a split without the wrappers (repeat, concat) around them."""
+
+    def unwrap(dataset: Node) -> Iterator[Node]:
+        inner = dataset.get('datasets') or [dataset.get('dataset')]
+        if inner == [None]:
+            yield dataset
+        for wrapped in inner:
+            if isinstance(wrapped, dict):
+                yield from unwrap(wrapped)
+
+    loader = cfg.get(f'{split}_dataloader') or {}
+    return list(unwrap(loader['dataset'])) if 'dataset' in loader else []
+
+
+def metrics_of(cfg: Config, split: str) -> list[Node]:
+    """Return the metrics of a split, whether the config holds one or a list."""
+    evaluator = cfg.get(f'{split}_evaluator') or []
+    return [evaluator] if isinstance(evaluator, dict) else list(evaluator)
+
+
+def annotation_path(dataset: Node) -> str | None:
+    """Return where a data set will look for its annotation file; None if it has none."""
+    name = dataset.get('ann_file')
+    return join_root(dataset.get('data_root'), name) if name else None
+
+
+def image_folder(dataset: Node) -> str | None:
+    """Return where a data set will look for its images; None if it does not say."""
+    prefix = dataset.get('data_prefix') or {}
+    folder = prefix.get('img', prefix.get('img_path'))
+    return join_root(dataset.get('data_root'), folder) if folder is not None else None
+
+
+def join_root(root: str | None, path: str) -> str:
+    """Join as mmengine's data sets do: an absolute path or an address stands alone."""
+    return path if not root or os.path.isabs(path) or is_remote(path) else os.path.join(root, path)
+
+
+def is_remote(path: str) -> bool:
+    """Tell storage addresses such as ``s3://`` from files."""
+    return '://' in path

@@ -1,6 +1,7 @@
-"""Tables for people: with colours and lines in a terminal, aligned text anywhere else.
+"""Text for people: printable characters, tables, and how far the work is.
 
-Nothing but Python's own library is needed; rich is used where it is installed.
+A terminal gets colours, lines and live bars by rich; a file or a pipe gets aligned text, and a line
+of progress now and then.
 """
 
 from __future__ import annotations
@@ -21,8 +22,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
 
 MAX_NAMED = 8
+MAX_CELL = 1000  # characters
+LINE_SECONDS = 10.0  # between plain lines of progress
+COLOURS = {
+    'ok': 'green',
+    'note': 'cyan',
+    'warning': 'yellow',
+    'problem': 'red',
+    'error': 'bold red',
+}
 
 
 def printable(text: str) -> str:
@@ -42,17 +54,6 @@ def _escape(character: str) -> str:
     return character.encode('unicode_escape').decode()
 
 
-MAX_CELL = 1000  # characters
-
-COLOURS = {
-    'ok': 'green',
-    'note': 'cyan',
-    'warning': 'yellow',
-    'problem': 'red',
-    'error': 'bold red',
-}
-
-
 def print_table(
     title: str,
     columns: Sequence[str],
@@ -69,7 +70,9 @@ def print_table(
     """
     out = stream or sys.stdout
     cells = [[cut(printable(str(cell))) for cell in row] for row in rows]
-    if not (out.isatty() and _print_rich(title, columns, cells, out)):
+    if out.isatty():
+        _print_rich(title, columns, cells, out)
+    else:
         print(format_table(title, columns, cells), file=out)
 
 
@@ -91,23 +94,13 @@ def format_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 def _print_rich(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO
-) -> bool:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        return False
+) -> None:
     table = Table(*columns, title=title or None, title_justify='left')
     for row in rows:
         colour = next((COLOURS[cell] for cell in row if cell in COLOURS), '')
         # Text, since what stands in square brackets would be taken for markup.
         table.add_row(*(Text(cell, style=colour if cell in COLOURS else '') for cell in row))
     Console(file=out).print(table)
-    return True
-
-
-LINE_SECONDS = 10.0  # between plain lines
 
 
 class Progress:

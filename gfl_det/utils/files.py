@@ -1,8 +1,10 @@
-"""Files that tools write: one sentence where that fails, before the work where possible."""
+"""Files written whole: after a crash, a kill or a full disk the old content is there, or the new.
+
+What cannot be written is told in one sentence, before the work where possible.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -15,13 +17,19 @@ from pathlib import Path
 from typing import Any, Union
 from uuid import uuid4
 
-from mmengine.fileio import LocalBackend, register_backend
-
 from gfl_det.errors import CheckpointError, DataError
+
+PART_ENDING = '.part'  # no checkpoint: no pattern of checkpoints ends with it
+PART_NAME = 40  # characters of the file's name in its part's: names may be as long as allowed
+SUM_ENDING = '.sha256'
+BLOCK_BYTES = 1 << 20
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+AnyPath = Union[str, os.PathLike[str]]
 
 
 @contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def writing(path: AnyPath) -> Iterator[Path]:
     """Make a file's folder, to write the file then.
 
     Raises:
@@ -36,7 +44,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise DataError(f'{path} cannot be written ({reason}): name another file.') from error
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
+def check_writable(path: AnyPath) -> None:
     """Refuse what could not be written after the work; the file's folder is made.
 
     Raises:
@@ -49,7 +57,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def make_folder(folder: str | os.PathLike[str]) -> Path:
+def make_folder(folder: AnyPath) -> Path:
     """Make a folder for files, with those that it lies in.
 
     Raises:
@@ -66,36 +74,22 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
     return target
 
 
-def write_text(path: str | os.PathLike[str], content: str) -> None:
+def write_text(path: AnyPath, content: str) -> None:
     """Write text so that whoever opens the file finds the old content or the new one, whole.
 
-    It is written beside the file, flushed to the disk and renamed; the file's folder is made. In
-    place is written what cannot be replaced: a device, a pipe, a file in a folder that is not
-    writable.
+    The file's folder is made. In place is written what cannot be replaced: a device, a pipe, a file
+    in a folder that is not writable.
 
     Raises:
         DataError: the file or its folder cannot be written; what is replaced is still there.
     """
     with writing(path) as named:
-        target = Path(os.path.realpath(named))  # a link stays a link
-        there = target.exists()
-        if there and not (target.is_file() and os.access(target.parent, os.W_OK)):
-            target.write_text(content, encoding='utf-8')
-            return
-        part = target.with_name(f'{target.name[:40]}.{uuid4().hex[:8]}.part')
-        try:
-            with open(part, 'x', encoding='utf-8') as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if there:
-                shutil.copymode(target, part)
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        target = Path(os.path.realpath(named))
+        is_fixed = target.exists() and not os.access(target.parent, os.W_OK)
+        _replace(target, content.encode('utf-8'), in_place=is_fixed)
 
 
-def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = None) -> None:
+def write_json(path: AnyPath, content: Any, indent: int | None = None) -> None:
     """Write plain values as JSON that every reader accepts, whole as :func:`write_text` does.
 
     JSON has no word for NaN and infinity: they are written as null.
@@ -119,16 +113,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-PART_ENDING = '.part'  # no checkpoint: no pattern of checkpoints ends with it
-SUM_ENDING = '.sha256'
-BLOCK_BYTES = 1 << 20
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
-AnyPath = Union[str, Path]
-
-
 def write_whole(path: AnyPath, content: bytes, checksum: bool = False) -> None:
-    """Write a file so that no crash, full disk or kill leaves a part of it under its name.
+    """Write a file that must not be lost, such as a checkpoint: whole, and never in place.
 
     Args:
         path: The file; what it held before stays until the new content is on the disk.
@@ -138,18 +124,10 @@ def write_whole(path: AnyPath, content: bytes, checksum: bool = False) -> None:
     Raises:
         CheckpointError: It cannot be written; what it held before is still there.
     """
-    path = Path(path)
-    with _explained(path, len(content)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = _write_part(path, content)
-        try:
-            if checksum:
-                _replace_summed(part, path, hashlib.sha256(content).hexdigest())
-            else:
-                _sum_path(path).unlink(missing_ok=True)  # of the old content
-                _settle(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    target = Path(os.path.realpath(path))
+    with _explained(Path(path), len(content)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace(target, content, checksum)
 
 
 def is_intact(path: AnyPath) -> bool | None:
@@ -186,28 +164,29 @@ def clear_parts(folder: AnyPath) -> list[Path]:
     return parts
 
 
-class WholeFileBackend(LocalBackend):
-    """mmengine's backend for local files, writing by :func:`write_whole` with a checksum."""
+def _replace(target: Path, content: bytes, checksum: bool = False, in_place: bool = False) -> None:
+    """Put content in the place of a file's: write it beside, flush it to the disk, rename.
 
-    NAME = 'gfl_det.whole_file'
+    Args:
+        target: The file itself, so that a link to it stays one; devices and pipes are written to.
+        content: All of it.
+        checksum: Leave its SHA-256 beside it; otherwise none, not even that of the old content.
+        in_place: Overwrite the file, where no other can be made beside it.
+    """
+    if in_place or (target.exists() and not target.is_file()):
+        target.write_bytes(content)
+        return
+    with _flushed_part(target, content) as part:
+        if checksum:
+            _settle_summed(part, target, hashlib.sha256(content).hexdigest())
+        else:
+            if os.path.exists(_sum_path(target)):
+                _sum_path(target).unlink(missing_ok=True)
+            _settle(part, target)
 
-    def put(self, obj: bytes, filepath: AnyPath) -> None:
-        """Write bytes to a file and their checksum beside it."""
-        write_whole(filepath, obj, checksum=True)
 
-    def put_text(self, obj: str, filepath: AnyPath, encoding: str = 'utf-8') -> None:
-        """Write text to a file and its checksum beside it."""
-        self.put(obj.encode(encoding), filepath)
-
-    def remove(self, filepath: AnyPath) -> None:
-        """Remove a file and its checksum."""
-        remove_whole(filepath)
-
-
-register_backend(WholeFileBackend.NAME, WholeFileBackend, force=True)
-
-
-def _replace_summed(part: Path, path: Path, new: str) -> None:
+def _settle_summed(part: Path, path: Path, new: str) -> None:
+    """Rename while the sums of both contents lie beside: each of them is then known to be whole."""
     old = _sums(path) if path.exists() else []
     unsummed = path.exists() and not old  # beside the new sum alone it would look damaged
     if not unsummed:
@@ -218,20 +197,13 @@ def _replace_summed(part: Path, path: Path, new: str) -> None:
 
 
 def _write_sums(path: Path, sums: list[str]) -> None:
-    target = _sum_path(path)
-    part = _write_part(target, _sum_text(path, sums))
-    try:
-        _settle(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    text = ''.join(f'{each}  {path.name}\n' for each in dict.fromkeys(sums))
+    with _flushed_part(_sum_path(path), text.encode()) as part:
+        _settle(part, _sum_path(path))
 
 
 def _sum_path(path: Path) -> Path:
     return path.with_name(path.name + SUM_ENDING)
-
-
-def _sum_text(path: Path, sums: list[str]) -> bytes:
-    return ''.join(f'{each}  {path.name}\n' for each in dict.fromkeys(sums)).encode()
 
 
 def _sums(path: Path) -> list[str]:
@@ -242,17 +214,20 @@ def _sums(path: Path) -> list[str]:
     return [line.split()[0] for line in lines if line.strip()]
 
 
-def _write_part(path: Path, content: bytes) -> Path:
-    part = path.with_name(f'{path.name}.{os.getpid()}{PART_ENDING}')
+@contextmanager
+def _flushed_part(target: Path, content: bytes) -> Iterator[Path]:
+    """Yield a file beside the target with the content on the disk and the target's permissions."""
+    part = target.with_name(f'{target.name[:PART_NAME]}.{uuid4().hex[:8]}{PART_ENDING}')
     try:
-        with open(part, 'wb') as file:
+        with open(part, 'xb') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+        if target.exists():
+            shutil.copymode(target, part)
+        yield part
+    finally:
         part.unlink(missing_ok=True)
-        raise
-    return part
 
 
 def _settle(part: Path, path: Path) -> None:
@@ -265,7 +240,7 @@ def _settle(part: Path, path: Path) -> None:
         os.close(folder)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _explained(path: Path, size: int) -> Iterator[None]:
     """Say of a failed write what was written where, and what it would have needed."""
     try:

@@ -14,12 +14,12 @@ import numpy as np
 
 from gfl_det.errors import DataError
 from gfl_det.ops.intervals import SIDES
+from gfl_det.utils.choices import CHART_ENDINGS
 from gfl_det.visualization.edges import Boxes, EdgeBins, reach
 from gfl_det.visualization.palette import class_colours
 from gfl_det.visualization.picture import box_texts
 from gfl_det.visualization.soft import draw_soft_edges
 
-ENDINGS = ('.jpg', '.pdf', '.png', '.svg')
 DPI = 200  # of PNG and JPEG files
 FAINT = 0.02  # probabilities below it do not widen the part of the image that is shown
 PAGE, GRID, TEXT = 'white', '#d8dbe2', '#1d2129'
@@ -125,8 +125,8 @@ def save_figure(drawing: Any, path: Path) -> None:
     """
     import matplotlib
 
-    if path.suffix not in ENDINGS:
-        raise DataError(f'{path} must end in {", ".join(ENDINGS)}.')
+    if path.suffix not in CHART_ENDINGS:
+        raise DataError(f'{path} must end in {", ".join(CHART_ENDINGS)}.')
     # Type 42 embeds letters as letters; journals refuse matplotlib's type 3.
     with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.hashsalt': path.stem}):
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gfl_det.calibration.splits import Judged
-from gfl_det.cli.main import add_cfg_options
+from gfl_det.cli.arguments import add_cfg_options
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.detections import detections_from_coco, read_json, truths_from_coco
 from gfl_det.utils.config import load_config

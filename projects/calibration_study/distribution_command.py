@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gfl_det.cli.main import add_cfg_options
+from gfl_det.cli.arguments import add_cfg_options
 from gfl_det.errors import ConfigError
 from gfl_det.utils.config import load_config
 from gfl_det.utils.files import check_writable, write_json

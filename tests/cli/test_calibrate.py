@@ -22,9 +22,9 @@ from pycocotools.cocoeval import COCOeval
 
 from gfl_det import calibration
 from gfl_det.calibration.apply import check_class_names
-from gfl_det.cli import calibrate as command
 from gfl_det.engine.preflight.classes import check_calibrator
 from gfl_det.errors import DataError
+from gfl_det.evaluation import functional
 from gfl_det.visualization.report import calibration as report
 from projects.benchmark.detections import make_set
 from tests.helpers.edge_scenes import scene
@@ -146,8 +146,8 @@ def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
     run(monkeypatch, 'fit', path, '--truths', truths, '--results', results, *options)
     truths, results = write_set(tmp_path, 1)
     given = ['--truths', truths, '--results', results, '--out', str(out)]
-    counted = mock.Mock(wraps=command.evaluate_detections)
-    monkeypatch.setattr(command, 'evaluate_detections', counted)
+    counted = mock.Mock(wraps=functional.evaluate_detections)
+    monkeypatch.setattr(functional, 'evaluate_detections', counted)
     monkeypatch.setattr(report, 'evaluate_detections', counted, raising=False)
     run(monkeypatch, 'report', path, *given)
     assert counted.call_count == 2  # of large data sets it takes minutes

@@ -73,7 +73,7 @@ def test_options_without_what_they_are_of(words, sentence, capsys):
 def test_sizes_are_refused_before_anything_is_read(words, sentence):
     args = export.parse_arguments(['none', 'none.pth', '--out', 'x.onnx', *words.split()])
     with pytest.raises(ConfigError, match=sentence):
-        export.export(args)
+        export.run(args)
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(folder):
@@ -88,4 +88,4 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(folder
     ):
         args = export.parse_arguments(['none', 'none.pth', '--out', str(folder / name)])
         with pytest.raises(DataError, match=words):
-            export.export(args)
+            export.run(args)

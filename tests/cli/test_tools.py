@@ -17,6 +17,8 @@ from torch._utils import ExceptionWrapper
 
 import gfl_det
 from gfl_det.cli import main as cli
+from gfl_det.cli import test as testing
+from gfl_det.cli import train
 from gfl_det.engine import amp, config_edits, runner
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
 from gfl_det.utils.building import move
@@ -289,22 +291,22 @@ class TestCommandLine:
     def test_training(self, monkeypatch):
         monkeypatch.delenv('LOCAL_RANK', raising=False)
         words = 'c.py --work-dir w --resume --amp --auto-scale-lr --from-scratch --local-rank 3'
-        args = cli.parse_train_arguments([*words.split(), '--cfg-options', 'a.b=1', 'c=[x,y]'])
+        args = train.parse_arguments([*words.split(), '--cfg-options', 'a.b=1', 'c=[x,y]'])
         assert (args.config, args.work_dir, args.resume) == ('c.py', 'w', 'auto')
         assert args.amp
         assert args.scale_lr
         assert args.from_scratch
         assert args.cfg_options == {'a.b': 1, 'c': ['x', 'y']}
         assert os.environ['LOCAL_RANK'] == '3'
-        args = cli.parse_train_arguments(['c.py', '--no-scale-lr', '--loss-guard', 'skip'])
+        args = train.parse_arguments(['c.py', '--no-scale-lr', '--loss-guard', 'skip'])
         assert (args.scale_lr, args.loss_guard) == (False, 'skip')
-        args = cli.parse_train_arguments(['c.py', '--resume', 'x.pth', '--launcher', 'slurm'])
+        args = train.parse_arguments(['c.py', '--resume', 'x.pth', '--launcher', 'slurm'])
         assert (args.scale_lr, args.loss_guard) == (True, 'stop')
         assert (args.resume, args.launcher) == ('x.pth', 'slurm')
 
     def test_testing(self):
         words = 'c.py x.pth --show-dir d --out r.json --tta --classwise'
-        args = cli.parse_test_arguments(words.split())
+        args = testing.parse_arguments(words.split())
         assert (args.checkpoint, args.show_dir, args.out) == ('x.pth', 'd', 'r.json')
         assert args.tta
         assert args.classwise
@@ -312,7 +314,7 @@ class TestCommandLine:
 
     def test_an_option_without_a_value_is_a_usage_error(self, capsys):
         with pytest.raises(SystemExit) as caught:
-            cli.parse_train_arguments(['c.py', '--cfg-options', 'a=1', 'oops'])
+            train.parse_arguments(['c.py', '--cfg-options', 'a=1', 'oops'])
         assert caught.value.code == 2
         assert "'oops' is not of the form KEY=VALUE" in capsys.readouterr().err
 
@@ -354,7 +356,7 @@ class TestCommandLine:
 
     def test_torchruns_variables_are_asked_for(self, monkeypatch):
         monkeypatch.delenv('RANK', raising=False)
-        with pytest.raises(SetupError, match=r'tools/dist_train\.sh'):
+        with pytest.raises(SetupError, match=r'torchrun .* -m gfl_det train'):
             runner.build_runner(Config({}), 'pytorch')
 
 

@@ -678,17 +678,15 @@ class TestCommand:
         args = check_dataset.parse_arguments(
             [str(tmp_path / 'fixed.json'), '--images', str(pictures)]
         )
-        assert check_dataset.check(args) == 0
+        assert check_dataset.run(args) == 0
 
     def test_json_alone_on_standard_output(self, tmp_path, capsys):
         path = tmp_path / 'labels.json'
         path.write_text(json.dumps(change(sound(), 'annotations', 0, bbox=[1, 2, 0, 4])))
-        assert check_dataset.check(check_dataset.parse_arguments([str(path), '--json', '-'])) == 0
+        assert check_dataset.run(check_dataset.parse_arguments([str(path), '--json', '-'])) == 0
         assert json.loads(capsys.readouterr().out)[0]['findings'][0]['code'] == 'boxes.no_area'
         assert (
-            check_dataset.check(
-                check_dataset.parse_arguments([str(path), '--json', '-', '--strict'])
-            )
+            check_dataset.run(check_dataset.parse_arguments([str(path), '--json', '-', '--strict']))
             == 1
         )
 
@@ -702,14 +700,14 @@ class TestCommand:
         assert sources[0].folder == f'{tmp_path}/train/'
         args.fix = 'out.json'
         with pytest.raises(ConfigError, match=r'train, val .*--split'):
-            check_dataset.check(args)
+            check_dataset.run(args)
 
     @pytest.mark.parametrize('content', [None, '[1', '[1]'])
     def test_what_cannot_be_read_has_no_table(self, tmp_path, capsys, content):
         path = tmp_path / 'labels.json'
         if content is not None:
             path.write_text(content)
-        assert check_dataset.check(check_dataset.parse_arguments([str(path)])) == 1
+        assert check_dataset.run(check_dataset.parse_arguments([str(path)])) == 1
         said = capsys.readouterr()
         assert said.out == ''
         assert len(said.err.splitlines()) == 1
@@ -726,17 +724,17 @@ class TestCommand:
         for option in ('--json', '--fix'):
             args = check_dataset.parse_arguments([str(path), option, str(path / 'out.json')])
             with pytest.raises(DataError, match=r'out\.json cannot be written'):
-                check_dataset.check(args)
+                check_dataset.run(args)
         assert capsys.readouterr().out == ''
 
     def test_what_is_read_is_not_overwritten(self, tmp_path):
         path = tmp_path / 'labels.json'
         path.write_text(json.dumps(sound()))
         with pytest.raises(ConfigError, match='is the file that is read'):
-            check_dataset.check(check_dataset.parse_arguments([str(path), '--fix', str(path)]))
+            check_dataset.run(check_dataset.parse_arguments([str(path), '--fix', str(path)]))
         path.write_text('{')
         with pytest.raises(ConfigError, match='cannot be repaired'):
-            check_dataset.check(
+            check_dataset.run(
                 check_dataset.parse_arguments([str(path), '--fix', str(tmp_path / 'out')])
             )
 
@@ -770,7 +768,7 @@ class TestBeforeTraining:
         assert f'{path} cannot be trained on' in message
         assert 'width: 1 (id 2)' in message
         assert 'image_id is not among the images: 1 (id 11)' in message
-        assert f'tools/check_dataset.py {path} --fix OUT.json' in message
+        assert f'gfl-det check {path} --fix OUT.json' in message
 
     def test_boxes_that_are_only_dropped_do_not(self, tmp_path, cfg):
         path = tmp_path / 'annotations' / 'train.json'

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gfl_det.cli import weights
 from gfl_det.compat.checkpoint import load_file
-from gfl_det.engine.training import extract_weights
 from tests.helpers.kill_training import kill_training
 from tests.helpers.project import (
     ROOT,
@@ -92,9 +92,7 @@ class TestSigterm:
         found = {}
         for kind in ('averaged', 'trained'):
             out = whole / f'{kind}.pth'
-            extract_weights.command(
-                extract_weights.parse_arguments([str(best), str(out), '--kind', kind])
-            )
+            weights.run(weights.parse_arguments(['extract', str(best), str(out), '--kind', kind]))
             found[kind] = load_file(str(out))['state_dict']
             assert out.stat().st_size < best.stat().st_size / 2
         state = training_state(best)

@@ -18,7 +18,7 @@ from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
-from gfl_det.cli.replay import command, parse_arguments
+from gfl_det.cli.replay import parse_arguments, run
 from gfl_det.engine.hooks import LossGuardHook
 from gfl_det.engine.training import replay
 from gfl_det.engine.training.dumps import DumpedStep, read_dump, write_dump
@@ -284,7 +284,7 @@ class TestReplay:
             'gradient': None,
             '': 'backbone.layer1.0.conv1',
         }.get(spoil)
-        assert command(parse_arguments([str(path)])) == 0
+        assert run(parse_arguments([str(path)])) == 0
         assert 'images: 100, 101' in capsys.readouterr().out
 
     @pytest.mark.parametrize('spoil', ['image', ''])
@@ -306,7 +306,7 @@ class TestReplay:
         assert replay.same_losses(dump, result)
         assert any(key.startswith('unsup_loss') for key in result.losses)
         assert result.bad_inputs == (['unsup_student 1'] if spoil else [])
-        assert command(parse_arguments([str(path)])) == 0
+        assert run(parse_arguments([str(path)])) == 0
 
     def test_a_file_that_is_no_step(self, tmp_path):
         torch.save({'state_dict': {}}, tmp_path / 'a.pt')

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 import gfl_det
-from gfl_det.cli import main, show
+from gfl_det.cli import show, train
 from gfl_det.engine import config_edits
 from gfl_det.engine.hooks import SamplePicturesHook
 from gfl_det.errors import ConfigError, DataError, SetupError
@@ -246,9 +246,9 @@ class TestOptions:
             config_edits.log_to(gfl_det.get_config('gfl_r50_fpn_1x_coco'), ['wandb'])
 
     def test_command_line(self):
-        args = main.parse_train_arguments(['c.py', '--pictures', '--log-to', 'tensorboard'])
+        args = train.parse_arguments(['c.py', '--pictures', '--log-to', 'tensorboard'])
         assert (args.pictures, args.log_to) == (8, ['tensorboard'])
-        args = main.parse_train_arguments(['c.py'])
+        args = train.parse_arguments(['c.py'])
         assert (args.pictures, args.log_to) == (None, [])
 
 

@@ -491,7 +491,7 @@ def test_the_tool_writes_tables(checkpoint, images, folder, monkeypatch, capsys)
     pandas = pytest.importorskip('pandas', reason='the extra pandas is not installed')
     monkeypatch.chdir(folder)
     words = [str(checkpoint), 'images', '--out', 'table/found.csv', '--score-thr', '0.3']
-    infer.infer(infer.parse_arguments([*words, '--device', 'cpu']))
+    infer.run(infer.parse_arguments([*words, '--device', 'cpu']))
     table = pandas.read_csv('table/found.csv')
     assert table['source'].nunique() == 3
     assert {'left_low', 'bottom_entropy'} <= set(table.columns)

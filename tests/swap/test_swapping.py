@@ -317,7 +317,7 @@ def test_a_check_fetches_no_weights(name: str) -> None:
 
 
 def run(*words: str) -> None:
-    swap_head.swap_one(swap_head.parse_arguments([str(word) for word in words]))
+    swap_head.run(swap_head.parse_arguments([str(word) for word in words]))
 
 
 def test_command_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,7 +143,7 @@ class TestPayload:
 @pytest.fixture
 def server() -> Iterator[DemoServer]:
     demo = DemoServer(found_in, ('cat', 'dog'), ('127.0.0.1', 0), title='pets', limits=LIMITS)
-    thread = threading.Thread(target=demo.serve_forever, kwargs={'poll_interval': 0.01})
+    thread = threading.Thread(target=demo.serve_forever)
     thread.start()
     yield demo
     demo.shutdown()
@@ -182,8 +182,11 @@ class TestServer:
             assert response.headers['X-Content-Type-Options'] == 'nosniff'
             assert b'http://' not in content.replace(b'http://www.w3.org', b'')
             assert b'https://' not in content
-        for path in ('/server.py', '/../server.py', '/page/demo.js', '//etc/passwd', '/?x'):
-            assert ask(server, 'GET', path)[0].status == 404
+        for path in ('/server.py', '/../server.py', '/page/demo.js', '//etc/passwd', '/demo.js/'):
+            response, content = ask(server, 'GET', path)
+            assert response.status == 404
+            assert "default-src 'none'" in response.headers['Content-Security-Policy']
+            assert json.loads(content)['error']
         information = json.loads(ask(server, 'GET', '/info')[1])
         assert information['title'] == 'pets'
         assert information['max_bytes'] == 200_000
@@ -202,7 +205,7 @@ class TestServer:
         assert '0.06 megapixels' in answer['error']
         assert upload(server, picture(), Content_Type='image/png')[0] == 415
         assert ask(server, 'POST', '/other', b'x', Content_Type=UPLOAD_TYPE)[0].status == 404
-        assert ask(server, 'PUT', '/detect', b'x')[0].status == 501
+        assert ask(server, 'PUT', '/detect', b'x')[0].status == 405
         assert upload(server, picture())[0] == 200
 
     def test_a_large_upload_is_refused_unread(self, server):
@@ -210,8 +213,14 @@ class TestServer:
         status, answer = upload(server, b'', Content_Length=str(10**12))
         assert status == 413
         assert answer['error'] == 'This file is too large: send one of at most 0.191 MiB.'
-        for length in ('-5', 'many', '1e3', ''):
-            assert upload(server, b'', Content_Length=length)[0] == 411
+        for length in ('-5', 'many', '1e3', ''):  # no HTTP at all
+            response, _ = ask(
+                server, 'POST', '/detect', b'', Content_Type=UPLOAD_TYPE, Content_Length=length
+            )
+            assert response.status == 400
+        chunked = dict(Content_Type=UPLOAD_TYPE, Transfer_Encoding='chunked')
+        assert ask(server, 'POST', '/detect', b'0\r\n\r\n', **chunked)[0].status == 411
+        assert upload(server, picture())[0] == 200
 
     @pytest.mark.parametrize('host', ['evil.example', 'evil.example:80', '127.0.0.1', '', 'x:1:2'])
     def test_other_names_of_this_machine_are_refused(self, server, host):
@@ -226,7 +235,7 @@ class TestServer:
     def test_a_foreign_page_may_not_ask(self, server):
         # Browsers ask with OPTIONS before they send this content type for another site.
         response, _ = ask(server, 'OPTIONS', '/detect', Origin='http://evil.example')
-        assert response.status == 501
+        assert response.status == 405
         assert not [name for name in response.headers if name.startswith('Access-Control')]
 
     def test_a_fault_of_the_detector_is_told_and_survived(self, server, capfd):

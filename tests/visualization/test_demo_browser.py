@@ -48,7 +48,7 @@ def server() -> Iterator[DemoServer]:
         limits=UploadLimits(max_bytes=500_000),
         level=0.9,
     )
-    thread = threading.Thread(target=demo.serve_forever, kwargs={'poll_interval': 0.01})
+    thread = threading.Thread(target=demo.serve_forever)
     thread.start()
     yield demo
     demo.shutdown()

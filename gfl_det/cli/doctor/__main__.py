@@ -8,15 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gfl_det.cli.doctor.examine import examine
 from gfl_det.cli.doctor.installed import Check
-from gfl_det.utils.console import print_table
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Examine, print, and return the exit status: 0 where all is well, 1 where not."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
-        prog='python -m gfl_det.doctor',
+        prog=prog or 'python -m gfl_det.doctor',
         description='What is installed, whether it fits together, and the line that cures what '
         'does not. Exit status 1 if there is a problem.',
     )
@@ -24,7 +22,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--no-self-test', action='store_true', help='leave out building, training and predicting'
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m gfl_det.doctor``; return the exit status."""
+    return run(parse_arguments(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine, print, and return the exit status: 0 where all is well, 1 where not."""
+    from gfl_det.cli.doctor.examine import examine
+
     checks = examine(with_test=not args.no_self_test)
     text = json.dumps([check._asdict() for check in checks], indent=2)
     if args.json == '-':
@@ -42,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(checks: Sequence[Check]) -> None:
     """Print the table, then each line to type once."""
+    from gfl_det.utils.console import print_table
+
     print_table('', ('what', 'state', 'found'), [check[:3] for check in checks])
     problems = [check for check in checks if check.state == 'problem']
     if not problems:

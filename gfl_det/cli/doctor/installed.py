@@ -1,4 +1,8 @@
-"""What pip has installed, by its records: no package is imported."""
+"""What is installed and whether it fits: packages by pip's records, folders, shared memory.
+
+Nothing is imported but Python's own library. Run as a program, ``-m gfl_det.cli.doctor.installed
+FILE``, it imports the packages one after the other, and writes down which fails or crashes.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +24,6 @@ from gfl_det.compat.imports import LINES, SETUPTOOLS_LINE, explain
 from gfl_det.compat.ranges import RANGES
 
 State = Literal['ok', 'note', 'problem']
-
-
-class Check(NamedTuple):
-    """What was looked at and found."""
-
-    name: str
-    state: State
-    text: str  # what is there, or what is wrong
-    cure: str = ''  # the exact line to type
-
-
 OLDEST_PYTHON = (3, 9)
 # The distributions that may bring a module; the onedl forks keep the modules' names.
 DISTRIBUTIONS = {
@@ -45,6 +38,18 @@ DISTRIBUTIONS = {
     'mmdet': ('mmdet', 'onedl-mmdetection'),
 }
 FORK = 'onedl-'
+GIB = 2**30
+LITTLE_ROOM = 1 * GIB  # a training with a few checkpoints of GFL R50 takes as much
+LITTLE_SHARED_MEMORY = GIB // 4  # containers give 64 MiB, and workers then die with a bus error
+
+
+class Check(NamedTuple):
+    """What was looked at and found."""
+
+    name: str
+    state: State
+    text: str  # what is there, or what is wrong
+    cure: str = ''  # the exact line to type
 
 
 def check_installed() -> list[Check]:
@@ -108,37 +113,6 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def import_one(name: str) -> dict[str, str]:
-    """Import a package.
-
-    Returns:
-        Its version.
-
-    Raises:
-        SetupError: It does not import; the message says what it means.
-    """
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:
-        said = explain(error)
-        if said is None:
-            raise
-        raise said from error
-    return {'version': str(getattr(module, '__version__', ''))}
-
-
-def main() -> None:
-    """Take the steps."""
-    with Steps(sys.argv[1]) as steps:
-        for name in DISTRIBUTIONS:
-            steps.take(name, partial(import_one, name))
-
-
-GIB = 2**30
-LITTLE_ROOM = 1 * GIB  # a training with a few checkpoints of GFL R50 takes as much
-LITTLE_SHARED_MEMORY = GIB // 4  # containers give 64 MiB, and workers then die with a bus error
-
-
 def check_places() -> list[Check]:
     """Check the folders that the tools write to, and the memory that data workers share."""
     home = Path(os.environ.get('TORCH_HOME') or Path.home() / '.cache' / 'torch')
@@ -184,6 +158,32 @@ def check_place(name: str, folder: Path, cure: str) -> Check:
     if free < LITTLE_ROOM:
         return Check(name, 'problem', f'{text}: too little for checkpoints', cure)
     return Check(name, 'ok', text)
+
+
+def import_one(name: str) -> dict[str, str]:
+    """Import a package.
+
+    Returns:
+        Its version.
+
+    Raises:
+        SetupError: It does not import; the message says what it means.
+    """
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        said = explain(error)
+        if said is None:
+            raise
+        raise said from error
+    return {'version': str(getattr(module, '__version__', ''))}
+
+
+def main() -> None:
+    """Take the steps."""
+    with Steps(sys.argv[1]) as steps:
+        for name in DISTRIBUTIONS:
+            steps.take(name, partial(import_one, name))
 
 
 if __name__ == '__main__':

@@ -49,7 +49,7 @@ class AssignmentLogHook(Hook):
     ``clipped_edges``: of the positives' edges, those farther than the last bin, whose boxes come
     out too small; raise ``reg_max`` or add a coarser level. ``truths_without_positive``: of the
     gts, the unassigned ones, which train nothing; see ``with_best_prior`` of the assigner. Both in
-    [0, 1]; for advice before training: ``tools/suggest_reg_max.py``.
+    [0, 1]; for advice before training: ``gfl-det suggest-reg-max``.
 
     The counts stay on the device; they are read when mmengine's LoggerHook writes and no sooner. In
     the loss dict they would be read at every step, and logged for the last step alone.

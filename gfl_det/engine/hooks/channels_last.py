@@ -49,7 +49,7 @@ def lay_channels_last(model: BaseModel) -> None:
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Runs a detector with channels last in memory: ``tools/train.py --channels-last``."""
+    """Runs a detector with channels last in memory: ``gfl-det train --channels-last``."""
 
     def before_run(self, runner: Runner) -> None:
         """Lay out the model before its first step."""

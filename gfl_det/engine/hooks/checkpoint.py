@@ -14,11 +14,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from gfl_det.engine.training import random_state
-from gfl_det.engine.training.checkpoints import LAST_CHECKPOINT
+from gfl_det.engine.training.checkpoints import LAST_CHECKPOINT, WholeFileBackend
 from gfl_det.engine.training.loop import VALIDATED, EpochTrainLoop
 from gfl_det.errors import CheckpointError
 from gfl_det.registry import HOOKS
-from gfl_det.utils.files import WholeFileBackend, clear_parts, write_whole
+from gfl_det.utils.files import clear_parts, write_whole
 
 STATE = 'training_state'  # in the meta of a checkpoint
 STOPPED = 'stopped_iter_{}.pth'
@@ -39,7 +39,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     - Resuming from another model's checkpoint is an error; mmengine loads what happens to fit.
 
     With mmengine's ``EMAHook``, ``state_dict`` holds the averaged weights, which tests use, and
-    ``ema_state_dict`` the trained ones; ``tools/weights.py`` takes either out.
+    ``ema_state_dict`` the trained ones; ``gfl-det weights extract`` takes either out.
 
     Args:
         *args: mmengine's.

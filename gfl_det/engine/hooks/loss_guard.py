@@ -32,7 +32,7 @@ class LossGuardHook(Hook):
     It looks between the backward pass and the optimizer's step, by hooks that torch offers: one on
     the model's forward pass keeps the batch, one before the optimizer's step judges. Nothing is
     changed by a bad step: no weights, no state of the optimizer, and under ``'skip'`` no running
-    statistics either. What is needed to repeat the step goes to a file for ``tools/replay.py``.
+    statistics either. What is needed to repeat the step goes to a file for ``gfl-det replay``.
 
     Cost on a GPU: the host waits for one number a step, the norm of all gradients. mmengine waits
     for the same number when it clips gradients, which is then read from its log, and for each loss
@@ -205,7 +205,7 @@ class LossGuardHook(Hook):
             self.dumps.append(self._dump(step, reason, norm))
         except CheckpointError as error:
             return str(error).rstrip('.')
-        return f'{self.dumps[-1]} repeats it: tools/replay.py'
+        return f'{self.dumps[-1]} repeats it: gfl-det replay'
 
     def _dump(self, step: DumpedStep, reason: str, norm: float) -> Path:
         runner = self._runner

@@ -46,7 +46,7 @@ so that you have
   {root}/val2017/    5,000 images
 COCO lies elsewhere on this machine: add --cfg-options data_root=/path/to/coco
 Your own data, as COCO JSON: see "your own data" in README.md"""
-DIGITS_HELP = 'This data set is built, not downloaded: python tools/build_digits.py (or: make demo)'
+DIGITS_HELP = 'This data set is built, not downloaded: gfl-det digits'
 OWN_HELP = """\
 The data lies elsewhere: add --cfg-options data_root=/path/to/data
 Your own data, as COCO JSON: see "your own data" in README.md"""
@@ -182,7 +182,7 @@ def check_annotations(cfg: Config, splits: Sequence[str]) -> None:
                 lines = '\n'.join(f'  {finding}' for finding in errors)
                 faults.append(
                     f'{path} cannot be {verb}:\n{lines}\n'
-                    f'All of it: python tools/check_dataset.py {path}'
+                    f'All of it: gfl-det check {path}'
                     + (' --fix OUT.json' if any(finding.fix for finding in errors) else '')
                 )
     if faults:

@@ -11,19 +11,11 @@ import numpy as np
 from gfl_det.engine.reach.boxes import ResizedBoxes
 from gfl_det.engine.reach.measure import Measured, PriorPyramid, Progress, measure
 from gfl_det.models.assigners import ATSSAssigner
+from gfl_det.utils.choices import AdviceLimits
 
 SCALES = (3, 4, 5, 6, 8, 10)  # anchor sides in strides; the paper of ATSS finds 5 to 8 equally good
 FINEST = 4  # px; a level at stride 2 would cost more than the rest of most detectors
 MOST = 16  # reg_max of the paper: what needs more is better served by a coarser level
-
-
-class AdviceLimits(NamedTuple):
-    """What advice has to keep to."""
-
-    bare: float = 0.01  # share of truths without a positive
-    clipped: float = 0.005  # share of positives with an edge beyond reg_max
-
-
 DEFAULT_LIMITS = AdviceLimits()
 
 

@@ -1,7 +1,7 @@
 """Boxes that no prior will be trained for, and edges beyond the reach of the head's distributions.
 
 The images are as large as the training pipeline makes them, and the assigner is the one that
-trains. What to do about it: tools/suggest_reg_max.py.
+trains. What to do about it: gfl-det suggest-reg-max.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gfl_det.utils.config import Node
 
 SAMPLE = 5_000  # images looked at; of 118,000 they tell a share of .01 to within .001
 TOO_MANY = 0.05  # share from which on a note becomes a warning
-CURE = 'see tools/suggest_reg_max.py'
+CURE = 'see gfl-det suggest-reg-max'
 
 
 def check_priors(draft: Draft, table: Table, cfg: Config, pipeline: Sequence[Node]) -> None:

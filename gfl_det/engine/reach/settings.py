@@ -44,7 +44,7 @@ def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
         found = dict(strides=strides, anchor_scale=scales.pop(), pad=pad)
         return dict(found, reg_max=node.get('reg_max', DEFAULTS['reg_max']))
     raise ConfigError(
-        f'{name} has no head with one square prior a cell: put ours in by tools/swap_head.py first.'
+        f'{name} has no head with one square prior a cell: put ours in by gfl-det swap-head first.'
     )
 
 

@@ -79,7 +79,7 @@ def load(dataset: Any, number: int, seed: int = 0) -> Batch:
         if sample is not None and len(sample['data_samples'].gt_instances):
             samples.append(sample)
     if not samples:
-        raise DataError('No picture of the training set has a box: see tools/check_dataset.py.')
+        raise DataError('No picture of the training set has a box: see gfl-det check.')
     return pseudo_collate(samples)
 
 

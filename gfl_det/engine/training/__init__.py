@@ -1,9 +1,14 @@
 """What a training leaves behind and goes on from: whole files, exact states, the order of data."""
 
 from gfl_det.engine.amp import ShardedDataParallel
-from gfl_det.engine.training.checkpoints import Candidate, choose_checkpoint, newest_checkpoint
+from gfl_det.engine.training.checkpoints import (
+    Candidate,
+    WholeFileBackend,
+    choose_checkpoint,
+    newest_checkpoint,
+)
 from gfl_det.engine.training.loop import EpochTrainLoop
-from gfl_det.utils.files import WholeFileBackend, is_intact, write_whole
+from gfl_det.utils.files import is_intact, write_whole
 
 __all__ = [
     'Candidate',

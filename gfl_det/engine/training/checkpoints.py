@@ -1,4 +1,4 @@
-"""Which checkpoint a training can go on from."""
+"""Checkpoint files: written whole with a checksum, and which of them a training can go on from."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from mmengine.fileio import LocalBackend, register_backend
+
 from gfl_det.compat.checkpoint import is_archive, load_file
 from gfl_det.errors import CheckpointError
-from gfl_det.utils.files import AnyPath, is_intact
+from gfl_det.utils.files import AnyPath, is_intact, remove_whole, write_whole
 
 LAST_CHECKPOINT = 'last_checkpoint'  # mmengine's file with the path of the newest
 CANNOT_LOAD = re.compile(r'cannot be loaded \(.*\)(?=:)', re.DOTALL)
@@ -164,3 +166,24 @@ def _torn_member(path: Path) -> str | None:
 def _reason(error: CheckpointError) -> str:
     found = CANNOT_LOAD.search(str(error))
     return found[0] if found else str(error).rstrip('.')
+
+
+class WholeFileBackend(LocalBackend):
+    """mmengine's backend for local files, writing by :func:`write_whole` with a checksum."""
+
+    NAME = 'gfl_det.whole_file'
+
+    def put(self, obj: bytes, filepath: AnyPath) -> None:
+        """Write bytes to a file and their checksum beside it."""
+        write_whole(filepath, obj, checksum=True)
+
+    def put_text(self, obj: str, filepath: AnyPath, encoding: str = 'utf-8') -> None:
+        """Write text to a file and its checksum beside it."""
+        self.put(obj.encode(encoding), filepath)
+
+    def remove(self, filepath: AnyPath) -> None:
+        """Remove a file and its checksum."""
+        remove_whole(filepath)
+
+
+register_backend(WholeFileBackend.NAME, WholeFileBackend, force=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import io
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,31 +16,25 @@ AVERAGED = 'ema_state_dict'  # where mmengine's EMAHook keeps the trained ones: 
 WRAPPED = 'module.'
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line of ``tools/weights.py``."""
-    parser = argparse.ArgumentParser(
-        description='Take the weights out of a checkpoint of a training, without optimizer and '
-        'history: a quarter to a half of its size, for tests, exports and other trainings.'
-    )
-    parser.add_argument('checkpoint', help='a checkpoint, such as best_*.pth or epoch_*.pth')
-    parser.add_argument('out', help='the file to write')
-    parser.add_argument(
-        '--kind',
-        choices=['averaged', 'trained'],
-        help='of a training with averaged weights (EMA): the averages, which tests of the '
-        'checkpoint use (default), or the weights that the optimizer left',
-    )
-    return parser.parse_args(argv)
+def extract_weights(checkpoint: str, out: str, kind: Kind | None = None) -> dict[str, Any]:
+    """Write the weights of a checkpoint file, with a checksum beside them.
 
+    Args:
+        checkpoint: a checkpoint of a training.
+        out: the file to write.
+        kind: None for those that tests use.
 
-def command(args: argparse.Namespace) -> None:
-    """Write the weights and say what they are."""
-    content = take_weights(load_file(args.checkpoint, 'cpu'), args.checkpoint, args.kind)
+    Returns:
+        What is known of them: ``kind``, ``epoch``, ``iter``, and the classes and config if any.
+
+    Raises:
+        CheckpointError: There are no such weights in it, or the file cannot be written.
+    """
+    content = take_weights(load_file(checkpoint, 'cpu'), checkpoint, kind)
     with io.BytesIO() as file:
         torch.save(content, file)
-        write_whole(args.out, file.getvalue(), checksum=True)
-    meta = content['meta']
-    print(f'{args.out}: {meta["kind"]} weights of epoch {meta["epoch"]}, iteration {meta["iter"]}')
+        write_whole(out, file.getvalue(), checksum=True)
+    return content['meta']
 
 
 def take_weights(checkpoint: dict[str, Any], name: str, kind: Kind | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Trained detectors for other runtimes: ONNX files, OpenVINO's, and int8.
 
-``tools/export_onnx.py`` writes them, :class:`.runtime.OnnxDetector` and
+``gfl-det export`` writes them, :class:`.runtime.OnnxDetector` and
 :class:`.openvino.OpenVINODetector` run them; docs/export.md has what each costs and brings.
 """
 

@@ -63,7 +63,7 @@ class Description:
             DataError: it is not of this package, or of a later format.
         """
         if not text:
-            raise DataError(f'{source} was not written by tools/export_onnx.py: export it there.')
+            raise DataError(f'{source} was not written by gfl-det export: export it there.')
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:

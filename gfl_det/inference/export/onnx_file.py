@@ -24,6 +24,7 @@ from gfl_det.inference.export.description import KEY, Description
 from gfl_det.inference.export.graph import INPUTS, DetectionGraph, Outputs
 from gfl_det.inference.export.source import ExportSource
 from gfl_det.inference.optimize import fold_batch_norms
+from gfl_det.utils.choices import OPSETS
 from gfl_det.utils.files import writing
 
 EXTRAS = {
@@ -49,7 +50,6 @@ def require(name: str) -> ModuleType:
         ) from error
 
 
-OPSETS = range(18, 24)  # those that the exporter writes, and the runtimes read
 STRIDE = 32  # an input's sides are multiples of it, whatever the config pads to
 # Of test_cfg, what a runtime needs to suppress by itself.
 KEPT = ('score_thr', 'nms_pre', 'nms', 'min_bbox_size', 'max_per_img')
@@ -71,7 +71,7 @@ class ExportSettings:
 
     outputs: Outputs = field(default_factory=Outputs)
     size: tuple[int, int] | None = None
-    opset: int = 18
+    opset: int = OPSETS.start
 
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:

@@ -23,7 +23,7 @@ FLOAT = (rf'^{DECODING}/.*', r'^bbox_head/.*', r'^bbox_head\.reg_conf.*', r'^cal
 
 
 class OpenVINODetector(ExportedDetector):
-    """A detector of ``tools/export_onnx.py --out FILE.xml`` in OpenVINO.
+    """A detector of ``gfl-det export --out FILE.xml`` in OpenVINO.
 
     Args:
         path: the ``.xml`` file; its ``.bin`` lies beside it.

@@ -19,11 +19,8 @@ from torch import Tensor
 from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
 from gfl_det.inference.export.runtime import ExportedDetector
 from gfl_det.inference.export.source import ExportSource
+from gfl_det.utils.choices import BOX_LIMIT, EDGE_LIMIT, ENTROPY_LIMIT, SCORE_LIMIT
 
-SCORE_LIMIT, BOX_LIMIT = 1e-4, 0.05  # of scores; px
-# px; nats. Where a distribution is thin a quantile moves far for a rounding: the ends of intervals
-# of trained detectors differed by up to .001 px at the level .9, .02 at .99 and .13 at .999.
-EDGE_LIMIT, ENTROPY_LIMIT = 0.25, 1e-3
 EDGES_PX = ('edge_std', 'edge_low', 'edge_high')
 
 

@@ -107,7 +107,7 @@ class ExportedDetector(ImageDetector):
 
 
 class OnnxDetector(ExportedDetector):
-    """A detector of ``tools/export_onnx.py`` in ONNX Runtime.
+    """A detector of ``gfl-det export`` in ONNX Runtime.
 
     Args:
         path: the ``.onnx`` file.
@@ -151,9 +151,9 @@ def check_file(path: str | os.PathLike[str], ending: str) -> None:
     """
     name = os.fspath(path)
     if not name.endswith(ending):
-        raise DataError(f'{name} does not end in {ending}: give what tools/export_onnx.py wrote.')
+        raise DataError(f'{name} does not end in {ending}: give what gfl-det export wrote.')
     if not os.path.isfile(name):
-        raise DataError(f'{name} does not exist: write it with tools/export_onnx.py.')
+        raise DataError(f'{name} does not exist: write it with gfl-det export.')
 
 
 def _detections(outputs: Arrays, image: int) -> InstanceData:

@@ -59,7 +59,7 @@ def load_source(
     if not isinstance(loaded.model, SingleStageDetector) or not isinstance(head, GFLHead):
         raise ConfigError(
             f'{name} has no GFL head to export ({type(head or loaded.model).__name__}): give a '
-            'config of gfl_det, or put its head in with tools/swap_head.py.'
+            'config of gfl_det, or put its head in with gfl-det swap-head.'
         )
     test_cfg = head.test_cfg
     if test_cfg.get('interval_level') is None:

@@ -1,4 +1,4 @@
-"""The server of the page: Python's own, four files and one question, what is in this image.
+"""The server of the page: four files and one question, what is in this image.
 
 It keeps nothing on disk, answers one detection at a time, and is meant for the machine it runs on:
 there is no password. Other sites cannot use it through a browser, because a request must name this
@@ -7,13 +7,14 @@ machine as its host and carry a content type that browsers ask leave for.
 
 from __future__ import annotations
 
-import json
+import asyncio
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,12 +23,30 @@ from gfl_det.visualization.demo.payload import describe
 from gfl_det.visualization.demo.uploads import UploadLimits, accepted, decode_upload, too_large
 from gfl_det.visualization.edges import Boxes
 
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.responses import FileResponse, JSONResponse
+    from starlette.routing import Route
+except ImportError as error:
+    raise SetupError(
+        f'The page needs the package {error.name}: run `pip install "gfl_det[demo]"`.'
+    ) from error
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 PAGE = Path(__file__).resolve().parent / 'page'
 FILES = {
-    '/': ('index.html', 'text/html; charset=utf-8'),
-    '/demo.js': ('demo.js', 'text/javascript; charset=utf-8'),
-    '/drawing.js': ('drawing.js', 'text/javascript; charset=utf-8'),
-    '/style.css': ('style.css', 'text/css; charset=utf-8'),
+    '/': ('index.html', 'text/html'),
+    '/demo.js': ('demo.js', 'text/javascript'),
+    '/drawing.js': ('drawing.js', 'text/javascript'),
+    '/style.css': ('style.css', 'text/css'),
 }
 UPLOAD_TYPE = 'application/octet-stream'
 SECURITY = {
@@ -40,13 +59,14 @@ SECURITY = {
 LOOPBACK = ('127.0.0.1', 'localhost')
 HTTP_PORT = 80  # browsers leave it out of the host
 SOCKET_SECONDS = 30  # a client that says nothing for so long is dropped
+SHUTDOWN_SECONDS = 5  # that a detection may still take when the server is stopped
 DEFAULT_LIMITS = UploadLimits()
 MAX_WAITING = 8  # uploads in memory at a time
 
 Detect = Callable[[np.ndarray], Any]  # an RGB image -> InstanceData
 
 
-class DemoServer(ThreadingHTTPServer):
+class DemoServer:
     """Serves the page and answers it.
 
     Args:
@@ -61,8 +81,6 @@ class DemoServer(ThreadingHTTPServer):
     Raises:
         SetupError: the address cannot be listened on.
     """
-
-    daemon_threads = True
 
     def __init__(
         self,
@@ -83,18 +101,49 @@ class DemoServer(ThreadingHTTPServer):
         self.level = level
         self.one_at_a_time = threading.Lock()
         self.waiting = threading.BoundedSemaphore(MAX_WAITING)
-        try:
-            super().__init__(address, Handler)
-        except OSError as error:
-            raise SetupError(
-                f'{address[0]}:{address[1]} cannot be listened on ({error.strerror or error}): '
-                'choose another --port or --host.'
-            ) from error
+        self._socket = listen(address)
+        self.server_address: tuple[str, int] = self._socket.getsockname()[:2]
+        config = uvicorn.Config(
+            self.application(),
+            http='h11',
+            lifespan='off',
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=SOCKET_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+        self._server = uvicorn.Server(config)
 
     @property
     def url(self) -> str:
         """Where the page is."""
-        return f'http://{self.server_address[0]!s}:{self.server_address[1]}/'
+        return f'http://{self.server_address[0]}:{self.server_address[1]}/'
+
+    def serve_forever(self) -> None:
+        """Answer until :meth:`shutdown`, or Ctrl+C in the main thread."""
+        self._server.run(sockets=[self._socket])
+
+    def shutdown(self) -> None:
+        """Let :meth:`serve_forever` end; to be called from another thread."""
+        self._server.should_exit = True
+
+    def server_close(self) -> None:
+        """Give the address back."""
+        self._socket.close()
+
+    def application(self) -> Starlette:
+        """The routes, and what holds for every request and answer."""
+        routes = [
+            *(Route(path, file_sender(*file)) for path, file in FILES.items()),
+            Route('/info', self._info),
+            Route('/detect', self._detect, methods=['POST']),
+        ]
+        guards = [Middleware(SecurityHeaders), Middleware(HostCheck, knows_host=self.knows_host)]
+        handlers: dict[Any, Any] = {HTTPException: say_failure}
+        app = Starlette(routes=routes, middleware=guards, exception_handlers=handlers)
+        app.router.redirect_slashes = False  # there are no other pages than these
+        return app
 
     def knows_host(self, host: str | None) -> bool:
         """Whether a request names this machine; another name could be a foreign site's."""
@@ -115,92 +164,108 @@ class DemoServer(ThreadingHTTPServer):
             found = self.detect(image)
         return describe(Boxes.of(found, self.score_thr), image.shape[:2], self.classes)
 
-
-class Handler(BaseHTTPRequestHandler):
-    """One request."""
-
-    server: DemoServer
-    timeout = SOCKET_SECONDS
-    server_version = 'gfl_det'
-    sys_version = ''
-
-    def do_GET(self) -> None:
-        """Send a file of the page, or what the page has to know."""
-        if not self.server.knows_host(self.headers.get('Host')):
-            self._fail(HTTPStatus.FORBIDDEN, 'Open this page by the address that was printed.')
-        elif self.path == '/info':
-            self._send_json(HTTPStatus.OK, self._info())
-        elif self.path in FILES:
-            name, kind = FILES[self.path]
-            self._send(HTTPStatus.OK, (PAGE / name).read_bytes(), kind)
-        else:
-            self._fail(HTTPStatus.NOT_FOUND, 'There is no such page.')
-
-    def do_POST(self) -> None:
-        """Detect in the image that is the request's body."""
-        if not self.server.knows_host(self.headers.get('Host')):
-            return self._fail(HTTPStatus.FORBIDDEN, 'Open this page by the printed address.')
-        if self.path != '/detect':
-            return self._fail(HTTPStatus.NOT_FOUND, 'There is no such page.')
-        if self.headers.get('Content-Type') != UPLOAD_TYPE:
-            text = f'Send the image file itself, as {UPLOAD_TYPE}.'
-            return self._fail(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, text)
-        length = self.headers.get('Content-Length', '')
-        if not length.isdecimal():
-            return self._fail(HTTPStatus.LENGTH_REQUIRED, 'Say how long the file is.')
-        if int(length) > self.server.limits.max_bytes:
-            text = too_large(self.server.limits)
-            return self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
-        if not self.server.waiting.acquire(blocking=False):
-            return self._fail(HTTPStatus.SERVICE_UNAVAILABLE, 'Busy: try again in a moment.')
-        try:
-            self._detect(self.rfile.read(int(length)))
-        finally:
-            self.server.waiting.release()
-
-    def _detect(self, content: bytes) -> None:
-        try:
-            answer = self.server.answer(content)
-        except DataError as error:
-            self._fail(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-        except Exception as error:  # the page has to say something, and the server goes on
-            self.log_error('%r', error)
-            text = f'The detector failed: {type(error).__name__}; see the terminal.'
-            self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, text)
-        else:
-            self._send_json(HTTPStatus.OK, answer)
-
-    def _info(self) -> dict[str, Any]:
-        limits = self.server.limits
-        return dict(
-            title=self.server.title,
-            classes=self.server.classes,
-            level=self.server.level,
-            max_bytes=limits.max_bytes,
-            too_large=too_large(limits),
-            accepted=accepted(limits),
+    async def _info(self, request: Request) -> Response:
+        """What the page has to know."""
+        return JSONResponse(
+            dict(
+                title=self.title,
+                classes=self.classes,
+                level=self.level,
+                max_bytes=self.limits.max_bytes,
+                too_large=too_large(self.limits),
+                accepted=accepted(self.limits),
+            )
         )
 
-    def _fail(self, status: HTTPStatus, text: str) -> None:
-        self.close_connection = True  # a body that was not read would be taken for a request
-        self._send_json(status, dict(error=text))
+    async def _detect(self, request: Request) -> Response:
+        """Detect in the image that is the request's body; refuse before it is read."""
+        if request.headers.get('Content-Type') != UPLOAD_TYPE:
+            text = f'Send the image file itself, as {UPLOAD_TYPE}.'
+            raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, text)
+        length = request.headers.get('Content-Length', '')
+        if not length.isdecimal():
+            raise HTTPException(HTTPStatus.LENGTH_REQUIRED, 'Say how long the file is.')
+        if int(length) > self.limits.max_bytes:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_large(self.limits))
+        if not self.waiting.acquire(blocking=False):
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, 'Busy: try again in a moment.')
+        try:
+            content = await asyncio.wait_for(request.body(), SOCKET_SECONDS)
+            return JSONResponse(await run_in_threadpool(self.answer, content))
+        except asyncio.TimeoutError:
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, 'The file did not arrive.') from None
+        except DataError as error:
+            raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+        except Exception as error:  # the page has to say something, and the server goes on
+            print(f'{error!r}', file=sys.stderr, flush=True)
+            text = f'The detector failed: {type(error).__name__}; see the terminal.'
+            raise HTTPException(HTTPStatus.INTERNAL_SERVER_ERROR, text) from error
+        finally:
+            self.waiting.release()
 
-    def _send_json(self, status: HTTPStatus, content: dict[str, Any]) -> None:
-        body = json.dumps(content, separators=(',', ':')).encode()
-        self._send(status, body, 'application/json')
 
-    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        for name, value in SECURITY.items():
-            self.send_header(name, value)
-        self.send_header('Content-Type', kind)
-        self.send_header('Content-Length', str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+def listen(address: tuple[str, int]) -> socket.socket:
+    """Bind an address and listen on it.
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged; faults are, by :meth:`log_error`."""
+    Raises:
+        SetupError: it is taken, or no address of this machine.
+    """
+    try:
+        return socket.create_server(address)
+    except OSError as error:
+        raise SetupError(
+            f'{address[0]}:{address[1]} cannot be listened on ({error.strerror or error}): '
+            'choose another --port or --host.'
+        ) from error
 
-    def log_error(self, format: str, *args: Any) -> None:
-        """Tell the terminal of a fault."""
-        super().log_message(format, *args)
+
+def file_sender(name: str, kind: str) -> Callable[[Request], Any]:
+    """An endpoint that sends a file of the page."""
+
+    async def send_file(request: Request) -> Response:
+        return FileResponse(PAGE / name, media_type=kind)
+
+    return send_file
+
+
+async def say_failure(request: Request, failure: Any) -> Response:
+    """Answer with the sentence that the page shows; 404 and 405 are Starlette's own."""
+    # Without the end of the connection, a body that was not read would be taken for a request.
+    headers = {**(failure.headers or {}), 'Connection': 'close'}
+    return JSONResponse(dict(error=failure.detail), failure.status_code, headers)
+
+
+class SecurityHeaders:
+    """Adds the headers that bind a browser to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.headers = [(name.lower().encode(), text.encode()) for name, text in SECURITY.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and the answer back with the headers."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message['type'] == 'http.response.start':
+                message['headers'] = [*message['headers'], *self.headers]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class HostCheck:
+    """Refuses requests that name another host than this machine (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp, knows_host: Callable[[str | None], bool]) -> None:
+        self.app = app
+        self.knows_host = knows_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        host = dict(scope['headers']).get(b'host')
+        if self.knows_host(None if host is None else host.decode('latin1')):
+            await self.app(scope, receive, send)
+            return
+        text = 'Open this page by the address that was printed.'
+        headers = {'Connection': 'close'}
+        await JSONResponse(dict(error=text), HTTPStatus.FORBIDDEN, headers)(scope, receive, send)

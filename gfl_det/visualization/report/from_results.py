@@ -27,7 +27,7 @@ def read_results(
     """Read COCO results, with ``edge_std``, ``edge_low``, ``edge_high`` and ``raw_score`` if held.
 
     Args:
-        results: what ``tools/test.py --out`` or ``tools/infer.py --out --annotations`` wrote.
+        results: what ``gfl-det test --out`` or ``gfl-det infer --out --annotations`` wrote.
         annotations: COCO file.
         images: folder of the image files; None: the report has no pictures.
         calibrator: of scores, fitted on other images; None: none.
@@ -86,14 +86,14 @@ def _check_names(
 ) -> None:
     """Refuse ids of another numbering, where results name their images.
 
-    ``tools/infer.py`` without ``--annotations`` numbers images in the order of the folder.
+    ``gfl-det infer`` without ``--annotations`` numbers images in the order of the folder.
     """
     for entry, image in zip(entries, found.image):
         name = entry.get('file_name')
         if name is not None and Path(name).name != Path(names[image]).name:
             raise DataError(
                 f'{source} has {name} for the image {entry["image_id"]}, which is {names[image]} '
-                'in the annotations: write it with tools/infer.py --annotations.'
+                'in the annotations: write it with gfl-det infer --annotations.'
             )
 
 

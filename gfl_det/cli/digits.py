@@ -1,0 +1,60 @@
+"""``gfl-det digits``: build the embedded data set, handwritten digits in synthetic scenes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+TRAIN, VAL, SEED = 1000, 200, 0  # those of DigitsRecipe, which needs NumPy
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description='Build the data set of handwritten digits, as COCO JSON and PNG, from the '
+        'scans that scikit-learn ships. Nothing is downloaded; a data set that is already there '
+        'with the same options is left as it is.',
+    )
+    parser.add_argument('--out', type=Path, default=Path('data/digits'), help='folder to write')
+    parser.add_argument('--train', type=int, default=TRAIN, help='pictures to train on')
+    parser.add_argument('--val', type=int, default=VAL, help='pictures to evaluate on')
+    parser.add_argument('--seed', type=int, default=SEED, help='decides every byte')
+    parser.add_argument('--force', action='store_true', help='build again even if it is there')
+    parser.add_argument(
+        '--preview', action='store_true', help='also write OUT/preview.png: val pictures with boxes'
+    )
+    return parser
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Build the data set, and say what is in it.
+
+    Raises:
+        GFLDetError: The folder cannot be written, or holds something else.
+    """
+    from functools import partial
+
+    from gfl_det.datasets.digits.build import DigitsRecipe, build_digits
+    from gfl_det.datasets.images import write_preview
+    from gfl_det.utils.console import ProgressCalls
+
+    recipe = DigitsRecipe(train=args.train, val=args.val, seed=args.seed)
+    with ProgressCalls() as told:
+        told_pictures = partial(told, 'pictures')
+        summary = build_digits(args.out, recipe, force=args.force, progress=told_pictures)
+    verb = 'built in' if summary.built else 'already there, unchanged:'
+    print(f'handwritten digits {verb} {args.out}')
+    for split, images in summary.images.items():
+        print(f'  {split}: {images} pictures, {summary.boxes[split]} boxes')
+    if args.preview:
+        write_preview(args.out, args.out / 'preview.png')
+        print(f'  preview: {args.out / "preview.png"}')

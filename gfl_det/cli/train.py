@@ -1,0 +1,129 @@
+"""``gfl-det train``: train a detector."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from gfl_det.cli.arguments import CONFIG_HELP, add_cfg_options
+from gfl_det.utils.choices import BACKENDS, GUARDS, LAUNCHERS
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(prog=prog, description='Train a detector.')
+    add_runner_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint, without a name from the newest good one in the work dir',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 without'
+    )
+    parser.add_argument(
+        '--channels-last',
+        action='store_true',
+        help='lay maps out with channels last, which most convolutions are faster in',
+    )
+    _add_scaling(parser)
+    parser.add_argument(
+        '--loss-guard',
+        choices=GUARDS,
+        default=GUARDS[0],
+        help='at a loss or gradient that is infinite or NaN: stop (default), or skip the step; '
+        'either writes a file for `gfl-det replay`',
+    )
+    parser.add_argument(
+        '--from-scratch',
+        action='store_true',
+        help='random weights: no download, no frozen layers, a longer schedule needed',
+    )
+    parser.add_argument(
+        '--pictures',
+        nargs='?',
+        type=int,
+        const=8,
+        metavar='N',
+        help='draw the same N validation images after each validation, without a number 8',
+    )
+    parser.add_argument(
+        '--log-to',
+        nargs='+',
+        choices=list(BACKENDS),
+        default=[],
+        help='send losses, metrics and pictures there too',
+    )
+    return parser
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what training and testing share: the config, its work dir, and the launcher."""
+    parser.add_argument('config', help=CONFIG_HELP)
+    parser.add_argument('--work-dir', metavar='DIR', help='folder for logs and checkpoints')
+    add_cfg_options(
+        parser,
+        'override values of the config, as in data_root=DIR train_dataloader.batch_size=4',
+    )
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
+    # torch.distributed.launch passes the number of the process, torchrun sets the variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
+    scaling = parser.add_mutually_exclusive_group()
+    scaling.add_argument(
+        '--no-scale-lr',
+        dest='scale_lr',
+        action='store_false',
+        help='keep the learning rate of the config, which is scaled by default with the number of '
+        'images an update sees over the number it was set for',
+    )
+    scaling.add_argument(
+        '--auto-scale-lr', dest='scale_lr', action='store_true', help='what is done by default'
+    )
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line; ``LOCAL_RANK`` is set for mmengine where the launcher does not."""
+    args = make_parser(prog).parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train.
+
+    Raises:
+        GFLDetError: Data, weights or settings are missing, or contradict each other.
+    """
+    import torch
+
+    from gfl_det.cli.failures import tell
+    from gfl_det.engine import config_edits, preflight, runner
+    from gfl_det.utils.config import load_config
+
+    cfg = load_config(args.config, args.cfg_options)
+    config_edits.set_work_dir(cfg, args.work_dir, args.config)
+    if args.amp:
+        config_edits.use_amp(cfg, has_gpu=torch.cuda.is_available())
+    if args.channels_last:
+        config_edits.use_channels_last(cfg)
+    if args.from_scratch:
+        config_edits.train_from_scratch(cfg)
+        print(config_edits.SCRATCH_NOTE)
+    config_edits.log_assignment(cfg)
+    if args.pictures is not None:
+        config_edits.draw_sample(cfg, args.pictures)
+    config_edits.log_to(cfg, args.log_to)
+    config_edits.protect(cfg, args.loss_guard)
+    facts = config_edits.resume(cfg, args.resume)
+    facts.append(config_edits.scale_learning_rate(cfg, args.launcher, args.scale_lr))
+    preflight.check_training(cfg)
+    tell(facts)
+    runner.build_runner(cfg, args.launcher).train()
