@@ -1,4 +1,4 @@
-"""GFL with ResNet-18, 12 epochs of COCO, taught by ResNet-101 (docs/distillation.md)."""
+"""GFL with ResNet-18, 12 epochs of COCO, taught by ResNet-101 (docs/howto/distil.md)."""
 
 _base_ = './gfl_r18_fpn_1x_coco.py'
 

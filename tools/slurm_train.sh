@@ -2,7 +2,7 @@
 # Train on a Slurm cluster.
 #   tools/slurm_train.sh PARTITION JOB CONFIG WORK_DIR [options of tools/train.py]
 # It asks for a job, or runs a step of the job it is in (a script of sbatch, which alone can be put
-# into the queue again: docs/scaling.md). GPUS (8), GPUS_PER_NODE (8) and CPUS_PER_TASK (5) size it;
+# into the queue again: docs/howto/scale.md). GPUS (8), GPUS_PER_NODE (8) and CPUS_PER_TASK (5) size it;
 # SRUN_ARGS holds more words for srun; PYTHON names the interpreter.
 set -euo pipefail
 

@@ -1,1 +1,1 @@
-"""Measurements that docs/calibration.md quotes, run by ``tools/prove_*.py``."""
+"""Measurements that docs/results/calibration.md quotes, run by ``tools/prove_*.py``."""

@@ -1,4 +1,4 @@
-"""Configs of the comparisons in docs/calibration.md: they differ in the head and train."""
+"""Configs of the comparisons in docs/results/calibration.md: they differ in the head and train."""
 
 from __future__ import annotations
 
