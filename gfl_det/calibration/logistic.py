@@ -34,6 +34,12 @@ def fit_slope(logits: np.ndarray, targets: np.ndarray) -> float:
     Args:
         logits: ``(N,)`` finite, N at least 1.
         targets: ``(N,)`` in [0, 1].
+
+    Example:
+        >>> logits = np.repeat([-2.0, 2.0], 50)
+        >>> targets = np.repeat([0.25, 0.75], 50)
+        >>> round(fit_slope(logits, targets), 4)  # log(3) / 2
+        0.5493
     """
 
     def derivative(slope: float) -> float:
@@ -68,6 +74,12 @@ def fit_line(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
 
     Returns:
         The slope and the offset; slope 0 where all logits are equal or larger ones are worse.
+
+    Example:
+        >>> logits = np.repeat([-2.0, 2.0], 50)
+        >>> slope, offset = fit_line(logits, np.repeat([0.25, 0.75], 50))
+        >>> round(slope, 4), round(abs(offset), 4)
+        (0.5493, 0.0)
     """
 
     def derivative(slope: float) -> float:
@@ -102,6 +114,10 @@ def mean_loss(values: np.ndarray, targets: np.ndarray, quality_focal: bool = Fal
 
     Returns:
         ``(...)``.
+
+    Example:
+        >>> float(mean_loss(np.zeros(3), np.array([0.0, 0.5, 1.0])).round(4))  # log 2
+        0.6931
     """
     loss = np.logaddexp(0, values) - targets * values
     if quality_focal:

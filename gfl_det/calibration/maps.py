@@ -97,7 +97,12 @@ KINDS: dict[str, type[Any]] = {
 
 
 def logit(scores: np.ndarray) -> np.ndarray:
-    """``log(p / (1 - p))``, finite at 0 and 1."""
+    """``log(p / (1 - p))``, finite at 0 and 1.
+
+    Example:
+        >>> logit(np.array([0.5]))
+        array([0.])
+    """
     inside = np.clip(np.asarray(scores, float), EPS, 1 - EPS)
     return np.log(inside) - np.log1p(-inside)
 
@@ -108,6 +113,12 @@ def fit_temperature(
     """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``.
 
     With ``quality_focal``, least Quality Focal Loss.
+
+    Example:
+        >>> scores = np.repeat([0.1, 0.9], 100)
+        >>> targets = np.repeat([0.25, 0.75], 100)
+        >>> round(fit_temperature(scores, targets).temperature, 3)
+        2.0
     """
     if targets.min() == targets.max() and targets[0] in (0, 1):
         return Constant(float(targets[0]))
@@ -121,6 +132,12 @@ def fit_platt(
     """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``.
 
     With ``quality_focal``, least Quality Focal Loss, and with ``grid``, the best of a grid.
+
+    Example:
+        >>> scores = np.repeat([0.1, 0.9], 100)
+        >>> fitted = fit_platt(scores, np.repeat([0.25, 0.75], 100))
+        >>> fitted(np.array([0.1, 0.9])).round(3)
+        array([0.25, 0.75])
     """
     if targets.min() == targets.max() and targets[0] in (0, 1):
         return Constant(float(targets[0]))
@@ -131,7 +148,13 @@ def fit_platt(
 
 
 def fit_linear(scores: np.ndarray, targets: np.ndarray) -> Linear:
-    """Least squares of a rising line, before the cut, to targets ``(N,)`` of scores ``(N,)``."""
+    """Least squares of a rising line, before the cut, to targets ``(N,)`` of scores ``(N,)``.
+
+    Example:
+        >>> fitted = fit_linear(np.array([0.2, 0.8]), np.array([0.3, 0.6]))
+        >>> fitted(np.array([0.5])).round(3)
+        array([0.45])
+    """
     offset = scores - scores.mean()
     slope = 0.0
     if scores.min() < scores.max():
@@ -184,7 +207,12 @@ def fit_of(
 
 
 def map_to_json(score_map: ScoreMap) -> dict[str, Any]:
-    """The kind of a map and its parameters."""
+    """The kind of a map and its parameters.
+
+    Example:
+        >>> map_to_json(Temperature(2.0))
+        {'kind': 'temperature', 'temperature': 2.0}
+    """
     return {'kind': type(score_map).__name__.lower(), **asdict(score_map)}
 
 
@@ -194,6 +222,10 @@ def map_from_json(entry: dict[str, Any]) -> ScoreMap:
     Raises:
         KeyError: the kind is unknown or a parameter missing.
         ValueError: a parameter is no number or out of range, or knots do not fit together.
+
+    Example:
+        >>> map_from_json({'kind': 'temperature', 'temperature': 2.0})
+        Temperature(temperature=2.0)
     """
     kind = KINDS[entry['kind']]
     values = {field.name: entry[field.name] for field in fields(kind)}

@@ -57,7 +57,12 @@ class OptimalLRP(NamedTuple):
 
 
 def nan_mean(values: np.ndarray) -> float:
-    """Mean over what is not NaN; NaN of nothing."""
+    """Mean over what is not NaN; NaN of nothing.
+
+    Example:
+        >>> nan_mean(np.array([1.0, np.nan, 3.0]))
+        2.0
+    """
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float('nan')
 
@@ -70,6 +75,14 @@ def lrp(matches: Matches) -> LRP:
 
     Returns:
         For each class ``(sum (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN)`` and the parts.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0.5, **found, **right, **number)
+        >>> float(lrp(matches).total[0].round(4))  # ((1 - .8) / (1 - .5) + 1) / 2
+        0.7
     """
     sums = [
         np.bincount(matches.label, weights, len(matches.truths))
@@ -83,6 +96,14 @@ def optimal_lrp(matches: Matches) -> OptimalLRP:
 
     Args:
         matches: at tau below 1.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0.5, **found, **right, **number)
+        >>> optimal_lrp(matches).thresholds
+        array([0.9])
     """
     number = len(matches.truths)
     counts, thresholds = np.zeros((3, number)), np.full(number, np.nan)
@@ -215,14 +236,32 @@ class Skipped(NamedTuple):
 
 
 def skipped(matches: Matches) -> Skipped:
-    """Classes that are left out, by reason."""
+    """Classes that are left out, by reason.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0.5, **found, **right, **number)
+        >>> skipped(matches)
+        Skipped(without_truths=[], without_detections=[])
+    """
     found = np.bincount(matches.label[matches.judged()], minlength=len(matches.truths))
     none = matches.truths == 0
     return Skipped(np.flatnonzero(none).tolist(), np.flatnonzero(~none & (found == 0)).tolist())
 
 
 def targets_of(matches: Matches, target: Target) -> np.ndarray:
-    """What each score should be ``(N,)``: the IoU of a true positive, or 1; 0 of the others."""
+    """What each score should be ``(N,)``: the IoU of a true positive, or 1; 0 of the others.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0.5, **found, **right, **number)
+        >>> targets_of(matches, 'precision')
+        array([1., 0.])
+    """
     return matches.iou if target == 'iou' else (matches.state == TRUE).astype(float)
 
 
@@ -240,6 +279,14 @@ def laece(
         drop_perfect: leave out classes without any error, as published figures do.
         as_saod: as in the first definition (Oksuz et al., 2023): bins hold [low, high), so that a
             score of 1 is in none, and a class with truths but without detections counts as 0.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0, **found, **right, **number)
+        >>> round(laece(matches).mean, 4)  # (|.9 - .8| + |.6 - 0|) / 2
+        0.35
     """
     judged = matches.judged()
     table = reliability(
@@ -268,6 +315,14 @@ def laace(
         matches: at tau 0 for LaACE_0.
         count_ignored: count detections of a crowd as wrong ones, as published figures do.
         drop_perfect: leave out classes without any error, as published figures do.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0, **found, **right, **number)
+        >>> round(laace(matches).mean, 4)
+        0.35
     """
     counted = matches.judged()
     if count_ignored:
@@ -289,6 +344,14 @@ def dece(matches: Matches, num_bins: int = DECE_BINS) -> CalibrationError:
     Args:
         matches: at tau 0.5.
         num_bins: equal bins of the score.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0.5, **found, **right, **number)
+        >>> round(dece(matches).mean, 4)  # (|.9 - 1| + |.6 - 0|) / 2
+        0.35
     """
     judged = matches.judged()
     table = reliability(
@@ -318,6 +381,14 @@ def average_precision(matches: Sequence[Matches]) -> AveragePrecision:
 
     Args:
         matches: of one set of detections, at T thresholds: for COCO's AP at `COCO_TAUS`.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0.5, **found, **right, **number)
+        >>> round(average_precision([matches]).mean, 4)
+        1.0
     """
     labels = np.flatnonzero(matches[0].truths)
     precision = np.empty((len(matches), len(RECALLS), len(labels)))
@@ -365,6 +436,14 @@ def evaluate_detections(
 
     Raises:
         ConfigError: a threshold is out of range.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> metrics = evaluate_detections(Detections(image, label, square, np.array([0.9])), truths)
+        >>> round(metrics['AP'], 4), round(metrics['LaECE_0'], 4), round(metrics['D-ECE'], 4)
+        (1.0, 0.1, 0.1)
     """
     _check_taus(taus)
     metrics: dict[str, float] = {}
@@ -413,6 +492,11 @@ def keep_above(
     Args:
         detections: N.
         thresholds: ``(K,)``, or one for all classes; NaN keeps all.
+
+    Example:
+        >>> found = Detections(*np.zeros((2, 2), int), np.zeros((2, 4)), np.array([0.6, 0.4]))
+        >>> keep_above(found, 0.5)
+        array([ True, False])
     """
     by_class = np.asarray(thresholds, float)
     least = by_class[detections.label] if by_class.ndim else by_class

@@ -87,6 +87,15 @@ def match(
 
     Raises:
         ConfigError: a threshold or ``zero_overlap`` is out of range.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square * [1, 1, 1, 0.75], np.array([0.9]))
+        >>> (matches,) = match(found, truths, taus=[0.5])
+        >>> matches.state, matches.iou
+        (array([1], dtype=int8), array([0.75]))
     """
     if zero_overlap not in ZERO_OVERLAPS:
         raise ConfigError(f'zero_overlap is one of {ZERO_OVERLAPS}, not {zero_overlap!r}')

@@ -23,6 +23,10 @@ def box_centres(boxes: Tensor) -> Tensor:
 
     Returns:
         ``(..., 2)`` x, y.
+
+    Example:
+        >>> box_centres(torch.tensor([[0.0, 0.0, 4.0, 2.0]]))
+        tensor([[2., 1.]])
     """
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
@@ -36,6 +40,11 @@ def distances_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
 
     Returns:
         ``(..., 4)`` xyxy.
+
+    Example:
+        >>> points = torch.tensor([[10.0, 10.0]])
+        >>> distances_to_boxes(points, torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+        tensor([[ 9.,  8., 13., 14.]])
     """
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
 
@@ -49,17 +58,33 @@ def boxes_to_distances(points: Tensor, boxes: Tensor) -> Tensor:
 
     Returns:
         ``(..., 4)`` ltrb; negative where a point lies outside an edge.
+
+    Example:
+        >>> points = torch.tensor([[10.0, 10.0]])
+        >>> boxes_to_distances(points, torch.tensor([[9.0, 8.0, 13.0, 14.0]]))
+        tensor([[1., 2., 3., 4.]])
     """
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
 
 
 def box_areas(boxes: Tensor) -> Tensor:
-    """Signed areas ``(...)`` of xyxy boxes ``(..., 4)``; negative where one side is inverted."""
+    """Signed areas ``(...)`` of xyxy boxes ``(..., 4)``; negative where one side is inverted.
+
+    Example:
+        >>> box_areas(torch.tensor([[0.0, 0.0, 4.0, 2.0]]))
+        tensor([8.])
+    """
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def intersections(boxes: Tensor, others: Tensor) -> Tensor:
-    """Areas ``(...)`` shared by pairs of xyxy boxes ``(..., 4)`` that broadcast together."""
+    """Areas ``(...)`` shared by pairs of xyxy boxes ``(..., 4)`` that broadcast together.
+
+    Example:
+        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+        >>> intersections(box, box + 2)
+        tensor([4.])
+    """
     top_left = torch.maximum(boxes[..., :2], others[..., :2])
     bottom_right = torch.minimum(boxes[..., 2:], others[..., 2:])
     sides = (bottom_right - top_left).clamp(min=0)
@@ -79,6 +104,11 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
     Returns:
         ``(...)`` in [0, 1] for boxes of non-negative sides; 0 for two empty boxes; NaN where a
         coordinate is NaN.
+
+    Example:
+        >>> box = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> iou(box, torch.tensor([[0.0, 0.0, 2.0, 4.0]]))
+        tensor([0.5000])
     """
     shared = intersections(boxes, others)
     union = box_areas(boxes) + box_areas(others) - shared
@@ -97,6 +127,11 @@ def giou(boxes: Tensor, others: Tensor) -> Tensor:
 
     Returns:
         ``(...)`` in (-1, 1] for boxes of non-negative sides.
+
+    Example:
+        >>> left, right = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[3.0, 0.0, 4.0, 1.0]])
+        >>> giou(left, right)  # two of four columns lie between them
+        tensor([-0.5000])
     """
     shared = intersections(boxes, others)
     union = (box_areas(boxes) + box_areas(others) - shared).clamp(min=MIN_UNION)
@@ -108,10 +143,20 @@ def giou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
-    """Boxes ``(..., 4)`` of left, top, width, height as left, top, right, bottom; any unit."""
+    """Boxes ``(..., 4)`` of left, top, width, height as left, top, right, bottom; any unit.
+
+    Example:
+        >>> xywh_to_xyxy(np.array([[10.0, 20.0, 5.0, 8.0]]))
+        array([[10., 20., 15., 28.]])
+    """
     return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
 
 
 def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`xywh_to_xyxy`."""
+    """The inverse of :func:`xywh_to_xyxy`.
+
+    Example:
+        >>> xyxy_to_xywh(np.array([[10.0, 20.0, 15.0, 28.0]]))
+        array([[10., 20.,  5.,  8.]])
+    """
     return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)

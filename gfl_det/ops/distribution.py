@@ -24,12 +24,22 @@ class TwoBins(NamedTuple):
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """Half and bfloat16 values as float32; float32 and float64 as they are."""
+    """Half and bfloat16 values as float32; float32 and float64 as they are.
+
+    Example:
+        >>> full_precision(torch.zeros(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
     return values if values.dtype == torch.float64 else values.float()
 
 
 def bin_positions(logits: Tensor) -> Tensor:
-    """Distances that the bins stand for: ``(num_bins,)`` = 0, 1, ..., reg_max in strides."""
+    """Distances that the bins stand for: ``(num_bins,)`` = 0, 1, ..., reg_max in strides.
+
+    Example:
+        >>> bin_positions(torch.zeros(1, 4))
+        tensor([0., 1., 2., 3.])
+    """
     return torch.arange(logits.shape[-1], dtype=full_precision(logits).dtype, device=logits.device)
 
 
@@ -41,6 +51,10 @@ def mean(logits: Tensor) -> Tensor:
 
     Returns:
         ``(...)`` in strides, in [0, num_bins - 1].
+
+    Example:
+        >>> mean(torch.zeros(1, 5))  # equal bins 0 to 4
+        tensor([2.])
     """
     return full_precision(logits).softmax(-1) @ bin_positions(logits)
 
@@ -53,6 +67,10 @@ def std(logits: Tensor) -> Tensor:
 
     Returns:
         ``(...)`` in strides, in [0, (num_bins - 1) / 2]; 0 when one bin holds everything.
+
+    Example:
+        >>> std(torch.tensor([[0.0, -1e4, 0.0]]))  # bins 0 and 2 alike
+        tensor([1.])
     """
     probabilities = full_precision(logits).softmax(-1)
     positions = bin_positions(logits)
@@ -69,6 +87,11 @@ def two_bin_target(distances: Tensor, num_bins: int) -> TwoBins:
 
     Returns:
         The lower bin and both weights.
+
+    Example:
+        >>> target = two_bin_target(torch.tensor([2.25]), num_bins=8)
+        >>> target.left, target.left_weight, target.right_weight
+        (tensor([2]), tensor([0.7500]), tensor([0.2500]))
     """
     clamped = distances.clamp(min=0, max=num_bins - 1)
     left = clamped.long().clamp(max=num_bins - 2)  # the last bin is a right neighbour only
@@ -88,6 +111,10 @@ def fold(logits: Tensor, num_bins: int) -> Tensor:
 
     Returns:
         Logits ``(..., min(n, num_bins))`` of the kept and the summed probabilities.
+
+    Example:
+        >>> fold(torch.zeros(1, 4), num_bins=3).softmax(-1)
+        tensor([[0.2500, 0.2500, 0.5000]])
     """
     if num_bins >= logits.shape[-1]:
         return logits
@@ -105,6 +132,10 @@ def entropy(logits: Tensor) -> Tensor:
 
     Returns:
         ``(...)`` in [0, log(num_bins)].
+
+    Example:
+        >>> entropy(torch.zeros(1, 4)).exp()  # as unsure as among four bins
+        tensor([4.])
     """
     log_probabilities = full_precision(logits).log_softmax(-1)
     return -(log_probabilities.exp() * log_probabilities).sum(-1)
@@ -126,6 +157,10 @@ def quantile(logits: Tensor, level: float) -> Tensor:
 
     Raises:
         ValueError: ``level`` lies outside [0, 1].
+
+    Example:
+        >>> quantile(torch.tensor([-1e4, -1e4, 0.0, -1e4]), 0.5)
+        tensor(2.)
     """
     if not 0 <= level <= 1:
         raise ValueError(f'a quantile level lies in [0, 1], not {level}')

@@ -73,7 +73,13 @@ def edge_quantiles(
 
 
 def edge_positions(distances: Tensor, bin_widths: Tensor, prior_centres: Tensor) -> Tensor:
-    """Positions ``(N, 4)`` px of edges at distances ``(N, 4)`` in bins from the priors' centres."""
+    """Positions ``(N, 4)`` px of edges at distances ``(N, 4)`` in bins from the priors' centres.
+
+    Example:
+        >>> distances = torch.tensor([[1.0, 1.0, 2.0, 2.0]])
+        >>> edge_positions(distances, torch.full((1, 4), 8.0), torch.tensor([[40.0, 40.0]]))
+        tensor([[32., 32., 56., 56.]])
+    """
     outwards = distances.new_tensor(OUTWARDS)
     return prior_centres.repeat(1, 2) + outwards * distances * bin_widths
 

@@ -33,6 +33,10 @@ def power(base: Tensor, exponent: float | Tensor) -> Tensor:
         base: at least 0.
         exponent: broadcasts with base. A base of 0 gives 1 for an exponent of 0, else 0, below 0
             too; its derivative is 0 unless the exponent is 1.
+
+    Example:
+        >>> power(torch.tensor([0.0, 4.0]), 0.5)
+        tensor([0., 2.])
     """
     if not isinstance(exponent, Tensor) and (exponent == 0 or exponent >= 1):
         return base.pow(exponent)
@@ -43,7 +47,12 @@ def power(base: Tensor, exponent: float | Tensor) -> Tensor:
 
 
 def quality_entropy(logits: Tensor, quality: Tensor) -> Tensor:
-    """Binary cross entropy of sigmoid scores against targets in [0, 1], of each element."""
+    """Binary cross entropy of sigmoid scores against targets in [0, 1], of each element.
+
+    Example:
+        >>> quality_entropy(torch.zeros(1), torch.tensor([0.5]))  # log 2
+        tensor([0.6931])
+    """
     return F.softplus(logits) - quality * logits
 
 
@@ -64,6 +73,11 @@ def quality_focal_loss(
     Returns:
         Loss of each element; at y = 0 it is ``s^beta * softplus(logit)``, and for targets of 0 and
         1 :func:`focal_loss`. Its gradient is finite: where s = y it is 0.
+
+    Example:
+        >>> logits = torch.logit(torch.tensor([0.5, 0.8]))
+        >>> quality_focal_loss(logits, torch.tensor([0.8, 0.8]))
+        tensor([0.0624, 0.0000])
     """
     weight = power((quality - logits.sigmoid()).abs(), beta)
     return (weight.detach() if detach_weight else weight) * quality_entropy(logits, quality)
@@ -82,6 +96,10 @@ def quality_focal_loss_from_scores(scores: Tensor, quality: Tensor, beta: float 
 
     Returns:
         Loss of each element.
+
+    Example:
+        >>> quality_focal_loss_from_scores(torch.tensor([0.5, 0.8]), torch.tensor([0.8, 0.8]))
+        tensor([0.0624, 0.0000])
     """
     entropy = -(
         quality * scores.log().clamp(min=-100) + (1 - quality) * (-scores).log1p().clamp(min=-100)
@@ -101,6 +119,10 @@ def quality_focal_gradient(logits: Tensor, quality: Tensor, beta: float = 2.0) -
 
     Returns:
         Derivative of each element.
+
+    Example:
+        >>> quality_focal_gradient(torch.zeros(2), torch.tensor([0.5, 1.0]))
+        tensor([ 0.0000, -0.2983])
     """
     scores = logits.sigmoid()
     difference = scores - quality
@@ -121,6 +143,10 @@ def distribution_focal_loss(logits: Tensor, distances: Tensor) -> Tensor:
 
     Returns:
         ``(...)`` loss of each edge.
+
+    Example:
+        >>> distribution_focal_loss(torch.zeros(1, 8), torch.tensor([2.25]))  # log 8
+        tensor([2.0794])
     """
     target = two_bin_target(distances, logits.shape[-1])
     log_probabilities = logits.log_softmax(-1)
@@ -143,6 +169,11 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
 
     Returns:
         ``(...)``, the sum over n; 0 where both distributions are equal.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> distillation_loss(logits, logits, temperature=10)
+        tensor([0.])
     """
     ours = (full_precision(logits) / temperature).log_softmax(-1)
     theirs = (full_precision(teacher.detach()) / temperature).log_softmax(-1)
@@ -170,6 +201,10 @@ def varifocal_loss(
 
     Returns:
         Loss of each element: ``q * BCE(s, q)`` where q > 0, else ``alpha * s^gamma * softplus``.
+
+    Example:
+        >>> varifocal_loss(torch.zeros(2), torch.tensor([0.0, 0.8]))
+        tensor([0.1300, 0.5545])
     """
     weight = quality if iou_weighted else torch.ones_like(quality)
     positive = weight * quality_entropy(logits, quality)
@@ -203,6 +238,10 @@ def true_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         ``(N,)``, at most 0.
+
+    Example:
+        >>> true_log_probability(torch.zeros(1, 4), torch.tensor([2])).exp()
+        tensor([0.2500])
     """
     return logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
@@ -220,6 +259,10 @@ def focal_loss(
 
     Returns:
         Loss of each element.
+
+    Example:
+        >>> focal_loss(torch.tensor([0.5]).log(), gamma=2)  # .25 log 2
+        tensor([0.1733])
     """
     weight = power(-log_probability.expm1(), gamma)
     return -(weight.detach() if detach_weight else weight) * log_probability
@@ -237,6 +280,10 @@ def gamma_by_sample(
 
     Returns:
         The gammas, of the same shape.
+
+    Example:
+        >>> gamma_by_sample(torch.tensor([0.1, 0.6]))
+        tensor([5., 3.])
     """
     edges = torch.as_tensor(thresholds, dtype=probability.dtype, device=probability.device)
     values = torch.as_tensor(gammas, dtype=probability.dtype, device=probability.device)
@@ -254,6 +301,10 @@ def automatic_gamma(p0: float) -> float:
 
     Raises:
         ValueError: p0 is out of range.
+
+    Example:
+        >>> round(automatic_gamma(0.25), 6)
+        3.070227
     """
     from scipy.special import lambertw  # with everything else of torch alone
 
@@ -280,6 +331,10 @@ def focal_to_posterior(scores: Tensor, gamma: float) -> Tensor:
 
     Returns:
         ``h(s) / (h(s) + h(1 - s))`` with ``h(s) = s / ((1-s)^g - g (1-s)^(g-1) s log s)``.
+
+    Example:
+        >>> focal_to_posterior(torch.tensor([0.62661]), gamma=2)
+        tensor([0.8000])
     """
 
     def slope(score: Tensor) -> Tensor:
@@ -312,6 +367,10 @@ def inverse_focal_loss(
 
     Returns:
         Loss of each element.
+
+    Example:
+        >>> inverse_focal_loss(torch.tensor([0.5]).log(), gamma=2)  # 2.25 log 2
+        tensor([1.5596])
     """
     weight = (1 + log_probability.exp()).pow(gamma)
     return -(weight.detach() if detach_weight else weight) * log_probability
@@ -332,6 +391,10 @@ def quality_inverse_focal(
 
     Returns:
         Loss of each element.
+
+    Example:
+        >>> quality_inverse_focal(torch.zeros(1), torch.tensor([0.5]), gamma=1)  # 2 log 2
+        tensor([1.3863])
     """
     weight = (2 - (quality - logits.sigmoid()).abs()).pow(gamma)
     return (weight.detach() if detach_weight else weight) * quality_entropy(logits, quality)
@@ -364,13 +427,22 @@ def brier_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         ``(N,)`` in [0, 2].
+
+    Example:
+        >>> brier_loss(torch.zeros(1, 2), torch.tensor([0]))
+        tensor([0.5000])
     """
     target = F.one_hot(labels, logits.shape[-1])
     return (target - logits.softmax(-1)).square().sum(-1)
 
 
 def quality_brier(logits: Tensor, quality: Tensor) -> Tensor:
-    """``(y - s)^2`` with ``s = sigmoid(logit)``, of each element; y broadcasts with logits."""
+    """``(y - s)^2`` with ``s = sigmoid(logit)``, of each element; y broadcasts with logits.
+
+    Example:
+        >>> quality_brier(torch.zeros(1), torch.tensor([0.8]))
+        tensor([0.0900])
+    """
     return (quality - logits.sigmoid()).square()
 
 
@@ -384,6 +456,10 @@ def label_smoothing_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Te
 
     Returns:
         ``(N,)``.
+
+    Example:
+        >>> label_smoothing_loss(torch.zeros(1, 2), torch.tensor([0]), smoothing=0.1)  # log 2
+        tensor([0.6931])
     """
     logs = logits.log_softmax(-1)
     true = logs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
@@ -399,6 +475,10 @@ def smooth_quality(quality: Tensor, positive: Tensor, smoothing: float) -> Tenso
         quality: in [0, 1], any shape.
         positive: bool, of the same shape.
         smoothing: e in [0, 1).
+
+    Example:
+        >>> smooth_quality(torch.tensor([1.0, 0.0]), torch.tensor([True, False]), 0.1)
+        tensor([0.9500, 0.0000])
     """
     return torch.where(positive, quality * (1 - smoothing) + smoothing / 2, quality)
 
@@ -419,6 +499,10 @@ def mmce(confidence: Tensor, correct: Tensor, width: float = KERNEL_WIDTH) -> Te
 
     Returns:
         Scalar, at least 0; 0 of nothing.
+
+    Example:
+        >>> mmce(torch.tensor([0.9, 0.6]), torch.tensor([True, False]))
+        tensor(0.0783)
     """
     error = correct.to(confidence.dtype) - confidence
     kernel = _kernel(confidence, width)
