@@ -223,7 +223,7 @@ class TestData:
     def test_the_embedded_data_set_is_built(self, empty):
         cfg = gfl_det.get_config('gfl_r18_fpn_digits')
         with pytest.raises(
-            DataError, match=r'built, not downloaded: python tools/build_digits\.py'
+            DataError, match=r'built, not downloaded: gfl-det digits'
         ):
             check_data(cfg, TRAINING)
 
