@@ -33,6 +33,7 @@ _REGISTERED = (
     'gfl_det.models.detectors',
     'gfl_det.datasets',
     'gfl_det.evaluation',
+    'gfl_det.evaluation.calibration_metric',
     'gfl_det.engine.amp',
     'gfl_det.engine.hooks',
     'gfl_det.engine.training.loop',

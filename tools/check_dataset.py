@@ -14,7 +14,7 @@ try:
     from gfl_det.cli import check_dataset
     from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:

@@ -4,15 +4,15 @@
                              [--max-megapixels MP] [--calibrator JSON] [--intervals JSON]
                              [--device NAME]
 
-Open the address that it prints. It needs no package but the project's own and no network; images
-stay in memory. It listens on 127.0.0.1, so that only this machine can use it.
+Open the address that it prints. It needs the extra of that name (pip install .[demo]) and no
+network; images stay in memory. It listens on 127.0.0.1, so that only this machine can use it.
 """
 
 try:
     from gfl_det.cli import demo
     from gfl_det.cli import main as cli
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ try:
     from gfl_det.cli import main as cli
     from gfl_det.cli import replay
 except ImportError as error:  # without gfl_det, or with a broken family
-    raise SystemExit(f'error: {error}\npip install -e .  # or see: gfl-det doctor') from error
+    raise SystemExit(f'error: {error}\npip install -e .  # or see: tools/doctor.py') from error
 
 
 def main() -> None:

@@ -223,7 +223,7 @@ def test_each_mistake_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> No
     (taken / 'report.html').mkdir(parents=True)
     out, report = str(tmp_path / 'out.json'), str(tmp_path / 'report')
     for words, message in (
-        (['apply', edges, results, out], f'tools/test.py CONFIG CHECKPOINT .*calibrator={edges}'),
+        (['apply', edges, results, out], f'gfl-det test CONFIG CHECKPOINT .*calibrator={edges}'),
         (['report', edges, results, report], 'give --config and --checkpoint'),
         (['report', path, str(none), report], r'none\.json gives no detections: take the results'),
         (['apply', path, str(nan), out], r'nan\.json: entry 1 has the score nan, which is no'),

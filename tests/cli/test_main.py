@@ -172,3 +172,14 @@ def test_light_choices_are_those_at_work():
     assert choices.EVIDENCE_GROUPS == EVIDENCE
     recipe = DigitsRecipe()
     assert (recipe.train, recipe.val, recipe.seed) == (digits.TRAIN, digits.VAL, digits.SEED)
+
+
+def test_every_module_that_registers_something_is_imported():
+    registering = [
+        path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.')
+        for path in (ROOT / 'gfl_det').rglob('*.py')
+        if '.register_module(' in path.read_text()
+    ]
+    assert len(registering) > 10
+    code = f'import sys, gfl_det; print(sorted(set({registering!r}) - set(sys.modules)))'
+    assert python('-c', code).stdout.strip() == '[]'

@@ -222,9 +222,7 @@ class TestData:
 
     def test_the_embedded_data_set_is_built(self, empty):
         cfg = gfl_det.get_config('gfl_r18_fpn_digits')
-        with pytest.raises(
-            DataError, match=r'built, not downloaded: python tools/build_digits\.py'
-        ):
+        with pytest.raises(DataError, match=r'built, not downloaded: gfl-det digits'):
             check_data(cfg, TRAINING)
 
     def test_remote_data_is_left_to_its_backend(self, empty):
