@@ -159,7 +159,11 @@ def add_config(parser: Parser) -> None:
 
 def add_checkpoint(parser: Parser) -> None:
     """Add the positional ``CHECKPOINT``."""
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights: a file or an address')
+    parser.add_argument(
+        'checkpoint',
+        metavar='CHECKPOINT',
+        help='weights: a file, an address, or a name that gfl-det models lists',
+    )
 
 
 def add_detector(parser: Parser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,10 @@ from gfl_det.errors import DataError
 from gfl_det.utils.files import check_writable, writing
 
 if TYPE_CHECKING:
-    from gfl_det.inference.drawing import Drawer
+    from gfl_det.inference.drawing import Drawer, VideoDrawer
     from gfl_det.inference.inferencer import GFLInferencer
-    from gfl_det.inference.results import Results
+    from gfl_det.inference.results import ImageResult, Results
+    from gfl_det.inference.sources import ImageSource
 
 EPILOG = """\
 INPUT is an image, a video, a folder, a pattern in quotes ('shots/**/*.png'), an http address, or
@@ -47,8 +49,15 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add('--out', metavar='FILE', help='write results: .json (COCO results) or .csv (needs pandas)')
     add('--annotations', metavar='JSON', help='COCO file whose image and class ids --out uses')
     add('--show-dir', metavar='DIR', help='draw every image into this folder')
-    add('--show-thr', type=share, default=0.3, metavar='S', help='least score drawn (0.3)')
-    add('--score-thr', type=share, metavar='S', help='least score, before calibration')
+    add('--save-video', metavar='FILE', help='draw the frames of the video into this .mp4')
+    add(
+        '--show-thr',
+        type=share,
+        default=0.3,
+        metavar='S',
+        help='least score drawn, and counted with it (0.3)',
+    )
+    add('--score-thr', type=share, metavar='S', help='least score kept, before calibration')
     add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
     add_calibrator(parser)
     add_intervals(parser)
@@ -89,11 +98,14 @@ def run(args: argparse.Namespace) -> None:
         level=args.level,
         calibrator=args.calibrator,
         intervals=args.intervals,
-        distributions=args.show_dir is not None,
+        distributions=args.show_dir is not None or args.save_video is not None,
         optimize=args.optimize,
     )
     drawer = Drawer(args.show_dir, detector.classes, args.show_thr) if args.show_dir else None
+    started = time.perf_counter()
     results = _detect(args, detector, drawer, annotations)
+    if not args.quiet:
+        _tell_speed(results, time.perf_counter() - started)
     failed = results.failures
     if args.out and len(failed) < len(results):
         _write(results, args.out, annotations)
@@ -123,11 +135,14 @@ def _detect(
     if annotations:  # an unknown image or class is told before the work
         named = (ImageResult(each.name, classes=detector.classes) for each in sources)
         Results(named).to_coco(annotations)
+    film = _film(args, sources)
     results = Results()
     with Progress(sum(each.images for each in sources), 'images', not args.quiet) as bar:
         stream = detector.stream(
-            sources, batch_size=args.batch_size, keep_images=drawer is not None
+            sources, batch_size=args.batch_size, keep_images=drawer is not None or film is not None
         )
+        for note in filter(None, (each.note for each in sources)):
+            bar.say(f'warning: {note}')
         for result in stream:
             bar.advance()
             results.images.append(result.compact())
@@ -137,9 +152,54 @@ def _detect(
                 continue
             if drawer:
                 drawer(result)
+            if film and result.frame is not None:
+                film(result)
             if not args.quiet:
-                bar.tell(result.summary())
+                bar.tell(_line(result, args.show_thr if drawer or film else None))
+    if film:
+        film.close()
+        print(f'video: {film.path} ({film.frames} frames, {film.rate:g} a second)')
     return results
+
+
+def _line(result: ImageResult, drawn_from: float | None) -> str:
+    """What is told of an image; where boxes are drawn those are counted."""
+    shown = result if drawn_from is None else result.above(drawn_from)
+    hidden = len(result) - len(shown)
+    others = f' ({hidden} more below --show-thr {drawn_from:g})' if hidden else ''
+    return f'{shown.summary()}{others} [{result.milliseconds or 0:.0f} ms]'
+
+
+def _film(args: argparse.Namespace, sources: list[ImageSource]) -> VideoDrawer | None:
+    """What --save-video asks for.
+
+    Raises:
+        DataError: the inputs are not one video, or the file cannot be written.
+    """
+    from gfl_det.inference.drawing import VideoDrawer, frame_rate
+    from gfl_det.inference.sources import VIDEO_ENDINGS
+
+    if not args.save_video:
+        return None
+    videos = [each.name for each in sources if Path(each.name).suffix.lower() in VIDEO_ENDINGS]
+    if len(videos) != 1:
+        raise DataError(f'--save-video takes one video, and the inputs have {len(videos)}.')
+    if Path(args.save_video).resolve() == Path(videos[0]).resolve():
+        raise DataError(f'--save-video {args.save_video} is the video itself: name another file.')
+    rate = frame_rate(videos[0]) / args.every
+    return VideoDrawer(args.save_video, rate, args.show_thr)
+
+
+def _tell_speed(results: Results, seconds: float) -> None:
+    """Milliseconds that the detector took for an image, and images a second with all else."""
+    spent = [each.milliseconds for each in results if each.milliseconds is not None]
+    if spent:
+        what = 'frame' if all(each.frame is not None for each in results) else 'image'
+        number = f'{len(spent)} {what}' + 's' * (len(spent) != 1)
+        print(
+            f'speed: {number}, {sum(spent) / len(spent):.0f} ms each in the detector, '
+            f'{len(spent) / seconds:.1f} a second with reading and drawing'
+        )
 
 
 def _check_out(args: argparse.Namespace) -> None:

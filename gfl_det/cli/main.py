@@ -46,6 +46,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         'swap-head': Command('swap_head', "put a GFL head into another detector's config"),
     },
     'Trained detectors': {
+        'models': Command('models', 'list detectors whose weights can be had by name', False),
         'infer': Command('infer', 'detect in images, folders, videos and addresses'),
         'show': Command('show', 'draw detections with soft edges, and charts of their edges'),
         'report': Command('report', 'write one page about a detector'),

@@ -14,19 +14,26 @@ from the number of parameters. Without a network, put the file of ADDRESS into t
 """
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
     parser = argparse.ArgumentParser(
-        prog='gfl-det models',
+        prog=prog,
         description='List the detectors whose weights can be had by name.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--urls', action='store_true', help='the address of each file too')
-    return parser.parse_args(argv)
+    return parser
 
 
-def models(args: argparse.Namespace) -> None:
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser(prog).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
     """Print the list.
 
     Raises:

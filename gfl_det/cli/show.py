@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gfl_det.inference import ImageResult
     from gfl_det.visualization.edges import Boxes
 
+DRAWN_SCORE = 0.3  # as of infer
 MAX_PX = 1e9  # beyond any picture; larger numbers cannot be added up
 
 
@@ -45,7 +46,13 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help='folder to write DIR/IMAGE.png into, and with --edges DIR/IMAGE.edges.png (pictures)',
     )
     parser.add_argument(
-        '--score-thr', type=share, default=0.3, metavar='S', help='least score drawn (0.3)'
+        '--score-thr', type=share, metavar='S', help='least score kept, before calibration'
+    )
+    parser.add_argument(
+        '--show-thr',
+        type=share,
+        metavar='S',
+        help='least score drawn (that of --score-thr, or else 0.3)',
     )
     parser.add_argument(
         '--truths', type=Path, metavar='JSON', help='COCO annotations to draw beside detections'
@@ -73,7 +80,10 @@ def parse_arguments(
     argv: Sequence[str] | None = None, prog: str | None = None
 ) -> argparse.Namespace:
     """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+    args = make_parser(prog).parse_args(argv)
+    if args.show_thr is None:
+        args.show_thr = DRAWN_SCORE if args.score_thr is None else args.score_thr
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -106,6 +116,7 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
         args.checkpoint,
         args.config,
         device=args.device,
+        score_thr=args.score_thr,
         calibrator=args.calibrator,
         distributions=True,
     )
@@ -128,15 +139,15 @@ def _draw(
     """Draw one image, and chart the edges of its boxes where that is asked for."""
     import numpy as np
 
+    from gfl_det.inference.drawing import image_of
     from gfl_det.visualization.charts import edge_figure, save_figure, sharp_and_flat
     from gfl_det.visualization.edges import Boxes
     from gfl_det.visualization.picture import draw_boxes, side_by_side
     from gfl_det.visualization.visualizer import save_picture
 
-    assert result.image is not None  # they are kept
-    image = np.ascontiguousarray(result.image[..., ::-1])
+    image = np.ascontiguousarray(image_of(result)[..., ::-1])
     name = Path(result.source).name
-    found = Boxes.of(result.instances, args.score_thr)
+    found = Boxes.of(result.instances, args.show_thr)
     given = truths.of(result.source, result.classes) if truths else None
     picture = draw_boxes(image, found, result.classes)
     if given is not None:
@@ -148,7 +159,7 @@ def _draw(
     if args.edges is None:
         return
     if len(found.boxes) == 0:
-        print(f'{name}: no box of score {args.score_thr} or more to chart', file=sys.stderr)
+        print(f'{name}: no box of score {args.show_thr} or more to chart', file=sys.stderr)
         return
     chosen = [each for each in args.edges if each < len(found.boxes)]
     if len(chosen) < len(args.edges):

@@ -43,9 +43,14 @@ ENDINGS = frozenset(
         '.pgm',
         '.pbm',
         '.jp2',
+        '.gif',
+        '.avif',
+        '.pnm',
+        '.sr',
+        '.ras',
     ]
 )
-FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF')
+FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF', 'AVIF', 'SUN')
 JPEG_SCAN, JPEG_END = 0xDA, b'\xff\xd9'
 
 
@@ -92,8 +97,19 @@ def decode_image(
         raise DataError(f'{name} is torn: its end is missing; copy or fetch it again.')
     image = decode(content, pixels, **decoding)
     if image is None:
-        raise DataError(f'{name} is torn or damaged: it cannot be decoded.')
+        raise DataError(f'{name} {_why_not(content)}')
     return image
+
+
+def _why_not(content: bytes) -> str:
+    """Why an image with a good header was not decoded: Pillow may know better."""
+    try:
+        with Image.open(io.BytesIO(content), formats=_formats()) as file:
+            file.load()
+            kind = {'F': 'floats', 'I': '32-bit integers'}.get(file.mode, f'the mode {file.mode}')
+    except Exception:  # a damaged one fails in any way
+        return 'is torn or damaged: it cannot be decoded.'
+    return f'is whole, but its pixels ({kind}) cannot be decoded as colours: save it with 8 bits.'
 
 
 def decode(content: bytes, pixels: int, **decoding: Any) -> np.ndarray | None:

@@ -150,7 +150,7 @@ def test_all_that_mmdet_publishes_is_listed(capsys, served) -> None:
     assert {each.name: each.ap for each in entries}['gfl_r50_fpn_1x_coco'] == 40.2
     entries[0].path.parent.mkdir(parents=True)
     entries[0].path.write_bytes(bytes(3 * 2**20))
-    command.models(command.parse_arguments(['--urls']))
+    command.run(command.parse_arguments(['--urls']))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == [
         entries[0].name,

@@ -15,7 +15,7 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
-from gfl_det.datasets.images import check_array, decode_image, read_image
+from gfl_det.datasets.images import ENDINGS, check_array, decode_image, read_image
 from gfl_det.errors import DataError
 from gfl_det.utils import pixels
 from gfl_det.utils.pixels import EXIF_ORIENTATION, LIMIT_VARIABLE, Header, header_of
@@ -219,3 +219,27 @@ def test_arrays_become_three_channels() -> None:
 def test_other_arrays_are_refused(array, match) -> None:
     with pytest.raises(DataError, match=match):
         check_array(array, 'x')
+
+
+@pytest.mark.parametrize('ending', ['gif', 'avif', 'pnm', 'sr'])
+def test_what_opencv_decodes_is_read(tmp_path, ending) -> None:
+    try:
+        written, content = cv2.imencode(f'.{ending}', PIXELS)
+    except cv2.error:
+        written = False
+    if not written:
+        pytest.skip(f'this OpenCV writes no {ending}')
+    path = tmp_path / f'a.{ending}'
+    path.write_bytes(content.tobytes())
+    assert f'.{ending}' in ENDINGS
+    expected = LoadImageFromFile()(dict(img_path=str(path)))['img']
+    assert np.array_equal(read_image(path), expected)
+
+
+def test_a_whole_tiff_of_floats_is_not_called_torn(tmp_path) -> None:
+    path = tmp_path / 'a.tif'
+    Image.fromarray(np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)).save(path)
+    with pytest.raises(DataError, match=r'is whole, but its pixels \(floats\) cannot be decoded'):
+        read_image(path)
+    with pytest.raises(DataError, match=r'torn or damaged|no image of a known format'):
+        decode_image(path.read_bytes()[:900], 'x')

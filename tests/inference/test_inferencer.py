@@ -505,6 +505,41 @@ def test_arguments_are_checked(capsys) -> None:
         assert stopped.value.code == 2
 
 
+@pytest.mark.parametrize('every', [1, 2])
+def test_a_video_is_drawn_into_a_video(checkpoint, images, folder, capsys, every) -> None:
+    frames = [cv2.imread(str(path)) for path in images] * 2
+    clip = write_video(folder / 'drawn.avi', frames)
+    out = folder / f'new{every}' / 'drawn.mp4'
+    words = [checkpoint, clip, '--save-video', out, '--show-thr', 0.5, '--score-thr', 0.3]
+    args = parse_arguments([*map(str, words), '--device', 'cpu', '--every', str(every)])
+    infer.infer(args)
+    capture = cv2.VideoCapture(str(out))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 6 / every
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10 / every)
+    capture.release()
+    lines = capsys.readouterr().out.splitlines()
+    results = GFLInferencer(checkpoint, device='cpu', score_thr=0.3)(clip, progress=False)
+    shown, kept = len(results[0].above(0.5)), len(results[0])
+    assert lines[0].startswith(f'{clip}#0: {shown} boxes')
+    assert f'({kept - shown} more below --show-thr 0.5)' in lines[0]
+    assert lines[0].endswith(' ms]')
+    assert f'video: {out} ({6 // every} frames, {10 / every:g} a second)' in lines
+    assert lines[-1].startswith(f'speed: {6 // every} frames, ')
+
+
+def test_a_video_to_save_needs_one_video(checkpoint, images, folder) -> None:
+    def run(*words) -> None:
+        infer.infer(parse_arguments([str(checkpoint), *map(str, words), '--device', 'cpu']))
+
+    clip = write_video(folder / 'one.avi', [cv2.imread(str(images[0]))])
+    with pytest.raises(DataError, match='takes one video, and the inputs have 0'):
+        run(images[0], '--save-video', folder / 'x.mp4')
+    with pytest.raises(DataError, match=r'must end in \.mp4'):
+        run(clip, '--save-video', folder / 'x.avi')
+    with pytest.raises(DataError, match='is the video itself'):
+        run(clip, '--save-video', clip)
+
+
 def test_a_summary_names_the_best_of_each_class(detect, images) -> None:
     result = detect(images[0], progress=False)[0]
     text = result.summary()
