@@ -194,7 +194,9 @@ def _need(
         except KeyError:
             index = next(i for i, entry in enumerate(entries) if field not in entry)
             name = f'entry {entries[index]["id"]!r}' if 'id' in entries[index] else f'[{index}]'
-            raise DataError(f'{source}: {key} {name} has no "{field}": add it.') from None
+            raise DataError(
+                f'{source}: {key} {name} has no "{field}": add it{_cure(field)}.'
+            ) from None
         check = is_right or is_id
         # The kinds of a million ids are checked at once; only a fault is worth a search.
         if check is is_id and set(map(type, values)) <= ID_TYPES:
@@ -203,8 +205,14 @@ def _need(
         if wrong is not None:
             raise DataError(
                 f'{source}: {key} entry {entries[wrong].get("id", wrong)!r} has the {field} '
-                f'{values[wrong]!r:.60}, which is not a usable value: correct it.'
+                f'{values[wrong]!r:.60}, which is not a usable value: correct it{_cure(field)}.'
             )
+
+
+def _cure(field: str) -> str:
+    if field not in ('width', 'height'):
+        return ''
+    return ' (tools/check_dataset.py --images DIR --decode --fix OUT.json reads the pictures)'
 
 
 def is_id(value: Any) -> bool:

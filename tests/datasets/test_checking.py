@@ -287,6 +287,33 @@ class TestFaults:
         assert {entry['image_id'] for entry in repaired} == {1, 3, 4}
         assert {entry['category_id'] for entry in repaired} == {1}
 
+    @pytest.mark.parametrize('number', [0, 0.0, 2**53, -(2**70), '11'])
+    def test_ids_that_pycocotools_misjudges_are_told_and_replaced(self, tmp_path, number):
+        report = check(tmp_path, change(sound(), 'annotations', 0, id=number))
+        found = codes(report)['annotations.id_pycocotools']
+        assert (found.level, found.ids) == ('warning', [number])
+        ids = [each['id'] for each in assert_repaired(tmp_path, report)['annotations']]
+        assert ids == [43, 12, 21, 22, 31, 32, 41, 42]
+
+    def test_ids_that_cannot_be_sorted_are_told(self, tmp_path):
+        dataset = change(sound(), 'images', 0, id='x')
+        for entry in dataset['annotations'][:2]:
+            entry['image_id'] = 'x'
+        assert codes(check(tmp_path, dataset))['images.id_pycocotools'].ids == ['x']
+
+    def test_of_a_file_that_loses_all_there_is_no_repaired_one(self, tmp_path):
+        dataset = sound()
+        for entry in dataset['annotations']:
+            entry['bbox'] = [1, 2, 0, 0]
+        with pytest.raises(DataError, match=r'none of its 8 annotations would be left: .*width'):
+            check(tmp_path, dataset).result()
+        for image in dataset['images']:
+            image['width'] = -1
+        with pytest.raises(DataError, match='none of its 4 images would be left'):
+            check(tmp_path, dataset).result()
+        dataset = {**sound(), 'annotations': []}
+        assert len(check(tmp_path, dataset).result()['images']) == 4
+
     def test_new_ids_are_free(self, tmp_path):
         dataset = change(sound(), 'annotations', 0, id=42)  # 42 is that of the last
         ids = [entry['id'] for entry in check(tmp_path, dataset).repaired['annotations']]
@@ -422,6 +449,18 @@ class TestClasses:
         repaired = assert_repaired(tmp_path, report, classes=('dog', 'cat'))
         assert [each['id'] for each in repaired['categories']] == [2, 1]
 
+    def test_a_class_that_the_split_lacks_is_added(self, tmp_path):
+        classes = ('cat', 'zebra', 'dog')
+        report = check(tmp_path, sound(), classes=classes)
+        assert codes(report)['classes.absent'].level == 'error'
+        repaired = assert_repaired(tmp_path, report, classes=classes)
+        assert [(each['id'], each['name']) for each in repaired['categories']] == [
+            (1, 'cat'),
+            (3, 'zebra'),
+            (2, 'dog'),
+        ]
+        assert len(repaired['annotations']) == 8
+
     def test_fewer_classes_are_a_note(self, tmp_path):
         found = codes(check(tmp_path, sound(), classes=('dog',)))
         assert (found['classes.unused'].level, found['classes.unused'].ids) == ('note', [1])
@@ -486,6 +525,18 @@ class TestImages:
         assert codes(report)['images.size_boxes'].ids == [2]
         sizes = {each['id']: (each['width'], each['height']) for each in report.repaired['images']}
         assert sizes == {1: (WIDTH, HEIGHT), 3: (WIDTH, HEIGHT), 4: (WIDTH, HEIGHT)}
+
+    @pytest.mark.parametrize('size', [{}, dict(width=-1, height=-1), dict(width=None, height='?')])
+    def test_sizes_that_are_missing_are_read_from_the_pictures(self, tmp_path, pictures, size):
+        dataset = sound()
+        for image in dataset['images'][:3]:
+            del image['width'], image['height']
+            image.update(size)
+        report = decode(tmp_path, dataset, pictures)
+        assert codes(report)['images.no_size'].ids == [1, 2, 3]
+        assert report.result()['images'] == sound()['images']
+        assert len(report.result()['annotations']) == 8
+        assert 'DIR --decode' in codes(check(tmp_path, dataset))['images.height'].fix
 
     def test_turned_by_exif(self, tmp_path, pictures):
         dataset = sound()

@@ -17,6 +17,7 @@ from gfl_det.engine import preflight
 from gfl_det.engine.preflight.classes import check_classes, class_names
 from gfl_det.engine.preflight.data import check_data, sample_file_names
 from gfl_det.engine.preflight.metrics import check_metrics
+from gfl_det.engine.preflight.pyramid import check_pyramid
 from gfl_det.engine.preflight.starting_weights import check_weights, unreachable
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.utils.config import annotation_path, datasets_of, image_folder, metrics_of
@@ -270,6 +271,77 @@ class TestData:
         content['annotations'] = []
         path.write_text(json.dumps(content))
         check_metrics(config(), TRAINING)
+
+    @pytest.mark.parametrize(
+        ('change', 'words'),
+        [
+            (dict(id=0), 'ids such as 1 '),
+            (dict(area='4'), 'texts'),
+            (dict(iscrowd=None), 'no iscrowd'),
+        ],
+    )
+    def test_what_mmdets_metric_would_misjudge(self, here, change, words):
+        path = here / 'data/pets/val.json'
+        content = json.loads(path.read_text())
+        content['annotations'][0].update(change)
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=words) as caught:
+            check_metrics(config(), ['test'])
+        assert 'gfl_det.CocoMetric' in str(caught.value)
+        ours = {'type': 'gfl_det.CocoMetric', 'ann_file': str(path)}
+        check_metrics(config(test_evaluator=ours), ['test'])
+
+    @pytest.mark.parametrize('kind', ['gfl_det.CocoMetric', 'gfl_det.CalibrationMetric'])
+    def test_a_metric_of_other_images(self, here, kind):
+        metric = {'type': kind, 'ann_file': 'data/pets/train.json'}
+        with pytest.raises(DataError, match=r'30 images .* data/pets/val/val_0\.jpg'):
+            check_metrics(config(test_evaluator=metric), ['test'])
+
+    def test_what_cannot_be_judged_stops_a_test_too(self, here):
+        path = here / 'data/pets/val.json'
+        content = json.loads(path.read_text())
+        content['annotations'][0]['image_id'] = 99
+        path.write_text(json.dumps(content))
+        (here / 'epoch.pth').touch()
+        with pytest.raises(DataError, match=r'val\.json cannot be judged:\n.*image_id'):
+            preflight.check_testing(config(load_from='epoch.pth'))
+
+    @pytest.mark.parametrize('name', ['other/val_0.jpg', 'other\\\\val_0.jpg'])
+    def test_names_of_other_machines(self, here, name):
+        """Backslashes mean a file here; a folder more may mean another file, so that is told."""
+        path = here / 'data/pets/val.json'
+        path.write_text(path.read_text().replace('val_0.jpg', name))
+        if '\\' in name:
+            check_data(config(), ['test'])
+        else:
+            with pytest.raises(DataError, match=r'val_0\.jpg is there: .* --fix OUT\.json'):
+                check_data(config(), ['test'])
+
+
+class TestPyramid:
+    @pytest.mark.parametrize('strides', [[4, 8, 16], [8, 16, 32, 64], [4, 8, 16, 32, 64]])
+    def test_strides_of_other_features_are_refused_with_both_lists(self, strides):
+        cfg = gfl_det.get_config('gfl_r18_fpn_digits')
+        cfg.merge_from_dict(
+            {
+                'model.backbone.out_indices': (0, 1, 2, 3),
+                'model.neck.in_channels': [32, 64, 128, 256],
+                'model.neck.num_outs': 4,
+            }
+        )
+        cfg.model.bbox_head.anchor_generator.strides = strides
+        with pytest.raises(ConfigError) as caught:
+            check_pyramid(cfg)
+        assert f'are {strides}' in str(caught.value)
+        assert '4 levels of strides [4, 8, 16, 32]' in str(caught.value)
+        cfg.model.bbox_head.anchor_generator.strides = [4, 8, 16, 32]
+        check_pyramid(cfg)
+
+    @pytest.mark.parametrize('channels', [1, 3, 6])
+    def test_those_of_the_shipped_config_fit_images_of_any_channels(self, channels):
+        cfg = gfl_det.get_config('gfl_r18_fpn_digits')
+        cfg.model.backbone.in_channels = channels
+        check_pyramid(cfg)
 
 
 class TestClasses:

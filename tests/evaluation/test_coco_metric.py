@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 import gfl_det
 from gfl_det.compat import versions
-from gfl_det.errors import ConfigError, SetupError
+from gfl_det.errors import ConfigError, DataError, SetupError
 from gfl_det.evaluation import CocoMetric, coco_metric
 from gfl_det.evaluation.coco_metric import FastCOCOeval, counts_alike
 from gfl_det.registry import METRICS
@@ -43,7 +43,7 @@ OPTIONS = {
     'no items': dict(metric_items=[], classwise=True),
     'thresholds': dict(iou_thrs=np.array([0.3, 0.5, 0.62, 0.75, 0.8, 0.9]), classwise=True),
     'maximal numbers': dict(proposal_nums=(1, 10, 100), metric_items=['mAP', 'AR@100', 'AR@1000']),
-    'few detections': dict(proposal_nums=(2, 5, 7), metric_items=['mAP', 'mAP_50', 'AR@300']),
+    'few detections': dict(proposal_nums=(2, 5, 7), metric_items=['mAP_50', 'AR@300', 'mAP_s']),
     'proposals': dict(metric=['proposal', 'bbox']),
     'proposal items': dict(metric='proposal', metric_items=['AR_s@1000', 'AR@100']),
 }
@@ -273,10 +273,165 @@ class TestInput:
             del entry[field]
         assert not counts_alike(metric._coco_api, detections)
 
-    def test_a_missing_area_is_refused_with_either_backend(self, drawn):
-        del drawn.dataset['annotations'][0]['area']
-        with pytest.raises(KeyError, match='area'):
-            count(CocoMetric, drawn)
+    @pytest.mark.parametrize('area', ['absent', None, 'large', '10000', -1, float('nan'), [1]])
+    @pytest.mark.parametrize('backend', BACKENDS)
+    def test_an_area_that_is_no_size_is_that_of_the_box(self, drawn, area, backend):
+        expected = count(CocoMetric, drawn, backend=backend)
+        drawn.dataset['annotations'][0]['area'] = area
+        if area == 'absent':
+            del drawn.dataset['annotations'][0]['area']
+        assert same_numbers(count(CocoMetric, drawn, backend=backend), expected)
+
+    @pytest.mark.parametrize('crowd', ['absent', None, '0', False, 0.0, [1]])
+    @pytest.mark.parametrize('backend', BACKENDS)
+    def test_an_iscrowd_that_is_no_mark_is_0(self, drawn, crowd, backend):
+        expected = count(CocoMetric, drawn, backend=backend)
+        drawn.dataset['annotations'][0]['iscrowd'] = crowd
+        if crowd == 'absent':
+            del drawn.dataset['annotations'][0]['iscrowd']
+        assert same_numbers(count(CocoMetric, drawn, backend=backend), expected)
+
+
+def renumbered(coco_set: CocoSet, image, category, annotation) -> CocoSet:
+    """The same set with other ids, by three functions."""
+    dataset = copy.deepcopy(coco_set.dataset)
+    for entry in dataset['images']:
+        entry['id'] = image(entry['id'])
+    for entry in dataset['categories']:
+        entry['id'] = category(entry['id'])
+    for entry in dataset['annotations']:
+        entry['id'] = annotation(entry['id'])
+        entry['image_id'] = image(entry['image_id'])
+        entry['category_id'] = category(entry['category_id'])
+    samples = [{**each, 'img_id': image(each['img_id'])} for each in coco_set.samples]
+    return CocoSet(dataset, samples)
+
+
+IDS = {
+    'from 0': lambda each: each - 1,
+    'negative': lambda each: -each,
+    'large': lambda each: 2**53 + each,
+    'huge': lambda each: 2**70 + each,
+    'texts': lambda each: f'id {each}',
+    'fractions': lambda each: each + 0.5,
+    'mixed': lambda each: each if each % 2 else str(each),
+}
+
+
+class TestIds:
+    @pytest.mark.parametrize('name', IDS)
+    @pytest.mark.parametrize('backend', BACKENDS)
+    def test_are_labels(self, drawn, name, backend, tmp_path):
+        """mmdet's numbers of the set with ids from 1, whatever the ids are; results have these."""
+        other = renumbered(drawn, *[IDS[name]] * 3)
+        expected = count(MMDetCocoMetric, drawn, classwise=True)
+        prefix = str(tmp_path / 'found')
+        found = count(CocoMetric, other, backend=backend, classwise=True, outfile_prefix=prefix)
+        assert same_numbers(found, expected)
+        results = json.loads(Path(f'{prefix}.bbox.json').read_text())
+        assert {each['image_id'] for each in results} == {IDS[name](each) for each in (1, 2, 5)}
+        assert {each['category_id'] for each in results} == {IDS[name](each) for each in (1, 2)}
+
+    @pytest.mark.parametrize('number', [0, 1, -7, 2**64, 'a', 0.0])
+    def test_a_box_found_exactly_is_found(self, number):
+        coco_set = make_drawn([(1, 0, 10, 20, 50, 40)], {1: [(10, 20, 50, 40, 0.9, 0)]})
+        coco_set.dataset['annotations'][0]['id'] = number
+        assert count(CocoMetric, coco_set)['bbox_mAP'] == 1
+
+
+def with_names(coco_set: CocoSet, folder: str) -> CocoSet:
+    """The same set, whose images have files in a folder."""
+    images = [{**each, 'file_name': f'{each["id"]}.png'} for each in coco_set.dataset['images']]
+    samples = [
+        {**each, 'img_path': f'/data/{folder}/{each["img_id"]}.png'} for each in coco_set.samples
+    ]
+    return CocoSet({**coco_set.dataset, 'images': images}, samples)
+
+
+def subset(coco_set: CocoSet, images: set) -> CocoSet:
+    """Some of the images, in the file and in the samples."""
+    dataset = {
+        **coco_set.dataset,
+        'images': [each for each in coco_set.dataset['images'] if each['id'] in images],
+        'annotations': [e for e in coco_set.dataset['annotations'] if e['image_id'] in images],
+    }
+    return CocoSet(dataset, [each for each in coco_set.samples if each['img_id'] in images])
+
+
+class TestImagesShown:
+    def test_those_of_a_larger_file_alone_count(self):
+        whole = with_names(make_set(12, 30, 4, seed=3), 'val')
+        part = subset(whole, {2, 3, 7, 11})
+        expected = count(MMDetCocoMetric, part)
+        assert same_numbers(count(CocoMetric, CocoSet(whole.dataset, part.samples)), expected)
+        assert count(MMDetCocoMetric, whole) != expected
+
+    def test_each_counts_once(self):
+        coco_set = with_names(make_set(6, 30, 4, seed=3), 'val')
+        twice = CocoSet(coco_set.dataset, coco_set.samples * 2)
+        assert same_numbers(count(CocoMetric, twice), count(MMDetCocoMetric, coco_set))
+
+    def test_other_files_under_the_same_ids_are_refused_by_name(self):
+        coco_set = with_names(make_set(6, 30, 4, seed=3), 'val')
+        for sample in coco_set.samples:
+            sample['img_path'] = sample['img_path'].replace('/val/', '/val/other_')
+        with pytest.raises(DataError, match=r"6 images .* /data/val/other_1\.png .*'1\.png'"):
+            count(CocoMetric, coco_set)
+
+    def test_files_are_found_by_name_under_other_ids(self):
+        """Data sets whose ids all start at 1, joined and judged by a file with ids of its own."""
+        coco_set = with_names(make_set(6, 30, 4, seed=3), 'val')
+        expected = count(MMDetCocoMetric, coco_set)
+        for sample in coco_set.samples[3:]:
+            sample['img_id'] -= 3
+        assert same_numbers(count(CocoMetric, coco_set), expected)
+
+    @pytest.mark.parametrize('with_paths', [True, False])
+    def test_truths_of_samples_whose_ids_collide_stay_apart(self, with_paths):
+        samples = make_samples({1: [(0, 0, 50, 50, 0.9, 0)], 2: [(9, 9, 50, 50, 0.8, 1)]})
+        samples[0]['instances'] = [dict(bbox=[0, 0, 50, 50], bbox_label=0)]
+        samples[1]['instances'] = [dict(bbox=[9, 9, 59, 59], bbox_label=1)]
+        samples[1]['img_id'] = 1
+        for sample, folder in zip(samples, 'ab'):
+            if with_paths:
+                sample['img_path'] = f'{folder}/1.png'
+        metric = CocoMetric()
+        metric.dataset_meta = dict(classes=('c0', 'c1'))
+        metric.process({}, samples)
+        assert metric.evaluate(size=2)['coco/bbox_mAP'] == 1
+
+
+class TestNumbersOfDetections:
+    """Precision at the largest of ``proposal_nums``; the witness is mmdet's with the best few."""
+
+    @pytest.mark.parametrize('backend', BACKENDS)
+    @pytest.mark.parametrize('numbers', [(2, 5, 7), (7,), 7, [5, 7], (7, 2), (1, 2, 5, 7)])
+    def test_precision_is_that_at_the_largest(self, numbers, backend, capsys):
+        coco_set = make_set(20, 60, 2, seed=1)
+        few = copy.deepcopy(coco_set)
+        for sample in few.samples:
+            found = sample['pred_instances']
+            best = [torch.nonzero(found['labels'] == label)[:7, 0] for label in (0, 1)]
+            kept = torch.cat(best).sort().values
+            sample['pred_instances'] = {key: value[kept] for key, value in found.items()}
+        items = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l']
+        expected = count(MMDetCocoMetric, few, metric_items=items)
+        capsys.readouterr()
+        options = dict(backend=backend, proposal_nums=numbers, metric_items=items)
+        assert same_numbers(count(CocoMetric, coco_set, **options), expected)
+        assert 0 < expected['bbox_mAP'] < count(CocoMetric, coco_set)['bbox_mAP']
+        assert 'AP' in capsys.readouterr().out
+
+    def test_the_table_says_which(self, drawn, capsys):
+        metric = build_metric(CocoMetric, drawn, proposal_nums=(1, 10, 300))
+        metric.compute_metrics(metric.results)
+        printed = capsys.readouterr().out
+        assert len(re.findall(r'\(AP\) .*maxDets=300 ', printed)) == 6
+
+    @pytest.mark.parametrize('wrong', [(), 0, -1, (1, 0), 'all', (1, '10'), 2.5, None, True, [[1]]])
+    def test_what_is_no_number_is_refused_as_the_metric_is_built(self, wrong):
+        with pytest.raises(ConfigError, match='proposal_nums='):
+            CocoMetric(proposal_nums=wrong)
 
 
 class TestOutput:

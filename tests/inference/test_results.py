@@ -104,6 +104,18 @@ def test_ids_that_are_not_there_are_said(images, categories, match) -> None:
         Results([one()]).to_coco(dict(images=images, categories=named))
 
 
+def test_two_inputs_of_one_image_id_are_refused_and_nothing_is_written(tmp_path) -> None:
+    annotations = dict(
+        images=[dict(id=7, file_name='a.png')],
+        categories=[dict(id=n, name=name) for n, name in enumerate(CLASSES)],
+    )
+    path = tmp_path / 'results.json'
+    with pytest.raises(DataError, match=r'x/a\.png and y/a\.png are one image .* id 7'):
+        Results([one('x/a.png'), one('y/a.png')]).save(path, annotations)
+    assert not path.exists()
+    assert len(Results([one('x/a.png')]).to_coco(annotations)) == 2
+
+
 def test_a_score_cut_keeps_the_fields() -> None:
     kept = one(number=5).above(0.5)
     assert kept.instances.scores.tolist() == [0.75, 0.625, 0.5]

@@ -173,7 +173,7 @@ TEST_OPTIONS = {
     'high threshold': dict(score_thr=0.5),
     'every score': dict(score_thr=0.0, nms_pre=60),
     'no score': dict(score_thr=1.0),
-    'class by class': dict(nms=dict(class_agnostic=True, split_thr=20)),
+    'class by class': dict(nms=dict(split_thr=20)),
     'tight NMS': dict(nms=dict(iou_threshold=0.05)),
 }
 
@@ -193,6 +193,23 @@ def test_detections_with(option: str, bias: float) -> None:
             )
             for ours, theirs in zip(found, expected):
                 assert_same_detections(ours, theirs, 400)
+
+
+@pytest.mark.parametrize('kind', ['nms', 'soft_nms'])
+def test_class_agnostic_nms_stays_so_beyond_split_thr(kind: str) -> None:
+    """Where mmcv suppresses class by class from ``split_thr`` boxes on."""
+    size = (256, 320)
+    maps = make_maps(2, size, torch.Generator().manual_seed(0), -3.0)
+    metas = [make_meta((250, 320), size, 0.8), make_meta((200, 300), size, 1.7)]
+    nms = dict(type=kind, class_agnostic=True, iou_threshold=0.6)
+    few, many = (
+        head_pair(test_cfg=dict(nms={**nms, 'split_thr': count}))[0] for count in (20, 10**6)
+    )
+    found, expected = (head.predict_by_feat(*maps, batch_img_metas=metas) for head in (few, many))
+    for one, other in zip(found, expected):
+        assert len(one) > 20
+        assert torch.equal(one.bboxes, other.bboxes)
+        assert torch.equal(one.labels, other.labels)
 
 
 @pytest.mark.parametrize('bias', [-30.0, -3.0])
