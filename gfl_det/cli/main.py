@@ -42,7 +42,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         'train': Command('train', 'train a detector'),
         'test': Command('test', 'test a detector: the COCO table, detections, pictures'),
         'replay': Command('replay', 'repeat a step whose loss or gradient was not finite'),
-        'weights': Command('weights', 'take the weights out of a checkpoint of a training'),
+        'weights': Command('weights', 'take weights out of a training, convert published ones'),
         'swap-head': Command('swap_head', "put a GFL head into another detector's config"),
     },
     'Trained detectors': {

@@ -1,7 +1,8 @@
 """``gfl-det weights``: what can be done to files of weights.
 
 ``extract`` takes the weights out of a checkpoint of a training. A script in ``tools`` is older than
-that word, and goes without it.
+that word, and goes without it. ``convert`` makes a checkpoint of ours from published weights of
+NanoDet-Plus, an ncnn pair or a checkpoint of its authors' trainer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ EXTRACT = (
     'to a half of its size, for tests, exports and other trainings.'
 )
 
+CONVERT = (
+    'Convert published weights of NanoDet-Plus, a NAME.param and NAME.bin of ncnn or a NAME.ckpt '
+    "of its authors' trainer, to a checkpoint with its config and class names in it."
+)
+
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Build the parser."""
@@ -23,6 +29,10 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         'extract', help='the weights of a checkpoint of a training alone', description=EXTRACT
     )
     add_extract_arguments(extracting)
+    converting = commands.add_parser(
+        'convert', help='published weights of NanoDet-Plus to a checkpoint', description=CONVERT
+    )
+    add_convert_arguments(converting)
     return parser
 
 
@@ -45,6 +55,19 @@ def add_extract_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``convert`` takes."""
+    parser.add_argument(
+        'files', nargs='+', metavar='FILE', help='NAME.param NAME.bin, or NAME.ckpt or NAME.pth'
+    )
+    parser.add_argument('--out', required=True, metavar='FILE', help='the checkpoint to write')
+    parser.add_argument(
+        '--config',
+        help='of the network, a file or the name of a shipped config; by default the one that the '
+        'name of the first file begins with',
+    )
+
+
 def parse_arguments(
     argv: Sequence[str] | None = None, prog: str | None = None
 ) -> argparse.Namespace:
@@ -54,7 +77,7 @@ def parse_arguments(
 
 def run(args: argparse.Namespace) -> None:
     """Do what the subcommand says."""
-    dict(extract=extract)[args.command](args)
+    dict(extract=extract, convert=convert)[args.command](args)
 
 
 def extract(args: argparse.Namespace) -> None:
@@ -67,3 +90,16 @@ def extract(args: argparse.Namespace) -> None:
 
     meta = extract_weights(args.checkpoint, args.out, args.kind)
     print(f'{args.out}: {meta["kind"]} weights of epoch {meta["epoch"]}, iteration {meta["iter"]}')
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Write the checkpoint and say what it holds.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, or of another network than the config's.
+        ConfigError: There is no config of the file's name, and none was given.
+    """
+    from gfl_det.inference.foreign_weights import convert as convert_weights
+
+    found = convert_weights(args.files, args.out, args.config)
+    print(f'{args.out}: {found.kind} weights of {found.config}, {found.classes} classes')

@@ -10,7 +10,6 @@ The authors' checkpoints have names, which a table of endings translates.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import re
@@ -59,25 +58,6 @@ RENAMED = tuple(
     )
 )
 TRACE_SIZE = 64  # px, a cell of the coarsest level
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``gfl-det weights convert``."""
-    parser.add_argument(
-        'files', nargs='+', metavar='FILE', help='NAME.param NAME.bin of ncnn, or NAME.ckpt or .pth'
-    )
-    parser.add_argument('--out', required=True, metavar='FILE', help='the checkpoint to write')
-    parser.add_argument(
-        '--config',
-        help='of the network: a file or the name of a shipped config; by default the one that the '
-        "file's name begins with",
-    )
-
-
-def command(args: argparse.Namespace) -> None:
-    """Convert and say what was written."""
-    found = convert(args.files, args.out, args.config)
-    print(f'{args.out}: {found.kind} weights of {found.config}, {found.classes} classes')
 
 
 class Converted(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import gfl_det
+from gfl_det.cli import weights
 from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.inference import foreign_weights
 from gfl_det.inference.foreign_weights import convert, run_order, take_authors
@@ -223,10 +224,8 @@ def test_the_longest_name_that_fits_is_taken():
 
 
 def test_the_command_says_what_it_wrote(pair, tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    foreign_weights.add_arguments(parser)
     out = str(tmp_path / 'out.pth')
-    foreign_weights.command(parser.parse_args([*map(str, pair), '--out', out]))
+    weights.run(weights.parse_arguments(['convert', *map(str, pair), '--out', out]))
     assert capsys.readouterr().out == (
         f'{out}: folded weights of nanodet-plus-m_416_coco, 80 classes\n'
     )

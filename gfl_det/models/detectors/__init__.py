@@ -1,5 +1,6 @@
 """Detectors that mmdet has no fitting one for."""
 
 from gfl_det.models.detectors.distillation import KnowledgeDistillationDetector
+from gfl_det.models.detectors.nanodet_plus import NanoDetPlus
 
-__all__ = ['KnowledgeDistillationDetector']
+__all__ = ['KnowledgeDistillationDetector', 'NanoDetPlus']
