@@ -15,6 +15,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,20 @@ def run_tool(
         cwd: The folder.
         **environment: Variables beyond those of the tests; no proxies, and none can be reached.
     """
-    command = [str(ROOT / 'tools' / f'{name}.py'), *map(str, words)]
+    return _run_file(ROOT / 'tools' / f'{name}.py', words, cwd, environment)
+
+
+def run_command(
+    *words: object, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``gfl-det WORDS`` in a folder; otherwise as :func:`run_tool`."""
+    return _run_file(ROOT / 'gfl_det' / '__main__.py', words, cwd, environment)
+
+
+def _run_file(
+    path: Path, words: Sequence[object], cwd: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    command = [str(path), *map(str, words)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, stream) for stream in ('stdout', 'stderr')]
         settings = (command, str(cwd), variables(cwd, environment), outputs)

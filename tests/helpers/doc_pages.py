@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.helpers.commands import run_tool
+from tests.helpers.commands import run_command
 from tests.helpers.paths import ROOT
 
 FENCE = re.compile(
@@ -26,13 +26,6 @@ FENCE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 NOT_RUN = 'not run: '
-# Tools whose names differ from those of the commands.
-TOOLS = {
-    'check': 'check_dataset',
-    'export': 'export_onnx',
-    'suggest-reg-max': 'suggest_reg_max',
-    'swap-head': 'swap_head',
-}
 
 
 class Block(NamedTuple):
@@ -111,8 +104,6 @@ def run_block(
 
 
 def _run_command(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    program, name, *rest = words
+    program, *rest = words
     assert program == 'gfl-det', f'{shlex.join(words)}: only gfl-det is run; mark the block'
-    if name == 'weights':
-        assert rest.pop(0) == 'extract'
-    return run_tool(TOOLS.get(name, name), *rest, cwd=folder)
+    return run_command(*rest, cwd=folder)
