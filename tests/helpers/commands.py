@@ -99,7 +99,9 @@ def _run(command: list[str], cwd: str, environment: dict[str, str], outputs: lis
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[:0] = [str(Path(command[0]).parent), *environment['PYTHONPATH'].split(os.pathsep)]
+    script = Path(command[0])
+    first = cwd if script.name == '__main__.py' else str(script.parent)  # as Python does
+    sys.path[:0] = [first, *environment['PYTHONPATH'].split(os.pathsep)]
     sys.argv = command
     for module in (random, np.random):
         module.seed()  # the server's numbers would be the same in each of its forks
