@@ -6,6 +6,7 @@ A metric reads its own annotation file, in training for the first time after an 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
@@ -18,7 +19,6 @@ from gfl_det.datasets.table import CocoTable, misjudged_ids, table_of
 from gfl_det.datasets.tidying import tidy
 from gfl_det.engine.preflight.classes import class_names
 from gfl_det.engine.preflight.data import is_ours
-from gfl_det.errors import DataError
 from gfl_det.evaluation.calibration_metric import CalibrationMetric
 from gfl_det.evaluation.coco_metric import CocoMetric
 from gfl_det.evaluation.shown import Sample, match_samples
@@ -31,59 +31,55 @@ from gfl_det.utils.config import (
     metrics_of,
 )
 
-OUR_METRIC = "or name the metric 'gfl_det.CocoMetric', which reads it"
+OUR_METRIC = 'gfl_det.CocoMetric'
 
 
 def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
     """Check the files that metrics read against those of the data sets.
 
+    Where mmdet's ``CocoMetric`` would stop at a file or judge it wrongly, the config gets ours in
+    its place, which takes the same arguments; that is told.
+
     Raises:
-        DataError: A file cannot be judged, lacks a class or an image of the data sets, or would be
-            judged wrongly by mmdet's metric.
+        DataError: A file cannot be judged, or lacks a class or an image of the data sets.
     """
     for split in splits:
         for metric in metrics_of(cfg, split):
             path, kind = metric.get('ann_file'), _kind(metric)
             if kind is None or not path or is_remote(path) or metric.get('backend_args'):
                 continue
+            if kind is MMDetCocoMetric:
+                fault = plain_fault(path)
+                if fault is None:
+                    continue
+                print(
+                    f"warning: mmdet's CocoMetric cannot judge {path} ({fault}), so "
+                    f'{split}_evaluator is {OUR_METRIC}, which takes the same arguments',
+                    file=sys.stderr,
+                )
+                metric['type'], kind = OUR_METRIC, CocoMetric
             if issubclass(kind, (CocoMetric, CalibrationMetric)):
-                table = table_of(read(path), path)
-                _check_shown(table, kind, datasets_of(cfg, split))
-            elif kind is MMDetCocoMetric and not metric.get('format_only'):
-                check_plain_fields(path)
+                _check_shown(table_of(read(path), path), kind, datasets_of(cfg, split))
 
 
-def check_plain_fields(path: str) -> None:
-    """Check that a file has what mmdet's metric, which reads it by pycocotools, judges rightly.
-
-    Raises:
-        DataError: An annotation lacks a field or has one of another kind, or the id 0; or the file
-            is not UTF-8.
-    """
+def plain_fault(path: str) -> str | None:
+    """Say why pycocotools, which mmdet's metric reads by, does not judge a file rightly."""
     with open(path, 'rb') as file:
-        if file.read(3) == b'\xef\xbb\xbf' or b'\0' in file.read(3):
-            raise DataError(
-                f"{path} is not plain UTF-8, which mmdet's CocoMetric needs: convert it, "
-                f'{OUR_METRIC}.'
-            )
+        begin = file.read(4)
+    if begin.startswith(b'\xef\xbb\xbf') or b'\0' in begin:
+        return 'it is not plain UTF-8'
     dataset = read(path)
     _, changes = tidy(dataset, path)
     entries = [each for each in dataset.get('annotations') or [] if isinstance(each, dict)]
     for field in ('area', 'iscrowd', 'bbox'):
         lacking = [each.get('id') for each in entries if each.get(field) is None]
         if lacking:
-            raise DataError(
-                f'{path}: annotations have no {field}, which the COCO metric reads: '
-                f'{find(lacking)}; add it with tools/check_dataset.py --fix, {OUR_METRIC}.'
-            )
-    odd = [each for each in changes if each.code in ('annotations.texts', 'boxes.texts')]
+            return f'annotations have no {field}: {find(lacking)}'
+    odd = [each for each in changes if each.fix]
     wrong = misjudged_ids([each.get('id') for each in entries])
-    if odd or wrong:
-        what = str(odd[0]) if odd else f'annotations with ids such as {find(wrong)}'
-        raise DataError(
-            f"{path} would be judged wrongly by mmdet's CocoMetric ({what}): repair it with "
-            f'tools/check_dataset.py --fix, {OUR_METRIC}.'
-        )
+    if wrong:
+        return f'ids of annotations that it mixes up: {find(wrong)}'
+    return str(odd[0]) if odd else None
 
 
 def _check_shown(table: CocoTable, kind: type, datasets: Sequence[Node]) -> None:
