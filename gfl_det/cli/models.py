@@ -9,8 +9,9 @@ from gfl_det.compat.published import PublishedModel, cache_folder, published_mod
 
 EPILOG = """\
 A name stands for its weights: gfl-det infer gfl_r50_fpn_1x_coco picture.jpg fetches them once.
-AP is that on COCO val2017 as MMDetection publishes it; sizes of files that are not here are taken
-from the number of parameters. Without a network, put the file of ADDRESS into the folder below.
+AP is that on COCO val2017 as MMDetection or the authors publish it; sizes of files that are not
+here are taken from the number of parameters, where the file holds nothing else. Without a network,
+put the file of ADDRESS into the folder below.
 """
 
 

@@ -1,8 +1,9 @@
-"""Weights by name: what MMDetection publishes for GFL and LD, and how a file of it gets here.
+"""Weights by name: what others publish for GFL, LD and NanoDet-Plus, and how a file gets here.
 
-The addresses are in the metafiles that mmdet installs beside its configs. A file is fetched once
-into torch's cache, and its SHA-256 must begin as its name says. Nothing but Python's own library
-is imported with this module, so that listing the names takes no time.
+MMDetection's addresses are in the metafiles that it installs beside its configs, those of
+NanoDet-Plus stand below. A file is fetched once into torch's cache, and its SHA-256 must begin as
+its name says; the names of NanoDet-Plus's release say nothing of it. Nothing but Python's own
+library is imported with this module, so that listing the names takes no time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 FOLDERS = ('gfl', 'ld')
+NANODET = 'nanodet'  # in the place of a folder: the authors' release, under their names of weights
+NANODET_URL = (
+    'https://github.com/RangiLyu/nanodet/releases/download/v1.0.0-alpha-1/{}_checkpoint.ckpt'
+)
+NANODET_AP = {
+    'nanodet-plus-m_320_coco': 27.0,
+    'nanodet-plus-m_416_coco': 30.4,
+    'nanodet-plus-m-1.5x_416_coco': 34.1,
+}
 HASH = re.compile(r'-([0-9a-f]{8,})\.pth$')
 READ_BYTES = 2**20
 # Of the detectors that run, counted (the metafiles do not say): millions.
@@ -37,6 +47,9 @@ PARAMETERS = {
     'ld_r34-gflv1-r101_fpn_1x_coco': 29.53,
     'ld_r50-gflv1-r101_fpn_1x_coco': 32.44,
     'ld_r101-gflv1-r101-dcn_fpn_2x_coco': 51.43,
+    'nanodet-plus-m_320_coco': 1.20,
+    'nanodet-plus-m_416_coco': 1.20,
+    'nanodet-plus-m-1.5x_416_coco': 2.48,
 }
 FLOAT_BYTES = 4
 
@@ -45,8 +58,8 @@ class PublishedModel(NamedTuple):
     """A detector whose weights can be had by its name."""
 
     name: str
-    folder: str  # of mmdet's configs
-    ap: float  # box AP on COCO val2017 in percent, as mmdet publishes it
+    folder: str  # of mmdet's configs, or 'nanodet'
+    ap: float  # box AP on COCO val2017 in percent, as published
     url: str
 
     @property
@@ -65,6 +78,9 @@ class PublishedModel(NamedTuple):
         """Bytes of the file, where it is not here as the parameters will have."""
         if self.path.is_file():
             return self.path.stat().st_size
+        # The release of NanoDet-Plus holds the state of its training too.
+        if self.folder == NANODET:
+            return None
         return None if self.parameters is None else FLOAT_BYTES * self.parameters
 
 
@@ -78,7 +94,7 @@ def cache_folder() -> Path:
 
 @cache
 def published_models() -> tuple[PublishedModel, ...]:
-    """All of them, in the order of mmdet's metafiles.
+    """All of them: in the order of mmdet's metafiles, then NanoDet-Plus.
 
     Raises:
         SetupError: mmdet is not installed, or its metafiles are not.
@@ -98,6 +114,9 @@ def published_models() -> tuple[PublishedModel, ...]:
             if model.get('Weights'):
                 ap = model['Results'][0]['Metrics']['box AP']
                 found.append(PublishedModel(model['Name'], folder, float(ap), model['Weights']))
+    for name, ap in NANODET_AP.items():
+        url = NANODET_URL.format(name.removesuffix('_coco'))
+        found.append(PublishedModel(name, NANODET, ap, url))
     return tuple(found)
 
 

@@ -18,16 +18,17 @@ from mmengine.runner import CheckpointLoader
 
 from gfl_det.calibration.apply import check_class_names, check_interval_class_names
 from gfl_det.compat.checkpoint import load_file
-from gfl_det.compat.published import config_of, fetch, find_published, refuse_unpublished
+from gfl_det.compat.published import NANODET, config_of, fetch, find_published, refuse_unpublished
 from gfl_det.datasets.annotations import listed
 from gfl_det.engine.preflight import check_checkpoint
 from gfl_det.engine.preflight.classes import class_counts, class_names
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
+from gfl_det.inference.foreign_weights import take_authors
 from gfl_det.inference.stored_config import stored_config
 from gfl_det.utils.building import move
 from gfl_det.utils.config import datasets_of, is_remote, load_config
 
-NAME = re.compile(r'(?:gfl|ld)_[\w-]+')  # which no path in use looks like
+NAME = re.compile(r'(?:gfl|ld)_[\w-]+|nanodet-plus-[\w.-]+_coco')  # which no path in use looks like
 MISMATCH = re.compile(
     r'size mismatch for (\S+): copying a param with shape torch\.Size\((.*?)\) from checkpoint, '
     r'the shape in current model is torch\.Size\((.*?)\)'
@@ -62,15 +63,17 @@ def load_detector(
         DataError: a calibrator in the settings is none, or one for other classes.
         SetupError: there is no such device.
     """
-    path = str(checkpoint)
+    path, foreign = str(checkpoint), False
     if not os.path.exists(path) and not is_remote(path) and NAME.fullmatch(path):
         model_of_name = find_published(path)
         if model_of_name is None:
             refuse_unpublished(path)
         else:
-            path = str(fetch(model_of_name))
+            path, foreign = str(fetch(model_of_name)), model_of_name.folder == NANODET
             config = config_of(model_of_name) if config is None else config
     content = _read(path)
+    if foreign:
+        content = dict(state_dict=take_authors(content, path)[0])
     meta = content.get('meta') or {}
     if not isinstance(meta, Mapping):
         raise CheckpointError(f'The "meta" of {path} is no dict: it is no checkpoint of mmengine.')

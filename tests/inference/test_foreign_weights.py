@@ -11,6 +11,7 @@ import torch
 
 import gfl_det
 from gfl_det.cli import weights
+from gfl_det.compat.published import find_published
 from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.inference import foreign_weights
 from gfl_det.inference.foreign_weights import convert, run_order, take_authors
@@ -160,6 +161,21 @@ def test_the_authors_checkpoints_load_with_averaged_weights_first(form, detector
     assert {key for key in expected if 'num_batches' not in key} == stored.keys()
     assert all(torch.equal(value, expected[key]) for key, value in stored.items())
     assert len(gfl_det.GFLInferencer(str(tmp_path / 'out.pth')).classes) == 80
+
+
+def test_the_release_is_run_by_its_name(detector, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    entry = find_published('nanodet-plus-m_416_coco')
+    assert entry.url.endswith('/nanodet-plus-m_416_checkpoint.ckpt')
+    assert entry.size is None
+    entry.path.parent.mkdir(parents=True)
+    state = {f'avg_model.{key}': value for key, value in theirs(detector.state_dict()).items()}
+    torch.save(dict(state_dict=state), entry.path)
+    inferencer = gfl_det.GFLInferencer('nanodet-plus-m_416_coco')
+    assert inferencer.classes[79] == 'toothbrush'
+    expected = detector.state_dict()
+    for key, value in inferencer.model.state_dict().items():
+        assert 'num_batches' in key or torch.equal(value, expected[key]), key
 
 
 def test_a_checkpoint_that_runs_code_stays_refused(tmp_path):
