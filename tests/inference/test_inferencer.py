@@ -246,7 +246,7 @@ def test_faults_leave_the_others_done(detect, images, folder, capsys) -> None:
     assert errors[5] is None
     assert errors[0] == f'{torn} is torn: its end is missing; copy or fetch it again.'
     assert 'is empty (folders in it are not searched)' in str(errors[2])
-    assert 'has the ending .txt: known are .avi .bmp' in str(errors[3])
+    assert 'has the ending .txt: known are .avi .avif .bmp' in str(errors[3])
     assert errors[4] == f'{folder / "absent.png"} does not exist: check the path.'
     assert len(results.failures) == 4
     told = capsys.readouterr().err
@@ -512,7 +512,7 @@ def test_a_video_is_drawn_into_a_video(checkpoint, images, folder, capsys, every
     out = folder / f'new{every}' / 'drawn.mp4'
     words = [checkpoint, clip, '--save-video', out, '--show-thr', 0.5, '--score-thr', 0.3]
     args = parse_arguments([*map(str, words), '--device', 'cpu', '--every', str(every)])
-    infer.infer(args)
+    infer.run(args)
     capture = cv2.VideoCapture(str(out))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 6 / every
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10 / every)
@@ -529,7 +529,7 @@ def test_a_video_is_drawn_into_a_video(checkpoint, images, folder, capsys, every
 
 def test_a_video_to_save_needs_one_video(checkpoint, images, folder) -> None:
     def run(*words) -> None:
-        infer.infer(parse_arguments([str(checkpoint), *map(str, words), '--device', 'cpu']))
+        infer.run(parse_arguments([str(checkpoint), *map(str, words), '--device', 'cpu']))
 
     clip = write_video(folder / 'one.avi', [cv2.imread(str(images[0]))])
     with pytest.raises(DataError, match='takes one video, and the inputs have 0'):
