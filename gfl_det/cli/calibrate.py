@@ -138,12 +138,12 @@ def fit(args: argparse.Namespace) -> None:
         quality_focal=args.quality_focal,
         grid=args.grid,
     )
-    (truths, detections), head = read_data(args)
+    (gts, detections), head = read_data(args)
     _refuse_none(args, detections)
-    calibrator = fit_calibrator(detections, truths, settings, args.score_type or head)
+    calibrator = fit_calibrator(detections, gts, settings, args.score_type or head)
     save_calibrator(calibrator, args.calibrator)
     scores = calibrator.calibrate(detections.scores, detections.label)
-    _tell(args.calibrator, calibrator, detections, scores, truths)
+    _tell(args.calibrator, calibrator, detections, scores, gts)
 
 
 def _fit_distribution(args: argparse.Namespace, cuts: tuple[Cut, Cut]) -> None:
@@ -155,12 +155,12 @@ def _fit_distribution(args: argparse.Namespace, cuts: tuple[Cut, Cut]) -> None:
             option = name.replace('_', '-')
             raise ConfigError(f'--method {DISTRIBUTION} has no --{option}: leave it out')
     settings = DistributionSettings(tuple(args.evidence), args.tau, args.target, cuts)
-    truths, found, head = read_edges(args)
+    gts, found, head = read_edges(args)
     _refuse_none(args, found.detections)
-    calibrator = fit_distribution_calibrator(found, truths, settings, args.score_type or head)
+    calibrator = fit_distribution_calibrator(found, gts, settings, args.score_type or head)
     save_distribution_calibrator(calibrator, args.calibrator)
     scores = calibrator.calibrate(found)
-    _tell(args.calibrator, calibrator, found.detections, scores, truths)
+    _tell(args.calibrator, calibrator, found.detections, scores, gts)
 
 
 def _tell(
@@ -187,8 +187,8 @@ def apply(args: argparse.Namespace) -> None:
     from gfl_det.evaluation.detections import read_json
 
     check_writable(args.out)
-    _, truths, detections, scores = _calibrate(args)
-    _compare(detections, scores, truths)
+    _, gts, detections, scores = _calibrate(args)
+    _compare(detections, scores, gts)
     entries = zip(read_json(args.results), scores.tolist())  # detections keep the file's order
     write_json(args.out, [each | dict(score=score) for each, score in entries])
     print(f'results: {args.out}')
@@ -203,10 +203,10 @@ def report(args: argparse.Namespace) -> None:
     from gfl_det.visualization.report.calibration import PAGE, write_report
 
     check_writable(make_folder(args.out) / PAGE)
-    calibrator, truths, detections, scores = _calibrate(args)
+    calibrator, gts, detections, scores = _calibrate(args)
     _refuse_none(args, detections)
-    metrics = _compare(detections, scores, truths)
-    files = write_report(calibrator, detections, scores, truths, metrics, Path(args.out))
+    metrics = _compare(detections, scores, gts)
+    files = write_report(calibrator, detections, scores, gts, metrics, Path(args.out))
     print('written:', ', '.join(map(str, files)))
 
 
@@ -234,14 +234,14 @@ def _calibrate(
                 'lacks: let the detector apply it, by `gfl-det test CONFIG CHECKPOINT --out '
                 f'FILE.json --cfg-options model.test_cfg.calibrator={args.calibrator}`.'
             )
-        truths, found, _ = read_edges(args, calibrator)
-        calibrator = calibrator.for_classes(truths.class_names)
+        gts, found, _ = read_edges(args, calibrator)
+        calibrator = calibrator.for_classes(gts.class_names)
         detections, scores = found.detections, calibrator.calibrate(found)
     else:
-        (truths, detections), _ = read_data(args, calibrator)
-        calibrator = calibrator.for_classes(truths.class_names)
+        (gts, detections), _ = read_data(args, calibrator)
+        calibrator = calibrator.for_classes(gts.class_names)
         scores = calibrator.calibrate(detections.scores, detections.label)
-    return calibrator, truths, detections, scores
+    return calibrator, gts, detections, scores
 
 
 def _compare(

@@ -72,10 +72,10 @@ def read_data(
     files = (args.truths, args.results)
     detector = (getattr(args, 'config', None), getattr(args, 'checkpoint', None))
     if all(files) and not any(detector):
-        truths = truths_from_coco(read_json(args.truths), args.truths)
-        _check(args, calibrator, truths)
-        found = detections_from_coco(read_json(args.results), truths, args.results)
-        judged, head = Judged(truths, found), FILES_HEAD
+        gts = truths_from_coco(read_json(args.truths), args.truths)
+        _check(args, calibrator, gts)
+        found = detections_from_coco(read_json(args.results), gts, args.results)
+        judged, head = Judged(gts, found), FILES_HEAD
     elif all(detector) and not any(files):
         from gfl_det.engine.run_split import (
             detect_split,
@@ -130,11 +130,11 @@ def read_edges(
     if calibrator is not None:
         calibrator.check_score_type(head)
     check = partial(_check, args, calibrator)
-    truths, found = detect_edges(cfg, args.checkpoint, args.split, check)
+    gts, found = detect_edges(cfg, args.checkpoint, args.split, check)
     if args.half:
-        chosen = split_images(truths, args.seed)[HALVES.index(args.half)]
-        truths, found = take_edge_images(truths, found, chosen)
-    return truths, found, head
+        chosen = split_images(gts, args.seed)[HALVES.index(args.half)]
+        gts, found = take_edge_images(gts, found, chosen)
+    return gts, found, head
 
 
 def _check(args: argparse.Namespace, calibrator: FittedCalibrator | None, truths: Truths) -> None:

@@ -111,7 +111,7 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
     from gfl_det.inference import GFLInferencer
     from gfl_det.inference.drawing import PictureNames, check_apart
 
-    truths = CocoTruths(args.truths) if args.truths else None
+    gts = CocoTruths(args.truths) if args.truths else None
     detector = GFLInferencer(
         args.checkpoint,
         args.config,
@@ -128,7 +128,7 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
             print(f'warning: {result.error}', file=sys.stderr)
             failed += 1
         else:
-            yield from _draw(args, result, truths, name(result))
+            yield from _draw(args, result, gts, name(result))
     if failed:
         raise DataError(f'{failed} of the images could not be read, see above.')
 
@@ -151,8 +151,8 @@ def _draw(
     given = truths.of(result.source, result.classes) if truths else None
     picture = draw_boxes(image, found, result.classes)
     if given is not None:
-        truth = draw_boxes(image, given, result.classes)
-        picture = side_by_side([('truth', truth), ('prediction', picture)])
+        gt = draw_boxes(image, given, result.classes)
+        picture = side_by_side([('truth', gt), ('prediction', picture)])
     path = args.out / f'{stem}.{"jpg" if args.format == "jpg" else "png"}'
     save_picture(picture, path)
     yield path

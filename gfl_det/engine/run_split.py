@@ -51,8 +51,8 @@ def detect_split(cfg: Config, checkpoint: str, split: Split, check: Check | None
     Raises:
         GFLDetError: the checkpoint or the data are missing, or the config lacks the split.
     """
-    truths, results, _ = run_split(cfg, checkpoint, split, check)
-    return Judged(truths, detections_from_coco(results, truths, f'detections of {checkpoint}'))
+    gts, results, _ = run_split(cfg, checkpoint, split, check)
+    return Judged(gts, detections_from_coco(results, gts, f'detections of {checkpoint}'))
 
 
 def detect_edges(
@@ -65,15 +65,15 @@ def detect_edges(
     """
     cfg = deepcopy(cfg)
     cfg.model.setdefault('test_cfg', {})['with_distribution'] = True
-    truths, _, samples = run_split(cfg, checkpoint, split, check)
+    gts, _, samples = run_split(cfg, checkpoint, split, check)
     found = [sample.pred_instances for sample in samples]
     if not all('edge_logits' in each for each in found):
         raise ConfigError(
             f"{cfg.filename}: the head {score_type(cfg)} keeps no distributions: take gfl_det's "
             'GFLHead, or a method that reads scores alone.'
         )
-    place = {image_id: index for index, image_id in enumerate(truths.image_ids)}
-    return truths, edge_detections(found, [place[sample.img_id] for sample in samples])
+    place = {image_id: index for index, image_id in enumerate(gts.image_ids)}
+    return gts, edge_detections(found, [place[sample.img_id] for sample in samples])
 
 
 class _Keep(Hook):
@@ -118,9 +118,9 @@ def run_split(
             outfile_prefix=prefix,
         )
         preflight.check_testing(cfg)
-        truths = _truths(cfg, path)
+        gts = _truths(cfg, path)
         if check is not None:
-            check(truths)
+            check(gts)
         runner = build_runner(cfg)
         runner.register_hook(keep)
         with redirect_stdout(io.StringIO()):  # pycocotools tells of each step
@@ -128,9 +128,9 @@ def run_split(
         runner.test()
         results = read_json(f'{prefix}.bbox.json')
         rows = _label(keep.samples, read_annotations(path))
-    place = {each: index for index, each in enumerate(truths.image_ids)}
+    place = {each: index for index, each in enumerate(gts.image_ids)}
     chosen = sorted(place[image_id] for image_id in rows)
-    return truths.of_images(chosen), results, keep.samples
+    return gts.of_images(chosen), results, keep.samples
 
 
 def _label(samples: list[Any], table: CocoTable) -> list[Any]:
@@ -145,9 +145,9 @@ def _label(samples: list[Any], table: CocoTable) -> list[Any]:
 
 
 def _truths(cfg: Config, path: str) -> Truths:
-    truths = truths_of_table(read_annotations(path))
+    gts = truths_of_table(read_annotations(path))
     names = class_names(datasets_of(cfg, 'test')[0])
-    return truths if names is None else truths.of_classes(names, path)
+    return gts if names is None else gts.of_classes(names, path)
 
 
 def truths_path(cfg: Config, split: Split) -> str:

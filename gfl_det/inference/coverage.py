@@ -56,17 +56,17 @@ def read_split(
         DataError: the file is no COCO file, or a half would be empty.
     """
     table = read_annotations(annotations)
-    truths = truths_of_table(table)
+    gts = truths_of_table(table)
     names = {
         image_id: find_file(images, name) or name
         for image_id, name in zip(table.image_ids, table.file_names)
     }
     if half is not None:
-        chosen = split_images(truths, seed)[half == 'second']
+        chosen = split_images(gts, seed)[half == 'second']
         none = np.zeros(0, np.int64)
         nothing = Detections(none, none, np.zeros((0, 4)), np.zeros(0))
-        truths = take_images(splits.Judged(truths, nothing), chosen).truths
-    return Split(truths, [Path(images) / names[image_id] for image_id in truths.image_ids])
+        gts = take_images(splits.Judged(gts, nothing), chosen).truths
+    return Split(gts, [Path(images) / names[image_id] for image_id in gts.image_ids])
 
 
 def judge(
@@ -84,7 +84,7 @@ def judge(
         DataError: an image cannot be read, a class is unknown, the detector's head gives no
             distributions, or nothing matches.
     """
-    truths = split.truths.of_classes(detector.classes)
+    gts = split.truths.of_classes(detector.classes)
     results = detector([str(path) for path in split.files], batch_size=batch_size)
     if results.failures:
         raise DataError(str(results.failures[0].error))
@@ -94,7 +94,7 @@ def judge(
             'gfl_det.GFLHead or GFLv2Head.'
         )
     detections = _collect(results)
-    (found,) = match(detections, truths, [iou_threshold])
+    (found,) = match(detections, gts, [iou_threshold])
     right = found.state == TRUE
     if not right.any():
         raise DataError(
@@ -103,7 +103,7 @@ def judge(
         )
     rows, partners = found.row[right], found.truth[right]
     order = np.argsort(rows)  # a detection matches once
-    return Matched(_edges(results, rows[order], truths.boxes[partners[order]]), detections)
+    return Matched(_edges(results, rows[order], gts.boxes[partners[order]]), detections)
 
 
 def _collect(results: Results) -> Detections:

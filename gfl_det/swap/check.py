@@ -105,13 +105,13 @@ def _batch(cfg: Config, side: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     samples = []
     for boxes in TRUTHS:
-        truths = InstanceData(
+        gts = InstanceData(
             bboxes=torch.tensor(boxes) * side,
             labels=torch.zeros(len(boxes), dtype=torch.long),
             masks=BitmapMasks(np.ones((len(boxes), side, side), np.uint8), side, side),
         )
         none = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
-        sample = DetDataSample(gt_instances=truths, ignored_instances=none)
+        sample = DetDataSample(gt_instances=gts, ignored_instances=none)
         shape = (side, side)
         sample.set_metainfo(
             dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0), flip=False)

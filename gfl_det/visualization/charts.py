@@ -139,8 +139,8 @@ def save_figure(drawing: Any, path: Path) -> None:
 def _panel(boxes: Boxes, index: int, truths: Boxes | None) -> Panel:
     """Choose the part of the image around a box: its edges' bins, and its truth."""
     assert boxes.edges is not None
-    truth = _nearest(boxes.boxes[index], truths)
-    shown = [boxes.boxes[index]] if truth is None else [boxes.boxes[index], truth]
+    gt = _nearest(boxes.boxes[index], truths)
+    shown = [boxes.boxes[index]] if gt is None else [boxes.boxes[index], gt]
     bins = boxes.edges
     for side in range(4):
         low, high = reach(bins.positions[index, side], bins.probabilities[index, side], FAINT)
@@ -150,7 +150,7 @@ def _panel(boxes: Boxes, index: int, truths: Boxes | None) -> Panel:
     low = np.min([each[:2] for each in shown], axis=0)
     high = np.max([each[2:] for each in shown], axis=0)
     view = _fit_aspect(*low.tolist(), *high.tolist())
-    return Panel(index, view, truth)
+    return Panel(index, view, gt)
 
 
 def _fit_aspect(x1: float, y1: float, x2: float, y2: float) -> tuple[int, int, int, int]:

@@ -160,13 +160,13 @@ def _is_segmented(sample: DetDataSample) -> bool:
 
 def _upright(sample: DetDataSample) -> Any:
     """Truths as they lie in the image: test-time augmentation may have mirrored them."""
-    truths = sample.gt_instances
+    gts = sample.gt_instances
     if not sample.get('flip', False):
-        return truths
-    truths = truths.clone()
-    boxes = getattr(truths.bboxes, 'tensor', truths.bboxes)
-    truths.bboxes = bbox_flip(boxes, sample.img_shape, sample.flip_direction)
-    return truths
+        return gts
+    gts = gts.clone()
+    boxes = getattr(gts.bboxes, 'tensor', gts.bboxes)
+    gts.bboxes = bbox_flip(boxes, sample.img_shape, sample.flip_direction)
+    return gts
 
 
 def _count(boxes: Boxes) -> str:

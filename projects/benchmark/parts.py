@@ -55,15 +55,15 @@ def make_truths(case: Case, device: str = 'cpu') -> list[InstanceData]:
     generator = torch.Generator().manual_seed(case.truths)
     height, width = case.size
     limit = torch.tensor([width, height, width, height])
-    truths = []
+    gts = []
     for _ in range(case.batch):
         centre = torch.rand(case.truths, 2, generator=generator) * limit[:2]
         sides = torch.exp(torch.rand(case.truths, 2, generator=generator) * 3.5 + 2.5)
         boxes = torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
         boxes = torch.minimum(boxes.clamp(min=0), limit).to(device)
         labels = torch.randint(0, case.classes, (case.truths,), generator=generator).to(device)
-        truths.append(InstanceData(bboxes=boxes, labels=labels))
-    return truths
+        gts.append(InstanceData(bboxes=boxes, labels=labels))
+    return gts
 
 
 def make_batch(case: Case, bias: float, spread: float = 1.0, device: str = 'cpu') -> Batch:
@@ -189,11 +189,11 @@ def prediction_rows(case: Case, runs: Runs, scores: str, target: float | None = 
 def contract_rows(case: Case, runs: Runs) -> list[Row]:
     """What the project promises of the head: rows with targets, at the case's size and batch."""
     rows = []
-    for truths, target in ASSIGNMENT_TARGETS.items():
-        rows += assignment_rows(case._replace(truths=truths), runs, target)[:1]
+    for gts, target in ASSIGNMENT_TARGETS.items():
+        rows += assignment_rows(case._replace(truths=gts), runs, target)[:1]
     rows += assignment_rows(case._replace(truths=2000, batch=1), runs)
-    for truths, target in LOSS_TARGETS.items():
-        rows += loss_rows(case._replace(truths=truths), runs, target)
+    for gts, target in LOSS_TARGETS.items():
+        rows += loss_rows(case._replace(truths=gts), runs, target)
     for scores, target in PREDICTION_TARGETS.items():
         rows += prediction_rows(case, runs, scores, target)
     return rows

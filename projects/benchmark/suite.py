@@ -62,7 +62,7 @@ def _measurements(parts: Sequence[str], sweep: bool) -> Iterator[tuple[str, Meas
 def _sweep() -> Iterator[tuple[str, Measurement]]:
     """The head over one quantity at a time."""
     cases = [Case(size=size) for size in SIZES]
-    cases += [Case(truths=truths, batch=1) for truths in TRUTHS]
+    cases += [Case(truths=gts, batch=1) for gts in TRUTHS]
     cases += [Case(classes=classes, batch=1) for classes in CLASSES]
     cases += [Case(batch=batch) for batch in BATCHES]
     assigned = set()

@@ -36,10 +36,10 @@ def make_data(case: Case, with_truths: bool) -> dict[str, Any]:
         scale_factor=(1.0, 1.0),
     )
     samples = []
-    for truths in make_truths(case):
+    for gts in make_truths(case):
         sample = DetDataSample(metainfo=dict(meta))
         if with_truths:
-            sample.gt_instances = truths
+            sample.gt_instances = gts
         samples.append(sample)
     return dict(inputs=images, data_samples=samples)
 

@@ -120,8 +120,8 @@ def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> fl
 def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean over samples of the squared distance to the one-hot truth, summed over classes."""
     probabilities, labels = _checked(probabilities, labels)
-    truth = labels[:, None] == np.arange(probabilities.shape[1])
-    return float(((truth - probabilities) ** 2).sum(1).mean())
+    gt = labels[:, None] == np.arange(probabilities.shape[1])
+    return float(((gt - probabilities) ** 2).sum(1).mean())
 
 
 def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

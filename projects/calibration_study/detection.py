@@ -83,13 +83,13 @@ def compare(name: str, fitting: Judged, judged: Judged, cut: int = 0) -> Iterato
 
 def judge(fitted: DetectionCalibrator, judged: Judged, view: str) -> dict[str, float]:
     """Metrics of calibrated detections: of all, or of those that the calibrator keeps."""
-    truths, found = judged
+    gts, found = judged
     if view == 'all':
         calibrated = found._replace(scores=fitted.calibrate(found.scores, found.label))
     else:
         calibrated, _ = fitted.apply(found)
-    metrics = evaluate_detections(calibrated, truths)
-    (matches,) = match(calibrated, truths, [0.0])
+    metrics = evaluate_detections(calibrated, gts)
+    (matches,) = match(calibrated, gts, [0.0])
     counted = matches.judged()
     distance = (matches.scores - matches.iou)[counted]
     return {**metrics, 'bias': float(distance.mean()) if len(distance) else float('nan')}

@@ -134,18 +134,18 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[tuple[Judged,
 
 def read_pair(truths_file: str, results_file: str) -> Judged:
     """Truths and detections of two COCO files."""
-    truths = truths_from_coco(read_json(truths_file), truths_file)
-    return Judged(truths, detections_from_coco(read_json(results_file), truths, results_file))
+    gts = truths_from_coco(read_json(truths_file), truths_file)
+    return Judged(gts, detections_from_coco(read_json(results_file), gts, results_file))
 
 
 def keep(judged: Judged, path: Path) -> None:
     """Write detections as COCO results, for a later ``--results``."""
-    truths, found = judged
+    gts, found = judged
     rows = zip(*(values.tolist() for values in found))
     entries = [
         dict(
-            image_id=truths.image_ids[image],
-            category_id=truths.category_ids[label],
+            image_id=gts.image_ids[image],
+            category_id=gts.category_ids[label],
             bbox=box,
             score=score,
         )

@@ -52,16 +52,16 @@ def pool(parts: Sequence[tuple[Truths, EdgeDetections]]) -> tuple[Truths, EdgeDe
     Args:
         parts: of the same classes in the same order, at least one.
     """
-    truths, found = zip(*parts)
-    begin = np.cumsum([0, *(len(each.image_ids) for each in truths)])
-    image = [each.image + start for each, start in zip(truths, begin)]
-    joined = truths[0]._replace(
-        image_ids=[f'{n}/{i}' for n, each in enumerate(truths) for i in each.image_ids],
-        image_keys=[key for each in truths for key in each.image_keys],
+    gts, found = zip(*parts)
+    begin = np.cumsum([0, *(len(each.image_ids) for each in gts)])
+    image = [each.image + start for each, start in zip(gts, begin)]
+    joined = gts[0]._replace(
+        image_ids=[f'{n}/{i}' for n, each in enumerate(gts) for i in each.image_ids],
+        image_keys=[key for each in gts for key in each.image_keys],
         image=np.concatenate(image),
-        label=np.concatenate([each.label for each in truths]),
-        boxes=np.concatenate([each.boxes for each in truths]),
-        crowd=np.concatenate([each.crowd for each in truths]),
+        label=np.concatenate([each.label for each in gts]),
+        boxes=np.concatenate([each.boxes for each in gts]),
+        crowd=np.concatenate([each.crowd for each in gts]),
     )
     moved = [
         each.detections._replace(image=each.detections.image + start)
@@ -101,7 +101,7 @@ def _judge(
     groups: tuple[Group, ...] | None,
     cuts: tuple[Cut, Cut],
 ) -> dict[str, float]:
-    (fit_truths, fit_found), (truths, found) = fitting, judged
+    (fit_truths, fit_found), (gts, found) = fitting, judged
     raw = found.detections
     if groups:
         settings = DistributionSettings(groups, cuts=cuts)
@@ -111,6 +111,6 @@ def _judge(
         method = Settings('identity' if groups is None else 'isotonic', cuts=cuts)
         plain = fit_calibrator(fit_found.detections, fit_truths, method)
         every, kept = plain.calibrate(raw.scores, raw.label), plain.apply(raw)[0]
-    metrics = evaluate_detections(kept, truths)
-    metrics['AP'] = evaluate_detections(raw._replace(scores=every), truths)['AP']
+    metrics = evaluate_detections(kept, gts)
+    metrics['AP'] = evaluate_detections(raw._replace(scores=every), gts)['AP']
     return {metric: metrics[metric] for metric in METRICS}

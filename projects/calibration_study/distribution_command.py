@@ -65,8 +65,8 @@ def prove(args: argparse.Namespace) -> None:
     outcomes: list[Outcome] = []
     for number, checkpoint in enumerate(args.checkpoints):
         cfg = load_config(args.config, args.cfg_options)
-        truths, found = pool([detect_edges(cfg, checkpoint, each) for each in args.splits])
-        for outcome in compare(args.name, truths, found, args.seeds):
+        gts, found = pool([detect_edges(cfg, checkpoint, each) for each in args.splits])
+        for outcome in compare(args.name, gts, found, args.seeds):
             outcomes.append(outcome)
             if outcome.calibrator == 'raw' and outcome.view == 'all':
                 place = f'{number + 1}/{len(args.checkpoints)}'

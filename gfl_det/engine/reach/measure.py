@@ -85,18 +85,18 @@ def measure(
     images = max(1, int(BATCH_CELLS / max(1, pyramid.cells(boxes.image_wh))))
     for first, last in _batches(boxes.image, images):
         image = torch.from_numpy(boxes.image[first:last])
-        truths = torch.from_numpy(boxes.xyxy[first:last])
+        gts = torch.from_numpy(boxes.xyxy[first:last])
         begin, end = int(image[0]), int(image[-1]) + 1
         lattice = _lattice(pyramid, boxes.image_wh[begin:end])
-        found = assigner.assign_batch(lattice, truths, image - begin)
-        level, truth = found.level[found.valid], found.gt[found.valid]
+        found = assigner.assign_batch(lattice, gts, image - begin)
+        level, gt = found.level[found.valid], found.gt[found.valid]
         step = strides[level][:, None]
-        edges = boxes_to_distances(found.centre[found.valid] / step, truths[truth] / step)
+        edges = boxes_to_distances(found.centre[found.valid] / step, gts[gt] / step)
         # Targets end TARGET_MARGIN before the last bin.
         least = (edges.amax(1) + TARGET_MARGIN).ceil().clamp(0, LARGEST).long()
         counts = torch.bincount(level * (LARGEST + 1) + least, minlength=needed.size)
         needed += counts.view(needed.shape).numpy()
-        bare[first + np.unique(truth.numpy())] = False
+        bare[first + np.unique(gt.numpy())] = False
         if progress:
             progress(last, len(boxes.xyxy))
     return Measured(pyramid, needed, bare)

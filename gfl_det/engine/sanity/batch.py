@@ -30,11 +30,11 @@ class Examples(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> Examples:
         """Those of a batch."""
-        truths = [sample.gt_instances for sample in batch['data_samples']]
+        gts = [sample.gt_instances for sample in batch['data_samples']]
         return cls(
             [picture.permute(1, 2, 0).numpy() for picture in batch['inputs']],
-            [get_box_tensor(each.bboxes).double().numpy() for each in truths],
-            [each.labels.numpy() for each in truths],
+            [get_box_tensor(each.bboxes).double().numpy() for each in gts],
+            [each.labels.numpy() for each in gts],
         )
 
 
@@ -85,5 +85,5 @@ def load(dataset: Any, number: int, seed: int = 0) -> Batch:
 
 def truths_of(sample: DetDataSample) -> tuple[np.ndarray, np.ndarray]:
     """Return boxes ``(N, 4)`` xyxy px and labels ``(N,)`` of a sample."""
-    truths = sample.gt_instances
-    return get_box_tensor(truths.bboxes).cpu().double().numpy(), truths.labels.cpu().numpy()
+    gts = sample.gt_instances
+    return get_box_tensor(gts.bboxes).cpu().double().numpy(), gts.labels.cpu().numpy()

@@ -142,10 +142,10 @@ def score(model: Any, batch: Batch) -> Scores:
         data = model.data_preprocessor(copy.deepcopy(batch), training=False)
         samples = model.predict(data['inputs'], data['data_samples'], rescale=False)
     model.train()
-    truths, found = [], []
+    gts, found = [], []
     for sample in samples:
         boxes, labels = truths_of(sample)
-        truths.append((boxes, labels, np.ones(len(labels))))
+        gts.append((boxes, labels, np.ones(len(labels))))
         result = sample.pred_instances
         found.append(
             tuple(
@@ -153,7 +153,7 @@ def score(model: Any, batch: Batch) -> Scores:
                 for each in (result.bboxes, result.labels, result.scores)
             )
         )
-    return Scores(*(_average_precision(truths, found, classes) for classes in (True, False)))
+    return Scores(*(_average_precision(gts, found, classes) for classes in (True, False)))
 
 
 def _average_precision(truths: list, found: list, with_classes: bool) -> float:

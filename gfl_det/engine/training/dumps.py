@@ -161,12 +161,12 @@ def _check(step: DumpedStep) -> None:
 
 def _pack(sample: DetDataSample) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Split a sample into the tensors of its truths and its metainfo in plain values."""
-    truths = {}
+    gts = {}
     for name in ('gt_instances', 'ignored_instances'):
         if name in sample:
             items = sample.get(name).items()
-            truths[name] = {key: _tensor(value) for key, value in items if _is_tensor(value)}
-    return truths, {key: _plain(value) for key, value in sample.metainfo.items()}
+            gts[name] = {key: _tensor(value) for key, value in items if _is_tensor(value)}
+    return gts, {key: _plain(value) for key, value in sample.metainfo.items()}
 
 
 def _unpack_all(tensors: Any, metainfo: Any) -> Any:
@@ -176,8 +176,8 @@ def _unpack_all(tensors: Any, metainfo: Any) -> Any:
 
 
 def _unpack(tensors: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> DetDataSample:
-    truths = {key: InstanceData(**values) for key, values in tensors.items()}
-    return DetDataSample(metainfo={key: _value(each) for key, each in meta.items()}, **truths)
+    gts = {key: InstanceData(**values) for key, values in tensors.items()}
+    return DetDataSample(metainfo={key: _value(each) for key, each in meta.items()}, **gts)
 
 
 def _value(plain: Any) -> Any:

@@ -48,21 +48,21 @@ def analyse(data: ReportData, show_progress: bool = False) -> Analysis:
         data: truths and detections.
         show_progress: on standard error.
     """
-    truths, found = data.truths, data.detections
+    gts, found = data.truths, data.detections
     with Progress(STEPS, 'analyses', show_progress) as progress:
-        table = coco_table(truths, data.area, found)
+        table = coco_table(gts, data.area, found)
         progress.advance()
-        (half,) = match(found, truths, [TAU])
+        (half,) = match(found, gts, [TAU])
         cuts = best_cuts(half)
         progress.advance()
         threshold = float(np.nan_to_num(cuts.threshold[0]))
         kept = np.flatnonzero(keep_above(found, threshold))
-        errors = find_errors(found.take(kept), truths)
-        judged = judge_images(errors, found.image[kept], truths)
+        errors = find_errors(found.take(kept), gts)
+        judged = judge_images(errors, found.image[kept], gts)
         progress.advance()
-        error_values = _errors(find_errors(found, truths), judged, truths)
+        error_values = _errors(find_errors(found, gts), judged, gts)
         progress.advance()
-        matrix = confusion_matrix(found.take(kept), truths, errors)
+        matrix = confusion_matrix(found.take(kept), gts, errors)
         progress.advance()
         sides = _sides(data)
         progress.advance()
@@ -71,7 +71,7 @@ def analyse(data: ReportData, show_progress: bool = False) -> Analysis:
     values = dict(
         _head(data),
         ap=_table(table.ap, table.recall),
-        per_class=_per_class(truths, table, cuts),
+        per_class=_per_class(gts, table, cuts),
         cut=dict(
             threshold=threshold,
             f1=cuts.f1[0],
@@ -86,25 +86,25 @@ def analyse(data: ReportData, show_progress: bool = False) -> Analysis:
         errors=error_values,
         confusion=[[int(i), int(j), int(matrix[i, j])] for i, j in np.argwhere(matrix)],
         training=_training(data),
-        images=_images(data.names, judged, truths),
+        images=_images(data.names, judged, gts),
     )
     return Analysis(values, kept, errors, judged)
 
 
 def _head(data: ReportData) -> dict[str, Any]:
-    truths = data.truths
-    colours = class_colours(len(truths.class_names)).tolist()
+    gts = data.truths
+    colours = class_colours(len(gts.class_names)).tolist()
     return dict(
         title=data.title,
         facts=data.facts,
         counts=[
-            ['images', len(truths.image_ids)],
-            ['true boxes', int(truths.counts().sum())],
-            ['crowds', int(truths.crowd.sum())],
+            ['images', len(gts.image_ids)],
+            ['true boxes', int(gts.counts().sum())],
+            ['crowds', int(gts.crowd.sum())],
             ['detections', len(data.detections.scores)],
-            ['classes', len(truths.class_names)],
+            ['classes', len(gts.class_names)],
         ],
-        classes=truths.class_names,
+        classes=gts.class_names,
         colours=['#{:02x}{:02x}{:02x}'.format(*colour) for colour in colours],
         kinds=KINDS,
         tau=TAU,

@@ -59,11 +59,11 @@ def pairs_in_images(detections: Detections, truths: Truths) -> Iterator[Pairs]:
         count = np.searchsorted(images, detections.image[rows], side='right') - first
         detection = np.repeat(rows, count)
         start = np.cumsum(count) - count
-        truth = candidates[np.arange(len(detection)) - np.repeat(start - first, count)]
-        none = np.zeros(len(truth), bool)
-        iou = overlaps(detections.boxes[detection], truths.boxes[truth], none)
+        gt = candidates[np.arange(len(detection)) - np.repeat(start - first, count)]
+        none = np.zeros(len(gt), bool)
+        iou = overlaps(detections.boxes[detection], truths.boxes[gt], none)
         touching = iou > 0
-        yield Pairs(detection[touching], truth[touching], iou[touching])
+        yield Pairs(detection[touching], gt[touching], iou[touching])
 
 
 KINDS = ('localisation', 'class', 'both', 'duplicate', 'background', 'missed')
@@ -120,14 +120,14 @@ def find_errors(
         [NO_ERROR, LOCALISATION, CLASS, DUPLICATE, BACKGROUND],
         BOTH,
     )
-    truth = np.full(len(kind), -1)
-    truth[kind == LOCALISATION] = near.own[kind == LOCALISATION]
+    gt = np.full(len(kind), -1)
+    gt[kind == LOCALISATION] = near.own[kind == LOCALISATION]
     on_other = (kind == CLASS) | (kind == BOTH)
-    truth[on_other] = near.other[on_other]
+    gt[on_other] = near.other[on_other]
     missed = ~truths.crowd
     missed[found.truth[found.state == TRUE]] = False
-    missed[truth[(kind == LOCALISATION) | (kind == CLASS)]] = False
-    return Errors(found, kind, truth, missed)
+    missed[gt[(kind == LOCALISATION) | (kind == CLASS)]] = False
+    return Errors(found, kind, gt, missed)
 
 
 def nearest(detections: Detections, truths: Truths) -> Nearest:
@@ -244,7 +244,7 @@ def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> 
 def _pair_off(pairs: Pairs, scores: np.ndarray, free: np.ndarray, partner: np.ndarray) -> None:
     """Give detections free truths, the best score and then the best IoU first, in place."""
     pairs = pairs.take(np.lexsort((pairs.detection, -pairs.iou, -scores[pairs.detection])))
-    for detection, truth in zip(pairs.detection.tolist(), pairs.truth.tolist()):
-        if free[truth] and partner[detection] < 0:
-            free[truth] = False
-            partner[detection] = truth
+    for detection, gt in zip(pairs.detection.tolist(), pairs.truth.tolist()):
+        if free[gt] and partner[detection] < 0:
+            free[gt] = False
+            partner[detection] = gt

@@ -36,25 +36,25 @@ def read_results(
         DataError: a file cannot be used, or the results do not belong to the annotations.
     """
     dataset = read_json(annotations)
-    truths = truths_from_coco(dataset, annotations)
+    gts = truths_from_coco(dataset, annotations)
     entries = read_json(results)
     if isinstance(entries, dict) and 'images' in entries:
         raise DataError(f'{results} holds annotations and no results: give a list of detections.')
-    found = detections_from_coco(entries, truths, results)
-    names = file_names(dataset, truths)
+    found = detections_from_coco(entries, gts, results)
+    names = file_names(dataset, gts)
     _check_names(entries, found, names, results)
     raw = _column(entries, 'raw_score', (), results)
     facts = [('results', results), ('annotations', annotations)]
     if calibrator is not None:
         raw = found.scores if raw is None else raw
-        found = calibrated(found._replace(scores=raw), truths, calibrator)
+        found = calibrated(found._replace(scores=raw), gts, calibrator)
         facts.append(('calibrator', calibrator))
     low, high = (_column(entries, name, (4,), results) for name in ('edge_low', 'edge_high'))
     return ReportData(
         Path(results).stem,
         facts,
-        truths,
-        box_areas(dataset, truths),
+        gts,
+        box_areas(dataset, gts),
         names,
         _folder(images),
         found,

@@ -80,20 +80,20 @@ def run_work_dir(
         fitted.check_score_type(head)
         cfg.model.test_cfg = detection_config(ConfigDict(test_cfg, calibrator=calibrator), fitted)
     check = None if fitted is None else fitted.check_judged
-    truths, results, samples = run_split(cfg, checkpoint, split, check)
+    gts, results, samples = run_split(cfg, checkpoint, split, check)
     path = truths_path(cfg, split)
     dataset = read_json(path)
     folder = image_folder(datasets_of(cfg, split)[0])
     facts = [('config', cfg.filename), ('checkpoint', checkpoint), (f'{split} split', path)]
-    edges = _edges(samples, truths)
+    edges = _edges(samples, gts)
     data = ReportData(
         Path(cfg.filename).stem,
         facts if calibrator is None else [*facts, ('calibrator', calibrator)],
-        truths,
-        box_areas(dataset, truths),
-        file_names(dataset, truths),
+        gts,
+        box_areas(dataset, gts),
+        file_names(dataset, gts),
         None if folder is None else Path(folder),
-        edges.detections if edges else detections_from_coco(results, truths, checkpoint),
+        edges.detections if edges else detections_from_coco(results, gts, checkpoint),
         scalars=scalar_files(work_dir),
     )
     if edges:
@@ -101,7 +101,7 @@ def run_work_dir(
     if fitted is None:
         return data
     raw = data.detections
-    scores = _calibrate(fitted.for_classes(truths.class_names), edges, raw, head)
+    scores = _calibrate(fitted.for_classes(gts.class_names), edges, raw, head)
     data = data._replace(detections=raw._replace(scores=scores), raw_scores=raw.scores)
     return data.take(_best(data.detections, kept_of_image)) if kept_of_image > 0 else data
 

@@ -104,11 +104,11 @@ def _entry(data: ReportData, analysis: Analysis, image: int) -> dict[str, Any]:
     mine = data.truths.image == image
     given = Boxes(xywh_to_xyxy(data.truths.boxes[mine]), data.truths.label[mine])
     pictures = (draw(pixels, each, names) for each in (given, boxes))
-    truth, drawn = (base64.b64encode(picture).decode() for picture in pictures)
+    gt, drawn = (base64.b64encode(picture).decode() for picture in pictures)
     return dict(
         image=image,
         size=[pixels.shape[1], pixels.shape[0]],
-        truth=truth,
+        truth=gt,
         found=drawn,
         errors=_boxes_of_errors(data, analysis, image),
     )
@@ -123,6 +123,6 @@ def _boxes_of_errors(data: ReportData, analysis: Analysis, image: int) -> list[l
         [int(errors.kind[i]), int(errors.found.label[i]), data.detections.boxes[rows[i]], score]
         for i, score in zip(wrong, errors.found.scores[wrong].tolist())
     ]
-    truths: Truths = data.truths
-    missed = np.flatnonzero(errors.missed & (truths.image == image))
-    return entries + [[MISSED, int(truths.label[i]), truths.boxes[i], None] for i in missed]
+    gts: Truths = data.truths
+    missed = np.flatnonzero(errors.missed & (gts.image == image))
+    return entries + [[MISSED, int(gts.label[i]), gts.boxes[i], None] for i in missed]
