@@ -392,8 +392,8 @@ class Results(Sequence[ImageResult]):
                 image_id = find_id(images, path_tails(each.source), each.source, 'image')
                 if image_id in taken:
                     raise DataError(
-                        f'{taken[image_id]} and {each.name} are both the image {image_id!r} of the '
-                        'annotations: give one of them, or annotations with their folders.'
+                        f'{taken[image_id]} and {each.name} are one image of the annotations, id '
+                        f'{image_id!r}: give one of them, or annotations with their folders.'
                     )
                 taken[image_id] = each.name
                 names = each.classes

@@ -257,15 +257,6 @@ def test_pictures_are_drawn_from_what_was_kept_or_from_the_file(tmp_path) -> Non
         FAILED.plot()
 
 
-def test_two_files_of_one_image_are_said_and_nothing_is_written(tmp_path) -> None:
-    annotations = dict(
-        images=[dict(id=7, file_name='a.png')], categories=[dict(id=1, name=n) for n in CLASSES]
-    )
-    with pytest.raises(DataError, match=r'x/a\.png and y/a\.png are both the image 7'):
-        Results([one('x/a.png'), one('y/a.png')]).save(tmp_path / 'out.json', annotations)
-    assert not list(tmp_path.iterdir())
-
-
 def test_supervision_takes_results() -> None:
     sv = pytest.importorskip('supervision')
     result = one(number=5)
