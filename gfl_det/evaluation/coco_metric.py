@@ -159,7 +159,15 @@ class CocoMetric(MMDetCocoMetric):
         Args:
             data_batch: Not used.
             data_samples: As mmdet's metric takes them; ``img_path`` tells images of one id apart.
+
+        Raises:
+            ConfigError: There is no ``ann_file``, and the samples hold no gt.
         """
+        if self.table is None and not all('instances' in sample for sample in data_samples):
+            raise ConfigError(
+                'CocoMetric got samples without gt: give it an ann_file that lists all images, or '
+                "LoadAnnotations and meta_keys with 'instances' in the pipeline."
+            )
         begin = len(self.results)
         super().process(data_batch, data_samples)
         for (_, prediction), sample in zip(self.results[begin:], data_samples):

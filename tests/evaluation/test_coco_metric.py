@@ -386,6 +386,11 @@ class TestImagesShown:
             sample['img_id'] -= 3
         assert same_numbers(count(CocoMetric, coco_set), expected)
 
+    def test_samples_without_gt_need_a_file(self):
+        metric = CocoMetric()
+        with pytest.raises(ConfigError, match='give it an ann_file'):
+            metric.process({}, make_samples({1: []}))
+
     @pytest.mark.parametrize('with_paths', [True, False])
     def test_truths_of_samples_whose_ids_collide_stay_apart(self, with_paths):
         samples = make_samples({1: [(0, 0, 50, 50, 0.9, 0)], 2: [(9, 9, 50, 50, 0.8, 1)]})
