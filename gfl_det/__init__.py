@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gfl_det import calibration, datasets, evaluation, visualization
     from gfl_det.engine import amp, hooks
     from gfl_det.inference import GFLInferencer, optimize_for_inference
+    from gfl_det.inference.loading import build
     from gfl_det.models import assigners, backbones, detectors, heads, losses, necks
     from gfl_det.swap import swap_head
     from gfl_det.utils.config import get_config
@@ -43,6 +44,7 @@ _REGISTERED = (
 _OFFERED = {
     'GFLInferencer': 'gfl_det.inference',
     'GFLVisualizer': 'gfl_det.visualization',
+    'build': 'gfl_det.inference.loading',
     'get_config': 'gfl_det.utils.config',
     'optimize_for_inference': 'gfl_det.inference',
     'swap_head': 'gfl_det.swap',
@@ -112,6 +114,7 @@ __all__ = [
     'amp',
     'assigners',
     'backbones',
+    'build',
     'calibration',
     'datasets',
     'detectors',
