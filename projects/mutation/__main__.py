@@ -193,7 +193,7 @@ def main() -> None:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     import_what_is_not_ours()
     for folder in folders:
-        path = next((ROOT / folder).glob('[a-z]*.py'))
+        path = next((ROOT / folder).rglob('[a-z]*.py'))
         same = Mutant(str(path.relative_to(ROOT)), 'none', 0, 0), path.read_text()
         if next(try_all([same], 1))[1]:
             sys.exit(f'error: the tests of {folder} fail without any change; see make test.')
