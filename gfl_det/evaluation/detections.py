@@ -1,7 +1,7 @@
-"""Truths and detections as flat arrays, with what tells one data set from another.
+"""Ground truth and detections as flat arrays, with what tells one data set from another.
 
-Classes are numbered in the order of the truth file's categories, whatever their ids, and images in
-the order of their sorted ids, in which COCO's evaluation runs through them.
+Classes are numbered in the order of the annotation file's categories, whatever their ids, and
+images in the order of their sorted ids, in which COCO's evaluation runs through them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Truths(NamedTuple):
         """How many boxes that are no crowd each class has, ``(K,)``."""
         return np.bincount(self.label[~self.crowd], minlength=len(self.category_ids))
 
-    def of_classes(self, names: Sequence[str], source: str = 'the truths') -> Truths:
+    def of_classes(self, names: Sequence[str], source: str = 'the ground truth') -> Truths:
         """The same images with the named classes alone, in the order of the names.
 
         Raises:
@@ -171,7 +171,7 @@ def read_annotations(path: str | PathLike[str], backend_args: dict | None = None
     return read_table(_content(path, backend_args), str(path))
 
 
-def truths_from_coco(dataset: Any, source: str = 'the truths') -> Truths:
+def truths_from_coco(dataset: Any, source: str = 'the ground truth') -> Truths:
     """Flatten a parsed COCO annotation file.
 
     Every box counts, as in COCO's evaluation; those marked ``iscrowd`` as crowds. Ids may be of any
@@ -223,8 +223,8 @@ def detections_from_coco(
         source: the list's name for messages.
 
     Raises:
-        DataError: no list of results, an image or class that the truths lack, a box that is not
-            four finite numbers, or a score that is no number in [0, 1].
+        DataError: Not a list of results, an image or class that the ground truth lacks, a box that
+            is not four finite numbers, or a score outside [0, 1] or NaN.
     """
     if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
         raise DataError(f'{source} is no list of COCO results: give [{{"image_id": ...}}, ...].')
@@ -233,8 +233,8 @@ def detections_from_coco(
         if lacking is not None:
             raise DataError(f'{source}: entry {lacking} has no "{field}": add it.')
     for field, known, what in (
-        ('image_id', truths.image_ids, 'image'),
-        ('category_id', truths.category_ids, 'class'),
+        ('image_id', truths.image_ids, 'an image'),
+        ('category_id', truths.category_ids, 'a class'),
     ):
         check_id_kinds(results, field, f'{source}: entry ')
         unknown = {each[field] for each in results} - set(known)
@@ -242,8 +242,8 @@ def detections_from_coco(
             # Numbers in their order, texts behind them.
             ordered = sorted(unknown, key=lambda each: (isinstance(each, str), each))
             raise DataError(
-                f'{source}: the {field} {listed(ordered)} is no {what} of the '
-                f'truths ({listed(known)}): give the truths that these detections belong to.'
+                f'{source}: the {field} {listed(ordered)} is not {what} of the '
+                f'ground truth ({listed(known)}): give the annotations of these detections.'
             )
     return check_detections(
         Detections(

@@ -67,7 +67,7 @@ def make_truths(case: Case, device: str = 'cpu') -> list[InstanceData]:
 
 
 def make_batch(case: Case, bias: float, spread: float = 1.0, device: str = 'cpu') -> Batch:
-    """Random logits and truths; the same for the same arguments.
+    """Random logits and gt boxes; the same for the same arguments.
 
     Args:
         case: sizes and numbers.

@@ -65,7 +65,7 @@ def compare(name: str, fitting: Judged, judged: Judged, cut: int = 0) -> Iterato
 
     Args:
         name: of the detector.
-        fitting: truths and raw detections to fit on.
+        fitting: gt boxes and raw detections to fit on.
         judged: those of other images.
         cut: number of the cut, for the table.
 

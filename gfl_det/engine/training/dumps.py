@@ -32,7 +32,7 @@ class DumpedStep(NamedTuple):
     Attributes:
         inputs: (B, C, H, W) images as the backbone gets them, normalised and padded; of each
             branch where the batch has branches.
-        samples: the truths of each image, of each branch.
+        samples: the gt boxes of each image, of each branch.
         losses: each term of the loss.
         random: states of the random generators before the pass.
         autocast: the dtype of mixed precision, or None.
@@ -160,7 +160,7 @@ def _check(step: DumpedStep) -> None:
 
 
 def _pack(sample: DetDataSample) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Split a sample into the tensors of its truths and its metainfo in plain values."""
+    """Split a sample into the tensors of its gt boxes and its metainfo in plain values."""
     gts = {}
     for name in ('gt_instances', 'ignored_instances'):
         if name in sample:
