@@ -11,7 +11,7 @@ its stretched interval holds it with a probability of at least ``level``.
 
 What that says and what not: it is about detections that match a gt box of their class at
 ``iou_threshold``, over all of them together, and not about each image, class or size; the four
-edges of a box, and the boxes of an image, are no independent draws, so few images make a factor
+edges of a box, and the boxes of an image, are not independent draws, so few images make a factor
 less certain than their number of edges suggests.
 """
 

@@ -107,7 +107,7 @@ def named_attribute(owner: type, name: str) -> Callable[..., Any]:
     for statistic in ('min', 'max', 'current', 'mean'):
         known[LoadedHistory, statistic] = getattr(HistoryBuffer, statistic)
     if (owner, name) not in known:
-        raise UnpicklingError(f'the attribute {name!r} of {owner!r} is no part of training state')
+        raise UnpicklingError(f'the attribute {name!r} of {owner!r} is not part of training state')
     return known[owner, name]
 
 

@@ -111,7 +111,7 @@ class CocoMetric(MMDetCocoMetric):
     - Evaluators see images, categories and annotations renumbered from 1, whatever their ids;
       result files carry the ids of ``ann_file``.
     - The images that were shown are judged, found in ``ann_file`` by id and file name, each once.
-    - An ``area`` that is no positive number is width * height, an ``iscrowd`` other than 1 is 0.
+    - An ``area`` that is not positive becomes width * height; an ``iscrowd`` other than 1, 0.
     - ``classwise`` finds each class by its id, where mmdet takes ids to ascend in the file, and
       else gives one class the AP of another.
     - With ``proposal_nums`` of one's own, AP is taken at the largest of them.
@@ -124,7 +124,7 @@ class CocoMetric(MMDetCocoMetric):
             ``proposal_nums`` one number or any count of them.
 
     Raises:
-        ConfigError: An unknown backend or metric item, or ``proposal_nums`` are no positive
+        ConfigError: An unknown backend or metric item, or ``proposal_nums`` are not positive
             integers.
         DataError: ``ann_file`` cannot be judged, or an image that was shown is not in it.
         SetupError: ``'faster_coco_eval'`` is asked for by name and not installed.
@@ -350,7 +350,7 @@ def detection_numbers(value: Any) -> list[int]:
     [300]
 
     Raises:
-        ConfigError: They are no positive integers.
+        ConfigError: They are not positive integers.
     """
     listed = value.tolist() if isinstance(value, np.ndarray) else value
     values = list(listed) if isinstance(listed, (list, tuple)) else [listed]
@@ -359,7 +359,7 @@ def detection_numbers(value: Any) -> list[int]:
         for each in values
     ):
         raise ConfigError(
-            f'proposal_nums={value!r:.80} of CocoMetric is no number of detections per image: give '
+            f'proposal_nums={value!r:.80} of CocoMetric is not a number of detections: give '
             f'a positive integer or a list of them, such as {DEFAULT_NUMS}.'
         )
     return sorted({int(each) for each in values})

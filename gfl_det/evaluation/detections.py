@@ -42,7 +42,7 @@ class Truths(NamedTuple):
     crowd: np.ndarray  # (M,) bool
 
     def counts(self) -> np.ndarray:
-        """How many boxes that are no crowd each class has, ``(K,)``."""
+        """How many boxes that are not crowds each class has, ``(K,)``."""
         return np.bincount(self.label[~self.crowd], minlength=len(self.category_ids))
 
     def of_classes(self, names: Sequence[str], source: str = 'the ground truth') -> Truths:
@@ -111,7 +111,7 @@ def check_detections(detections: Detections, source: str = 'the detections') -> 
     if len(wrong):
         number = f' ({len(wrong)} such in all)' if len(wrong) > 1 else ''
         raise DataError(
-            f'{source}: entry {wrong[0]} has the score {scores[wrong[0]]}, which is no number in '
+            f'{source}: entry {wrong[0]} has the score {scores[wrong[0]]}, which is not in '
             f'[0, 1]{number}: give probabilities after NMS.'
         )
     wrong = np.flatnonzero(~np.isfinite(detections.boxes).all(1))
@@ -144,13 +144,13 @@ def read_json(path: str | PathLike[str], backend_args: dict | None = None) -> An
     """Read a JSON file, from wherever mmengine's file backends reach.
 
     Raises:
-        DataError: the file is missing, or no JSON.
+        DataError: the file is missing, or not JSON.
     """
     try:
         return json.loads(_content(path, backend_args))
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f'{path} is no JSON file ({error}): write it anew, or name another.'
+            f'{path} is not a JSON file ({error}): write it anew, or name another.'
         ) from error
 
 
@@ -182,7 +182,8 @@ def truths_from_coco(dataset: Any, source: str = 'the ground truth') -> Truths:
         source: its name for messages.
 
     Raises:
-        DataError: no COCO file, ids that contradict each other, or a box that is not four numbers.
+        DataError: not a COCO file, ids that contradict each other, or a box of other than four
+            numbers.
     """
     return truths_of_table(table_of(dataset, source))
 
@@ -227,7 +228,7 @@ def detections_from_coco(
             is not four finite numbers, or a score outside [0, 1] or NaN.
     """
     if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
-        raise DataError(f'{source} is no list of COCO results: give [{{"image_id": ...}}, ...].')
+        raise DataError(f'{source} is not a list of COCO results: give [{{"image_id": ...}}, ...].')
     for field in ('image_id', 'category_id', 'bbox', 'score'):
         lacking = next((i for i, each in enumerate(results) if field not in each), None)
         if lacking is not None:
@@ -261,7 +262,7 @@ def _scores(results: Sequence[Entry], source: str) -> np.ndarray:
     if not set(map(type, values)) <= {int, float}:
         wrong = next(i for i, value in enumerate(values) if type(value) not in (int, float))
         raise DataError(
-            f'{source}: entry {wrong} has the score {values[wrong]!r:.60}, which is no '
-            'number: correct it.'
+            f'{source}: entry {wrong} has the score {values[wrong]!r:.60}, which is not '
+            'a number: correct it.'
         )
     return np.array([as_number(value) for value in values], float)  # of any size

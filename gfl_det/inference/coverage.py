@@ -53,7 +53,7 @@ def read_split(
         seed: of the halves.
 
     Raises:
-        DataError: the file is no COCO file, or a half would be empty.
+        DataError: the file is not a COCO file, or a half would be empty.
     """
     table = read_annotations(annotations)
     gts = truths_of_table(table)

@@ -383,7 +383,7 @@ class Results(Sequence[ImageResult]):
             categories = ids_by_name(annotations['categories'], 'name', 'class')
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(
-                f'The annotations are no COCO file ({error!r:.200}): give one.'
+                f'The annotations are not a COCO file ({error!r:.200}): give one.'
             ) from error
         entries = []
         taken: dict[Any, str] = {}

@@ -212,7 +212,7 @@ class ImageDetector(ABC):
 
 
 def check_share(value: Any, name: str) -> None:
-    """Refuse what is no score.
+    """Refuse what is not a score.
 
     Raises:
         ConfigError: it is none.

@@ -38,7 +38,7 @@ COLOURS = {
 
 
 def printable(text: str) -> str:
-    """Write what is no printable character as an escape; ends of lines stay."""
+    """Write what is not a printable character as an escape; ends of lines stay."""
     if text.isprintable():
         return text
     return ''.join(each if each == '\n' or each.isprintable() else _escape(each) for each in text)

@@ -61,7 +61,7 @@ class Draft:
         self.annotations = [
             entry
             for entry in self.annotations
-            # What is no id may not even be hashable.
+            # What is not an id may not even be hashable.
             if type(entry.get('image_id')) not in ID_TYPES or entry['image_id'] not in self.gone
         ]
 

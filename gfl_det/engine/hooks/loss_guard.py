@@ -1,4 +1,4 @@
-"""No step on a loss or a gradient that is no number."""
+"""A guard that skips steps whose loss or gradient is NaN or infinite."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def check_calibrator(cfg: Config, splits: Sequence[str]) -> None:
     """Compare the classes of calibrators that the model names with those of each data set.
 
     Raises:
-        DataError: They differ, or a file is no calibrator.
+        DataError: They differ, or a file is not a calibrator.
     """
     checks = dict(calibrator=check_class_names, interval_calibrator=check_interval_class_names)
     datasets = [dataset for split in splits for dataset in datasets_of(cfg, split)]

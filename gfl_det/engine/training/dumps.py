@@ -131,7 +131,7 @@ def read_dump(path: AnyPath) -> Dump:
     content = load_file(str(path), 'cpu')
     if content.get('format') != FORMAT or set(FIELDS) - content.keys():
         raise CheckpointError(
-            f'{path} is no step that the loss guard wrote: give a file from the folder non_finite '
+            f'{path} was not written by the loss guard: give a file from the folder non_finite '
             'of a work dir.'
         )
     try:
