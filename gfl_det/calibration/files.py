@@ -159,7 +159,7 @@ def _distribution_from_json(content: dict[str, Any]) -> DistributionCalibrator:
     if not all(map(math.isfinite, (*model.weights, *model.offsets))):
         raise ValueError('a weight is not finite')
     if len(model.offsets) != len(classes):
-        raise ValueError('it has not one offset a class')
+        raise ValueError('it has not one offset per class')
     score_type, bins = str(content['score_type']), int(content['num_bins'])
     return DistributionCalibrator(settings, score_type, bins, model, classes, _source_of(content))
 

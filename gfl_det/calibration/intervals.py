@@ -92,7 +92,7 @@ class IntervalCalibrator:
     def __post_init__(self) -> None:
         levels, factors = np.array(self.levels, float), np.array(self.factors, float)
         if not len(levels) or factors.shape != (len(levels), 4):
-            raise ConfigError('an interval calibrator has four factors a level, at least one level')
+            raise ConfigError('an interval calibrator needs four factors for each of its levels')
         if not ((levels > 0) & (levels < 1)).all() or (np.diff(levels) <= 0).any():
             raise ConfigError(f'levels of intervals ascend between 0 and 1, not {self.levels}')
         if (

@@ -1,4 +1,4 @@
-"""Where ``gfl-det calibrate`` gets detections and gt boxes: files, or a detector that it runs."""
+"""Detections and gt boxes for ``gfl-det calibrate``: from files, or from a detector that it runs."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def _tried(axes: Any, advice: Advice) -> None:
         label = f'{" ".join(map(str, strides))} ({tried[0].cells:.2f} x cells)'
         axes.plot(scales, [100 * each.unassigned for each in tried], 'o-', ms=4, label=label)
         if strides[-1] != advice.now.pyramid.strides[-1]:
-            continue  # its points lie on those without the coarser level: one number a point
+            continue  # its points lie on those without the coarser level: one number per point
         for each in tried:
             place = (each.pyramid.scale, 100 * each.unassigned)
             above = dict(xytext=(0, 4), textcoords='offset points')
@@ -142,7 +142,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     size.add_argument('--strides', type=count, nargs='+', metavar='S', help='8 16 32 64 128')
     size.add_argument('--anchor-scale', type=float, metavar='X', help='side in strides (8)')
     size.add_argument('--reg-max', type=count, metavar='N', help='to judge (16)')
-    size.add_argument('--topk', type=count, metavar='K', help='candidates a level of ATSS (9)')
+    size.add_argument('--topk', type=count, metavar='K', help='candidates per level of ATSS (9)')
     size.add_argument('--pad', type=count, metavar='PX', help='images are padded to (32)')
     limits = parser.add_argument_group('what the advice keeps to')
     default = AdviceLimits()

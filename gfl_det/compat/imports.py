@@ -1,4 +1,4 @@
-"""Why a package of the family does not import, in one sentence with the line that cures it.
+"""Causes of failed imports of the OpenMMLab family, in one sentence with the cure.
 
 Nothing but Python's own library is imported: this is for installations in which nothing else works.
 """

@@ -1,4 +1,4 @@
-"""What mmengine writes into a checkpoint beside tensors, in forms that no file can misuse.
+"""The values that mmengine writes into a checkpoint beside tensors, in forms safe to read.
 
 ``torch.load(weights_only=True)`` calls what is allow-listed with whatever arguments the file has.
 The types themselves are therefore no safe entries: ``numpy.ndarray`` makes object arrays out of raw

@@ -1,4 +1,4 @@
-"""MMDetection's COCO data set with every silent fault turned into a sentence."""
+"""MMDetection's COCO data set that reports every silent fault in a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading image files of unknown origin: a limit of pixels before anything is decoded.
+"""Image files of unknown origin, read with a limit of pixels before anything is decoded.
 
 A few kilobytes can promise an image of many gigabytes. Headers are therefore read first, and only
 by the readers of the formats below.

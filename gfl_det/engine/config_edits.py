@@ -1,4 +1,4 @@
-"""What the options of the tools do to a config, before anything is built from it."""
+"""Edits that the options of the tools make to a config, before anything is built from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MMDetection's COCO metric, with a choice of who counts."""
+"""MMDetection's COCO metric, with a choice of evaluation backend."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def coverage(
     Args:
         edges: of images that nothing was fitted on.
         levels: in (0, 1).
-        factors: four a level; None leaves the distributions' own intervals.
+        factors: four per level; None leaves the distributions' own intervals.
     """
     stretch = [[1.0] * 4] * len(levels) if factors is None else factors
     inside, widths = [], []

@@ -1,4 +1,4 @@
-"""From a checkpoint, with or without a config file, to a detector that is ready to predict."""
+"""Detectors ready to predict, from a checkpoint with or without a config file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What inference gives: the detections of images, and the forms they leave in.
+"""Results of inference: the detections of images, and the forms they are exported in.
 
 Fields of ``instances`` (N detections, by descending score; edges are left, top, right, bottom, and
 px are those of the original image):

@@ -1,4 +1,4 @@
-"""From what a user names to images: paths, folders, globs, addresses, arrays and videos."""
+"""Image sources that a user can name: paths, folders, globs, addresses, arrays and videos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From images of any kind to results, whatever runs the network."""
+"""A stream of results from images of any kind, whatever runs the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text for people: printable characters, tables, and how far the work is.
+"""Console output: printable characters, tables and progress.
 
 A terminal gets colours, lines and live bars by rich; a file or a pipe gets aligned text, and a line
 of progress now and then.

@@ -31,7 +31,7 @@ def make_set(num_images: int, num_detections: int, num_classes: int, seed: int =
     """Draw gt boxes and detections; the same for the same arguments.
 
     Args:
-        num_images: Images; about one in a thousand has no truth.
+        num_images: Images; about one in a thousand has no gt box.
         num_detections: Detections of each image, of which `HIT_SHARE` lie near a gt box and mostly
             have its class. Scores come in steps of 1/256, so that many are equal.
         num_classes: Classes, named ``c0``, ``c1`` ...; ids start at 1.

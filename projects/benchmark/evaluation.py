@@ -1,4 +1,4 @@
-"""Who counts how fast, and whether to the same end: mmdet's metric, and ours with each backend."""
+"""Speed and agreement of COCO metrics: mmdet's, and ours with each backend."""
 
 from __future__ import annotations
 

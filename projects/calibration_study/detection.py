@@ -1,4 +1,4 @@
-"""How true the scores of detectors are, raw and after each calibrator, on images held out.
+"""Calibration of detectors' scores, raw and after each calibrator, on held-out images.
 
 Three views of the same detections (protocols of Kuzucu et al., "On Calibration of Object Detectors:
 Pitfalls, Evaluation and Baselines", ECCV 2024):

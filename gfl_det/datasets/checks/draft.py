@@ -1,4 +1,4 @@
-"""An annotation file while it is checked: what is left of it, and what was found."""
+"""An annotation file while it is checked: the entries that are left, and the findings."""
 
 from __future__ import annotations
 

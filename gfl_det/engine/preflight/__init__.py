@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a model, a data set or a folder is made.
+"""Checks of a config before a model, a data set or a folder is made.
 
 A run that would stop after minutes of loading, or after its first epoch, stops at once, with one
 message that says what is missing and how to get it.

@@ -1,4 +1,4 @@
-"""Are the files of the data sets where the config says?"""
+"""The files of the data sets: whether they are where the config says."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
 
 
 def missing_parts(dataset: Node) -> list[str]:
-    """Return the paths that a data set needs and that do not exist; of the images a sample."""
+    """Return the missing ones of the paths that a data set needs; of the images, a sample."""
     annotations, folder = annotation_path(dataset), image_folder(dataset)
     missing = [path for path in (annotations,) if path and not _exists(path)]
     if not folder or is_remote(folder):

@@ -1,4 +1,4 @@
-"""From measurements to advice: the least change of a pyramid that reaches a data set's boxes."""
+"""Advice from measurements: the least change of a pyramid that covers a data set's boxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What positives ATSS finds in a data set, and how far the edges of their gt boxes are."""
+"""The positives that ATSS finds in a data set, and how far the edges of their gt boxes are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]  # gt boxes done, gt boxes in all
 
 
 class PriorPyramid(NamedTuple):
-    """Square priors on levels: ``scale * stride`` px wide, one a cell."""
+    """Square priors on levels: ``scale * stride`` px wide, one per cell."""
 
     strides: tuple[int, ...]
     scale: float

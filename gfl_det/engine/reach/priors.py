@@ -1,4 +1,4 @@
-"""Boxes that no prior will be trained for, and edges beyond the reach of the head's distributions.
+"""Boxes that no prior will be trained for, and edges beyond the head's regression range.
 
 The images are as large as the training pipeline makes them, and the assigner is the one that
 trains. What to do about it: gfl-det suggest-reg-max.

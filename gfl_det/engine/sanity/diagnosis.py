@@ -1,4 +1,4 @@
-"""From losses, AP and what the data itself says to the part that looks wrong. Pure."""
+"""Diagnosis of an overfit check: losses, AP and the data point to the part that looks wrong."""
 
 from __future__ import annotations
 

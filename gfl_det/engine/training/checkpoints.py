@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole with a checksum, and which of them a training can go on from."""
+"""Checkpoint files: written whole with a checksum, and chosen when a training resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: JSON under one key of its metadata."""
+"""The description in an exported file: JSON under one key of its metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a detector to an ONNX file by torch's exporter."""
+"""ONNX files of a detector, written by torch's exporter."""
 
 from __future__ import annotations
 

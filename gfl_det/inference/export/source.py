@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a detector that can be exported, or one sentence why not."""
+"""Detectors for export, from a config and a checkpoint, or one sentence why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What calibration does, to look at: reliability diagrams, histograms, metrics, thresholds."""
+"""The calibration part of a report: reliability diagrams, histograms, metrics, thresholds."""
 
 from __future__ import annotations
 

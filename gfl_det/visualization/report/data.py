@@ -1,4 +1,4 @@
-"""What a report is made of, whether it comes from files or from a detector that was run."""
+"""The data of a report, whether it comes from files or from a detector that was run."""
 
 from __future__ import annotations
 

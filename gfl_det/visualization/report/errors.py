@@ -1,4 +1,4 @@
-"""Why detections are wrong: one of six kinds each, and what AP each kind costs.
+"""Errors of detections, each of one of six kinds, and what AP each kind costs.
 
 Source: Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020,
 section 2. IoU thresholds: `tau`, what a match needs, and `background`, below which a box lies on

@@ -1,4 +1,4 @@
-"""How good each image is, which errors it has, and which images to show."""
+"""Images of a report: how good each one is, which errors it has, and which to show."""
 
 from __future__ import annotations
 

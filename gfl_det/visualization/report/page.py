@@ -1,4 +1,4 @@
-"""From numbers to one HTML file that needs nothing else."""
+"""The HTML file of a report, which needs no other file."""
 
 from __future__ import annotations
 
