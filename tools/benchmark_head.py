@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'))
-    parser.add_argument('--batch', type=int, default=2, help='images a batch')
+    parser.add_argument('--batch', type=int, default=2, help='images per batch')
     parser.add_argument('--repeats', type=int, default=15, help='timed runs of each')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cpu')

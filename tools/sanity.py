@@ -1,4 +1,4 @@
-"""Learn a few pictures by heart before the long training: does this config learn at all?
+"""Overfit check before the long training: does this config learn a few pictures at all?
 
     python tools/sanity.py CONFIG [--images 8] [--steps 200] [--from-scratch] [--device DEVICE]
                            [--json FILE] [--cfg-options KEY=VALUE ...]

@@ -4,7 +4,7 @@
                          [--truths JSON] [--edges [BOX ...]] [--format png|jpg|pdf|svg]
                          [--calibrator JSON] [--device NAME] [--max-pixels N]
 
-IMAGE is what tools/infer.py takes. Writes DIR/IMAGE.png, with --truths truth beside prediction,
+IMAGE is what tools/infer.py takes. Writes DIR/IMAGE.png, with --truths the ground truth beside it,
 and with --edges DIR/IMAGE.edges.png: where the head thinks that each edge of a box lies. A whole
 test set is drawn by tools/test.py --show-dir.
 """

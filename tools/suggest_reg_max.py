@@ -5,7 +5,7 @@
     python tools/suggest_reg_max.py data/mine/train.json --scale 1333 800
     python tools/suggest_reg_max.py data/mine/train.json --config mine.py
 
-ANNOTATIONS is a COCO JSON. Prints what each level reaches, what each reg_max clips, which truths
+ANNOTATIONS is a COCO JSON. Prints what each level reaches, what each reg_max clips, which gt boxes
 get no positive, and the least change that helps; writes reach.json and reach.png into DIR.
 """
 

@@ -1,4 +1,4 @@
-"""Take the weights out of a checkpoint of a training.
+"""Take the weights out of a training checkpoint.
 
     python tools/weights.py CHECKPOINT OUT [--kind averaged|trained]
 

@@ -44,7 +44,7 @@ class HeadCalibration:
         """The test config that detection has to run under, see :func:`detection_config`.
 
         Raises:
-            DataError: the file is no calibrator, or one for another head or number of classes.
+            DataError: the file is not a calibrator, or one for another head or number of classes.
         """
         if not config.get('calibrator'):
             return config
@@ -61,7 +61,7 @@ class HeadCalibration:
             config: test config; without ``calibrator`` the results stay as they are.
 
         Raises:
-            DataError: the file is no calibrator, or one for another head or number of classes.
+            DataError: the file is not a calibrator, or one for another head or number of classes.
         """
         if not config.get('calibrator'):
             return list(results)
@@ -85,7 +85,7 @@ class HeadCalibration:
 
         Raises:
             ConfigError: the level lies outside (0, 1).
-            DataError: the file is no interval calibrator, one for another head or number of
+            DataError: the file is not an interval calibrator, one for another head or number of
                 classes, or has no factor for the level.
         """
         level, path = config.get('interval_level'), config.get('interval_calibrator')
@@ -178,7 +178,7 @@ def check_class_names(path: str, names: Sequence[str], owner: str = 'the data se
         owner: whose they are, for the message.
 
     Raises:
-        DataError: they differ, or the file is no calibrator.
+        DataError: they differ, or the file is not a calibrator.
     """
     _compare_names(path, load_any_calibrator(path).class_names, names, owner)
 
@@ -189,7 +189,7 @@ def check_interval_class_names(
     """As :func:`check_class_names`, of a calibrator of intervals.
 
     Raises:
-        DataError: they differ, or the file is no calibrator of intervals.
+        DataError: they differ, or the file is not a calibrator of intervals.
     """
     _compare_names(path, load_interval_calibrator(path).class_names, names, owner)
 

@@ -34,7 +34,7 @@ POOLED = 'fitted on all classes together'
 # Every target is 0, and so is what a fitted map says (identity keeps the score, and a distribution
 # calibrator its model's share, see OWN_SHARE there).
 NO_TRUE_POSITIVE = 'no true positive'
-NO_TRUTHS = 'no truths'  # the score stays
+NO_TRUTHS = 'no truths'  #  the score stays
 NO_DETECTIONS = 'no detections'  # the score stays
 
 
@@ -65,7 +65,7 @@ class ClassMap(NamedTuple):
 class FitSource(NamedTuple):
     """The data that a calibrator was fitted on."""
 
-    fingerprint: str  # hex digest of truths and detections
+    fingerprint: str  # hex digest of gt boxes and detections
     images: tuple[str, ...]  # digests of the images
     detections: int
 
@@ -137,7 +137,7 @@ class FittedCalibrator:
             )
 
     def check_judged(self, truths: Truths) -> None:
-        """Refuse truths that it cannot be judged by.
+        """Refuse ground truth that it cannot be judged by.
 
         Raises:
             DataError: it was fitted on one of the images, or not for one of the classes.
@@ -214,8 +214,8 @@ def fit_data(detections: Detections, truths: Truths, settings: FitProtocol) -> F
     judged = found.judged()
     if not judged.any():
         raise DataError(
-            'not one detection can be judged, as their classes have no truths: give the truths and '
-            'detections of one data set'
+            'not one detection can be judged, as their classes have no gt box: give annotations '
+            'and detections of one data set'
         )
     matches = found._replace(**{name: getattr(found, name)[judged] for name in PER_DETECTION})
     return FitData(raw_cuts, kept, kept[matches.row], matches)

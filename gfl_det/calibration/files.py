@@ -55,7 +55,7 @@ def load_calibrator(path: Path) -> DetectionCalibrator:
     """Read a calibrator of maps.
 
     Raises:
-        DataError: the file is missing, or is no calibrator of maps of a known version.
+        DataError: the file is missing, or is not a calibrator of maps of a known version.
     """
     return calibrator_from_json(read_json(path), str(path))
 
@@ -64,7 +64,7 @@ def load_any_calibrator(path: Path) -> AnyCalibrator:
     """Read a calibrator of scores, whichever kind it is.
 
     Raises:
-        DataError: the file is missing, or is no calibrator of scores of a known version.
+        DataError: the file is missing, or is not a calibrator of scores of a known version.
     """
     return calibrator_from_json(
         read_json(path), str(path), (DetectionCalibrator, DistributionCalibrator)
@@ -75,7 +75,7 @@ def load_interval_calibrator(path: Path) -> IntervalCalibrator:
     """Read a calibrator of intervals.
 
     Raises:
-        DataError: the file is missing, or is no interval calibrator of a known version.
+        DataError: the file is missing, or is not an interval calibrator of a known version.
     """
     return calibrator_from_json(read_json(path), str(path), (IntervalCalibrator,))
 
@@ -104,7 +104,7 @@ def calibrator_from_json(
     found = content.get('format') if isinstance(content, dict) else None
     if not isinstance(found, str) or found not in formats:
         kind = KINDS[wanted[0]]
-        raise DataError(f'{source} is no {kind.name}: give a file that {kind.tool} wrote.')
+        raise DataError(f'{source} is not a {kind.name}: give a file that {kind.tool} wrote.')
     kind = formats[found]
     if content.get('version') != VERSION:
         raise DataError(
@@ -159,7 +159,7 @@ def _distribution_from_json(content: dict[str, Any]) -> DistributionCalibrator:
     if not all(map(math.isfinite, (*model.weights, *model.offsets))):
         raise ValueError('a weight is not finite')
     if len(model.offsets) != len(classes):
-        raise ValueError('it has not one offset a class')
+        raise ValueError('it has not one offset per class')
     score_type, bins = str(content['score_type']), int(content['num_bins'])
     return DistributionCalibrator(settings, score_type, bins, model, classes, _source_of(content))
 

@@ -9,9 +9,9 @@ margin, so that unsure edges keep wider intervals): the ``ceil((n + 1) * level)`
 stretches that the ``n`` true edges of that side needed. If another edge is exchangeable with those,
 its stretched interval holds it with a probability of at least ``level``.
 
-What that says and what not: it is about detections that match a truth of their class at
+What that says and what not: it is about detections that match a gt box of their class at
 ``iou_threshold``, over all of them together, and not about each image, class or size; the four
-edges of a box, and the boxes of an image, are no independent draws, so few images make a factor
+edges of a box, and the boxes of an image, are not independent draws, so few images make a factor
 less certain than their number of edges suggests.
 """
 
@@ -36,7 +36,7 @@ LEVELS = (*(round(0.05 * step, 2) for step in range(10, 20)), 0.975, 0.99)
 
 @dataclass(frozen=True)
 class MatchedEdges:
-    """Detections that match a truth, with the distributions of their edges.
+    """Detections that match a gt box, with the distributions of their edges.
 
     Args:
         logits: ``(N, 4, num_bins)``.
@@ -92,7 +92,7 @@ class IntervalCalibrator:
     def __post_init__(self) -> None:
         levels, factors = np.array(self.levels, float), np.array(self.factors, float)
         if not len(levels) or factors.shape != (len(levels), 4):
-            raise ConfigError('an interval calibrator has four factors a level, at least one level')
+            raise ConfigError('an interval calibrator needs four factors for each of its levels')
         if not ((levels > 0) & (levels < 1)).all() or (np.diff(levels) <= 0).any():
             raise ConfigError(f'levels of intervals ascend between 0 and 1, not {self.levels}')
         if (
@@ -133,7 +133,7 @@ def fit_factors(
     reached = [level for level in levels if math.ceil((number + 1) * level) <= number]
     if not reached:
         raise DataError(
-            f'{len(edges)} detections match a truth, too few to fit intervals: use more images.'
+            f'{len(edges)} detections match a gt box, too few to fit intervals: use more images.'
         )
     factors = np.empty((len(reached), 4))
     for row, level in enumerate(reached):

@@ -18,7 +18,7 @@ from gfl_det.evaluation.detections import Detections, Truths
 
 
 class Judged(NamedTuple):
-    """Detections with the truths of the same images."""
+    """Detections with the gt boxes of the same images."""
 
     truths: Truths
     detections: Detections
@@ -56,7 +56,7 @@ def split_images(truths: Truths, seed: int = 0, share: float = 0.5) -> tuple[np.
 
 
 def take_images(judged: Judged, chosen: np.ndarray) -> Judged:
-    """The part of truths and detections that lies in some of the images, in order.
+    """The part of gt boxes and detections that lies in some of the images, in order.
 
     Args:
         judged: the whole.
@@ -69,7 +69,7 @@ def take_images(judged: Judged, chosen: np.ndarray) -> Judged:
 
 
 def take_truths(truths: Truths, chosen: np.ndarray) -> Truths:
-    """The truths of some of the images, ``(n,)`` distinct indices in ascending order."""
+    """The gt boxes of some of the images, ``(n,)`` distinct indices in ascending order."""
     image = _places(truths, chosen)[truths.image]
     kept = image >= 0
     return truths._replace(
@@ -99,7 +99,7 @@ def take_edge_images(
 
 
 def split(judged: Judged, seed: int = 0, share: float = 0.5) -> tuple[Judged, Judged]:
-    """Truths and detections of two random groups of the images: to fit on, and to judge on.
+    """Ground truth and detections of two random groups of the images: to fit on, and to judge on.
 
     Args:
         judged: the whole.

@@ -1,4 +1,4 @@
-"""Where ``gfl-det calibrate`` gets detections and truths: files, or a detector that it runs."""
+"""Detections and gt boxes for ``gfl-det calibrate``: from files, or from a detector that it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES_HEAD = 'GFLHead'  # whose scores a result file is taken to hold
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the files."""
-    parser.add_argument('--truths', metavar='JSON', help='COCO annotations')
+    parser.add_argument('--truths', '--annotations', metavar='JSON', help='COCO annotations')
     parser.add_argument(
         '--results',
         metavar='JSON',
@@ -59,7 +59,7 @@ def read_data(
         calibrator: one to judge on them.
 
     Returns:
-        Truths and detections, and the name of the head of the scores.
+        Ground truth and detections, and the name of the head of the scores.
 
     Raises:
         GFLDetError: both or neither are given, or one of them cannot be used, or, before the
@@ -106,7 +106,7 @@ def read_edges(
         calibrator: one to judge on them.
 
     Returns:
-        Truths, detections, and the name of the head.
+        Ground truth, detections, and the name of the head.
 
     Raises:
         GFLDetError: no detector is given, or it cannot be used, or, before it runs, the calibrator
@@ -138,7 +138,7 @@ def read_edges(
 
 
 def _check(args: argparse.Namespace, calibrator: FittedCalibrator | None, truths: Truths) -> None:
-    """Refuse a calibrator that does not fit the half of the truths that was asked for."""
+    """Refuse a calibrator that does not fit the half of the ground truth that was asked for."""
     from gfl_det.calibration.splits import split_images, take_truths
 
     if calibrator is None:

@@ -91,9 +91,9 @@ def parse_arguments(
     if args.int8 and (args.out.suffix != '.xml' or args.check):
         parser.error('--int8 writes FILE.xml, and is judged by --ap and not by --check')
     if args.count < 1:
-        parser.error(f'--count {args.count} is no number of pictures: at least 1 is needed')
+        parser.error(f'--count {args.count} is not a number of pictures: at least 1 is needed')
     if args.level is not None and not 0 < args.level < 1:
-        parser.error(f'--level {args.level:g} is no share between 0 and 1, such as 0.9')
+        parser.error(f'--level {args.level:g} is not a share between 0 and 1, such as 0.9')
     for name in ('intervals', 'level'):
         if getattr(args, name) is not None and not args.uncertainty:
             parser.error(f'--{name} is of edge_low and edge_high: give --uncertainty too')

@@ -191,7 +191,7 @@ def _film(args: argparse.Namespace, sources: list[ImageSource]) -> VideoDrawer |
 
 
 def _tell_speed(results: Results, seconds: float) -> None:
-    """Milliseconds that the detector took for an image, and images a second with all else."""
+    """Milliseconds that the detector took for an image, and images per second with all else."""
     spent = [each.milliseconds for each in results if each.milliseconds is not None]
     if spent:
         what = 'frame' if all(each.frame is not None for each in results) else 'image'

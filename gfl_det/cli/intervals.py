@@ -32,7 +32,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         add = command.add_argument
         add('intervals', metavar='INTERVALS', help=f'{text}: .json')
         add_detector(command)
-        add('--truths', metavar='JSON', required=True, help='COCO annotations')
+        add('--truths', '--annotations', metavar='JSON', required=True, help='COCO annotations')
         add('--images', metavar='DIR', required=True, help='folder of their image files')
         add('--half', choices=['first', 'second'], help='a random half of the images')
         add('--seed', type=int, default=0, help='of the halves (0)')
@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace) -> None:
     judged = judge(detector, split, calibrator.iou_threshold, args.batch_size)
     before, after = _both(judged, calibrator, SHOWN)
     print(
-        f'{len(judged.edges)} detections match a truth at IoU {calibrator.iou_threshold:g} in '
+        f'{len(judged.edges)} detections match a gt box at IoU {calibrator.iou_threshold:g} in '
         f'{len(split.files)} images'
     )
     print(table(before, after))
@@ -183,7 +183,7 @@ def _both(
 
 
 def _split(args: argparse.Namespace) -> Split:
-    """The images and truths that the arguments name; all images are there."""
+    """The images and the ground truth that the arguments name; all images are there."""
     from gfl_det.inference.coverage import read_split
 
     split = read_split(args.truths, args.images, args.half, args.seed)

@@ -53,7 +53,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     work_dir.add_argument('--checkpoint', metavar='CHECKPOINT', help='in place of the best one')
     add_cfg_options(work_dir)
     files = parser.add_argument_group('results')
-    files.add_argument('--truths', metavar='JSON', help='COCO annotations of the images')
+    files.add_argument(
+        '--truths', '--annotations', metavar='JSON', help='COCO annotations of the images'
+    )
     files.add_argument('--images', metavar='DIR', help='folder of the images; without, no pictures')
     files.add_argument('--logs', metavar='DIR', type=Path, help='work dir with training curves')
     return parser

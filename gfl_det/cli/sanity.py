@@ -27,9 +27,10 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description='Train on a few pictures until they are known by heart. Where that fails, or '
-        'where boxes or labels have nothing to do with the pictures, say which part looks wrong.',
-        epilog='Exit status: 0, sane; 1, something looks wrong.',
+        description='Overfit check: train on a few pictures until the detector reproduces them. If '
+        'that fails, or boxes or labels have nothing to do with the pictures, say which part '
+        'looks wrong.',
+        epilog='Exit status: 0, passed; 1, something looks wrong.',
     )
     add_config(parser)
     parser.add_argument('--images', type=count, default=8, help='pictures to learn (%(default)s)')

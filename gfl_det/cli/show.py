@@ -55,7 +55,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help='least score drawn (that of --score-thr, or else 0.3)',
     )
     parser.add_argument(
-        '--truths', type=Path, metavar='JSON', help='COCO annotations to draw beside detections'
+        '--truths',
+        '--annotations',
+        type=Path,
+        metavar='JSON',
+        help='COCO annotations to draw beside detections',
     )
     parser.add_argument(
         '--edges',
@@ -152,7 +156,7 @@ def _draw(
     picture = draw_boxes(image, found, result.classes)
     if given is not None:
         gt = draw_boxes(image, given, result.classes)
-        picture = side_by_side([('truth', gt), ('prediction', picture)])
+        picture = side_by_side([('ground truth', gt), ('prediction', picture)])
     path = args.out / f'{stem}.{"jpg" if args.format == "jpg" else "png"}'
     save_picture(picture, path)
     yield path
@@ -174,7 +178,7 @@ class CocoTruths:
     """The boxes of a COCO file, by the image file: its path, its end, or its name if one has it.
 
     Raises:
-        DataError: the file is missing or no COCO annotations.
+        DataError: the file is missing or holds no COCO annotations.
     """
 
     def __init__(self, path: Path) -> None:
@@ -201,7 +205,7 @@ class CocoTruths:
             raise DataError(f'{path} holds no COCO annotations: {error!r:.200}.') from error
 
     def of(self, name: str, classes: Sequence[str]) -> Boxes:
-        """The truths of an image file; those of other classes than the detector's are left out.
+        """The gt boxes of an image file; those of other classes than the detector's are left out.
 
         Raises:
             DataError: the file does not know the image.

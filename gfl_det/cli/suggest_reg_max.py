@@ -24,7 +24,7 @@ LEAST = 1e-5  # share drawn for none, on a logarithmic axis
 
 
 def draw(advice: Advice, path: Path) -> None:
-    """Write a PNG: clipped positives by reg_max and level, and bare truths by size."""
+    """Write a PNG: clipped positives by reg_max and level, and unassigned gt boxes by size."""
     from gfl_det.visualization.charts import figure
 
     drawing = figure(13, 4.2)
@@ -61,14 +61,16 @@ def _sizes(axes: Any, advice: Advice) -> None:
     places = range(len(names))
     number = sum(row.truths for row in advice.sizes)
     shares = [row.truths / number for row in advice.sizes]
-    axes.bar(places, shares, color='lightgrey', label='of all truths')
-    axes.plot(places, [row.bare for row in advice.sizes], 'o-', c='C3', label='without a positive')
+    axes.bar(places, shares, color='lightgrey', label='of all gt boxes')
+    axes.plot(
+        places, [row.unassigned for row in advice.sizes], 'o-', c='C3', label='without a positive'
+    )
     axes.set_xticks(places, names)
     axes.set(
         ylim=(0, 1.05),
         xlabel='size from, px after resizing (square root of the area)',
         ylabel='share',
-        title='Truths by size, and those without a positive',
+        title='Gt boxes by size, and those without a positive',
     )
     axes.legend(fontsize=8)
 
@@ -81,19 +83,19 @@ def _tried(axes: Any, advice: Advice) -> None:
         tried = sorted(tried, key=lambda each: each.pyramid.scale)
         scales = [each.pyramid.scale for each in tried]
         label = f'{" ".join(map(str, strides))} ({tried[0].cells:.2f} x cells)'
-        axes.plot(scales, [100 * each.bare for each in tried], 'o-', ms=4, label=label)
+        axes.plot(scales, [100 * each.unassigned for each in tried], 'o-', ms=4, label=label)
         if strides[-1] != advice.now.pyramid.strides[-1]:
-            continue  # its points lie on those without the coarser level: one number a point
+            continue  # its points lie on those without the coarser level: one number per point
         for each in tried:
-            place = (each.pyramid.scale, 100 * each.bare)
+            place = (each.pyramid.scale, 100 * each.unassigned)
             above = dict(xytext=(0, 4), textcoords='offset points')
             axes.annotate(each.reg_max, place, fontsize=7, **above)
     chosen = advice.chosen
-    axes.plot(chosen.pyramid.scale, 100 * chosen.bare, 'k*', ms=14, label='suggested')
-    axes.axhline(100 * advice.limits.bare, color='grey', ls=':')
+    axes.plot(chosen.pyramid.scale, 100 * chosen.unassigned, 'k*', ms=14, label='suggested')
+    axes.axhline(100 * advice.limits.unassigned, color='grey', ls=':')
     axes.set(
         xlabel='anchor scale, strides',
-        ylabel='truths without a positive, %',
+        ylabel='gt boxes without a positive, %',
         title='Pyramids tried, with the reg_max they need',
     )
     axes.legend(fontsize=8)
@@ -140,16 +142,16 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     size.add_argument('--strides', type=count, nargs='+', metavar='S', help='8 16 32 64 128')
     size.add_argument('--anchor-scale', type=float, metavar='X', help='side in strides (8)')
     size.add_argument('--reg-max', type=count, metavar='N', help='to judge (16)')
-    size.add_argument('--topk', type=count, metavar='K', help='candidates a level of ATSS (9)')
+    size.add_argument('--topk', type=count, metavar='K', help='candidates per level of ATSS (9)')
     size.add_argument('--pad', type=count, metavar='PX', help='images are padded to (32)')
     limits = parser.add_argument_group('what the advice keeps to')
     default = AdviceLimits()
     limits.add_argument(
         '--max-bare',
         type=float,
-        default=default.bare,
+        default=default.unassigned,
         metavar='SHARE',
-        help='of truths without a positive (%(default)s)',
+        help='of gt boxes without a positive (%(default)s)',
     )
     limits.add_argument(
         '--max-clipped',

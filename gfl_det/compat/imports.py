@@ -1,4 +1,4 @@
-"""Why a package of the family does not import, in one sentence with the line that cures it.
+"""Causes of failed imports of the OpenMMLab family, in one sentence with the cure.
 
 Nothing but Python's own library is imported: this is for installations in which nothing else works.
 """
@@ -141,7 +141,7 @@ def explained() -> Iterator[None]:
 
 
 def explain(error: BaseException) -> SetupError | None:
-    """Say what a failed import means; None where it is no matter of the installation."""
+    """Say what a failed import means; None where the installation is not to blame."""
     text = re.sub(r'\s+', ' ', str(error)).strip()
     for pattern, meaning, line in FAILURES:
         match = re.search(pattern, text)

@@ -74,8 +74,8 @@ def read_pair(
         weights: the ``.bin`` file.
 
     Raises:
-        CheckpointError: a file is missing, is no such file, is cut short, or holds layers with
-            weights that are no convolutions.
+        CheckpointError: a file is missing, of another format, is cut short, or holds layers with
+            weights that are not convolutions.
     """
     geometries = [_geometry(*layer, str(param)) for layer in _layers(str(param))]
     content, offset, found = _bytes_of(weights), 0, []
@@ -103,17 +103,19 @@ def _layers(path: str) -> list[tuple[str, str, dict[int, str]]]:
     """Type, name and settings of each line.
 
     Raises:
-        CheckpointError: it is no ``.param`` file, or one cut short.
+        CheckpointError: it is not a ``.param`` file, or one cut short.
     """
     try:
         lines = _bytes_of(path).decode('ascii').split('\n')
     except UnicodeDecodeError as error:
         raise CheckpointError(
-            f'{path} is no text: give the .param file first and the .bin file second.'
+            f'{path} is not text: give the .param file first and the .bin file second.'
         ) from error
     words = [line.split() for line in lines if line.strip()]
     if len(words) < 2 or words[0] != [MAGIC] or len(words[1]) != 2 or not words[1][0].isdigit():
-        raise CheckpointError(f'{path} is no .param of ncnn: its first line is not {MAGIC}.')
+        raise CheckpointError(
+            f'{path} is not a .param file of ncnn: its first line is not {MAGIC}.'
+        )
     count, layers = int(words[1][0]), words[2:]
     if len(layers) != count:
         raise CheckpointError(
@@ -130,7 +132,7 @@ def _layer(line: list[str], path: str) -> tuple[str, str, dict[int, str]]:
         return kind, name, {int(key): value for key, value in pairs}
     except ValueError as error:
         raise CheckpointError(
-            f'{path} has a line that is no layer: {" ".join(line)[:80]!r}; fetch it again.'
+            f'{path} has a line that is not a layer: {" ".join(line)[:80]!r}; fetch it again.'
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What mmengine writes into a checkpoint beside tensors, in forms that no file can misuse.
+"""The values that mmengine writes into a checkpoint beside tensors, in forms safe to read.
 
 ``torch.load(weights_only=True)`` calls what is allow-listed with whatever arguments the file has.
 The types themselves are therefore no safe entries: ``numpy.ndarray`` makes object arrays out of raw
@@ -107,7 +107,7 @@ def named_attribute(owner: type, name: str) -> Callable[..., Any]:
     for statistic in ('min', 'max', 'current', 'mean'):
         known[LoadedHistory, statistic] = getattr(HistoryBuffer, statistic)
     if (owner, name) not in known:
-        raise UnpicklingError(f'the attribute {name!r} of {owner!r} is no part of training state')
+        raise UnpicklingError(f'the attribute {name!r} of {owner!r} is not part of training state')
     return known[owner, name]
 
 

@@ -1,4 +1,4 @@
-"""Which versions are at work, and one cure for a package that is too new."""
+"""The versions at work, and one cure for a package that is too new."""
 
 from __future__ import annotations
 

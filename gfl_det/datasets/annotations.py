@@ -75,7 +75,7 @@ def parse(content: bytes, source: str) -> Entry:
         source: The file's name for messages.
 
     Raises:
-        DataError: The content is no JSON (with the position) or its top level is no object.
+        DataError: The content is not JSON (with the position) or its top level is not an object.
     """
     try:
         dataset = json.loads(content)
@@ -84,10 +84,10 @@ def parse(content: bytes, source: str) -> Entry:
         where = f'{error.msg} at line {error.lineno}, column {error.colno}'
         raise DataError(f'{source} {what} ({where}): give a COCO annotation file.') from error
     except UnicodeDecodeError as error:
-        raise DataError(f'{source} is not a text file, so it is no COCO JSON: {error}.') from error
+        raise DataError(f'{source} is not a text file, so not a COCO file: {error}.') from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nested lists
         raise DataError(
-            f'{source} holds JSON beyond all measure ({error}): it is no COCO.'
+            f'{source} holds JSON beyond all measure ({error}): it is not a COCO file.'
         ) from error
     if not isinstance(dataset, dict):
         raise DataError(
@@ -409,7 +409,7 @@ def as_boxes(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def areas_of(entries: list[Entry], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return areas (N,), w * h where the field is no number, and which (N,) come from the file."""
+    """Return areas (N,), w * h where the field is invalid, and which (N,) come from the file."""
     given = [as_number(entry.get('area')) for entry in entries]
     area = np.array([np.nan if value is None else value for value in given], float)
     from_file = ~np.isnan(area)

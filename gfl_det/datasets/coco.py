@@ -1,4 +1,4 @@
-"""MMDetection's COCO data set with every silent fault turned into a sentence."""
+"""MMDetection's COCO data set that reports every silent fault in a sentence."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class CocoDataset(MMDetCocoDataset):
     """Drop-in for mmdet's ``CocoDataset``: same arguments, same samples from a sound file.
 
     Unusable boxes are dropped with one warning that counts them. What cannot be trained on raises a
-    `DataError` that names file and entry: a file that is no COCO JSON, class names that the file
+    `DataError` that names file and entry: a file that is not a COCO file, class names that the file
     lacks, ids that contradict each other, a data set with nothing left in it, and, while training,
     an image file that is missing or broken.
 
@@ -217,7 +217,7 @@ class CocoDataset(MMDetCocoDataset):
         except OSError as error:
             return f'cannot be read ({error.strerror or error})'
         except ValueError as error:
-            return f'is no name of a file ({error})'
+            return f'is not a valid file name ({error})'
         fault = _too_large(header_of(content))
         if fault is not None:
             return fault
@@ -225,7 +225,7 @@ class CocoDataset(MMDetCocoDataset):
             image = mmcv.imfrombytes(content)
         except Exception:  # each decoding backend has its own kinds
             image = None
-        return 'is no image that can be decoded, or a torn one' if image is None else None
+        return 'is not an image that can be decoded, or is damaged' if image is None else None
 
     def _refuse_empty(self, total: int, taken: str) -> None:
         if not total:

@@ -1,4 +1,4 @@
-"""Reading image files of unknown origin: a limit of pixels before anything is decoded.
+"""Image files of unknown origin, read with a limit of pixels before anything is decoded.
 
 A few kilobytes can promise an image of many gigabytes. Headers are therefore read first, and only
 by the readers of the formats below.
@@ -80,7 +80,7 @@ def read_image(path: str | Path, max_pixels: int | None = None, **decoding: Any)
     except ValueError as error:  # a name with a zero byte
         if isinstance(error, DataError):
             raise
-        raise DataError(f'{str(path)!r} is no name of a file: {error}.') from error
+        raise DataError(f'{str(path)!r} is not a valid file name: {error}.') from error
     return decode_image(content, str(path), max_pixels, **decoding)
 
 
@@ -172,11 +172,11 @@ def check_array(array: Any, name: str) -> np.ndarray:
 
 
 def _check_header(file: Any, name: str, max_pixels: int | None) -> int:
-    """Refuse what is no image, and what would be too large a one; how many pixels it has."""
+    """Refuse what is not an image or too large a one; return how many pixels it has."""
     header = header_of(file, _formats())
     if header is None:
         raise DataError(
-            f'{name} is no image of a known format ({", ".join(FORMATS)}), or a damaged one.'
+            f'{name} is not an image of a known format ({", ".join(FORMATS)}), or is damaged.'
         )
     fault = too_large(header.pixels, max_pixels)
     if fault is not None:

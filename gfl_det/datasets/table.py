@@ -53,7 +53,7 @@ def read_table(content: bytes, source: str) -> CocoTable:
     """Parse a file and read it into columns.
 
     Raises:
-        DataError: See `table_of`; or it is no JSON.
+        DataError: See `table_of`; or it is not JSON.
     """
     return table_of(parse(content, source), source)
 
@@ -66,11 +66,11 @@ def table_of(dataset: Any, source: str) -> CocoTable:
         source: Its name for messages.
 
     Raises:
-        DataError: It is no COCO file, its ids contradict each other, it lists no image or no
+        DataError: It is not a COCO file, its ids contradict each other, it lists no image or no
             category, or a box is not four finite numbers.
     """
     if not isinstance(dataset, dict):
-        raise DataError(f'{source} is no COCO annotation file: its top level is no object.')
+        raise DataError(f'{source} is not a COCO annotation file: its top level is not an object.')
     dataset, changes = tidy(dataset, source)
     check_lists(dataset, source)
     check_ids(dataset, source)
@@ -118,7 +118,7 @@ def rows_of(values: Sequence[Any], known: Sequence[Any]) -> np.ndarray:
 
 
 def usable_areas(entries: list[Entry], boxes: np.ndarray) -> np.ndarray:
-    """Return areas (N,): as annotated, width * height where that is no positive finite number."""
+    """Return areas (N,): as annotated, width * height where that is not positive and finite."""
     given, _ = areas_of(entries, boxes)
     with np.errstate(invalid='ignore', over='ignore'):
         usable = np.isfinite(given) & (given > 0)

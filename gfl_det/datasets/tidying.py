@@ -100,7 +100,7 @@ def refuse_other_formats(dataset: Entry, source: str) -> None:
         (('type', 'features'), 'GeoJSON'),
     ):
         if all(key in dataset for key in keys):
-            raise DataError(f'{source} is {tool}, and no COCO JSON: export it as COCO.')
+            raise DataError(f'{source} is {tool}, not a COCO JSON: export it as COCO.')
 
 
 def from_text(value: Any) -> Any:
@@ -192,7 +192,7 @@ def path_tails(name: str) -> list[str]:
         try:
             parts = urlsplit(name)
             stored = parse_qs(parts.query).get('d')  # as Label Studio writes local files
-        except ValueError:  # a part in square brackets that is no address
+        except ValueError:  # a part in square brackets that is not an address
             return []
         text = stored[0] if stored else parts.path
     steps = [each for each in unquote(text).replace('\\', '/').split('/') if each not in ('', '.')]

@@ -1,1 +1,1 @@
-"""Running a config: the runner, its hooks, and what is checked and edited before it."""
+"""Runs of a config: the runner, its hooks, and the checks and edits before it starts."""

@@ -1,4 +1,4 @@
-"""What the options of the tools do to a config, before anything is built from it."""
+"""Edits that the options of the tools make to a config, before anything is built from it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def use_channels_last(cfg: Config) -> None:
 
 
 def log_assignment(cfg: Config) -> None:
-    """Log clipped edges and truths without a positive, where the model has a GFL head."""
+    """Log clipped edges and gt boxes without a positive, where the model has a GFL head."""
     hook = f'gfl_det.{AssignmentLogHook.__name__}'
     hooks = cfg.get('custom_hooks') or []
     if any(each.get('type') in (hook, AssignmentLogHook) for each in hooks):

@@ -43,10 +43,10 @@ def detect_split(cfg: Config, checkpoint: str, split: Split, check: Check | None
         cfg: of the detector; it is not changed.
         checkpoint: a file or an address.
         split: the data of ``val_dataloader`` or of ``test_dataloader``.
-        check: gets the truths before the detector runs, to raise where they do not serve.
+        check: called with the ground truth before the detector runs; raises where it is of no use.
 
     Returns:
-        Truths and detections, classes in the order of the detector's labels.
+        Ground truth and detections, classes in the order of the detector's labels.
 
     Raises:
         GFLDetError: the checkpoint or the data are missing, or the config lacks the split.
@@ -91,7 +91,7 @@ class _Keep(Hook):
 def run_split(
     cfg: Config, checkpoint: str, split: Split, check: Check | None = None
 ) -> tuple[Truths, Any, list[Any]]:
-    """Truths, COCO results, and the data samples that they were written from.
+    """Ground truth, COCO results, and the data samples that they were written from.
 
     Arguments and errors are those of :func:`detect_split`.
     """
@@ -134,7 +134,7 @@ def run_split(
 
 
 def _label(samples: list[Any], table: CocoTable) -> list[Any]:
-    """Give samples the image ids of the truths' file, each image once; return the ids."""
+    """Give samples the image ids of the annotation file, each image once; return the ids."""
     shown = [Sample(each.img_id, str(each.get('img_path') or '')) for each in samples]
     rows = match_samples(shown, table.image_ids, table.file_names, 'CocoMetric')
     ids = [table.image_ids[row] for row in rows]

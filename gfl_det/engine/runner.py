@@ -1,4 +1,4 @@
-"""From a config to a runner, in one process or in one of several."""
+"""Runners built from a config, in one process or in one of several."""
 
 from __future__ import annotations
 

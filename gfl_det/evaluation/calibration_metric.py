@@ -37,7 +37,7 @@ class CalibrationMetric(BaseMetric):
 
     Args:
         ann_file: COCO annotations; the images that the detector was shown count, as for
-            ``CocoMetric``. None: truths come with the samples.
+            ``CocoMetric``. None: the gt boxes come with the samples.
         taus: thresholds below 1 of the IoU for LaECE, LaACE and LRP.
         zero_overlap: 'oracle' or 'reject', see :func:`.matching.match`.
         score_thr: least score of a detection that counts, or one for each class.
@@ -77,7 +77,7 @@ class CalibrationMetric(BaseMetric):
 
         Args:
             data_batch: not used.
-            data_samples: with ``img_id`` and ``pred_instances``, and ``instances`` (the truths of
+            data_samples: with ``img_id`` and ``pred_instances``, and ``instances`` (the gt boxes of
                 the image as it lies on disk) where there is no ``ann_file``.
         """
         for sample in data_samples:
@@ -90,7 +90,7 @@ class CalibrationMetric(BaseMetric):
             if self.table is None:
                 if 'instances' not in sample:
                     raise ConfigError(
-                        'CalibrationMetric got samples without truths: give it an ann_file'
+                        'CalibrationMetric got samples without gt boxes: give it an ann_file'
                     )
                 entry['truths'] = sample['instances']
             self.results.append(entry)
@@ -150,7 +150,7 @@ class CalibrationMetric(BaseMetric):
 
 
 def _truths_of_rows(table: CocoTable, rows: Sequence[int]) -> tuple[Truths, list[int]]:
-    """The truths of some images of a file, and the place of each row among them."""
+    """The gt boxes of some images of a file, and the place of each row among them."""
     place = {row: index for index, row in enumerate(sorted_rows(table.image_ids))}
     order = sorted(place[row] for row in rows)
     chosen = {index: new for new, index in enumerate(order)}
@@ -158,7 +158,7 @@ def _truths_of_rows(table: CocoTable, rows: Sequence[int]) -> tuple[Truths, list
 
 
 def _truths_of_samples(results: Sequence[dict], names: list[str]) -> Truths:
-    """Truths that mmdet's data sets pass along: xyxy px, numbered classes; images by place."""
+    """Gt boxes that mmdet's data sets pass along: xyxy px, numbered classes; images by place."""
     annotations: list[dict[str, Any]] = []
     for image, entry in enumerate(results):
         for truth in entry['truths']:
@@ -178,7 +178,7 @@ def _truths_of_samples(results: Sequence[dict], names: list[str]) -> Truths:
             categories=[dict(id=label, name=name) for label, name in enumerate(names)],
             annotations=annotations,
         ),
-        'the truths of the samples',
+        'the gt boxes of the samples',
     )
 
 

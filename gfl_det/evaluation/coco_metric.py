@@ -1,4 +1,4 @@
-"""MMDetection's COCO metric, with a choice of who counts."""
+"""MMDetection's COCO metric, with a choice of evaluation backend."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FastCOCOeval(COCOeval):
     """
 
     def evaluate(self) -> None:
-        """Match detections with truths at every IoU threshold and area range."""
+        """Match detections with gt boxes at every IoU threshold and area range."""
         # The package is optional, and heads and losses have no use for it.
         from faster_coco_eval import COCOeval_faster
 
@@ -93,7 +93,7 @@ STANDARD_DETECTIONS = 100  # per image: COCO's AP
 
 
 class _Shown(NamedTuple):
-    """What is judged: the truths in columns, and which images of them were shown."""
+    """What is judged by: the ground truth in columns, and which images of them were shown."""
 
     table: CocoTable
     rows: list[int]  # of the table, one for each prediction
@@ -111,7 +111,7 @@ class CocoMetric(MMDetCocoMetric):
     - Evaluators see images, categories and annotations renumbered from 1, whatever their ids;
       result files carry the ids of ``ann_file``.
     - The images that were shown are judged, found in ``ann_file`` by id and file name, each once.
-    - An ``area`` that is no positive number is width * height, an ``iscrowd`` other than 1 is 0.
+    - An ``area`` that is not positive becomes width * height; an ``iscrowd`` other than 1, 0.
     - ``classwise`` finds each class by its id, where mmdet takes ids to ascend in the file, and
       else gives one class the AP of another.
     - With ``proposal_nums`` of one's own, AP is taken at the largest of them.
@@ -124,7 +124,7 @@ class CocoMetric(MMDetCocoMetric):
             ``proposal_nums`` one number or any count of them.
 
     Raises:
-        ConfigError: An unknown backend or metric item, or ``proposal_nums`` are no positive
+        ConfigError: An unknown backend or metric item, or ``proposal_nums`` are not positive
             integers.
         DataError: ``ann_file`` cannot be judged, or an image that was shown is not in it.
         SetupError: ``'faster_coco_eval'`` is asked for by name and not installed.
@@ -177,7 +177,7 @@ class CocoMetric(MMDetCocoMetric):
         """Count all results.
 
         Args:
-            results: What `process` collected: (truth, prediction) of each image.
+            results: What `process` collected: (ground truth, prediction) of each image.
 
         Returns:
             The numbers by name, rounded to three digits as mmdet does.
@@ -209,7 +209,7 @@ class CocoMetric(MMDetCocoMetric):
         return numbers
 
     def _shown(self, results: Sequence[tuple[dict, dict]]) -> _Shown:
-        """Find the images that were shown among the truths, each once."""
+        """Find the images that were shown among those of the ground truth, each once."""
         predictions = [prediction for _, prediction in results]
         samples = [Sample(each['img_id'], each.get('img_path', '')) for each in predictions]
         if self.table is None:
@@ -230,7 +230,7 @@ class CocoMetric(MMDetCocoMetric):
         return _Shown(table, rows, chosen)
 
     def _table_of(self, truths: Sequence[dict]) -> CocoTable:
-        """Truths that come with the samples: xyxy px, labels from 0; images by place."""
+        """Gt boxes that come with the samples: xyxy px, labels from 0; images by place."""
         annotations: list[dict[str, Any]] = []
         for image, truth in enumerate(truths):
             for each in truth['anns']:
@@ -252,7 +252,7 @@ class CocoMetric(MMDetCocoMetric):
         classes = (self.dataset_meta or {})['classes']
         categories = [dict(id=label, name=name) for label, name in enumerate(classes)]
         dataset = dict(images=images, categories=categories, annotations=annotations)
-        return table_of(dataset, 'the truths of the samples')
+        return table_of(dataset, 'the gt boxes of the samples')
 
     def _labels(self, table: CocoTable) -> list[int]:
         """Return the categories of the file that the detector's labels mean, in their order."""
@@ -350,7 +350,7 @@ def detection_numbers(value: Any) -> list[int]:
     [300]
 
     Raises:
-        ConfigError: They are no positive integers.
+        ConfigError: They are not positive integers.
     """
     listed = value.tolist() if isinstance(value, np.ndarray) else value
     values = list(listed) if isinstance(listed, (list, tuple)) else [listed]
@@ -359,14 +359,14 @@ def detection_numbers(value: Any) -> list[int]:
         for each in values
     ):
         raise ConfigError(
-            f'proposal_nums={value!r:.80} of CocoMetric is no number of detections per image: give '
+            f'proposal_nums={value!r:.80} of CocoMetric is not a number of detections: give '
             f'a positive integer or a list of them, such as {DEFAULT_NUMS}.'
         )
     return sorted({int(each) for each in values})
 
 
 def coco_of(table: CocoTable) -> Any:
-    """Return truths as pycocotools keeps them, with images, categories and annotations from 1."""
+    """Return ground truth as pycocotools keeps it; images, categories and annotations from 1."""
     columns = (table.image, table.label, table.boxes, table.area, table.crowd, table.ignored)
     annotations = [
         dict(
@@ -398,7 +398,7 @@ def coco_of(table: CocoTable) -> Any:
 
 
 def _by_category_id(table: CocoTable) -> CocoTable:
-    """Return the same truths with the categories in the order of their ids."""
+    """Return the same ground truth with the categories in the order of their ids."""
     order = sorted_rows(table.category_ids)
     return table._replace(
         category_ids=[table.category_ids[row] for row in order],

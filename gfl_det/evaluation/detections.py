@@ -1,7 +1,7 @@
-"""Truths and detections as flat arrays, with what tells one data set from another.
+"""Ground truth and detections as flat arrays, with what tells one data set from another.
 
-Classes are numbered in the order of the truth file's categories, whatever their ids, and images in
-the order of their sorted ids, in which COCO's evaluation runs through them.
+Classes are numbered in the order of the annotation file's categories, whatever their ids, and
+images in the order of their sorted ids, in which COCO's evaluation runs through them.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Truths(NamedTuple):
     crowd: np.ndarray  # (M,) bool
 
     def counts(self) -> np.ndarray:
-        """How many boxes that are no crowd each class has, ``(K,)``."""
+        """How many boxes that are not crowds each class has, ``(K,)``."""
         return np.bincount(self.label[~self.crowd], minlength=len(self.category_ids))
 
-    def of_classes(self, names: Sequence[str], source: str = 'the truths') -> Truths:
+    def of_classes(self, names: Sequence[str], source: str = 'the ground truth') -> Truths:
         """The same images with the named classes alone, in the order of the names.
 
         Raises:
@@ -111,7 +111,7 @@ def check_detections(detections: Detections, source: str = 'the detections') -> 
     if len(wrong):
         number = f' ({len(wrong)} such in all)' if len(wrong) > 1 else ''
         raise DataError(
-            f'{source}: entry {wrong[0]} has the score {scores[wrong[0]]}, which is no number in '
+            f'{source}: entry {wrong[0]} has the score {scores[wrong[0]]}, which is not in '
             f'[0, 1]{number}: give probabilities after NMS.'
         )
     wrong = np.flatnonzero(~np.isfinite(detections.boxes).all(1))
@@ -144,13 +144,13 @@ def read_json(path: str | PathLike[str], backend_args: dict | None = None) -> An
     """Read a JSON file, from wherever mmengine's file backends reach.
 
     Raises:
-        DataError: the file is missing, or no JSON.
+        DataError: the file is missing, or not JSON.
     """
     try:
         return json.loads(_content(path, backend_args))
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f'{path} is no JSON file ({error}): write it anew, or name another.'
+            f'{path} is not a JSON file ({error}): write it anew, or name another.'
         ) from error
 
 
@@ -171,7 +171,7 @@ def read_annotations(path: str | PathLike[str], backend_args: dict | None = None
     return read_table(_content(path, backend_args), str(path))
 
 
-def truths_from_coco(dataset: Any, source: str = 'the truths') -> Truths:
+def truths_from_coco(dataset: Any, source: str = 'the ground truth') -> Truths:
     """Flatten a parsed COCO annotation file.
 
     Every box counts, as in COCO's evaluation; those marked ``iscrowd`` as crowds. Ids may be of any
@@ -182,7 +182,8 @@ def truths_from_coco(dataset: Any, source: str = 'the truths') -> Truths:
         source: its name for messages.
 
     Raises:
-        DataError: no COCO file, ids that contradict each other, or a box that is not four numbers.
+        DataError: not a COCO file, ids that contradict each other, or a box of other than four
+            numbers.
     """
     return truths_of_table(table_of(dataset, source))
 
@@ -223,18 +224,18 @@ def detections_from_coco(
         source: the list's name for messages.
 
     Raises:
-        DataError: no list of results, an image or class that the truths lack, a box that is not
-            four finite numbers, or a score that is no number in [0, 1].
+        DataError: Not a list of results, an image or class that the ground truth lacks, a box that
+            is not four finite numbers, or a score outside [0, 1] or NaN.
     """
     if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
-        raise DataError(f'{source} is no list of COCO results: give [{{"image_id": ...}}, ...].')
+        raise DataError(f'{source} is not a list of COCO results: give [{{"image_id": ...}}, ...].')
     for field in ('image_id', 'category_id', 'bbox', 'score'):
         lacking = next((i for i, each in enumerate(results) if field not in each), None)
         if lacking is not None:
             raise DataError(f'{source}: entry {lacking} has no "{field}": add it.')
     for field, known, what in (
-        ('image_id', truths.image_ids, 'image'),
-        ('category_id', truths.category_ids, 'class'),
+        ('image_id', truths.image_ids, 'an image'),
+        ('category_id', truths.category_ids, 'a class'),
     ):
         check_id_kinds(results, field, f'{source}: entry ')
         unknown = {each[field] for each in results} - set(known)
@@ -242,8 +243,8 @@ def detections_from_coco(
             # Numbers in their order, texts behind them.
             ordered = sorted(unknown, key=lambda each: (isinstance(each, str), each))
             raise DataError(
-                f'{source}: the {field} {listed(ordered)} is no {what} of the '
-                f'truths ({listed(known)}): give the truths that these detections belong to.'
+                f'{source}: the {field} {listed(ordered)} is not {what} of the '
+                f'ground truth ({listed(known)}): give the annotations of these detections.'
             )
     return check_detections(
         Detections(
@@ -261,7 +262,7 @@ def _scores(results: Sequence[Entry], source: str) -> np.ndarray:
     if not set(map(type, values)) <= {int, float}:
         wrong = next(i for i, value in enumerate(values) if type(value) not in (int, float))
         raise DataError(
-            f'{source}: entry {wrong} has the score {values[wrong]!r:.60}, which is no '
-            'number: correct it.'
+            f'{source}: entry {wrong} has the score {values[wrong]!r:.60}, which is not '
+            'a number: correct it.'
         )
     return np.array([as_number(value) for value in values], float)  # of any size

@@ -7,7 +7,7 @@ al., "On Calibration of Object Detectors: Pitfalls, Evaluation and Baselines", E
 LaACE); Kueppers et al., "Multivariate Confidence Calibration for Object Detection", CVPRW 2020
 (D-ECE).
 
-A class without truths is left out, with its detections, and so is one without a detection that
+A class without gt boxes is left out, with its detections, and so is one without a detection that
 counts: neither is 0.
 """
 
@@ -36,7 +36,7 @@ PARTS = dict(total='', loc='_loc', fp='_FP', fn='_FN')
 class LRP(NamedTuple):
     """LRP error of each class and its components, all in [0, 1]: 0 is perfect, 1 finds nothing.
 
-    NaN for classes without truths; ``loc`` and ``fp`` also where nothing is found.
+    NaN for classes without gt boxes; ``loc`` and ``fp`` also where nothing is found.
     """
 
     total: np.ndarray  # (K,)
@@ -138,7 +138,7 @@ def _total(
 def _from_sums(
     right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, truths: np.ndarray, tau: float
 ) -> LRP:
-    with np.errstate(invalid='ignore', divide='ignore'):  # classes without truths are NaN
+    with np.errstate(invalid='ignore', divide='ignore'):  # classes without gt boxes are NaN
         total = _total(right, wrong, distance, truths, tau)
         parts = LRP(total, distance / right, wrong / (right + wrong), 1 - right / truths)
     found, known = right > 0, truths > 0
@@ -278,7 +278,7 @@ def laece(
         num_bins: equal bins of the score.
         drop_perfect: leave out classes without any error, as published figures do.
         as_saod: as in the first definition (Oksuz et al., 2023): bins hold [low, high), so that a
-            score of 1 is in none, and a class with truths but without detections counts as 0.
+            score of 1 is in none, and a class with gt boxes but without detections counts as 0.
 
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
@@ -373,7 +373,7 @@ class AveragePrecision(NamedTuple):
 
     mean: float  # over thresholds and classes
     per_tau: np.ndarray  # (T,) mean over classes
-    per_class: np.ndarray  # (K,) mean over thresholds, NaN for a class without truths
+    per_class: np.ndarray  # (K,) mean over thresholds, NaN for a class without gt boxes
 
 
 def average_precision(matches: Sequence[Matches]) -> AveragePrecision:
@@ -431,7 +431,7 @@ def evaluate_detections(
         Fractions, NaN where no class has a value: ``LaECE_{tau}``, ``LaACE_{tau}`` and
         ``LRP_{tau}`` with its parts ``_loc``, ``_FP``, ``_FN``; at tau 0 the same with
         ``_reject`` (or ``_oracle``) at the end; ``D-ECE``; ``oLRP`` with its parts; ``AP``,
-        ``AP50``, ``AP75``; and how many classes count, have no truths, or no detection that
+        ``AP50``, ``AP75``; and how many classes count, have no gt box, or no detection that
         counts: ``classes``, ``classes_without_truths``, ``classes_without_detections``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""COCO's matching of detections with truths, of all images and classes at once.
+"""COCO's matching of detections with gt boxes, of all images and classes at once.
 
 Source: the evaluation of COCO (https://cocodataset.org/#detection-eval), whose greedy choice goes
 through the detections of an image and class one by one. Here the first detections of all images and
@@ -34,7 +34,7 @@ class Matches(NamedTuple):
     label: np.ndarray  # (N,) int64
     scores: np.ndarray  # (N,) float64
     state: np.ndarray  # (N,) int8: TRUE, FALSE or IGNORED (in a crowd, or an area below 0)
-    iou: np.ndarray  # (N,) float64, with the truth of a TRUE one; else 0
+    iou: np.ndarray  # (N,) float64, with the gt box of a TRUE one; else 0
     truth: np.ndarray  # (N,) int64, index of the truth of a TRUE one; else -1
     truths: np.ndarray  # (K,) int64, truths of each class without crowds
 
@@ -53,7 +53,7 @@ PER_DETECTION = ('row', 'label', 'scores', 'state', 'iou', 'truth')
 
 
 class _Pairs(NamedTuple):
-    """Detections with the truths of their image and class, in the order of choice."""
+    """Detections with the gt boxes of their image and class, in the order of choice."""
 
     detection: np.ndarray  # (P,) int64
     truth: np.ndarray  # (P,) int64
@@ -70,9 +70,9 @@ def match(
 ) -> list[Matches]:
     """Match at each threshold.
 
-    By descending score, each detection takes the free truth of its image and class with the largest
-    IoU of at least tau, the last one at a tie, or else a crowd, which is never used up and makes it
-    IGNORED.
+    By descending score, each detection takes the free gt box of its image and class with the
+    largest IoU of at least tau, the last one at a tie, or else a crowd, which is never used up and
+    makes it IGNORED.
 
     Args:
         detections: of any order.
@@ -183,7 +183,7 @@ def _pairs(detections: Detections, rank: np.ndarray, truths: Truths, least: floa
 def _choose(
     pairs: _Pairs, truths: Truths, least: np.ndarray, number: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """States, IoUs and truths, each ``(N, T)``, after every detection has chosen."""
+    """States, IoUs and gt boxes, each ``(N, T)``, after every detection has chosen."""
     state = np.full((number, len(least)), FALSE, np.int8)
     found_iou = np.zeros((number, len(least)))
     found_truth = np.full((number, len(least)), -1)

@@ -1,4 +1,4 @@
-"""Which images of an annotation file a detector was shown.
+"""Images of an annotation file that a detector was shown.
 
 A metric reads its own file, and the data set that feeds the detector reads its own: other images
 under the same ids, more of them, or fewer. Images are judged only where it is sure which they are.

@@ -1,4 +1,4 @@
-"""Edges with known truths: what calibrators of intervals are fitted on and judged by."""
+"""Edges with known gt boxes: what calibrators of intervals are fitted on and judged by."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_split(
         seed: of the halves.
 
     Raises:
-        DataError: the file is no COCO file, or a half would be empty.
+        DataError: the file is not a COCO file, or a half would be empty.
     """
     table = read_annotations(annotations)
     gts = truths_of_table(table)
@@ -72,7 +72,7 @@ def read_split(
 def judge(
     detector: GFLInferencer, split: Split, iou_threshold: float, batch_size: int = 1
 ) -> Matched:
-    """Detect in a split, and match detections with its truths as COCO's evaluation does.
+    """Detect in a split, and match detections with its gt boxes as COCO's evaluation does.
 
     Args:
         detector: one that keeps distributions.
@@ -98,8 +98,8 @@ def judge(
     right = found.state == TRUE
     if not right.any():
         raise DataError(
-            f'Not one detection matches a truth at IoU {iou_threshold:g}: give the truths of these '
-            'images, and a checkpoint that was trained.'
+            f'Not one detection matches a gt box at IoU {iou_threshold:g}: give the annotations '
+            'of these images, and a checkpoint that was trained.'
         )
     rows, partners = found.row[right], found.truth[right]
     order = np.argsort(rows)  # a detection matches once
@@ -160,7 +160,7 @@ def coverage(
     Args:
         edges: of images that nothing was fitted on.
         levels: in (0, 1).
-        factors: four a level; None leaves the distributions' own intervals.
+        factors: four per level; None leaves the distributions' own intervals.
     """
     stretch = [[1.0] * 4] * len(levels) if factors is None else factors
     inside, widths = [], []

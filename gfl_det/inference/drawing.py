@@ -17,7 +17,7 @@ from gfl_det.registry import VISUALIZERS
 from gfl_det.utils.files import check_writable, make_folder
 
 VISUALIZER = 'gfl_det.GFLVisualizer'
-DEFAULT_RATE, MAX_RATE = 25.0, 1000.0  # frames a second
+DEFAULT_RATE, MAX_RATE = 25.0, 1000.0  # frames per second
 
 
 class Drawer:
@@ -122,7 +122,7 @@ class VideoDrawer:
 
     Args:
         path: of the file, ending in .mp4; its folder is made.
-        rate: frames a second.
+        rate: frames per second.
         score_thr: least score of a box that is drawn.
 
     Raises:
@@ -166,7 +166,7 @@ class VideoDrawer:
 
 
 def frame_rate(path: str) -> float:
-    """Frames a second of a video, as its header says; 25 where it says nothing that can be."""
+    """Frames per second of a video, as its header says; 25 where it says nothing that can be."""
     capture = cv2.VideoCapture(path)
     try:
         rate = capture.get(cv2.CAP_PROP_FPS)

@@ -1,4 +1,4 @@
-"""Published weights of NanoDet-Plus as checkpoints that say themselves what they are of.
+"""Published weights of NanoDet-Plus, turned into self-describing checkpoints.
 
     gfl-det weights convert NAME.param NAME.bin --out NAME.pth
     gfl-det weights convert NAME.ckpt --out NAME.pth

@@ -1,4 +1,4 @@
-"""From one line to results: ``GFLInferencer('epoch_12.pth')('pictures/')``."""
+"""Inference in one line: ``GFLInferencer('epoch_12.pth')('pictures/')``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a checkpoint, with or without a config file, to a detector that is ready to predict."""
+"""Detectors ready to predict, from a checkpoint with or without a config file."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def load_detector(
         content = dict(state_dict=take_authors(content, path)[0])
     meta = content.get('meta') or {}
     if not isinstance(meta, Mapping):
-        raise CheckpointError(f'The "meta" of {path} is no dict: it is no checkpoint of mmengine.')
+        raise CheckpointError(f'The "meta" of {path} is not a dict: give a checkpoint of mmengine.')
     if config is None:
         cfg, name = stored_config(meta, path), 'the config in it'
     elif isinstance(config, Config):
@@ -215,7 +215,7 @@ def _check_calibrators(test_cfg: Mapping[str, Any], classes: Sequence[str]) -> N
     """Refuse calibrators of other classes before anything is predicted.
 
     Raises:
-        DataError: a file is no calibrator, or one for other classes.
+        DataError: a file is not a calibrator, or one for other classes.
     """
     if test_cfg.get('calibrator'):
         check_class_names(test_cfg['calibrator'], classes, 'the detector')

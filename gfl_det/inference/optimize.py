@@ -1,4 +1,4 @@
-"""One call that makes a trained detector faster: the same boxes, other arithmetic.
+"""Faster inference by one call: the same boxes from other arithmetic.
 
 Batch norms go into the convolutions before them, maps lie with channels last, large 3x3
 convolutions are done in fewer products (:mod:`..winograd`), the weights of the others lie as the

@@ -1,4 +1,4 @@
-"""What inference gives: the detections of images, and the forms they leave in.
+"""Results of inference: the detections of images, and the forms they are exported in.
 
 Fields of ``instances`` (N detections, by descending score; edges are left, top, right, bottom, and
 px are those of the original image):
@@ -383,7 +383,7 @@ class Results(Sequence[ImageResult]):
             categories = ids_by_name(annotations['categories'], 'name', 'class')
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(
-                f'The annotations are no COCO file ({error!r:.200}): give one.'
+                f'The annotations are not a COCO file ({error!r:.200}): give one.'
             ) from error
         entries = []
         taken: dict[Any, str] = {}

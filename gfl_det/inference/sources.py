@@ -1,4 +1,4 @@
-"""From what a user names to images: paths, folders, globs, addresses, arrays and videos."""
+"""Image sources that a user can name: paths, folders, globs, addresses, arrays and videos."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VIDEO_ENDINGS = frozenset(
 MAX_DOWNLOAD = 64 * 2**20  # bytes of an image behind an address
 ANSWER_SECONDS = 20
 
-NAMES_TOLD = 5  # of files in a folder that are no images
+NAMES_TOLD = 5  # of files in a folder that are not images
 
 NAMED = (str, Path)
 PIXELS = (np.ndarray, Tensor, Image.Image)
@@ -345,7 +345,7 @@ def _frames(path: Path, reading: Reading) -> Iterator[tuple[int | None, np.ndarr
                     break
                 yield number, image
         if not number:
-            raise DataError(f'{path} is no video that can be decoded, or a torn one.')
+            raise DataError(f'{path} is not a video that can be decoded, or is damaged.')
     finally:
         capture.release()
 

@@ -61,7 +61,7 @@ def parse(text: str) -> dict[str, Any]:
     """Assignments of plain values: literals, containers, and ``dict(...)`` of them.
 
     Raises:
-        SyntaxError: it is no Python.
+        SyntaxError: it is not Python.
         ValueError: it is anything else than such assignments.
     """
     if len(text) > MAX_TEXT:
@@ -70,7 +70,7 @@ def parse(text: str) -> dict[str, Any]:
     for line in ast.parse(text).body:
         targets = line.targets if isinstance(line, ast.Assign) else []
         if len(targets) != 1 or not isinstance(targets[0], ast.Name):
-            raise ValueError(f'line {line.lineno} is no assignment to a name')
+            raise ValueError(f'line {line.lineno} is not an assignment to a name')
         values[targets[0].id] = _value(line.value)  # type: ignore[attr-defined]  # an Assign
     return values
 

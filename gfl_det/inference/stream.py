@@ -1,4 +1,4 @@
-"""From images of any kind to results, whatever runs the network."""
+"""A stream of results from images of any kind, whatever runs the network."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ class ImageDetector(ABC):
 
 
 def check_share(value: Any, name: str) -> None:
-    """Refuse what is no score.
+    """Refuse what is not a score.
 
     Raises:
         ConfigError: it is none.

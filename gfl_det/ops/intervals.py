@@ -1,4 +1,4 @@
-"""Where the edges of a box may lie: intervals in pixels from the edges' distributions.
+"""Intervals in pixels that the edges of a box lie in, from the edges' distributions.
 
 Pure functions on tensors. They take what ``test_cfg.with_distribution=True`` adds to a result:
 ``edge_logits (N, 4, num_bins)``, ``bin_widths (N, 4)`` px and ``prior_centres (N, 2)`` px. Edges

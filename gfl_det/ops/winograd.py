@@ -1,6 +1,6 @@
 """3x3 convolution by Winograd's minimal filtering, F(4x4, 3x3), as plain matrix products.
 
-A tile of 4x4 outputs takes 144 products a pair of channels; evaluated as polynomials at six points
+A tile of 4x4 outputs takes 144 products per channel pair; evaluated as polynomials at six points
 along each axis it takes 36 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
 CVPR 2016). Points, filters and tiles are turned into one another by small matrices, and the sums
 over channels become 36 large products of matrices. The points 0, +-2/3 and +-3/2, whose powers

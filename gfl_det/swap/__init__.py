@@ -1,4 +1,4 @@
-"""Put a GFL head into the config of another detector: one call, one report of every change."""
+"""GFL heads in the configs of other detectors: one call, one report of every change."""
 
 from gfl_det.swap.changes import Change
 from gfl_det.swap.swap import Swap, swap_head

@@ -1,4 +1,4 @@
-"""What a swap changes, and why, as a list and as text."""
+"""Changes that a swap makes, with their reasons, as a list and as text."""
 
 from __future__ import annotations
 

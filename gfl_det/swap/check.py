@@ -1,4 +1,4 @@
-"""Does a config with a new head work? One training step and one prediction on noise."""
+"""A trial of a config with a new head: one training step and one prediction on noise."""
 
 from __future__ import annotations
 

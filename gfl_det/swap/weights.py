@@ -1,4 +1,4 @@
-"""What of a trained detector's weights fits the same detector with a GFL head."""
+"""Weights of a trained detector that fit the same detector with a GFL head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gfl_det.errors import CheckpointError
 from gfl_det.swap.check import build_untrained
 from gfl_det.swap.swap import Swap
 
-# Layers that read the last class features of a tower and give one score a class.
+# Layers that read the last class features of a tower and give one score per class.
 CLASS_LAYERS = ('gfl_cls', 'atss_cls', 'conv_cls', 'retina_cls')
 
 
@@ -70,7 +70,7 @@ def match_weights(swap: Swap, old: Mapping[str, Any]) -> Transfer:
     """Match keys by name and shape.
 
     Backbone, neck and the head's towers keep their names; the class layer is taken whatever it is
-    called, where it has one score a class. The towers' biases are not needed beside norms, and
+    called, where it has one score per class. The towers' biases are not needed beside norms, and
     factors of another head's edges (``scales``) mean something else.
 
     Args:

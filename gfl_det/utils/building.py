@@ -1,4 +1,4 @@
-"""Parts of a config that cannot be built, and devices that are not there, in one sentence."""
+"""Errors of one sentence for config parts that cannot be built and for missing devices."""
 
 from __future__ import annotations
 

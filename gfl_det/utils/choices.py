@@ -38,5 +38,5 @@ CHART_ENDINGS = ('.jpg', '.pdf', '.png', '.svg')
 class AdviceLimits(NamedTuple):
     """What advice on ``reg_max`` and the pyramid has to keep to."""
 
-    bare: float = 0.01  # share of truths without a positive
+    unassigned: float = 0.01  # share of gt boxes without a positive
     clipped: float = 0.005  # share of positives with an edge beyond reg_max

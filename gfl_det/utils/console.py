@@ -1,4 +1,4 @@
-"""Text for people: printable characters, tables, and how far the work is.
+"""Console output: printable characters, tables and progress.
 
 A terminal gets colours, lines and live bars by rich; a file or a pipe gets aligned text, and a line
 of progress now and then.
@@ -38,7 +38,7 @@ COLOURS = {
 
 
 def printable(text: str) -> str:
-    """Write what is no printable character as an escape; ends of lines stay."""
+    """Write what is not a printable character as an escape; ends of lines stay."""
     if text.isprintable():
         return text
     return ''.join(each if each == '\n' or each.isprintable() else _escape(each) for each in text)

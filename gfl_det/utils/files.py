@@ -1,4 +1,4 @@
-"""Files written whole: after a crash, a kill or a full disk the old content is there, or the new.
+"""Files written whole: after a crash or on a full disk, either the old content is there or the new.
 
 What cannot be written is told in one sentence, before the work where possible.
 """

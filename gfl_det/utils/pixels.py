@@ -1,4 +1,4 @@
-"""How large a picture says it is, before memory is taken for it."""
+"""The size that a picture declares, checked before memory is taken for it."""
 
 from __future__ import annotations
 

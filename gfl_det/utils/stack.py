@@ -1,4 +1,4 @@
-"""What the call stack tells where the interfaces of libraries do not; read here and nowhere else.
+"""The call stack, read where the interfaces of libraries do not tell enough; only here.
 
 Python does not say who imports a module; mmengine does not say which part of a config it was
 building when a constructor failed, nor from which settings. Messages to the user name these.

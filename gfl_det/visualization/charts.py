@@ -165,7 +165,7 @@ def _fit_aspect(x1: float, y1: float, x2: float, y2: float) -> tuple[int, int, i
 
 
 def _nearest(box: np.ndarray, truths: Boxes | None) -> np.ndarray | None:
-    """The truth that overlaps a box the most, if by an IoU of 0.5."""
+    """The gt box that overlaps a box the most, if by an IoU of 0.5."""
     if truths is None or len(truths.boxes) == 0:
         return None
     low = np.maximum(box[:2], truths.boxes[:, :2])
@@ -201,7 +201,7 @@ def _draw_panel(
     corner = (left + panel.width + 0.16) / wide, (bottom + HEIGHT + DEPTH + 0.06) / tall
     spread = edge_spread(boxes.edges)[panel.box] if boxes.edges is not None else np.zeros(4)
     lines = [f'{side}: std {value:.1f} px' for side, value in zip(SIDES, spread)]
-    lines.append('line: mean' + (', dashes: truth' if panel.truth is not None else ''))
+    lines.append('line: mean' + (', dashes: ground truth' if panel.truth is not None else ''))
     figure.text(*corner, '\n'.join(lines), color=TEXT, fontsize=6, va='top', linespacing=1.45)
 
 
@@ -243,7 +243,7 @@ def _draw_view(axes: Any, panel: Panel, image: np.ndarray, boxes: Boxes) -> None
 
 
 def _draw_bars(axes: Any, side: int, panel: Panel, boxes: Boxes, colour: np.ndarray) -> None:
-    """The bins of one edge, its mean and, dashed, where the truth lies."""
+    """The bins of one edge, its mean and, dashed, where that of the gt box lies."""
     assert boxes.edges is not None
     positions = boxes.edges.positions[panel.box, side]
     probabilities = boxes.edges.probabilities[panel.box, side]

@@ -1,4 +1,4 @@
-"""Where the edges of boxes may lie: their distributions along the picture's axes, in pixels."""
+"""Edge distributions along the picture's axes, in pixels: where the edges of boxes may lie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of an image's boxes: detections with soft edges, truths, or both side by side."""
+"""A picture of an image's boxes: detections with soft edges, gt boxes, or both side by side."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ JPEG_QUALITY = 85
 
 @VISUALIZERS.register_module()
 class GFLVisualizer(DetLocalVisualizer):
-    """Draws boxes with soft edges, and truth beside prediction, without a display.
+    """Draws boxes with soft edges, and ground truth beside prediction, without a display.
 
     A drop-in for mmdet's ``DetLocalVisualizer`` wherever a config or a hook names it. Edges are
     soft where results hold their distributions (``test_cfg.with_distribution=True`` of a GFL head),
@@ -70,7 +70,7 @@ class GFLVisualizer(DetLocalVisualizer):
             name: of the picture.
             image: ``(H, W, 3)`` RGB in 0..255, the image that boxes refer to.
             data_sample: with ``gt_instances``, ``pred_instances`` or both.
-            draw_gt: draw the truths, if there are any annotations.
+            draw_gt: draw the gt boxes, if there are any annotations.
             draw_pred: draw the detections.
             show: open a window.
             wait_time: of the window, s; 0: until a key is pressed.
@@ -105,7 +105,7 @@ class GFLVisualizer(DetLocalVisualizer):
         draw_pred: bool = True,
         score_thr: float = 0.3,
     ) -> np.ndarray:
-        """Draw a sample's boxes: truths, detections, or both side by side.
+        """Draw a sample's boxes: gt boxes, detections, or both side by side.
 
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
@@ -121,7 +121,7 @@ class GFLVisualizer(DetLocalVisualizer):
         parts = []
         if sample is not None and draw_gt and 'gt_instances' in sample:
             boxes = Boxes.of(_upright(sample))
-            parts.append((f'truth: {_count(boxes)}', boxes))
+            parts.append((f'ground truth: {_count(boxes)}', boxes))
         if sample is not None and draw_pred and 'pred_instances' in sample:
             boxes = Boxes.of(sample.pred_instances, score_thr)
             parts.append((f'prediction: {_count(boxes)} of score {score_thr:.2f} or more', boxes))
@@ -159,7 +159,7 @@ def _is_segmented(sample: DetDataSample) -> bool:
 
 
 def _upright(sample: DetDataSample) -> Any:
-    """Truths as they lie in the image: test-time augmentation may have mirrored them."""
+    """Gt boxes as they lie in the image: test-time augmentation may have mirrored them."""
     gts = sample.gt_instances
     if not sample.get('flip', False):
         return gts

@@ -1,1 +1,1 @@
-"""Measuring against MMDetection: the same weights and inputs, in turns, in one process."""
+"""Measurements against MMDetection: the same weights and inputs, in turns, in one process."""

@@ -1,4 +1,4 @@
-"""Truths and detections out of a random generator, to compare evaluators on."""
+"""Ground truth and detections out of a random generator, to compare evaluators on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gfl_det.ops.boxes import xywh_to_xyxy
 IMAGE_SIZE = (640, 480)  # width, height, px
 MEAN_TRUTHS = 7.0  # of an image, as in COCO
 CROWD_SHARE = 0.03
-HIT_SHARE = 0.4  # of detections that lie near a truth
+HIT_SHARE = 0.4  # of detections that lie near a gt box
 
 
 class CocoSet(NamedTuple):
-    """Truths as a COCO file holds them, and what a detector would hand to a metric."""
+    """Ground truth as a COCO file holds them, and what a detector would hand to a metric."""
 
     dataset: dict[str, Any]
     samples: list[dict[str, Any]]  # a data sample of each image, as ``CocoMetric.process`` reads it
@@ -28,11 +28,11 @@ class CocoSet(NamedTuple):
 
 
 def make_set(num_images: int, num_detections: int, num_classes: int, seed: int = 0) -> CocoSet:
-    """Draw truths and detections; the same for the same arguments.
+    """Draw gt boxes and detections; the same for the same arguments.
 
     Args:
-        num_images: Images; about one in a thousand has no truth.
-        num_detections: Detections of each image, of which `HIT_SHARE` lie near a truth and mostly
+        num_images: Images; about one in a thousand has no gt box.
+        num_detections: Detections of each image, of which `HIT_SHARE` lie near a gt box and mostly
             have its class. Scores come in steps of 1/256, so that many are equal.
         num_classes: Classes, named ``c0``, ``c1`` ...; ids start at 1.
         seed: Of the generator.

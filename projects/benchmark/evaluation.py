@@ -1,4 +1,4 @@
-"""Who counts how fast, and whether to the same end: mmdet's metric, and ours with each backend."""
+"""Speed and agreement of COCO metrics: mmdet's, and ours with each backend."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def compare(coco_set: CocoSet, with_faster: bool = True, **options: Any) -> Comp
 
 
 def build_metric(kind: type, coco_set: CocoSet, **options: Any) -> Any:
-    """Build a metric on the set's truths that has seen the set's detections."""
+    """Build a metric on the set's gt boxes that has seen the set's detections."""
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder, 'truths.json')
         path.write_text(json.dumps(coco_set.dataset))
@@ -111,7 +111,7 @@ def largest_difference(one: COCOeval, other: COCOeval) -> float:
 
 
 def same_numbers(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether two metrics gave the same names and values; classes without a truth have nan."""
+    """Whether two metrics gave the same names and values; classes without a gt box have nan."""
     values = list(one.values()), list(other.values())
     return list(one) == list(other) and np.array_equal(*values, equal_nan=True)
 

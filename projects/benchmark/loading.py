@@ -1,4 +1,4 @@
-"""Loading pictures for training: mmdet's data set and ours, and what makes it faster."""
+"""Picture loading for training: mmdet's data set and ours, and what makes it faster."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def make_truths(case: Case, device: str = 'cpu') -> list[InstanceData]:
 
 
 def make_batch(case: Case, bias: float, spread: float = 1.0, device: str = 'cpu') -> Batch:
-    """Random logits and truths; the same for the same arguments.
+    """Random logits and gt boxes; the same for the same arguments.
 
     Args:
         case: sizes and numbers.
@@ -101,7 +101,7 @@ def make_batch(case: Case, bias: float, spread: float = 1.0, device: str = 'cpu'
 
 
 def total_loss(losses: dict[str, Any]) -> Tensor:
-    """Sum of a head's losses, whether scalars or lists of one a level."""
+    """Sum of a head's losses, whether scalars or lists of one per level."""
     flat = [each if isinstance(each, Tensor) else sum(each) for each in losses.values()]
     return torch.stack(flat).sum()
 

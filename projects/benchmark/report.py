@@ -74,7 +74,7 @@ def read_json(path: Path) -> list[Row]:
         return [Row(**row) for row in parts['rows']]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f'{path} is no result of tools/benchmark.py ({type(error).__name__}: {error}).'
+            f'{path} is not a result of tools/benchmark.py ({type(error).__name__}: {error}).'
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Which rows tools/benchmark.py runs."""
+"""The rows that tools/benchmark.py runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What GFLv2's quality network costs: its head against GFL's, from the features on."""
+"""The cost of GFLv2's quality network: its head against GFL's, from the features on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the papers on training losses say, tested on the same runs in pairs."""
+"""Claims of the papers on training losses, tested on the same runs in pairs."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def prove(args: argparse.Namespace) -> None:
 
 
 def result_table(runs: Sequence[Run]) -> str:
-    """Means and standard deviations over the seeds as Markdown, a loss a row."""
+    """Means and standard deviations over the seeds as Markdown, one loss per row."""
     head = ['loss', 'error', 'T', *(f'{name}{end}' for name in MEASURES for end in ('', ', T'))]
     rows = []
     for loss in LOSSES:
@@ -90,7 +90,7 @@ def claim_table(findings: Sequence[Finding]) -> str:
 
 
 class _Progress:
-    """One line a run on stderr."""
+    """One line per run on stderr."""
 
     def __init__(self, total: int) -> None:
         self.done, self.total = 0, total

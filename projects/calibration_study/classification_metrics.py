@@ -111,14 +111,14 @@ def root_calibration_error(
 
 
 def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of ``-log`` of the probability given to the truth; infinite if one is 0."""
+    """Mean of ``-log`` of the probability of the true class; infinite if one is 0."""
     probabilities, labels = _checked(probabilities, labels)
     with np.errstate(divide='ignore'):
         return float(-np.log(probabilities[np.arange(len(labels)), labels]).mean())
 
 
 def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over samples of the squared distance to the one-hot truth, summed over classes."""
+    """Mean over samples of the squared distance to the one-hot label, summed over classes."""
     probabilities, labels = _checked(probabilities, labels)
     gt = labels[:, None] == np.arange(probabilities.shape[1])
     return float(((gt - probabilities) ** 2).sum(1).mean())

@@ -1,4 +1,4 @@
-"""How true the scores of detectors are, raw and after each calibrator, on images held out.
+"""Calibration of detectors' scores, raw and after each calibrator, on held-out images.
 
 Three views of the same detections (protocols of Kuzucu et al., "On Calibration of Object Detectors:
 Pitfalls, Evaluation and Baselines", ECCV 2024):
@@ -65,7 +65,7 @@ def compare(name: str, fitting: Judged, judged: Judged, cut: int = 0) -> Iterato
 
     Args:
         name: of the detector.
-        fitting: truths and raw detections to fit on.
+        fitting: gt boxes and raw detections to fit on.
         judged: those of other images.
         cut: number of the cut, for the table.
 

@@ -133,7 +133,7 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[tuple[Judged,
 
 
 def read_pair(truths_file: str, results_file: str) -> Judged:
-    """Truths and detections of two COCO files."""
+    """Ground truth and detections of two COCO files."""
     gts = truths_from_coco(read_json(truths_file), truths_file)
     return Judged(gts, detections_from_coco(read_json(results_file), gts, results_file))
 

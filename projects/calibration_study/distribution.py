@@ -1,4 +1,4 @@
-"""What a box's edges and neighbours tell of its IoU beside its score, against isotonic regression.
+"""IoU predicted from a box's edges and neighbours beside its score, against isotonic regression.
 
 Held-out images are cut in two at random, for several seeds: calibrators are fitted on one half and
 judged on the other, in two views (see :mod:`.detection`): of all detections, and of those above

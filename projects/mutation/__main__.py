@@ -1,4 +1,4 @@
-"""Changes expressions of the package one at a time and names the changes that no test notices.
+"""A tool that changes expressions one at a time and names the changes that no test notices.
 
     python -m projects.mutation [--sample 300] [--seed 0] [--only gfl_det/ops] [--jobs 2]
 

@@ -64,14 +64,14 @@ def run_zoo(
     """Swap and check the zoo.
 
     Args:
-        out: file with a line a config; what it has already is not run again.
+        out: file with one line per config; what it has already is not run again.
         head: the new head.
         chosen: which configs, by name; all without it.
         progress: called with each outcome.
         zoo: folder of configs.
 
     Returns:
-        A row a config, in the zoo's order.
+        One row per config, in the zoo's order.
     """
     rows = _read(out)
     done = {row.config: row for row in rows}

@@ -429,8 +429,8 @@ class TestFiles:
     @pytest.mark.parametrize(
         ('change', 'words'),
         [
-            (lambda content: [], 'is no calibrator'),
-            (lambda content: {**content, 'format': 'other'}, 'is no calibrator'),
+            (lambda content: [], 'is not a calibrator'),
+            (lambda content: {**content, 'format': 'other'}, 'is not a calibrator'),
             (lambda content: {**content, 'version': 2}, 'of version 2'),
             (lambda content: {**content, 'classes': []}, 'damaged calibrator'),
             (lambda content: {**content, 'classes': [3]}, 'damaged calibrator'),

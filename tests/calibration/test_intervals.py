@@ -174,7 +174,7 @@ def test_a_file_keeps_every_digit(tmp_path) -> None:
 @pytest.mark.parametrize(
     ('change', 'match'),
     [
-        (dict(format='gfl_det detection calibrator'), 'is no calibrator of intervals'),
+        (dict(format='gfl_det detection calibrator'), 'is not a calibrator of intervals'),
         (dict(version=99), 'of version 99'),
         (dict(factors=[[1, 2, 3], [1, 2, 3]]), 'damaged'),
         (dict(factors='x'), 'damaged'),

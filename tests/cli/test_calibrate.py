@@ -226,8 +226,8 @@ def test_each_mistake_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> No
         (['apply', edges, results, out], f'gfl-det test CONFIG CHECKPOINT .*calibrator={edges}'),
         (['report', edges, results, report], 'give --config and --checkpoint'),
         (['report', path, str(none), report], r'none\.json gives no detections: take the results'),
-        (['apply', path, str(nan), out], r'nan\.json: entry 1 has the score nan, which is no'),
-        (['apply', path, str(other), out], r'image_id \[70, 800, 9000\] is no image of the truths'),
+        (['apply', path, str(nan), out], r'nan\.json: entry 1 has the score nan, which is not'),
+        (['apply', path, str(other), out], r'\[70, 800, 9000\] is not an image of the ground'),
         (['apply', path, results, str(nan / 'x')], r'x cannot be written'),
         (['report', path, results, str(nan)], r'nan\.json cannot be made .it is a file'),
         (['report', 'no', results, str(taken)], r'report\.html cannot be written \(Is a directory'),
@@ -331,7 +331,7 @@ def test_a_head_reads_a_file_once_and_keeps_its_keys(calibrator: str, monkeypatc
     maps = make_maps(1, (128, 160), torch.Generator().manual_seed(0), 0.0)
     given = dict(batch_img_metas=[make_meta((128, 160))])
     (first,) = ours.predict_by_feat(*maps, **given)
-    Path(calibrator).write_text('replaced by what is no calibrator')
+    Path(calibrator).write_text('replaced by what is not a calibrator')
     monkeypatch.setattr(Path, 'open', pytest.fail)
     monkeypatch.setattr('builtins.open', pytest.fail)
     monkeypatch.setattr('os.stat', pytest.fail)

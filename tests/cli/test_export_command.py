@@ -49,10 +49,10 @@ def test_the_command_refuses_in_one_sentence(folder):
 @pytest.mark.parametrize(
     ('words', 'sentence'),
     [
-        (['--level', '1.5'], '--level 1.5 is no share between 0 and 1'),
+        (['--level', '1.5'], '--level 1.5 is not a share between 0 and 1'),
         (['--level', '0.5'], '--level is of edge_low and edge_high: give --uncertainty too'),
         (['--intervals', 'i.json'], '--intervals is of edge_low and edge_high: give --uncertainty'),
-        (['--count', '0'], '--count 0 is no number of pictures'),
+        (['--count', '0'], '--count 0 is not a number of pictures'),
     ],
 )
 def test_options_without_what_they_are_of(words, sentence, capsys):
@@ -64,9 +64,9 @@ def test_options_without_what_they_are_of(words, sentence, capsys):
 @pytest.mark.parametrize(
     ('words', 'sentence'),
     [
-        ('--size 100 100', 'The --size 100 100 is no pair of positive multiples of 32: take 96 96'),
-        ('--size 0 64', 'The --size 0 64 is no pair of positive multiples of 32: take 32 64'),
-        ('--time -32 64', 'The --time -32 64 is no pair of positive multiples of 32: take 32 64'),
+        ('--size 100 100', '--size 100 100 is not a pair of positive multiples of 32: take 96 96'),
+        ('--size 0 64', '--size 0 64 is not a pair of positive multiples of 32: take 32 64'),
+        ('--time -32 64', '--time -32 64 is not a pair of positive multiples of 32: take 32 64'),
         ('--size 96 96 --time 96 64', '--time 96 64 is not the fixed --size 96 96 of the file'),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -165,6 +166,33 @@ class TestKeyValues:
         with pytest.raises(SystemExit):
             parser.parse_args(['--o', 'a=[1,(2]'])
         assert "'a=[1,(2]': its brackets do not match" in capsys.readouterr().err
+
+
+def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The options of a command, and those of its subcommands."""
+    options = []
+    for action in parser._actions:
+        options.append(action)
+        if isinstance(action, argparse._SubParsersAction):
+            for part in action.choices.values():
+                options += options_of(part)
+    return options
+
+
+def test_wherever_truths_are_given_annotations_is_another_name_for_them():
+    found = {}
+    for name in main.COMMANDS:
+        parser = main._module(name).make_parser()
+        found[name] = [each for each in options_of(parser) if '--truths' in each.option_strings]
+    assert {name: len(each) for name, each in found.items() if each} == {
+        'calibrate': 3,
+        'intervals': 2,
+        'report': 1,
+        'show': 1,
+    }
+    for option in itertools.chain(*found.values()):
+        assert option.option_strings == ['--truths', '--annotations']
+        assert option.dest == 'truths'
 
 
 def test_light_choices_are_those_at_work():

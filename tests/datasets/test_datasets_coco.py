@@ -333,7 +333,7 @@ class TestImageFiles:
         with pytest.raises(DataError) as caught:
             dataset[1]
         message = str(caught.value)
-        what = 'does not exist' if fault == 'missing' else 'is no image that can be decoded'
+        what = 'does not exist' if fault == 'missing' else 'is not an image that can be decoded'
         assert f'{root}/img/2.png {what}' in message
         assert 'image id 20 of' in message
         assert 'labels.json' in message

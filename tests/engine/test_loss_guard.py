@@ -308,9 +308,9 @@ class TestReplay:
         assert result.bad_inputs == (['unsup_student 1'] if spoil else [])
         assert run(parse_arguments([str(path)])) == 0
 
-    def test_a_file_that_is_no_step(self, tmp_path):
+    def test_a_file_that_is_not_a_step(self, tmp_path):
         torch.save({'state_dict': {}}, tmp_path / 'a.pt')
-        with pytest.raises(CheckpointError, match=r'no step'):
+        with pytest.raises(CheckpointError, match=r'not written by the loss guard'):
             read_dump(tmp_path / 'a.pt')
 
     def test_a_file_cannot_choose_a_config_elsewhere(self, tmp_path):

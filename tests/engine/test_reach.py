@@ -86,14 +86,14 @@ def of_shapes(folder: Path) -> str:
 def mmdets_view(
     path: str, scale: tuple[int, int], pyramid: PriorPyramid
 ) -> tuple[list, np.ndarray, int]:
-    """Boxes, needed reg_max of positives by level, and bare truths, with mmdet's parts in loops."""
+    """Boxes, needed reg_max of positives by level, unassigned gts; with mmdet's parts in loops."""
     content = json.loads(Path(path).read_text())
     with DefaultScope.overwrite_default_scope('mmdet'):
         resize = TRANSFORMS.build(dict(type='Resize', scale=scale, keep_ratio=True))
     generator = AnchorGenerator(
         strides=list(pyramid.strides), ratios=[1.0], octave_base_scale=8, scales_per_octave=1
     )
-    boxes, needed, bare = [], np.zeros((len(pyramid.strides), LARGEST + 1), int), 0
+    boxes, needed, unassigned = [], np.zeros((len(pyramid.strides), LARGEST + 1), int), 0
     for image in content['images']:
         mine = [
             (x, y, x + w, y + h)
@@ -125,21 +125,21 @@ def mmdets_view(
             farthest = max(x - left, y - top, right - x, bottom - y) / stride
             reg_max = next(n for n in range(LARGEST) if farthest <= n - 0.1)
             needed[level_of[prior], reg_max] += 1
-        bare += len(truths) - len(found[found > 0].unique())
+        unassigned += len(truths) - len(found[found > 0].unique())
         boxes += truths.tolist()
-    return boxes, needed, bare
+    return boxes, needed, unassigned
 
 
 @pytest.mark.parametrize('scale', [(640, 400), (200, 1333)])
 def test_boxes_and_positives_are_those_of_mmdets_pipeline(tmp_path, scale) -> None:
     path = of_shapes(tmp_path)
     boxes = read_boxes(path, Resizing((scale,)), np.random.default_rng(0))
-    expected, needed, bare = mmdets_view(path, scale, USUAL)
+    expected, needed, unassigned = mmdets_view(path, scale, USUAL)
     found = sorted(boxes.xyxy.tolist())
     np.testing.assert_allclose(found, sorted(expected), rtol=1e-5, atol=1e-3)
     measured = measure(boxes, USUAL, ATSSAssigner(9))
     assert (measured.needed == needed).all()
-    assert measured.bare.sum() == bare > 0
+    assert measured.unassigned.sum() == unassigned > 0
     assert (needed.sum(1) > 0).sum() >= 3
     assert '1 of' in boxes.dropped
 
@@ -151,7 +151,7 @@ def test_batches_change_nothing(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr('gfl_det.engine.reach.measure.BATCH_TRUTHS', 5)
     parts = measure(boxes, USUAL, ATSSAssigner(9), lambda *each: told.append(each))
     assert (whole.needed == parts.needed).all()
-    assert (whole.bare == parts.bare).all()
+    assert (whole.unassigned == parts.unassigned).all()
     assert len(told) > 5
     assert told[-1] == (len(boxes.xyxy), len(boxes.xyxy))
     monkeypatch.setattr('gfl_det.engine.reach.measure.BATCH_CELLS', 1)
@@ -179,9 +179,9 @@ def test_what_a_reg_max_clips_in_drawn_geometry() -> None:
 
 def test_a_truth_between_priors_has_no_positive_until_it_is_given_one() -> None:
     boxes = drawn((65.5, 66.5, 67.5, 68.5), (60.0, 60, 130, 130))
-    assert measure(boxes, USUAL, ATSSAssigner(9)).bare.tolist() == [True, False]
+    assert measure(boxes, USUAL, ATSSAssigner(9)).unassigned.tolist() == [True, False]
     given = measure(boxes, USUAL, ATSSAssigner(9, with_best_prior=True))
-    assert given.bare.tolist() == [False, False]
+    assert given.unassigned.tolist() == [False, False]
     (small, large) = by_size(boxes, measure(boxes, USUAL, ATSSAssigner(9)))
     assert small == (2, 4, 1, 1.0)
     assert large == (64, 128, 1, 0.0)
@@ -204,10 +204,10 @@ def test_a_sample_holds_whole_images(tmp_path) -> None:
 
 
 class TestChoice:
-    def candidates(self, **bare: float) -> list[TriedPyramid]:
+    def candidates(self, **unassigned: float) -> list[TriedPyramid]:
         """``f`` in a name: a finer level; ``c``: a coarser one; the number: the scale."""
         found = []
-        for name, share in bare.items():
+        for name, share in unassigned.items():
             strides = (4,) * ('f' in name) + (8, 16, 32) + (64,) * ('c' in name)
             scale = float(name.strip('sfc'))
             reg_max = 30 if 'c' not in name else 12
@@ -216,12 +216,12 @@ class TestChoice:
 
     def test_what_there_is_stays_where_it_will_do(self):
         tried = self.candidates(c8=0.01, c4=0.0, fc8=0.0, fc4=0.0)
-        assert choose(tried, AdviceLimits(bare=0.01)) is tried[0]
+        assert choose(tried, AdviceLimits(unassigned=0.01)) is tried[0]
 
     def test_a_finer_level_comes_last(self):
         tried = self.candidates(c8=0.3, c4=0.008, c6=0.009, fc8=0.0)
-        assert choose(tried, AdviceLimits(bare=0.01)) is tried[2]  # the scale nearer to 8
-        assert choose(tried, AdviceLimits(bare=0.001)) is tried[3]
+        assert choose(tried, AdviceLimits(unassigned=0.01)) is tried[2]  # the scale nearer to 8
+        assert choose(tried, AdviceLimits(unassigned=0.001)) is tried[3]
 
     def test_a_coarser_level_comes_before_a_large_reg_max(self):
         tried = self.candidates(s8=0.0, c8=0.0, c4=0.0)
@@ -250,12 +250,12 @@ def advice_for(
 def test_tiny_boxes_call_for_a_finer_level(tmp_path) -> None:
     random = np.random.default_rng(0)
     advice = advice_for(tmp_path, [tuple(random.uniform(3, 7, 2)) for _ in range(200)])
-    assert advice.now.bare.mean() > 0.3
+    assert advice.now.unassigned.mean() > 0.3
     assert advice.chosen.pyramid.strides[0] == 4
-    assert advice.then.bare.mean() < advice.now.bare.mean() / 3
+    assert advice.then.unassigned.mean() < advice.now.unassigned.mean() / 3
     text = format_text(advice)
     assert 'strides=[4, 8, 16' in text
-    assert 'with_best_prior=True' in text or advice.then.bare.mean() <= 0.01
+    assert 'with_best_prior=True' in text or advice.then.unassigned.mean() <= 0.01
 
 
 def test_long_boxes_call_for_a_larger_reg_max(tmp_path) -> None:
@@ -279,6 +279,8 @@ def test_the_json_holds_the_tables(tmp_path) -> None:
     assert sum(level['positives'] for level in found['now']['levels']) == advice.now.needed.sum()
     assert len(found['tried']) == len(advice.candidates)
     assert sum(row['truths'] for row in found['by_size']) == 3
+    assert all(0 <= row['bare'] <= 1 for row in [*found['by_size'], *found['tried']])
+    assert found['limits']['bare'] == advice.limits.unassigned
 
 
 class TestResizing:

@@ -105,7 +105,7 @@ def test_fingerprints_tell_data_apart() -> None:
 @pytest.mark.parametrize(
     ('dataset', 'words'),
     [
-        ([], 'its top level is no object'),
+        ([], 'its top level is not an object'),
         (dict(images=[], categories=[]), 'lists no images'),
         (dict(images=[dict(id=1)], categories=[]), 'lists no categories'),
         (dict(images=[dict(id=1)]), 'has no list "categories"'),
@@ -128,11 +128,11 @@ def test_truths_that_are_refused(dataset, words: str) -> None:
 @pytest.mark.parametrize(
     ('results', 'words'),
     [
-        (dict(annotations=[]), 'no list of COCO results'),
-        ([1, 2], 'no list of COCO results'),
+        (dict(annotations=[]), 'not a list of COCO results'),
+        ([1, 2], 'not a list of COCO results'),
         (changed({}, 0), 'entry 0 has no "image_id"'),
-        (changed(99, 1, 'image_id'), 'the image_id \\[99\\] is no image of the truths'),
-        (changed(99, 1, 'category_id'), 'the category_id \\[99\\] is no class of the truths'),
+        (changed(99, 1, 'image_id'), 'the image_id \\[99\\] is not an image of the'),
+        (changed(99, 1, 'category_id'), 'the category_id \\[99\\] is not a class of the'),
         (changed(float('nan'), 1, 'score'), 'entry 1 has the score nan, which'),
         (changed(1.2, 1, 'score'), 'entry 1 has the score 1.2, which'),
         (changed(-0.1, 0, 'score'), 'entry 0 has the score -0.1, which'),

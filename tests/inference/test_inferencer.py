@@ -453,7 +453,7 @@ def test_the_tool_writes_what_it_could_read_and_exits_with_1(checkpoint, images,
     assert ran.returncode == 1
     assert 'Traceback' not in ran.stderr
     lines = ran.stderr.splitlines()
-    assert any(line.startswith('warning: in/3.png is no image of a known format') for line in lines)
+    assert any(line.startswith('warning: in/3.png is not an image of') for line in lines)
     assert lines[-1] == 'error: 1 of 3 inputs could not be read, see above.'
     assert 'in/1.png: ' in ran.stdout
     assert 'results: out/found.json' in ran.stdout

@@ -36,7 +36,7 @@ def one(source: str = 'img/a.png', number: int = 2, **fields) -> ImageResult:
     return ImageResult(source, (60, 80), instances, CLASSES, level=0.9, **fields)
 
 
-FAILED = ImageResult('torn.png', error='torn.png is no image.')
+FAILED = ImageResult('torn.png', error='torn.png is not an image.')
 
 
 def test_a_dict_holds_all_and_is_json() -> None:
@@ -56,7 +56,7 @@ def test_a_dict_holds_all_and_is_json() -> None:
         'edge_high': [4, 9, 14, 29],
         'edge_entropy': [1, 1, 1, 1],
     }
-    assert FAILED.to_dict()['error'] == 'torn.png is no image.'
+    assert FAILED.to_dict()['error'] == 'torn.png is not an image.'
     assert FAILED.to_dict()['detections'] == []
 
 
@@ -191,7 +191,7 @@ def test_results_print_as_tables() -> None:
     assert lines[2].split() == ['cat', '0.750', '0.0', '5.0', '10.0', '25.0', *['2.0'] * 4]
     assert len({len(line) for line in lines[1:]}) == 1
     assert str(one(number=30)).splitlines()[-1] == '... and 10 more'
-    assert str(FAILED) == 'torn.png: torn.png is no image.'
+    assert str(FAILED) == 'torn.png: torn.png is not an image.'
     text = str(results).splitlines()
     assert text[0] == '3 images, 1 unread, 32 boxes: cat (16), dog (16)'
     assert text[2].split() == ['img/a.png', '80', 'x', '60', '2', '0.750']
@@ -206,7 +206,7 @@ def test_notebooks_get_tables_whose_names_are_escaped() -> None:
     assert page.count('<tr>') == 3
     assert one(number=30)._repr_html_().count('<tr>') == 21
     assert '... and 10 more' in one(number=30)._repr_html_()
-    assert FAILED._repr_html_() == '<p>torn.png: torn.png is no image.</p>'
+    assert FAILED._repr_html_() == '<p>torn.png: torn.png is not an image.</p>'
 
 
 def test_a_result_is_a_sequence_of_detections() -> None:
@@ -253,7 +253,7 @@ def test_pictures_are_drawn_from_what_was_kept_or_from_the_file(tmp_path) -> Non
     assert len(results.plot()) == 2
     with pytest.raises(DataError, match=r'of v\.mp4#4 was not kept.*keep_images=True'):
         one('v.mp4', frame=4).plot()
-    with pytest.raises(DataError, match=r'torn\.png is no image'):
+    with pytest.raises(DataError, match=r'torn\.png is not an image'):
         FAILED.plot()
 
 

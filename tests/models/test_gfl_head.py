@@ -255,7 +255,7 @@ def test_a_broken_box_gives_no_nan(box: tuple) -> None:
         (dict(loss_cls=dict(activated=True)), 'activated=False'),
         (dict(loss_dfl=dict(type='L1Loss')), 'DistributionFocalLoss, not L1Loss'),
         (dict(bbox_coder=dict(type='DeltaXYWHBBoxCoder')), 'DistancePointBBoxCoder'),
-        (dict(anchor_generator=dict(ratios=[0.5, 1.0])), 'one prior a cell'),
+        (dict(anchor_generator=dict(ratios=[0.5, 1.0])), 'one prior per cell'),
         (dict(anchor_generator=dict(strides=[(8, 16)] * 5)), 'same stride'),
         (
             dict(train_cfg=dict(sampler=dict(type='RandomSampler', num=8, pos_fraction=0.5))),

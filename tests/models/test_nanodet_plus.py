@@ -134,7 +134,7 @@ def test_boxes_come_with_intervals(detector):
 
 
 def test_head_refuses_what_gfls_head_refuses():
-    with pytest.raises(ConfigError, match='one prior a cell'):
+    with pytest.raises(ConfigError, match='one prior per cell'):
         NanoDetPlusHead(
             3,
             16,

@@ -179,7 +179,7 @@ def test_files_that_are_no_calibrators(tmp_path: Path, text: str) -> None:
     path = tmp_path / 'calibrator.json'
     path.write_text(text)
     for load in WRITERS.values():
-        with pytest.raises(DataError, match=r'calibrator\.json is no '):
+        with pytest.raises(DataError, match=r'calibrator\.json is not '):
             load(path)
 
 

@@ -103,12 +103,12 @@ class TestUploads:
     @pytest.mark.parametrize(
         ('content', 'said'),
         [
-            (b'', 'no image'),
-            (b'hello', 'no image'),
-            (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'no image'),
-            (b'GIF89a' + bytes(40), 'no image'),
+            (b'', 'not an image'),
+            (b'hello', 'not an image'),
+            (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not an image'),
+            (b'GIF89a' + bytes(40), 'not an image'),
             (picture()[:-60], 'damaged'),
-            (picture('JPEG')[:300], 'no image|damaged'),
+            (picture('JPEG')[:300], 'not an image|damaged'),
             (bytes(200_001), r'at most 0\.19'),
         ],
     )

@@ -193,7 +193,7 @@ def test_refusals_are_sentences_and_the_page_goes_on(desk, image, tmp_path):
     text.write_text('no image')
     desk.choose_file('#file', text)
     desk.until("document.getElementById('status').className === 'error'")
-    assert desk.text('#status') == 'This file is no image: send JPEG, PNG, WEBP, BMP.'
+    assert desk.text('#status') == 'This file is not an image: send JPEG, PNG, WEBP, BMP.'
     large = tmp_path / 'large.png'
     large.write_bytes(bytes(600_000))
     desk.choose_file('#file', large)

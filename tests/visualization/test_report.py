@@ -262,7 +262,7 @@ def test_names_that_are_no_unicode_are_written(files, tmp_path):
         (lambda e: e[3].update(edge_std=[1, 2, 3]), r'"edge_std" is not 4 finite numbers'),
         (lambda e: e[0].update(raw_score=float('nan')), r'entry 1 has no "raw_score"'),
         (lambda e: e[0].update(file_name='a/999.jpg'), r'gfl-det infer --annotations'),
-        (lambda e: e[0].update(image_id=77), r'the image_id \[77\] is no image'),
+        (lambda e: e[0].update(image_id=77), r'the image_id \[77\] is not an image'),
     ],
 )
 def test_results_that_cannot_be_used(files, tmp_path, change, message):

@@ -1,4 +1,4 @@
-"""What is installed, whether it fits together, and the line that cures what does not.
+"""The installation: what is there, whether it fits together, and the cure for what does not.
 
     python -m gfl_det.doctor [--json FILE] [--no-self-test]
 

@@ -58,7 +58,7 @@ def of_outcome(outcome: StepOutcome, found_cause: bool) -> list[Check]:
 
     Args:
         outcome: The step.
-        found_cause: A package is known to be broken, so that a failure here is no news.
+        found_cause: A package is known to be broken, so that a failure here tells nothing new.
     """
     if not outcome.ok:
         check = _failure(outcome)

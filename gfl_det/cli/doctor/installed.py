@@ -1,4 +1,4 @@
-"""What is installed and whether it fits: packages by pip's records, folders, shared memory.
+"""The installed packages by pip's records, folders and shared memory, and whether they fit.
 
 Nothing is imported but Python's own library. Run as a program, ``-m gfl_det.cli.doctor.installed
 FILE``, it imports the packages one after the other, and writes down which fails or crashes.

@@ -1,4 +1,4 @@
-"""Build a detector, take a loss, predict: on the processor and on each kind of device there is.
+"""The self-test: build a detector, take a loss and predict, on the processor and each device.
 
 Run in a process of its own, which imports the whole package.
 """

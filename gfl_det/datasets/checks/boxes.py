@@ -1,4 +1,4 @@
-"""Boxes of an annotation file, all at once: what cannot be trained on, and what looks wrong."""
+"""Boxes of an annotation file, all at once: which cannot be trained on, and which look wrong."""
 
 from __future__ import annotations
 

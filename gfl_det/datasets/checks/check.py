@@ -92,7 +92,7 @@ def check_file(source: AnnotationSource, decoding: Decoding | None = None) -> Re
         decoding: Also decode the images.
 
     Returns:
-        The report; a file that is no COCO JSON has one finding.
+        The report; a file that is not a COCO file has one finding.
     """
     begin = time.monotonic()
     try:
@@ -111,7 +111,7 @@ def read(path: str) -> Entry:
     """Read and parse an annotation file.
 
     Raises:
-        DataError: It cannot be read, or is no JSON object.
+        DataError: It cannot be read, or is not a JSON object.
     """
     try:
         content = Path(path).read_bytes()
@@ -154,7 +154,7 @@ def check_annotations_alone(source: AnnotationSource, dataset: Entry) -> list[Fi
         The findings.
 
     Raises:
-        DataError: It is no COCO file.
+        DataError: It is not a COCO file.
     """
     draft = start(dataset, source.path)
     run(draft, source._replace(folder=None, further=None))

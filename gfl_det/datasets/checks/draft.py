@@ -1,4 +1,4 @@
-"""An annotation file while it is checked: what is left of it, and what was found."""
+"""An annotation file while it is checked: the entries that are left, and the findings."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Draft:
         self.annotations = [
             entry
             for entry in self.annotations
-            # What is no id may not even be hashable.
+            # What is not an id may not even be hashable.
             if type(entry.get('image_id')) not in ID_TYPES or entry['image_id'] not in self.gone
         ]
 

@@ -176,7 +176,7 @@ def _correct_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
 
 
 def _leaves(box: Any, size: Size) -> bool:
-    """Whether an xywh box ends outside the image; what is no box does not."""
+    """Whether an xywh box ends outside the image; what is not a box does not."""
     numbers = [as_number(each) for each in box] if isinstance(box, list) else []
     if len(numbers) != 4 or None in numbers:
         return False

@@ -45,7 +45,7 @@ def start(dataset: Entry, source: str) -> Draft:
         if set(map(type, entries)) <= {dict}:
             continue
         wrong = [i for i, entry in enumerate(entries) if not isinstance(entry, dict)]
-        draft.tell('error', f'{key}.kind', f'{key} that are no objects, at', wrong, REMOVED)
+        draft.tell('error', f'{key}.kind', f'{key} that are not objects, at', wrong, REMOVED)
         setattr(draft, key, [entry for entry in entries if isinstance(entry, dict)])
     return draft
 

@@ -143,7 +143,7 @@ def _interpolate(values: Array, position: Array, axis: int) -> Array:
 def _draw_distractor(
     rng: np.random.Generator, canvas: Array, scans: ScanSet, recipe: SceneRecipe
 ) -> None:
-    """Draw something that is no digit: a scratch, a blot, or the strokes of a torn scan."""
+    """Draw something that is not a digit: a scratch, a blot, or the strokes of a torn scan."""
     kind = rng.integers(3)
     if kind == 0:
         coverage = scratch(rng, recipe.height, recipe.width)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, and from which a training goes on as if it had never stopped."""
+"""Checkpoints written whole, from which a training resumes as if it had never stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No step on a loss or a gradient that is no number."""
+"""A guard that skips steps whose loss or gradient is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LossGuardHook(Hook):
     changed by a bad step: no weights, no state of the optimizer, and under ``'skip'`` no running
     statistics either. What is needed to repeat the step goes to a file for ``gfl-det replay``.
 
-    Cost on a GPU: the host waits for one number a step, the norm of all gradients. mmengine waits
+    Cost on a GPU: the host waits for one number per step, the norm of all gradients. mmengine waits
     for the same number when it clips gradients, which is then read from its log, and for each loss
     after each step. Losses need no wait of their own: each is multiplied by ``1 + 0 * total``,
     which is exactly 1, or NaN, so that a non-finite loss makes all gradients NaN. Through the

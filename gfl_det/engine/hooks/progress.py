@@ -30,7 +30,7 @@ class ProgressHook(Hook):
     """Shows how far training, validation and test are, and the time left, in a terminal.
 
     The bar is the last line of the terminal, log lines and tables scroll above it. Where standard
-    output or standard error is no terminal, and in all processes but the first, nothing is done:
+    output or standard error is not a terminal, and in all processes but the first, nothing is done:
     mmengine's lines say how far it is.
 
     Args:

@@ -1,4 +1,4 @@
-"""A training that is told to end saves and ends."""
+"""A hook that saves and ends a training when a signal asks for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a model, a data set or a folder is made.
+"""Checks of a config before a model, a data set or a folder is made.
 
 A run that would stop after minutes of loading, or after its first epoch, stops at once, with one
 message that says what is missing and how to get it.
@@ -92,6 +92,6 @@ def check_work_dir(work_dir: str) -> None:
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(
-            f'The work dir {work_dir} cannot be written because {existing} is no folder with '
+            f'The work dir {work_dir} cannot be written because {existing} is not a folder with '
             'write permission: choose another with --work-dir.'
         )

@@ -1,4 +1,4 @@
-"""Do the model and the data sets of a config speak of the same classes?"""
+"""The classes of a config: whether its model and its data sets agree on them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check_calibrator(cfg: Config, splits: Sequence[str]) -> None:
     """Compare the classes of calibrators that the model names with those of each data set.
 
     Raises:
-        DataError: They differ, or a file is no calibrator.
+        DataError: They differ, or a file is not a calibrator.
     """
     checks = dict(calibrator=check_class_names, interval_calibrator=check_interval_class_names)
     datasets = [dataset for split in splits for dataset in datasets_of(cfg, split)]
@@ -90,7 +90,7 @@ def class_names(dataset: dict[str, Any]) -> list[str] | None:
         kind = dataset.get('type')
         kind = DATASETS.get(kind) if isinstance(kind, str) else kind
         classes = getattr(kind, 'METAINFO', {}).get('classes')
-    if isinstance(classes, str):  # mmengine reads it as the name of a file with a class a line
+    if isinstance(classes, str):  # mmengine reads it as the name of a file with one class per line
         path = Path(classes)
         return path.read_text().splitlines() if path.is_file() else None
     return None if classes is None else list(classes)

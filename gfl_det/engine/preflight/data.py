@@ -1,4 +1,4 @@
-"""Are the files of the data sets where the config says?"""
+"""The files of the data sets: whether they are where the config says."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
 
 
 def missing_parts(dataset: Node) -> list[str]:
-    """Return the paths that a data set needs and that do not exist; of the images a sample."""
+    """Return the missing ones of the paths that a data set needs; of the images, a sample."""
     annotations, folder = annotation_path(dataset), image_folder(dataset)
     missing = [path for path in (annotations,) if path and not _exists(path)]
     if not folder or is_remote(folder):
@@ -127,7 +127,7 @@ def sample_file_names(annotations: str, number: int = SAMPLED_IMAGES) -> Iterato
             if match is not None:
                 found[match.start()] = match.group(1)
         for name in found.values():
-            with suppress(ValueError):  # of a file that is no JSON; whoever reads it will say so
+            with suppress(ValueError):  # of a file that is not JSON; whoever reads it will say so
                 value = json.loads(name)
                 if value:
                     yield value

@@ -1,4 +1,4 @@
-"""Can the metrics of a config judge what its data sets show?
+"""The metrics of a config: whether they can judge what its data sets show.
 
 A metric reads its own annotation file, in training for the first time after an epoch.
 """

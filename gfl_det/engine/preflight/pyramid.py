@@ -1,4 +1,4 @@
-"""Are the strides of a head those of the features that it is given?
+"""The strides of a head: whether they are those of the features that it is given.
 
 A head that is told other strides places every prior elsewhere, and levels without a stride are left
 out: both train, to a poor detector.

@@ -1,4 +1,4 @@
-"""Are the weights that a training starts from on this machine, or can they be fetched?"""
+"""The weights that a training starts from: whether they are here or can be fetched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Can the teacher of a distillation teach the student, and are its weights there?"""
+"""The teacher of a distillation: whether it fits the student, and its weights are there."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a pyramid of priors reaches in a data set, measured by the assigner that trains on it."""
+"""The regression range of a pyramid of priors in a data set, measured by its assigner."""

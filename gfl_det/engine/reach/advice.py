@@ -1,4 +1,4 @@
-"""From measurements to advice: the least change of a pyramid that reaches a data set's boxes."""
+"""Advice from measurements: the least change of a pyramid that covers a data set's boxes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TriedPyramid(NamedTuple):
     """A pyramid that was tried."""
 
     pyramid: PriorPyramid
-    bare: float  # share of truths without a positive
+    unassigned: float  # share of gt boxes without a positive
     reg_max: int  # the least within the limit of clipped positives
     cells: float  # of an image, relative to the pyramid there is
 
@@ -61,7 +61,7 @@ def try_variants(
         measured = measure(boxes, pyramid, assigner)
         relative = pyramid.cells(boxes.image_wh) / cells
         least = measured.least_reg_max(limits.clipped)
-        found.append(TriedPyramid(pyramid, float(measured.bare.mean()), least, relative))
+        found.append(TriedPyramid(pyramid, float(measured.unassigned.mean()), least, relative))
         if progress:
             progress(number, len(tried))
     return found
@@ -70,17 +70,17 @@ def try_variants(
 def choose(candidates: Sequence[TriedPyramid], limits: AdviceLimits) -> TriedPyramid:
     """The least change within the limits.
 
-    Of pyramids that leave few enough truths without a positive (where none does: of those nearest
+    Of pyramids that leave few enough gt boxes without a positive (where none does: of those nearest
     to the fewest) it is the one that needs no finer level, which multiplies the cells, then no
     reg_max above 16, then no further level, whose anchor scale is nearest to that there is.
 
     Args:
         candidates: of which the first is what there is.
-        limits: of truths without a positive.
+        limits: of gt boxes without a positive.
     """
     now = candidates[0].pyramid
-    fewest = min(each.bare for each in candidates)
-    most = max(limits.bare, 1.1 * fewest)
+    fewest = min(each.unassigned for each in candidates)
+    most = max(limits.unassigned, 1.1 * fewest)
 
     def change(each: TriedPyramid) -> tuple[float, ...]:
         return (
@@ -91,25 +91,25 @@ def choose(candidates: Sequence[TriedPyramid], limits: AdviceLimits) -> TriedPyr
             each.reg_max,
         )
 
-    return min((each for each in candidates if each.bare <= most), key=change)
+    return min((each for each in candidates if each.unassigned <= most), key=change)
 
 
 class SizeRow(NamedTuple):
-    """Truths of one range of sizes."""
+    """Gt boxes of one range of sizes."""
 
     low: float  # px, square root of the area
     high: float  # px
     truths: int
-    bare: float  # share without a positive
+    unassigned: float  # share without a positive
 
 
 def by_size(boxes: ResizedBoxes, measured: Measured) -> list[SizeRow]:
-    """Shares of truths without a positive by size, ranges without a truth left out."""
+    """Shares of gt boxes without a positive by size, ranges without a gt box left out."""
     edges = [0.0, *(2.0**power for power in range(1, 10)), math.inf]
     place = np.digitize(boxes.size(), edges) - 1
     rows = []
     for index, (low, high) in enumerate(zip(edges, edges[1:])):
-        mine = measured.bare[place == index]
+        mine = measured.unassigned[place == index]
         if len(mine):
             rows.append(SizeRow(low, high, len(mine), float(mine.mean())))
     return rows

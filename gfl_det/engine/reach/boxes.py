@@ -59,7 +59,7 @@ def read_boxes(
         classes: those to count; None: all.
 
     Raises:
-        DataError: The file is not there or no COCO JSON, or holds no box to train on.
+        DataError: The file is missing or is not a COCO file, or holds no box to train on.
     """
     try:
         content = Path(path).read_bytes()

@@ -1,4 +1,4 @@
-"""What positives ATSS finds in a data set, and how far the edges of their truths are."""
+"""The positives that ATSS finds in a data set, and how far the edges of their gt boxes are."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LARGEST = 128  # reg_max beyond which all are counted together
 BATCH_TRUTHS = 4096  # of a call: some ten MiB of work
 BATCH_CELLS = 2**21  # of all images of a call: 16 MiB, which a C library keeps and reuses
 
-Progress = Callable[[int, int], None]  # truths done, truths in all
+Progress = Callable[[int, int], None]  # gt boxes done, gt boxes in all
 
 
 class PriorPyramid(NamedTuple):
-    """Square priors on levels: ``scale * stride`` px wide, one a cell."""
+    """Square priors on levels: ``scale * stride`` px wide, one per cell."""
 
     strides: tuple[int, ...]
     scale: float
@@ -48,7 +48,7 @@ class Measured(NamedTuple):
 
     pyramid: PriorPyramid
     needed: np.ndarray  # (L, LARGEST + 1) positives by the least reg_max that holds their edges
-    bare: np.ndarray  # (N,) bool, truths without a positive
+    unassigned: np.ndarray  # (N,) bool, gt boxes without a positive
 
     def clipped(self, reg_max: int) -> np.ndarray:
         """Shares ``(L,)`` of a level's positives with an edge beyond a reg_max; 0 of none."""
@@ -80,7 +80,7 @@ def measure(
         progress: called after each batch.
     """
     needed = np.zeros((len(pyramid.strides), LARGEST + 1), int)
-    bare = np.ones(len(boxes.xyxy), bool)
+    unassigned = np.ones(len(boxes.xyxy), bool)
     strides = torch.tensor(pyramid.strides, dtype=torch.float32)
     images = max(1, int(BATCH_CELLS / max(1, pyramid.cells(boxes.image_wh))))
     for first, last in _batches(boxes.image, images):
@@ -96,10 +96,10 @@ def measure(
         least = (edges.amax(1) + TARGET_MARGIN).ceil().clamp(0, LARGEST).long()
         counts = torch.bincount(level * (LARGEST + 1) + least, minlength=needed.size)
         needed += counts.view(needed.shape).numpy()
-        bare[first + np.unique(gt.numpy())] = False
+        unassigned[first + np.unique(gt.numpy())] = False
         if progress:
             progress(last, len(boxes.xyxy))
-    return Measured(pyramid, needed, bare)
+    return Measured(pyramid, needed, unassigned)
 
 
 def _batches(image: np.ndarray, most: int) -> Iterator[tuple[int, int]]:

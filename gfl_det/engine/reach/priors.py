@@ -1,4 +1,4 @@
-"""Boxes that no prior will be trained for, and edges beyond the reach of the head's distributions.
+"""Boxes that no prior will be trained for, and edges beyond the head's regression range.
 
 The images are as large as the training pipeline makes them, and the assigner is the one that
 trains. What to do about it: gfl-det suggest-reg-max.
@@ -55,11 +55,11 @@ def check_priors(draft: Draft, table: Table, cfg: Config, pipeline: Sequence[Nod
     of = f'of {len(chosen)} boxes' + (
         f', in {len(rows)} images drawn at random' if len(rows) < len(draft.images) else ''
     )
-    bare = [draft.annotations[i]['id'] for i in chosen[measured.bare]]
-    if bare:
-        share = len(bare) / len(chosen)
+    unassigned = [draft.annotations[i]['id'] for i in chosen[measured.unassigned]]
+    if unassigned:
+        share = len(unassigned) / len(chosen)
         text = f'boxes that no prior is trained for, {share:.2%} {of} ({CURE})'
-        draft.tell(_level(share), 'priors.none', text, bare)
+        draft.tell(_level(share), 'priors.none', text, unassigned)
     reg_max = head['reg_max']
     clipped = measured.clipped_of_all(reg_max) if reg_max < LARGEST else 0.0
     if clipped:

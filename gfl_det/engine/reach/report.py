@@ -8,6 +8,7 @@ from typing import Any
 
 from gfl_det.engine.reach.advice import Advice, SizeRow, TriedPyramid
 from gfl_det.engine.reach.measure import Measured, PriorPyramid
+from gfl_det.utils.choices import AdviceLimits
 
 COLUMNS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 32)  # values of reg_max in the table
 
@@ -19,14 +20,16 @@ def as_dict(advice: Advice) -> dict[str, Any]:
         images=len(advice.boxes.image_wh),
         boxes=len(advice.boxes.xyxy),
         classes=advice.boxes.num_classes,
-        limits=advice.limits._asdict(),
+        limits=_stored(advice.limits),
         now=_measured(advice.now, advice.reg_max),
         by_size=[
-            {**row._asdict(), 'high': None if math.isinf(row.high) else row.high}
+            {**_stored(row), 'high': None if math.isinf(row.high) else row.high}
             for row in advice.sizes
         ],
         tried=[
-            dict(_pyramid(each.pyramid), bare=each.bare, reg_max=each.reg_max, cells=each.cells)
+            dict(
+                _pyramid(each.pyramid), bare=each.unassigned, reg_max=each.reg_max, cells=each.cells
+            )
             for each in advice.candidates
         ],
         suggested=dict(
@@ -34,6 +37,11 @@ def as_dict(advice: Advice) -> dict[str, Any]:
             **_measured(advice.then, advice.suggested_reg_max),
         ),
     )
+
+
+def _stored(values: AdviceLimits | SizeRow) -> dict[str, Any]:
+    """The fields under their names in the file, where `unassigned` has always been "bare"."""
+    return {'bare' if k == 'unassigned' else k: v for k, v in values._asdict().items()}
 
 
 def _pyramid(pyramid: PriorPyramid) -> dict[str, Any]:
@@ -55,7 +63,7 @@ def _measured(measured: Measured, reg_max: int) -> dict[str, Any]:
         _pyramid(measured.pyramid),
         reg_max=reg_max,
         clipped=measured.clipped_of_all(reg_max),
-        without_positive=float(measured.bare.mean()),
+        without_positive=float(measured.unassigned.mean()),
         clipped_starts_at_reg_max=2,
         levels=levels,
     )
@@ -68,8 +76,8 @@ def format_text(advice: Advice) -> str:
         f'{_named(now.pyramid)}, reg_max {advice.reg_max}',
         _level_table(now, advice.reg_max),
         _size_table(advice.sizes),
-        f'truths without a positive: {_percent(now.bare.mean())}; positives clipped at reg_max '
-        f'{advice.reg_max}: {_percent(now.clipped_of_all(advice.reg_max))}',
+        f'gt boxes without a positive: {_percent(now.unassigned.mean())}; positives clipped at '
+        f'reg_max {advice.reg_max}: {_percent(now.clipped_of_all(advice.reg_max))}',
         _variant_table(advice.candidates, advice.chosen),
     ]
     return '\n\n'.join([*parts, _suggestion(advice)])
@@ -78,18 +86,18 @@ def format_text(advice: Advice) -> str:
 def _suggestion(advice: Advice) -> str:
     chosen, reg_max = advice.chosen.pyramid, advice.suggested_reg_max
     anchors = f'strides={list(chosen.strides)}, octave_base_scale={chosen.scale:g}'
-    bare = float(advice.then.bare.mean())
+    unassigned = float(advice.then.unassigned.mean())
     lines = [
         f'suggested: {_named(chosen)}, reg_max {reg_max}',
-        f'  leaves {_percent(bare)} of the truths without a positive and clips '
+        f'  leaves {_percent(unassigned)} of the gt boxes without a positive and clips '
         f'{_percent(advice.then.clipped_of_all(reg_max))} of the positives',
         f'  bbox_head=dict(reg_max={reg_max}, anchor_generator=dict({anchors}))',
     ]
     if chosen.strides != advice.now.pyramid.strides:
         lines.append('  the neck has to give these levels: start_level, num_outs, in_channels')
-    if bare > advice.limits.bare:
+    if unassigned > advice.limits.unassigned:
         lines.append(
-            '  train_cfg.assigner.with_best_prior=True gives truths that are still without a '
+            '  train_cfg.assigner.with_best_prior=True gives gt boxes that are still without a '
             'positive their best prior; larger images help too'
         )
     idle = [str(s) for s, n in zip(chosen.strides, advice.then.needed.sum(1)) if not n]
@@ -124,8 +132,8 @@ def _level_table(measured: Measured, reg_max: int) -> str:
 
 
 def _size_table(sizes: Sequence[SizeRow]) -> str:
-    rows = [[_range(row), f'{row.truths:,}', _percent(row.bare)] for row in sizes]
-    return _table(['size px', 'truths', 'without a positive'], rows)
+    rows = [[_range(row), f'{row.truths:,}', _percent(row.unassigned)] for row in sizes]
+    return _table(['size px', 'gt boxes', 'without a positive'], rows)
 
 
 def _range(row: SizeRow) -> str:
@@ -137,7 +145,7 @@ def _variant_table(candidates: Sequence[TriedPyramid], chosen: TriedPyramid) -> 
         [
             ' '.join(map(str, each.pyramid.strides)),
             f'{each.pyramid.scale:g}',
-            _percent(each.bare),
+            _percent(each.unassigned),
             str(each.reg_max),
             f'{each.cells:.2f}',
             '<- suggested' if each == chosen else '',

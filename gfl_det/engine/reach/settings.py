@@ -1,4 +1,4 @@
-"""What a config says of priors and their assignment."""
+"""Settings of a config that concern priors and their assignment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULTS = dict(strides=(8, 16, 32, 64, 128), anchor_scale=8.0, reg_max=MOST, to
 
 
 def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
-    """Strides, anchor scale, reg_max and padding of the first head with one prior a cell.
+    """Strides, anchor scale, reg_max and padding of the first head with one prior per cell.
 
     Args:
         model: Of a config.
@@ -29,7 +29,7 @@ def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
             continue
         generator = TASK_UTILS.build(dict(anchors))
         if not hasattr(generator, 'base_anchors') or set(generator.num_base_priors) != {1}:
-            break  # points, or several priors a cell
+            break  # points, or several priors per cell
         if generator.center_offset:
             raise ConfigError(
                 f'{name} moves its priors by center_offset={generator.center_offset}, which is not '
@@ -44,7 +44,7 @@ def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
         found = dict(strides=strides, anchor_scale=scales.pop(), pad=pad)
         return dict(found, reg_max=node.get('reg_max', DEFAULTS['reg_max']))
     raise ConfigError(
-        f'{name} has no head with one square prior a cell: put ours in by gfl-det swap-head first.'
+        f'{name} has no head with one square prior per cell: put ours in with gfl-det swap-head.'
     )
 
 

@@ -1,1 +1,1 @@
-"""Does a config learn eight pictures by heart? If not, or if it should not: which part is wrong."""
+"""Overfit check: can a config fit eight pictures? If not, the findings say which part is wrong."""

@@ -1,4 +1,4 @@
-"""A few pictures of the training set, as the pipeline gives them, and their truths as arrays."""
+"""A few pictures of the training set, as the pipeline gives them, and their gt boxes as arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gfl_det.registry import DATASETS
 
 TRIES = 20  # pictures looked at for each one that is wanted
 
-Batch = dict[str, Any]  # inputs: uint8 pictures; data_samples: their truths
+Batch = dict[str, Any]  # inputs: uint8 pictures; data_samples: their gt boxes
 
 
 class Examples(NamedTuple):

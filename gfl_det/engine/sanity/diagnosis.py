@@ -1,4 +1,4 @@
-"""From losses, AP and what the data itself says to the part that looks wrong. Pure."""
+"""Diagnosis of an overfit check: losses, AP and the data point to the part that looks wrong."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def suspects_of_curve(
     if rate is not None:
         return [rate]
     if curve.scores is None:
-        return [Suspect('model', 'the losses are no numbers, whatever the learning rate')]
+        return [Suspect('model', 'the losses are NaN or infinite, whatever the learning rate')]
     ap, any_class = curve.scores
     if any_class >= GOAL_AP > ap:
         reason = f'boxes are found (AP {any_class:.2f} whatever the class) but classes are not'
@@ -86,7 +86,7 @@ def _first_step(losses: dict[str, float]) -> Suspect:
     wrong = [name for name, value in losses.items() if not math.isfinite(value) and name != 'loss']
     name = wrong[0] if wrong else 'loss'
     part: Part = 'boxes' if any(term in name for term in BOX_TERMS) else 'labels'
-    return Suspect(part, f'{name} is no number in the first step already')
+    return Suspect(part, f'{name} is NaN or infinite in the first step already')
 
 
 def _suspect_rate(

@@ -1,6 +1,6 @@
-"""Do boxes and labels have to do with what is in the pictures? Two permutation tests, NumPy alone.
+"""Permutation tests of whether boxes and labels match the pictures. NumPy alone.
 
-A model learns any eight pictures by heart, with true labels and with shuffled ones. What tells them
+A model overfits any eight pictures, with true labels and with shuffled ones. What tells them
 apart is in the pictures: true boxes lie along edges in their own picture, more than the same boxes
 laid over other pictures do, and boxes of one class resemble each other in size, shape or colour.
 """

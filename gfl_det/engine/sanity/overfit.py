@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 class OverfitCurve(NamedTuple):
     """What became of a training."""
 
-    losses: list[dict[str, float]]  # a step, before it; `loss` is their sum
+    losses: list[dict[str, float]]  # per step, before it; `loss` is their sum
     scores: Scores | None  # None where a loss was not finite
     moved: float  # length of the way the weights went over their own length
     rate: float  # the largest learning rate
@@ -56,7 +56,7 @@ class OverfitCurve(NamedTuple):
 
     @property
     def reached(self) -> bool:
-        """Whether the batch was learnt by heart."""
+        """Whether the batch was overfitted."""
         return (
             self.finite
             and self.fall >= GOAL_FALL
@@ -75,7 +75,7 @@ def overfit(
 ) -> OverfitCurve:
     """Train a fresh model on one batch, with the config's optimizer.
 
-    The rate warms up, and falls in the last part. It ends early when the batch is known by heart.
+    The rate warms up, and falls in the last part. It ends early once the batch is overfitted.
 
     Args:
         cfg: The config, in whose default scope this is called.

@@ -1,4 +1,4 @@
-"""What a training leaves behind and goes on from: whole files, exact states, the order of data."""
+"""Files and states from which a training resumes exactly: checkpoints, generators, data order."""
 
 from gfl_det.engine.amp import ShardedDataParallel
 from gfl_det.engine.training.checkpoints import (

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole with a checksum, and which of them a training can go on from."""
+"""Checkpoint files: written whole with a checksum, and chosen when a training resumes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def outline(path: Path) -> Candidate | None:
     """Look at what a checkpoint says of itself, without reading its tensors.
 
     Returns:
-        None for a file of weights alone, which is no training to go on with.
+        None for a file of weights alone, with which no training can go on.
     """
     try:
         checkpoint = load_file(str(path), 'cpu', mmap=is_archive(path))

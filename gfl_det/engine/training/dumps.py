@@ -32,7 +32,7 @@ class DumpedStep(NamedTuple):
     Attributes:
         inputs: (B, C, H, W) images as the backbone gets them, normalised and padded; of each
             branch where the batch has branches.
-        samples: the truths of each image, of each branch.
+        samples: the gt boxes of each image, of each branch.
         losses: each term of the loss.
         random: states of the random generators before the pass.
         autocast: the dtype of mixed precision, or None.
@@ -131,7 +131,7 @@ def read_dump(path: AnyPath) -> Dump:
     content = load_file(str(path), 'cpu')
     if content.get('format') != FORMAT or set(FIELDS) - content.keys():
         raise CheckpointError(
-            f'{path} is no step that the loss guard wrote: give a file from the folder non_finite '
+            f'{path} was not written by the loss guard: give a file from the folder non_finite '
             'of a work dir.'
         )
     try:
@@ -160,7 +160,7 @@ def _check(step: DumpedStep) -> None:
 
 
 def _pack(sample: DetDataSample) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Split a sample into the tensors of its truths and its metainfo in plain values."""
+    """Split a sample into the tensors of its gt boxes and its metainfo in plain values."""
     gts = {}
     for name in ('gt_instances', 'ignored_instances'):
         if name in sample:

@@ -49,7 +49,7 @@ def take_weights(checkpoint: dict[str, Any], name: str, kind: Kind | None = None
         CheckpointError: There are no such weights in it.
     """
     if 'state_dict' not in checkpoint:
-        raise CheckpointError(f'{name} is no checkpoint of a training: it has no state_dict.')
+        raise CheckpointError(f'{name} is not a training checkpoint: it has no state_dict.')
     has_averages = AVERAGED in checkpoint
     if kind == 'averaged' and not has_averages:
         raise CheckpointError(

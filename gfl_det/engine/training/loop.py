@@ -1,4 +1,4 @@
-"""mmengine's loop over epochs, able to begin within one."""
+"""mmengine's loop over epochs, able to start within an epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data in an order and with augmentations that a resumed training finds again.
+"""Resumable data order: the same entries and augmentations for a training that resumes.
 
 mmengine seeds each worker process once, so that augmentations depend on how long it has lived, and
 a training that was stopped within an epoch starts that epoch anew. Here a picture's random numbers

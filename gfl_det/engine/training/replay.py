@@ -108,7 +108,7 @@ def same_losses(dump: Dump, result: Replay) -> bool:
 
 
 def report(dump: Dump, result: Replay) -> list[str]:
-    """Describe a repeated step, a line a fact."""
+    """Describe a repeated step, one fact per line."""
     lines = [f'images: {", ".join(map(str, dump.record["image_ids"]))}']
     lines += [
         f'{key}: {float(value):.9g} then, {float(result.losses[key]):.9g} now'

@@ -1,4 +1,4 @@
-"""From maps to candidates and detections with shapes that do not depend on values.
+"""Candidates and detections from a head's maps, with shapes that do not depend on values.
 
 What :mod:`..heads.candidates` and :mod:`..heads.prediction` choose by indexing, done with constant
 numbers of candidates and masks: a graph for another runtime, which may want k of a top-k to be

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: JSON under one key of its metadata."""
+"""The description in an exported file: JSON under one key of its metadata."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ class Description:
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f'{source} describes itself in no JSON: export it again.') from error
+            raise DataError(
+                f'{source} has a description that is not JSON: export it again.'
+            ) from error
         if not isinstance(content, dict) or content.pop('format', None) != FORMAT:
             content = content if isinstance(content, dict) else {}
             raise DataError(

@@ -39,7 +39,7 @@ class Intervals(NamedTuple):
     """What the intervals from ``edge_low`` to ``edge_high`` are."""
 
     level: float  # share of an edge's distribution that they hold, in (0, 1)
-    factor: float | tuple[float, ...]  # that stretches them about their medians, or one a side
+    factor: float | tuple[float, ...]  # that stretches them about their medians, or one per side
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a detector to an ONNX file by torch's exporter."""
+"""ONNX files of a detector, written by torch's exporter."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def require(name: str) -> ModuleType:
 STRIDE = 32  # an input's sides are multiples of it, whatever the config pads to
 # Of test_cfg, what a runtime needs to suppress by itself.
 KEPT = ('score_thr', 'nms_pre', 'nms', 'min_bbox_size', 'max_per_img')
-DECODING = 'decoding'  # where nodes are from that are no part of a module
+DECODING = 'decoding'  # where nodes come from that belong to no module
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ def check_size(size: tuple[int, int], what: str) -> None:
         what: the option that says it, for the message.
 
     Raises:
-        ConfigError: a side is no positive multiple of ``STRIDE``.
+        ConfigError: a side is not a positive multiple of ``STRIDE``.
     """
     if min(size) <= 0 or any(side % STRIDE for side in size):
         near = ' '.join(str(max(round(side / STRIDE), 1) * STRIDE) for side in size)
         raise ConfigError(
-            f'The {what} {size[0]} {size[1]} is no pair of positive multiples of {STRIDE}: take '
+            f'The {what} {size[0]} {size[1]} is not a pair of positive multiples of {STRIDE}: take '
             f'{near}.'
         )
 

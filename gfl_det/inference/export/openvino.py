@@ -42,7 +42,7 @@ class OpenVINODetector(ExportedDetector):
             model = openvino.Core().read_model(os.fspath(path))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise DataError(f'{path} is no model that OpenVINO reads: {reason}') from error
+            raise DataError(f'{path} is not a model that OpenVINO reads: {reason}') from error
         text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
         super().__init__(Description.from_json(text, os.fspath(path)))
         # Without the hint OpenVINO computes in bfloat16 where the processor can.

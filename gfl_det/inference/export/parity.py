@@ -1,4 +1,4 @@
-"""Does an exported file give what torch gives?"""
+"""Parity of an exported file with torch on the same pictures."""
 
 from __future__ import annotations
 

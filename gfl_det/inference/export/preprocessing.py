@@ -1,4 +1,4 @@
-"""From a picture to a network's input as a config's test pipeline makes it, without the config.
+"""Preprocessing of a picture as a config's test pipeline does it, without the config.
 
 A dozen numbers, which travel in the exported file. The arithmetic is that of mmcv's ``Resize`` and
 mmengine's ``ImgDataPreprocessor``, so that the inputs are the same bits.

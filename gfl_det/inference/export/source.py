@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a detector that can be exported, or one sentence why not."""
+"""Detectors for export, from a config and a checkpoint, or one sentence why not."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _score_calibrator(path: str | None) -> DetectionCalibrator | None:
 
     Raises:
         ConfigError: it ranks detections by their neighbours, which no graph does.
-        DataError: the file is no calibrator.
+        DataError: the file is not a calibrator.
     """
     found = load_any_calibrator(path) if path else None
     if isinstance(found, DistributionCalibrator):

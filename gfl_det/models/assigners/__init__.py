@@ -1,4 +1,4 @@
-"""Which priors answer for which gt."""
+"""Assigners: which priors are trained for which gt."""
 
 from gfl_det.models.assigners.atss import ATSSAssigner
 

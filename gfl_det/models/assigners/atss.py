@@ -30,7 +30,7 @@ class ATSSAssigner(BaseAssigner):
     signature and result for all others.
 
     Args:
-        topk: candidates a level for each gt, k in the paper.
+        topk: candidates per level for each gt, k in the paper.
         alpha: share of IoU in DDOD's dynamic cost ``score^(1 - alpha) * IoU^alpha``; None: IoU
             between prior and gt alone.
         iou_calculator: mmdet's config of the overlap.

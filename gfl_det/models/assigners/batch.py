@@ -26,7 +26,7 @@ from gfl_det.ops.boxes import box_centres
 
 
 class PriorLevels(NamedTuple):
-    """A pyramid's priors, one a cell, as far as they are known before any image."""
+    """A pyramid's priors, one per cell, as far as they are known before any image."""
 
     generator: AnchorGenerator
     base: list[list[float]]  # per level xyxy px, the prior of cell (0, 0)
@@ -34,7 +34,7 @@ class PriorLevels(NamedTuple):
 
     @classmethod
     def of(cls, generator: AnchorGenerator) -> PriorLevels:
-        """The priors that a generator with one prior a cell makes."""
+        """The priors that a generator with one prior per cell makes."""
         base = torch.cat(list(generator.base_anchors)).tolist()
         return cls(generator, base, list(generator.strides))
 

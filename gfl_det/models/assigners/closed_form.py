@@ -160,7 +160,7 @@ def positive_mask(candidates: NearestPriors) -> Tensor:
         ``(T, K)`` bool.
     """
     is_inside = candidates.margin > MIN_INSIDE_PX
-    # A gt so large that its IoU rounds to 0 has all candidates equal, and is no object.
+    # A gt so large that its IoU rounds to 0 has all candidates equal, and is not a real object.
     is_object = candidates.iou > 0
     return is_object & (candidates.iou >= adaptive_threshold(candidates)) & is_inside
 
@@ -206,7 +206,7 @@ def choose_free(needy: Tensor, overlap: Tensor, prior: Tensor, taken: Tensor) ->
     Args:
         needy: ``(T,)`` bool, the gts that choose.
         overlap: ``(T, K)`` float32 of their candidates, in order of distance within a level; one
-            that is not above 0 is no choice.
+            not above 0 cannot be chosen.
         prior: ``(T, K)`` int64.
         taken: ``(P,)`` bool, priors that are not free; ``prior`` is below P.
 

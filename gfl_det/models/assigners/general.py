@@ -1,6 +1,6 @@
 """ATSS for priors of any kind, by distance to each of them; memory is bounded by chunks of gts.
 
-The same rule as :mod:`.closed_form`. Only the k nearest priors a level get an overlap, so that no
+The same rule as :mod:`.closed_form`. Only the k nearest priors per level get an overlap, so that no
 matrix of all priors against all gts is kept.
 """
 
@@ -67,7 +67,7 @@ def assign(
         num_level_priors: priors of each level.
         gts: ``(T, 4)`` xyxy px.
         overlap_of: IoU, or another measure in [0, 1], of the named pairs.
-        k: candidates a level.
+        k: candidates per level.
         ignored: ``(P,)`` bool, priors chosen last.
 
     Returns:

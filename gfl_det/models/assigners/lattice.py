@@ -120,7 +120,7 @@ def fit_lattice(priors: Tensor, num_level_priors: Sequence[int]) -> Lattice | No
         num_level_priors: priors of each level.
 
     Returns:
-        The lattice with every cell valid, or None if a level is anything else (several priors a
+        The lattice with every cell valid, or None if a level is anything else (several priors per
         cell, a gap, uneven steps, boxes of several sizes).
     """
     bases, strides, sizes = [], [], []

@@ -1,4 +1,4 @@
-"""Detectors that mmdet has no fitting one for."""
+"""Detectors that mmdet lacks."""
 
 from gfl_det.models.detectors.distillation import KnowledgeDistillationDetector
 from gfl_det.models.detectors.nanodet_plus import NanoDetPlus

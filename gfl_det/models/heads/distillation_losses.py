@@ -1,4 +1,4 @@
-"""From a teacher's maps to the losses of distillation, on tensors.
+"""The losses of distillation from a teacher's maps, on tensors.
 
 Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022. All of them are
 means: over processes, images and positives (or cells of the region), with the weights that the box
@@ -175,7 +175,7 @@ def valuable_region(
         sizes: per level, rows and columns.
         gts: ``(T, 4)`` xyxy px.
         image: ``(T,)`` int64, the gt's image.
-        k: candidates a level that ATSS's threshold is made of.
+        k: candidates per level that ATSS's threshold is made of.
 
     Returns:
         Per level ``(B, H, W)``: the largest IoU of the prior with a gt in whose region it lies,

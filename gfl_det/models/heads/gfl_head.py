@@ -102,14 +102,14 @@ class GFLHead(AnchorHead):
         bbox_coder: must be a DistancePointBBoxCoder.
         reg_max: the last bin of an edge's distribution; an edge reaches so many strides.
         init_cfg: initialisation.
-        anchor_generator: config of the priors, one a cell.
+        anchor_generator: config of the priors, one per cell.
         loss_cls: config of the class loss: a QualityFocalLoss, or another of ours with sigmoids
             (see ``loss_dfl``).
         loss_bbox: config of the box loss, of the IoU family.
         **kwargs: of mmdet's ``AnchorHead``: feat_channels, train_cfg, test_cfg.
 
     Raises:
-        ConfigError: several priors a cell, oblong strides, another coder, class loss or sampler.
+        ConfigError: several priors per cell, oblong strides, another coder, class loss or sampler.
     """
 
     # Called with the assignment of every batch that is trained on, where a hook wants it.
@@ -182,7 +182,7 @@ class GFLHead(AnchorHead):
     def _init_layers(self) -> None:
         if set(self.prior_generator.num_base_priors) != {1}:
             raise ConfigError(
-                'GFLHead has one prior a cell: give anchor_generator one ratio and one scale'
+                'GFLHead has one prior per cell: give anchor_generator one ratio and one scale'
             )
         self.priors = PriorLevels.of(self.prior_generator)
         # mmdet adds a background channel where loss_cls lacks use_sigmoid=True; none is needed.

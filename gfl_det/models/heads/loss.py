@@ -1,4 +1,4 @@
-"""From an assignment and a head's maps to its three losses.
+"""The three losses of a head, from an assignment and the head's maps.
 
 The head (:mod:`.gfl_head`) knows configs and modules; here are tensors. Two tuples pass through:
 :class:`..assigners.batch.BatchAssignment` says which prior answers for which gt, and

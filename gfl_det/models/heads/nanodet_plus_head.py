@@ -38,7 +38,7 @@ class NanoDetPlusHead(GFLHead):
         norm_cfg: config of the towers' norms.
         act_cfg: config of the towers' activations.
         reg_max: the last bin of an edge's distribution.
-        anchor_generator: config of the priors, one a cell, with a stride for each level.
+        anchor_generator: config of the priors, one per cell, with a stride for each level.
         **kwargs: of :class:`GFLHead`.
 
     Raises:

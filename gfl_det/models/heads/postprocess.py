@@ -1,4 +1,4 @@
-"""From class and edge logits to detections: candidates, their boxes, suppression.
+"""Detections from class and edge logits: candidates, their boxes, suppression.
 
 :func:`find_candidates` takes the best pairs of cell and class, :class:`Decoder` turns their edge
 logits into boxes, and :func:`detect` decodes few, suppresses in order of score and keeps the best.
@@ -271,7 +271,7 @@ def detect(
         config: test config with ``nms`` (None: sort only), ``max_per_img`` (not positive: all),
             ``with_uncertainty``, ``with_distribution`` and ``interval_level``.
         with_nms: False gives all candidates.
-        interval_factor: stretches the edges' intervals; one, or one a side.
+        interval_factor: stretches the edges' intervals; one, or one per side.
 
     Returns:
         Per image ``bboxes``, ``scores``, ``labels`` and what was asked for (see

@@ -322,7 +322,7 @@ def automatic_gamma(p0: float) -> float:
 def focal_to_posterior(scores: Tensor, gamma: float) -> Tensor:
     """The probability at which sigmoid focal loss is least at a score: what the score means.
 
-    Focal loss without alpha, and with a gradient in its weight, is no proper loss: its optimum lies
+    Focal loss without alpha, with a gradient in its weight, is not a proper loss: its optimum lies
     nearer to .5 than the chance. This undoes it in closed form.
 
     Args:

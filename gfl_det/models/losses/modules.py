@@ -106,7 +106,7 @@ class QualityFocalLoss(nn.Module):
         super().__init__()
         if not use_sigmoid:
             raise ValueError(
-                'QualityFocalLoss has one score a class: leave use_sigmoid=True, and set '
+                'QualityFocalLoss has one score per class: leave use_sigmoid=True, and set '
                 'activated=True if the input is probabilities'
             )
         self.use_sigmoid = use_sigmoid

@@ -30,7 +30,7 @@ class ScoreLoss(nn.Module):
     """What the losses below share: targets, weights and the reduction.
 
     Args:
-        use_sigmoid: scores are sigmoids, one a class, and not a softmax.
+        use_sigmoid: scores are sigmoids, one per class, and not a softmax.
         reduction: 'none', 'mean' or 'sum'.
         loss_weight: factor of the result.
     """
@@ -145,7 +145,7 @@ class FocalLoss(ScoreLoss):
     ``gammas=(5, 3), thresholds=(0.2,)``.
 
     Args:
-        use_sigmoid: scores are sigmoids, one a class, and not a softmax.
+        use_sigmoid: scores are sigmoids, one per class, and not a softmax.
         gamma: focusing parameter, at least 0.
         alpha: weight of positives with sigmoids, against 1 - alpha of negatives; None for no
             weights, as in Quality Focal Loss.
@@ -231,7 +231,7 @@ class InverseFocalLoss(ScoreLoss):
     up to 1.5 there is one.
 
     Args:
-        use_sigmoid: scores are sigmoids, one a class, and not a softmax.
+        use_sigmoid: scores are sigmoids, one per class, and not a softmax.
         gamma: at least 0; at most 3.59 with a gradient in the weight.
         reduction: 'none', 'mean' or 'sum'.
         loss_weight: factor of the result.
@@ -285,7 +285,7 @@ class BrierLoss(ScoreLoss):
     """Brier score: the squared distance to the label, with a softmax summed over classes.
 
     Args:
-        use_sigmoid: scores are sigmoids, one a class, and not a softmax.
+        use_sigmoid: scores are sigmoids, one per class, and not a softmax.
         reduction: 'none', 'mean' or 'sum'.
         loss_weight: factor of the result.
     """
@@ -302,7 +302,7 @@ class LabelSmoothingLoss(ScoreLoss):
     """Cross entropy, or Quality Focal Loss, against smoothed targets.
 
     Args:
-        use_sigmoid: scores are sigmoids, one a class, and not a softmax; only positives' targets
+        use_sigmoid: scores are sigmoids, one per class, and not a softmax; only positives' targets
             are smoothed then.
         smoothing: part of the target that is spread evenly, in [0, 1).
         reduction: 'none', 'mean' or 'sum'.
@@ -344,7 +344,7 @@ class MMCELoss(ScoreLoss):
     qualities. Its memory grows with the square of the samples, at most 1024 with sigmoids.
 
     Args:
-        use_sigmoid: scores are sigmoids, one a class, and not a softmax.
+        use_sigmoid: scores are sigmoids, one per class, and not a softmax.
         mmce_weight: factor of the error beside the mean loss (times N for a sum).
         reduction: 'mean' or 'sum'.
         loss_weight: factor of the result.
@@ -444,7 +444,7 @@ class VarifocalLoss(ScoreLoss):
         loss_weight: float = 1.0,
     ) -> None:
         if not use_sigmoid:
-            raise ValueError('VarifocalLoss has one score a class: leave use_sigmoid=True')
+            raise ValueError('VarifocalLoss has one score per class: leave use_sigmoid=True')
         if not (alpha >= 0 and gamma >= 0):
             raise ValueError(
                 f'alpha and gamma of VarifocalLoss are at least 0, not {alpha!r} and {gamma!r}'

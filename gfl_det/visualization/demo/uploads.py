@@ -39,7 +39,7 @@ def decode_upload(content: bytes, limits: UploadLimits) -> np.ndarray:
         raise DataError(too_large(limits))
     header = header_of(content, FORMATS)
     if header is None:
-        raise DataError(f'This file is no image: send {", ".join(FORMATS)}.')
+        raise DataError(f'This file is not an image: send {", ".join(FORMATS)}.')
     if header.pixels > limits.max_pixels:
         raise DataError(
             f'This image has {header.pixels / 1e6:,.3g} megapixels: send one of at most '

@@ -45,7 +45,7 @@ def analyse(data: ReportData, show_progress: bool = False) -> Analysis:
     """Work all sections out but the pictures.
 
     Args:
-        data: truths and detections.
+        data: gt boxes and detections.
         show_progress: on standard error.
     """
     gts, found = data.truths, data.detections
@@ -116,7 +116,7 @@ def _table(ap: np.ndarray, recall: np.ndarray) -> list[list[Any]]:
 
 
 def _per_class(truths: Truths, table: CocoSummary, cuts: F1Cuts) -> list[list[Any]]:
-    """Of each class: truths, AP, AP50, AP75, AP by size, and the best F1 with its cut."""
+    """Per class: gt boxes, AP, AP50, AP75, AP by size, and the best F1 with its cut."""
     best = np.stack(cuts[:4], axis=1)[1:]
     rows = zip(truths.counts().tolist(), table.ap_by_class, table.ap_by_class_size, best)
     return [[number, *ap, *sizes, *cut] for number, ap, sizes, cut in rows]
@@ -202,9 +202,9 @@ def _training(data: ReportData) -> dict[str, Any] | None:
 
 
 def _images(names: Sequence[str], judged: ImageErrors, truths: Truths) -> list[list[Any]]:
-    """Of each image: name, quality, truths, true positives; kind, class, number of errors; classes.
+    """Per image: name, quality, gt boxes, true positives; errors by kind and class; classes.
 
-    The last are the classes of its truths.
+    The last are the classes of its gt boxes.
     """
     counts, classes = judged.counts, len(truths.class_names)
     starts = np.searchsorted(counts[:, 0], np.arange(len(names) + 1))

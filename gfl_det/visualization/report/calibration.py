@@ -1,4 +1,4 @@
-"""What calibration does, to look at: reliability diagrams, histograms, metrics, thresholds."""
+"""The calibration part of a report: reliability diagrams, histograms, metrics, thresholds."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class CalibratorCuts(NamedTuple):
 def judge_cuts(
     calibrator: FittedCalibrator, detections: Detections, calibrated: Detections, truths: Truths
 ) -> CalibratorCuts:
-    """Judge the cuts of a calibrator, beside those that only who knows the truths could choose.
+    """Judge the cuts of a calibrator, beside the best ones, for which gt boxes must be known.
 
     Args:
-        calibrator: with the classes of the truths, in their order.
+        calibrator: with the classes of the gt boxes, in their order.
         detections: with raw scores.
         calibrated: the same with calibrated ones.
         truths: of the same images.
@@ -77,7 +77,7 @@ def write_report(
     """Write ``reliability.png``, ``classes.png`` and ``report.html``, which holds both.
 
     Args:
-        calibrator: with the classes of the truths, in their order.
+        calibrator: with the classes of the gt boxes, in their order.
         detections: with raw scores.
         calibrated: ``(N,)`` their calibrated scores.
         truths: of the same images, which the calibrator has not seen.
@@ -171,7 +171,7 @@ def _page(
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Calibration</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<style>{STYLE}</style><h1>Calibration</h1>'
-        f'<p>{len(truths.image_ids)} images, {len(truths.label)} truths, '
+        f'<p>{len(truths.image_ids)} images, {len(truths.label)} gt boxes, '
         f'{number} detections. Scores are compared with the IoU of their boxes; '
         'a false one has 0.</p>'
         f'{_table(["", *(side.name for side in sides)], metrics)}'

@@ -33,7 +33,7 @@ class CocoSummary(NamedTuple):
 class F1Cuts(NamedTuple):
     """The best F1 at IoU .5, of each class and, in row 0, of all detections together."""
 
-    f1: np.ndarray  # (K + 1,) NaN without truths
+    f1: np.ndarray  # (K + 1,) NaN without gt boxes
     threshold: np.ndarray  # (K + 1,) keep scores of at least this; NaN where nothing is right
     precision: np.ndarray  # (K + 1,)
     recall: np.ndarray  # (K + 1,)

@@ -1,4 +1,4 @@
-"""What a report is made of, whether it comes from files or from a detector that was run."""
+"""The data of a report, whether it comes from files or from a detector that was run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EdgeLogits(NamedTuple):
 
 
 class ReportData(NamedTuple):
-    """Truths and N detections of a data set, and what else is known of them."""
+    """Ground truth and N detections of a data set, and what else is known of them."""
 
     title: str
     facts: list[tuple[str, str]]  # where the numbers come from
@@ -76,7 +76,7 @@ class ReportData(NamedTuple):
 
 
 def box_areas(dataset: dict, truths: Truths) -> np.ndarray:
-    """The areas ``(M,)`` of truths in px: as annotated, else of the boxes.
+    """The areas ``(M,)`` of gt boxes in px: as annotated, else of the boxes.
 
     Args:
         dataset: the parsed annotation file.
@@ -90,6 +90,6 @@ def box_areas(dataset: dict, truths: Truths) -> np.ndarray:
 
 
 def file_names(dataset: dict, truths: Truths) -> list[str]:
-    """The image files' names in the order of the truths' images; ids where they have none."""
+    """The image files' names in the order of the annotated images; ids where they have none."""
     names = {each['id']: str(each.get('file_name') or each['id']) for each in dataset['images']}
     return [names[image_id] for image_id in truths.image_ids]

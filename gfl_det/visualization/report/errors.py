@@ -1,16 +1,16 @@
-"""Why detections are wrong: one of six kinds each, and what AP each kind costs.
+"""Errors of detections, each of one of six kinds, and what AP each kind costs.
 
 Source: Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020,
 section 2. IoU thresholds: `tau`, what a match needs, and `background`, below which a box lies on
 nothing. A false detection is, in this order, the first that holds:
 
-- localisation: it lies on a truth of its class, at an IoU in [background, tau);
-- class: it lies on a truth of another class, at an IoU of tau or more;
-- duplicate: it lies on a truth of its class at tau or more, which a better one has taken;
-- background: it lies on no truth at all;
-- both: what is left, on a truth of another class at an IoU in [background, tau).
+- localisation: it lies on a gt box of its class, at an IoU in [background, tau);
+- class: it lies on a gt box of another class, at an IoU of tau or more;
+- duplicate: it lies on a gt box of its class at tau or more, which a better one has taken;
+- background: it lies on no gt box at all;
+- both: what is left, on a gt box of another class at an IoU in [background, tau).
 
-A truth that no detection found, and no class or localisation error lies on, is missed.
+A gt box that no detection found, and no class or localisation error lies on, is missed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Pairs(NamedTuple):
 
 
 def pairs_in_images(detections: Detections, truths: Truths) -> Iterator[Pairs]:
-    """All pairs of a detection and a truth of one image that overlap, crowds apart.
+    """All pairs of a detection and a gt box of one image that overlap, crowds apart.
 
     Yields:
         The pairs of whole images at a time, so that memory does not grow with the data set.
@@ -78,11 +78,11 @@ class Errors(NamedTuple):
     found: Matches
     kind: np.ndarray  # (N,) int64, index into KINDS or NO_ERROR
     truth: np.ndarray  # (N,) int64, that a localisation, class or both error lies on; else -1
-    missed: np.ndarray  # (M,) bool, truths
+    missed: np.ndarray  # (M,) bool, gt boxes
 
 
 class Nearest(NamedTuple):
-    """The truths that N detections overlap most, crowds apart; IoU 0 and index -1 without any."""
+    """The gt boxes that N detections overlap most, crowds apart; IoU 0 and index -1 without any."""
 
     own_iou: np.ndarray  # (N,) of the detection's class
     own: np.ndarray  # (N,) int64
@@ -131,7 +131,7 @@ def find_errors(
 
 
 def nearest(detections: Detections, truths: Truths) -> Nearest:
-    """The truths of its image that each detection overlaps most; the last one at a tie."""
+    """The gt boxes of its image that each detection overlaps most; the last one at a tie."""
     number = len(detections.scores)
     near = Nearest(np.zeros(number), np.full(number, -1), np.zeros(number), np.full(number, -1))
     for pairs in pairs_in_images(detections, truths):
@@ -142,7 +142,7 @@ def nearest(detections: Detections, truths: Truths) -> Nearest:
 
 
 def _keep_best(best: np.ndarray, which: np.ndarray, pairs: Pairs) -> None:
-    """Write the largest IoU of each detection, and its truth, in place."""
+    """Write the largest IoU of each detection, and its gt box, in place."""
     order = np.lexsort((pairs.truth, pairs.iou, pairs.detection))  # a detection's best comes last
     pairs = pairs.take(order)
     best[pairs.detection] = pairs.iou
@@ -152,9 +152,9 @@ def _keep_best(best: np.ndarray, which: np.ndarray, pairs: Pairs) -> None:
 def oracle_gains(errors: Errors, truths: Truths) -> dict[str, float]:
     """By how much AP at tau would rise if all errors of one kind were mended and no other.
 
-    A localisation or class error becomes right if its truth was not found and no better error of
+    A localisation or class error becomes right if its gt box was not found and no better error of
     its kind lies there; else it is taken away, as are both, duplicate and background errors. Missed
-    truths are not asked for.
+    gt boxes are not asked for.
 
     Returns:
         For each of `KINDS`, and for all false positives and all false negatives, the gain in AP, a
@@ -183,7 +183,7 @@ def oracle_gains(errors: Errors, truths: Truths) -> dict[str, float]:
 
 
 def _mendable(errors: Errors, kind: int, num_truths: int) -> np.ndarray:
-    """Rows of the best error of a kind on each truth that was not found."""
+    """Rows of the best error of a kind on each gt box that was not found."""
     taken = np.zeros(num_truths, bool)
     taken[errors.found.truth[errors.found.state == TRUE]] = True
     rows = np.flatnonzero(errors.kind == kind)
@@ -194,7 +194,7 @@ def _mendable(errors: Errors, kind: int, num_truths: int) -> np.ndarray:
 
 
 def _mean_precision(found: Matches, present: np.ndarray) -> float:
-    """AP over the classes that have truths; one whose truths were all taken away has 0."""
+    """AP over the classes that have gt boxes; one whose gt boxes were all taken away has 0."""
     order = np.lexsort((-found.scores, found.label))
     found = found._replace(
         label=found.label[order], scores=found.scores[order], state=found.state[order]
@@ -204,12 +204,12 @@ def _mean_precision(found: Matches, present: np.ndarray) -> float:
 
 
 def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> np.ndarray:
-    """Count truths against detections.
+    """Count gt boxes against detections.
 
-    Detections that match a truth of their class, as COCO matches them, come first, so the diagonal
+    Detections that match a gt box of their class, as COCO matches them, come first, so the diagonal
     holds the true positives of the other numbers. Then the others, by descending score, take the
-    free truth of another class with the largest IoU of at least tau. What is left over is a
-    detection of nothing, or a truth that nothing found. Crowds, and detections in them, do not
+    free gt box of another class with the largest IoU of at least tau. What is left over is a
+    detection of nothing, or a gt box that nothing found. Crowds, and detections in them, do not
     count.
 
     Args:
@@ -242,7 +242,7 @@ def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> 
 
 
 def _pair_off(pairs: Pairs, scores: np.ndarray, free: np.ndarray, partner: np.ndarray) -> None:
-    """Give detections free truths, the best score and then the best IoU first, in place."""
+    """Give detections free gt boxes, the best score and then the best IoU first, in place."""
     pairs = pairs.take(np.lexsort((pairs.detection, -pairs.iou, -scores[pairs.detection])))
     for detection, gt in zip(pairs.detection.tolist(), pairs.truth.tolist()):
         if free[gt] and partner[detection] < 0:

@@ -56,7 +56,7 @@ MAX_DRAWN = 60  # detections of an image, the best
 def draw_gallery(
     data: ReportData, analysis: Analysis, limit: int, show_progress: bool = False
 ) -> list[dict[str, Any]]:
-    """Draw images that are worth a look, truth and detections apart.
+    """Draw images that are worth a look, ground truth and detections apart.
 
     Images that cannot be read are named on standard error and left out.
 
@@ -115,7 +115,7 @@ def _entry(data: ReportData, analysis: Analysis, image: int) -> dict[str, Any]:
 
 
 def _boxes_of_errors(data: ReportData, analysis: Analysis, image: int) -> list[list[Any]]:
-    """Kind, class, box (xywh px) and score of each error of an image; a missed truth has none."""
+    """Kind, class, box (xywh px) and score of each error of an image; a missed gt box has none."""
     errors: Errors = analysis.errors
     rows = analysis.kept[errors.found.row]
     wrong = np.flatnonzero((errors.kind != NO_ERROR) & (data.detections.image[rows] == image))

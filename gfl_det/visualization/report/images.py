@@ -1,4 +1,4 @@
-"""How good each image is, which errors it has, and which images to show."""
+"""Images of a report: how good each one is, which errors it has, and which to show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gfl_det.visualization.report.errors import KINDS, MISSED, NO_ERROR, Errors
 class ImageErrors(NamedTuple):
     """Of each of I images, at the score that detections were cut at."""
 
-    quality: np.ndarray  # (I,) 1 - LRP in [0, 1]; NaN without truths and detections
+    quality: np.ndarray  # (I,) 1 - LRP in [0, 1]; NaN without gt boxes and detections
     counts: np.ndarray  # (E, 4) int64: image, kind, class, number, sorted; no zeros
     truths: np.ndarray  # (I,) without crowds
     right: np.ndarray  # (I,) true positives
@@ -25,7 +25,7 @@ class ImageErrors(NamedTuple):
 def judge_images(errors: Errors, image_of: np.ndarray, truths: Truths) -> ImageErrors:
     """Judge each image by itself.
 
-    Its quality is 1 - LRP (Oksuz et al., TPAMI 2021) over all classes: 1 if every truth is found
+    Its quality is 1 - LRP (Oksuz et al., TPAMI 2021) over all classes: 1 if every gt box is found
     exactly and nothing else, 0 if nothing is right.
 
     Args:
@@ -92,7 +92,7 @@ def _with_new_errors(counts: np.ndarray, chosen: Collection[int]) -> Iterator[in
 
 
 def _count(errors: Errors, image: np.ndarray, truths: Truths) -> np.ndarray:
-    """Errors by image, kind and class: of a detection its own class, of a missed truth that."""
+    """Errors by image, kind and class: of a detection its own class, of a missed gt box that."""
     classes = len(truths.category_ids)
     wrong = errors.kind != NO_ERROR
     missed = errors.missed

@@ -1,4 +1,4 @@
-"""From numbers to one HTML file that needs nothing else."""
+"""The HTML file of a report, which needs no other file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 PAGE = Path(__file__).parent / 'page'
-DIGITS = 4  # significant ones of numbers that are no counts
+DIGITS = 4  # significant ones; counts keep all of theirs
 SCRIPTS = ('charts.js', 'sections.js', 'images.js', 'report.js')
 
 
@@ -43,7 +43,7 @@ def embed(values: Any) -> str:
 
 
 def plain(values: Any) -> Any:
-    """Arrays as lists, floats rounded to `DIGITS`, what is no finite number as None."""
+    """Arrays as lists, floats rounded to `DIGITS`, what is not a finite number as None."""
     if isinstance(values, dict):
         return {str(key): plain(value) for key, value in values.items()}
     if isinstance(values, np.ndarray):

@@ -35,7 +35,7 @@ def scalar_files(work_dir: Path) -> list[Path]:
 def read_curves(files: Sequence[Path]) -> Curves:
     """Read the scalars of one training; of a step that was done twice the last counts.
 
-    Lines that are no JSON, as the last one of a run that was killed, are left out.
+    Lines that are not JSON, as the last one of a run that was killed, are left out.
     """
     training: dict[str, dict[float, float]] = {}
     validation: dict[str, dict[float, float]] = {}

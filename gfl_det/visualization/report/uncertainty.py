@@ -1,4 +1,4 @@
-"""The predicted deviation of edges against how far they are from the true ones."""
+"""The predicted deviation of edges against their distance from the gt edges."""
 
 from __future__ import annotations
 

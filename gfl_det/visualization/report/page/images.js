@@ -29,11 +29,11 @@ function images(data, label, state) {
   more.addEventListener('click', add);
   add();
   return [
-    make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more. Quality is 1 − LRP of the image: 1 if every truth is found exactly and nothing else. ` +
+    make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more. Quality is 1 − LRP of the image: 1 if every gt box is found exactly and nothing else. ` +
       'Edges are as soft as the head is unsure. Choose a kind or a class to outline its errors.'),
     filters(data, label, state, rows.length, shown.length), cards, more,
     others.length ? make('details', {}, make('summary', {}, `${number(others.length)} images without a picture here`),
-      table([['image'], ['quality', share], ['truths', number], ['found', number], ['errors', number]], others.slice(0, LISTED).map(({row, errors: list}) =>
+      table([['image'], ['quality', share], ['gt boxes', number], ['found', number], ['errors', number]], others.slice(0, LISTED).map(({row, errors: list}) =>
         [row[0], row[1], row[2], row[3], list.filter(fits).reduce((sum, error) => sum + error[2], 0)]), {label: 'Images without a picture'}),
       others.length > LISTED ? make('p', {class: 'hint'}, `and ${number(others.length - LISTED)} more`) : null) : null,
   ];
@@ -59,7 +59,7 @@ function card(data, each, picture, fits, outlined) {
     make('figcaption', {}, title));
   return make('article', {class: 'card'},
     make('h3', {}, `${row[0]} · quality ${share(row[1])} · ${row[3]} of ${row[2]} found`),
-    make('div', {class: 'panels'}, panel('truth', picture.truth, outlined ? outline(data, picture, (error) => error[0] === 5 && fits(error)) : null),
+    make('div', {class: 'panels'}, panel('ground truth', picture.truth, outlined ? outline(data, picture, (error) => error[0] === 5 && fits(error)) : null),
       panel('prediction', picture.found, outlined ? outline(data, picture, fits) : null)),
     make('ul', {class: 'chips'}, chips.length ? chips : make('li', {}, 'no errors')));
 }

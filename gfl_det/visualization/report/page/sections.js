@@ -5,7 +5,7 @@ const grid = Array.from({length: 101}, (_, index) => index / 100);
 const zip = (xs, ys) => xs.map((x, index) => [x, ys[index]]);
 const colour = (index) => `var(--s${index % 5})`;
 const named = (data, label) => (label < 0 ? 'all classes' : data.classes[label]);
-const COLUMNS = ['truths', 'AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large', 'F1', 'threshold', 'precision', 'recall'];
+const COLUMNS = ['gt boxes', 'AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large', 'F1', 'threshold', 'precision', 'recall'];
 
 function summary(data, label) {
   const own = label < 0 ? null : data.per_class[label];
@@ -16,7 +16,7 @@ function summary(data, label) {
   return [
     make('div', {class: 'tiles'}, tile(ap, 'AP'), tile(ap50, 'AP50'), tile(ap75, 'AP75'), tile(cut.f1, 'best F1'),
       tile(cut.threshold, 'at this score'), tile(cut.precision, 'precision there'), tile(cut.recall, 'recall there')),
-    make('h3', {}, 'By size of the truth, all classes'),
+    make('h3', {}, 'By size of the gt box, all classes'),
     table([['size'], ['AP', share], ['AP50', share], ['AP75', share], ['recall', share]], data.ap, {sorted: false, label: 'AP by size'}),
     make('p', {class: 'hint'}, 'COCO’s numbers: AP over IoU .50 to .95; small is below 32² px, large above 96² px; recall is that of 100 detections an image. F1 is of IoU .5, at the score where it is best.'),
     make('h3', {}, 'By class'),
@@ -45,7 +45,7 @@ function reliability(data, label) {
   const highest = Math.max(1, ...bars.flatMap((each) => each.points.map((point) => point[1])));
   const metrics = Object.keys(sides[0].metrics);
   return [
-    make('p', {class: 'hint'}, 'A GFL score is meant to be the IoU of its box with a truth; a false one has 0. On the dotted line it is; the larger a dot, the more detections.' +
+    make('p', {class: 'hint'}, 'A GFL score is meant to be the IoU of its box with a gt box; a false one has 0. On the dotted line it is; the larger a dot, the more detections.' +
       (sides.length > 1 ? '' : ' One side only: there is no calibrator (--calibrator).')),
     make('div', {class: 'pair'},
       chart({title: `Reliability, ${named(data, label)}`, diagonal: true, x: {label: 'mean score', domain: unit}, y: {label: 'mean IoU', domain: unit}, series: curves}),
@@ -73,7 +73,7 @@ function uncertainty(data, label, state) {
   ];
   const covered = data.uncertainty.coverage;
   return [
-    make('p', {class: 'hint'}, 'Each edge of a detection that matches a truth at IoU .5: the deviation the head predicts, and how far the edge is from the true one. ' +
+    make('p', {class: 'hint'}, 'Each edge of a detection that matches a gt box at IoU .5: the deviation the head predicts, and how far the edge is from the true one. ' +
       'The line is over groups of equally many edges, the band holds the middle 80 % of their errors; on the dotted line deviations are true.'),
     make('div', {class: 'filters'}, choose, make('output', {}, `${number(side.edges)} edges, rank correlation ${share(side.correlation)}, ` +
       `deviation ${number(side.rms_std, 2)} px, error ${number(side.rms_error, 2)} px (root mean squares)`)),
@@ -86,11 +86,11 @@ function uncertainty(data, label, state) {
 
 const MEANING = {
   localisation: 'right class, IoU of .1 to .5',
-  class: 'IoU of .5 or more with a truth of another class',
+  class: 'IoU of .5 or more with a gt box of another class',
   both: 'another class, and IoU of .1 to .5',
-  duplicate: 'a second box on a truth that is found',
-  background: 'on no truth: IoU below .1',
-  missed: 'a truth that nothing found, nor lies on',
+  duplicate: 'a second box on a gt box that is found',
+  background: 'on no gt box: IoU below .1',
+  missed: 'a gt box that nothing found, nor lies on',
 };
 
 function errors(data, label, state) {
