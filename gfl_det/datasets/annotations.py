@@ -413,4 +413,6 @@ def areas_of(entries: list[Entry], boxes: np.ndarray) -> tuple[np.ndarray, np.nd
     given = [as_number(entry.get('area')) for entry in entries]
     area = np.array([np.nan if value is None else value for value in given], float)
     from_file = ~np.isnan(area)
-    return np.where(from_file, area, boxes[:, 2] * boxes[:, 3]), from_file
+    with np.errstate(over='ignore'):  # of the largest floats; what is infinite is refused later
+        products = boxes[:, 2] * boxes[:, 3]
+    return np.where(from_file, area, products), from_file

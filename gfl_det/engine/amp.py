@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from mmengine.model import MMFullyShardedDataParallel
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
+from gfl_det.compat.processor import computes_bfloat16, processor_kind
 from gfl_det.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS
 
 
@@ -20,7 +22,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
     """mmengine's ``OptimWrapper`` with the forward pass in bfloat16 under CPU autocast.
 
     bfloat16 has the exponents of float32, so small gradients do not vanish and no loss needs
-    scaling.
+    scaling. A processor without instructions for bfloat16 is warned of: float32 is faster there.
 
     Args:
         loss_scale: None for no scaling. ``'dynamic'``, a first scale, or arguments of torch's
@@ -33,6 +35,12 @@ class CPUAmpOptimWrapper(OptimWrapper):
         self, loss_scale: str | float | dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        if not computes_bfloat16():
+            warnings.warn(
+                f'This processor ({processor_kind()}) has no instructions for bfloat16: training '
+                "in float32 (optim_wrapper.type='OptimWrapper') is several times faster.",
+                stacklevel=2,
+            )
         self.loss_scaler = None
         if loss_scale is not None:
             given = dict(loss_scale) if isinstance(loss_scale, dict) else {}

@@ -11,6 +11,7 @@ from typing import Any
 from mmdet.registry import MODELS  # a bare name is mmdet's, as in a runner
 from mmengine.config import Config, ConfigDict
 
+from gfl_det.compat.processor import require_bfloat16
 from gfl_det.engine.amp import CPUAmpOptimWrapper
 from gfl_det.engine.hooks import (
     AssignmentLogHook,
@@ -48,10 +49,15 @@ def set_work_dir(cfg: Config, given: str | None, config_name: str) -> None:
 
 
 def use_amp(cfg: Config, has_gpu: bool) -> None:
-    """Train in mixed precision: float16 with scaled losses on a GPU, bfloat16 on a processor."""
+    """Train in mixed precision: float16 with scaled losses on a GPU, bfloat16 on a processor.
+
+    Raises:
+        SetupError: The processor does not compute in bfloat16.
+    """
     if has_gpu:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')
     else:
+        require_bfloat16('Training with --amp', 'train in float32, without --amp')
         cfg.optim_wrapper.type = f'gfl_det.{CPUAmpOptimWrapper.__name__}'
 
 

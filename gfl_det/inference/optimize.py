@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from gfl_det.compat.processor import require_bfloat16
 from gfl_det.engine.hooks.channels_last import CastInput
 from gfl_det.errors import SetupError
 from gfl_det.ops.packed_conv import use_packed
@@ -69,6 +70,8 @@ def _check(device: torch.device, dtype: torch.dtype, compile: bool) -> None:
         raise SetupError(f'dtype is float32, bfloat16 or float16, not {dtype}.')
     if device.type == 'cpu' and dtype == torch.float16:
         raise SetupError('Processors have no fast float16: use bfloat16 or float32.')
+    if device.type == 'cpu' and dtype == torch.bfloat16:
+        require_bfloat16('Inference in bfloat16', 'optimize for float32')
     if device.type == 'cuda' and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
         raise SetupError('This GPU has no bfloat16: use float16.')
     if compile and device.type == 'cpu' and not any(map(shutil.which, ('g++', 'clang++', 'cl'))):

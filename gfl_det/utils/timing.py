@@ -4,6 +4,7 @@ that alternate between the two, and what counts is their ratio.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from typing import Callable, NamedTuple
@@ -17,11 +18,14 @@ MIN_RUNS = 3
 
 
 class Row(NamedTuple):
-    """One line of the table: mmdet's figure and ours, in ``unit``."""
+    """One line of the table: mmdet's figure and ours, in ``unit``.
+
+    ``ours`` is None where this machine cannot do what the row is about; the ratio is then NaN.
+    """
 
     name: str
     theirs: float
-    ours: float
+    ours: float | None
     unit: str = 'ms'
     target: float | None = None  # the least ratio asked for
     floor: float | None = None  # what no implementation on this machine is below, in ``unit``
@@ -29,7 +33,7 @@ class Row(NamedTuple):
     @property
     def ratio(self) -> float:
         """How many times less ours is."""
-        return self.theirs / max(self.ours, 1e-9)
+        return math.nan if self.ours is None else self.theirs / max(self.ours, 1e-9)
 
 
 class Runs(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from gfl_det.compat.processor import processor_kind
 from gfl_det.errors import DataError
 from gfl_det.utils.timing import Row
 
@@ -20,7 +21,7 @@ def machine(device: str) -> str:
     if device.startswith('cuda'):
         name = torch.cuda.get_device_name()
     else:
-        name = f'{_processor()}, {torch.get_num_threads()} threads'
+        name = f'{_processor()} ({processor_kind()}), {torch.get_num_threads()} threads'
     return f'{name}, torch {torch.__version__}'
 
 
@@ -40,6 +41,9 @@ def format_table(rows: Sequence[Row]) -> str:
         '|---|---:|---:|---:|---:|---:|---:|',
     ]
     for row in rows:
+        if row.ours is None:
+            lines.append(f'| {row.name} | {row.theirs:.1f} {row.unit} | | | | | |')
+            continue
         asked = '' if row.target is None else f'{row.target:g}'
         floor, above = '', ''
         if row.floor is not None:
@@ -100,6 +104,8 @@ def draw(rows: Sequence[Row], path: Path, device: str) -> None:
     colours = ['#2b7a78' if row.unit == 'ms' else '#8d99ae' for row in rows]
     axes.barh(places, [row.ratio for row in rows], color=colours)
     for place, row in zip(places, rows):
+        if row.ours is None:
+            continue
         label = f'{row.ratio:.0f}' if row.ratio >= 10 else f'{row.ratio:.2f}'
         axes.text(max(row.ratio, 1) * 1.05, place, label, va='center', fontsize=8)
         if row.target is not None:

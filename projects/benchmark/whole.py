@@ -12,6 +12,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
+from gfl_det.compat.processor import computes_bfloat16
 from gfl_det.engine.amp import CPUAmpOptimWrapper
 from gfl_det.engine.hooks.channels_last import lay_channels_last
 from gfl_det.inference import optimize_for_inference
@@ -72,15 +73,15 @@ def convolution_calls(model: BaseModel, function: Callable[[], object]) -> list[
 def inference_rows(case: Case, runs: Runs, targets: dict[str, float] | None = None) -> list[Row]:
     """Time from images to boxes: ours as it is, optimized, and in half precision.
 
-    The floor is the time of the same model's convolutions alone.
+    The floor is the time of the same model's convolutions alone. The row of bfloat16 is empty
+    where the device does not compute in it.
     """
     targets = targets or {}
     ours, theirs = build_detectors(runs.device, case.classes)
-    variants = {
-        'as it is': ours,
-        'optimized, float32': optimize_for_inference(ours),
-        'optimized, bfloat16': optimize_for_inference(ours, torch.bfloat16),
-    }
+    variants = {'as it is': ours, 'optimized, float32': optimize_for_inference(ours)}
+    in_half = 'optimized, bfloat16'
+    if has_half(runs.device):
+        variants[in_half] = optimize_for_inference(ours, torch.bfloat16)
     data = make_data(case, with_truths=False)
 
     def predict(model: BaseModel) -> object:
@@ -100,24 +101,28 @@ def inference_rows(case: Case, runs: Runs, targets: dict[str, float] | None = No
         *(partial(predict, model) for model in models),
         *(partial(convolve, calls) for calls in alone.values()),
     )
-    names, count = list(variants), len(variants)
-    return [
+    title, count = f'inference, {case.batch} x {case.size[0]}x{case.size[1]}', len(variants)
+    rows = [
         Row(
-            f'inference, {case.batch} x {case.size[0]}x{case.size[1]}, {name}',
+            f'{title}, {name}',
             times[0],
             times[1 + index],
             target=targets.get(name),
             floor=times[1 + count + index],
         )
-        for index, name in enumerate(names)
+        for index, name in enumerate(variants)
     ]
+    if in_half not in variants:
+        rows.append(Row(f'{title}, {in_half}', times[0], None, target=targets.get(in_half)))
+    return rows
 
 
 def training_rows(case: Case, runs: Runs, targets: dict[str, float] | None = None) -> list[Row]:
     """Time of a training step, images to updated weights: plain, ``--channels-last``, ``--amp``.
 
     The floor is three times the forward convolutions of the same variant: its gradients by input
-    and by weight take as many products.
+    and by weight take as many products. Rows of ``--amp`` are empty where the device has no half
+    precision.
     """
     targets = targets or {}
     ours, theirs = (model.train() for model in build_detectors(runs.device, case.classes))
@@ -128,6 +133,9 @@ def training_rows(case: Case, runs: Runs, targets: dict[str, float] | None = Non
         '--amp': (copy.deepcopy(ours), amp),
         '--amp --channels-last': (_channels_last(ours), amp),
     }
+    left_out = [] if has_half(runs.device) else [name for name in variants if '--amp' in name]
+    for name in left_out:
+        del variants[name]
     data = make_data(case, with_truths=True)
     steps = [_step(theirs, OptimWrapper, data)]
     steps += [_step(model, wrapper, data) for model, wrapper in variants.values()]
@@ -135,7 +143,7 @@ def training_rows(case: Case, runs: Runs, targets: dict[str, float] | None = Non
     for (model, wrapper), step in zip(variants.values(), steps[1:]):
         alone.append(_convolutions(convolution_calls(model, step), wrapper, runs.device))
     times = runs.in_turns(*steps, *alone)
-    return [
+    rows = [
         Row(
             f'training step, {case}, {name}',
             times[0],
@@ -145,6 +153,16 @@ def training_rows(case: Case, runs: Runs, targets: dict[str, float] | None = Non
         )
         for index, name in enumerate(variants)
     ]
+    empty = [
+        Row(f'training step, {case}, {name}', times[0], None, target=targets.get(name))
+        for name in left_out
+    ]
+    return rows + empty
+
+
+def has_half(device: str) -> bool:
+    """Whether a device computes in the half precision that its rows are about."""
+    return not device.startswith('cpu') or computes_bfloat16()
 
 
 def _channels_last(model: BaseModel) -> BaseModel:

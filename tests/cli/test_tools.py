@@ -19,6 +19,7 @@ import gfl_det
 from gfl_det.cli import main as cli
 from gfl_det.cli import test as testing
 from gfl_det.cli import train
+from gfl_det.compat import processor
 from gfl_det.engine import amp, config_edits, runner
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
 from gfl_det.utils.building import move
@@ -258,7 +259,8 @@ class TestOptions:
 
 
 class TestMixedPrecision:
-    def test_by_device(self):
+    def test_by_device(self, monkeypatch):
+        monkeypatch.setattr(processor, 'computes_bfloat16', lambda: True)
         cfg = shipped()
         config_edits.use_amp(cfg, has_gpu=True)
         assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ('AmpOptimWrapper', 'float16')
@@ -267,6 +269,18 @@ class TestMixedPrecision:
         config_edits.use_amp(cfg, has_gpu=False)
         assert cfg.optim_wrapper.type == 'gfl_det.CPUAmpOptimWrapper'
         assert cfg.optim_wrapper.optimizer == shipped().optim_wrapper.optimizer
+
+    def test_a_processor_without_bfloat16(self, monkeypatch):
+        monkeypatch.setattr(processor, 'computes_bfloat16', lambda: False)
+        cfg = shipped()
+        with pytest.raises(SetupError, match='float32, without --amp'):
+            config_edits.use_amp(cfg, has_gpu=False)
+        assert cfg.optim_wrapper == shipped().optim_wrapper
+        config_edits.use_amp(cfg, has_gpu=True)
+        monkeypatch.setattr(amp, 'computes_bfloat16', lambda: False)
+        optimizer = torch.optim.SGD(nn.Linear(4, 1).parameters(), lr=0.1)
+        with pytest.warns(UserWarning, match='float32'):
+            amp.CPUAmpOptimWrapper(optimizer=optimizer)
 
     def test_a_processor_computes_in_bfloat16_and_learns_in_float32(self):
         model = nn.Linear(4, 1)

@@ -278,9 +278,9 @@ class TestShowTool:
         assert len(truths.of('other/a.png', ('cat',)).boxes) == 0
         with pytest.raises(DataError, match=r"no image 'a\.png'"):  # either may be meant
             truths.of('a.png', ('cat',))
-        for text in ('{}', '[', '[]'):
+        for text, fault in (('{}', 'no COCO'), ('[', 'no.* valid JSON'), ('[]', 'JSON list')):
             path.write_text(text)
-            with pytest.raises(DataError, match='no COCO annotations'):
+            with pytest.raises(DataError, match=rf'labels\.json .*{fault}'):
                 show.CocoTruths(path)
         with pytest.raises(DataError, match='cannot be read'):
             show.CocoTruths(tmp_path / 'absent.json')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 
 import pytest
@@ -58,6 +59,34 @@ def test_rows_of_whole_detectors(monkeypatch) -> None:
     training = whole.training_rows(case, QUICK)
     assert len(training) == 4
     assert all(row.floor and row.floor > 0 for row in inference + training)
+
+
+def test_rows_of_bfloat16_are_empty_where_the_processor_lacks_it(monkeypatch, tmp_path) -> None:
+    small = partial(models.build_detectors, name='gfl_r18_fpn_1x_coco')
+    monkeypatch.setattr(whole, 'build_detectors', small)
+    monkeypatch.setattr(whole, 'computes_bfloat16', lambda: False)
+    case = SMALL._replace(size=(64, 96))
+    rows = whole.inference_rows(case, QUICK, {'optimized, bfloat16': 2.2})
+    rows += whole.training_rows(case, QUICK)
+    empty = [row for row in rows if row.ours is None]
+    assert [row.name.split(', ')[-1] for row in empty] == [
+        'bfloat16',
+        '--amp',
+        '--amp --channels-last',
+    ]
+    assert len(rows) == 7
+    assert all(math.isnan(row.ratio) for row in empty)
+    assert report.format_table(empty[:1]).endswith(' ms | | | | | |')
+    path = tmp_path / 'benchmark.json'
+    report.write_json(rows, path, 'cpu')
+    assert report.read_json(path) == rows
+    assert report.slower_rows(rows, rows, 0.2) == []
+    report.draw(rows, tmp_path / 'benchmark.png', 'cpu')
+
+
+def test_the_header_names_the_kind_of_processor(monkeypatch) -> None:
+    monkeypatch.setattr(report, 'processor_kind', lambda: 'AVX2')
+    assert '(AVX2), ' in report.machine('cpu')
 
 
 def test_convolution_calls_are_those_of_the_function() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from gfl_det.cli.doctor.steps import Steps
 from gfl_det.compat import versions
+from gfl_det.compat.processor import computes_bfloat16, processor_kind
 from gfl_det.swap.check import check_config
 from gfl_det.utils.config import get_config
 from gfl_det.version import __version__
@@ -28,7 +29,8 @@ def devices() -> dict[str, Any]:
     """Return what torch can compute on, and what it cannot but could."""
     found: dict[str, Any] = {
         'processor': f'{platform.machine()}, {os.cpu_count()} cores, '
-        f'{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}'
+        f'{torch.get_num_threads()} threads, {processor_kind()}, '
+        + ('computes in bfloat16' if computes_bfloat16() else 'no bfloat16: use float32')
     }
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
