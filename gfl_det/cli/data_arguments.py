@@ -1,4 +1,4 @@
-"""Detections and gt boxes for ``gfl-det calibrate``: from files, or from a detector that it runs."""
+"""Command-line arguments that name detections and annotations, and what they are read into."""
 
 from __future__ import annotations
 
