@@ -212,7 +212,7 @@ def _need(
 def _cure(field: str) -> str:
     if field not in ('width', 'height'):
         return ''
-    return ' (tools/check_dataset.py --images DIR --decode --fix OUT.json reads the pictures)'
+    return ' (gfl-det check --images DIR --decode --fix OUT.json reads the pictures)'
 
 
 def is_id(value: Any) -> bool:

@@ -98,7 +98,7 @@ def missing_parts(dataset: Node) -> list[str]:
     cure = (
         ''
         if found is None
-        else f'; {found} is there: python tools/check_dataset.py {annotations} --images {folder} '
+        else f'; {found} is there: gfl-det check {annotations} --images {folder} '
         '--fix OUT.json'
     )
     return [
