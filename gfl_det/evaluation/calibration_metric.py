@@ -44,6 +44,8 @@ class CalibrationMetric(BaseMetric):
         classwise: log a table of the classes at the first threshold.
         collect_device: where results of several processes meet, 'cpu' or 'gpu'.
         prefix: before the names.
+        resamples: of the images, for the ends of each metric's .95 interval; 0 for none.
+        seed: of the resamples.
         backend_args: of the file storage that ``ann_file`` lies in.
 
     Raises:
@@ -63,6 +65,8 @@ class CalibrationMetric(BaseMetric):
         collect_device: str = 'cpu',
         prefix: str | None = None,
         backend_args: dict | None = None,
+        resamples: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.ann_file = ann_file
@@ -70,6 +74,7 @@ class CalibrationMetric(BaseMetric):
         self.zero_overlap: ZeroOverlap = zero_overlap
         self.score_thr = score_thr
         self.classwise = classwise
+        self.resamples, self.seed = resamples, seed
         self.table = read_annotations(ann_file, backend_args) if ann_file else None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -127,7 +132,9 @@ class CalibrationMetric(BaseMetric):
                 'classes: give one number, or one for each class'
             )
         detections = detections.take(keep_above(detections, self.score_thr))
-        metrics = evaluate_detections(detections, truths, self.taus, self.zero_overlap)
+        metrics = evaluate_detections(
+            detections, truths, self.taus, self.zero_overlap, self.resamples, self.seed
+        )
         if self.classwise:
             self._log_classes(detections, truths)
         values = ', '.join(f'{name} {value:.4f}' for name, value in metrics.items())

@@ -418,6 +418,8 @@ def evaluate_detections(
     truths: Truths,
     taus: Sequence[float] = (0.0, 0.5),
     zero_overlap: ZeroOverlap = 'oracle',
+    resamples: int = 0,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Judge detections as they are; cut them first to judge an operating point.
 
@@ -426,16 +428,20 @@ def evaluate_detections(
         truths: of the same images.
         taus: thresholds below 1 of the IoU for LaECE, LaACE and LRP.
         zero_overlap: see :func:`.matching.match`; at tau 0 the other way is given too.
+        resamples: of the images, about 1,000, for confidence intervals; 0 for none.
+        seed: of the resamples.
 
     Returns:
         Fractions, NaN where no class has a value: ``LaECE_{tau}``, ``LaACE_{tau}`` and
         ``LRP_{tau}`` with its parts ``_loc``, ``_FP``, ``_FN``; at tau 0 the same with
         ``_reject`` (or ``_oracle``) at the end; ``D-ECE``; ``oLRP`` with its parts; ``AP``,
         ``AP50``, ``AP75``; and how many classes count, have no gt box, or no detection that
-        counts: ``classes``, ``classes_without_truths``, ``classes_without_detections``.
+        counts: ``classes``, ``classes_without_truths``, ``classes_without_detections``. With
+        ``resamples`` also the ends of each metric's .95 interval, ``NAME_low`` and ``NAME_high``
+        (:mod:`.bootstrap`).
 
     Raises:
-        ConfigError: a threshold is out of range.
+        ConfigError: a threshold or the number of resamples is out of range.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -446,13 +452,18 @@ def evaluate_detections(
         (1.0, 0.1, 0.1)
     """
     _check_taus(taus)
+    if resamples < 0:
+        raise ConfigError(f'resamples is a number of at least 0, not {resamples!r}')
     metrics: dict[str, float] = {}
+    matched: list[tuple[Matches, str]] = []  # with what stands behind the names
     found = match(detections, truths, [*taus, *COCO_TAUS], zero_overlap)
     for tau, matches in zip(taus, found):
         metrics.update(_at_tau(matches, f'{tau:g}'))
+        matched.append((matches, ''))
         if tau == 0:
             other: ZeroOverlap = 'reject' if zero_overlap == 'oracle' else 'oracle'
             (matches,) = match(detections, truths, [tau], other)
+            matched.append((matches, f'_{other}'))
             at_zero = _at_tau(matches, '0')
             metrics.update({f'{name}_{other}': value for name, value in at_zero.items()})
     coco = found[len(taus) :]
@@ -465,6 +476,16 @@ def evaluate_detections(
     metrics['classes'] = laece(half).classes_used
     metrics['classes_without_truths'] = len(left_out.without_truths)
     metrics['classes_without_detections'] = len(left_out.without_detections)
+    if resamples:
+        from gfl_det.evaluation.bootstrap import (  # it reads this module
+            DetectionStatistics,
+            resample,
+        )
+
+        statistics = DetectionStatistics(matched, coco, detections, truths)
+        for name, interval in resample(statistics, resamples, seed).items():
+            if name in metrics:
+                metrics.update({f'{name}_low': interval.low, f'{name}_high': interval.high})
     return {name: float(value) for name, value in metrics.items()}
 
 

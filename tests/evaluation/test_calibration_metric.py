@@ -128,6 +128,14 @@ def test_it_is_the_functions_on_what_the_samples_hold() -> None:
     assert 0 < result['calibration/LaECE_0.3'] < 1
 
 
+def test_ends_of_intervals_are_logged_on_request() -> None:
+    samples = make_samples()
+    result = run(evaluator(dict(type=TYPE, resamples=20, seed=1)), samples)
+    wanted = evaluate_detections(*flat(samples), resamples=20, seed=1)
+    assert {name.removeprefix('calibration/') for name in result} == set(wanted)
+    assert result['calibration/AP_low'] == wanted['AP_low'] <= wanted['AP_high']
+
+
 def test_beside_coco_metric_with_the_same_file(tmp_path: Path) -> None:
     samples = make_samples()
     path = write_annotations(samples, tmp_path)

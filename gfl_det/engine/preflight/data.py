@@ -98,8 +98,7 @@ def missing_parts(dataset: Node) -> list[str]:
     cure = (
         ''
         if found is None
-        else f'; {found} is there: gfl-det check {annotations} --images {folder} '
-        '--fix OUT.json'
+        else f'; {found} is there: gfl-det check {annotations} --images {folder} --fix OUT.json'
     )
     return [
         f'{path} ({len(absent)} of {len(sample)} sampled images of {annotations} are missing{cure})'
