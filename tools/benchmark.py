@@ -5,9 +5,9 @@
 
 Both sides get the same weights and inputs and run in turns in this process; figures are medians,
 and the floor is the least that any implementation can take on this machine: bytes that must move at
-a copy's speed, or the convolutions alone. --sweep adds image sizes, 1 to 2,000 gt boxes, 1 to 1,203
-classes and batches of 1 to 4. Writes benchmark.json and benchmark.png; --against compares with an earlier
-JSON and exits with 1 where a ratio fell. Run it on an otherwise idle machine.
+a copy's speed, or the convolutions alone. --sweep adds image sizes, 1 to 2,000 gt boxes, 1 to
+1,203 classes and batches of 1 to 4. Writes benchmark.json and benchmark.png; --against compares
+with an earlier JSON and exits with 1 where a ratio fell. Run it on an otherwise idle machine.
 """
 
 import argparse

@@ -26,9 +26,8 @@ EDGES = ('edge_logits', 'bin_widths', 'prior_centres')  # what with_distribution
 class HeadCalibration:
     """The calibrators of a head, each file read once: when a test config first names it.
 
-    A detector that runs keeps what it has read, whatever becomes of the file. This is not a module, so
-
-    that the state dict of a head holds its weights alone.
+    A detector that runs keeps what it has read, whatever becomes of the file. It is not a module,
+    so that the state dict of a head holds its weights alone.
 
     Args:
         score_type: whose scores they are, the name of the head.
