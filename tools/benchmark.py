@@ -4,10 +4,10 @@
                               [--against JSON] [--repeats N] [--seconds S]
 
 Both sides get the same weights and inputs and run in turns in this process; figures are medians,
-and the floor is what no implementation on this machine is below: bytes that must move at a copy's
-speed, or the convolutions alone. --sweep adds image sizes, 1 to 2,000 gt boxes, 1 to 1,203 classes
-and batches of 1 to 4. Writes benchmark.json and benchmark.png; --against compares with an earlier
-JSON and exits with 1 where a ratio fell. Run it on an otherwise idle machine.
+and the floor is the least that any implementation can take on this machine: bytes that must move at
+a copy's speed, or the convolutions alone. --sweep adds image sizes, 1 to 2,000 gt boxes, 1 to
+1,203 classes and batches of 1 to 4. Writes benchmark.json and benchmark.png; --against compares
+with an earlier JSON and exits with 1 where a ratio fell. Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--parts', nargs='+', choices=suite.PARTS, default=list(suite.PARTS))
-    parser.add_argument('--sweep', action='store_true', help='sizes, truths, classes and batches')
+    parser.add_argument('--sweep', action='store_true', help='sizes, gt boxes, classes and batches')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'), metavar='DIR')
     parser.add_argument('--against', type=Path, metavar='JSON', help='an earlier benchmark.json')

@@ -6,7 +6,7 @@
                                   [--json FILE] [--strict]
 
 CONFIG is a file or the name of a shipped config. The images are listed, and with --decode also
-decoded; priors and the reach of the head's distributions are checked with a config alone. Exit
+decoded; priors and the head's regression range are checked with a config alone. Exit
 status 1 if something would stop or spoil a training.
 """
 

@@ -26,8 +26,8 @@ EDGES = ('edge_logits', 'bin_widths', 'prior_centres')  # what with_distribution
 class HeadCalibration:
     """The calibrators of a head, each file read once: when a test config first names it.
 
-    A detector that runs keeps what it has read, whatever becomes of the file. This is no module, so
-    that the state dict of a head holds its weights alone.
+    A detector that runs keeps what it has read, whatever becomes of the file. It is not a module,
+    so that the state dict of a head holds its weights alone.
 
     Args:
         score_type: whose scores they are, the name of the head.
@@ -44,7 +44,7 @@ class HeadCalibration:
         """The test config that detection has to run under, see :func:`detection_config`.
 
         Raises:
-            DataError: the file is not a calibrator, or one for another head or number of classes.
+            DataError: The file is not a calibrator, or one for another head or number of classes.
         """
         if not config.get('calibrator'):
             return config
@@ -61,7 +61,7 @@ class HeadCalibration:
             config: test config; without ``calibrator`` the results stay as they are.
 
         Raises:
-            DataError: the file is not a calibrator, or one for another head or number of classes.
+            DataError: The file is not a calibrator, or one for another head or number of classes.
         """
         if not config.get('calibrator'):
             return list(results)
@@ -85,7 +85,7 @@ class HeadCalibration:
 
         Raises:
             ConfigError: the level lies outside (0, 1).
-            DataError: the file is not an interval calibrator, one for another head or number of
+            DataError: The file is not an interval calibrator, one for another head or number of
                 classes, or has no factor for the level.
         """
         level, path = config.get('interval_level'), config.get('interval_calibrator')
@@ -178,7 +178,7 @@ def check_class_names(path: str, names: Sequence[str], owner: str = 'the data se
         owner: whose they are, for the message.
 
     Raises:
-        DataError: they differ, or the file is not a calibrator.
+        DataError: They differ, or the file is not a calibrator.
     """
     _compare_names(path, load_any_calibrator(path).class_names, names, owner)
 
@@ -189,7 +189,7 @@ def check_interval_class_names(
     """As :func:`check_class_names`, of a calibrator of intervals.
 
     Raises:
-        DataError: they differ, or the file is not a calibrator of intervals.
+        DataError: They differ, or the file is not a calibrator of intervals.
     """
     _compare_names(path, load_interval_calibrator(path).class_names, names, owner)
 

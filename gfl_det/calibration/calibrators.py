@@ -34,7 +34,7 @@ POOLED = 'fitted on all classes together'
 # Every target is 0, and so is what a fitted map says (identity keeps the score, and a distribution
 # calibrator its model's share, see OWN_SHARE there).
 NO_TRUE_POSITIVE = 'no true positive'
-NO_TRUTHS = 'no truths'  #  the score stays
+NO_TRUTHS = 'no truths'  # the score stays
 NO_DETECTIONS = 'no detections'  # the score stays
 
 

@@ -55,7 +55,7 @@ def load_calibrator(path: Path) -> DetectionCalibrator:
     """Read a calibrator of maps.
 
     Raises:
-        DataError: the file is missing, or is not a calibrator of maps of a known version.
+        DataError: The file is missing, or is not a calibrator of maps of a known version.
     """
     return calibrator_from_json(read_json(path), str(path))
 
@@ -64,7 +64,7 @@ def load_any_calibrator(path: Path) -> AnyCalibrator:
     """Read a calibrator of scores, whichever kind it is.
 
     Raises:
-        DataError: the file is missing, or is not a calibrator of scores of a known version.
+        DataError: The file is missing, or is not a calibrator of scores of a known version.
     """
     return calibrator_from_json(
         read_json(path), str(path), (DetectionCalibrator, DistributionCalibrator)
@@ -75,7 +75,7 @@ def load_interval_calibrator(path: Path) -> IntervalCalibrator:
     """Read a calibrator of intervals.
 
     Raises:
-        DataError: the file is missing, or is not an interval calibrator of a known version.
+        DataError: The file is missing, or is not an interval calibrator of a known version.
     """
     return calibrator_from_json(read_json(path), str(path), (IntervalCalibrator,))
 

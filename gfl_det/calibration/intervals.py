@@ -78,7 +78,7 @@ class IntervalCalibrator:
             level, so that the interval of a higher level holds that of a lower one.
         score_type: whose distributions they are for: the name of a head.
         class_names: of the data set that they were fitted on, in the order of the labels.
-        iou_threshold: that a detection needs to match a truth.
+        iou_threshold: that a detection needs to match a gt box.
         source: the data; ``detections`` counts the matched ones.
     """
 

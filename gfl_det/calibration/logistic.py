@@ -187,7 +187,7 @@ def fit_slope_by_quality(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _descend(loss: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
-    """Downhill by a simplex, started anew where it ended, lest it has collapsed too early."""
+    """Downhill by a simplex, started anew where it ended, in case it collapsed too early."""
     options = dict(xatol=1e-9, fatol=1e-15, maxiter=2000)
     for _ in range(3):
         start = minimize(loss, start, method='Nelder-Mead', options=options).x

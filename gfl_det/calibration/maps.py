@@ -221,7 +221,7 @@ def map_from_json(entry: dict[str, Any]) -> ScoreMap:
 
     Raises:
         KeyError: the kind is unknown or a parameter missing.
-        ValueError: a parameter is not a number or out of range, or knots do not fit together.
+        ValueError: A parameter is not a number or out of range, or knots do not fit together.
 
     Example:
         >>> map_from_json({'kind': 'temperature', 'temperature': 2.0})

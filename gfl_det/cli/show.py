@@ -178,7 +178,7 @@ class CocoTruths:
     """The boxes of a COCO file, by the image file: its path, its end, or its name if one has it.
 
     Raises:
-        DataError: the file is missing or holds no COCO annotations.
+        DataError: The file is missing or holds no COCO annotations.
     """
 
     def __init__(self, path: Path) -> None:

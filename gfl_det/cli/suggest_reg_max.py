@@ -249,7 +249,7 @@ def read_setting(args: argparse.Namespace) -> Setting:
         try:
             options = assigner_of(cfg.model)
         except ConfigError as other:
-            warnings.append(f'{other}: what is measured is what ATSS would do')
+            warnings.append(f'{other}: the figures are those of ATSS')
         found['topk'] = options.pop('topk', found['topk'])
         datasets = datasets_of(cfg, 'train')
         if datasets and not args.scale:

@@ -74,7 +74,7 @@ def read_pair(
         weights: the ``.bin`` file.
 
     Raises:
-        CheckpointError: a file is missing, of another format, is cut short, or holds layers with
+        CheckpointError: A file is missing, of another format, is cut short, or holds layers with
             weights that are not convolutions.
     """
     geometries = [_geometry(*layer, str(param)) for layer in _layers(str(param))]
@@ -103,7 +103,7 @@ def _layers(path: str) -> list[tuple[str, str, dict[int, str]]]:
     """Type, name and settings of each line.
 
     Raises:
-        CheckpointError: it is not a ``.param`` file, or one cut short.
+        CheckpointError: It is not a ``.param`` file, or one cut short.
     """
     try:
         lines = _bytes_of(path).decode('ascii').split('\n')

@@ -36,7 +36,7 @@ class PkgResourcesGuard:
         """Find nothing.
 
         Raises:
-            MissingPackageError: mmengine is what imports ``pkg_resources``.
+            MissingPackageError: mmengine imports ``pkg_resources``.
         """
         if name == 'pkg_resources' and importing_module(__name__).split('.')[0] == 'mmengine':
             raise MissingPackageError(

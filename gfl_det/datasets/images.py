@@ -66,7 +66,7 @@ def read_image(path: str | Path, max_pixels: int | None = None, **decoding: Any)
         ``(H, W, 3)`` uint8, BGR, turned as its EXIF entry says.
 
     Raises:
-        DataError: the file is missing, too large, torn, or no image.
+        DataError: The file is missing, too large, torn, or not an image.
     """
     path = Path(path)
     try:

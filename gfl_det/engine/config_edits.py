@@ -32,7 +32,7 @@ SCRATCH_NOTE = (
     'training from random weights: without ImageNet it takes a schedule several times as long to '
     'reach the same AP (He et al., "Rethinking ImageNet Pre-training", 2019)'
 )
-# Who says how many processes there are, by launcher, before they have met.
+# The variable that holds the number of processes, by launcher.
 PROCESS_COUNTS = {
     'pytorch': 'WORLD_SIZE',
     'slurm': 'SLURM_NTASKS',

@@ -114,12 +114,12 @@ class CocoMetric(MMDetCocoMetric):
     - An ``area`` that is not positive becomes width * height; an ``iscrowd`` other than 1, 0.
     - ``classwise`` finds each class by its id, where mmdet takes ids to ascend in the file, and
       else gives one class the AP of another.
-    - With ``proposal_nums`` of one's own, AP is taken at the largest of them.
+    - With other ``proposal_nums`` than mmdet's, AP is taken at the largest of them.
 
     Args:
         *args: mmdet's.
-        backend: who counts. ``'auto'`` is ``'faster_coco_eval'`` where a version is installed that
-            was compared with pycocotools, else ``'pycocotools'``, the reference.
+        backend: the library that evaluates. ``'auto'`` is ``'faster_coco_eval'`` where a version
+            is installed that was compared with pycocotools, else ``'pycocotools'``, the reference.
         **kwargs: mmdet's. ``iou_thrs`` may be one number or a list, as mmdet documents, and
             ``proposal_nums`` one number or any count of them.
 
@@ -479,6 +479,6 @@ def choose_backend(wanted: Backend) -> Backend:
 
 
 def _mean(precision: np.ndarray) -> float:
-    """Mean of what is there; -1 marks what had no truth."""
+    """Mean of what is there; -1 marks what had no gt box."""
     there = precision[precision > -1]
     return float(there.mean()) if there.size else float('nan')

@@ -144,7 +144,7 @@ def read_json(path: str | PathLike[str], backend_args: dict | None = None) -> An
     """Read a JSON file, from wherever mmengine's file backends reach.
 
     Raises:
-        DataError: the file is missing, or not JSON.
+        DataError: The file is missing, or not JSON.
     """
     try:
         return json.loads(_content(path, backend_args))
@@ -182,7 +182,7 @@ def truths_from_coco(dataset: Any, source: str = 'the ground truth') -> Truths:
         source: its name for messages.
 
     Raises:
-        DataError: not a COCO file, ids that contradict each other, or a box of other than four
+        DataError: Not a COCO file, ids that contradict each other, or a box of other than four
             numbers.
     """
     return truths_of_table(table_of(dataset, source))

@@ -369,7 +369,7 @@ def _averaged(per_class: np.ndarray, table: Reliability, drop_perfect: bool) -> 
 
 
 class AveragePrecision(NamedTuple):
-    """AP in [0, 1]; NaN where no class has a truth."""
+    """AP in [0, 1]; NaN where no class has a gt box."""
 
     mean: float  # over thresholds and classes
     per_tau: np.ndarray  # (T,) mean over classes

@@ -39,7 +39,7 @@ class Matches(NamedTuple):
     truths: np.ndarray  # (K,) int64, truths of each class without crowds
 
     def judged(self) -> np.ndarray:
-        """Mask ``(N,)`` of those that are right or wrong, of classes that have truths."""
+        """Mask ``(N,)`` of those that are right or wrong, of classes that have gt boxes."""
         return (self.state != IGNORED) & (self.truths[self.label] > 0)
 
     def of_class(self, label: int) -> Matches:

@@ -39,7 +39,7 @@ def match_samples(
         samples: What the data set showed, in order.
         image_ids: Of the file.
         file_names: Of the file's images; empty where it has none.
-        source: Who reads the file and the file's name, for messages.
+        source: The reader of the file and the file's name, for messages.
 
     Returns:
         A row of the file for each sample.
@@ -84,7 +84,7 @@ def samples_once(samples: Sequence[Sample], truths: Sequence[Any]) -> list[int]:
     """Return for each sample the place of the first of the same image, where there is no file.
 
     Data sets that are joined may use one id for several images: the path tells them apart, else
-    their truths.
+    their gt boxes.
     """
     first: dict[tuple[str, str], int] = {}
     return [

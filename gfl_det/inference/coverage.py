@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # inference imports heads, which import this package
 
 
 class Split(NamedTuple):
-    """Images with truths."""
+    """Images with gt boxes."""
 
     truths: Truths
     files: list[Path]  # of the images, in the order of truths.image_ids
@@ -53,7 +53,7 @@ def read_split(
         seed: of the halves.
 
     Raises:
-        DataError: the file is not a COCO file, or a half would be empty.
+        DataError: The file is not a COCO file, or a half would be empty.
     """
     table = read_annotations(annotations)
     gts = truths_of_table(table)

@@ -215,7 +215,7 @@ def _check_calibrators(test_cfg: Mapping[str, Any], classes: Sequence[str]) -> N
     """Refuse calibrators of other classes before anything is predicted.
 
     Raises:
-        DataError: a file is not a calibrator, or one for other classes.
+        DataError: A file is not a calibrator, or one for other classes.
     """
     if test_cfg.get('calibrator'):
         check_class_names(test_cfg['calibrator'], classes, 'the detector')

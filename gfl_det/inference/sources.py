@@ -224,7 +224,9 @@ def _passed_over(folder: Path, names: list[str]) -> str | None:
     told = ', '.join(names[:NAMES_TOLD])
     rest = f' and {len(names) - NAMES_TOLD} more' if len(names) > NAMES_TOLD else ''
     files = '1 file' if len(names) == 1 else f'{len(names)} files'
-    return f'{files} in {folder} passed over, by their endings no images: {told}{rest}'
+    return (
+        f'{files} in {folder} passed over, as their endings are not those of images: {told}{rest}'
+    )
 
 
 def _file(path: Path, reading: Reading) -> ImageSource:

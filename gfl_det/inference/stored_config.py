@@ -61,7 +61,7 @@ def parse(text: str) -> dict[str, Any]:
     """Assignments of plain values: literals, containers, and ``dict(...)`` of them.
 
     Raises:
-        SyntaxError: it is not Python.
+        SyntaxError: It is not Python.
         ValueError: it is anything else than such assignments.
     """
     if len(text) > MAX_TEXT:

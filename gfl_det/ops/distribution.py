@@ -103,7 +103,7 @@ def fold(logits: Tensor, num_bins: int) -> Tensor:
     """The same distribution on fewer bins: what lies beyond the last bin counts as at the last.
 
     The mean stays where nothing lies beyond; otherwise it falls by what was cut off, as a target
-    out of reach is clamped to it.
+    out of the regression range is clamped to it.
 
     Args:
         logits: ``(..., n)``.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 # gfl_det.inference.optimize: what detectors can be run in.
 DTYPES = ('float32', 'bfloat16', 'float16')
 
-# gfl_det.engine.config_edits: what happens at a non-finite loss, and who else is told of metrics.
+# gfl_det.engine.config_edits: what happens at a non-finite loss, and who else gets the metrics.
 GUARDS = ('stop', 'skip', 'off')
 BACKENDS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend'}
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')

@@ -77,7 +77,7 @@ def print_table(
 
 
 def cut(text: str) -> str:
-    """Cut a text that would be no cell any more."""
+    """Cut a text that is too long for a table cell."""
     return text if len(text) <= MAX_CELL else f'{text[:MAX_CELL]}...'
 
 

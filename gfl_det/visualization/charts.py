@@ -137,7 +137,7 @@ def save_figure(drawing: Any, path: Path) -> None:
 
 
 def _panel(boxes: Boxes, index: int, truths: Boxes | None) -> Panel:
-    """Choose the part of the image around a box: its edges' bins, and its truth."""
+    """Choose the part of the image around a box: its edges' bins, and its gt box."""
     assert boxes.edges is not None
     gt = _nearest(boxes.boxes[index], truths)
     shown = [boxes.boxes[index]] if gt is None else [boxes.boxes[index], gt]

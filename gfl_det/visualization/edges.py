@@ -27,7 +27,7 @@ class EdgeBins(NamedTuple):
 
 
 class Boxes(NamedTuple):
-    """Boxes to draw, of detections by descending score, or of truths."""
+    """Boxes to draw, of detections by descending score, or of gt boxes."""
 
     boxes: np.ndarray  # (N, 4) xyxy px
     labels: np.ndarray  # (N,) int64
@@ -37,7 +37,7 @@ class Boxes(NamedTuple):
 
     @classmethod
     def of(cls, instances: Any, score_thr: float = 0.0) -> Boxes:
-        """Read results or truths.
+        """Read results or gt boxes.
 
         Args:
             instances: ``InstanceData`` with ``bboxes`` (a tensor, an array or mmdet's boxes) and

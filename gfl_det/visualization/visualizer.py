@@ -110,7 +110,7 @@ class GFLVisualizer(DetLocalVisualizer):
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
             sample: as for :meth:`add_datasample`.
-            draw_gt: draw the truths.
+            draw_gt: draw the gt boxes.
             draw_pred: draw the detections.
             score_thr: least score of detections.
 

@@ -18,7 +18,7 @@ Heads = tuple[Any, Any]  # ours, mmdet's
 
 # Mean and deviation of class logits: how many scores exceed the threshold of .05.
 SCORES = {'sparse': (-8.0, 1.5), 'dense': (-5.0, 1.0), 'very dense': (-3.0, 1.0)}
-# The ratios asked for at 800x1344, batch 2, 80 classes, by the number of truths.
+# The ratios asked for at 800x1344, batch 2, 80 classes, by the number of gt boxes.
 ASSIGNMENT_TARGETS = {7: 4.0, 100: 30.0, 300: 80.0}
 LOSS_TARGETS = {7: 5.0, 100: 9.0, 300: 20.0}
 PREDICTION_TARGETS = {'sparse': 4.0, 'dense': 6.0, 'very dense': 6.0}

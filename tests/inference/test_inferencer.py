@@ -168,8 +168,8 @@ def test_files_passed_over_are_counted_and_named(detect, images, folder, capsys)
         (mixed / f'{number}.txt').write_text('')
     detect(mixed)
     assert (
-        f'7 files in {mixed} passed over, by their endings no images: 0.txt, 1.txt, 2.txt, 3.txt, '
-        '4.txt and 2 more'
+        f'7 files in {mixed} passed over, as their endings are not those of images: 0.txt, 1.txt, '
+        '2.txt, 3.txt, 4.txt and 2 more'
     ) in capsys.readouterr().err
 
 

@@ -126,7 +126,7 @@ def sample_file_names(annotations: str, number: int = SAMPLED_IMAGES) -> Iterato
             if match is not None:
                 found[match.start()] = match.group(1)
         for name in found.values():
-            with suppress(ValueError):  # of a file that is not JSON; whoever reads it will say so
+            with suppress(ValueError):  # of a file that is not JSON; its reader reports it
                 value = json.loads(name)
                 if value:
                     yield value

@@ -32,7 +32,7 @@ def check_pyramid(cfg: Config) -> None:
         return
     try:
         measured = measure_strides(cfg.model)
-    except GFLDetError:  # whoever builds the model says what is wrong with it
+    except GFLDetError:  # building the model reports what is wrong
         return
     if declared == measured:
         return

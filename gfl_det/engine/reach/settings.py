@@ -49,7 +49,7 @@ def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def assigner_of(model: dict[str, Any]) -> dict[str, Any]:
-    """What the config says of ATSS that changes its positives without ignored truths.
+    """What the config says of ATSS that changes its positives without ignored gt boxes.
 
     Raises:
         ConfigError: Another assigner trains.

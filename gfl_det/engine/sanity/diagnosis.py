@@ -108,7 +108,9 @@ def _suspect_rate(
         reason = f'in {steps} the weights moved by {curve.moved:.1e} of their length'
         return Suspect('learning rate', f'{told}, too low: {reason}')
     if not curve.finite or curve.fall < 0:
-        return Suspect('learning rate', f'{told}, too high: the loss rose or became no number')
+        return Suspect(
+            'learning rate', f'{told}, too high: the loss rose or became NaN or infinite'
+        )
     return None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gfl_det.engine.sanity.batch import Examples
 
-ROUNDS = 200  # permutations: the smallest share that can be told is half a percent
+ROUNDS = 200  # permutations: the smallest share that can be told apart is half a percent
 FEW_BOXES = 20  # fewer prove nothing
 NEIGHBOURS = 3
 CHANCE = 0.02  # chance itself stays below this in two of a hundred data sets

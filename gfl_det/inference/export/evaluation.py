@@ -41,7 +41,7 @@ def picture_paths(cfg: Config, split: str) -> list[tuple[int, str]]:
 
 
 def coco_metrics(cfg: Config, split: Split) -> list[Node]:
-    """The metrics of a split that need detections alone, with the file of their truths.
+    """The metrics of a split that need detections alone, with their annotation file.
 
     Raises:
         ConfigError: there is none.

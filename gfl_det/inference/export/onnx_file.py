@@ -91,7 +91,7 @@ def check_size(size: tuple[int, int], what: str) -> None:
         what: the option that says it, for the message.
 
     Raises:
-        ConfigError: a side is not a positive multiple of ``STRIDE``.
+        ConfigError: A side is not a positive multiple of ``STRIDE``.
     """
     if min(size) <= 0 or any(side % STRIDE for side in size):
         near = ' '.join(str(max(round(side / STRIDE), 1) * STRIDE) for side in size)

@@ -87,7 +87,7 @@ def _score_calibrator(path: str | None) -> DetectionCalibrator | None:
 
     Raises:
         ConfigError: it ranks detections by their neighbours, which no graph does.
-        DataError: the file is not a calibrator.
+        DataError: The file is not a calibrator.
     """
     found = load_any_calibrator(path) if path else None
     if isinstance(found, DistributionCalibrator):

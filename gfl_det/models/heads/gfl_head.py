@@ -109,7 +109,7 @@ class GFLHead(AnchorHead):
         **kwargs: of mmdet's ``AnchorHead``: feat_channels, train_cfg, test_cfg.
 
     Raises:
-        ConfigError: several priors per cell, oblong strides, another coder, class loss or sampler.
+        ConfigError: Several priors per cell, oblong strides, another coder, class loss or sampler.
     """
 
     # Called with the assignment of every batch that is trained on, where a hook wants it.

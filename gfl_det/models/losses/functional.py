@@ -544,7 +544,7 @@ def weighted_mmce(
     ):
         pairs = pairs.clamp(min=1) ** (2 if as_published else 1)
         total = total + (first[:, None] * second * kernel).sum() / pairs
-    # Outside the mixed case the root gets a harmless value, lest its derivative there be NaN.
+    # Outside the mixed case the root gets a harmless value, to keep its derivative from being NaN.
     root = total.clamp(min=0).where(mixed, total.new_ones(())).sqrt()
     return root.where(mixed, root.new_zeros(()))
 

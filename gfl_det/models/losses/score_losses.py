@@ -237,7 +237,8 @@ class InverseFocalLoss(ScoreLoss):
         loss_weight: factor of the result.
         detach_weight: let no gradient through the weight.
         negatives: with sigmoids, what negatives get: 'focal', Quality Focal Loss; or 'inverse', the
-            same as positives, and all of it times 2^-gamma, lest easy negatives outweigh the rest.
+            same as positives, and all of it times 2^-gamma, so that easy negatives do not
+            outweigh the rest.
         beta: focusing parameter of the negatives' Quality Focal Loss.
         alpha: weight of positives with sigmoids, against 1 - alpha of negatives; None for none.
 

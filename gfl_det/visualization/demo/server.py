@@ -157,7 +157,7 @@ class DemoServer:
         """What is in an uploaded image.
 
         Raises:
-            DataError: it is not an image, or too large.
+            DataError: It is not an image, or too large.
         """
         with self.one_at_a_time:  # decoded images are the largest part: one of them at a time
             image = decode_upload(content, self.limits)

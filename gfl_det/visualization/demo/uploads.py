@@ -33,7 +33,7 @@ def decode_upload(content: bytes, limits: UploadLimits) -> np.ndarray:
 
     Raises:
         DataError: the file is too large, has too many pixels (its header is asked, so that a small
-            file cannot unfold into gigabytes), is damaged, or no image of a known format.
+            file cannot unfold into gigabytes), is damaged, or not an image of a known format.
     """
     if len(content) > limits.max_bytes:
         raise DataError(too_large(limits))

@@ -158,7 +158,7 @@ def oracle_gains(errors: Errors, truths: Truths) -> dict[str, float]:
 
     Returns:
         For each of `KINDS`, and for all false positives and all false negatives, the gain in AP, a
-        fraction; under ``AP`` what it is without any oracle. NaN without truths.
+        fraction; under ``AP`` what it is without any oracle. NaN without gt boxes.
     """
     found, kind = errors.found, errors.kind
     present = found.truths > 0

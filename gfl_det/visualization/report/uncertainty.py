@@ -40,7 +40,7 @@ def edge_errors(
     std: np.ndarray,
     intervals: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> EdgeErrors:
-    """Compare the edges of matched detections with those of their truths.
+    """Compare the edges of matched detections with those of their gt boxes.
 
     Args:
         found: matches of N detections.
