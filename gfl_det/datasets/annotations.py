@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -182,6 +183,51 @@ def match_classes(classes: Sequence[str], categories: list[Entry], source: str) 
             "numbered in the file's order, so put metainfo's classes in that order."
         )
     return [category['id'] for category in chosen]
+
+
+def add_absent(categories: list[Entry], classes: Sequence[str]) -> tuple[list[Entry], list[str]]:
+    """Add the classes that one split's file does not list, because it has no box of them.
+
+    Only where every name of the file is among the classes: another name may be a class that is
+    spelled otherwise, and `match_classes` refuses the file.
+
+    >>> add_absent([{'id': 7, 'name': 'cat'}], ('cat', 'cow'))
+    ([{'id': 7, 'name': 'cat'}, {'id': 8, 'name': 'cow'}], ['cow'])
+
+    Args:
+        categories: The file's categories; they are not changed.
+        classes: The names in ``metainfo['classes']``.
+
+    Returns:
+        The categories with the absent classes, each in its place among the others, and the names
+        of the absent classes.
+    """
+    in_file = [category['name'] for category in categories]
+    absent = [name for name in classes if name not in in_file]
+    in_doubt = not in_file or not set(in_file) <= set(classes)
+    if isinstance(classes, str) or in_doubt or len(set(absent)) < len(absent):
+        return categories, []
+    ids = dict(zip(absent, free_ids([category['id'] for category in categories], len(absent))))
+    added = list(categories)
+    for place, name in enumerate(classes):  # file's order stays, be it the right one or not
+        if name in ids:
+            before = [each['name'] for each in added].index(classes[place - 1]) if place else -1
+            added.insert(before + 1, dict(id=ids[name], name=name))
+    return added, absent
+
+
+def absent_text(absent: Sequence[str]) -> str:
+    """Say which classes `add_absent` added."""
+    return (
+        f'classes that the file does not list are taken as classes without a box: {listed(absent)}'
+    )
+
+
+def free_ids(ids: Sequence[Any], number: int) -> list[int]:
+    """Return ids that are not taken: those after the largest."""
+    numbers = [int(each) for each in ids if not isinstance(each, str) and math.isfinite(each)]
+    first = max(numbers, default=0) + 1
+    return list(range(first, first + number))
 
 
 def _need(

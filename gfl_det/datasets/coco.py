@@ -16,6 +16,8 @@ from mmengine.logging import print_log
 from gfl_det.datasets.annotations import (
     BoxReport,
     Entry,
+    absent_text,
+    add_absent,
     check_ids,
     check_structure,
     match_classes,
@@ -84,9 +86,13 @@ class CocoDataset(MMDetCocoDataset):
         dataset, changes = tidy(dataset, self.ann_file)
         check_structure(dataset, self.ann_file, need_annotations=self._needs_boxes())
         check_ids(dataset, self.ann_file)
-        self.cat_ids = match_classes(self.metainfo['classes'], dataset['categories'], self.ann_file)
+        classes = self.metainfo['classes']
+        categories, absent = add_absent(dataset['categories'], classes)
+        self.cat_ids = match_classes(classes, categories, self.ann_file)
         self.cat2label = {cat_id: label for label, cat_id in enumerate(self.cat_ids)}
         boxes, self.box_report = usable_boxes(dataset, self.cat_ids)
+        if absent:
+            self._log(absent_text(absent), logging.WARNING)
         for change in changes:
             self._log(str(change), logging.WARNING)
         self._log_boxes(self.box_report)

@@ -15,6 +15,7 @@ import numpy as np
 from gfl_det.datasets.annotations import (
     ID_TYPES,
     Entry,
+    add_absent,
     areas_of,
     as_number,
     check_ids,
@@ -100,6 +101,21 @@ def table_of(dataset: Any, source: str) -> CocoTable:
         [each.get('segmentation') for each in entries],
         changes,
     )
+
+
+def with_absent(table: CocoTable, classes: Sequence[str]) -> tuple[CocoTable, list[str]]:
+    """Return the table with the classes that the file does not list, and their names.
+
+    See `add_absent`, which says which classes are added.
+    """
+    pairs = zip(table.category_ids, table.class_names)
+    categories, absent = add_absent([dict(id=each, name=name) for each, name in pairs], classes)
+    if not absent:
+        return table, []
+    ids = [category['id'] for category in categories]
+    names = [category['name'] for category in categories]
+    label = rows_of(table.category_ids, ids)[table.label]
+    return table._replace(category_ids=ids, class_names=names, label=label), absent
 
 
 def _sizes(images: list[Entry]) -> np.ndarray:

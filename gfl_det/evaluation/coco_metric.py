@@ -19,8 +19,8 @@ from pycocotools.cocoeval import COCOeval
 from terminaltables import AsciiTable
 
 from gfl_det.compat.versions import FASTER_COCO_EVAL, has_faster_coco_eval
-from gfl_det.datasets.annotations import match_classes
-from gfl_det.datasets.table import CocoTable, table_of
+from gfl_det.datasets.annotations import absent_text, match_classes
+from gfl_det.datasets.table import CocoTable, table_of, with_absent
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.evaluation.detections import read_annotations, sorted_rows
 from gfl_det.evaluation.shown import Sample, match_samples, once, samples_once, tell_share
@@ -182,6 +182,7 @@ class CocoMetric(MMDetCocoMetric):
         Returns:
             The numbers by name, rounded to three digits as mmdet does.
         """
+        self._add_absent()
         shown = self._shown(results)
         labels = self._labels(shown.table)
         self.cat_ids = [shown.table.category_ids[label] for label in labels]
@@ -207,6 +208,15 @@ class CocoMetric(MMDetCocoMetric):
             evaluator = self._evaluate(truths, detections, labels, metric)
             numbers.update(self._name(metric, evaluator))
         return numbers
+
+    def _add_absent(self) -> None:
+        """Add the data set's classes that ``ann_file`` does not list: they have no gt box."""
+        if self.table is None:
+            return
+        table, absent = with_absent(self.table, (self.dataset_meta or {})['classes'])
+        if absent:
+            print_log(f'{table.source}: {absent_text(absent)}', 'current', logging.WARNING)
+            self.table, self._coco_api = table, coco_of(table)
 
     def _shown(self, results: Sequence[tuple[dict, dict]]) -> _Shown:
         """Find the images that were shown among those of the ground truth, each once."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine import fileio
 
-from gfl_det.datasets.annotations import Entry, as_number, find, listed
+from gfl_det.datasets.annotations import Entry, add_absent, as_number, find, listed
 from gfl_det.datasets.table import (
     CocoTable,
     check_id_kinds,
@@ -48,22 +48,26 @@ class Truths(NamedTuple):
     def of_classes(self, names: Sequence[str], source: str = 'the ground truth') -> Truths:
         """The same images with the named classes alone, in the order of the names.
 
+        A class that is absent for sure (`add_absent`) has no box.
+
         Raises:
             DataError: a class is unknown.
         """
-        unknown = [name for name in names if name not in self.class_names]
+        pairs = zip(self.category_ids, self.class_names)
+        known, _ = add_absent([dict(id=each, name=name) for each, name in pairs], names)
+        ids = {category['name']: category['id'] for category in known}
+        unknown = [name for name in names if name not in ids]
         if unknown:
             raise DataError(
                 f'{source} has no class named {listed(unknown)}; it has '
                 f'{listed(self.class_names)}: correct the names.'
             )
-        old = [self.class_names.index(name) for name in names]
-        new = np.full(len(self.class_names), -1)
-        new[old] = np.arange(len(old))
+        place = {name: index for index, name in enumerate(names)}
+        new = np.array([place.get(name, -1) for name in self.class_names], np.int64)
         label = new[self.label]
         kept = label >= 0
         return self._replace(
-            category_ids=[self.category_ids[index] for index in old],
+            category_ids=[ids[name] for name in names],
             class_names=list(names),
             image=self.image[kept],
             label=label[kept],

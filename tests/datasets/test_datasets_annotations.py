@@ -19,8 +19,10 @@ from gfl_det.datasets.annotations import (
     NOT_FINITE,
     OUTSIDE,
     TOO_THIN,
+    add_absent,
     check_ids,
     check_structure,
+    free_ids,
     match_classes,
     parse,
     usable_boxes,
@@ -204,6 +206,43 @@ class TestClasses:
     def test_a_far_miss_has_no_nearest(self):
         with pytest.raises(DataError, match=r"no class named 'zebra';"):
             match_classes(('zebra',), self.categories, FILE)
+
+    @pytest.mark.parametrize(
+        ('classes', 'ids'),
+        [
+            (('cat', 'zebra', 'dog'), [7, 8, 3]),
+            (('ant', 'bee', 'cat', 'dog', 'eel'), [8, 9, 7, 3, 10]),
+            (('cat', 'dog'), [7, 3]),
+        ],
+    )
+    def test_absent_classes_are_put_in_their_places(self, classes, ids):
+        added, absent = add_absent(self.categories, classes)
+        assert absent == [name for name in classes if name not in ('cat', 'dog')]
+        assert match_classes(classes, added, FILE) == ids
+        assert len(self.categories) == 2
+
+    @pytest.mark.parametrize(
+        'classes',
+        [
+            ('cat', 'zebra'),  # the file's dog may be the zebra
+            ('zebra',),
+            'cat',
+            ('cat', 'dog', 'eel', 'eel'),
+        ],
+    )
+    def test_classes_that_may_be_meant_otherwise_are_not_added(self, classes):
+        assert add_absent(self.categories, classes) == (self.categories, [])
+        with pytest.raises(DataError):
+            match_classes(classes, self.categories, FILE)
+
+    def test_absent_classes_do_not_hide_another_order(self):
+        added, _ = add_absent(self.categories, ('dog', 'eel', 'cat'))
+        with pytest.raises(DataError, match='another order'):
+            match_classes(('dog', 'eel', 'cat'), added, FILE)
+
+    def test_ids_that_are_free(self):
+        assert free_ids([3, 'x', 2**70, float('nan')], 2) == [2**70 + 1, 2**70 + 2]
+        assert free_ids(['a'], 1) == [1]
 
     def test_long_lists_are_cut_and_counted(self):
         with pytest.raises(DataError, match=r'\.\.\. 80 in all\]'):

@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 from torch.utils.data import DataLoader
 
 from gfl_det.datasets import CocoDataset
+from gfl_det.datasets.annotations import absent_text
 from gfl_det.errors import DataError
 from gfl_det.registry import DATASETS
 
@@ -286,6 +287,19 @@ class TestNothingLeft:
             root, content, metainfo={'classes': ('yak',)}, filter_cfg={'filter_empty_gt': True}
         )
         assert 'boxes of classes that metainfo does not list: 6' in message
+
+    @pytest.mark.parametrize('test_mode', [False, True])
+    def test_a_class_that_the_file_does_not_list_has_no_box(self, root, logs, test_mode):
+        classes = (CLASSES[0], 'yak', *CLASSES[1:])
+        options = {'metainfo': {'classes': classes}, 'test_mode': test_mode}
+        ours = build(root, **options)
+        listing = sound()
+        listing['categories'].insert(1, {'id': 99, 'name': 'yak'})
+        theirs = build(root, listing, cls=MMDetCocoDataset, **options)
+        for index in range(len(theirs)):
+            infos = [each.get_data_info(index) for each in (ours, theirs)]
+            assert infos[0]['instances'] == infos[1]['instances']
+        assert (logging.WARNING, f'{root}/labels.json: {absent_text(["yak"])}') in logs
 
     @pytest.mark.parametrize('test_mode', [False, True])
     def test_no_images(self, root, test_mode):

@@ -283,6 +283,20 @@ class TestData:
         assert cfg.val_evaluator.type == 'gfl_det.CocoMetric'
         assert re.search(words, capsys.readouterr().err)
 
+    def test_a_class_that_one_split_does_not_list(self, here, capsys):
+        path = here / 'data/pets/val.json'
+        content = json.loads(path.read_text())
+        gone = content['categories'].pop()
+        content['annotations'] = [
+            each for each in content['annotations'] if each['category_id'] != gone['id']
+        ]
+        path.write_text(json.dumps(content))
+        cfg = config()
+        cfg.val_dataloader.dataset.type = 'gfl_det.CocoDataset'
+        check_metrics(cfg, TRAINING)
+        assert cfg.val_evaluator.type == 'gfl_det.CocoMetric'
+        assert f'[{gone["name"]!r}]' in capsys.readouterr().err
+
     @pytest.mark.parametrize('kind', ['gfl_det.CocoMetric', 'gfl_det.CalibrationMetric'])
     def test_a_metric_of_other_images(self, here, kind):
         metric = {'type': kind, 'ann_file': 'data/pets/train.json'}

@@ -80,6 +80,12 @@ def test_classes_are_chosen_by_name() -> None:
     assert both.category_ids == [0, 5]
     with pytest.raises(DataError, match="no class named \\['dog'\\]; it has \\['late', 'early'\\]"):
         truths.of_classes(['dog'])
+    with_absent = truths.of_classes(['early', 'dog', 'late'])
+    assert with_absent.label.tolist() == [2, 0]
+    assert with_absent.category_ids == [0, 6, 5]
+    assert with_absent.counts().tolist() == [0, 0, 1]
+    with pytest.raises(DataError, match="no class named \\['dog'\\]"):  # it may be "late"
+        truths.of_classes(['early', 'dog'])
 
 
 def test_fingerprints_tell_data_apart() -> None:

@@ -184,6 +184,28 @@ class TestNumbers:
         found = count(CocoMetric, coco_set, backend=backend, classwise=True)
         assert (found['c0_precision'], found['c1_precision']) == (1, 0)
 
+    @pytest.mark.parametrize('backend', BACKENDS)
+    @pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
+    def test_of_a_class_that_the_file_does_not_list(self, options, backend, tmp_path):
+        """mmdet's numbers of the file that lists it, without a box; its detections are kept."""
+        truths = [(1, 0, 10, 10, 50, 50), (1, 2, 100, 100, 50, 50), (2, 2, 0, 0, 90, 90)]
+        found = {
+            1: [(10, 10, 50, 48, 0.9, 0), (10, 10, 50, 50, 0.8, 1), (100, 99, 50, 50, 0.7, 2)],
+            2: [(0, 0, 90, 80, 0.6, 2), (0, 0, 90, 90, 0.5, 1)],
+        }
+        coco_set = make_drawn(truths, found, category_ids=(1, 4, 9))
+        expected = count(MMDetCocoMetric, coco_set, **options)
+        metric = build_metric(CocoMetric, coco_set, backend=backend, **options)
+        entries = [each for each in coco_set.dataset['categories'] if each['id'] != 4]
+        path = tmp_path / 'labels.json'
+        path.write_text(json.dumps({**coco_set.dataset, 'categories': entries}))
+        prefix = str(tmp_path / 'found')
+        lacking = CocoMetric(ann_file=str(path), backend=backend, outfile_prefix=prefix, **options)
+        lacking.dataset_meta = metric.dataset_meta
+        assert same_numbers(lacking.compute_metrics(metric.results), expected)
+        results = json.loads(Path(f'{prefix}.bbox.json').read_text())
+        assert [each['category_id'] for each in results] == [1, 10, 9, 9, 10]
+
     @needs_faster
     @pytest.mark.parametrize('metric', ['bbox', 'proposal'])
     def test_of_some_of_the_files_classes(self, metric):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.datasets.annotations import listed, match_classes, shown, with_nearest
+from gfl_det.datasets.annotations import (
+    add_absent,
+    free_ids,
+    listed,
+    match_classes,
+    shown,
+    with_nearest,
+)
 from gfl_det.datasets.checks.boxes import Table
-from gfl_det.datasets.checks.draft import Draft
+from gfl_det.datasets.checks.draft import Draft, Level
 from gfl_det.errors import DataError
 
 
@@ -56,13 +62,12 @@ def check_classes(draft: Draft, classes: Sequence[str] | None) -> None:
         ]
     if lost and len(lost) < len(classes) and _are_new(lost, [*in_file, *new.values()], classes):
         text = f'classes of the config that the file does not list: {listed(lost)}'
-        draft.tell('error', 'classes.absent', text, fix='added, without a box')
-        ids = [each['id'] for each in draft.categories if not isinstance(each['id'], str)]
-        free = max([int(each) for each in ids if isfinite(each)], default=0) + 1
-        draft.categories = [
-            *draft.categories,
-            *(dict(id=free + number, name=name) for number, name in enumerate(lost)),
-        ]
+        completed, absent = add_absent(draft.categories, classes)
+        level: Level = 'warning' if absent else 'error'  # training takes only sure ones as absent
+        draft.tell(level, 'classes.absent', text, fix='added, without a box')
+        ids = free_ids([each['id'] for each in draft.categories], len(lost))
+        new_ones = [dict(id=new_id, name=name) for new_id, name in zip(ids, lost)]
+        draft.categories = completed if absent else [*draft.categories, *new_ones]
         lost = []
     if lost:
         hints = ', '.join(with_nearest(name, in_file) for name in lost[:10])

@@ -13,9 +13,9 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.registry import METRICS  # a bare name is mmdet's, as in a runner
 from mmengine.config import Config
 
-from gfl_det.datasets.annotations import Entry, find, match_classes
+from gfl_det.datasets.annotations import Entry, absent_text, find, match_classes
 from gfl_det.datasets.checks.check import read
-from gfl_det.datasets.table import CocoTable, misjudged_ids, table_of
+from gfl_det.datasets.table import CocoTable, misjudged_ids, table_of, with_absent
 from gfl_det.datasets.tidying import tidy
 from gfl_det.engine.preflight.classes import class_names
 from gfl_det.engine.preflight.data import is_ours
@@ -49,7 +49,7 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
             if kind is None or not path or is_remote(path) or metric.get('backend_args'):
                 continue
             if kind is MMDetCocoMetric:
-                fault = plain_fault(path)
+                fault = plain_fault(path) or _absent_fault(path, datasets_of(cfg, split))
                 if fault is None:
                     continue
                 print(
@@ -82,13 +82,25 @@ def plain_fault(path: str) -> str | None:
     return str(odd[0]) if odd else None
 
 
+def _absent_fault(path: str, datasets: Sequence[Node]) -> str | None:
+    """Say which classes of the data sets a file lacks: mmdet then shifts the labels of others."""
+    for dataset in datasets:
+        names = class_names(dataset)
+        if names is not None and is_ours(dataset.get('type')):
+            _, absent = with_absent(table_of(read(path), path), names)
+            if absent:
+                return absent_text(absent)
+    return None
+
+
 def _check_shown(table: CocoTable, kind: type, datasets: Sequence[Node]) -> None:
     """Check that classes and images of the data sets are in a metric's file."""
     samples: list[Sample] = []
-    categories = [dict(id=row, name=name) for row, name in enumerate(table.class_names)]
     for dataset in datasets:
         names, path = class_names(dataset), annotation_path(dataset)
         if names is not None and issubclass(kind, CocoMetric):
+            judged = with_absent(table, names)[0].class_names
+            categories = [dict(id=row, name=name) for row, name in enumerate(judged)]
             match_classes(names, categories, table.source)
         if not path or is_remote(path) or not is_ours(dataset.get('type')):
             return

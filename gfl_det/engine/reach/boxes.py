@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gfl_det.datasets.annotations import (
+    add_absent,
     check_ids,
     check_structure,
     match_classes,
@@ -69,7 +70,7 @@ def read_boxes(
     check_structure(dataset, path)
     check_ids(dataset, path)
     names = classes or [category['name'] for category in dataset['categories']]
-    ids = match_classes(names, dataset['categories'], path)
+    ids = match_classes(names, add_absent(dataset['categories'], names)[0], path)
     entries, report = usable_boxes(dataset, ids)
     entries = [entry for entry in entries if not entry.get('iscrowd')]
     if not entries:
