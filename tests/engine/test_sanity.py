@@ -1,4 +1,4 @@
-"""Learning a few pictures by heart, and which part is named where one was broken on purpose."""
+"""The overfit check, and which part is named where one was broken on purpose."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from gfl_det.inference.export.onnx_file import DECODING, require
 from gfl_det.inference.export.preprocessing import PreparedBatch
 from gfl_det.inference.export.runtime import Arrays, ExportedDetector, check_file
 
-# By their names, see onnx_file: decoding with its integral; in the head, what is no module of its
-# own, which is the scaling of edges and, in GFLv2, the statistics of their distributions; and
-# GFLv2's quality network (DGQP); the calibrator, whose maps are steep.
+# By their names, see onnx_file: decoding with its integral; of the head, the scaling of edges and,
+# in GFLv2, the statistics of their distributions, neither of which is a module of its own; GFLv2's
+# quality network (DGQP); the calibrator, whose maps are steep.
 FLOAT = (rf'^{DECODING}/.*', r'^bbox_head/.*', r'^bbox_head\.reg_conf.*', r'^calibration[./].*')
 
 
