@@ -114,3 +114,14 @@ def test_a_quantile_has_its_share_below_it(peak: float) -> None:
     for share in (0.001, 0.1, 0.5, 0.9, 0.995, 0.99995, 0.99999):
         distance = float(distribution.quantile(logits, share))
         assert cumulative(logits.softmax(0).tolist(), distance) == pytest.approx(share, abs=1e-9)
+
+
+@pytest.mark.parametrize('num_bins', [1, 3, 5, 9])
+def test_folded_bins_lie_on_the_last_axis(num_bins: int) -> None:
+    logits = torch.randn(3, 4, 5, dtype=torch.float64)
+    found = distribution.fold(logits, num_bins)
+    kept = min(num_bins, 5)
+    assert found.shape == (3, 4, kept)
+    expected = logits.softmax(-1)
+    torch.testing.assert_close(found.softmax(-1)[..., : kept - 1], expected[..., : kept - 1])
+    torch.testing.assert_close(found.softmax(-1)[..., -1], expected[..., kept - 1 :].sum(-1))
