@@ -25,6 +25,7 @@ from gfl_det.utils.pixels import (
     is_endless,
     pillow_opens,
     pixel_limit,
+    text_header_of,
     too_large,
 )
 
@@ -48,9 +49,13 @@ ENDINGS = frozenset(
         '.pnm',
         '.sr',
         '.ras',
+        '.hdr',
+        '.pic',
+        '.pam',
     ]
 )
 FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF', 'AVIF', 'SUN')
+TEXT_FORMATS = ('Radiance HDR', 'PAM')  # OpenCV decodes them, and Pillow does not know them
 JPEG_SCAN, JPEG_END = 0xDA, b'\xff\xd9'
 
 
@@ -173,10 +178,11 @@ def check_array(array: Any, name: str) -> np.ndarray:
 
 def _check_header(file: Any, name: str, max_pixels: int | None) -> int:
     """Refuse what is not an image or too large a one; return how many pixels it has."""
-    header = header_of(file, _formats())
+    header = text_header_of(file) or header_of(file, _formats())
     if header is None:
         raise DataError(
-            f'{name} is not an image of a known format ({", ".join(FORMATS)}), or is damaged.'
+            f'{name} is not an image of a known format ({", ".join(FORMATS + TEXT_FORMATS)}), or '
+            'is damaged.'
         )
     fault = too_large(header.pixels, max_pixels)
     if fault is not None:

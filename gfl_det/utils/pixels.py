@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 MAX_PIXELS = 178_956_970  # where PIL refuses; decoded, 512 MiB, and a few kilobytes can ask for it
 LIMIT_VARIABLE = 'OPENCV_IO_MAX_IMAGE_PIXELS'
 EXIF_ORIENTATION = 0x0112
+TEXT_HEAD = 4096  # bytes of a file in which a head that is a text ends
 
 _raised = threading.Lock()
 
@@ -96,6 +97,9 @@ def header_of(content: bytes | BinaryIO, formats: list[str] | None = None) -> He
         from PIL import Image
     except ImportError:
         return None
+    stated = text_header_of(content) if formats is None else None
+    if stated is not None:
+        return stated
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of half the size that it refuses
@@ -108,6 +112,23 @@ def header_of(content: bytes | BinaryIO, formats: list[str] | None = None) -> He
         return None
     width, height = picture.size
     return Header(width * height, orientation)
+
+
+def text_header_of(content: bytes | BinaryIO) -> Header | None:
+    """Read the head of a Radiance HDR or PAM file, which is a text; None of another file."""
+    if isinstance(content, bytes):
+        begin = content[:TEXT_HEAD]
+    else:
+        begin = content.read(TEXT_HEAD)
+        content.seek(-len(begin), os.SEEK_CUR)
+    if begin.startswith((b'#?RADIANCE', b'#?RGBE')):
+        found = re.search(rb'\n\n[-+][XY] (\d{1,9}) [-+][XY] (\d{1,9})\n', begin)
+        return Header(int(found[1]) * int(found[2])) if found else None
+    if begin.startswith(b'P7\n'):
+        head = begin.partition(b'ENDHDR')[0]
+        sides = [re.search(rb'\n%s (\d{1,9})\n' % key, head) for key in (b'WIDTH', b'HEIGHT')]
+        return Header(int(sides[0][1]) * int(sides[1][1])) if sides[0] and sides[1] else None
+    return None
 
 
 def _orientation(picture: Any) -> int:

@@ -474,10 +474,11 @@ def test_without_coco_training_stops_before_anything_is_made(tmp_path):
 
 
 def test_training_in_two_processes_resuming_and_testing(pets):
+    amp_option = ['--amp'] if processor.computes_bfloat16() else []
     here = ['--cfg-options', 'data_root=pets']
     trained = run_script(
         *('dist_train.sh', 'tiny.py', 2, '--work-dir', 'run'),
-        *('--from-scratch', '--auto-scale-lr', '--amp', *here),
+        *('--from-scratch', '--auto-scale-lr', *amp_option, *here),
         cwd=pets,
         PORT=free_port(),
     )

@@ -243,3 +243,30 @@ def test_a_whole_tiff_of_floats_is_not_called_torn(tmp_path) -> None:
         read_image(path)
     with pytest.raises(DataError, match=r'torn or damaged|not an image of a known format'):
         decode_image(path.read_bytes()[:900], 'x')
+
+
+@pytest.mark.parametrize('ending', ['.hdr', '.pic', '.pam'])
+def test_formats_whose_head_is_a_text_are_read_as_training_reads_them(tmp_path, ending) -> None:
+    drawn = PIXELS[:20, :30]
+    path = tmp_path / f'a{ending}'
+    assert cv2.imwrite(str(path), drawn if ending == '.pam' else drawn / np.float32(256))
+    np.testing.assert_array_equal(read_image(path), mmcv.imread(str(path)))
+    assert header_of(path.read_bytes()).pixels == 600
+    with pytest.raises(DataError, match='600 pixels'):
+        read_image(path, max_pixels=599)
+    content = path.read_bytes()
+    for part in (content[: len(content) // 2], content[:20]):
+        with pytest.raises(DataError):
+            decode_image(part, path.name)
+
+
+@pytest.mark.parametrize(
+    'head',
+    [
+        b'#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 100000 +X 100000\n',
+        b'P7\nWIDTH 100000\nHEIGHT 100000\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n',
+    ],
+)
+def test_texts_that_promise_too_much_are_refused_undecoded(head) -> None:
+    with pytest.raises(DataError, match=r'10,000,000,000 pixels.*undecoded'):
+        decode_image(head + bytes(99), 'name')

@@ -17,6 +17,7 @@ import gfl_det
 from gfl_det.cli import main, swap_head
 from gfl_det.errors import CheckpointError, ConfigError, NotSwappableError
 from gfl_det.swap.check import build_untrained, check_config, without_files
+from gfl_det.swap.pyramid import measure_strides, read_pyramid
 from gfl_det.swap.weights import carry_over, match_weights
 from projects.zoo import zoo
 from tests.helpers.commands import run_tool
@@ -106,6 +107,16 @@ def test_strides_follow_the_features_where_the_old_ones_do_not_fit() -> None:
     cfg = zoo_config(FCOS)
     del cfg.model.bbox_head['strides']  # the class's own default
     assert gfl_det.swap_head(cfg).pyramid.strides == [8, 16, 32, 64, 128]
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_backbones_of_other_channels_are_measured(channels: int) -> None:
+    config = zoo_config(RETINA)
+    config.model.backbone.in_channels = channels
+    pyramid = read_pyramid(config.model, config.model.bbox_head)
+    assert pyramid.strides == measure_strides(config.model) == [8, 16, 32, 64, 128]
+    assert pyramid.channels == [256] * 5
+    assert pyramid.declared
 
 
 def test_coarse_levels_may_come_first() -> None:
