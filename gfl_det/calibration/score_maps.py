@@ -13,15 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gfl_det.calibration.maps import (
-    EPS,
-    Constant,
-    Isotonic,
-    Linear,
-    Platt,
-    ScoreMap,
-    Temperature,
-)
+from gfl_det.calibration.maps import EPS, Constant, Isotonic, Linear, Platt, ScoreMap, Temperature
 
 
 class ScoreMaps(nn.Module):

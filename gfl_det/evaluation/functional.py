@@ -477,10 +477,8 @@ def evaluate_detections(
     metrics['classes_without_truths'] = len(left_out.without_truths)
     metrics['classes_without_detections'] = len(left_out.without_detections)
     if resamples:
-        from gfl_det.evaluation.bootstrap import (  # it reads this module
-            DetectionStatistics,
-            resample,
-        )
+        from gfl_det.evaluation.bootstrap import resample  # it reads this module
+        from gfl_det.evaluation.weighted import DetectionStatistics
 
         statistics = DetectionStatistics(matched, coco, detections, truths)
         for name, interval in resample(statistics, resamples, seed).items():

@@ -14,12 +14,7 @@ from gfl_det.calibration.intervals import MatchedEdges
 from gfl_det.calibration.splits import split_images, take_images
 from gfl_det.datasets.file_names import find_file
 from gfl_det.errors import DataError
-from gfl_det.evaluation.detections import (
-    Detections,
-    Truths,
-    read_annotations,
-    truths_of_table,
-)
+from gfl_det.evaluation.detections import Detections, Truths, read_annotations, truths_of_table
 from gfl_det.evaluation.matching import TRUE, match
 from gfl_det.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 

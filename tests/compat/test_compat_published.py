@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from gfl_det import GFLInferencer
-from gfl_det.cli import models as command
+from gfl_det.cli import models
 from gfl_det.compat import published
 from gfl_det.compat.published import PublishedModel, config_of, fetch, published_models
 from gfl_det.errors import CheckpointError
@@ -150,7 +150,7 @@ def test_all_that_is_published_is_listed(capsys, served) -> None:
     assert {each.name: each.ap for each in entries}['gfl_r50_fpn_1x_coco'] == 40.2
     entries[0].path.parent.mkdir(parents=True)
     entries[0].path.write_bytes(bytes(3 * 2**20))
-    command.run(command.parse_arguments(['--urls']))
+    models.run(models.parse_arguments(['--urls']))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == [
         entries[0].name,

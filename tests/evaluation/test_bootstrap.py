@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.bootstrap import (
-    DetectionStatistics,
     basic_interval,
     bca_interval,
     halving_weights,
@@ -21,6 +20,7 @@ from gfl_det.evaluation.bootstrap import (
 from gfl_det.evaluation.detections import Detections, Truths
 from gfl_det.evaluation.functional import COCO_TAUS, evaluate_detections
 from gfl_det.evaluation.matching import match
+from gfl_det.evaluation.weighted import DetectionStatistics
 from tests.helpers.calibration_cases import case_data, random_scene, scene
 
 COUNTS = ('classes', 'classes_without_truths', 'classes_without_detections')

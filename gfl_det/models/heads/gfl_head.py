@@ -24,12 +24,7 @@ from torch import Tensor, nn
 
 from gfl_det.calibration.apply import HeadCalibration
 from gfl_det.errors import ConfigError
-from gfl_det.models.assigners.batch import (
-    BatchAssignment,
-    PriorLevels,
-    assign_batch,
-    make_grid,
-)
+from gfl_det.models.assigners.batch import BatchAssignment, PriorLevels, assign_batch, make_grid
 from gfl_det.models.assigners.predictions import ALPHA, BETA, Predictions, needs_predictions
 from gfl_det.models.heads.loss import PositiveTerms, class_loss, positive_terms
 from gfl_det.models.heads.postprocess import Decoder, Frames, detect, find_candidates

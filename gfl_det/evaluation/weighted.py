@@ -1,0 +1,350 @@
+"""Detection metrics under weights of the images, from matches made once.
+
+Matching stays within an image, so an image that counts twice is one with a weight of 2: sums over
+detections become products with a sparse matrix, and average precision a pass over the true
+positives, which are few. :mod:`.bootstrap` draws the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.functional import DECE_BINS, LAECE_BINS, RECALLS
+from gfl_det.evaluation.matching import IGNORED, TRUE, Matches
+
+
+class DetectionStatistics:
+    """Every metric of :func:`.functional.evaluate_detections` under weights of the images.
+
+    Args:
+        matched: the matches that LaECE, LaACE and LRP are taken from, each with what stands
+            behind the names: nothing, or ``_reject``.
+        coco: the matches at :data:`.functional.COCO_TAUS`.
+        detections: that were matched.
+        truths: of the same images.
+    """
+
+    def __init__(
+        self,
+        matched: Sequence[tuple[Matches, str]],
+        coco: Sequence[Matches],
+        detections: Detections,
+        truths: Truths,
+    ) -> None:
+        self.num_images = len(truths.image_ids)
+        num_classes = len(truths.category_ids)
+        real = ~truths.crowd
+        # Boxes of each class in each image, (K, I).
+        self.truths = csr_matrix(
+            (np.ones(real.sum()), (truths.label[real], truths.image[real])),
+            (num_classes, self.num_images),
+        )
+        self.parts: list[Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]] = []
+        for matches, end in matched:
+            self.parts.append(_CalibrationPart(matches, detections.image, self.num_images, end))
+            self.parts.append(_LRPPart(matches, detections.image, self.num_images, end))
+        half = coco[0]
+        self.parts.append(_DECEPart(half, detections.image, self.num_images))
+        self.parts.append(_OptimalLRPPart(half, detections.image))
+        self.parts.append(_PrecisionPart(coco, detections.image, num_classes))
+
+    def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """The metrics under weights.
+
+        Args:
+            weights: ``(R, I)``.
+
+        Returns:
+            Each ``(R,)`` or, per class, ``(R, K)`` under the name with ``_per_class`` behind it;
+            NaN where no class has a value.
+        """
+        counts = (self.truths @ weights.T).T  # (R, K)
+        values: dict[str, np.ndarray] = {}
+        for part in self.parts:
+            values.update(part(weights, counts))
+        return values
+
+
+class _Cells(NamedTuple):
+    """Sums over the detections of each image, in cells such as bins of classes."""
+
+    number: csr_matrix  # (cells, I)
+    score: csr_matrix
+    target: csr_matrix
+
+    @classmethod
+    def of(
+        cls,
+        cell: np.ndarray,
+        image: np.ndarray,
+        scores: np.ndarray,
+        targets: np.ndarray,
+        shape: tuple,
+    ) -> _Cells:
+        return cls(
+            *(
+                csr_matrix((values, (cell, image)), shape)
+                for values in (np.ones(len(cell)), scores, targets)
+            )
+        )
+
+    def gaps(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and ``|sum of scores - sum of targets|``, each ``(cells, R)``."""
+        number = self.number @ weights.T
+        return number, np.abs(self.score @ weights.T - self.target @ weights.T)
+
+
+class _CalibrationPart:
+    """LaECE and LaACE at one threshold."""
+
+    def __init__(self, matches: Matches, image: np.ndarray, num_images: int, end: str) -> None:
+        self.name, self.num_classes = f'{matches.tau:g}{end}', len(matches.truths)
+        judged = matches.judged()
+        label, scores, iou = matches.label[judged], matches.scores[judged], matches.iou[judged]
+        place = image[matches.row[judged]]
+        edges = np.linspace(0, 1, LAECE_BINS + 1)
+        bins = (np.searchsorted(edges, scores) - 1).clip(0, LAECE_BINS - 1)
+        cells = (self.num_classes * LAECE_BINS, num_images)
+        self.cells = _Cells.of(label * LAECE_BINS + bins, place, scores, iou, cells)
+        self.distance = csr_matrix(
+            (np.abs(scores - iou), (label, place)), (self.num_classes, num_images)
+        )
+
+    def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+        number, gap = self.cells.gaps(weights)
+        shape = (self.num_classes, LAECE_BINS, len(weights))
+        number, gap = number.reshape(shape).sum(1).T, gap.reshape(shape).sum(1).T  # (R, K)
+        distance = (self.distance @ weights.T).T
+        counted = (truths > 0) & (number > 0)
+        return {
+            **_by_class(f'LaECE_{self.name}', gap, number, counted),
+            **_by_class(f'LaACE_{self.name}', distance, number, counted),
+        }
+
+
+class _DECEPart:
+    """D-ECE."""
+
+    def __init__(self, matches: Matches, image: np.ndarray, num_images: int) -> None:
+        judged = matches.judged()
+        scores = matches.scores[judged]
+        edges = np.linspace(0, 1, DECE_BINS + 1)
+        bins = (np.searchsorted(edges, scores) - 1).clip(0, DECE_BINS - 1)
+        right = (matches.state[judged] == TRUE).astype(float)
+        place = image[matches.row[judged]]
+        self.cells = _Cells.of(bins, place, scores, right, (DECE_BINS, num_images))
+
+    def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+        number, gap = self.cells.gaps(weights)
+        with np.errstate(invalid='ignore'):
+            return {'D-ECE': gap.sum(0) / number.sum(0)}
+
+
+class _LRPPart:
+    """LRP of all detections at one threshold, with its parts."""
+
+    def __init__(self, matches: Matches, image: np.ndarray, num_images: int, end: str) -> None:
+        self.name, self.end, self.tau = f'LRP_{matches.tau:g}', end, matches.tau
+        shape = (len(matches.truths), num_images)
+        place = image[matches.row]
+        distance = np.where(matches.state == TRUE, 1 - matches.iou, 0)
+        columns = (matches.state == TRUE, (matches.state != TRUE) & (matches.state != IGNORED))
+        self.sums = [
+            csr_matrix((values.astype(float), (matches.label, place)), shape)
+            for values in (*columns, distance)
+        ]
+
+    def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+        right, wrong, distance = ((each @ weights.T).T for each in self.sums)
+        values = _lrp(self.name, right, wrong, distance, truths, self.tau)
+        return {f'{name}{self.end}': value for name, value in values.items()}
+
+
+class _TruePositives(NamedTuple):
+    """The true positives of one threshold, by class and descending score.
+
+    Every maximum of precision and every least LRP is at one of them.
+    """
+
+    image: np.ndarray  # (P,) int64
+    iou: np.ndarray  # (P,)
+    place: np.ndarray  # (P,) int64, among the detections of all classes, sorted as matches are
+    before: np.ndarray  # (P,) int64, detections of earlier classes
+    start: np.ndarray  # (K,) int64, first true positive of each class; P behind the last
+    ignored_image: np.ndarray  # (Q,) int64, images of the ignored detections
+    ignored_place: np.ndarray  # (P,) int64, ignored ones up to each
+    ignored_before: np.ndarray  # (P,) int64, ignored ones of earlier classes
+
+    @classmethod
+    def of(cls, matches: Matches, image: np.ndarray) -> _TruePositives:
+        place, ignored = (np.flatnonzero(matches.state == state) for state in (TRUE, IGNORED))
+        label = matches.label
+        before = np.searchsorted(label, label[place])
+        return cls(
+            image[matches.row[place]],
+            matches.iou[place],
+            place,
+            before,
+            np.searchsorted(label[place], np.arange(len(matches.truths))),
+            image[matches.row[ignored]],
+            np.searchsorted(ignored, place),
+            np.searchsorted(ignored, before),
+        )
+
+    def sums(self, weights: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted true positives ``(P,)`` and detections ``(P,)`` of the class up to each.
+
+        Args:
+            weights: ``(I,)`` of the images.
+            total: ``(N + 1,)`` sums of the weights of all detections, from 0.
+        """
+        found = total[self.place + 1] - total[self.before]
+        if len(self.ignored_image):
+            ignored = _sums_from_zero(weights[self.ignored_image])
+            found -= ignored[self.ignored_place] - ignored[self.ignored_before]
+        return self.cumulated(weights[self.image]), found
+
+    def cumulated(self, values: np.ndarray) -> np.ndarray:
+        """Sums ``(P,)`` within the class up to each true positive."""
+        total = _sums_from_zero(values)
+        first = np.repeat(total[self.start], np.diff(self.start, append=len(values)))
+        return total[1:] - first
+
+
+def _sums_from_zero(values: np.ndarray) -> np.ndarray:
+    total = np.empty(len(values) + 1)
+    total[0] = 0
+    np.cumsum(values, out=total[1:])
+    return total
+
+
+class _OptimalLRPPart:
+    """The least LRP over the cuts of each class, at IoU .5."""
+
+    def __init__(self, matches: Matches, image: np.ndarray) -> None:
+        self.tau, self.positives = matches.tau, _TruePositives.of(matches, image)
+        self.image = image[matches.row]
+
+    def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+        rows = [self._one(*pair) for pair in zip(weights, truths)]
+        right, wrong, distance = (np.stack(each) for each in zip(*rows))
+        return _lrp('oLRP', right, wrong, distance, truths, self.tau)
+
+    def _one(self, weights: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, ...]:
+        positives = self.positives
+        right, found = positives.sums(weights, _sums_from_zero(weights[self.image]))
+        distance = positives.cumulated(weights[positives.image] * (1 - positives.iou))
+        count = np.diff(positives.start, append=len(right))
+        of_class = np.repeat(truths, count)
+        with np.errstate(invalid='ignore', divide='ignore'):
+            total = (distance / (1 - self.tau) + found - right + of_class - right) / (
+                found - right + of_class
+            )
+        sums = np.zeros((3, len(truths)))
+        for k in np.flatnonzero(count):
+            part = slice(positives.start[k], positives.start[k] + count[k])
+            if right[part][-1] > 0:
+                first = positives.start[k]
+                best = first + np.nanargmin(np.where(right[part] > 0, total[part], np.inf))
+                if total[best] >= 1 and found[first] > right[first]:
+                    continue  # no better than the wrong detection that comes first
+                sums[:, k] = right[best], found[best] - right[best], distance[best]
+        return tuple(sums)
+
+
+class _PrecisionPart:
+    """COCO's AP over its ten thresholds, AP50 and AP75, and AP per class."""
+
+    def __init__(self, coco: Sequence[Matches], image: np.ndarray, num_classes: int) -> None:
+        self.by_tau = [_TruePositives.of(matches, image) for matches in coco]
+        self.image = image[coco[0].row]  # matches at all thresholds are sorted alike
+        self.num_classes = num_classes
+
+    def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+        precision = np.stack([self._one(*pair) for pair in zip(weights, truths)], axis=1)
+        return {
+            'AP': _nan_mean(precision.mean(0)),
+            'AP50': _nan_mean(precision[0]),
+            'AP75': _nan_mean(precision[5]),
+            'AP_per_class': precision.mean(0),
+        }
+
+    def _one(self, weights: np.ndarray, truths: np.ndarray) -> np.ndarray:
+        """AP ``(T, K)`` of one resample; NaN for classes without gt boxes."""
+        total = _sums_from_zero(weights[self.image])
+        return np.stack(
+            [self._at_threshold(positives, weights, truths, total) for positives in self.by_tau]
+        )
+
+    def _at_threshold(
+        self, positives: _TruePositives, weights: np.ndarray, truths: np.ndarray, total: np.ndarray
+    ) -> np.ndarray:
+        right, found = positives.sums(weights, total)
+        count = np.diff(positives.start, append=len(right))
+        with np.errstate(invalid='ignore', divide='ignore'):
+            precision = np.where(right > 0, right / found, 0)
+            recall = np.where(right > 0, right / np.repeat(truths, count), 0)
+        # The best precision at this recall or beyond, class by class: a class is lifted above
+        # those behind it, so that one pass from the back serves all.
+        lift = np.repeat(2.0 * np.arange(self.num_classes, 0, -1), count)
+        precision += lift
+        best = np.maximum.accumulate(precision[::-1])[::-1] - lift
+        reached = _recalls_reached(recall)
+        fresh = np.diff(reached, prepend=0)
+        starts = positives.start[count > 0]
+        fresh[starts] = reached[starts]
+        value = np.zeros(self.num_classes)
+        if len(starts):
+            value[count > 0] = np.add.reduceat(best * fresh, starts) / len(RECALLS)
+        return np.where(truths > 0, value, np.nan)
+
+
+def _recalls_reached(recall: np.ndarray) -> np.ndarray:
+    """How many of COCO's 101 recalls are at most each recall."""
+    place = (recall * (len(RECALLS) - 1)).astype(np.int64)  # right, or one off by rounding
+    higher = np.append(RECALLS, np.inf)
+    place += higher[place + 1] <= recall
+    place -= higher[place] > recall
+    return place + 1
+
+
+def _by_class(
+    name: str, sums: np.ndarray, number: np.ndarray, counted: np.ndarray
+) -> dict[str, np.ndarray]:
+    with np.errstate(invalid='ignore', divide='ignore'):
+        values = np.where(counted, sums / number, np.nan)
+    return {name: _nan_mean(values), f'{name}_per_class': values}
+
+
+def _lrp(
+    name: str,
+    right: np.ndarray,
+    wrong: np.ndarray,
+    distance: np.ndarray,
+    truths: np.ndarray,
+    tau: float,
+) -> dict[str, np.ndarray]:
+    """LRP and its parts from sums ``(R, K)``, as in :func:`.functional.lrp`."""
+    known, found = truths > 0, (truths > 0) & (right > 0)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        total = (distance / (1 - tau) + wrong + truths - right) / (wrong + truths)
+        parts = {
+            name: np.where(known, total, np.nan),
+            f'{name}_loc': np.where(found, distance / right, np.nan),
+            f'{name}_FP': np.where(found, wrong / (right + wrong), np.nan),
+            f'{name}_FN': np.where(known, 1 - right / truths, np.nan),
+        }
+    return {key: _nan_mean(values) for key, values in parts.items()}
+
+
+def _nan_mean(values: np.ndarray) -> np.ndarray:
+    """Means over the classes ``(R,)`` of ``(R, K)``, of those that have a value."""
+    known = ~np.isnan(values)
+    number = known.sum(1)
+    total = np.where(known, values, 0).sum(1)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
