@@ -17,7 +17,8 @@ from torch._utils import ExceptionWrapper
 
 import gfl_det
 from gfl_det.cli import main as cli
-from gfl_det.cli import test, train
+from gfl_det.cli import test as testing
+from gfl_det.cli import train
 from gfl_det.compat import processor
 from gfl_det.engine import amp, config_edits, runner
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
@@ -319,7 +320,7 @@ class TestCommandLine:
 
     def test_testing(self):
         words = 'c.py x.pth --show-dir d --out r.json --tta --classwise'
-        args = test.parse_arguments(words.split())
+        args = testing.parse_arguments(words.split())
         assert (args.checkpoint, args.show_dir, args.out) == ('x.pth', 'd', 'r.json')
         assert args.tta
         assert args.classwise
