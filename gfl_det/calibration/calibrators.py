@@ -403,6 +403,15 @@ def fit_calibrator(
 
     Raises:
         DataError: no detections, or none that can be judged.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.6]))
+        >>> fitted = fit_calibrator(found, truths, Settings(method='isotonic', cuts=(0, 0)))
+        >>> fitted.classes[0].map(np.array([0.6]))
+        array([1.])
     """
     data = fit_data(detections, truths, settings)
     maps = _fit_maps(data, settings)

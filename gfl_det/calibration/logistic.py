@@ -54,6 +54,10 @@ def fit_offset(logits: np.ndarray, targets: np.ndarray) -> float:
     Args:
         logits: ``(N,)`` finite, N at least 1.
         targets: ``(N,)`` in [0, 1].
+
+    Example:
+        >>> round(fit_offset(np.zeros(4), np.array([0.0, 0.0, 0.0, 1.0])), 4)  # log(1 / 3)
+        -1.0986
     """
     wanted = targets.mean()
     centre = np.log(wanted) - np.log1p(-wanted)
@@ -96,7 +100,12 @@ def fit_line(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
 
 
 def increasing_root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where an increasing function is 0 within [low, high], or the end that is nearest to it."""
+    """Where an increasing function is 0 within [low, high], or the end that is nearest to it.
+
+    Example:
+        >>> round(increasing_root(lambda x: x - 2, 0, 10), 6)
+        2.0
+    """
     if function(low) >= 0:
         return float(low)
     if function(high) <= 0:

@@ -192,6 +192,11 @@ def fit_of(
 
     Raises:
         ConfigError: the method has no such option.
+
+    Example:
+        >>> fitted = fit_of('linear')(np.array([0.2, 0.8]), np.array([0.3, 0.6]))
+        >>> round(fitted.slope, 6), round(fitted.offset, 6)
+        (0.5, 0.2)
     """
     if grid and method != 'platt':
         raise ConfigError(

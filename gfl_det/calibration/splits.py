@@ -41,6 +41,12 @@ def split_images(truths: Truths, seed: int = 0, share: float = 0.5) -> tuple[np.
     Raises:
         ConfigError: the share is out of range.
         DataError: a group would be empty.
+
+    Example:
+        >>> no_boxes = (*np.zeros((2, 0), int), np.zeros((0, 4)), np.zeros(0, bool))
+        >>> truths = Truths([1, 2, 3, 4], list('abcd'), [], [], *no_boxes)
+        >>> split_images(truths, seed=0)
+        (array([0, 1]), array([2, 3]))
     """
     if not 0 < share < 1:
         raise ConfigError(f'the share of a split lies in (0, 1), not {share!r}')

@@ -109,6 +109,12 @@ def check_detections(detections: Detections, source: str = 'the detections') -> 
 
     Raises:
         DataError: a score is NaN or outside [0, 1], or a box is not finite.
+
+    Example:
+        >>> image = label = np.zeros(1, int)
+        >>> found = Detections(image, label, np.zeros((1, 4)), np.array([0.5]))
+        >>> check_detections(found) is found
+        True
     """
     scores = detections.scores
     wrong = np.flatnonzero(~((scores >= 0) & (scores <= 1)))  # NaN fails both
@@ -140,6 +146,10 @@ def image_key(image_id: Any, file_name: str = '') -> str:
     """Digest that tells an image from others.
 
     The id alone does not: most converters number the images of each split from 1.
+
+    Example:
+        >>> image_key(7, 'a.png') == image_key(7, 'b.png')
+        False
     """
     return hashlib.sha256(json.dumps([str(image_id), file_name]).encode()).hexdigest()[:DIGEST]
 
@@ -188,6 +198,12 @@ def truths_from_coco(dataset: Any, source: str = 'the ground truth') -> Truths:
     Raises:
         DataError: Not a COCO file, ids that contradict each other, or a box of other than four
             numbers.
+
+    Example:
+        >>> dataset = dict(images=[dict(id=7)], categories=[dict(id=3, name='cat')], annotations=[])
+        >>> truths = truths_from_coco(dataset)
+        >>> truths.class_names, len(truths.boxes)
+        (['cat'], 0)
     """
     return truths_of_table(table_of(dataset, source))
 
@@ -230,6 +246,12 @@ def detections_from_coco(
     Raises:
         DataError: Not a list of results, an image or class that the ground truth lacks, a box that
             is not four finite numbers, or a score outside [0, 1] or NaN.
+
+    Example:
+        >>> dataset = dict(images=[dict(id=7)], categories=[dict(id=3, name='cat')], annotations=[])
+        >>> result = dict(image_id=7, category_id=3, bbox=[0, 0, 4, 4], score=0.9)
+        >>> detections_from_coco([result], truths_from_coco(dataset)).scores
+        array([0.9])
     """
     if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
         raise DataError(f'{source} is not a list of COCO results: give [{{"image_id": ...}}, ...].')

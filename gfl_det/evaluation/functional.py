@@ -497,6 +497,15 @@ def errors_by_class(
         truths: of the same images.
         tau: threshold below 1 of the IoU.
         zero_overlap: see :func:`.matching.match`.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.9]))
+        >>> laece_error, laace_error, lrp_error = errors_by_class(found, truths, tau=0.5)
+        >>> laece_error.per_class.round(2), lrp_error.total
+        (array([0.1]), array([0.]))
     """
     _check_taus([tau])
     (matches,) = match(detections, truths, [tau], zero_overlap)

@@ -61,6 +61,13 @@ def edge_quantiles(
 
     Raises:
         ValueError: ``level`` lies outside [0, 1].
+
+    Example:
+        >>> logits = torch.full((1, 4, 4), -1e4)
+        >>> logits[..., 2] = 0  # each edge two bins from the centre
+        >>> widths, centres = torch.full((1, 4), 8.0), torch.tensor([[40.0, 40.0]])
+        >>> edge_quantiles(logits, widths, centres, level=0.5).low
+        tensor([[22., 22., 54., 54.]])
     """
     if not 0 <= level <= 1:
         raise ValueError(f'the level of an interval lies in [0, 1], not {level}')

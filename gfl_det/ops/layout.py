@@ -20,7 +20,12 @@ SPARE_PLACES = 32
 
 
 def spare_places(slots: Tensor) -> Tensor:
-    """A spare place, 0 to 31, for each of N slots, the same for most neighbours: ``(N,)`` int64."""
+    """A spare place, 0 to 31, for each of N slots, the same for most neighbours: ``(N,)`` int64.
+
+    Example:
+        >>> spare_places(torch.arange(4))
+        tensor([ 0,  8, 16, 24])
+    """
     count = len(slots)
     return torch.arange(count, device=slots.device) * SPARE_PLACES // max(1, count)
 
@@ -33,6 +38,12 @@ def write_valid(memory: Tensor, address: Tensor, valid: Tensor, values: Tensor |
         address: ``(M,)`` int64; those of valid slots are different and below N.
         valid: ``(M,)`` bool.
         values: ``(M,)``, or a scalar for all.
+
+    Example:
+        >>> memory = torch.zeros(4)  # the last place is nowhere
+        >>> write_valid(memory, torch.tensor([0, 1]), torch.tensor([True, False]), torch.ones(2))
+        >>> memory[:3]
+        tensor([1., 0., 0.])
     """
     memory[address.masked_fill(~valid, len(memory) - 1)] = values
 

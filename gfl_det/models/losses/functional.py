@@ -219,7 +219,12 @@ def varifocal_gradient(
     gamma: float = 2.0,
     iou_weighted: bool = True,
 ) -> Tensor:
-    """Derivative of :func:`varifocal_loss`, whose arguments these are, by the logits."""
+    """Derivative of :func:`varifocal_loss`, whose arguments these are, by the logits.
+
+    Example:
+        >>> varifocal_gradient(torch.zeros(1), torch.tensor([0.5]))
+        tensor([0.])
+    """
     weight = quality if iou_weighted else torch.ones_like(quality)
     positive = weight * (logits.sigmoid() - quality)
     negative = alpha * quality_focal_gradient(logits, torch.zeros_like(quality), gamma)
@@ -529,6 +534,10 @@ def weighted_mmce(
 
     Returns:
         Scalar; 0 where all samples are right, or all wrong.
+
+    Example:
+        >>> weighted_mmce(torch.tensor([0.9, 0.6]), torch.tensor([True, True]))
+        tensor(0.)
     """
     right = correct.to(confidence.dtype)
     wrong = 1 - right
@@ -559,6 +568,10 @@ def paired_subset(scores: Tensor, positive: Tensor, limit: int = MAX_PAIRED) -> 
 
     Returns:
         Indices ``(S,)``, S at most ``limit``.
+
+    Example:
+        >>> paired_subset(torch.tensor([0.1, 0.9, 0.4]), torch.tensor([True, False, False]))
+        tensor([0, 1])
     """
     scores, number = scores.detach(), int(positive.sum())
     wanted = min(number, limit // 2)
