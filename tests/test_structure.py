@@ -38,6 +38,16 @@ def test_imports_point_down(monkeypatch) -> None:
     assert lint_imports(config_filename='pyproject.toml', no_cache=True) == 0
 
 
+def test_no_test_imports_another() -> None:
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / 'tests').rglob('*.py')
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and '.test_' in f'.{node.module}'
+    ]
+    assert found == []
+
+
 def test_the_top_is_twelve_packages_and_the_loose_modules() -> None:
     assert {path.parent.name for path in PACKAGE.glob('*/__init__.py')} == set(ROOMS)
     assert {path.stem for path in PACKAGE.glob('*.py')} <= LOOSE

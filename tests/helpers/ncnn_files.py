@@ -11,7 +11,12 @@ from mmengine.registry import MODELS, DefaultScope
 
 import gfl_det
 from gfl_det.inference.foreign_weights import Layer, run_order
+from tests.helpers.paths import ROOT
 
+# Published weights and pictures, where a checkout has them beside it.
+DATA = ROOT.parent / 'shared' / 'data'
+PAIR = [DATA / 'nanodet_plus' / f'nanodet-plus-m_416.{end}' for end in ('param', 'bin')]
+COCO = DATA / 'coco_val_part'
 FLOAT16_TAG = 0x01306B47
 
 

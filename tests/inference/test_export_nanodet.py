@@ -24,8 +24,7 @@ from gfl_det.inference.export.evaluation import average_precision, picture_paths
 from gfl_det.inference.export.parity import compare, noise_pictures, torch_detector
 from gfl_det.inference.foreign_weights import convert
 from tests.helpers.exporting import shrink_pictures
-from tests.helpers.ncnn_files import random_detector
-from tests.inference.test_nanodet_release import COCO, PAIR
+from tests.helpers.ncnn_files import COCO, PAIR, random_detector
 
 NAME = 'nanodet-plus-m_416_coco'
 pytestmark = pytest.mark.slow

@@ -13,14 +13,11 @@ import torch
 from gfl_det.inference.foreign_weights import convert
 from gfl_det.inference.loading import load_detector
 from tests.helpers.commands import run_tool
-from tests.helpers.paths import ROOT
+from tests.helpers.ncnn_files import COCO, PAIR
 
-DATA = ROOT.parent / 'shared' / 'data'
-PAIR = [DATA / 'nanodet_plus' / f'nanodet-plus-m_416.{end}' for end in ('param', 'bin')]
-COCO = DATA / 'coco_val_part'
 pytestmark = pytest.mark.skipif(
     not (COCO.is_dir() and all(path.is_file() for path in PAIR)),
-    reason=f'no weights and pictures in {DATA}',
+    reason=f'no weights and pictures in {COCO.parent}',
 )
 MEAN = np.array([103.53, 116.28, 123.675], np.float32)
 STD = np.array([57.375, 57.12, 58.395], np.float32)
