@@ -1,8 +1,7 @@
 """Confidence intervals of detection metrics: a bootstrap over images, from matches made once.
 
 A resample draws as many images as there are, with replacement, so an image counts 0, 1, 2, ...
-times; :mod:`.weighted` takes the metrics under such weights. A thousand resamples of 5,000 images
-take half a minute.
+times; :mod:`.weighted` takes the metrics under such weights.
 
 Three kinds of interval, each for a reason:
 
