@@ -17,7 +17,7 @@ from gfl_det.cli.doctor.examine import merge, of_outcome, split_cure
 from gfl_det.cli.doctor.installed import Check
 from gfl_det.cli.doctor.steps import StepOutcome, run_steps
 from gfl_det.compat import imports
-from gfl_det.compat.ranges import RANGES, release
+from gfl_det.compat.imports import RANGES, release
 from gfl_det.errors import DataError, SetupError
 from gfl_det.utils.console import format_table
 from tests.helpers.paths import ROOT

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gfl_det.cli.doctor.steps import Steps
-from gfl_det.compat.imports import LINES, SETUPTOOLS_LINE, explain
-from gfl_det.compat.ranges import RANGES
+from gfl_det.compat.imports import LINES, RANGES, SETUPTOOLS_LINE, explain
 
 State = Literal['ok', 'note', 'problem']
 OLDEST_PYTHON = (3, 9)
