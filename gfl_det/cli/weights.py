@@ -86,7 +86,7 @@ def extract(args: argparse.Namespace) -> None:
     Raises:
         CheckpointError: There are no such weights in the checkpoint, or the file cannot be written.
     """
-    from gfl_det.engine.training.extract_weights import extract_weights
+    from gfl_det.engine.training.checkpoints import extract_weights
 
     meta = extract_weights(args.checkpoint, args.out, args.kind)
     print(f'{args.out}: {meta["kind"]} weights of epoch {meta["epoch"]}, iteration {meta["iter"]}')
