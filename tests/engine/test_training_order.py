@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gfl_det.engine.hooks import StopSignalHook, stop_signal
-from gfl_det.engine.training.order import Draw, ResumableBatches, SeededDataset
+from gfl_det.engine.training.loop import Draw, ResumableBatches, SeededDataset
 
 
 class Numbers:
