@@ -16,7 +16,7 @@ from gfl_det.utils.files import make_folder, write_json
 if TYPE_CHECKING:
     from gfl_det.engine.reach.advice import Advice
     from gfl_det.engine.reach.measure import PriorPyramid
-    from gfl_det.engine.reach.resizing import Resizing
+    from gfl_det.engine.reach.settings import Resizing
     from gfl_det.models.assigners import ATSSAssigner
 
 SHOWN = 33  # values of reg_max, from 2 on
@@ -195,7 +195,7 @@ def run(args: argparse.Namespace) -> None:
 
     from gfl_det.engine.reach import report
     from gfl_det.engine.reach.advice import advise
-    from gfl_det.engine.reach.boxes import read_boxes
+    from gfl_det.engine.reach.measure import read_boxes
     from gfl_det.utils.console import ProgressCalls
 
     setting = read_setting(args)
@@ -234,8 +234,7 @@ def read_setting(args: argparse.Namespace) -> Setting:
     """
     from gfl_det.engine.preflight.classes import class_names
     from gfl_det.engine.reach.measure import LARGEST, PriorPyramid
-    from gfl_det.engine.reach.resizing import Resizing, resizing_of
-    from gfl_det.engine.reach.settings import DEFAULTS, assigner_of, head_of
+    from gfl_det.engine.reach.settings import DEFAULTS, Resizing, assigner_of, head_of, resizing_of
     from gfl_det.models.assigners import ATSSAssigner
     from gfl_det.utils.config import datasets_of, load_config
 

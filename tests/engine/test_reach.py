@@ -28,11 +28,9 @@ from gfl_det.engine.reach.advice import (
     choose,
     variants,
 )
-from gfl_det.engine.reach.boxes import ResizedBoxes, read_boxes
-from gfl_det.engine.reach.measure import LARGEST, PriorPyramid, measure
+from gfl_det.engine.reach.measure import LARGEST, PriorPyramid, ResizedBoxes, measure, read_boxes
 from gfl_det.engine.reach.report import as_dict, format_text
-from gfl_det.engine.reach.resizing import Resizing, resizing_of
-from gfl_det.engine.reach.settings import head_of
+from gfl_det.engine.reach.settings import Resizing, head_of, resizing_of
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.models.assigners import ATSSAssigner
 from tests.helpers.commands import run_tool

@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.engine.reach.boxes import ResizedBoxes
-from gfl_det.engine.reach.measure import Measured, PriorPyramid, Progress, measure
+from gfl_det.engine.reach.measure import Measured, PriorPyramid, Progress, ResizedBoxes, measure
+from gfl_det.engine.reach.settings import MOST
 from gfl_det.models.assigners import ATSSAssigner
 from gfl_det.utils.choices import AdviceLimits
 
 SCALES = (3, 4, 5, 6, 8, 10)  # anchor sides in strides; the paper of ATSS finds 5 to 8 equally good
 FINEST = 4  # px; a level at stride 2 would cost more than the rest of most detectors
-MOST = 16  # reg_max of the paper: what needs more is better served by a coarser level
 DEFAULT_LIMITS = AdviceLimits()
 
 

@@ -13,10 +13,8 @@ from mmengine.config import Config
 
 from gfl_det.datasets.checks.boxes import Table
 from gfl_det.datasets.checks.draft import Draft, Level
-from gfl_det.engine.reach.boxes import ResizedBoxes
-from gfl_det.engine.reach.measure import LARGEST, PriorPyramid, measure
-from gfl_det.engine.reach.resizing import Resizing, resizing_of
-from gfl_det.engine.reach.settings import DEFAULTS, assigner_of, head_of
+from gfl_det.engine.reach.measure import LARGEST, PriorPyramid, ResizedBoxes, measure
+from gfl_det.engine.reach.settings import DEFAULTS, Resizing, assigner_of, head_of, resizing_of
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners import ATSSAssigner
 from gfl_det.ops.boxes import xywh_to_xyxy
