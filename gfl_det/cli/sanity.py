@@ -71,8 +71,8 @@ def _run(cfg: Config, args: argparse.Namespace) -> int:
     from gfl_det.engine.preflight.classes import check_classes
     from gfl_det.engine.preflight.data import check_data
     from gfl_det.engine.preflight.starting_weights import check_weights
-    from gfl_det.engine.sanity.batch import Examples, build_dataset, load
     from gfl_det.engine.sanity.diagnosis import suspects_of_curve
+    from gfl_det.engine.sanity.evidence import Examples, build_dataset, load
     from gfl_det.engine.sanity.overfit import overfit
 
     begin, begin_busy = time.monotonic(), time.process_time()
@@ -113,9 +113,14 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
     """
     from gfl_det.datasets import coco
     from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
-    from gfl_det.engine.sanity.batch import Examples, build_dataset, load
     from gfl_det.engine.sanity.diagnosis import suspects_of_data
-    from gfl_det.engine.sanity.evidence import box_chance, label_chance
+    from gfl_det.engine.sanity.evidence import (
+        Examples,
+        box_chance,
+        build_dataset,
+        label_chance,
+        load,
+    )
     from gfl_det.utils.config import annotation_path, datasets_of, is_remote
 
     format_fault = None

@@ -16,8 +16,8 @@ from mmengine.structures import InstanceData
 import gfl_det
 from gfl_det.cli import sanity
 from gfl_det.engine.sanity import diagnosis, evidence
-from gfl_det.engine.sanity.batch import Examples, load
 from gfl_det.engine.sanity.diagnosis import suspects_of_curve, suspects_of_data, verdict
+from gfl_det.engine.sanity.evidence import Examples, load
 from gfl_det.engine.sanity.overfit import OverfitCurve, Scores, score
 from tests.helpers.commands import run_tool
 

@@ -1,4 +1,4 @@
-"""Permutation tests of whether boxes and labels match the pictures. NumPy alone.
+"""Pictures of the training set, and permutation tests of whether boxes and labels match them.
 
 A model overfits any eight pictures, with true labels and with shuffled ones. What tells them
 apart is in the pictures: true boxes lie along edges in their own picture, more than the same boxes
@@ -7,14 +7,95 @@ laid over other pictures do, and boxes of one class resemble each other in size,
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.logging import MessageHub
 
-from gfl_det.engine.sanity.batch import Examples
+from gfl_det.errors import DataError
+from gfl_det.registry import DATASETS
 
+TRIES = 20  # pictures looked at for each one that is wanted
+
+Batch = dict[str, Any]  # inputs: uint8 pictures; data_samples: their gt boxes
 ROUNDS = 200  # permutations: the smallest share that can be told apart is half a percent
 FEW_BOXES = 20  # fewer prove nothing
 NEIGHBOURS = 3
 CHANCE = 0.02  # chance itself stays below this in two of a hundred data sets
+
+
+class Examples(NamedTuple):
+    """Pictures with their boxes, for looking at them without a model."""
+
+    pictures: list[np.ndarray]  # (H, W, 3) uint8
+    boxes: list[np.ndarray]  # (N, 4) float64 xyxy px
+    labels: list[np.ndarray]  # (N,) int64
+
+    @classmethod
+    def of(cls, batch: Batch) -> Examples:
+        """Those of a batch."""
+        gts = [sample.gt_instances for sample in batch['data_samples']]
+        return cls(
+            [picture.permute(1, 2, 0).numpy() for picture in batch['inputs']],
+            [get_box_tensor(each.bboxes).double().numpy() for each in gts],
+            [each.labels.numpy() for each in gts],
+        )
+
+
+def build_dataset(cfg: Config) -> Any:
+    """Build the training set of a config.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    hub = MessageHub.get_current_instance()
+    for counter in ('iter', 'epoch'):
+        hub.update_info(counter, 0)  # some augmentations count
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    if hasattr(dataset, 'full_init'):
+        dataset.full_init()
+    return dataset
+
+
+def load(dataset: Any, number: int, seed: int = 0) -> Batch:
+    """Load pictures with boxes from all over a data set, each through the pipeline once.
+
+    Args:
+        dataset: The training set.
+        number: Of pictures; fewer where fewer have boxes.
+        seed: Of the pipeline's random steps.
+
+    Raises:
+        DataError: No picture has a box.
+    """
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    total = len(dataset)
+    number = min(number, total)
+    # Evenly spaced ones first, then their neighbours where those have no boxes.
+    starts = [first * total // max(number, 1) for first in range(number)]
+    places = (start + offset for offset in range(TRIES) for start in starts)
+    samples: list[Any] = []
+    for index in dict.fromkeys(place for place in places if place < total):
+        if len(samples) == number:
+            break
+        sample = dataset[index]
+        if sample is not None and len(sample['data_samples'].gt_instances):
+            samples.append(sample)
+    if not samples:
+        raise DataError('No picture of the training set has a box: see gfl-det check.')
+    return pseudo_collate(samples)
+
+
+def truths_of(sample: DetDataSample) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes ``(N, 4)`` xyxy px and labels ``(N,)`` of a sample."""
+    gts = sample.gt_instances
+    return get_box_tensor(gts.bboxes).cpu().double().numpy(), gts.labels.cpu().numpy()
 
 
 def box_chance(examples: Examples, seed: int = 0) -> float | None:

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 
-from gfl_det.engine.sanity.batch import Batch, truths_of
+from gfl_det.engine.sanity.evidence import Batch, truths_of
 from gfl_det.evaluation.detections import Detections, Truths
 from gfl_det.evaluation.functional import COCO_TAUS, average_precision
 from gfl_det.evaluation.matching import match
