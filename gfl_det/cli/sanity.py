@@ -70,7 +70,7 @@ def _run(cfg: Config, args: argparse.Namespace) -> int:
     from gfl_det.engine import config_edits
     from gfl_det.engine.preflight.classes import check_classes
     from gfl_det.engine.preflight.data import check_data
-    from gfl_det.engine.preflight.starting_weights import check_weights
+    from gfl_det.engine.preflight.weights import check_weights
     from gfl_det.engine.sanity.diagnosis import suspects_of_curve
     from gfl_det.engine.sanity.evidence import Examples, build_dataset, load
     from gfl_det.engine.sanity.overfit import overfit

@@ -19,7 +19,7 @@ from gfl_det.engine.preflight.classes import check_classes, class_names
 from gfl_det.engine.preflight.data import check_data, sample_file_names
 from gfl_det.engine.preflight.metrics import check_metrics
 from gfl_det.engine.preflight.pyramid import check_pyramid
-from gfl_det.engine.preflight.starting_weights import check_weights, unreachable
+from gfl_det.engine.preflight.weights import check_weights, unreachable
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.utils.config import annotation_path, datasets_of, image_folder, metrics_of
 
@@ -456,11 +456,9 @@ class TestWeights:
         assert server.asked == ['http://weights.invalid/here.pth']
 
     def test_a_host_that_never_answers_does_not_hold_the_run_up(self, monkeypatch):
-        monkeypatch.setattr('gfl_det.engine.preflight.starting_weights.ANSWER_SECONDS', 0.05)
+        monkeypatch.setattr('gfl_det.engine.preflight.weights.ANSWER_SECONDS', 0.05)
         released = threading.Event()
-        monkeypatch.setattr(
-            'gfl_det.engine.preflight.starting_weights._ask', lambda url: released.wait(10)
-        )
+        monkeypatch.setattr('gfl_det.engine.preflight.weights._ask', lambda url: released.wait(10))
         assert 'no answer in 0.05 seconds' in unreachable('https://weights.invalid/x.pth')
         released.set()
 

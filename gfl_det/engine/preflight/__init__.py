@@ -15,8 +15,7 @@ from gfl_det.engine.preflight.classes import check_calibrator, check_classes
 from gfl_det.engine.preflight.data import check_annotations, check_data
 from gfl_det.engine.preflight.metrics import check_metrics
 from gfl_det.engine.preflight.pyramid import check_pyramid
-from gfl_det.engine.preflight.starting_weights import check_weights
-from gfl_det.engine.preflight.teacher import check_teacher
+from gfl_det.engine.preflight.weights import check_teacher, check_weights
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
 from gfl_det.utils.config import check_model
 
