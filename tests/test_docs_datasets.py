@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from gfl_det.engine import config_edits, preflight
-from gfl_det.engine.preflight.classes import check_classes
+from gfl_det.engine.preflight.agreement import check_classes
 from gfl_det.engine.runner import build_runner
 from gfl_det.utils.config import SPLITS, override, walk
 from tests.helpers.paths import ROOT

@@ -130,7 +130,7 @@ def sources_of(args: argparse.Namespace) -> Iterator[AnnotationSource]:
 def sources_of_split(cfg: Config, split: str) -> Iterator[AnnotationSource]:
     """Yield the files of a split; addresses such as ``s3://`` are left to their backends."""
     from gfl_det.datasets.checks.check import AnnotationSource
-    from gfl_det.engine.preflight.classes import class_names
+    from gfl_det.engine.preflight.agreement import class_names
     from gfl_det.engine.reach.priors import check_priors
     from gfl_det.utils.config import annotation_path, datasets_of, image_folder, is_remote
 

@@ -68,7 +68,7 @@ def _run(cfg: Config, args: argparse.Namespace) -> int:
     import torch
 
     from gfl_det.engine import config_edits
-    from gfl_det.engine.preflight.classes import check_classes
+    from gfl_det.engine.preflight.agreement import check_classes
     from gfl_det.engine.preflight.data import check_data
     from gfl_det.engine.preflight.weights import check_weights
     from gfl_det.engine.sanity.diagnosis import suspects_of_curve

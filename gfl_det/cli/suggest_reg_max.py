@@ -232,7 +232,7 @@ def read_setting(args: argparse.Namespace) -> Setting:
     Raises:
         ConfigError: The config has no head with a pyramid of square priors, or no resizing.
     """
-    from gfl_det.engine.preflight.classes import class_names
+    from gfl_det.engine.preflight.agreement import class_names
     from gfl_det.engine.reach.measure import LARGEST, PriorPyramid
     from gfl_det.engine.reach.settings import DEFAULTS, Resizing, assigner_of, head_of, resizing_of
     from gfl_det.models.assigners import ATSSAssigner

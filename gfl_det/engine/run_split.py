@@ -19,7 +19,7 @@ from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.calibration.splits import Judged
 from gfl_det.datasets.table import CocoTable
 from gfl_det.engine import preflight
-from gfl_det.engine.preflight.classes import class_names
+from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.engine.runner import build_runner
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.detections import (

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from gfl_det.compat.checkpoint import load_file
 from gfl_det.compat.ncnn import NcnnConvolution, read_pair
-from gfl_det.engine.preflight.classes import class_counts, class_names
+from gfl_det.engine.preflight.agreement import class_counts, class_names
 from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.utils.config import config_names, datasets_of, load_config
 from gfl_det.utils.files import write_whole

@@ -21,7 +21,7 @@ from gfl_det.compat.checkpoint import load_file
 from gfl_det.compat.published import NANODET, config_of, fetch, find_published, refuse_unpublished
 from gfl_det.datasets.annotations import listed
 from gfl_det.engine.preflight import check_checkpoint
-from gfl_det.engine.preflight.classes import class_counts, class_names
+from gfl_det.engine.preflight.agreement import class_counts, class_names
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
 from gfl_det.inference.foreign_weights import take_authors
 from gfl_det.inference.stored_config import stored_config

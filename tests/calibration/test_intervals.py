@@ -20,7 +20,7 @@ from gfl_det import GFLInferencer, calibration
 from gfl_det.calibration.calibrators import FitSource
 from gfl_det.calibration.intervals import MatchedEdges, conformal_quantile, fit_factors
 from gfl_det.cli.intervals import fit, measure, parse_arguments
-from gfl_det.engine.preflight.classes import check_calibrator
+from gfl_det.engine.preflight.agreement import check_calibrator
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference import ImageResult, Results
 from gfl_det.inference.coverage import coverage, judge, read_split

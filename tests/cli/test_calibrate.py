@@ -22,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from gfl_det import calibration
 from gfl_det.calibration.apply import check_class_names
-from gfl_det.engine.preflight.classes import check_calibrator
+from gfl_det.engine.preflight.agreement import check_calibrator
 from gfl_det.errors import DataError
 from gfl_det.evaluation import functional
 from gfl_det.visualization.report import calibration as report

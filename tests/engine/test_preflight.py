@@ -15,10 +15,9 @@ from mmengine.config import Config
 import gfl_det
 from gfl_det.compat.pretrained import resolve
 from gfl_det.engine import preflight
-from gfl_det.engine.preflight.classes import check_classes, class_names
+from gfl_det.engine.preflight.agreement import check_classes, check_pyramid, class_names
 from gfl_det.engine.preflight.data import check_data, sample_file_names
 from gfl_det.engine.preflight.metrics import check_metrics
-from gfl_det.engine.preflight.pyramid import check_pyramid
 from gfl_det.engine.preflight.weights import check_weights, unreachable
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.utils.config import annotation_path, datasets_of, image_folder, metrics_of

@@ -19,7 +19,7 @@ from gfl_det.datasets.checks.draft import Finding
 from gfl_det.datasets.coco import CocoDataset
 from gfl_det.datasets.file_names import find_file, is_there
 from gfl_det.datasets.tidying import refuse_other_formats
-from gfl_det.engine.preflight.classes import class_names
+from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import DataError
 from gfl_det.utils.config import (
     Node,

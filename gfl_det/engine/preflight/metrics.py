@@ -17,7 +17,7 @@ from gfl_det.datasets.annotations import Entry, absent_text, find, match_classes
 from gfl_det.datasets.checks.check import read
 from gfl_det.datasets.table import CocoTable, misjudged_ids, table_of, with_absent
 from gfl_det.datasets.tidying import tidy
-from gfl_det.engine.preflight.classes import class_names
+from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.engine.preflight.data import is_ours
 from gfl_det.evaluation.calibration_metric import CalibrationMetric
 from gfl_det.evaluation.coco_metric import CocoMetric

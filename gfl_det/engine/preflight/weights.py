@@ -17,7 +17,7 @@ from mmengine.registry import DefaultScope
 
 from gfl_det.compat.pretrained import WEB, resolve
 from gfl_det.datasets.annotations import listed
-from gfl_det.engine.preflight.classes import class_names
+from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.models.detectors import KnowledgeDistillationDetector
 from gfl_det.models.detectors.distillation import build_teacher, check_pair, load_teacher

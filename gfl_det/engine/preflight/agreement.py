@@ -1,4 +1,8 @@
-"""The classes of a config: whether its model and its data sets agree on them."""
+"""Agreement of the parts of a config: classes of model, calibrators and data sets; strides.
+
+A head that is told other strides places every prior elsewhere, and levels without a stride are left
+out: both train, to a poor detector.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdet.models.dense_heads import ATSSHead
+from mmdet.models.dense_heads import GFLHead as MMDetGFLHead
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from gfl_det.calibration.apply import check_class_names, check_interval_class_names
 from gfl_det.datasets.annotations import listed
-from gfl_det.errors import ConfigError
+from gfl_det.errors import ConfigError, GFLDetError
+from gfl_det.models.heads import GFLHead
 from gfl_det.registry import DATASETS
+from gfl_det.swap.pyramid import declared_strides, measure_strides
 from gfl_det.utils.config import datasets_of, walk
 
 # Parts whose num_classes counts something else than the detector's classes.
 OTHER_COUNTS = ('backbone', 'rpn_head', 'semantic_head')
+HEADS = (GFLHead, MMDetGFLHead, ATSSHead)  # others may set their priors apart from the features
 
 
 def check_classes(cfg: Config, splits: Sequence[str]) -> None:
@@ -94,3 +104,34 @@ def class_names(dataset: dict[str, Any]) -> list[str] | None:
         path = Path(classes)
         return path.read_text().splitlines() if path.is_file() else None
     return None if classes is None else list(classes)
+
+
+def check_pyramid(cfg: Config) -> None:
+    """Compare the strides in the config of a head with those of backbone and neck.
+
+    Raises:
+        ConfigError: They differ, in number or size.
+    """
+    head = cfg.model.get('bbox_head')
+    if not isinstance(head, dict) or not _is_checked(head.get('type')):
+        return
+    declared = declared_strides(head)
+    if not declared:
+        return
+    try:
+        measured = measure_strides(cfg.model)
+    except GFLDetError:  # building the model reports what is wrong
+        return
+    if declared == measured:
+        return
+    raise ConfigError(
+        f'The strides of model.bbox_head are {declared}, but backbone and neck give '
+        f'{len(measured)} levels of strides {measured}: set strides={measured}, or give '
+        f'{len(declared)} levels (out_indices of the backbone, start_level and num_outs of the '
+        'neck).'
+    )
+
+
+def _is_checked(kind: object) -> bool:
+    known = MODELS.get(kind) if isinstance(kind, str) else kind
+    return isinstance(known, type) and issubclass(known, HEADS)
