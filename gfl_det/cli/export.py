@@ -25,11 +25,10 @@ if TYPE_CHECKING:
     from mmengine.structures import InstanceData
 
     from gfl_det.engine.run_split import Split
-    from gfl_det.inference.export.description import Description
     from gfl_det.inference.export.onnx_file import ExportSettings
     from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
     from gfl_det.inference.export.runtime import ExportedDetector
-    from gfl_det.inference.export.source import ExportSource
+    from gfl_det.inference.export.source import Description, ExportSource
 
 CHECKED = 8  # pictures
 NOISE_SHAPES = ((480, 640), (640, 427), (300, 900))
@@ -280,7 +279,7 @@ def _print_ap(cfg: Config, source: ExportSource, detector: ExportedDetector, spl
 def _print_times(
     args: argparse.Namespace, cfg: Config, source: ExportSource, detector: ExportedDetector
 ) -> None:
-    from gfl_det.inference.export.timing import time_in_turns
+    from gfl_det.inference.export.evaluation import time_in_turns
 
     name = f'{args.out.name}, {detector.description.precision}'
     times = time_in_turns(source, cfg, {name: detector}, tuple(args.time))

@@ -14,9 +14,14 @@ from mmengine.structures import InstanceData
 from gfl_det.cli import export
 from gfl_det.errors import ConfigError
 from gfl_det.inference.export import Outputs
-from gfl_det.inference.export.evaluation import average_precision, check_judged, picture_paths
+from gfl_det.inference.export.evaluation import (
+    average_precision,
+    check_judged,
+    counterpart,
+    picture_paths,
+    time_in_turns,
+)
 from gfl_det.inference.export.parity import difference, noise_pictures, predict
-from gfl_det.inference.export.timing import counterpart, time_in_turns
 from tests.helpers.exporting import EagerDetector, random_source, tiny_config
 
 BOX = [10.0, 20.0, 50.0, 60.0]  # xyxy

@@ -20,9 +20,8 @@ from gfl_det.calibration.score_maps import ScoreMaps
 from gfl_det.compat.deform import traceable
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.inference.export.candidates import translations
-from gfl_det.inference.export.description import KEY, Description
 from gfl_det.inference.export.graph import INPUTS, DetectionGraph, Outputs
-from gfl_det.inference.export.source import ExportSource
+from gfl_det.inference.export.source import KEY, Description, ExportSource
 from gfl_det.inference.optimize import fold_batch_norms
 from gfl_det.utils.choices import OPSETS
 from gfl_det.utils.files import writing

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gfl_det.errors import DataError
-from gfl_det.inference.export.description import KEY, Description
 from gfl_det.inference.export.graph import INPUTS
 from gfl_det.inference.export.onnx_file import DECODING, require
 from gfl_det.inference.export.preprocessing import PreparedBatch
 from gfl_det.inference.export.runtime import Arrays, ExportedDetector, check_file
+from gfl_det.inference.export.source import KEY, Description
 
 # By their names, see onnx_file: decoding with its integral; of the head, the scaling of edges and,
 # in GFLv2, the statistics of their distributions, neither of which is a module of its own; GFLv2's

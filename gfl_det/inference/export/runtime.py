@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gfl_det.errors import DataError
-from gfl_det.inference.export.description import KEY, Description
 from gfl_det.inference.export.graph import INPUTS
 from gfl_det.inference.export.onnx_file import require
 from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
+from gfl_det.inference.export.source import KEY, Description
 from gfl_det.inference.results import EDGE_FIELDS
 from gfl_det.inference.sources import Item
 from gfl_det.inference.stream import ImageDetector, PreparedImage
