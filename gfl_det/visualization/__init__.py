@@ -2,7 +2,7 @@
 
 from gfl_det.visualization.charts import edge_figure, save_figure, sharp_and_flat
 from gfl_det.visualization.edges import Boxes, EdgeBins
-from gfl_det.visualization.palette import class_colours
+from gfl_det.visualization.labels import class_colours
 from gfl_det.visualization.picture import draw_boxes, side_by_side
 from gfl_det.visualization.visualizer import GFLVisualizer
 

@@ -16,7 +16,7 @@ from gfl_det.errors import DataError
 from gfl_det.ops.intervals import SIDES
 from gfl_det.utils.choices import CHART_ENDINGS
 from gfl_det.visualization.edges import Boxes, EdgeBins, reach
-from gfl_det.visualization.palette import class_colours
+from gfl_det.visualization.labels import class_colours
 from gfl_det.visualization.picture import box_texts
 from gfl_det.visualization.soft import draw_soft_edges
 

@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from gfl_det.visualization.edges import Boxes
-from gfl_det.visualization.labels import draw_labels, font
-from gfl_det.visualization.palette import class_colours
+from gfl_det.visualization.labels import class_colours, draw_labels, font
 from gfl_det.visualization.soft import draw_lines, draw_soft_edges
 
 # Small images are enlarged until their longer side reaches this, so that letters do not hide them.

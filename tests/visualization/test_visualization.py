@@ -23,8 +23,7 @@ from gfl_det.visualization import (
 )
 from gfl_det.visualization.charts import edge_entropy, edge_spread
 from gfl_det.visualization.edges import presence, reach, share_below
-from gfl_det.visualization.labels import place_labels
-from gfl_det.visualization.palette import luminance, oklab, text_colour
+from gfl_det.visualization.labels import luminance, oklab, place_labels, text_colour
 from gfl_det.visualization.picture import box_texts, enlargement
 from gfl_det.visualization.soft import INK, draw_lines, draw_soft_edges, edge_opacity
 from tests.helpers.heads import head_pair, make_maps, make_meta

@@ -10,7 +10,7 @@ import numpy as np
 from gfl_det.ops.intervals import SIDES
 from gfl_det.visualization.charts import edge_entropy, edge_spread
 from gfl_det.visualization.edges import Boxes
-from gfl_det.visualization.palette import class_colours
+from gfl_det.visualization.labels import class_colours
 
 MAX_BOXES = 100
 DIGITS = 4  # of probabilities; a pixel needs 2
