@@ -17,8 +17,7 @@ from gfl_det.ops.intervals import SIDES
 from gfl_det.utils.choices import CHART_ENDINGS
 from gfl_det.visualization.edges import Boxes, EdgeBins, reach
 from gfl_det.visualization.labels import class_colours
-from gfl_det.visualization.picture import box_texts
-from gfl_det.visualization.soft import draw_soft_edges
+from gfl_det.visualization.picture import box_texts, draw_soft_edges
 
 DPI = 200  # of PNG and JPEG files
 FAINT = 0.02  # probabilities below it do not widen the part of the image that is shown

@@ -16,7 +16,7 @@ from gfl_det.visualization import Boxes, class_colours
 from gfl_det.visualization.demo.payload import describe
 from gfl_det.visualization.demo.server import DemoServer
 from gfl_det.visualization.demo.uploads import UploadLimits
-from gfl_det.visualization.soft import edge_opacity
+from gfl_det.visualization.picture import edge_opacity
 from tests.helpers import browser
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=browser.missing() or '')

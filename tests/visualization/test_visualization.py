@@ -24,8 +24,14 @@ from gfl_det.visualization import (
 from gfl_det.visualization.charts import edge_entropy, edge_spread
 from gfl_det.visualization.edges import presence, reach, share_below
 from gfl_det.visualization.labels import luminance, oklab, place_labels, text_colour
-from gfl_det.visualization.picture import box_texts, enlargement
-from gfl_det.visualization.soft import INK, draw_lines, draw_soft_edges, edge_opacity
+from gfl_det.visualization.picture import (
+    INK,
+    box_texts,
+    draw_lines,
+    draw_soft_edges,
+    edge_opacity,
+    enlargement,
+)
 from tests.helpers.heads import head_pair, make_maps, make_meta
 
 ORANGE = class_colours(1).astype(np.float32)
