@@ -25,8 +25,7 @@ from gfl_det.datasets.annotations import (
     shown,
     usable_boxes,
 )
-from gfl_det.datasets.file_names import renamed_files
-from gfl_det.datasets.tidying import tidy
+from gfl_det.datasets.tidying import renamed_files, tidy
 from gfl_det.errors import DataError, GFLDetError
 from gfl_det.registry import DATASETS
 from gfl_det.utils.pixels import Header, header_of, is_endless, too_large

@@ -1,6 +1,7 @@
 """Annotation files as labelling tools write them, read for what they mean.
 
-Numbers written as texts become numbers, references join ids by value, boxes that are absent are
+Image files are found by the names that annotation files give them, whatever machine these are
+of. Numbers written as texts become numbers, references join ids by value, boxes that are absent are
 taken from outlines, and images that have an address alone take its last part as their file name.
 Every reader of the package begins here, so that what one of them accepts every other accepts, with
 the same numbers. The parsed file is never changed: an odd entry is copied, a sound one is passed on
@@ -9,8 +10,10 @@ as it is, and a sound column costs one look at the types in it.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -23,6 +26,7 @@ NUMBER = r'[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?'
 FOUR_NUMBERS = re.compile(rf'\s*[\[(]?\s*({NUMBER}(?:\s*[,;\s]\s*{NUMBER}){{3}})\s*[\])]?\s*')
 MAX_DIGITS = 40  # of a number written as a text
 ADDRESSES = ('coco_url', 'url', 'flickr_url', 'path')  # of an image without a file_name
+ODD_SIGNS = frozenset('\\%:?')  # of paths of other machines, encoded ones, addresses
 
 
 class Correction(NamedTuple):
@@ -370,3 +374,38 @@ def _by_value(known: Iterable[Any]) -> dict[Any, Any]:
 def _name(index: int, entry: Entry) -> Any:
     """Return an entry's id, or its place in the list where it has none."""
     return entry['id'] if is_id(entry.get('id')) else index
+
+
+def find_file(folder: str, name: str) -> str | None:
+    """Return the name below a folder of the file that is meant; None where there is none.
+
+    Paths of other machines (with backslashes, ``%20``, an address of a storage) are found by their
+    decoded ends, the longest first.
+    """
+    try:
+        if os.path.isfile(os.path.join(folder, name)):
+            return name
+        tails = (tail for tail in path_tails(name) if os.path.isfile(os.path.join(folder, tail)))
+        return next(tails, None)
+    except (OSError, ValueError):  # no possible name of a file
+        return None
+
+
+def is_there(folder: str, name: str) -> bool:
+    """Whether our data set will find an image."""
+    if os.path.exists(os.path.join(folder, name)):
+        return True
+    return not ODD_SIGNS.isdisjoint(name) and find_file(folder, name) is not None
+
+
+def renamed_files(folder: str, names: Iterable[str]) -> dict[str, str]:
+    """Return the files that names with odd signs mean, where none has that name; each once."""
+    listed = list(names)
+    found = {name: find_file(folder, name) for name in listed if not ODD_SIGNS.isdisjoint(name)}
+    return meant_once({n: file for n, file in found.items() if file not in (None, n)}, listed)
+
+
+def meant_once(new: Mapping[str, str | None], listed: Iterable[str]) -> dict[str, str]:
+    """Return those of the new names that no other image has or gets."""
+    times = Counter(new.get(name, name) for name in set(listed))
+    return {name: file for name, file in new.items() if file is not None and times[file] == 1}

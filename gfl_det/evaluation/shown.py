@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from mmengine.logging import print_log
 
 from gfl_det.datasets.annotations import shown
-from gfl_det.datasets.file_names import ODD_SIGNS
-from gfl_det.datasets.tidying import path_tails
+from gfl_det.datasets.tidying import ODD_SIGNS, path_tails
 from gfl_det.errors import DataError
 
 

@@ -12,7 +12,7 @@ import torch
 from gfl_det.calibration import splits
 from gfl_det.calibration.intervals import MatchedEdges
 from gfl_det.calibration.splits import split_images, take_images
-from gfl_det.datasets.file_names import find_file
+from gfl_det.datasets.tidying import find_file
 from gfl_det.errors import DataError
 from gfl_det.evaluation.detections import Detections, Truths, read_annotations, truths_of_table
 from gfl_det.evaluation.matching import TRUE, match

@@ -14,9 +14,15 @@ from pycocotools import mask as masks
 from gfl_det.calibration import truths_from_coco
 from gfl_det.datasets import CocoDataset
 from gfl_det.datasets.checks.check import AnnotationSource, check_file
-from gfl_det.datasets.file_names import find_file, renamed_files
 from gfl_det.datasets.table import read_table
-from gfl_det.datasets.tidying import from_text, outline_box, path_tails, tidy
+from gfl_det.datasets.tidying import (
+    find_file,
+    from_text,
+    outline_box,
+    path_tails,
+    renamed_files,
+    tidy,
+)
 from gfl_det.errors import DataError
 from tests.helpers.annotation_files import sound
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from gfl_det.datasets.annotations import ROUNDING_PX, Entry, as_number, is_size, shown
 from gfl_det.datasets.checks.draft import WITH_BOXES, Draft
-from gfl_det.datasets.file_names import find_file, meant_once
 from gfl_det.datasets.images import decode, is_torn
+from gfl_det.datasets.tidying import find_file, meant_once
 from gfl_det.utils.console import Progress
 from gfl_det.utils.pixels import MAX_PIXELS, header_of
 

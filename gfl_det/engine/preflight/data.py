@@ -17,8 +17,7 @@ from gfl_det.datasets import coco
 from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
 from gfl_det.datasets.checks.draft import Finding
 from gfl_det.datasets.coco import CocoDataset
-from gfl_det.datasets.file_names import find_file, is_there
-from gfl_det.datasets.tidying import refuse_other_formats
+from gfl_det.datasets.tidying import find_file, is_there, refuse_other_formats
 from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import DataError
 from gfl_det.utils.config import (
