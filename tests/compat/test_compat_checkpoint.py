@@ -19,7 +19,7 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from torch import Tensor, nn
 
 from gfl_det.compat import checkpoint
-from gfl_det.compat.state_types import NUMBERS
+from gfl_det.compat.checkpoint import NUMBERS
 from gfl_det.errors import CheckpointError
 
 METAINFO = dict(
