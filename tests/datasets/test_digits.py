@@ -26,12 +26,16 @@ from gfl_det.datasets.digits.scenes import (
     INK_LEVEL,
     ScanSet,
     SceneRecipe,
+    background,
+    blot,
     draw_scene,
     overlap,
+    pattern,
     random_glyph,
     render_glyph,
+    scratch,
+    value_noise,
 )
-from gfl_det.datasets.digits.textures import background, blot, pattern, scratch, value_noise
 from gfl_det.datasets.images import write_preview
 from gfl_det.errors import DataError
 from tests.helpers.commands import run_tool
