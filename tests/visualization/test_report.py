@@ -31,10 +31,9 @@ from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.evaluation.detections import detections_from_coco, truths_from_coco
 from gfl_det.visualization.report import analyse, draw_gallery, render
 from gfl_det.visualization.report.data import NORMAL_BINS
-from gfl_det.visualization.report.from_results import read_results
-from gfl_det.visualization.report.from_work_dir import find_checkpoint, run_work_dir
 from gfl_det.visualization.report.images import choose_images
 from gfl_det.visualization.report.page import embed, plain
+from gfl_det.visualization.report.reading import find_checkpoint, read_results, run_work_dir
 from tests.helpers import reporting
 from tests.helpers.commands import run_tool
 from tests.helpers.inferring import CLASSES, write_checkpoint

@@ -20,7 +20,7 @@ from gfl_det.visualization.report.curves import GRID, best_cuts, coco_table
 from gfl_det.visualization.report.data import box_areas
 from gfl_det.visualization.report.errors import MISSED, find_errors
 from gfl_det.visualization.report.images import ImageErrors, choose_images, judge_images
-from gfl_det.visualization.report.training import MAX_POINTS, read_curves, scalar_files
+from gfl_det.visualization.report.reading import MAX_POINTS, read_curves, scalar_files
 from gfl_det.visualization.report.uncertainty import edge_errors, rank_correlation, sample, spread
 from tests.helpers import reporting
 from tests.helpers.calibration_cases import scene

@@ -24,7 +24,7 @@ from gfl_det.visualization.report.errors import (
     oracle_gains,
 )
 from gfl_det.visualization.report.images import ImageErrors, judge_images
-from gfl_det.visualization.report.training import Curve, read_curves
+from gfl_det.visualization.report.reading import Curve, read_curves
 
 NUM_BINS = 20  # of reliability
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP')
