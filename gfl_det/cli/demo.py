@@ -80,8 +80,8 @@ def build_server(args: argparse.Namespace) -> DemoServer:
         GFLDetError: the config or the checkpoint is unusable, or the address is taken.
     """
     from gfl_det.inference import GFLInferencer
+    from gfl_det.visualization.demo.payload import UploadLimits
     from gfl_det.visualization.demo.server import LOOPBACK, DemoServer
-    from gfl_det.visualization.demo.uploads import UploadLimits
 
     detector = GFLInferencer(
         args.checkpoint,

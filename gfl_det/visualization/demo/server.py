@@ -19,8 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gfl_det.errors import DataError, SetupError
-from gfl_det.visualization.demo.payload import describe
-from gfl_det.visualization.demo.uploads import UploadLimits, accepted, decode_upload, too_large
+from gfl_det.visualization.demo.payload import (
+    UploadLimits,
+    accepted,
+    decode_upload,
+    describe,
+    too_large,
+)
 from gfl_det.visualization.edges import Boxes
 
 try:
