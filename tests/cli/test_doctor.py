@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from gfl_det.cli.doctor import __main__, examine, installed
+from gfl_det.cli.doctor import __main__, installed
 from gfl_det.cli.doctor import installed as places
-from gfl_det.cli.doctor.examine import merge, of_outcome, split_cure
+from gfl_det.cli.doctor.__main__ import merge, of_outcome, split_cure
 from gfl_det.cli.doctor.installed import Check
 from gfl_det.cli.doctor.steps import StepOutcome, run_steps
 from gfl_det.compat import imports
@@ -317,7 +317,7 @@ class TestParts:
         ]
 
     def test_a_file_that_cannot_be_written(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(examine, 'examine', lambda with_test: [])
+        monkeypatch.setattr(__main__, 'examine', lambda with_test: [])
         assert __main__.main(['--json', str(tmp_path / 'gone' / 'a.json')]) == 1
         said = capsys.readouterr().err
         assert said == f'error: {tmp_path}/gone/a.json cannot be used: No such file or directory.\n'
