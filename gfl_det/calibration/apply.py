@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
 from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator, load_interval_calibrator
 from gfl_det.calibration.intervals import IntervalCalibrator, check_applies
-from gfl_det.calibration.score_maps import ScoreMaps
+from gfl_det.calibration.maps import ScoreMaps
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import Detections

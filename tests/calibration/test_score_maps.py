@@ -8,8 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfl_det.calibration.maps import Constant, Identity, Isotonic, Linear, Platt, Temperature
-from gfl_det.calibration.score_maps import ScoreMaps
+from gfl_det.calibration.maps import (
+    Constant,
+    Identity,
+    Isotonic,
+    Linear,
+    Platt,
+    ScoreMaps,
+    Temperature,
+)
 
 FINE = np.linspace(0, 1, 2001).astype(np.float32)
 MAPS = [

@@ -15,7 +15,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from gfl_det.calibration.score_maps import ScoreMaps
+from gfl_det.calibration.maps import ScoreMaps
 from gfl_det.errors import ConfigError
 from gfl_det.inference.export.candidates import (
     ABSENT,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from gfl_det.calibration.score_maps import ScoreMaps
+from gfl_det.calibration.maps import ScoreMaps
 from gfl_det.compat.deform import traceable
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.inference.export.candidates import translations
