@@ -220,7 +220,7 @@ def _training_pictures(
 
 
 def _check(cfg: Config, source: ExportSource, detector: ExportedDetector) -> None:
-    from gfl_det.inference.export.parity import compare
+    from gfl_det.inference.export.evaluation import compare
 
     pictures, what = _test_pictures(cfg)
     found = compare(_in_torch(source, detector), detector, pictures)
@@ -241,15 +241,14 @@ def _check(cfg: Config, source: ExportSource, detector: ExportedDetector) -> Non
 def _in_torch(
     source: ExportSource, detector: ExportedDetector
 ) -> Callable[[Picture], InstanceData]:
-    from gfl_det.inference.export.parity import torch_detector
+    from gfl_det.inference.export.evaluation import torch_detector
 
     return torch_detector(source, detector.description.preprocessing.size)
 
 
 def _test_pictures(cfg: Config) -> tuple[list[Picture], str]:
     from gfl_det.datasets.images import read_image
-    from gfl_det.inference.export.evaluation import picture_paths
-    from gfl_det.inference.export.parity import noise_pictures
+    from gfl_det.inference.export.evaluation import noise_pictures, picture_paths
 
     try:
         paths = [path for _, path in picture_paths(cfg, 'test')[:CHECKED]]

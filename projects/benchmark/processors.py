@@ -42,8 +42,8 @@ from gfl_det.inference.export import (
     write_onnx,
     write_openvino,
 )
+from gfl_det.inference.export.evaluation import predict
 from gfl_det.inference.export.onnx_file import require
-from gfl_det.inference.export.parity import predict
 from gfl_det.inference.foreign_weights import config_of, convert
 
 RTMDET, RTMDET_SIZE = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 640

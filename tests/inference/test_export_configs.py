@@ -9,7 +9,7 @@ import pytest
 
 import gfl_det
 from gfl_det.inference.export import ExportSettings, OnnxDetector, Outputs, write_onnx
-from gfl_det.inference.export.parity import (
+from gfl_det.inference.export.evaluation import (
     BOX_LIMIT,
     SCORE_LIMIT,
     compare,

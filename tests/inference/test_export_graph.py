@@ -10,7 +10,7 @@ from gfl_det.calibration.maps import Identity, Isotonic, Platt
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.export import Outputs, load_source
 from gfl_det.inference.export.candidates import ABSENT, apart
-from gfl_det.inference.export.parity import (
+from gfl_det.inference.export.evaluation import (
     compare,
     difference,
     noise_pictures,

@@ -18,10 +18,12 @@ from gfl_det.inference.export.evaluation import (
     average_precision,
     check_judged,
     counterpart,
+    difference,
+    noise_pictures,
     picture_paths,
+    predict,
     time_in_turns,
 )
-from gfl_det.inference.export.parity import difference, noise_pictures, predict
 from tests.helpers.exporting import EagerDetector, random_source, tiny_config
 
 BOX = [10.0, 20.0, 50.0, 60.0]  # xyxy

@@ -20,8 +20,13 @@ from gfl_det.inference.export import (
     write_onnx,
     write_openvino,
 )
-from gfl_det.inference.export.evaluation import average_precision, picture_paths
-from gfl_det.inference.export.parity import compare, noise_pictures, torch_detector
+from gfl_det.inference.export.evaluation import (
+    average_precision,
+    compare,
+    noise_pictures,
+    picture_paths,
+    torch_detector,
+)
 from gfl_det.inference.foreign_weights import convert
 from tests.helpers.exporting import shrink_pictures
 from tests.helpers.ncnn_files import COCO, PAIR, random_detector

@@ -13,7 +13,7 @@ from gfl_det.calibration.files import save_interval_calibrator
 from gfl_det.calibration.intervals import IntervalCalibrator
 from gfl_det.errors import ConfigError, DataError, SetupError
 from gfl_det.inference.export import ExportSettings, OnnxDetector, Outputs, onnx_file, write_onnx
-from gfl_det.inference.export.parity import (
+from gfl_det.inference.export.evaluation import (
     BOX_LIMIT,
     EDGE_LIMIT,
     ENTROPY_LIMIT,

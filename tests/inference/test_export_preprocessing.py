@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 
 import gfl_det
 from gfl_det.errors import ConfigError
-from gfl_det.inference.export.parity import noise_pictures
+from gfl_det.inference.export.evaluation import noise_pictures
 from gfl_det.inference.export.preprocessing import Preprocessing
 from gfl_det.utils.config import config_names
 
