@@ -34,8 +34,7 @@ def parse_arguments(
 
 def run(args: argparse.Namespace) -> int:
     """Repeat a step, print what was found, and return the exit status."""
-    from gfl_det.engine.training.dumps import read_dump
-    from gfl_det.engine.training.replay import find_config, replay, report, same_losses
+    from gfl_det.engine.training.replay import find_config, read_dump, replay, report, same_losses
     from gfl_det.utils.config import load_config
 
     dump = read_dump(args.dump)

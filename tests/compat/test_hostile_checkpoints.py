@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 import gfl_det
 from gfl_det.compat.checkpoint import load_file
 from gfl_det.engine.training.checkpoints import choose_checkpoint, newest_checkpoint
-from gfl_det.engine.training.dumps import read_dump
+from gfl_det.engine.training.replay import read_dump
 from gfl_det.errors import CheckpointError
 from gfl_det.inference.loading import load_detector
 from gfl_det.inference.stored_config import parse, stored_config

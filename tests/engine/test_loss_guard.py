@@ -21,7 +21,7 @@ from mmengine.structures import InstanceData
 from gfl_det.cli.replay import parse_arguments, run
 from gfl_det.engine.hooks import LossGuardHook
 from gfl_det.engine.training import replay
-from gfl_det.engine.training.dumps import DumpedStep, read_dump, write_dump
+from gfl_det.engine.training.replay import DumpedStep, read_dump, write_dump
 from gfl_det.errors import CheckpointError, ConfigError, NonFiniteLossError
 from tests.helpers.project import CONFIG, DROPPING
 

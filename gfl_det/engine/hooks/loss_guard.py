@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gfl_det.engine.amp import autocast_dtype
 from gfl_det.engine.training import random_state
-from gfl_det.engine.training.dumps import DumpedStep, write_dump
+from gfl_det.engine.training.replay import DumpedStep, write_dump
 from gfl_det.errors import CheckpointError, ConfigError, NonFiniteLossError
 from gfl_det.registry import HOOKS
 from gfl_det.utils.console import few

@@ -1,25 +1,220 @@
-"""A training step done again from a dump: the same losses, and where they went wrong."""
+"""A training step written down, and done again: the same losses, and where they went wrong."""
 
 from __future__ import annotations
 
 import copy
+import io
+import json
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
+import numpy as np
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from gfl_det.compat.checkpoint import load_file
 from gfl_det.engine.training import random_state
-from gfl_det.engine.training.dumps import Dump, each_branch, in_branches
 from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.utils.building import move
 from gfl_det.utils.config import walk
 from gfl_det.utils.console import few
+from gfl_det.utils.files import AnyPath, write_whole
+
+FORMAT = 'gfl_det step 1'
+FIELDS = ('format', 'record', 'inputs', 'samples', 'losses', 'random', 'state_dict')
+
+# What mmdet's semi-supervised detectors get has branches: a dict of batches.
+Inputs = Union[Tensor, dict[str, Tensor]]
+Samples = Union[list[DetDataSample], dict[str, list[DetDataSample]]]
+
+
+class DumpedStep(NamedTuple):
+    """What one forward pass of a training was given and what it gave.
+
+    Attributes:
+        inputs: (B, C, H, W) images as the backbone gets them, normalised and padded; of each
+            branch where the batch has branches.
+        samples: the gt boxes of each image, of each branch.
+        losses: each term of the loss.
+        random: states of the random generators before the pass.
+        autocast: the dtype of mixed precision, or None.
+    """
+
+    inputs: Inputs
+    samples: Samples | None
+    losses: dict[str, Tensor]
+    random: random_state.State
+    autocast: str | None
+
+    @property
+    def given(self) -> Samples:
+        """The samples, none for None."""
+        return [] if self.samples is None else self.samples
+
+    def image_ids(self) -> list[Any]:
+        """Ids of the images in the data set; their positions in the batch where it has none.
+
+        A batch with branches has each branch's name before the ids.
+        """
+        return in_branches(
+            lambda samples: [
+                _plain(getattr(sample, 'metainfo', {}).get('img_id', index))
+                for index, sample in enumerate(samples)
+            ],
+            self.given,
+        )
+
+
+class Dump(NamedTuple):
+    """A step read back: what it was, and the weights it was computed with."""
+
+    step: DumpedStep
+    record: dict[str, Any]
+    state_dict: dict[str, Tensor]
+
+
+def each_branch(function: Callable[[Any], Any], batch: Any) -> Any:
+    """Return what a function makes of a batch, or a dict of what it makes of each branch."""
+    if isinstance(batch, dict):
+        return {name: function(part) for name, part in batch.items()}
+    return function(batch)
+
+
+def in_branches(function: Callable[[Any], list[Any]], batch: Any) -> list[Any]:
+    """Return what a function lists of a batch; of branches one list, with their names."""
+    found = each_branch(function, batch)
+    if isinstance(found, dict):
+        return [f'{name} {item}' for name, items in found.items() for item in items]
+    return found
+
+
+def write_dump(path: AnyPath, step: DumpedStep, record: dict[str, Any], model: nn.Module) -> None:
+    """Write a step that went wrong, with the weights of the model.
+
+    Args:
+        path: The file.
+        step: The step.
+        record: What else is known of it, for people; plain values.
+        model: Its weights are those of the step.
+
+    Raises:
+        CheckpointError: The file cannot be written, or the batch is of a kind that no file holds.
+    """
+    _check(step)
+    samples = each_branch(lambda part: [_pack(sample) for sample in part], step.given)
+    record = dict(
+        record,
+        image_ids=step.image_ids(),
+        loss={key: float(value) for key, value in step.losses.items()},
+        autocast=step.autocast,
+        training_modules=[name for name, module in model.named_modules() if module.training],
+        metainfo=each_branch(lambda part: [meta for _, meta in part], samples),
+    )
+    content = {
+        'format': FORMAT,
+        'record': json.dumps(record, default=str),
+        'inputs': each_branch(lambda images: images.detach().cpu(), step.inputs),
+        'samples': each_branch(lambda part: [tensors for tensors, _ in part], samples),
+        'losses': {key: value.cpu() for key, value in step.losses.items()},
+        'random': step.random,
+        'state_dict': {key: value.cpu() for key, value in model.state_dict().items()},
+    }
+    with io.BytesIO() as file:
+        torch.save(content, file)
+        write_whole(path, file.getvalue())
+
+
+def read_dump(path: AnyPath) -> Dump:
+    """Read what :func:`write_dump` wrote; nothing in the file is run.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or no such file.
+    """
+    content = load_file(str(path), 'cpu')
+    if content.get('format') != FORMAT or set(FIELDS) - content.keys():
+        raise CheckpointError(
+            f'{path} was not written by the loss guard: give a file from the folder non_finite '
+            'of a work dir.'
+        )
+    try:
+        record = json.loads(content['record'])
+        samples = _unpack_all(content['samples'], record['metainfo'])
+        step = DumpedStep(
+            content['inputs'], samples, content['losses'], content['random'], record['autocast']
+        )
+    except Exception as error:  # what another program wrote fails in any way at all
+        raise CheckpointError(f'{path} is a damaged step of the loss guard: {error!r}.') from error
+    return Dump(step, record, content['state_dict'])
+
+
+def _check(step: DumpedStep) -> None:
+    def parts(batch: Any) -> list[Any]:
+        return list(batch.values()) if isinstance(batch, dict) else [batch]
+
+    samples = [sample for part in parts(step.given) for sample in part]
+    for expected, found in ((Tensor, parts(step.inputs)), (DetDataSample, samples)):
+        for each in found:
+            if not isinstance(each, expected):
+                raise CheckpointError(
+                    f'no file repeats it, because the batch holds a {type(each).__name__}, and a '
+                    'file only tensors of images and DetDataSample, or a dict of such branches'
+                )
+
+
+def _pack(sample: DetDataSample) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Split a sample into the tensors of its gt boxes and its metainfo in plain values."""
+    gts = {}
+    for name in ('gt_instances', 'ignored_instances'):
+        if name in sample:
+            items = sample.get(name).items()
+            gts[name] = {key: _tensor(value) for key, value in items if _is_tensor(value)}
+    return gts, {key: _plain(value) for key, value in sample.metainfo.items()}
+
+
+def _unpack_all(tensors: Any, metainfo: Any) -> Any:
+    if isinstance(tensors, dict):
+        return {name: _unpack_all(part, metainfo[name]) for name, part in tensors.items()}
+    return [_unpack(*each) for each in zip(tensors, metainfo)]
+
+
+def _unpack(tensors: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> DetDataSample:
+    gts = {key: InstanceData(**values) for key, values in tensors.items()}
+    return DetDataSample(metainfo={key: _value(each) for key, each in meta.items()}, **gts)
+
+
+def _value(plain: Any) -> Any:
+    """Undo :func:`_plain`: shapes are tuples, transformations arrays."""
+    if isinstance(plain, dict):
+        return np.array(plain['array'], plain['dtype'])
+    return tuple(map(_value, plain)) if isinstance(plain, list) else plain
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or isinstance(getattr(value, 'tensor', None), Tensor)
+
+
+def _tensor(value: Any) -> Tensor:
+    """Return a tensor as it is, and that of mmdet's box structures."""
+    return (value if isinstance(value, Tensor) else value.tensor).detach().cpu()
+
+
+def _plain(value: Any) -> Any:
+    """Return plain values of numpy's and tuples; others, of no use to a step, as text."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
+        return {'array': value.tolist(), 'dtype': value.dtype.name}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
 
 
 class Replay(NamedTuple):
