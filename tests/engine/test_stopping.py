@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gfl_det.engine.hooks import CheckpointHook, StopSignalHook
-from gfl_det.engine.hooks.stop_signal import TrainingStopped
+from gfl_det.engine.hooks.checkpoint import TrainingStopped
 from gfl_det.engine.training import random_state
 from gfl_det.errors import CheckpointError
 

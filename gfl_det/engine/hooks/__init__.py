@@ -2,12 +2,11 @@
 
 from gfl_det.engine.hooks.assignment_log import AssignmentLogHook
 from gfl_det.engine.hooks.channels_last import ChannelsLastHook
-from gfl_det.engine.hooks.checkpoint import CheckpointHook
+from gfl_det.engine.hooks.checkpoint import CheckpointHook, StopSignalHook
 from gfl_det.engine.hooks.gamma_schedule import GammaScheduleHook
 from gfl_det.engine.hooks.loss_guard import LossGuardHook
 from gfl_det.engine.hooks.progress import ProgressHook
 from gfl_det.engine.hooks.sample_pictures import SamplePicturesHook
-from gfl_det.engine.hooks.stop_signal import StopSignalHook
 
 __all__ = [
     'AssignmentLogHook',
