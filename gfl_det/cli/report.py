@@ -105,11 +105,11 @@ def report(args: argparse.Namespace) -> Path:
 
 def _read(args: argparse.Namespace) -> ReportData:
     from gfl_det.utils.config import load_config
-    from gfl_det.visualization.report.reading import read_results, scalar_files
+    from gfl_det.visualization.report.data import read_results, scalar_files
 
     if args.source.is_dir():
         _refuse(args, ONLY_RESULTS, 'a work dir')
-        from gfl_det.visualization.report.reading import (
+        from gfl_det.visualization.report.data import (
             find_checkpoint,
             find_config,
             run_work_dir,  # loads mmdet

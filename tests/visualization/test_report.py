@@ -30,10 +30,14 @@ from gfl_det.engine.run_split import detect_edges
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.evaluation.detections import detections_from_coco, truths_from_coco
 from gfl_det.visualization.report import analyse, draw_gallery, render
-from gfl_det.visualization.report.data import NORMAL_BINS
+from gfl_det.visualization.report.data import (
+    NORMAL_BINS,
+    find_checkpoint,
+    read_results,
+    run_work_dir,
+)
 from gfl_det.visualization.report.images import choose_images
 from gfl_det.visualization.report.page import embed, plain
-from gfl_det.visualization.report.reading import find_checkpoint, read_results, run_work_dir
 from tests.helpers import reporting
 from tests.helpers.commands import run_tool
 from tests.helpers.inferring import CLASSES, write_checkpoint

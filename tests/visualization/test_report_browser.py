@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gfl_det.visualization.report import analyse, draw_gallery, render
-from gfl_det.visualization.report.reading import read_results
+from gfl_det.visualization.report.data import read_results
 from tests.helpers import browser, reporting
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=browser.missing() or '')

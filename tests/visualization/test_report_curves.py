@@ -17,10 +17,9 @@ from gfl_det.evaluation.functional import keep_above
 from gfl_det.evaluation.matching import FALSE, TRUE
 from gfl_det.visualization.report import curves
 from gfl_det.visualization.report.curves import GRID, best_cuts, coco_table
-from gfl_det.visualization.report.data import box_areas
+from gfl_det.visualization.report.data import MAX_POINTS, box_areas, read_curves, scalar_files
 from gfl_det.visualization.report.errors import MISSED, find_errors
 from gfl_det.visualization.report.images import ImageErrors, choose_images, judge_images
-from gfl_det.visualization.report.reading import MAX_POINTS, read_curves, scalar_files
 from gfl_det.visualization.report.uncertainty import edge_errors, rank_correlation, sample, spread
 from tests.helpers import reporting
 from tests.helpers.calibration_cases import scene

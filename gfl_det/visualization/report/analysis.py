@@ -14,7 +14,7 @@ from gfl_det.utils.console import Progress
 from gfl_det.visualization import class_colours
 from gfl_det.visualization.report import uncertainty
 from gfl_det.visualization.report.curves import SIZES, CocoSummary, F1Cuts, best_cuts, coco_table
-from gfl_det.visualization.report.data import ReportData
+from gfl_det.visualization.report.data import Curve, ReportData, read_curves
 from gfl_det.visualization.report.errors import (
     KINDS,
     TAU,
@@ -24,7 +24,6 @@ from gfl_det.visualization.report.errors import (
     oracle_gains,
 )
 from gfl_det.visualization.report.images import ImageErrors, judge_images
-from gfl_det.visualization.report.reading import Curve, read_curves
 
 NUM_BINS = 20  # of reliability
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP')

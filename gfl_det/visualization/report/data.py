@@ -1,21 +1,41 @@
-"""The data of a report, whether it comes from files or from a detector that was run."""
+"""The data of a report, read from COCO results or from a work dir: config, checkpoint, logs."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from mmengine.config import Config, ConfigDict
 
+from gfl_det.calibration.apply import detection_config, edge_detections
+from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
+from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator
 from gfl_det.datasets.table import table_of
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.engine.run_split import Split, run_split, score_type, truths_path
+from gfl_det.engine.training.checkpoints import newest_checkpoint
+from gfl_det.errors import CheckpointError, ConfigError, DataError
+from gfl_det.evaluation.detections import (
+    Detections,
+    Truths,
+    detections_from_coco,
+    read_json,
+    truths_from_coco,
+)
 from gfl_det.ops.boxes import xywh_to_xyxy
+from gfl_det.utils.config import datasets_of, image_folder
 from gfl_det.visualization.edges import EdgeBins, edge_bins
 
 NORMAL_BINS = np.linspace(-3, 3, 17)  # deviations from the mean
 LEAST_STD_PX = 0.25  # a band narrower than that cannot be seen
+LEVEL = 0.9  # of the edges' intervals, unless the config has another
+EDGE_FIELDS = ('prior_centres', 'edge_std', 'edge_low', 'edge_high')
+MAX_POINTS = 400  # a curve; of more, neighbours are averaged
+NOT_CURVES = ('step', 'epoch', 'iter', 'time', 'data_time', 'memory', 'base_lr')
 
 
 class EdgeLogits(NamedTuple):
@@ -93,3 +113,304 @@ def file_names(dataset: dict, truths: Truths) -> list[str]:
     """The image files' names in the order of the annotated images; ids where they have none."""
     names = {each['id']: str(each.get('file_name') or each['id']) for each in dataset['images']}
     return [names[image_id] for image_id in truths.image_ids]
+
+
+def read_results(
+    results: str, annotations: str, images: str | None = None, calibrator: str | None = None
+) -> ReportData:
+    """Read COCO results, with ``edge_std``, ``edge_low``, ``edge_high`` and ``raw_score`` if held.
+
+    Args:
+        results: what ``gfl-det test --out`` or ``gfl-det infer --out --annotations`` wrote.
+        annotations: COCO file.
+        images: folder of the image files; None: the report has no pictures.
+        calibrator: of scores, fitted on other images; None: none.
+
+    Raises:
+        DataError: a file cannot be used, or the results do not belong to the annotations.
+    """
+    dataset = read_json(annotations)
+    gts = truths_from_coco(dataset, annotations)
+    entries = read_json(results)
+    if isinstance(entries, dict) and 'images' in entries:
+        raise DataError(f'{results} holds annotations and no results: give a list of detections.')
+    found = detections_from_coco(entries, gts, results)
+    names = file_names(dataset, gts)
+    _check_names(entries, found, names, results)
+    raw = _column(entries, 'raw_score', (), results)
+    facts = [('results', results), ('annotations', annotations)]
+    if calibrator is not None:
+        raw = found.scores if raw is None else raw
+        found = calibrated(found._replace(scores=raw), gts, calibrator)
+        facts.append(('calibrator', calibrator))
+    low, high = (_column(entries, name, (4,), results) for name in ('edge_low', 'edge_high'))
+    return ReportData(
+        Path(results).stem,
+        facts,
+        gts,
+        box_areas(dataset, gts),
+        names,
+        _folder(images),
+        found,
+        raw_scores=raw,
+        edge_std=_column(entries, 'edge_std', (4,), results),
+        intervals=None if low is None or high is None else (low, high),
+    )
+
+
+def calibrated(found: Detections, truths: Truths, path: str) -> Detections:
+    """The detections with calibrated scores.
+
+    Raises:
+        DataError: the calibrator is none, for other classes, fitted on these images, or of the kind
+            that reads distributions, which result files lack.
+    """
+    calibrator = load_any_calibrator(path)
+    if isinstance(calibrator, DistributionCalibrator):
+        raise DataError(
+            f'{path} reads the distributions of edges, which result files lack: give a work dir.'
+        )
+    calibrator.check_unseen(truths)
+    calibrator = calibrator.for_classes(truths.class_names)
+    return found._replace(scores=calibrator.calibrate(found.scores, found.label))
+
+
+def _check_names(
+    entries: Sequence[dict[str, Any]], found: Detections, names: Sequence[str], source: str
+) -> None:
+    """Refuse ids of another numbering, where results name their images.
+
+    ``gfl-det infer`` without ``--annotations`` numbers images in the order of the folder.
+    """
+    for entry, image in zip(entries, found.image):
+        name = entry.get('file_name')
+        if name is not None and Path(name).name != Path(names[image]).name:
+            raise DataError(
+                f'{source} has {name} for the image {entry["image_id"]}, which is {names[image]} '
+                'in the annotations: write it with gfl-det infer --annotations.'
+            )
+
+
+def _column(
+    entries: Sequence[dict[str, Any]], name: str, shape: tuple[int, ...], source: str
+) -> np.ndarray | None:
+    """A field of all entries ``(N, *shape)``; None if none has it.
+
+    Raises:
+        DataError: some lack it, or a value is of another kind.
+    """
+    if not any(name in entry for entry in entries):
+        return None
+    lacking = next((i for i, entry in enumerate(entries) if name not in entry), None)
+    if lacking is not None:
+        raise DataError(f'{source}: entry {lacking} has no "{name}", others have: write it anew.')
+    try:
+        values = np.array([entry[name] for entry in entries], float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (len(entries), *shape) or not np.isfinite(values).all():
+        what = f'{shape[0]} finite numbers' if shape else 'a finite number'
+        raise DataError(f'{source}: "{name}" is not {what} in every entry: correct it.')
+    return values
+
+
+def _folder(images: str | None) -> Path | None:
+    if images is None:
+        return None
+    folder = Path(images)
+    if not folder.is_dir():
+        raise DataError(f'The folder {images} of --images does not exist: correct the path.')
+    return folder
+
+
+def find_config(work_dir: Path) -> Path:
+    """The config that mmengine wrote into a work dir.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    found = sorted(work_dir.glob('*.py'))
+    if len(found) != 1:
+        what = 'several configs' if found else 'no config'
+        raise ConfigError(f'{work_dir} has {what}: name one with --config.')
+    return found[0]
+
+
+def find_checkpoint(work_dir: Path) -> Path:
+    """The best checkpoint of a work dir, else the newest good one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    best = sorted(work_dir.glob('best_*.pth'), key=lambda path: path.stat().st_mtime_ns)
+    if best:
+        return best[-1]
+    newest = newest_checkpoint(work_dir).found
+    if newest is None:
+        raise CheckpointError(f'{work_dir} has no checkpoint: name one with --checkpoint.')
+    return newest.path
+
+
+def run_work_dir(
+    work_dir: Path, cfg: Config, checkpoint: str, split: Split, calibrator: str | None = None
+) -> ReportData:
+    """Run the detector of a work dir over a split of its config.
+
+    Args:
+        work_dir: with the logs of the training.
+        cfg: of the detector.
+        checkpoint: a file or an address.
+        split: 'val' or 'test'.
+        calibrator: of scores, fitted on other images; None: that of the config, if it names one.
+
+    Raises:
+        GFLDetError: something is missing, or the calibrator does not belong to the detector.
+    """
+    cfg = Config(cfg.to_dict(), filename=cfg.filename)
+    test_cfg = cfg.model.setdefault('test_cfg', {})
+    test_cfg.update(with_distribution=True, with_uncertainty=True)
+    if test_cfg.get('interval_level') is None:
+        test_cfg['interval_level'] = LEVEL
+    calibrator = calibrator or test_cfg.get('calibrator')
+    kept_of_image = test_cfg.get('max_per_img', -1)
+    fitted, head = None, score_type(cfg)
+    if calibrator is not None:  # one that ranks by distributions may want more to rank
+        fitted = load_any_calibrator(calibrator)
+        fitted.check_score_type(head)
+        cfg.model.test_cfg = detection_config(ConfigDict(test_cfg, calibrator=calibrator), fitted)
+    check = None if fitted is None else fitted.check_judged
+    gts, results, samples = run_split(cfg, checkpoint, split, check)
+    path = truths_path(cfg, split)
+    dataset = read_json(path)
+    folder = image_folder(datasets_of(cfg, split)[0])
+    facts = [('config', cfg.filename), ('checkpoint', checkpoint), (f'{split} split', path)]
+    edges = _edges(samples, gts)
+    data = ReportData(
+        Path(cfg.filename).stem,
+        facts if calibrator is None else [*facts, ('calibrator', calibrator)],
+        gts,
+        box_areas(dataset, gts),
+        file_names(dataset, gts),
+        None if folder is None else Path(folder),
+        edges.detections if edges else detections_from_coco(results, gts, checkpoint),
+        scalars=scalar_files(work_dir),
+    )
+    if edges:
+        data = _with_edges(data, edges, samples, test_cfg['interval_level'])
+    if fitted is None:
+        return data
+    raw = data.detections
+    scores = _calibrate(fitted.for_classes(gts.class_names), edges, raw, head)
+    data = data._replace(detections=raw._replace(scores=scores), raw_scores=raw.scores)
+    return data.take(_best(data.detections, kept_of_image)) if kept_of_image > 0 else data
+
+
+def _with_edges(
+    data: ReportData, edges: EdgeDetections, samples: Sequence[Any], level: float
+) -> ReportData:
+    centres, std, low, high = (_joined(samples, name) for name in EDGE_FIELDS)
+    return data._replace(
+        distributions=EdgeLogits(edges.logits, edges.bin_widths, centres),
+        edge_std=std,
+        intervals=(low, high),
+        level=level,
+    )
+
+
+def _edges(samples: Sequence[Any], truths: Truths) -> EdgeDetections | None:
+    """Detections with distributions; None of a head that gives none."""
+    found = [sample.pred_instances for sample in samples]
+    if not found or not all('edge_logits' in each for each in found):
+        return None
+    place = {image_id: index for index, image_id in enumerate(truths.image_ids)}
+    return edge_detections(found, [place[sample.img_id] for sample in samples])
+
+
+def _joined(samples: Sequence[Any], name: str) -> np.ndarray:
+    return np.concatenate([sample.pred_instances[name].float().numpy() for sample in samples])
+
+
+def _best(found: Detections, number: int) -> np.ndarray:
+    """Rows of the best detections of each image, in their order."""
+    order = np.lexsort((-found.scores, found.image))
+    image = found.image[order]
+    rank = np.arange(len(order)) - np.searchsorted(image, image)
+    return np.sort(order[rank < number])
+
+
+def _calibrate(
+    calibrator: AnyCalibrator, edges: EdgeDetections | None, raw: Detections, head: str
+) -> np.ndarray:
+    if not isinstance(calibrator, DistributionCalibrator):
+        return calibrator.calibrate(raw.scores, raw.label)
+    if edges is None:
+        raise ConfigError(
+            f'The calibrator reads the distributions of edges, which {head} does not give.'
+        )
+    return calibrator.calibrate(edges)
+
+
+class Curve(NamedTuple):
+    """One scalar over a training."""
+
+    name: str
+    steps: list[float]  # of training scalars iterations, of validation scalars epochs
+    values: list[float]
+
+
+class Curves(NamedTuple):
+    """Scalars of training steps and of validations."""
+
+    training: list[Curve]
+    validation: list[Curve]
+
+
+def scalar_files(work_dir: Path) -> list[Path]:
+    """Those of every run in a work dir, the oldest first: a resumed run writes another."""
+    return sorted(work_dir.glob('*/vis_data/scalars.json')) or sorted(work_dir.glob('scalars.json'))
+
+
+def read_curves(files: Sequence[Path]) -> Curves:
+    """Read the scalars of one training; of a step that was done twice the last counts.
+
+    Lines that are not JSON, as the last one of a run that was killed, are left out.
+    """
+    training: dict[str, dict[float, float]] = {}
+    validation: dict[str, dict[float, float]] = {}
+    for path in files:
+        for line in path.read_text(errors='replace').splitlines():
+            entry = _entry(line)
+            step = entry.get('step')
+            if not isinstance(step, (int, float)):
+                continue
+            # mmengine writes an epoch's number beside training scalars alone.
+            kind = training if 'iter' in entry or 'epoch' in entry else validation
+            for name, value in entry.items():
+                if name not in NOT_CURVES and isinstance(value, (int, float)):
+                    kind.setdefault(name, {})[step] = float(value)
+    return Curves(_curves(training), _curves(validation))
+
+
+def _entry(line: str) -> dict:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _curves(scalars: dict[str, dict[float, float]]) -> list[Curve]:
+    curves = []
+    for name, points in scalars.items():
+        steps = sorted(points)
+        width = -(-len(steps) // MAX_POINTS)
+        groups = [steps[start : start + width] for start in range(0, len(steps), width or 1)]
+        values = [[points[step] for step in group] for group in groups]
+        curves.append(
+            Curve(name, [group[-1] for group in groups], [_mean(each) for each in values])
+        )
+    return curves
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
