@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gfl_det.engine.hooks import StopSignalHook, stop_signal
+from gfl_det.engine.hooks import StopSignalHook
+from gfl_det.engine.hooks import checkpoint as stop_signal
 from gfl_det.engine.training.loop import Draw, ResumableBatches, SeededDataset
 
 
