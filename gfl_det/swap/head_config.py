@@ -1,9 +1,14 @@
-"""The config of the new head, from that of the old one and the pyramid in front of it."""
+"""The config of the new head, and the changes of a swap with their reasons.
+
+The head follows from the old one and from the pyramid in front of it.
+"""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+import textwrap
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 from gfl_det.errors import ConfigError
 from gfl_det.models.heads.gfl_head import (
@@ -12,11 +17,69 @@ from gfl_det.models.heads.gfl_head import (
     DEFAULT_DFL,
     DEFAULT_NORM,
 )
-from gfl_det.swap.changes import Change, plain, type_name
 from gfl_det.swap.pyramid import Pyramid
+from gfl_det.utils.config import type_name
 
+WIDTH = 96
 HeadName = Literal['GFLHead', 'GFLv2Head']
 TOWER = 4  # convolutions of each of the paper's two towers
+
+
+class Change(NamedTuple):
+    """One change of a config."""
+
+    path: str  # dotted, in the config
+    before: str
+    after: str
+    reason: str
+
+
+def format_changes(changes: Sequence[Change]) -> str:
+    """The changes as text, a few lines each; all of every value."""
+    lines = []
+    for path, before, after, reason in changes:
+        line = f'{path}: {before} -> {after}'
+        if len(line) + 2 <= WIDTH:
+            lines.append(f'  {line}')
+        else:
+            lines += _wrapped(f'{path}: {before}', '  ') + _wrapped(f'-> {after}', '      ')
+        lines += _wrapped(f'({reason})', '      ')
+    return '\n'.join(lines)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
+    """The settings in which two configs differ, as text before and after."""
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    before, after = (
+        ', '.join(f'{key}={plain(config[key])}' for key in keys if key in config)
+        for config in (old, new)
+    )
+    return before or 'none', after or 'none'
+
+
+def plain(value: object) -> str:
+    """A value on one line: a part as ``Type(setting=...)``."""
+    if value is None:
+        return 'none'
+    if isinstance(value, dict):
+        settings = ', '.join(
+            f'{key}={plain(item)}' for key, item in value.items() if key not in ('type', '_scope_')
+        )
+        return f'{type_name(value["type"]) if "type" in value else ""}({settings})'
+    if isinstance(value, (list, tuple)) and any(isinstance(each, dict) for each in value):
+        return ' + '.join(map(plain, value))
+    return type_name(value) if isinstance(value, type) else str(value)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f'{indent}    ',
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def make_head(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gfl_det.errors import ConfigError, GFLDetError, NotSwappableError
 from gfl_det.models.detectors import KnowledgeDistillationDetector
 from gfl_det.registry import MODELS
-from gfl_det.swap.changes import type_name
+from gfl_det.utils.config import type_name
 
 # Sides of the tried image, px: convolutions without padding (SSD) need more than the smallest.
 SIDES = (128, 320, 512)

@@ -8,19 +8,23 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from gfl_det.errors import ConfigError, NotSwappableError
-from gfl_det.swap.changes import Change, differences, format_changes, plain, type_name
 from gfl_det.swap.head_config import (
     TOWER,
+    Change,
     HeadName,
     count_classes,
+    differences,
     explain_head,
+    format_changes,
     make_head,
+    plain,
     test_config,
     tower_width,
     train_config,
 )
 from gfl_det.swap.pyramid import Pyramid, Target, check_target, read_pyramid
 from gfl_det.utils.choices import SWAP_HEADS
+from gfl_det.utils.config import type_name
 
 SAMPLES = 'ATSS assigns by the statistics of IoU, and every prior counts: there is no sampler'
 

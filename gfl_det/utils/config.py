@@ -272,6 +272,11 @@ def walk(value: Any, path: str) -> Iterator[tuple[str, Node]]:
             yield from walk(item, f'{path}.{index}')
 
 
+def type_name(kind: object) -> str:
+    """The name of a part's type, which is a string or, in Python-style configs, the class."""
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+
+
 def datasets_of(cfg: Config | Node, split: str) -> list[Node]:
     """Return the data sets of a split without the wrappers (repeat, concat) around them."""
 

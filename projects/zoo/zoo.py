@@ -19,10 +19,10 @@ import mmdet
 from mmengine.config import Config
 
 from gfl_det.errors import GFLDetError, MissingOpError, NotSwappableError
-from gfl_det.swap.changes import type_name
 from gfl_det.swap.check import check_config, without_files
 from gfl_det.swap.head_config import HeadName
 from gfl_det.swap.swap import swap_head
+from gfl_det.utils.config import type_name
 
 ZOO = Path(mmdet.__file__).parent / '.mim' / 'configs'
 WORKS, REFUSED, NO_OPS, FAILS = 'works', 'refused', 'needs compiled mmcv', 'fails'
