@@ -36,7 +36,7 @@ from gfl_det.visualization.report.data import (
     read_results,
     run_work_dir,
 )
-from gfl_det.visualization.report.images import choose_images
+from gfl_det.visualization.report.errors import choose_images
 from gfl_det.visualization.report.page import embed, plain
 from tests.helpers import reporting
 from tests.helpers.commands import run_tool

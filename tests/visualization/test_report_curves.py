@@ -18,8 +18,13 @@ from gfl_det.evaluation.matching import FALSE, TRUE
 from gfl_det.visualization.report import curves
 from gfl_det.visualization.report.curves import GRID, best_cuts, coco_table
 from gfl_det.visualization.report.data import MAX_POINTS, box_areas, read_curves, scalar_files
-from gfl_det.visualization.report.errors import MISSED, find_errors
-from gfl_det.visualization.report.images import ImageErrors, choose_images, judge_images
+from gfl_det.visualization.report.errors import (
+    MISSED,
+    ImageErrors,
+    choose_images,
+    find_errors,
+    judge_images,
+)
 from gfl_det.visualization.report.uncertainty import edge_errors, rank_correlation, sample, spread
 from tests.helpers import reporting
 from tests.helpers.calibration_cases import scene

@@ -19,11 +19,12 @@ from gfl_det.visualization.report.errors import (
     KINDS,
     TAU,
     Errors,
+    ImageErrors,
     confusion_matrix,
     find_errors,
+    judge_images,
     oracle_gains,
 )
-from gfl_det.visualization.report.images import ImageErrors, judge_images
 
 NUM_BINS = 20  # of reliability
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP')

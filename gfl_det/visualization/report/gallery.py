@@ -19,8 +19,7 @@ from gfl_det.visualization import Boxes, draw_boxes
 from gfl_det.visualization.picture import MAX_ENLARGEMENT
 from gfl_det.visualization.report.analysis import Analysis
 from gfl_det.visualization.report.data import ReportData
-from gfl_det.visualization.report.errors import MISSED, NO_ERROR, Errors
-from gfl_det.visualization.report.images import choose_images
+from gfl_det.visualization.report.errors import MISSED, NO_ERROR, Errors, choose_images
 
 SIDE_PX = 640  # longer side of a picture
 QUALITY = 80
