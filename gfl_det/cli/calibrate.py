@@ -85,7 +85,7 @@ def read_data(
         found = detections_from_coco(read_json(args.results), gts, args.results)
         judged, head = Judged(gts, found), FILES_HEAD
     elif all(detector) and not any(files):
-        from gfl_det.engine.run_split import (
+        from gfl_det.engine.runner import (
             detect_split,
             score_type,  # loads mmdet
         )
@@ -128,7 +128,7 @@ def read_edges(
             'a distribution calibrator reads the distributions of a detector, which result files '
             'lack: give --config and --checkpoint, and no --truths or --results'
         )
-    from gfl_det.engine.run_split import (
+    from gfl_det.engine.runner import (
         detect_edges,
         score_type,  # loads mmdet
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from mmengine.structures import InstanceData
 
-    from gfl_det.engine.run_split import Split
+    from gfl_det.engine.runner import Split
     from gfl_det.inference.export.onnx_file import ExportSettings
     from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
     from gfl_det.inference.export.runtime import ExportedDetector

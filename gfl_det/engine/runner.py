@@ -1,23 +1,47 @@
-"""Runners built from a config, in one process or in one of several."""
+"""Runners built from a config, and the detections of a split that a calibrator is fitted on."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from copy import deepcopy
 from datetime import timedelta
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
 from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from gfl_det.calibration.apply import edge_detections
+from gfl_det.calibration.distribution import EdgeDetections
+from gfl_det.calibration.splits import Judged
+from gfl_det.datasets.table import CocoTable
+from gfl_det.engine import preflight
 from gfl_det.engine.hooks.progress import ProgressHook, has_terminal
+from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import ConfigError, SetupError
+from gfl_det.evaluation.detections import (
+    Truths,
+    detections_from_coco,
+    read_annotations,
+    read_json,
+    truths_of_table,
+)
+from gfl_det.evaluation.shown import Sample, match_samples, once
+from gfl_det.utils.config import annotation_path, datasets_of, metrics_of, walk
 
 # What mmengine's registries say of a type that they do not know, and of wrong arguments.
 REGISTRY_FAULT = re.compile(r'.* is not in the \S+ registry|class `\w+` in \S+: .*argument')
+Split = Literal['val', 'test']
+Check = Callable[[Truths], None]
 
 
 def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
@@ -80,3 +104,143 @@ def _join_processes(cfg: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
+
+
+def detect_split(cfg: Config, checkpoint: str, split: Split, check: Check | None = None) -> Judged:
+    """Run a detector over a split; its scores are raw, whatever calibrator the config names.
+
+    Args:
+        cfg: of the detector; it is not changed.
+        checkpoint: a file or an address.
+        split: the data of ``val_dataloader`` or of ``test_dataloader``.
+        check: called with the ground truth before the detector runs; raises where it is of no use.
+
+    Returns:
+        Ground truth and detections, classes in the order of the detector's labels.
+
+    Raises:
+        GFLDetError: the checkpoint or the data are missing, or the config lacks the split.
+    """
+    gts, results, _ = run_split(cfg, checkpoint, split, check)
+    return Judged(gts, detections_from_coco(results, gts, f'detections of {checkpoint}'))
+
+
+def detect_edges(
+    cfg: Config, checkpoint: str, split: Split, check: Check | None = None
+) -> tuple[Truths, EdgeDetections]:
+    """The same of a GFL head, with the distributions that its edges were read from.
+
+    Raises:
+        GFLDetError: as above, or the head gives no distributions.
+    """
+    cfg = deepcopy(cfg)
+    cfg.model.setdefault('test_cfg', {})['with_distribution'] = True
+    gts, _, samples = run_split(cfg, checkpoint, split, check)
+    found = [sample.pred_instances for sample in samples]
+    if not all('edge_logits' in each for each in found):
+        raise ConfigError(
+            f"{cfg.filename}: the head {score_type(cfg)} keeps no distributions: take gfl_det's "
+            'GFLHead, or a method that reads scores alone.'
+        )
+    place = {image_id: index for index, image_id in enumerate(gts.image_ids)}
+    return gts, edge_detections(found, [place[sample.img_id] for sample in samples])
+
+
+class _Keep(Hook):
+    """Keeps what a test loop finds."""
+
+    def __init__(self) -> None:
+        self.samples: list[Any] = []
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self.samples += [sample.cpu() for sample in outputs or ()]
+
+
+def run_split(
+    cfg: Config, checkpoint: str, split: Split, check: Check | None = None
+) -> tuple[Truths, Any, list[Any]]:
+    """Ground truth, COCO results, and the data samples that they were written from.
+
+    Arguments and errors are those of :func:`detect_split`.
+    """
+    cfg, keep = deepcopy(cfg), _Keep()
+    path = truths_path(cfg, split)
+    cfg.test_dataloader = cfg[f'{split}_dataloader']
+    cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
+    cfg.load_from = checkpoint
+    for _, node in walk(cfg.model, 'model'):
+        if isinstance(node.get('calibrator'), str):
+            del node['calibrator']
+    with TemporaryDirectory() as folder:
+        prefix = os.path.join(folder, 'found')
+        cfg.work_dir = folder
+        cfg.log_level = 'WARNING'  # tools print tables where a training prints its log
+        # mmengine keeps logs and visualizers by name: a second run here needs others.
+        cfg.experiment_name = os.path.basename(folder)
+        cfg.visualizer = dict(type='DetLocalVisualizer', vis_backends=[])
+        cfg.test_evaluator = dict(
+            type='gfl_det.CocoMetric',
+            ann_file=path,
+            metric='bbox',
+            format_only=True,
+            outfile_prefix=prefix,
+        )
+        preflight.check_testing(cfg)
+        gts = _truths(cfg, path)
+        if check is not None:
+            check(gts)
+        runner = build_runner(cfg)
+        runner.register_hook(keep)
+        with redirect_stdout(io.StringIO()):  # pycocotools tells of each step
+            _ = runner.test_loop  # reads the annotations
+        runner.test()
+        results = read_json(f'{prefix}.bbox.json')
+        rows = _label(keep.samples, read_annotations(path))
+    place = {each: index for index, each in enumerate(gts.image_ids)}
+    chosen = sorted(place[image_id] for image_id in rows)
+    return gts.of_images(chosen), results, keep.samples
+
+
+def _label(samples: list[Any], table: CocoTable) -> list[Any]:
+    """Give samples the image ids of the annotation file, each image once; return the ids."""
+    shown = [Sample(each.img_id, str(each.get('img_path') or '')) for each in samples]
+    rows = match_samples(shown, table.image_ids, table.file_names, 'CocoMetric')
+    ids = [table.image_ids[row] for row in rows]
+    for sample, image_id in zip(samples, ids):
+        sample.set_metainfo(dict(img_id=image_id))
+    samples[:] = [samples[place] for place in once(shown, rows)]
+    return list(dict.fromkeys(ids))
+
+
+def _truths(cfg: Config, path: str) -> Truths:
+    gts = truths_of_table(read_annotations(path))
+    names = class_names(datasets_of(cfg, 'test')[0])
+    return gts if names is None else gts.of_classes(names, path)
+
+
+def truths_path(cfg: Config, split: Split) -> str:
+    """The annotation file of a split: that of its metric, else that of its only data set.
+
+    Raises:
+        ConfigError: the config lacks the split, or names no annotation file for it.
+    """
+    datasets = datasets_of(cfg, split)
+    if not datasets:
+        raise ConfigError(f'{cfg.filename} has no {split}_dataloader: add one, or take the other.')
+    paths = [metric['ann_file'] for metric in metrics_of(cfg, split) if metric.get('ann_file')]
+    if not paths and len(datasets) == 1:
+        paths = [path for path in [annotation_path(datasets[0])] if path]
+    if not paths:
+        raise ConfigError(
+            f'{cfg.filename} names no COCO annotation file for its {split} split: set ann_file of '
+            f'{split}_evaluator.'
+        )
+    return str(paths[0])
+
+
+def score_type(cfg: Config) -> str:
+    """Whose scores a detector gives: the name of its head, without the registry's prefix."""
+    head = cfg.model.get('bbox_head') or cfg.model
+    return str(head['type']).rpartition('.')[2]

@@ -117,7 +117,7 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[tuple[Judged,
         else:
             yield name, [(val, read_pair(files[2], files[3]))]
     for number, (name, config, checkpoint) in enumerate(args.run):
-        from gfl_det.engine.run_split import (
+        from gfl_det.engine.runner import (
             Split,
             detect_split,  # loads mmdet
         )

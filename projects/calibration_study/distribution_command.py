@@ -54,7 +54,7 @@ def prove(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: an argument is out of range, or the detector or its data cannot be used.
     """
-    from gfl_det.engine.run_split import detect_edges  # loads mmdet
+    from gfl_det.engine.runner import detect_edges  # loads mmdet
 
     if args.seeds < 2:
         raise ConfigError(f'--seeds is at least 2, as cuts are compared, not {args.seeds}')

@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 import gfl_det
 from gfl_det.datasets.digits.build import DigitsRecipe, build_digits
 from gfl_det.engine import runner
-from gfl_det.engine.run_split import detect_split, score_type, truths_path
+from gfl_det.engine.runner import detect_split, score_type, truths_path
 from gfl_det.errors import ConfigError, GFLDetError
 from gfl_det.utils.config import load_config
 from tests.helpers.paths import ROOT

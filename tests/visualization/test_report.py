@@ -26,7 +26,7 @@ from gfl_det.calibration import (
 )
 from gfl_det.cli import report
 from gfl_det.engine import runner
-from gfl_det.engine.run_split import detect_edges
+from gfl_det.engine.runner import detect_edges
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.evaluation.detections import detections_from_coco, truths_from_coco
 from gfl_det.visualization.report import analyse, draw_gallery, render

@@ -24,7 +24,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from gfl_det.engine.preflight.data import check_data
-from gfl_det.engine.run_split import Split, truths_path
+from gfl_det.engine.runner import Split, truths_path
 from gfl_det.errors import ConfigError
 from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
 from gfl_det.inference.export.runtime import ExportedDetector

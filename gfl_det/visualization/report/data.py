@@ -16,7 +16,7 @@ from gfl_det.calibration.apply import detection_config, edge_detections
 from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
 from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator
 from gfl_det.datasets.table import table_of
-from gfl_det.engine.run_split import Split, run_split, score_type, truths_path
+from gfl_det.engine.runner import Split, run_split, score_type, truths_path
 from gfl_det.engine.training.checkpoints import newest_checkpoint
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.evaluation.detections import (
