@@ -63,7 +63,7 @@ def sentence_of(error: Exception) -> str | None:
         if error.errno not in UNWRITABLE:
             return None
         return f'{error.filename or "a file"} cannot be used: {error.strerror}.'
-    from gfl_det.utils.building import FAULTS, building_fault
+    from gfl_det.utils.faults import FAULTS, building_fault
 
     return building_fault(error) if isinstance(error, FAULTS) else None
 

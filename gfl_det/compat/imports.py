@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from gfl_det.errors import GFLDetError, SetupError
-from gfl_det.utils.stack import modules_of
+from gfl_det.utils.faults import modules_of
 
 
 class Range(NamedTuple):

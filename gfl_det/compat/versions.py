@@ -13,7 +13,7 @@ from mmengine.utils import digit_version
 
 from gfl_det.compat import ops
 from gfl_det.errors import SetupError
-from gfl_det.utils.stack import importing_module
+from gfl_det.utils.faults import importing_module
 
 # The versions whose numbers were compared with pycocotools'; setup.py asks for the same.
 FASTER_COCO_EVAL = 'faster-coco-eval>=1.6.5,<1.9'

@@ -25,8 +25,8 @@ from gfl_det.engine.preflight.agreement import class_counts, class_names
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
 from gfl_det.inference.foreign_weights import take_authors
 from gfl_det.inference.stored_config import stored_config
-from gfl_det.utils.building import move
 from gfl_det.utils.config import datasets_of, is_remote, load_config
+from gfl_det.utils.faults import move
 
 NAME = re.compile(r'(?:gfl|ld)_[\w-]+|nanodet-plus-[\w.-]+_coco')  # which no path in use looks like
 MISMATCH = re.compile(

@@ -22,8 +22,8 @@ from gfl_det.cli import train
 from gfl_det.compat import processor
 from gfl_det.engine import amp, config_edits, runner
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
-from gfl_det.utils.building import move
 from gfl_det.utils.config import load_config, move_data_root, override, walk
+from gfl_det.utils.faults import move
 from tests.helpers.commands import run_script, run_tool
 from tests.helpers.paths import ROOT
 

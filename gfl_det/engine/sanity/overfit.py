@@ -21,7 +21,7 @@ from gfl_det.evaluation.functional import COCO_TAUS, average_precision
 from gfl_det.evaluation.matching import match
 from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import MODELS
-from gfl_det.utils.building import move
+from gfl_det.utils.faults import move
 
 WARM_UP = 20  # steps; a config's own warm-up may be longer than the whole test
 FALL_SHARE = 0.4  # of the steps in which the rate falls, for the loss to settle

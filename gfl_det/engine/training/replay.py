@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from gfl_det.compat.checkpoint import load_file
 from gfl_det.engine.training import random_state
 from gfl_det.errors import CheckpointError, ConfigError
-from gfl_det.utils.building import move
 from gfl_det.utils.config import walk
 from gfl_det.utils.console import few
+from gfl_det.utils.faults import move
 from gfl_det.utils.files import AnyPath, write_whole
 
 FORMAT = 'gfl_det step 1'
