@@ -16,8 +16,7 @@ import gfl_det
 from gfl_det.compat.pretrained import resolve
 from gfl_det.engine import preflight
 from gfl_det.engine.preflight.agreement import check_classes, check_pyramid, class_names
-from gfl_det.engine.preflight.data import check_data, sample_file_names
-from gfl_det.engine.preflight.metrics import check_metrics
+from gfl_det.engine.preflight.data import check_data, check_metrics, sample_file_names
 from gfl_det.engine.preflight.weights import check_weights, unreachable
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.utils.config import annotation_path, datasets_of, image_folder, metrics_of
