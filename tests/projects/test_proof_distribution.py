@@ -10,7 +10,7 @@ import pytest
 
 from gfl_det import calibration
 from gfl_det.calibration.splits import split_images, take_edge_images
-from gfl_det.engine import run_split
+from gfl_det.engine import runner
 from gfl_det.errors import ConfigError
 from projects.calibration_study import distribution, distribution_command
 from tests.helpers.edge_scenes import scene
@@ -61,7 +61,7 @@ def test_each_calibrator_is_judged_on_the_half_it_has_not_seen() -> None:
 
 def test_the_table_compares_with_isotonic_regression(monkeypatch, tmp_path, capsys) -> None:
     splits = dict(val=scene(3, images=20), test=scene(4, images=20))
-    monkeypatch.setattr(run_split, 'detect_edges', lambda cfg, path, part: splits[part])
+    monkeypatch.setattr(runner, 'detect_edges', lambda cfg, path, part: splits[part])
     monkeypatch.setattr(distribution_command, 'load_config', lambda *_: SimpleNamespace())
     out = tmp_path / 'new' / 'values.json'
     words = ['scene', 'config', 'a.pth', '--splits', 'val', 'test', '--seeds', '2', '--out']
