@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Union
 
 from gfl_det.utils.choices import DTYPES
@@ -15,6 +15,28 @@ from gfl_det.utils.pixels import LIMIT_VARIABLE, pixel_limit
 
 Parser = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
 CONFIG_HELP = 'a config file, or the name of a shipped config'
+
+
+def parsing(
+    make_parser: Callable[[str | None], argparse.ArgumentParser],
+    finish: Callable[[argparse.Namespace], None] | None = None,
+) -> Callable[..., argparse.Namespace]:
+    """The ``parse_arguments(argv=None, prog=None)`` of a command.
+
+    Args:
+        make_parser: of the command.
+        finish: called with the arguments, to set what follows from others.
+    """
+
+    def parse_arguments(
+        argv: Sequence[str] | None = None, prog: str | None = None
+    ) -> argparse.Namespace:
+        args = make_parser(prog).parse_args(argv)
+        if finish is not None:
+            finish(args)
+        return args
+
+    return parse_arguments
 
 
 def count(text: str) -> int:

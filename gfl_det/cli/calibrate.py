@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import add_cfg_options
+from gfl_det.cli.arguments import add_cfg_options, add_halves, parsing
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.utils.choices import EVIDENCE_GROUPS, FIT_METHODS
 from gfl_det.utils.files import check_writable, make_folder, write_json
@@ -48,13 +47,7 @@ def add_detector_arguments(parser: argparse.ArgumentParser, default_split: str) 
         help=f"the config's data to run it on (default: {default_split})",
     )
     add_cfg_options(parser)
-    parser.add_argument(
-        '--half',
-        choices=HALVES,
-        help='take half of the images, drawn at random: fit on the first and judge on the second '
-        'where there is one held-out split',
-    )
-    parser.add_argument('--seed', type=int, default=0, help='of the draw of --half')
+    add_halves(parser, HALVES)
 
 
 def read_data(
@@ -177,11 +170,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:

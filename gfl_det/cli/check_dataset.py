@@ -6,12 +6,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import add_cfg_options, count
+from gfl_det.cli.arguments import add_cfg_options, count, parsing
 from gfl_det.errors import ConfigError
 from gfl_det.utils.files import check_writable, write_json, write_text
 from gfl_det.utils.pixels import pixel_limit
@@ -66,11 +66,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> int:

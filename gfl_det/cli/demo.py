@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import add_calibrator, add_detector, add_intervals, amount, port
+from gfl_det.cli.arguments import add_calibrator, add_detector, add_intervals, amount, parsing, port
 
 if TYPE_CHECKING:
     from gfl_det.visualization.demo.server import DemoServer
@@ -50,11 +49,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
+
+from gfl_det.cli.arguments import parsing
 
 TRAIN, VAL, SEED = 1000, 200, 0  # those of DigitsRecipe, which needs NumPy
 
@@ -28,11 +29,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gfl_det.cli.arguments import add_batch_size, add_detector
+from gfl_det.cli.arguments import add_batch_size, add_detector, add_halves, parsing
 from gfl_det.errors import DataError
 from gfl_det.utils.files import check_writable, writing
 
@@ -34,8 +34,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         add_detector(command)
         add('--truths', '--annotations', metavar='JSON', required=True, help='COCO annotations')
         add('--images', metavar='DIR', required=True, help='folder of their image files')
-        add('--half', choices=['first', 'second'], help='a random half of the images')
-        add('--seed', type=int, default=0, help='of the halves (0)')
+        add_halves(command, ('first', 'second'))
         add_batch_size(command)
     fitting.add_argument(
         '--together', action='store_true', help='one factor for all four sides: fewer images do'
@@ -46,11 +45,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import add_calibrator, add_cfg_options, count_or_zero
+from gfl_det.cli.arguments import add_calibrator, add_cfg_options, count_or_zero, parsing
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.utils.files import check_writable, writing
 
@@ -61,11 +61,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import add_cfg_options, add_config, count
+from gfl_det.cli.arguments import add_cfg_options, add_config, count, parsing
 from gfl_det.errors import GFLDetError
 from gfl_det.utils.files import check_writable, write_json
 
@@ -42,11 +42,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gfl_det.cli.arguments import add_seed, count
+from gfl_det.cli.arguments import add_seed, count, parsing
 from gfl_det.errors import ConfigError
 from gfl_det.utils.choices import AdviceLimits
 from gfl_det.utils.files import make_folder, write_json
@@ -178,11 +177,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:

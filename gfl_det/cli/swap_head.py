@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gfl_det.cli.arguments import parsing
 from gfl_det.errors import ConfigError
 from gfl_det.utils.choices import SWAP_HEADS
 
@@ -39,11 +39,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from gfl_det.cli.arguments import add_checkpoint, add_optimize
-from gfl_det.cli.train import add_runner_arguments
+from gfl_det.cli.arguments import add_checkpoint, add_optimize, parsing
+from gfl_det.cli.train import add_runner_arguments, set_local_rank
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -33,13 +31,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line; ``LOCAL_RANK`` is set for mmengine where the launcher does not."""
-    args = make_parser(prog).parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+parse_arguments = parsing(make_parser, set_local_rank)
 
 
 def run(args: argparse.Namespace) -> None:

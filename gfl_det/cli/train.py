@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 
-from gfl_det.cli.arguments import CONFIG_HELP, add_cfg_options
+from gfl_det.cli.arguments import CONFIG_HELP, add_cfg_options, parsing
 from gfl_det.utils.choices import BACKENDS, GUARDS, LAUNCHERS
 
 
@@ -87,13 +86,12 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line; ``LOCAL_RANK`` is set for mmengine where the launcher does not."""
-    args = make_parser(prog).parse_args(argv)
+def set_local_rank(args: argparse.Namespace) -> None:
+    """Set ``LOCAL_RANK`` for mmengine where the launcher does not."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+
+
+parse_arguments = parsing(make_parser, set_local_rank)
 
 
 def run(args: argparse.Namespace) -> None:

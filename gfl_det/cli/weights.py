@@ -8,7 +8,8 @@ NanoDet-Plus, an ncnn pair or a checkpoint of its authors' trainer.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+
+from gfl_det.cli.arguments import parsing
 
 EXTRACT = (
     'Take the weights out of a checkpoint of a training, without optimizer and history: a quarter '
@@ -68,11 +69,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line."""
-    return make_parser(prog).parse_args(argv)
+parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:
