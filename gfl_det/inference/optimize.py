@@ -2,7 +2,7 @@
 
 Batch norms go into the convolutions before them, maps lie with channels last, large 3x3
 convolutions are done in fewer products (:mod:`..winograd`), the weights of the others lie as the
-kernels read them (:mod:`.packed`), and on request all of it runs in half precision.
+kernels read them (:mod:`..ops.packed_conv`), and on request all of it runs in half precision.
 docs/benchmarks.md has what each step brings.
 """
 

@@ -54,6 +54,11 @@ def write_set(folder: Path, seed: int) -> tuple[str, str]:
     return str(truths), str(detections)
 
 
+def digits(value: float) -> float:
+    """A number as the page has it: four significant digits."""
+    return float(f'{value:.4g}')
+
+
 def run(monkeypatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, 'argv', ['calibrate.py', *arguments])
     runpy.run_path(str(TOOL), run_name='__main__')
@@ -125,13 +130,13 @@ def lrp_by_pycocotools(truths: str, results: list[dict], category: int, tau: flo
     return float(errors / (len(distances) + wrong + missed))
 
 
-def least_lrp(truths: str, results: list[dict], cut: str, tau: float) -> float:
-    """The least LRP of a category's results that a cut shown with three digits can give.
+def least_lrp(truths: str, results: list[dict], cut: float, tau: float) -> float:
+    """The least LRP of a category's results that a cut of the page's digits can give.
 
     The cut may end within equal scores, so all ends within them are tried.
     """
     ordered = sorted(results, key=lambda entry: (-entry['score'], entry['image_id']))
-    ends = [end for end, entry in enumerate(ordered, 1) if f'{entry["score"]:.3f}' == cut]
+    ends = [end for end, entry in enumerate(ordered, 1) if digits(entry['score']) == cut]
     category = ordered[0]['category_id']
     return min(lrp_by_pycocotools(truths, ordered[:end], category, tau) for end in ends)
 
@@ -155,12 +160,11 @@ def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
     for name in ('reliability.png', 'classes.png'):
         assert cv2.imread(str(out / name)).std() > 10
     page = (out / 'report.html').read_text()
-    assert page.count('data:image/png') == 2
     assert 'src="http' not in page
-    rows = {
-        re.findall('<t[dh]>(.*?)</t[dh]>', row)[0]: re.findall('<t[dh]>(.*?)</t[dh]>', row)[1:]
-        for row in page.split('<tr>')[1:]
-    }
+    values = json.loads(re.search('id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert values['sections'] == ['reliability', 'cuts']
+    sides, cuts = values['reliability'], values['cuts']
+    assert [side['name'] for side in sides] == ['raw', 'calibrated']
 
     calibrator, raw = calibration.load_calibrator(path), json.loads(Path(results).read_text())
     scores = calibrator.calibrate(
@@ -168,31 +172,29 @@ def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
         np.array([each['category_id'] - 1 for each in raw]),
     )
     mapped = [each | dict(score=score) for each, score in zip(raw, scores.tolist())]
-    for shown, entries in zip(rows['AP'], (raw, mapped)):
+    for side, entries in zip(sides, (raw, mapped)):
         precision = judged_by_pycocotools(truths, entries).eval['precision'][..., 0, -1]
-        assert shown == f'{precision.mean():.4f}'
+        assert side['metrics']['AP'] == digits(precision.mean())
+        assert sum(side['number'][0]) == sum(map(sum, side['number'][1:])) <= len(entries)
 
     lrps = []
-    for label, each in enumerate(calibrator.classes):
+    assert cuts['tau'] == tau
+    for label, (each, row) in enumerate(zip(calibrator.classes, cuts['rows'], strict=True)):
         kept = [
             after
             for before, after in zip(raw, mapped)
             if before['score'] >= each.raw_threshold and after['score'] >= each.threshold
         ]
         lrps.append(lrp_by_pycocotools(truths, kept, label + 1, tau))
-        cells = rows[each.name]
         number = sum(entry['category_id'] == label + 1 for entry in raw)
-        fitted = (each.raw_threshold, each.threshold, lrps[-1])
-        assert cells[:4] == [str(number), *(f'{value:.3f}' for value in fitted)]
-        for cut, best, entries in zip(cells[4::2], cells[5::2], (raw, mapped)):
+        fitted = map(digits, (each.raw_threshold, each.threshold, lrps[-1]))
+        assert row[:5] == [each.name, number, *fitted]
+        for cut, best, entries in zip(row[5::2], row[6::2], (raw, mapped)):
             mine = [entry for entry in entries if entry['category_id'] == label + 1]
-            assert best == f'{least_lrp(truths, mine, cut, tau):.3f}'
-            assert float(best) < lrps[-1]  # the best cuts of these images do better
-    assert rows['mean'][3] == f'{np.mean(lrps):.3f}'
-    for column in (5, 7):
-        shown = [float(rows[each.name][column]) for each in calibrator.classes]
-        assert float(rows['mean'][column]) == pytest.approx(np.mean(shown), abs=1.01e-3)
-    assert rows['class'][4] == 'best on these images, raw'
+            assert best == digits(least_lrp(truths, mine, cut, tau))
+            assert best < lrps[-1]  # the best cuts of these images do better
+    best = np.array(cuts['rows'], object)[:, [6, 8]].astype(float).mean(0)
+    assert cuts['means'] == pytest.approx([np.mean(lrps), *best], rel=1e-3)
 
 
 def test_the_tool_refuses_the_images_it_was_fitted_on(tmp_path, monkeypatch, capsys) -> None:

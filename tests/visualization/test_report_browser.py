@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gfl_det.calibration import Settings, evaluate_detections, fit_calibrator
 from gfl_det.visualization.report import analyse, draw_gallery, render
+from gfl_det.visualization.report.calibration import write_report
 from gfl_det.visualization.report.data import read_results
 from tests.helpers import browser, reporting
 
@@ -201,3 +203,24 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(report, scheme):
         )
         assert (colours[0] > colours[1]) == (scheme == 'dark')
         assert phone.console() == []
+
+
+def test_the_page_of_a_calibrator_has_its_two_sections(tmp_path):
+    dataset, results = reporting.made_up(30, 3, 12)
+    for name, content in (('t.json', dataset), ('r.json', results)):
+        (tmp_path / name).write_text(json.dumps(content))
+    data = read_results(str(tmp_path / 'r.json'), str(tmp_path / 't.json'))
+    found, gts = data.detections, data.truths
+    calibrator = fit_calibrator(found, gts, Settings('linear'))
+    measured = evaluate_detections(found, gts)
+    both = (measured, measured)
+    *_, page = write_report(calibrator, found, found.scores, gts, both, tmp_path / 'out')
+    with browser.Browser(1280, 900) as window:
+        window.open(page.as_uri())
+        window.until(READY)
+        titles = window.run("return [...document.querySelectorAll('h2')].map(e => e.textContent)")
+        assert titles == ['Reliability', 'Where to cut each class']
+        window.run(CHOOSE, 'class', 1)
+        row = window.run("return document.querySelector('#cuts tr.chosen').textContent")
+        assert row.startswith(gts.class_names[1])
+        assert window.console() == []

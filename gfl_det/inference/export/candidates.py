@@ -1,6 +1,6 @@
 """Candidates and detections from a head's maps, with shapes that do not depend on values.
 
-What :mod:`..heads.candidates` and :mod:`..heads.prediction` choose by indexing, done with constant
+What :mod:`gfl_det.models.heads.postprocess` chooses by indexing, done with constant
 numbers of candidates and masks: a graph for another runtime, which may want k of a top-k to be
 constant. All images of a batch go through together.
 """

@@ -29,6 +29,10 @@ from gfl_det.visualization.report.errors import (
 NUM_BINS = 20  # of reliability
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP')
 STEPS = 7
+SECTIONS = (
+    *('summary', 'precision', 'reliability', 'uncertainty'),
+    *('errors', 'confusion', 'training', 'images'),
+)
 EDGES = ('left', 'top', 'right', 'bottom')
 
 
@@ -68,8 +72,13 @@ def analyse(data: ReportData, show_progress: bool = False) -> Analysis:
         progress.advance()
         edges = None if data.edge_std is None else _uncertainty(data, half)
         progress.advance()
+    colours = class_colours(len(gts.class_names)).tolist()
     values = dict(
-        _head(data),
+        heading(data.title, data.facts, gts, len(found.scores)),
+        sections=SECTIONS,
+        colours=['#{:02x}{:02x}{:02x}'.format(*colour) for colour in colours],
+        kinds=KINDS,
+        tau=TAU,
         ap=_table(table.ap, table.recall),
         per_class=_per_class(gts, table, cuts),
         cut=dict(
@@ -91,23 +100,21 @@ def analyse(data: ReportData, show_progress: bool = False) -> Analysis:
     return Analysis(values, kept, errors, judged)
 
 
-def _head(data: ReportData) -> dict[str, Any]:
-    gts = data.truths
-    colours = class_colours(len(gts.class_names)).tolist()
+def heading(
+    title: str, facts: Sequence[tuple[str, str]], truths: Truths, detections: int
+) -> dict[str, Any]:
+    """What stands above the sections of a page: its title, and what it is about."""
     return dict(
-        title=data.title,
-        facts=data.facts,
+        title=title,
+        facts=facts,
         counts=[
-            ['images', len(gts.image_ids)],
-            ['true boxes', int(gts.counts().sum())],
-            ['crowds', int(gts.crowd.sum())],
-            ['detections', len(data.detections.scores)],
-            ['classes', len(gts.class_names)],
+            ['images', len(truths.image_ids)],
+            ['true boxes', int(truths.counts().sum())],
+            ['crowds', int(truths.crowd.sum())],
+            ['detections', detections],
+            ['classes', len(truths.class_names)],
         ],
-        classes=gts.class_names,
-        colours=['#{:02x}{:02x}{:02x}'.format(*colour) for colour in colours],
-        kinds=KINDS,
-        tau=TAU,
+        classes=truths.class_names,
     )
 
 
@@ -137,13 +144,31 @@ def _errors(all_errors: Errors, judged: ImageErrors, truths: Truths) -> dict[str
 def _sides(data: ReportData) -> list[dict[str, Any]]:
     """Reliability of the scores, before calibration and after where there was one."""
     found = data.detections
-    if data.raw_scores is None:
-        return [_side('scores', found, data.truths)]
-    raw = found._replace(scores=data.raw_scores)
-    return [_side('raw', raw, data.truths), _side('calibrated', found, data.truths)]
+    sides = {'scores': found}
+    if data.raw_scores is not None:
+        sides = {'raw': found._replace(scores=data.raw_scores), 'calibrated': found}
+    measured = {name: evaluate_detections(each, data.truths) for name, each in sides.items()}
+    return [
+        reliability_side(name, each, data.truths, {key: measured[name][key] for key in METRICS})
+        for name, each in sides.items()
+    ]
 
 
-def _side(name: str, found: Detections, truths: Truths) -> dict[str, Any]:
+def reliability_side(
+    name: str, found: Detections, truths: Truths, metrics: dict[str, float]
+) -> dict[str, Any]:
+    """One side of the section on reliability.
+
+    Args:
+        name: of the side.
+        found: detections with its scores.
+        truths: of the same images.
+        metrics: to list.
+
+    Returns:
+        Beside name and metrics ``number``, ``score`` and ``iou``: ``(1 + K, NUM_BINS)`` of all
+        classes and of each.
+    """
     (matches,) = match(found, truths, [0.0])
     judged = matches.judged()
     edges = np.linspace(0, 1, NUM_BINS + 1)
@@ -153,14 +178,7 @@ def _side(name: str, found: Detections, truths: Truths) -> dict[str, Any]:
     pooled = reliability(scores, ious, edges)
     apart = reliability(scores, ious, edges, label, len(truths.category_ids))
     rows = [np.concatenate([one, each]) for one, each in zip(pooled[1:], apart[1:])]
-    metrics = evaluate_detections(found, truths)
-    return dict(
-        name=name,
-        metrics={each: metrics[each] for each in METRICS},
-        number=rows[0].astype(int),
-        score=rows[1],
-        iou=rows[2],
-    )
+    return dict(name=name, metrics=metrics, number=rows[0].astype(int), score=rows[1], iou=rows[2])
 
 
 def _uncertainty(data: ReportData, half: Matches) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 'use strict';
 // Puts the sections together, and draws them anew when a class is chosen.
 
-const SECTIONS = [
+const ALL_SECTIONS = [
   ['summary', 'Summary', summary],
   ['precision', 'Precision and recall', precision],
   ['reliability', 'Reliability', reliability],
+  ['cuts', 'Where to cut each class', cuts],
   ['uncertainty', 'Uncertainty', uncertainty],
   ['errors', 'Errors', errors],
   ['confusion', 'Confusion', confusion],
@@ -14,6 +15,7 @@ const SECTIONS = [
 
 (function start() {
   const data = JSON.parse(document.getElementById('data').textContent);
+  const SECTIONS = ALL_SECTIONS.filter(([id]) => data.sections.includes(id));
   const find = (id) => document.getElementById(id);
   const state = {label: -1, kind: -1, order: 'worst', update, choose, showKind};
   const bodies = {};
@@ -29,7 +31,7 @@ const SECTIONS = [
   function choose(label) {
     state.label = label;
     find('class').value = String(label);
-    update('summary', 'precision', 'reliability', 'errors', 'confusion', 'images');
+    update('summary', 'precision', 'reliability', 'cuts', 'errors', 'confusion', 'images');
   }
   function showKind(kind) {
     Object.assign(state, {kind, order: 'most'});

@@ -56,6 +56,18 @@ function reliability(data, label) {
   ];
 }
 
+function cuts(data, label) {
+  const {tau, rows, means} = data.cuts;
+  const columns = [['class'], ['detections', number], ...['raw cut', 'calibrated cut', 'LRP', 'best here, raw', 'its LRP', 'best here, calibrated', 'its LRP'].map((name) => [name, share])];
+  return [
+    make('p', {class: 'hint'}, 'The cuts that the calibrator was fitted with, on other images: keep what reaches both; without a number all is kept. ' +
+      'Beside them the scores with the least LRP on these images, which nobody knows beforehand: what the cuts could have reached at most. ' +
+      `LRP is at IoU ${tau}, for which the cuts were fitted; 0 is perfect.`),
+    make('p', {}, `Mean LRP: ${share(means[0])} above the cuts; ${share(means[1])} at the best of raw scores, ${share(means[2])} at the best of calibrated ones.`),
+    table(columns, rows, {label: 'Cuts of the classes', chosen: (row) => label >= 0 && row[0] === data.classes[label]}),
+  ];
+}
+
 function uncertainty(data, label, state) {
   if (!data.uncertainty) return [make('p', {class: 'hint'}, 'These results hold no edge_std: detections of a GFL head of gfl_det do.')];
   const names = Object.keys(data.uncertainty.sides);
