@@ -1,4 +1,4 @@
-"""The versions at work, and one cure for a package that is too new."""
+"""The versions at work, a cure for a package that is too new, and what old ones lack."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 
+import torch
 from mmengine.utils import digit_version
 
 from gfl_det.compat import ops
@@ -75,3 +76,9 @@ def has_faster_coco_eval() -> bool:
     except metadata.PackageNotFoundError:
         return False
     return digit_version(oldest) <= installed < digit_version(newer)
+
+
+def graph_is_kept() -> bool:
+    """Whether the backward pass that runs now may be followed by another (``retain_graph``)."""
+    ask = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
+    return True if ask is None else ask()  # torch before 2.6 does not tell

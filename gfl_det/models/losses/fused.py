@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gfl_det.compat.versions import graph_is_kept
 from gfl_det.models.losses.functional import (
     quality_focal_gradient,
     quality_focal_loss,
@@ -151,7 +152,7 @@ class _FocalSum(torch.autograd.Function):
         levels = [layout.view(each) for layout, each in zip(ctx.layouts, ctx.saved_tensors)]
         # What is handed on belongs to the receiver, who may change it, as .grad.zero_() does: the
         # saved memory itself may go only if no other walk over the graph will need it.
-        if not _is_one(factor) or _graph_is_kept():
+        if not _is_one(factor) or graph_is_kept():
             levels = [level * factor for level in levels]
         return None, None, None, None, None, *(level.to(ctx.dtype) for level in levels)
 
@@ -159,12 +160,6 @@ class _FocalSum(torch.autograd.Function):
 def _is_one(factor: Tensor) -> bool:
     """Whether a scalar is known to be 1 without waiting for a device."""
     return factor.device.type == 'cpu' and not torch.compiler.is_compiling() and float(factor) == 1
-
-
-def _graph_is_kept() -> bool:
-    """Whether the backward pass that runs now may be followed by another (``retain_graph``)."""
-    ask = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
-    return True if ask is None else ask()  # torch before 2.6 does not tell
 
 
 def focal_sum(
