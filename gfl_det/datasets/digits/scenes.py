@@ -15,7 +15,6 @@ import numpy as np
 
 Array = np.ndarray
 
-FULL_INK = 16  # the darkest value of a scan in scikit-learn's load_digits
 INK_LEVEL = 0.5  # coverage from which a pixel belongs to the digit, so to its box
 MARGIN = 2  # empty cells around a scan: its strokes touch the rim and have to fade out
 TORN_LABELS = (2, 4, 5, 7)  # digits whose swapped halves resemble no digit (halves of an 8 are 3s)
