@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 
 import gfl_det  # noqa: F401  (before any test imports mmdet, which may lack operators)
-import tests.helpers.remembered  # noqa: F401  (mmengine is slow without)
+from tests.helpers import remembered  # mmengine is slow without
 from tests.helpers.bounds import bounds  # noqa: F401  (a fixture)
 from tests.helpers.tiny_project import pets  # noqa: F401  (a fixture)
 
@@ -24,3 +24,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    remembered.freeze()  # with what the test modules have imported

@@ -123,21 +123,36 @@ class TestRegistration:
         monkeypatch.setattr(sys, 'orig_argv', line.split(), raising=False)
         assert imports.is_own_command() is expected
 
-    def test_what_is_offered_is_there_in_both_modes(self):
+    @pytest.mark.parametrize('waits', [False, True])
+    def test_what_is_offered_is_there_in_both_modes(self, waits):
+        """Registered by the import, or later where it is the command that imports."""
+        start = (
+            'import sys; sys.orig_argv = ["python", "-m", "gfl_det"]; import gfl_det; '
+            'assert "torch" not in sys.modules; gfl_det.register(); '
+        )
         code = (
-            '{}import gfl_det; from mmdet.registry import MODELS; '
+            'import sys, gfl_det; '
+            f'print(sorted(set({registering()!r}) - set(sys.modules))); '
+            'from mmdet.registry import MODELS; '
             'assert all(hasattr(gfl_det, name) for name in gfl_det.__all__); '
             'assert gfl_det.heads is gfl_det.models.heads; '
             'assert MODELS.get("gfl_det.GFLHead") is gfl_det.heads.GFLHead; '
             'assert not hasattr(gfl_det, "heds")'
         )
-        as_command = 'import sys; sys.orig_argv = ["python", "-m", "gfl_det"]; '
-        waiting = (
-            as_command + 'import gfl_det; assert "torch" not in sys.modules; gfl_det.register(); '
-        )
-        for start in ('', waiting):
-            done = python('-c', code.format(start))
-            assert done.returncode == 0, done.stderr
+        done = python('-c', start + code if waits else code)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == '[]'  # every module that registers something is imported
+
+
+def registering() -> list[str]:
+    """The modules that register something."""
+    found = [
+        path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.')
+        for path in (ROOT / 'gfl_det').rglob('*.py')
+        if '.register_module(' in path.read_text()
+    ]
+    assert len(found) > 10
+    return found
 
 
 class TestKeyValues:
@@ -201,14 +216,3 @@ def test_light_choices_are_those_at_work():
     assert choices.EVIDENCE_GROUPS == EVIDENCE
     recipe = DigitsRecipe()
     assert (recipe.train, recipe.val, recipe.seed) == (digits.TRAIN, digits.VAL, digits.SEED)
-
-
-def test_every_module_that_registers_something_is_imported():
-    registering = [
-        path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.')
-        for path in (ROOT / 'gfl_det').rglob('*.py')
-        if '.register_module(' in path.read_text()
-    ]
-    assert len(registering) > 10
-    code = f'import sys, gfl_det; print(sorted(set({registering!r}) - set(sys.modules)))'
-    assert python('-c', code).stdout.strip() == '[]'

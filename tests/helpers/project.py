@@ -184,7 +184,6 @@ def fork_training(
         os.dup2(file, 1)
         os.dup2(file, 2)
         sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')  # pytest has its own
-        spare_time()
         os.chdir(folder)
         sys.path.insert(0, str(folder))
         sys.argv = [str(tool), 'tiny.py', *map(str, words)]
@@ -231,18 +230,6 @@ def wait_for_text(log: Path, text: str, pid: int, seconds: float = 150) -> None:
         assert wait_for(pid, 0) is None, log.read_text()[-2000:]
         time.sleep(0.01)
     raise AssertionError(f'{text!r} did not come:\n{log.read_text()[-2000:]}')
-
-
-def spare_time() -> None:
-    """Leave out what takes mmengine longer than all of this training and changes none of it.
-
-    The laying out of the config's text, for each checkpoint, and the survey of compilers.
-    """
-    from mmengine.config import config
-    from mmengine.runner import runner
-
-    config.FormatCode = lambda text, **_: (text, True)
-    runner.collect_env = dict
 
 
 def wait_for(pid: int, seconds: float) -> int | None:

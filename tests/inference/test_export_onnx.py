@@ -182,7 +182,7 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
 def test_deformable_convolutions_are_exported_as_a_plain_graph(folder, kind):
     cfg = tiny_config()
     dcn = dict(type=kind, deform_groups=2, fallback_on_stride=False)
-    cfg.model.backbone.update(depth=50, dcn=dcn, stage_with_dcn=(False, True, True))
+    cfg.model.backbone.update(depth=50, dcn=dcn, stage_with_dcn=(True, False, False))
     cfg.model.neck.in_channels = [64, 128]
     source = random_source(cfg, folder)
     for name, parameter in source.model.named_parameters():
