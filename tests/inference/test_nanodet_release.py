@@ -14,6 +14,7 @@ from gfl_det.inference.foreign_weights import convert
 from gfl_det.inference.loading import load_detector
 from tests.helpers.commands import run_tool
 from tests.helpers.ncnn_files import COCO, PAIR
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.skipif(
     not (COCO.is_dir() and all(path.is_file() for path in PAIR)),
@@ -71,3 +72,16 @@ def test_ap_is_the_reference(checkpoint, tmp_path):
     for name, expected in REFERENCE.items():
         found = float(done.stdout.rpartition(f'coco/{name}: ')[2].split()[0])
         assert found == pytest.approx(expected, abs=2e-3), name
+
+
+def test_the_photograph_of_the_readme_is_what_its_command_draws(checkpoint, tmp_path):
+    data = pytest.importorskip('skimage.data')
+    cv2.imwrite(str(tmp_path / 'coffee.png'), data.coffee()[..., ::-1])
+    words = ('--show-thr', '0.36', '--format', 'jpg', '--out', tmp_path / 'drawn')
+    done = run_tool('show', checkpoint, tmp_path / 'coffee.png', *words, '--device', 'cpu')
+    assert done.returncode == 0, done.stderr
+    shown, drawn = (
+        cv2.imread(str(path)).astype(float)
+        for path in (ROOT / 'docs' / 'images' / 'photograph.jpg', tmp_path / 'drawn' / 'coffee.jpg')
+    )
+    assert np.abs(shown - drawn).mean() < 1
