@@ -126,6 +126,10 @@ def detection_config(config: ConfigDict, calibrator: AnyCalibrator | ScoreMaps) 
         config: for a distribution calibrator with ``rank_pool``: so many detections of an image
             are ranked by their predicted IoU before the ``max_per_img`` best are kept.
         calibrator: of the scores.
+
+    Example:
+        >>> detection_config(ConfigDict(score_thr=0.05), None)
+        {'score_thr': 0.05}
     """
     if not isinstance(calibrator, DistributionCalibrator):
         return config
@@ -156,6 +160,14 @@ def edge_detections(
     Args:
         results: per image, at least one.
         images: their numbers; None: as they come.
+
+    Example:
+        >>> box, score = torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([0.5])
+        >>> result = InstanceData(bboxes=box, scores=score)
+        >>> result.labels, result.bin_widths = torch.zeros(1, dtype=int), torch.full((1, 4), 8.0)
+        >>> result.edge_logits = torch.zeros(1, 4, 17)
+        >>> edge_detections([result], images=[3]).detections.boxes
+        array([[0., 0., 4., 3.]])
     """
     numbers = range(len(results)) if images is None else images
 
@@ -179,6 +191,18 @@ def check_class_names(path: str, names: Sequence[str], owner: str = 'the data se
 
     Raises:
         DataError: They differ, or the file is not a calibrator.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from gfl_det.calibration.calibrators import *
+        >>> from gfl_det.calibration.files import save_calibrator
+        >>> from gfl_det.calibration.maps import Platt
+        >>> folder, source = TemporaryDirectory(), FitSource('', (), 9)
+        >>> path = Path(folder.name) / 'calibrator.json'
+        >>> cat = ClassMap('cat', Platt(2.0, 0.5), 'fitted', 0.1, 0.2, 9)
+        >>> save_calibrator(DetectionCalibrator(Settings(), 'GFLHead', (cat,), source), path)
+        >>> check_class_names(str(path), ['cat'])
     """
     _compare_names(path, load_any_calibrator(path).class_names, names, owner)
 
@@ -190,6 +214,17 @@ def check_interval_class_names(
 
     Raises:
         DataError: They differ, or the file is not a calibrator of intervals.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from gfl_det.calibration.calibrators import FitSource
+        >>> from gfl_det.calibration.files import save_calibrator
+        >>> folder, source = TemporaryDirectory(), FitSource('', (), 9)
+        >>> path = Path(folder.name) / 'intervals.json'
+        >>> fitted = IntervalCalibrator((0.9,), ((1.0,) * 4,), 'GFLHead', ('cat',), 0.5, source)
+        >>> save_calibrator(fitted, path)
+        >>> check_interval_class_names(str(path), ['cat'])
     """
     _compare_names(path, load_interval_calibrator(path).class_names, names, owner)
 

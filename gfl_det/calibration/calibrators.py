@@ -151,6 +151,9 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:
 
     Raises:
         DataError: there is one.
+
+    Example:
+        >>> check_labels(np.array([0, 1]), ['cat', 'dog'])
     """
     if not ((labels >= 0) & (labels < len(class_names))).all():
         raise DataError(
@@ -164,6 +167,9 @@ def check_protocol(settings: FitProtocol) -> None:
 
     Raises:
         ConfigError: one is.
+
+    Example:
+        >>> check_protocol(Settings(tau=0.5))
     """
     for name, value, known in (
         ('target', settings.target, TARGETS),
@@ -204,6 +210,15 @@ def fit_data(detections: Detections, truths: Truths, settings: FitProtocol) -> F
 
     Raises:
         DataError: no detections, or none that can be judged.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.6]))
+        >>> data = fit_data(found, truths, Settings(cuts=(0, 0)))
+        >>> data.rows, data.matches.iou
+        (array([0]), array([1.]))
     """
     check_detections(detections)
     if not len(detections.scores):
@@ -234,6 +249,16 @@ def fit_maps(
         values: ``(J,)`` what the maps are given.
         targets: ``(J,)`` what they should say.
         fit: of values and targets of a class.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.6]))
+        >>> data = fit_data(found, truths, Settings(cuts=(0, 0)))
+        >>> fit = fit_of('isotonic')
+        >>> fit_maps(data, data.matches.scores, data.matches.iou, fit)
+        [(Isotonic(scores=(0.6,), values=(1.0,)), 'fitted')]
     """
     matches = data.matches
     maps: list[tuple[ScoreMap, str]] = []
@@ -250,7 +275,17 @@ def fit_maps(
 def uncut_classes(
     data: FitData, truths: Truths, maps: Sequence[tuple[ScoreMap, str]]
 ) -> tuple[ClassMap, ...]:
-    """The classes of a calibrator before their calibrated scores are cut."""
+    """The classes of a calibrator before their calibrated scores are cut.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.6]))
+        >>> data = fit_data(found, truths, Settings(cuts=(0, 0)))
+        >>> uncut_classes(data, truths, [(Identity(), FITTED)])[0].detections
+        1
+    """
     used = np.bincount(data.matches.label, minlength=len(maps))
     rows = zip(truths.class_names, maps, data.raw_cuts, used)
     return tuple(
@@ -274,6 +309,16 @@ def cut_classes(
         data: see :func:`fit_data`; raw scores below its cuts are out.
         truths: of the same images.
         settings: of the calibrator.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.6]))
+        >>> data = fit_data(found, truths, Settings(cuts=(0, 0)))
+        >>> (cat,) = uncut_classes(data, truths, [(Identity(), FITTED)])
+        >>> cut_classes([cat], found, data, truths, Settings(cuts=(0, 0.3)))[0].threshold
+        0.3
     """
     kept = calibrated.take(data.kept)
     cuts = _find_cuts(settings.cuts[1], kept, truths, settings)
@@ -281,7 +326,16 @@ def cut_classes(
 
 
 def source_of(truths: Truths, detections: Detections) -> FitSource:
-    """What tells the data of a fit from others."""
+    """What tells the data of a fit from others.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.6]))
+        >>> source_of(truths, found).images
+        ('',)
+    """
     digest = fingerprint(truths, detections)
     return FitSource(digest, tuple(truths.image_keys), len(detections.scores))
 

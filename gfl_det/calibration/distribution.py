@@ -86,6 +86,15 @@ def evidence(found: EdgeDetections, groups: Sequence[Group] = GROUPS) -> np.ndar
 
     Returns:
         ``(N, F)`` float64, finite.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.6]))
+        >>> edges = EdgeDetections(found, np.zeros((1, 4, 5)), np.full((1, 4), 8.0))
+        >>> evidence(edges, groups=['score', 'overlap']).round(3)
+        array([[0.405, 0.   , 0.   ]])
     """
     make = dict(score=_score, distribution=_distribution, overlap=_overlap)
     return np.concatenate([make[group](found) for group in groups], axis=1)
@@ -255,6 +264,16 @@ def fit_distribution_calibrator(
 
     Raises:
         DataError: no detections, or none that can be judged.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.6]))
+        >>> edges = EdgeDetections(found, np.zeros((1, 4, 5)), np.full((1, 4), 8.0))
+        >>> fitted = fit_distribution_calibrator(edges, truths, DistributionSettings(cuts=(0, 0)))
+        >>> fitted.class_names, fitted.source.detections
+        (['cat'], 1)
     """
     settings = settings or DistributionSettings()
     raw = found.detections

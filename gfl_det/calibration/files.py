@@ -43,6 +43,18 @@ def save_calibrator(calibrator: AnyCalibrator | IntervalCalibrator, path: Path) 
 
     Raises:
         DataError: it cannot be written.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from gfl_det.calibration.calibrators import FitSource
+        >>> source = FitSource('', (), 9)
+        >>> intervals = IntervalCalibrator((0.9,), ((1.0,) * 4,), 'GFLHead', ('cat',), 0.5, source)
+        >>> folder = TemporaryDirectory()
+        >>> path = Path(folder.name) / 'calibrator.json'
+        >>> save_calibrator(intervals, path)
+        >>> load_interval_calibrator(path) == intervals
+        True
     """
     content = json.dumps(calibrator_to_json(calibrator), indent=1, allow_nan=False)
     write_text(path, content + '\n')
@@ -56,6 +68,19 @@ def load_calibrator(path: Path) -> DetectionCalibrator:
 
     Raises:
         DataError: The file is missing, or is not a calibrator of maps of a known version.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from gfl_det.calibration.calibrators import FitSource, Settings
+        >>> from gfl_det.calibration.maps import Platt
+        >>> classes = (ClassMap('cat', Platt(2.0, 0.5), 'fitted', 0.1, 0.2, 9),)
+        >>> calibrator = DetectionCalibrator(Settings(), 'GFLHead', classes, FitSource('', (), 9))
+        >>> folder = TemporaryDirectory()
+        >>> path = Path(folder.name) / 'calibrator.json'
+        >>> save_calibrator(calibrator, path)
+        >>> load_calibrator(path).classes[0].map
+        Platt(slope=2.0, offset=0.5)
     """
     return calibrator_from_json(read_json(path), str(path))
 
@@ -65,6 +90,19 @@ def load_any_calibrator(path: Path) -> AnyCalibrator:
 
     Raises:
         DataError: The file is missing, or is not a calibrator of scores of a known version.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from gfl_det.calibration.calibrators import FitSource, Settings
+        >>> from gfl_det.calibration.maps import Platt
+        >>> classes = (ClassMap('cat', Platt(2.0, 0.5), 'fitted', 0.1, 0.2, 9),)
+        >>> calibrator = DetectionCalibrator(Settings(), 'GFLHead', classes, FitSource('', (), 9))
+        >>> folder = TemporaryDirectory()
+        >>> path = Path(folder.name) / 'calibrator.json'
+        >>> save_calibrator(calibrator, path)
+        >>> type(load_any_calibrator(path)).__name__
+        'DetectionCalibrator'
     """
     return calibrator_from_json(
         read_json(path), str(path), (DetectionCalibrator, DistributionCalibrator)
@@ -76,12 +114,32 @@ def load_interval_calibrator(path: Path) -> IntervalCalibrator:
 
     Raises:
         DataError: The file is missing, or is not an interval calibrator of a known version.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from gfl_det.calibration.calibrators import FitSource
+        >>> source = FitSource('', (), 9)
+        >>> intervals = IntervalCalibrator((0.9,), ((1.0,) * 4,), 'GFLHead', ('cat',), 0.5, source)
+        >>> folder = TemporaryDirectory()
+        >>> path = Path(folder.name) / 'calibrator.json'
+        >>> save_calibrator(intervals, path)
+        >>> load_interval_calibrator(path).factors_at(0.9)
+        (1.0, 1.0, 1.0, 1.0)
     """
     return calibrator_from_json(read_json(path), str(path), (IntervalCalibrator,))
 
 
 def calibrator_to_json(calibrator: AnyCalibrator | IntervalCalibrator) -> dict[str, Any]:
-    """A calibrator as plain JSON values; a threshold that keeps all is null."""
+    """A calibrator as plain JSON values; a threshold that keeps all is null.
+
+    Example:
+        >>> from gfl_det.calibration.calibrators import FitSource
+        >>> source = FitSource('', (), 9)
+        >>> intervals = IntervalCalibrator((0.9,), ((1.0,) * 4,), 'GFLHead', ('cat',), 0.5, source)
+        >>> calibrator_to_json(intervals)['format']
+        'gfl_det interval calibrator'
+    """
     kind = KINDS[type(calibrator)]
     head = dict(format=kind.format, version=VERSION, score_type=calibrator.score_type)
     return {**head, **kind.to_json(calibrator)}
@@ -99,6 +157,14 @@ def calibrator_from_json(
 
     Raises:
         DataError: no such calibrator of a known version.
+
+    Example:
+        >>> from gfl_det.calibration.calibrators import FitSource
+        >>> source = FitSource('', (), 9)
+        >>> intervals = IntervalCalibrator((0.9,), ((1.0,) * 4,), 'GFLHead', ('cat',), 0.5, source)
+        >>> content = calibrator_to_json(intervals)
+        >>> calibrator_from_json(content, 'a.json', (IntervalCalibrator,)) == intervals
+        True
     """
     formats = {KINDS[each].format: KINDS[each] for each in wanted}
     found = content.get('format') if isinstance(content, dict) else None

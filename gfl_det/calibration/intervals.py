@@ -128,6 +128,15 @@ def fit_factors(
 
     Raises:
         DataError: there are too few edges for any of the levels.
+
+    Example:
+        >>> import torch
+        >>> number, edges = 99, torch.rand(99, 4) * 8 + 16
+        >>> maps = (torch.zeros(number, 4, 5), torch.full((number, 4), 8.0), torch.zeros(number, 2))
+        >>> matched = MatchedEdges(*maps, torch.full((number, 4), 64.0), edges, torch.zeros(number))
+        >>> levels, factors = fit_factors(matched, levels=[0.8])
+        >>> levels, len(factors[0])
+        ((0.8,), 4)
     """
     number = (4 if together else 1) * len(edges)
     reached = [level for level in levels if math.ceil((number + 1) * level) <= number]
@@ -170,6 +179,11 @@ def check_applies(
 
     Raises:
         DataError: it was fitted for another.
+
+    Example:
+        >>> source = FitSource('', (), 9)
+        >>> fitted = IntervalCalibrator((0.9,), ((1.0,) * 4,), 'GFLHead', ('cat',), 0.5, source)
+        >>> check_applies(fitted, 'intervals.json', 'GFLHead', num_classes=1)
     """
     if calibrator.score_type != score_type:
         raise DataError(

@@ -146,6 +146,10 @@ def search_line(
 
     Returns:
         The pair with the least loss, the lowest slope and then offset at a tie.
+
+    Example:
+        >>> search_line(np.array([-2.0, 2.0]), np.array([0.1, 0.9]))
+        (1.1111111111111112, -0.050505050505050164)
     """
     rows = max(1, AT_ONCE // len(logits))
     losses = np.empty((len(SLOPES), len(OFFSETS)))
@@ -167,6 +171,11 @@ def fit_line_by_quality(logits: np.ndarray, targets: np.ndarray) -> tuple[float,
     Args:
         logits: ``(N,)`` finite, N at least 1.
         targets: ``(N,)`` in [0, 1].
+
+    Example:
+        >>> slope, offset = fit_line_by_quality(np.array([-2.0, 2.0]), np.array([0.1, 0.9]))
+        >>> round(slope, 3), round(abs(offset), 3)  # log(9) / 2, and none
+        (1.099, 0.0)
     """
 
     def loss(point: np.ndarray) -> float:
@@ -184,6 +193,10 @@ def fit_slope_by_quality(logits: np.ndarray, targets: np.ndarray) -> float:
     Args:
         logits: ``(N,)`` finite, N at least 1.
         targets: ``(N,)`` in [0, 1].
+
+    Example:
+        >>> round(fit_slope_by_quality(np.array([-2.0, 2.0]), np.array([0.1, 0.9])), 3)
+        1.099
     """
     limit = np.log(MAX_SLOPE)
 
@@ -225,6 +238,12 @@ def fit_logistic(
         label: ``(N,)`` in [0, number).
         targets: ``(N,)`` in [0, 1].
         number: of classes.
+
+    Example:
+        >>> column = np.array([[-1.0], [-1.0], [1.0], [1.0]])
+        >>> model = fit_logistic(column, np.zeros(4, int), np.array([0.2, 0.2, 0.8, 0.8]), number=1)
+        >>> model(column, np.zeros(4, int)).round(1)
+        array([0.4, 0.4, 0.6, 0.6])
     """
     from sklearn.linear_model import LogisticRegression  # slow to import, needed by no detector
 
@@ -260,6 +279,13 @@ def predict_unseen(
 
     Returns:
         ``(N,)`` probabilities.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> column, image = rng.normal(size=(40, 1)), np.arange(40)
+        >>> targets = np.clip(0.5 + 0.2 * column[:, 0], 0, 1)
+        >>> predict_unseen(column, np.zeros(40, int), targets, 1, image).shape
+        (40,)
     """
     place = np.unique(image, return_inverse=True)[1]
     parts = min(PARTS, place.max() + 1)

@@ -310,12 +310,22 @@ class ScoreMaps(nn.Module):
 
 
 def is_curved(score_map: ScoreMap) -> bool:
-    """Whether a map is a line through logits and not through scores."""
+    """Whether a map is a line through logits and not through scores.
+
+    Example:
+        >>> is_curved(Temperature(2.0)), is_curved(Linear(1.0, 0.0))
+        (True, False)
+    """
     return isinstance(score_map, (Temperature, Platt))
 
 
 def knots_of(score_map: ScoreMap) -> tuple[Sequence[float], Sequence[float]]:
-    """Knots and values of a map that is not curved; of a curved one those of the identity."""
+    """Knots and values of a map that is not curved; of a curved one those of the identity.
+
+    Example:
+        >>> knots_of(Linear(2.0, 0.0))
+        ([0.0, 0.5, 1.0], [0.0, 1.0, 1.0])
+    """
     if isinstance(score_map, Isotonic):
         return score_map.scores, score_map.values
     if isinstance(score_map, Constant):
@@ -331,7 +341,12 @@ def knots_of(score_map: ScoreMap) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def logit_line_of(score_map: ScoreMap) -> tuple[float, float]:
-    """Slope and offset of a curved map; of another one those of the identity."""
+    """Slope and offset of a curved map; of another one those of the identity.
+
+    Example:
+        >>> logit_line_of(Temperature(2.0))
+        (0.5, 0.0)
+    """
     if isinstance(score_map, Temperature):
         return 1 / score_map.temperature, 0.0
     if isinstance(score_map, Platt):

@@ -67,6 +67,14 @@ def take_images(judged: Judged, chosen: np.ndarray) -> Judged:
     Args:
         judged: the whole.
         chosen: ``(n,)`` distinct indices into ``image_ids``, ascending.
+
+    Example:
+        >>> image, label = np.array([0, 1]), np.zeros(2, int)
+        >>> boxes, scores = np.array([[0.0, 0, 4, 4]] * 2), np.array([0.9, 0.6])
+        >>> truths = Truths([7, 8], ['', ''], [1], ['cat'], image, label, boxes, np.zeros(2, bool))
+        >>> judged = Judged(truths, Detections(image, label, boxes, scores))
+        >>> take_images(judged, np.array([1])).detections.scores
+        array([0.6])
     """
     truths, detections = judged
     place = _places(truths, chosen)
@@ -75,7 +83,15 @@ def take_images(judged: Judged, chosen: np.ndarray) -> Judged:
 
 
 def take_truths(truths: Truths, chosen: np.ndarray) -> Truths:
-    """The gt boxes of some of the images, ``(n,)`` distinct indices in ascending order."""
+    """The gt boxes of some of the images, ``(n,)`` distinct indices in ascending order.
+
+    Example:
+        >>> image, label = np.array([0, 1]), np.zeros(2, int)
+        >>> boxes, scores = np.array([[0.0, 0, 4, 4]] * 2), np.array([0.9, 0.6])
+        >>> truths = Truths([7, 8], ['', ''], [1], ['cat'], image, label, boxes, np.zeros(2, bool))
+        >>> take_truths(truths, np.array([1])).image_ids
+        [8]
+    """
     image = _places(truths, chosen)[truths.image]
     kept = image >= 0
     return truths._replace(
@@ -98,7 +114,18 @@ def _places(truths: Truths, chosen: np.ndarray) -> np.ndarray:
 def take_edge_images(
     truths: Truths, found: EdgeDetections, chosen: np.ndarray
 ) -> tuple[Truths, EdgeDetections]:
-    """The same of detections with their edges."""
+    """The same of detections with their edges.
+
+    Example:
+        >>> image, label = np.array([0, 1]), np.zeros(2, int)
+        >>> boxes, scores = np.array([[0.0, 0, 4, 4]] * 2), np.array([0.9, 0.6])
+        >>> truths = Truths([7, 8], ['', ''], [1], ['cat'], image, label, boxes, np.zeros(2, bool))
+        >>> found = Detections(image, label, boxes, scores)
+        >>> edges = EdgeDetections(found, np.zeros((2, 4, 5)), np.ones((2, 4)))
+        >>> part, kept = take_edge_images(truths, edges, np.array([1]))
+        >>> part.image_ids, kept.logits.shape
+        ([8], (1, 4, 5))
+    """
     part, detections = take_images(Judged(truths, found.detections), chosen)
     rows = found.take(np.isin(found.detections.image, chosen))
     return part, rows._replace(detections=detections)
@@ -115,6 +142,15 @@ def split(judged: Judged, seed: int = 0, share: float = 0.5) -> tuple[Judged, Ju
     Raises:
         ConfigError: the share is out of range.
         DataError: a group would be empty.
+
+    Example:
+        >>> image, label = np.array([0, 1]), np.zeros(2, int)
+        >>> boxes, scores = np.array([[0.0, 0, 4, 4]] * 2), np.array([0.9, 0.6])
+        >>> truths = Truths([7, 8], ['', ''], [1], ['cat'], image, label, boxes, np.zeros(2, bool))
+        >>> judged = Judged(truths, Detections(image, label, boxes, scores))
+        >>> first, second = split(judged, seed=0)
+        >>> sorted([*first.truths.image_ids, *second.truths.image_ids])
+        [7, 8]
     """
     first, second = split_images(judged.truths, seed, share)
     return take_images(judged, first), take_images(judged, second)

@@ -52,6 +52,11 @@ def image_weights(num_images: int, resamples: int, seed: int = 0) -> Iterator[np
 
     Yields:
         ``(R, I)`` float64 with rows that sum to I.
+
+    Example:
+        >>> (weights,) = image_weights(num_images=4, resamples=3)
+        >>> weights.shape, weights.sum(1)
+        ((3, 4), array([4., 4., 4.]))
     """
     generator = np.random.default_rng(seed)
     for begin in range(0, resamples, CHUNK):
@@ -63,14 +68,26 @@ def image_weights(num_images: int, resamples: int, seed: int = 0) -> Iterator[np
 
 
 def jackknife_weights(num_images: int, groups: int = GROUPS) -> np.ndarray:
-    """Weights ``(G, I)`` that leave out one group of images each; G is at most I."""
+    """Weights ``(G, I)`` that leave out one group of images each; G is at most I.
+
+    Example:
+        >>> jackknife_weights(num_images=3)
+        array([[0., 1., 1.],
+               [1., 0., 1.],
+               [1., 1., 0.]])
+    """
     groups = min(groups, num_images)
     group = np.arange(num_images) * groups // max(1, num_images)
     return (group != np.arange(groups)[:, None]).astype(float)
 
 
 def halving_weights(num_images: int, seed: int = 0, splits: int = HALVINGS) -> np.ndarray:
-    """Weights ``(2 * splits, I)`` of random halves, each split's two halves one after the other."""
+    """Weights ``(2 * splits, I)`` of random halves, each split's two halves one after the other.
+
+    Example:
+        >>> halving_weights(num_images=4, splits=1).sum(0)  # each image is in one half
+        array([1., 1., 1., 1.])
+    """
     generator = np.random.default_rng(seed)
     chosen = np.zeros((splits, num_images))
     for row in chosen:
@@ -91,6 +108,12 @@ def shifted_interval(
 
     Returns:
         The interval within [0, 1]; NaN without a finite estimate or resample.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> resampled, halved = rng.normal(0.32, 0.02, 999), rng.normal(0.33, 0.02, 32)
+        >>> shifted_interval(0.3, resampled, halved).low < 0.27
+        True
     """
     resampled = resampled[~np.isnan(resampled)]
     if np.isnan(estimate) or not len(resampled):
@@ -116,6 +139,10 @@ def basic_interval(estimate: float, resampled: np.ndarray, level: float = LEVEL)
 
     Returns:
         The interval, cut at 0; NaN without a finite estimate or resample.
+
+    Example:
+        >>> basic_interval(0.2, np.linspace(0.2, 0.4, 101), level=0.9)
+        Interval(low=0.01..., high=0.19)
     """
     resampled = resampled[~np.isnan(resampled)]
     if np.isnan(estimate) or not len(resampled):
@@ -176,6 +203,17 @@ def resample(
 
     Returns:
         An interval per name; of values per class one with ``_class_k`` behind the name.
+
+    Example:
+        >>> from gfl_det.evaluation.detections import Detections, Truths
+        >>> from gfl_det.evaluation.functional import COCO_TAUS, match
+        >>> image, boxes = np.array([0, 1]), np.array([[0.0, 0, 4, 4]] * 2)
+        >>> crowd = np.zeros(2, bool)
+        >>> truths = Truths([7, 8], ['', ''], [1], ['cat'], image, image * 0, boxes, crowd)
+        >>> found = Detections(image, image * 0, boxes, np.array([0.9, 0.8]))
+        >>> coco = match(found, truths, COCO_TAUS)
+        >>> resample(DetectionStatistics([], coco, found, truths), resamples=9)['AP']
+        Interval(low=1.0, high=1.0)
     """
     images = statistics.num_images
     one = statistics(np.ones((1, images)))

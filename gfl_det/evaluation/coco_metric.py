@@ -57,7 +57,7 @@ class FastCOCOeval(COCOeval):
         self.eval = self._engine.eval
 
 
-def counts_alike(truths: COCO, detections: Sequence[dict[str, Any]]) -> bool:
+def _counts_alike(truths: COCO, detections: Sequence[dict[str, Any]]) -> bool:
     """Whether `FastCOCOeval` is sure to give pycocotools' numbers.
 
     It reads ids as integers, a missing ``area`` or ``iscrowd`` as 0, and has no place for a score
@@ -105,7 +105,7 @@ class CocoMetric(MMDetCocoMetric):
     """Drop-in for mmdet's ``CocoMetric``: same arguments, same numbers, several times faster.
 
     Boxes and proposals are counted straight from memory, by faster_coco_eval where it is sure to
-    count as pycocotools does (`counts_alike`); masks by pycocotools. It differs from mmdet's where
+    count as pycocotools does; masks by pycocotools. It differs from mmdet's where
     that one judges wrongly:
 
     - Evaluators see images, categories and annotations renumbered from 1, whatever their ids;
@@ -139,9 +139,9 @@ class CocoMetric(MMDetCocoMetric):
         given = inspect.signature(MMDetCocoMetric).bind(*args, **kwargs).arguments
         ann_file = given.pop('ann_file', None)
         sort_categories = given.pop('sort_categories', False)
-        given['proposal_nums'] = detection_numbers(given.get('proposal_nums', DEFAULT_NUMS))
+        given['proposal_nums'] = _detection_numbers(given.get('proposal_nums', DEFAULT_NUMS))
         super().__init__(**given)
-        self.backend = choose_backend(backend)
+        self.backend = _choose_backend(backend)
         self.iou_thrs = np.atleast_1d(np.asarray(self.iou_thrs, dtype=float))
         for item in set(self.metric_items or ()) - set(STATISTICS):
             raise ConfigError(
@@ -151,7 +151,7 @@ class CocoMetric(MMDetCocoMetric):
         if ann_file is not None:
             table = read_annotations(ann_file, self.backend_args)
             self.table = _by_category_id(table) if sort_categories else table
-            self._coco_api = coco_of(self.table)
+            self._coco_api = _coco_of(self.table)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keep what is needed of a batch.
@@ -193,7 +193,7 @@ class CocoMetric(MMDetCocoMetric):
         if self.format_only:
             print_log(f'The results are in {self.outfile_prefix}.*.json.', 'current')
             return {}
-        truths = self._coco_api if self.table is not None else coco_of(shown.table)
+        truths = self._coco_api if self.table is not None else _coco_of(shown.table)
         self.img_ids = [row + 1 for row in shown.rows]
         numbers: dict[str, float] = {}
         for metric in self.metrics:
@@ -216,7 +216,7 @@ class CocoMetric(MMDetCocoMetric):
         table, absent = with_absent(self.table, (self.dataset_meta or {})['classes'])
         if absent:
             print_log(f'{table.source}: {absent_text(absent)}', 'current', logging.WARNING)
-            self.table, self._coco_api = table, coco_of(table)
+            self.table, self._coco_api = table, _coco_of(table)
 
     def _shown(self, results: Sequence[tuple[dict, dict]]) -> _Shown:
         """Find the images that were shown among those of the ground truth, each once."""
@@ -299,7 +299,7 @@ class CocoMetric(MMDetCocoMetric):
         """Count and print COCO's table; boxes of any class may match as proposals."""
         kind = COCOevalMP if self.use_mp_eval else COCOeval
         is_fast = self.backend == 'faster_coco_eval' and metric != 'segm' and not self.use_mp_eval
-        if is_fast and counts_alike(truths, detections):
+        if is_fast and _counts_alike(truths, detections):
             kind = FastCOCOeval
         evaluator = kind(truths, truths.loadRes(detections), 'segm' if metric == 'segm' else 'bbox')
         evaluator.params.catIds = [label + 1 for label in labels]
@@ -309,7 +309,7 @@ class CocoMetric(MMDetCocoMetric):
         evaluator.params.useCats = int(metric != 'proposal')
         evaluator.evaluate()
         evaluator.accumulate()
-        summarize(evaluator, self._precision_column())
+        _summarize(evaluator, self._precision_column())
         return evaluator
 
     def _precision_column(self) -> int:
@@ -351,12 +351,12 @@ class CocoMetric(MMDetCocoMetric):
         return numbers
 
 
-def detection_numbers(value: Any) -> list[int]:
+def _detection_numbers(value: Any) -> list[int]:
     """Return how many detections per image are counted, ascending.
 
-    >>> detection_numbers((1000, 1, 10))
+    >>> _detection_numbers((1000, 1, 10))
     [1, 10, 1000]
-    >>> detection_numbers(300)
+    >>> _detection_numbers(300)
     [300]
 
     Raises:
@@ -375,7 +375,7 @@ def detection_numbers(value: Any) -> list[int]:
     return sorted({int(each) for each in values})
 
 
-def coco_of(table: CocoTable) -> Any:
+def _coco_of(table: CocoTable) -> Any:
     """Return ground truth as pycocotools keeps it; images, categories and annotations from 1."""
     columns = (table.image, table.label, table.boxes, table.area, table.crowd, table.ignored)
     annotations = [
@@ -417,7 +417,7 @@ def _by_category_id(table: CocoTable) -> CocoTable:
     )
 
 
-def summarize(evaluator: COCOeval, column: int) -> None:
+def _summarize(evaluator: COCOeval, column: int) -> None:
     """Fill ``stats`` with the twelve numbers and print them with the numbers of detections.
 
     pycocotools' own takes AP from 100 detections alone, and stops at other than three numbers.
@@ -467,7 +467,7 @@ def _statistic(
     return value
 
 
-def choose_backend(wanted: Backend) -> Backend:
+def _choose_backend(wanted: Backend) -> Backend:
     """Settle on one of the two backends.
 
     Raises:

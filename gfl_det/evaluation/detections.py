@@ -133,7 +133,16 @@ def check_detections(detections: Detections, source: str = 'the detections') -> 
 
 
 def fingerprint(truths: Truths, detections: Detections) -> str:
-    """Hex digest of all that a calibrator is fitted on; the order of images does not matter."""
+    """Hex digest of all that a calibrator is fitted on; the order of images does not matter.
+
+    Example:
+        >>> image = label = np.zeros(1, int)
+        >>> square, crowd = np.array([[0.0, 0, 4, 4]]), np.zeros(1, bool)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, crowd)
+        >>> found = Detections(image, label, square, np.array([0.5]))
+        >>> len(fingerprint(truths, found))
+        64
+    """
     digest = hashlib.sha256()
     for names in (truths.image_keys, truths.class_names, truths.category_ids):
         digest.update(json.dumps([str(name) for name in names]).encode())
@@ -159,6 +168,15 @@ def read_json(path: str | PathLike[str], backend_args: dict | None = None) -> An
 
     Raises:
         DataError: The file is missing, or not JSON.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> folder = TemporaryDirectory()
+        >>> path = Path(folder.name) / 'results.json'
+        >>> _ = path.write_text('[]')
+        >>> read_json(path)
+        []
     """
     try:
         return json.loads(_content(path, backend_args))
@@ -181,6 +199,17 @@ def read_annotations(path: str | PathLike[str], backend_args: dict | None = None
 
     Raises:
         DataError: the file is missing, or `.table.table_of` refuses it.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> dataset = dict(images=[dict(id=7)], categories=[dict(id=3, name='cat')], annotations=[])
+        >>> folder = TemporaryDirectory()
+        >>> path = Path(folder.name) / 'labels.json'
+        >>> _ = path.write_text(json.dumps(dataset))
+        >>> read_annotations(path).class_names
+        ['cat']
     """
     return read_table(_content(path, backend_args), str(path))
 
@@ -209,7 +238,15 @@ def truths_from_coco(dataset: Any, source: str = 'the ground truth') -> Truths:
 
 
 def truths_of_table(table: CocoTable) -> Truths:
-    """The ground truth of a file in columns, its images sorted by id."""
+    """The ground truth of a file in columns, its images sorted by id.
+
+    Example:
+        >>> import json
+        >>> dataset = dict(images=[dict(id=7)], categories=[dict(id=3, name='cat')], annotations=[])
+        >>> table = read_table(json.dumps(dataset).encode(), 'labels.json')
+        >>> truths_of_table(table).class_names
+        ['cat']
+    """
     order = sorted_rows(table.image_ids)
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
@@ -226,7 +263,12 @@ def truths_of_table(table: CocoTable) -> Truths:
 
 
 def sorted_rows(ids: Sequence[Any]) -> list[int]:
-    """Rows in the order of their ids; numbers and texts that meet are sorted by kind."""
+    """Rows in the order of their ids; numbers and texts that meet are sorted by kind.
+
+    Example:
+        >>> sorted_rows([30, 4]), sorted_rows(['30', 4])
+        ([1, 0], [1, 0])
+    """
     try:
         return sorted(range(len(ids)), key=lambda row: ids[row])
     except TypeError:

@@ -45,6 +45,10 @@ def match_samples(
 
     Raises:
         DataError: An image is not in the file, or two are one image of it.
+
+    Example:
+        >>> match_samples([Sample(7, '/data/img/a.png')], [5, 7], ['b.png', 'a.png'], 'labels.json')
+        [1]
     """
     finder = _Finder(image_ids, file_names)
     rows = [finder.row(sample) for sample in samples]
@@ -64,7 +68,12 @@ def match_samples(
 
 
 def once(samples: Sequence[Any], rows: Sequence[int]) -> list[int]:
-    """Return the places of the samples that count: the first of each row."""
+    """Return the places of the samples that count: the first of each row.
+
+    Example:
+        >>> once(['first', 'second'], rows=[4, 2])
+        [0, 1]
+    """
     first = {row: place for place, row in reversed(list(enumerate(rows)))}
     if len(first) < len(samples):
         text = f'{len(samples) - len(first)} images were shown twice: each is judged once.'
@@ -73,7 +82,11 @@ def once(samples: Sequence[Any], rows: Sequence[int]) -> list[int]:
 
 
 def tell_share(number: int, total: int, source: str) -> None:
-    """Log that some images of a file were not shown."""
+    """Log that some images of a file were not shown.
+
+    Example:
+        >>> tell_share(16, 16, 'labels.json')  # all were shown
+    """
     if number < total:
         text = f'Judged on the {number} images that were shown, of {total} in the file of {source}.'
         print_log(text, 'current', logging.WARNING)
@@ -84,6 +97,10 @@ def samples_once(samples: Sequence[Sample], truths: Sequence[Any]) -> list[int]:
 
     Data sets that are joined may use one id for several images: the path tells them apart, else
     their gt boxes.
+
+    Example:
+        >>> samples_once([Sample(7, 'a.png'), Sample(7, 'b.png'), Sample(7, 'a.png')], [None] * 3)
+        [0, 1, 0]
     """
     first: dict[tuple[str, str], int] = {}
     return [

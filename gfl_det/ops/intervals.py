@@ -103,6 +103,11 @@ def edge_intervals(
             after the median keeps its proportion.
         limit: ``(4,)`` or ``(N, 4)`` px: width, height, width, height of the image, beyond which no
             edge is seen; None cuts nothing.
+
+    Example:
+        >>> three = (torch.tensor([[at] * 4]) for at in (8.0, 10.0, 16.0))
+        >>> edge_intervals(EdgeQuantiles(*three), factor=2.0, limit=torch.tensor([20.0] * 4))
+        EdgeIntervals(low=tensor([[6., 6., 6., 6.]]), high=tensor([[20., 20., 20., 20.]]))
     """
     stretch = factor if isinstance(factor, (float, int)) else quantiles.low.new_tensor(factor)
     low = quantiles.median - stretch * (quantiles.median - quantiles.low)
@@ -124,6 +129,11 @@ def stretch_needed(quantiles: EdgeQuantiles, edges: Tensor) -> Tensor:
 
     Returns:
         ``(N, 4)``, at least 0.
+
+    Example:
+        >>> three = (torch.tensor([[at] * 4]) for at in (8.0, 10.0, 16.0))
+        >>> stretch_needed(EdgeQuantiles(*three), torch.tensor([[6.0, 8.0, 10.0, 13.0]]))
+        tensor([[2.0000, 1.0000, 0.0000, 0.5000]])
     """
     below = (quantiles.median - edges) / (quantiles.median - quantiles.low)
     above = (edges - quantiles.median) / (quantiles.high - quantiles.median)

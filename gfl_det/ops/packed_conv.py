@@ -18,6 +18,10 @@ def can_pack(dtype: torch.dtype) -> bool:
 
     On a processor without instructions for bfloat16 they refuse it, where a plain convolution
     takes a slower way.
+
+    Example:
+        >>> can_pack(torch.float32)
+        True
     """
     operators = torch.ops.mkldnn
     names = ('_reorder_convolution_weight', '_convolution_pointwise', '_is_mkldnn_bf16_supported')
@@ -54,6 +58,12 @@ def use_packed(model: nn.Module) -> None:
 
     Args:
         model: on a processor, in the dtype it will compute in.
+
+    Example:
+        >>> conv = nn.Conv2d(4, 8, 3).requires_grad_(False)
+        >>> use_packed(conv)
+        >>> type(conv).__name__, conv(torch.randn(1, 4, 9, 9)).shape
+        ('PackedConv2d', torch.Size([1, 8, 7, 7]))
     """
     for module in model.modules():
         if type(module) is not nn.Conv2d or isinstance(module.padding, str):

@@ -44,6 +44,12 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
     ``outputs @ ((filters @ g) * (inputs @ d))`` is the valid correlation of six numbers d with
     three numbers g. (Toom and Cook's construction: values at the points and at infinity, and the
     transpose of interpolation.)
+
+    Example:
+        >>> outputs, filters, inputs = transforms()
+        >>> data, kernel = torch.arange(6.0).double(), torch.tensor([0.0, 1.0, 0.0]).double()
+        >>> outputs @ ((filters @ kernel) * (inputs @ data))  # the four inner numbers
+        tensor([1.0000, 2.0000, 3.0000, 4.0000], dtype=torch.float64)
     """
     outputs, filters, inputs = [], [], []
     for point in POINTS:
@@ -75,12 +81,22 @@ class Matrices(NamedTuple):
 
 @cache
 def matrices(dtype: torch.dtype, device: torch.device) -> Matrices:
-    """The Kronecker squares of :func:`transforms`."""
+    """The Kronecker squares of :func:`transforms`.
+
+    Example:
+        >>> [tuple(each.shape) for each in matrices(torch.float32, torch.device('cpu'))]
+        [(16, 36), (36, 9), (36, 36)]
+    """
     return Matrices(*(torch.kron(each, each).to(device, dtype) for each in transforms()))
 
 
 def transform_filters(weight: Tensor) -> Tensor:
-    """Filters ``(K, C, 3, 3)`` at the 36 pairs of points: ``(36, C, K)``."""
+    """Filters ``(K, C, 3, 3)`` at the 36 pairs of points: ``(36, C, K)``.
+
+    Example:
+        >>> transform_filters(torch.randn(8, 4, 3, 3)).shape
+        torch.Size([36, 4, 8])
+    """
     outs, channels = weight.shape[:2]
     taps = weight.permute(2, 3, 1, 0).reshape(FILTER**2, -1)
     return (matrices(weight.dtype, weight.device).filters @ taps).view(-1, channels, outs)
@@ -184,6 +200,12 @@ def convolve(maps: Tensor, weight: Tensor, filters: Tensor | None = None) -> Ten
 
     Returns:
         ``(B, K, H, W)``, channels last in memory.
+
+    Example:
+        >>> maps, weight = torch.randn(1, 4, 8, 8).double(), torch.randn(2, 4, 3, 3).double()
+        >>> plain = nn.functional.conv2d(maps, weight, padding=1)
+        >>> torch.allclose(convolve(maps, weight), plain)
+        True
     """
     return _Convolve.apply(maps, weight, filters)
 
@@ -224,6 +246,12 @@ def use_winograd(model: nn.Module, frozen: bool) -> None:
     Args:
         model: on a processor; on GPUs the libraries choose the algorithm themselves.
         frozen: the weights will not change.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), nn.Conv2d(256, 8, 1))
+        >>> use_winograd(model, frozen=True)
+        >>> [type(each).__name__ for each in model]
+        ['WinogradConv2d', 'Conv2d']
     """
     for module in model.modules():
         if is_eligible(module):
@@ -233,7 +261,12 @@ def use_winograd(model: nn.Module, frozen: bool) -> None:
 
 
 def is_eligible(conv: nn.Module) -> bool:
-    """Whether a module is a convolution that :class:`WinogradConv2d` computes, and faster."""
+    """Whether a module is a convolution that :class:`WinogradConv2d` computes, and faster.
+
+    Example:
+        >>> is_eligible(nn.Conv2d(256, 256, 3, padding=1)), is_eligible(nn.Conv2d(256, 256, 1))
+        (True, False)
+    """
     return (
         type(conv) is nn.Conv2d
         and conv.kernel_size == (FILTER, FILTER)

@@ -18,7 +18,7 @@ import gfl_det
 from gfl_det.compat import versions
 from gfl_det.errors import ConfigError, DataError, SetupError
 from gfl_det.evaluation import CocoMetric, coco_metric
-from gfl_det.evaluation.coco_metric import FastCOCOeval, counts_alike
+from gfl_det.evaluation.coco_metric import FastCOCOeval, _counts_alike
 from gfl_det.registry import METRICS
 from gfl_det.utils.timing import Runs
 from projects.benchmark.detections import CocoSet, make_set
@@ -288,12 +288,12 @@ class TestInput:
     def test_what_would_not_count_alike(self, drawn, part, change):
         metric = build_metric(CocoMetric, drawn)
         detections = [dict(score=0.5), dict(score=0.0)]
-        assert counts_alike(metric._coco_api, detections)
+        assert _counts_alike(metric._coco_api, detections)
         entry = (detections if part == 'detections' else metric._coco_api.dataset[part])[1]
         entry.update(change)
         for field in [field for field, value in entry.items() if value is None]:
             del entry[field]
-        assert not counts_alike(metric._coco_api, detections)
+        assert not _counts_alike(metric._coco_api, detections)
 
     @pytest.mark.parametrize('area', ['absent', None, 'large', '10000', -1, float('nan'), [1]])
     @pytest.mark.parametrize('backend', BACKENDS)

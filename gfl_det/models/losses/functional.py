@@ -410,6 +410,9 @@ def check_inverse_gamma(gamma: float, detach_weight: bool) -> None:
 
     Raises:
         ValueError: gamma is negative, or above `MAX_INVERSE_GAMMA` with a gradient in the weight.
+
+    Example:
+        >>> check_inverse_gamma(1.0, detach_weight=False)
     """
     if not gamma >= 0:
         raise ValueError(f'gamma of the inverse focal loss is at least 0, not {gamma!r}')

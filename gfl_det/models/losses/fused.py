@@ -187,6 +187,13 @@ def focal_sum(
 
     Returns:
         Scalar, float32 (float64 for float64 logits), with about 1e-7 of relative error.
+
+    Example:
+        >>> one, label, quality = torch.zeros(1, dtype=int), torch.ones(1, dtype=int), torch.ones(1)
+        >>> entries = TargetEntries(one == 0, one, one, label, one, quality)
+        >>> loss = ElementLoss.quality_focal(beta=2.0)
+        >>> focal_sum([torch.zeros(1, 2, 1, 1)], entries, [None], loss)  # two of .25 * log(2)
+        tensor(0.3466)
     """
     dense = [level if _is_dense(level) else level.contiguous() for level in maps]
     scale = dense[0].new_ones(()) if scale is None else scale.detach()
@@ -237,5 +244,10 @@ def mean_and_focal_loss(logits: Tensor, distances: Tensor) -> tuple[Tensor, Tens
 
     Returns:
         The means ``(...)`` in strides and the losses ``(...)``.
+
+    Example:
+        >>> mean, loss = mean_and_focal_loss(torch.zeros(1, 3), torch.tensor([0.5]))
+        >>> mean, loss  # the middle of three bins, and log(3)
+        (tensor([1.0000]), tensor([1.0986]))
     """
     return _MeanAndLoss.apply(logits, distances)

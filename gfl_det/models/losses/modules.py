@@ -36,6 +36,11 @@ def reduce_loss(
 
     Raises:
         ValueError: the reduction is unknown, or 'sum' is given an ``avg_factor``.
+
+    Example:
+        >>> import torch
+        >>> reduce_loss(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.0]), 'mean', avg_factor=4)
+        tensor(0.2500)
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction is one of {REDUCTIONS}, not {reduction!r}')
@@ -63,6 +68,13 @@ def dense_quality(pred: Tensor, target: tuple[Tensor, Tensor] | Tensor) -> Tenso
 
     Raises:
         ValueError: the target is neither a pair nor of the scores' shape.
+
+    Example:
+        >>> import torch
+        >>> labels, ious = torch.tensor([1, 2]), torch.tensor([0.8, 0.0])  # class 1, background
+        >>> dense_quality(torch.zeros(2, 2), (labels, ious))
+        tensor([[0.0000, 0.8000],
+                [0.0000, 0.0000]])
     """
     if isinstance(target, Tensor):
         if target.shape != pred.shape:

@@ -89,7 +89,14 @@ class ScoreLoss(nn.Module):
 
 
 def quality_and_positive(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """Targets ``(N, C)`` and which of them are of an assigned class."""
+    """Targets ``(N, C)`` and which of them are of an assigned class.
+
+    Example:
+        >>> quality_and_positive(torch.zeros(2, 2), torch.tensor([1, 2]))
+        (tensor([[0., 1.],
+                [0., 0.]]), tensor([[False,  True],
+                [False, False]]))
+    """
     if isinstance(target, Tensor) and target.dim() == 1:
         target = (target, logits.new_ones(len(target)))
     quality = dense_quality(logits, target)
@@ -101,7 +108,12 @@ def quality_and_positive(logits: Tensor, target: Target) -> tuple[Tensor, Tensor
 
 
 def spread_weight(weight: Tensor, logits: Tensor) -> Tensor:
-    """Weights of anchors ``(N,)``, or of elements in any shape, as ``(N, 1)`` or ``(N, C)``."""
+    """Weights of anchors ``(N,)``, or of elements in any shape, as ``(N, 1)`` or ``(N, C)``.
+
+    Example:
+        >>> spread_weight(torch.ones(3), torch.zeros(3, 2)).shape
+        torch.Size([3, 1])
+    """
     return weight.reshape(logits.shape if weight.numel() == logits.numel() else (-1, 1))
 
 
@@ -110,6 +122,10 @@ def softmax_labels(target: Target) -> Tensor:
 
     Raises:
         ValueError: it is something else.
+
+    Example:
+        >>> softmax_labels(torch.tensor([0, 2]))
+        tensor([0, 2])
     """
     if not isinstance(target, Tensor) or target.dim() != 1:
         raise ValueError(
@@ -119,7 +135,12 @@ def softmax_labels(target: Target) -> Tensor:
 
 
 def balanced(loss: Tensor, positive: Tensor, alpha: float | None) -> Tensor:
-    """The loss with positives weighing alpha and negatives 1 - alpha; None: as it is."""
+    """The loss with positives weighing alpha and negatives 1 - alpha; None: as it is.
+
+    Example:
+        >>> balanced(torch.ones(2), torch.tensor([True, False]), alpha=0.25)
+        tensor([0.2500, 0.7500])
+    """
     if alpha is None:
         return loss
     return loss * torch.where(positive, alpha, 1 - alpha)
@@ -130,6 +151,10 @@ def checked_alpha(alpha: float | None) -> float | None:
 
     Raises:
         ValueError: it is out of range.
+
+    Example:
+        >>> checked_alpha(0.25)
+        0.25
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise ValueError(f'alpha lies in [0, 1] or is None, not {alpha!r}')
