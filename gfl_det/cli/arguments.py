@@ -14,24 +14,33 @@ from gfl_det.utils.choices import DTYPES
 from gfl_det.utils.pixels import LIMIT_VARIABLE, pixel_limit
 
 Parser = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
-CONFIG_HELP = 'a config file, or the name of a shipped config'
+CONFIG_HELP = 'a config file, a work dir, or the name of a shipped config'
+CHECKPOINT_HELP = 'weights: a file, an address, or a name that gfl-det models lists'
+BEST_HELP = 'without, the best of the work dir'
 
 
 def parsing(
     make_parser: Callable[[str | None], argparse.ArgumentParser],
     finish: Callable[[argparse.Namespace], None] | None = None,
+    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] | None = None,
 ) -> Callable[..., argparse.Namespace]:
     """The ``parse_arguments(argv=None, prog=None)`` of a command.
 
     Args:
         make_parser: of the command.
         finish: called with the arguments, to set what follows from others.
+        check: of a command whose positional arguments may be left out: refuses combinations.
     """
 
     def parse_arguments(
         argv: Sequence[str] | None = None, prog: str | None = None
     ) -> argparse.Namespace:
-        args = make_parser(prog).parse_args(argv)
+        parser = make_parser(prog)
+        if check is None:
+            args = parser.parse_args(argv)
+        else:  # or options between the positional arguments would end them
+            args = parser.parse_intermixed_args(argv)
+            check(parser, args)
         if finish is not None:
             finish(args)
         return args
@@ -184,7 +193,7 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument(
         'checkpoint',
         metavar='CHECKPOINT',
-        help='weights: a file, an address, or a name that gfl-det models lists',
+        help=f'{CHECKPOINT_HELP}; or a work dir, for its best',
     )
 
 

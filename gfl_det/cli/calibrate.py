@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import add_cfg_options, add_halves, parsing
+from gfl_det.cli.arguments import CONFIG_HELP, add_cfg_options, add_halves, parsing
+from gfl_det.cli.own_data import add_own_data, judged_config
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.utils.choices import EVIDENCE_GROUPS, FIT_METHODS
 from gfl_det.utils.files import check_writable, make_folder, write_json
 
 if TYPE_CHECKING:
     import numpy as np
+    from mmengine.config import Config
 
     from gfl_det.calibration.calibrators import Cut, FittedCalibrator
     from gfl_det.calibration.distribution import EdgeDetections
@@ -38,8 +41,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_detector_arguments(parser: argparse.ArgumentParser, default_split: str) -> None:
     """Add a detector to run in place of the files, and which of the images count."""
-    parser.add_argument('--config', help='detector to run: a config file, or the name of one')
-    parser.add_argument('--checkpoint', help='its weights: a file or an address')
+    parser.add_argument('--config', help=f'detector to run: {CONFIG_HELP}')
+    parser.add_argument(
+        '--checkpoint', help='its weights: a file or an address; without, the best of the work dir'
+    )
+    add_own_data(parser)
     parser.add_argument(
         '--split',
         choices=['val', 'test'],
@@ -68,33 +74,53 @@ def read_data(
     """
     from gfl_det.calibration.splits import Judged, split
     from gfl_det.evaluation.detections import detections_from_coco, read_json, truths_from_coco
-    from gfl_det.utils.config import load_config
 
     files = (args.truths, args.results)
-    detector = (getattr(args, 'config', None), getattr(args, 'checkpoint', None))
-    if all(files) and not any(detector):
+    detector = _detector(args)
+    if all(files) and detector is None:
         gts = truths_from_coco(read_json(args.truths), args.truths)
         _check(args, calibrator, gts)
         found = detections_from_coco(read_json(args.results), gts, args.results)
         judged, head = Judged(gts, found), FILES_HEAD
-    elif all(detector) and not any(files):
+    elif detector is not None and not any(files):
         from gfl_det.engine.runner import (
             detect_split,
             score_type,  # loads mmdet
         )
 
-        cfg = load_config(args.config, args.cfg_options)
+        cfg, checkpoint = detector
         head = score_type(cfg)
         if calibrator is not None:
             calibrator.check_score_type(head)
         check = partial(_check, args, calibrator)
-        judged = detect_split(cfg, args.checkpoint, args.split, check)
+        judged = detect_split(cfg, checkpoint, args.split, check)
     else:
-        other = ', or --config and --checkpoint' if hasattr(args, 'config') else ''
+        other = ', or --config and --checkpoint, or --data' if hasattr(args, 'config') else ''
         raise ConfigError(f'give --truths and --results{other}: both of a pair, and no more')
     if getattr(args, 'half', None):
         judged = split(judged, args.seed)[HALVES.index(args.half)]
     return judged, head
+
+
+def _detector(args: argparse.Namespace) -> tuple[Config, str] | None:
+    """Return the config and the checkpoint that the arguments name; None where they name neither.
+
+    Raises:
+        GFLDetError: One cannot be read, or is missing.
+    """
+    config, checkpoint = getattr(args, 'config', None), getattr(args, 'checkpoint', None)
+    if getattr(args, 'data', None) is not None:
+        if config is not None:
+            raise ConfigError('give --config or --data, not both: the model of --data is --model')
+        return judged_config(args, checkpoint)
+    if config is None and checkpoint is None:
+        return None
+    from gfl_det.engine.training.checkpoints import best_checkpoint
+    from gfl_det.utils.config import load_config
+
+    if config is None or (checkpoint is None and not os.path.isdir(config)):
+        raise ConfigError('give --config and --checkpoint, a work dir as --config, or --data')
+    return load_config(config, args.cfg_options), checkpoint or str(best_checkpoint(config))
 
 
 def read_edges(
@@ -114,9 +140,9 @@ def read_edges(
             does not fit.
     """
     from gfl_det.calibration.splits import split_images, take_edge_images
-    from gfl_det.utils.config import load_config
 
-    if not (getattr(args, 'config', None) and args.checkpoint) or args.truths or args.results:
+    detector = _detector(args)
+    if detector is None or args.truths or args.results:
         raise ConfigError(
             'a distribution calibrator reads the distributions of a detector, which result files '
             'lack: give --config and --checkpoint, and no --truths or --results'
@@ -126,12 +152,12 @@ def read_edges(
         score_type,  # loads mmdet
     )
 
-    cfg = load_config(args.config, args.cfg_options)
+    cfg, checkpoint = detector
     head = score_type(cfg)
     if calibrator is not None:
         calibrator.check_score_type(head)
     check = partial(_check, args, calibrator)
-    gts, found = detect_edges(cfg, args.checkpoint, args.split, check)
+    gts, found = detect_edges(cfg, checkpoint, args.split, check)
     if args.half:
         chosen = split_images(gts, args.seed)[HALVES.index(args.half)]
         gts, found = take_edge_images(gts, found, chosen)

@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gfl_det.cli.arguments import add_cfg_options, count, parsing
+from gfl_det.cli.own_data import add_own_data, one_of, read_data_set
 from gfl_det.errors import ConfigError
 from gfl_det.utils.files import check_writable, write_json, write_text
 from gfl_det.utils.pixels import pixel_limit
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
     from gfl_det.datasets.checks.check import AnnotationSource, Report
+    from gfl_det.datasets.formats.pictures import DataPart
+    from gfl_det.utils.config import Node
 
 SPLITS = ('train', 'val', 'test')
 MAX_CLASSES = 30  # rows of the table of classes; JSON has all
@@ -34,8 +37,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         '--strict also what only costs boxes or images).',
     )
     parser.add_argument(
-        'target', metavar='CONFIG|ANNOTATIONS', help='a config (file or name) or a COCO .json'
+        'target',
+        nargs='?',
+        metavar='CONFIG|ANNOTATIONS',
+        help='a config (file, work dir or name) or a COCO .json',
     )
+    add_own_data(parser, model=False)
     parser.add_argument('--images', metavar='DIR', help='the images of an annotation file')
     parser.add_argument(
         '--split', choices=SPLITS, nargs='+', default=SPLITS, help='which data of a config (all)'
@@ -66,7 +73,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-parse_arguments = parsing(make_parser)
+parse_arguments = parsing(make_parser, check=partial(one_of, name='target'))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,6 +115,12 @@ def sources_of(args: argparse.Namespace) -> Iterator[AnnotationSource]:
     from gfl_det.datasets.checks.check import AnnotationSource
     from gfl_det.utils.config import load_config
 
+    if args.data is not None:
+        data = read_data_set(args)
+        for split, part in data.parts.items():
+            if split in args.split:
+                yield AnnotationSource(split, str(part.file), str(part.folder), data.classes)
+        return
     if args.target.endswith('.json'):
         yield AnnotationSource('', args.target, args.images)
         return
@@ -136,7 +149,33 @@ def sources_of_split(cfg: Config, split: str) -> Iterator[AnnotationSource]:
             names = class_names(dataset)
             pipeline = dataset.get('pipeline') or ()
             priors = partial(check_priors, cfg=cfg, pipeline=pipeline)
-            yield AnnotationSource(split, path, image_folder(dataset), names, priors)
+            source = AnnotationSource(split, path, image_folder(dataset), names, priors)
+            part = voc_part(dataset, path, names or ())
+            if part is not None:
+                source = source._replace(folder=str(part.folder), dataset=part.dataset)
+            yield source
+
+
+def voc_part(dataset: Node, path: str, names: Sequence[str]) -> DataPart | None:
+    """Read a data set of VOC's XMLs; None of another.
+
+    Raises:
+        DataError: An XML is invalid, or a picture is missing.
+    """
+    from mmdet.datasets import XMLDataset
+    from mmdet.registry import DATASETS
+
+    from gfl_det.datasets.formats.voc import read_list
+    from gfl_det.utils.config import join_root
+
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(kind, type) and issubclass(kind, XMLDataset)):
+        return None
+    prefix = (dataset.get('data_prefix') or {}).get('sub_data_root', '')
+    root = Path(join_root(dataset.get('data_root'), prefix))
+    pictures = root / dataset.get('img_subdir', 'JPEGImages')
+    return read_list(Path(path), root / dataset.get('ann_subdir', 'Annotations'), pictures, names)
 
 
 def print_report(report: Report) -> None:

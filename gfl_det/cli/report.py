@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gfl_det.cli.arguments import add_calibrator, add_cfg_options, count_or_zero, parsing
+from gfl_det.cli.own_data import add_own_data, judged_config, work_dir_of
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.utils.files import check_writable, writing
 
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 SOURCE is a work dir of `gfl-det train`, whose best checkpoint (else the newest) is run over a split
-of its config; or a .json file of COCO results with --truths, best with --images. Errors are sorted
-into kinds as TIDE does (Bolya et al., ECCV 2020). Counts and pictures are of detections with at
-least the score of the best F1 over all classes.
+of its config, or of --data (without SOURCE: in the work dir of that data); or a .json file of COCO
+results with --truths, best with --images. Errors are sorted into kinds as TIDE does (Bolya et al.,
+ECCV 2020). Counts and pictures are of detections with at least the score of the best F1 over all
+classes.
 """
-ONLY_WORK_DIR = ('config', 'checkpoint', 'cfg_options')
+ONLY_WORK_DIR = ('config', 'checkpoint', 'cfg_options', 'data')
 ONLY_RESULTS = ('truths', 'images', 'logs')
 
 
@@ -33,7 +35,13 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('source', metavar='SOURCE', type=Path, help='a work dir, or COCO results; see below')
+    add(
+        'source',
+        metavar='SOURCE',
+        nargs='?',
+        type=Path,
+        help='a work dir, or COCO results; see below',
+    )
     add(
         '--out',
         metavar='HTML',
@@ -51,6 +59,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     work_dir.add_argument('--config', metavar='CONFIG', help='in place of the one in the work dir')
     work_dir.add_argument('--checkpoint', metavar='CHECKPOINT', help='in place of the best one')
+    add_own_data(work_dir)
     add_cfg_options(work_dir)
     files = parser.add_argument_group('results')
     files.add_argument(
@@ -61,7 +70,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-parse_arguments = parsing(make_parser)
+def _check_source(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.source is None and args.data is None:
+        parser.error('give SOURCE, --data PATH, or both')
+
+
+parse_arguments = parsing(make_parser, check=_check_source)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -103,16 +117,20 @@ def _read(args: argparse.Namespace) -> ReportData:
     from gfl_det.utils.config import load_config
     from gfl_det.visualization.report.data import read_results, scalar_files
 
+    if args.source is None:
+        args.source = work_dir_of(args)
+        args.data = None if args.source.is_dir() else args.data
     if args.source.is_dir():
         _refuse(args, ONLY_RESULTS, 'a work dir')
-        from gfl_det.visualization.report.data import (
-            find_checkpoint,
-            find_config,
-            run_work_dir,  # loads mmdet
-        )
+        from gfl_det.engine.training.checkpoints import best_checkpoint
+        from gfl_det.visualization.report.data import run_work_dir  # loads mmdet
 
-        cfg = load_config(args.config or str(find_config(args.source)), args.cfg_options)
-        checkpoint = args.checkpoint or str(find_checkpoint(args.source))
+        if args.data is None:
+            cfg = load_config(args.config or str(args.source), args.cfg_options)
+            checkpoint = args.checkpoint or str(best_checkpoint(args.source))
+        else:
+            checkpoint = args.checkpoint or str(best_checkpoint(args.source))
+            cfg, checkpoint = judged_config(args, checkpoint)
         return run_work_dir(args.source, cfg, checkpoint, args.split, args.calibrator)
     if not args.source.exists():
         raise DataError(f'{args.source} does not exist: give a work dir or a file of results.')

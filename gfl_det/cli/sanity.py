@@ -6,9 +6,11 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import add_cfg_options, add_config, count, parsing
+from gfl_det.cli.arguments import CONFIG_HELP, add_cfg_options, count, parsing
+from gfl_det.cli.own_data import add_own_data, one_of, planned_config
 from gfl_det.errors import GFLDetError
 from gfl_det.utils.files import check_writable, write_json
 
@@ -32,7 +34,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         'looks wrong.',
         epilog='Exit status: 0, passed; 1, something looks wrong.',
     )
-    add_config(parser)
+    parser.add_argument('config', nargs='?', metavar='CONFIG', help=CONFIG_HELP)
+    add_own_data(parser)
     parser.add_argument('--images', type=count, default=8, help='pictures to learn (%(default)s)')
     parser.add_argument('--steps', type=count, default=200, help='steps at most (%(default)s)')
     parser.add_argument('--device', help='cpu, cuda, ...; the GPU where there is one')
@@ -42,7 +45,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-parse_arguments = parsing(make_parser)
+parse_arguments = parsing(make_parser, check=partial(one_of, name='config'))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
     from gfl_det.utils.config import load_config
 
+    if args.data is not None:
+        args.config = planned_config(args)
     cfg = load_config(args.config, args.cfg_options)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
         return _run(cfg, args)

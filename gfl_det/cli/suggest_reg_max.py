@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gfl_det.cli.arguments import add_seed, count, parsing
+from gfl_det.cli.own_data import add_own_data, one_of, planned_config
 from gfl_det.errors import ConfigError
 from gfl_det.utils.choices import AdviceLimits
 from gfl_det.utils.files import make_folder, write_json
@@ -125,7 +127,10 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('annotations', metavar='ANNOTATIONS', help='COCO JSON of the boxes')
+    parser.add_argument(
+        'annotations', nargs='?', metavar='ANNOTATIONS', help='COCO JSON of the boxes'
+    )
+    add_own_data(parser)
     parser.add_argument(
         '--config',
         help='take image size, strides, anchor scale, reg_max, top k and classes from this config',
@@ -177,7 +182,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-parse_arguments = parsing(make_parser)
+parse_arguments = parsing(make_parser, check=partial(one_of, name='annotations'))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -193,6 +198,9 @@ def run(args: argparse.Namespace) -> None:
     from gfl_det.engine.reach.measure import read_boxes
     from gfl_det.utils.console import ProgressCalls
 
+    if args.data is not None:
+        args.config = args.config or planned_config(args)
+        args.annotations = annotations_of(args.config)
     setting = read_setting(args)
     make_folder(args.out)
     random = np.random.default_rng(args.seed)
@@ -219,6 +227,20 @@ def run(args: argparse.Namespace) -> None:
     write_json(args.out / 'reach.json', report.as_dict(advice), indent=1)
     draw(advice, args.out / 'reach.png')
     print(f'written: {args.out / "reach.json"}, {args.out / "reach.png"}')
+
+
+def annotations_of(config: str) -> str:
+    """Return the annotation file of a config's training.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    from gfl_det.utils.config import annotation_path, datasets_of, load_config
+
+    paths = [annotation_path(each) for each in datasets_of(load_config(config), 'train')]
+    if not paths or not paths[0]:
+        raise ConfigError(f'{config} names no annotation file to train on: set ann_file.')
+    return paths[0]
 
 
 def read_setting(args: argparse.Namespace) -> Setting:

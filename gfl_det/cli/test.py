@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-from gfl_det.cli.arguments import add_checkpoint, add_optimize, parsing
+from gfl_det.cli.arguments import BEST_HELP, CHECKPOINT_HELP, add_optimize, parsing
+from gfl_det.cli.own_data import judged_config, work_dir_of
 from gfl_det.cli.train import add_runner_arguments, set_local_rank
 
 
@@ -16,7 +18,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         description='Test a detector: print the COCO table, write detections and pictures.',
     )
     add_runner_arguments(parser)
-    add_checkpoint(parser)
+    parser.add_argument(
+        'checkpoint', nargs='?', metavar='CHECKPOINT', help=f'{CHECKPOINT_HELP}; {BEST_HELP}'
+    )
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
@@ -31,7 +35,19 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-parse_arguments = parsing(make_parser, set_local_rank)
+def _check_detector(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse a command line without a detector; with --data the only name is the checkpoint's."""
+    if args.data is not None and args.config is not None:
+        if args.checkpoint is not None:
+            parser.error(f'give CONFIG or --data PATH, not both (CONFIG is {args.config!r})')
+        args.config, args.checkpoint = None, args.config
+    elif args.data is None and args.config is None:
+        parser.error('give CONFIG or --data PATH')
+    elif args.data is None and args.checkpoint is None and not os.path.isdir(args.config):
+        parser.error('give a CHECKPOINT too, or a work dir as CONFIG')
+
+
+parse_arguments = parsing(make_parser, set_local_rank, _check_detector)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,12 +58,18 @@ def run(args: argparse.Namespace) -> None:
     """
     from gfl_det.engine import config_edits, preflight
     from gfl_det.engine.runner import build_runner
+    from gfl_det.engine.training.checkpoints import best_checkpoint
     from gfl_det.inference.optimize import optimize_model
     from gfl_det.utils.config import load_config
 
-    cfg = load_config(args.config, args.cfg_options)
+    if args.data is None:
+        cfg = load_config(args.config, args.cfg_options)
+        checkpoint = args.checkpoint or str(best_checkpoint(args.config))
+    else:
+        cfg, checkpoint = judged_config(args, args.checkpoint)
+        args.config = str(work_dir_of(args))
     config_edits.set_work_dir(cfg, args.work_dir, args.config)
-    cfg.load_from = args.checkpoint
+    cfg.load_from = checkpoint
     preflight.check_testing(cfg)
     if args.classwise:
         config_edits.list_classes_apart(cfg)
@@ -57,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         config_edits.write_results(cfg, args.out)
     if args.tta:
         config_edits.use_test_time_augmentation(cfg)
-    runner = build_runner(cfg, args.launcher)
+    runner = build_runner(cfg, args.launcher, None if args.verbose else 'test')
     if args.optimize:
         optimize_model(runner, args.optimize)
     runner.test()

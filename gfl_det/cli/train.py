@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 
 from gfl_det.cli.arguments import CONFIG_HELP, add_cfg_options, parsing
+from gfl_det.cli.own_data import add_own_data, one_of, planned_config
 from gfl_det.utils.choices import BACKENDS, GUARDS, LAUNCHERS
 
 
@@ -61,11 +63,17 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what training and testing share: the config, its work dir, and the launcher."""
-    parser.add_argument('config', help=CONFIG_HELP)
+    parser.add_argument('config', nargs='?', metavar='CONFIG', help=CONFIG_HELP)
+    add_own_data(parser)
     parser.add_argument('--work-dir', metavar='DIR', help='folder for logs and checkpoints')
     add_cfg_options(
         parser,
         'override values of the config, as in data_root=DIR train_dataloader.batch_size=4',
+    )
+    parser.add_argument(
+        '--verbose',
+        action='store_true',
+        help='print all that the log file has',
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
     # torch.distributed.launch passes the number of the process, torchrun sets the variable.
@@ -91,7 +99,7 @@ def set_local_rank(args: argparse.Namespace) -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
 
-parse_arguments = parsing(make_parser, set_local_rank)
+parse_arguments = parsing(make_parser, set_local_rank, partial(one_of, name='config'))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -106,6 +114,8 @@ def run(args: argparse.Namespace) -> None:
     from gfl_det.engine import config_edits, preflight, runner
     from gfl_det.utils.config import load_config
 
+    if args.data is not None:
+        args.config = planned_config(args, anew=args.resume is None)
     cfg = load_config(args.config, args.cfg_options)
     config_edits.set_work_dir(cfg, args.work_dir, args.config)
     if args.amp:
@@ -124,4 +134,4 @@ def run(args: argparse.Namespace) -> None:
     facts.append(config_edits.scale_learning_rate(cfg, args.launcher, args.scale_lr))
     preflight.check_training(cfg)
     tell(facts)
-    runner.build_runner(cfg, args.launcher).train()
+    runner.build_runner(cfg, args.launcher, None if args.verbose else 'train').train()

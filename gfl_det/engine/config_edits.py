@@ -45,7 +45,8 @@ HEADS = ('gfl_det.GFLHead', 'gfl_det.GFLv2Head', 'gfl_det.LDHead')
 def set_work_dir(cfg: Config, given: str | None, config_name: str) -> None:
     """Take the work dir from the option, else from the config, else from the config's name."""
     stem = os.path.splitext(os.path.basename(config_name))[0]
-    cfg.work_dir = given or cfg.get('work_dir') or os.path.join('work_dirs', stem)
+    folder = config_name if os.path.isdir(config_name) else None
+    cfg.work_dir = given or folder or cfg.get('work_dir') or os.path.join('work_dirs', stem)
 
 
 def use_amp(cfg: Config, has_gpu: bool) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from copy import deepcopy
 from datetime import timedelta
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from gfl_det.calibration.apply import edge_detections
@@ -25,6 +28,7 @@ from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.calibration.splits import Judged
 from gfl_det.datasets.table import CocoTable
 from gfl_det.engine import preflight
+from gfl_det.engine.hooks.epoch_lines import EpochLinesHook, for_people
 from gfl_det.engine.hooks.progress import ProgressHook, has_terminal
 from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import ConfigError, SetupError
@@ -40,16 +44,39 @@ from gfl_det.utils.config import annotation_path, datasets_of, metrics_of, walk
 
 # What mmengine's registries say of a type that they do not know, and of wrong arguments.
 REGISTRY_FAULT = re.compile(r'.* is not in the \S+ registry|class `\w+` in \S+: .*argument')
+WHOLE_CONFIG = 'config_whole.py'
 Split = Literal['val', 'test']
+Quiet = Literal['train', 'test']
 Check = Callable[[Truths], None]
 
 
-def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
+class QuietRunner(Runner):
+    """mmengine's runner whose console has what a person can act on; its log file has all."""
+
+    tables = False  # whether the console has tables too
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(partial(for_people, tables=self.tables))
+        return logger
+
+
+class QuietTestRunner(QuietRunner):
+    """The same for a test, whose tables are for people."""
+
+    tables = True
+
+
+def build_runner(cfg: Config, launcher: str = 'none', quiet: Quiet | None = None) -> Runner:
     """Build the runner of a config.
 
     Args:
         cfg: The config, complete.
         launcher: What started the processes: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+        quiet: What is done, where the console is to have no more than a person can act on. A
+            training by iterations, and one by a strategy, tells all of it in any case.
 
     Raises:
         ConfigError: A part has an unknown type, or an argument that its type does not take.
@@ -58,12 +85,14 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     cfg.launcher = launcher
     if launcher == 'pytorch':
         _join_processes(cfg)
+    _keep_config(cfg)
+    kind = _runner_type(cfg, quiet)
     if has_terminal():
         hook = f'gfl_det.{ProgressHook.__name__}'
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=hook)]
     setup_cache_size_limit_of_dynamo()  # shapes of pictures vary: compile anew less often
     try:
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else kind.from_cfg(cfg)
     except (KeyError, TypeError) as error:
         reason = str(error.args[0]) if error.args else ''
         if not REGISTRY_FAULT.match(reason):
@@ -71,6 +100,24 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
         raise ConfigError(
             f'{cfg.filename or "The config"} cannot be built: {reason.partition(". ")[0]}.'
         ) from error
+
+
+def _runner_type(cfg: Config, quiet: Quiet | None) -> type[Runner]:
+    if quiet == 'test':
+        return QuietTestRunner
+    loop = cfg.get('train_cfg') or {}
+    if quiet is None or 'max_epochs' not in loop or 'runner_type' in cfg:
+        return Runner
+    hook = f'gfl_det.{EpochLinesHook.__name__}'
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=hook)]
+    return QuietRunner
+
+
+def _keep_config(cfg: Config) -> None:
+    """Let mmengine write the whole config beside one that lies in the work dir, and not over it."""
+    folder = os.path.realpath(cfg.get('work_dir') or '.')
+    if cfg.filename and os.path.realpath(os.path.dirname(cfg.filename)) == folder:
+        object.__setattr__(cfg, '_filename', os.path.join(cfg.work_dir, WHOLE_CONFIG))
 
 
 def _join_processes(cfg: Config) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -301,14 +303,17 @@ class CocoMetric(MMDetCocoMetric):
         is_fast = self.backend == 'faster_coco_eval' and metric != 'segm' and not self.use_mp_eval
         if is_fast and _counts_alike(truths, detections):
             kind = FastCOCOeval
-        evaluator = kind(truths, truths.loadRes(detections), 'segm' if metric == 'segm' else 'bbox')
+        with redirect_stdout(io.StringIO()):
+            found = truths.loadRes(detections)
+        evaluator = kind(truths, found, 'segm' if metric == 'segm' else 'bbox')
         evaluator.params.catIds = [label + 1 for label in labels]
         evaluator.params.imgIds = self.img_ids
         evaluator.params.maxDets = list(self.proposal_nums)
         evaluator.params.iouThrs = self.iou_thrs
         evaluator.params.useCats = int(metric != 'proposal')
-        evaluator.evaluate()
-        evaluator.accumulate()
+        with redirect_stdout(io.StringIO()):
+            evaluator.evaluate()
+            evaluator.accumulate()
         _summarize(evaluator, self._precision_column())
         return evaluator
 
@@ -402,7 +407,8 @@ def _coco_of(table: CocoTable) -> Any:
         categories=[dict(id=number, name=name) for number, name in enumerate(table.class_names, 1)],
         annotations=annotations,
     )
-    known.createIndex()
+    with redirect_stdout(io.StringIO()):  # pycocotools tells of each step
+        known.createIndex()
     known.img_ann_map, known.cat_img_map = known.imgToAnns, known.catToImgs
     return known
 

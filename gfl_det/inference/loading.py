@@ -22,6 +22,7 @@ from gfl_det.compat.published import NANODET, config_of, fetch, find_published, 
 from gfl_det.datasets.annotations import listed
 from gfl_det.engine.preflight import check_checkpoint
 from gfl_det.engine.preflight.agreement import class_counts, class_names
+from gfl_det.engine.training.checkpoints import best_checkpoint
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
 from gfl_det.inference.foreign_weights import take_authors
 from gfl_det.inference.stored_config import stored_config
@@ -50,7 +51,8 @@ def load_detector(
     """Build a detector and load its weights.
 
     Args:
-        checkpoint: a file, an address, or the name of published weights (``gfl-det models``).
+        checkpoint: a file, an address, a work dir, whose best is taken, or the name of published
+            weights (``gfl-det models``).
         config: a file, the name of a shipped config, or a config; None: the one in the checkpoint,
             or that of the name.
         device: 'cpu', 'cuda', 'cuda:1' ...
@@ -64,6 +66,8 @@ def load_detector(
         SetupError: there is no such device.
     """
     path, foreign = str(checkpoint), False
+    if os.path.isdir(path):
+        path = str(best_checkpoint(path))
     if not os.path.exists(path) and not is_remote(path) and NAME.fullmatch(path):
         model_of_name = find_published(path)
         if model_of_name is None:

@@ -27,6 +27,7 @@ PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 CONFIG_FOLDERS = (PACKAGE_FOLDER / '.mim' / 'configs' / 'gfl', PACKAGE_FOLDER.parent / 'configs')
 Node = dict[str, Any]
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+OWN_CONFIG = 'config.py'  # of a work dir, written by gfl-det train --data
 SPLITS = ('train', 'val', 'test')
 PATH_KEYS = ('data_root', 'ann_file')
 RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters)  # may be added to any config
@@ -36,8 +37,9 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
     """Load a config and merge ``--cfg-options``.
 
     Args:
-        name: A file, the name of a shipped config, or ``PACKAGE::FOLDER/NAME.py`` for the config of
-            an installed package, such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
+        name: A file, a work dir, the name of a shipped config, or ``PACKAGE::FOLDER/NAME.py`` for
+            the config of an installed package, such as
+            ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
         settings: What ``--cfg-options`` says.
 
     Raises:
@@ -77,8 +79,25 @@ def read_config(name: str) -> Config:
     return hub.get_config(f'{package}::{path}')
 
 
+def config_in(work_dir: Path) -> Path:
+    """Return the config of a work dir: the one that was written to be edited, else mmengine's.
+
+    Raises:
+        ConfigError: There is none, or more than one.
+    """
+    if (work_dir / OWN_CONFIG).is_file():
+        return work_dir / OWN_CONFIG
+    found = sorted(work_dir.glob('*.py'))
+    if len(found) != 1:
+        what = 'several configs' if found else 'no config'
+        raise ConfigError(f'{work_dir} has {what}: name a config file.')
+    return found[0]
+
+
 def _looks_like_path(name: str) -> bool:
     path = Path(name)
+    if path.is_dir() and path.name not in config_names():
+        return True
     is_file_name = path.suffix in CONFIG_ENDINGS and path.stem not in config_names()
     return path.is_file() or os.sep in name or is_file_name
 
@@ -93,7 +112,7 @@ def _config_path(name: str) -> str:
     if path.is_file():
         return name
     if path.is_dir():
-        raise ConfigError(f'{name} is a folder: give a config file in it.')
+        return str(config_in(path))
     beside = [str(other) for other in path.parent.glob('*.py')]
     by_stem = {Path(known).stem: known for known in [*config_names(), *beside]}
     nearest = difflib.get_close_matches(path.stem, by_stem, n=3)

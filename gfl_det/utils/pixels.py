@@ -25,6 +25,14 @@ class Header(NamedTuple):
 
     pixels: int  # width times height
     orientation: int = 1  # of EXIF, 1 to 8; 1: as stored
+    stored: tuple[int, int] | None = None  # width and height, px, before any turn
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height as decoded, px: an orientation from 5 on swaps them."""
+        if self.stored is None or self.orientation < 5:
+            return self.stored
+        return self.stored[1], self.stored[0]
 
 
 def limit_decoder() -> None:
@@ -111,7 +119,7 @@ def header_of(content: bytes | BinaryIO, formats: list[str] | None = None) -> He
     except Exception:  # a damaged head fails in any way
         return None
     width, height = picture.size
-    return Header(width * height, orientation)
+    return Header(width * height, orientation, (width, height))
 
 
 def text_header_of(content: bytes | BinaryIO) -> Header | None:

@@ -351,8 +351,17 @@ class TestCommandLine:
         (tmp_path / 'pets_r50.py').touch()
         with pytest.raises(ConfigError, match=r'no config .*pets_r51\.py; nearest: .*pets_r50\.py'):
             load_config(str(tmp_path / 'pets_r51.py'))
-        with pytest.raises(ConfigError, match='is a folder'):
+
+    def test_a_work_dir_is_its_config(self, tmp_path):
+        with pytest.raises(ConfigError, match='has no config'):
             load_config(f'{tmp_path}/')
+        (tmp_path / 'whole.py').write_text('x = 1')
+        assert load_config(f'{tmp_path}/').x == 1
+        (tmp_path / 'config.py').write_text('x = 2')  # the one that is edited
+        assert load_config(str(tmp_path)).x == 2
+        (tmp_path / 'config.py').rename(tmp_path / 'mine.py')
+        with pytest.raises(ConfigError, match='has several configs'):
+            load_config(str(tmp_path))
 
     @pytest.mark.parametrize(
         ('text', 'expected'),
@@ -478,7 +487,7 @@ def test_training_in_two_processes_resuming_and_testing(pets):
     here = ['--cfg-options', 'data_root=pets']
     trained = run_script(
         *('dist_train.sh', 'tiny.py', 2, '--work-dir', 'run'),
-        *('--from-scratch', '--auto-scale-lr', *amp_option, *here),
+        *('--from-scratch', '--auto-scale-lr', '--verbose', *amp_option, *here),
         cwd=pets,
         PORT=free_port(),
     )
@@ -495,7 +504,7 @@ def test_training_in_two_processes_resuming_and_testing(pets):
 
     # A resumed run fetches no weights: there is no network here, and no --from-scratch.
     resumed = run_tool(
-        *('train', 'tiny.py', '--work-dir', 'run', '--resume'),
+        *('train', 'tiny.py', '--work-dir', 'run', '--resume', '--verbose'),
         *(*here, 'train_cfg.max_epochs=2'),
         cwd=pets,
     )

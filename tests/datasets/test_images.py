@@ -18,7 +18,7 @@ from PIL import Image
 from gfl_det.datasets.images import ENDINGS, check_array, decode_image, read_image
 from gfl_det.errors import DataError
 from gfl_det.utils import pixels
-from gfl_det.utils.pixels import EXIF_ORIENTATION, LIMIT_VARIABLE, Header, header_of
+from gfl_det.utils.pixels import EXIF_ORIENTATION, LIMIT_VARIABLE, header_of
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
 
@@ -156,7 +156,7 @@ def outcome(content: bytes, limit: int) -> bool:
 
 def test_a_damaged_exif_entry_hides_no_size() -> None:
     content = encoded('JPEG', exif=b'Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff' + b'\xff' * 40)
-    assert header_of(content) == Header(2400, 1)
+    assert header_of(content)[:2] == (2400, 1)
     assert decode_image(content, 'x').shape == (40, 60, 3)
 
 

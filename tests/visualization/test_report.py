@@ -27,12 +27,12 @@ from gfl_det.calibration import (
 from gfl_det.cli import report
 from gfl_det.engine import runner
 from gfl_det.engine.runner import detect_edges
+from gfl_det.engine.training.checkpoints import best_checkpoint
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.evaluation.detections import detections_from_coco, truths_from_coco
 from gfl_det.visualization.report import analyse, draw_gallery, render
 from gfl_det.visualization.report.data import (
     NORMAL_BINS,
-    find_checkpoint,
     read_results,
     run_work_dir,
 )
@@ -409,7 +409,7 @@ def test_a_work_dir_is_run(trained, tmp_path):
     assert len(values['pictures']) == 2
     (work_dir / 'best_coco_bbox_mAP_epoch_1.pth').unlink()
     with pytest.raises(CheckpointError, match='has no checkpoint'):
-        find_checkpoint(work_dir)
+        best_checkpoint(work_dir)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ class AnnotationSource(NamedTuple):
     folder: str | None = None  # of the images
     classes: Sequence[str] | None = None
     further: Callable[[Draft, Table], None] | None = None  # a check of what is left
+    dataset: Entry | None = None  # the content, of a file that is no COCO JSON
 
 
 class Decoding(NamedTuple):
@@ -96,7 +97,7 @@ def check_file(source: AnnotationSource, decoding: Decoding | None = None) -> Re
     """
     begin = time.monotonic()
     try:
-        dataset = read(source.path)
+        dataset = read(source.path) if source.dataset is None else source.dataset
         draft = start(dataset, source.path)
     except DataError as error:
         finding = Finding('error', 'file', str(error), [])

@@ -3,6 +3,7 @@
 from gfl_det.engine.hooks.assignment_log import AssignmentLogHook
 from gfl_det.engine.hooks.channels_last import ChannelsLastHook
 from gfl_det.engine.hooks.checkpoint import CheckpointHook, StopSignalHook
+from gfl_det.engine.hooks.epoch_lines import EpochLinesHook
 from gfl_det.engine.hooks.gamma_schedule import GammaScheduleHook
 from gfl_det.engine.hooks.loss_guard import LossGuardHook
 from gfl_det.engine.hooks.progress import ProgressHook
@@ -12,6 +13,7 @@ __all__ = [
     'AssignmentLogHook',
     'ChannelsLastHook',
     'CheckpointHook',
+    'EpochLinesHook',
     'GammaScheduleHook',
     'LossGuardHook',
     'ProgressHook',

@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from gfl_det.engine.preflight.agreement import check_calibrator, check_classes, check_pyramid
-from gfl_det.engine.preflight.data import check_annotations, check_data, check_metrics
+from gfl_det.engine.preflight.data import check_annotations, check_data, check_metrics, settle_best
 from gfl_det.engine.preflight.weights import check_teacher, check_weights
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
 from gfl_det.utils.config import check_model
@@ -45,6 +45,7 @@ def check_training(cfg: Config) -> None:
     check_teacher(cfg)
     check_annotations(cfg, TRAINING)
     check_metrics(cfg, TRAINING)
+    settle_best(cfg)
 
 
 def check_testing(cfg: Config) -> None:

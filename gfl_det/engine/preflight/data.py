@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmdet.evaluation import VOCMetric as MMDetVOCMetric
 from mmdet.registry import (
     DATASETS,  # a bare name is mmdet's, as in a runner
     METRICS,  # a bare name is mmdet's, as in a runner
@@ -33,6 +34,7 @@ from gfl_det.errors import DataError
 from gfl_det.evaluation.calibration_metric import CalibrationMetric
 from gfl_det.evaluation.coco_metric import CocoMetric
 from gfl_det.evaluation.shown import Sample, match_samples
+from gfl_det.evaluation.voc_metric import has_own_classes
 from gfl_det.utils.config import (
     Node,
     annotation_path,
@@ -63,7 +65,9 @@ OWN_HELP = """\
 The data lies elsewhere: add --cfg-options data_root=/path/to/data
 Your own data, as COCO JSON: see "your own data" in README.md"""
 DEMO_HELP = 'No data at hand: `make demo` trains on an embedded data set and needs no download.'
-OUR_METRIC = 'gfl_det.CocoMetric'
+OUR_METRIC, OUR_VOC_METRIC = 'gfl_det.CocoMetric', 'gfl_det.VOCMetric'
+PREFIXES = {'CocoMetric': 'coco', 'VOCMetric': 'pascal_voc'}  # of the numbers they give
+BEST = {'coco': 'bbox_mAP', 'pascal_voc': 'mAP'}
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
@@ -229,6 +233,12 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
     for split in splits:
         for metric in metrics_of(cfg, split):
             path, kind = metric.get('ann_file'), _kind(metric)
+            if kind is MMDetVOCMetric and any(
+                has_own_classes(names)
+                for dataset in datasets_of(cfg, split)
+                if (names := class_names(dataset)) is not None
+            ):
+                metric['type'] = OUR_VOC_METRIC  # mmdet's gives own classes the names of VOC's
             if kind is None or not path or is_remote(path) or metric.get('backend_args'):
                 continue
             if kind is MMDetCocoMetric:
@@ -243,6 +253,27 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
                 metric['type'], kind = OUR_METRIC, CocoMetric
             if issubclass(kind, (CocoMetric, CalibrationMetric)):
                 _check_shown(table_of(read(path), path), kind, datasets_of(cfg, split))
+
+
+def settle_best(cfg: Config) -> None:
+    """Let ``save_best`` name a number that the metrics of validation give.
+
+    A config that inherits COCO's ``coco/bbox_mAP`` and judges by VOC's metric would stop after its
+    first validation.
+    """
+    saver = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    best, metrics = saver.get('save_best'), metrics_of(cfg, 'val')
+    known = [PREFIXES.get(str(each.get('type')).rpartition('.')[2]) for each in metrics]
+    if not isinstance(best, str) or '/' not in best or not known or None in known:
+        return
+    prefixes = [each.get('prefix') or prefix for each, prefix in zip(metrics, known)]
+    if best.partition('/')[0] in prefixes:
+        return
+    saver['save_best'] = f'{prefixes[0]}/{BEST[str(known[0])]}'
+    print(
+        f'note: save_best is {saver["save_best"]}, as no metric of val_evaluator gives {best}',
+        file=sys.stderr,
+    )
 
 
 def plain_fault(path: str) -> str | None:

@@ -63,6 +63,22 @@ def check_weights(cfg: Config) -> None:
         raise CheckpointError('\n'.join([*problems, HELP]))
 
 
+def unreachable_part(cfg: Config) -> str | None:
+    """Say which pretrained weights of a model are neither here nor to be had; None where all are.
+
+    Args:
+        cfg: Of the model.
+    """
+    for _, init in pretrained_parts(cfg.model):
+        weights = resolve(init['checkpoint'])
+        if weights.cached:
+            continue
+        reason = unreachable(weights.url) if weights.url else 'there is no such file'
+        if reason is not None:
+            return f'{init["checkpoint"]} is not here: {reason}'
+    return None
+
+
 def pretrained_parts(model: Node) -> Iterator[tuple[str, Node]]:
     """Yield the dotted path of each model part with pretrained weights, and its ``init_cfg``."""
     for path, node in walk(model, 'model'):

@@ -76,6 +76,21 @@ def newest_checkpoint(work_dir: AnyPath) -> Choice:
     return Choice(None, [])
 
 
+def best_checkpoint(work_dir: AnyPath) -> Path:
+    """Return the best checkpoint of a work dir, else the newest good one.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    best = sorted(Path(work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime_ns)
+    if best:
+        return best[-1]
+    newest = newest_checkpoint(work_dir).found
+    if newest is None:
+        raise CheckpointError(f'{work_dir} has no checkpoint: name one, or train first.')
+    return newest.path
+
+
 def choose_checkpoint(path: AnyPath, work_dir: AnyPath) -> Candidate:
     """Check a checkpoint that was named to go on from.
 

@@ -17,8 +17,7 @@ from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetecti
 from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator
 from gfl_det.datasets.table import table_of
 from gfl_det.engine.runner import Split, run_split, score_type, truths_path
-from gfl_det.engine.training.checkpoints import newest_checkpoint
-from gfl_det.errors import CheckpointError, ConfigError, DataError
+from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import (
     Detections,
     Truths,
@@ -221,34 +220,6 @@ def _folder(images: str | None) -> Path | None:
     if not folder.is_dir():
         raise DataError(f'The folder {images} of --images does not exist: correct the path.')
     return folder
-
-
-def find_config(work_dir: Path) -> Path:
-    """The config that mmengine wrote into a work dir.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-    """
-    found = sorted(work_dir.glob('*.py'))
-    if len(found) != 1:
-        what = 'several configs' if found else 'no config'
-        raise ConfigError(f'{work_dir} has {what}: name one with --config.')
-    return found[0]
-
-
-def find_checkpoint(work_dir: Path) -> Path:
-    """The best checkpoint of a work dir, else the newest good one.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    best = sorted(work_dir.glob('best_*.pth'), key=lambda path: path.stat().st_mtime_ns)
-    if best:
-        return best[-1]
-    newest = newest_checkpoint(work_dir).found
-    if newest is None:
-        raise CheckpointError(f'{work_dir} has no checkpoint: name one with --checkpoint.')
-    return newest.path
 
 
 def run_work_dir(

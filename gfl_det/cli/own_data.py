@@ -1,0 +1,260 @@
+"""``--data PATH`` in the place of a config: what commands make of a data set, and of a work dir."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gfl_det.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from gfl_det.datasets.formats.pictures import DataPart, OwnData
+    from gfl_det.engine.own_data.plan import StartingPoint
+
+DEFAULT_MODEL = 'gfl_r18_fpn_bccd'
+KEPT_NAME = 'config.py.before'
+DATA_HELP = (
+    'own data in the place of a config: a COCO folder or JSON, a YOLO data.yaml, a VOC folder'
+)
+TEST_WORKERS = 2
+
+
+def add_own_data(parser: argparse._ActionsContainer, model: bool = True) -> None:
+    """Add ``--data``, ``--image-dir`` and ``--model``."""
+    parser.add_argument('--data', metavar='PATH', help=DATA_HELP)
+    parser.add_argument(
+        '--image-dir', metavar='DIR', help='the pictures of a COCO JSON, where they lie elsewhere'
+    )
+    if model:
+        parser.add_argument(
+            '--model',
+            metavar='NAME',
+            help='that --data trains: a config, or a name that gfl-det models lists '
+            f'({DEFAULT_MODEL})',
+        )
+
+
+def one_of(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str) -> None:
+    """Refuse a command line with both or neither of a positional and ``--data``."""
+    given = getattr(args, name)
+    if (given is None) == (args.data is None):
+        parser.error(
+            f'give {name} or --data PATH'
+            if given is None
+            else f'give {name} or --data PATH, not both ({name} is {given!r})'
+        )
+    if args.data is None and (args.image_dir or getattr(args, 'model', None)):
+        parser.error('--image-dir and --model go with --data PATH')
+
+
+def work_dir_of(args: argparse.Namespace) -> Path:
+    """Return the folder of a data set: the option's, else that of its name in ``work_dirs``."""
+    from gfl_det.engine.own_data.plan import name_of
+
+    given = getattr(args, 'work_dir', None)
+    return Path(given or os.path.join('work_dirs', name_of(args.data)))
+
+
+def read_data_set(args: argparse.Namespace) -> OwnData:
+    """Read ``--data``; splits that are in no COCO file are written into the work dir.
+
+    Raises:
+        DataError: It is no data set.
+    """
+    from gfl_det.datasets.formats.own_data import read_own, write_parts
+
+    data = write_parts(read_own(args.data, args.image_dir), work_dir_of(args) / 'data')
+    for note in data.notes:
+        print(f'note: {note}', file=sys.stderr)
+    return data
+
+
+def planned_config(args: argparse.Namespace, anew: bool = False) -> str:
+    """Return the config of ``--data``: the one in its work dir, else a plan's, written there.
+
+    Args:
+        args: Of the command.
+        anew: Plan in any case; an edited config is kept beside.
+
+    Raises:
+        GFLDetError: The data or the model cannot be used.
+    """
+    from gfl_det.utils.config import OWN_CONFIG
+
+    path = work_dir_of(args) / OWN_CONFIG
+    if path.is_file() and not anew and not args.model:
+        print(f'config: {path}', file=sys.stderr)
+        return str(path)
+    from gfl_det.engine.own_data.config_text import config_text
+    from gfl_det.engine.own_data.plan import make_plan, name_of
+    from gfl_det.utils.files import write_text
+
+    start = starting_point(args.model or DEFAULT_MODEL, path.parent)
+    data = read_data_set(args)
+    plan = make_plan(data, start)
+    text = config_text(data, plan, name_of(args.data), path.parent)
+    print('\n'.join(map(str, plan.settings)))
+    if path.is_file() and path.read_text(encoding='utf-8') != text:
+        path.replace(path.with_name(KEPT_NAME))
+        print(f'kept      {path.with_name(KEPT_NAME)}: the config that was there')
+    write_text(path, text)
+    print(f'config    {path}: edit it, then gfl-det train {path.parent}', flush=True)
+    return str(path)
+
+
+def starting_point(model: str, work_dir: Path) -> StartingPoint:
+    """Find a model, and the weights that are published of it.
+
+    Args:
+        model: A config, or a name that ``gfl-det models`` lists.
+        work_dir: For weights that have to be converted.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    from gfl_det.compat.published import find_published
+    from gfl_det.engine.own_data.plan import StartingPoint
+    from gfl_det.engine.preflight.weights import pretrained_parts, unreachable_part
+    from gfl_det.utils.config import config_names, load_config
+
+    published = find_published(model.removesuffix('.py'))
+    name = model if published is None else _student(published.name)
+    cfg = load_config(name)
+    base = f'gfl_det::gfl/{name.removesuffix(".py")}.py'
+    if name.removesuffix('.py') not in config_names():
+        base = name if '::' in name else str(Path(name).absolute())
+    if published is not None:
+        try:
+            weights = _weights(published, work_dir)
+            return StartingPoint(base, model, cfg, weights, False, f'starts from {weights}')
+        except CheckpointError as error:
+            reason = f'from random weights, as {str(error).splitlines()[0].rstrip(".")}'
+            return StartingPoint(base, model, cfg, None, True, reason)
+    missing = unreachable_part(cfg)
+    if missing:
+        return StartingPoint(base, model, cfg, None, True, f'from random weights, as {missing}')
+    parts = [init['checkpoint'] for _, init in pretrained_parts(cfg.model)]
+    reason = f'starts from {parts[0]}' if parts else 'from random weights'
+    return StartingPoint(base, model, cfg, None, False, reason)
+
+
+def _student(name: str) -> str:
+    """Return the shipped config of published weights: of a distilled student GFL's own."""
+    from gfl_det.utils.config import config_names
+
+    found = re.match(r'ld_(r\d+)-', name)
+    if found is None:
+        return name
+    plain = re.compile(rf'gfl_{found[1]}_fpn_.*_coco')
+    return next((each for each in config_names() if plain.fullmatch(each)), name)
+
+
+def _weights(published: object, work_dir: Path) -> str:
+    import torch
+
+    from gfl_det.compat.checkpoint import load_file
+    from gfl_det.compat.published import NANODET, PublishedModel, fetch
+    from gfl_det.inference.foreign_weights import take_authors
+
+    assert isinstance(published, PublishedModel)
+    path = str(fetch(published).absolute())
+    if published.folder != NANODET:
+        return path
+    work_dir.mkdir(parents=True, exist_ok=True)
+    converted = (work_dir / f'{published.name}.pth').absolute()
+    torch.save(dict(state_dict=take_authors(load_file(path, 'cpu'), path)[0]), converted)
+    return str(converted)
+
+
+def judged_config(args: argparse.Namespace, checkpoint: str | None) -> tuple[Config, str]:
+    """Return the config and the checkpoint that judge a detector on ``--data``.
+
+    Args:
+        args: Of the command.
+        checkpoint: A file, whose own config is taken with the data in the place of its data; None:
+            the best one of the work dir of the data, and the config there.
+
+    Raises:
+        GFLDetError: One of them is missing, or they have no class in common.
+    """
+    from gfl_det.utils.config import load_config
+
+    options = getattr(args, 'cfg_options', None)
+    if checkpoint is None:
+        from gfl_det.engine.training.checkpoints import best_checkpoint
+
+        work_dir = work_dir_of(args)
+        if not work_dir.is_dir():
+            raise CheckpointError(
+                f'{args.data} has no detector in {work_dir}: train one by gfl-det train --data '
+                f'{args.data}, or name a checkpoint.'
+            )
+        return load_config(str(work_dir), options), str(best_checkpoint(work_dir))
+    from gfl_det.utils.config import override
+
+    cfg = _stored(checkpoint) if args.model is None else load_config(args.model)
+    data = read_data_set(args)
+    _put_data(cfg, data, checkpoint)
+    for warning in override(cfg, options or {}):
+        print(f'warning: {warning}', file=sys.stderr)
+    return cfg, checkpoint
+
+
+def _stored(checkpoint: str) -> Config:
+    from gfl_det.compat.checkpoint import load_file
+    from gfl_det.engine.preflight import check_checkpoint
+    from gfl_det.inference.stored_config import stored_config
+
+    check_checkpoint(checkpoint)
+    cfg = stored_config(load_file(checkpoint, 'cpu').get('meta') or {}, checkpoint)
+    cfg.setdefault('default_scope', 'mmdet')
+    return cfg
+
+
+def _put_data(cfg: Config, data: OwnData, checkpoint: str) -> None:
+    """Let a config judge a detector on the splits of a data set, in the order of its classes."""
+    from gfl_det.engine.preflight.agreement import class_names
+    from gfl_det.utils.config import datasets_of
+
+    old = datasets_of(cfg, 'test')
+    classes = class_names(old[0]) if old else None
+    if not classes or 'pipeline' not in old[0]:
+        raise ConfigError(f'{checkpoint} does not say its classes: name its config with --model.')
+    unknown = [name for name in data.classes if name not in classes]
+    if len(unknown) == len(data.classes):
+        raise DataError(
+            f'The detector of {checkpoint} was trained for {", ".join(classes[:5])} and knows none '
+            f'of the classes of {data.source}: {", ".join(data.classes[:5])}.'
+        )
+    if unknown:
+        print(f'note: the detector does not know {", ".join(unknown)}: left out', file=sys.stderr)
+    for split in ('val', 'test'):
+        part: DataPart = data.parts.get(split) or data.parts['val']
+        dataset = dict(
+            type='gfl_det.CocoDataset',
+            ann_file=str(part.file),
+            data_prefix=dict(img=f'{part.folder}/'),
+            metainfo=dict(classes=tuple(classes)),
+            test_mode=True,
+            pipeline=old[0]['pipeline'],
+        )
+        cfg[f'{split}_dataloader'] = dict(
+            batch_size=1,
+            num_workers=TEST_WORKERS,
+            persistent_workers=False,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dataset,
+        )
+        cfg[f'{split}_evaluator'] = dict(
+            type='gfl_det.CocoMetric', ann_file=str(part.file), metric='bbox'
+        )
+        cfg[f'{split}_cfg'] = dict(type=f'{split.title()}Loop')
+    hooks = cfg.setdefault('default_hooks', {})
+    hooks.setdefault('visualization', dict(type='DetVisualizationHook'))
+    cfg.setdefault('visualizer', dict(type='DetLocalVisualizer', name='visualizer'))

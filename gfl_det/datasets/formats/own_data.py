@@ -1,0 +1,221 @@
+"""A data set by its path alone: which format it is, its splits, its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gfl_det.datasets.annotations import Entry, parse
+from gfl_det.datasets.formats.near_copies import group_near_copies, split_groups
+from gfl_det.datasets.formats.pictures import DataPart, OwnData, pictures_below, some_of
+from gfl_det.datasets.formats.voc import holds_voc, read_voc
+from gfl_det.datasets.formats.yolo import read_yolo, refuse_without_yaml, yaml_of
+from gfl_det.datasets.table import check_lists
+from gfl_det.datasets.tidying import find_file, is_there, tidy
+from gfl_det.errors import DataError
+from gfl_det.utils.files import write_json
+
+SPLITS = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test': ('test',)}
+EXPORTED = '_annotations.coco.json'  # as labelling services name it
+GIVE = (
+    'give a COCO folder (train.json and val.json, or train/_annotations.coco.json), one COCO JSON, '
+    'a YOLO data.yaml, or a VOC folder'
+)
+SAMPLED = 20  # pictures of a file by which their folder is found
+VAL_SHARE = 0.2  # of the pictures of training, where no split is there to judge on
+SEED = 0
+
+
+def read_own(path: str | Path, image_dir: str | Path | None = None) -> OwnData:
+    """Read a data set.
+
+    Args:
+        path: A folder or a file.
+        image_dir: The pictures of a COCO JSON, where they are neither beside it nor in ``images``.
+
+    Returns:
+        The data set, with a training and a validation split: a fifth of the pictures of training
+        is set apart where there is none, near copies together.
+
+    Raises:
+        DataError: It is no data set, or one that cannot be read.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise DataError(f'{source} does not exist: {GIVE}.')
+    data = _read_file(source, image_dir) if source.is_file() else _read_folder(source, image_dir)
+    if 'train' not in data.parts:
+        raise DataError(f'{source} has no pictures to train on, but only {some_of(data.parts)}.')
+    return data if 'val' in data.parts else with_validation(data)
+
+
+def _read_file(source: Path, image_dir: str | Path | None) -> OwnData:
+    if source.suffix in ('.yaml', '.yml'):
+        return read_yolo(source)
+    if source.suffix == '.json':
+        return _coco(source, dict(train=source), image_dir)
+    raise DataError(f'{source} is no data set: {GIVE}.')
+
+
+def _read_folder(folder: Path, image_dir: str | Path | None) -> OwnData:
+    file = yaml_of(folder)
+    if file is not None:
+        return read_yolo(file)._replace(source=folder)
+    files = {split: file for split in SPLITS if (file := _json_of(folder, split))}
+    if 'train' in files:
+        return _coco(folder, files, image_dir)
+    if holds_voc(folder):
+        return read_voc(folder)
+    jsons = sorted(
+        path for place in (folder, folder / 'annotations') for path in place.glob('*.json')
+    )
+    if len(jsons) == 1:
+        return _coco(folder, dict(train=jsons[0]), image_dir)
+    if jsons:
+        raise DataError(
+            f'{folder} has several JSONs ({some_of(path.name for path in jsons)}), none of them '
+            'named for training: give one, or name them train.json and val.json.'
+        )
+    refuse_without_yaml(folder)
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and holds_voc(path)]
+    if len(inner) == 1:
+        return read_voc(inner[0])._replace(source=folder)
+    if inner:
+        raise DataError(f'{folder} has several VOC folders: give one of {some_of(inner)}.')
+    what = 'pictures without labels' if pictures_below(folder) else 'no data set'
+    raise DataError(f'{folder} holds {what}: {GIVE}.')
+
+
+def _json_of(folder: Path, split: str) -> Path | None:
+    """Find the COCO file of a split."""
+    for name in SPLITS[split]:
+        for pattern in (
+            f'{name}/{EXPORTED}',
+            f'{name}.json',
+            f'annotations/{name}.json',
+            f'instances_{name}*.json',
+            f'annotations/instances_{name}*.json',
+            f'{name}/*.json',
+        ):
+            found = sorted(folder.glob(pattern))
+            if len(found) == 1:
+                return found[0]
+    return None
+
+
+def _coco(source: Path, files: dict[str, Path], image_dir: str | Path | None) -> OwnData:
+    root = source if source.is_dir() else source.parent
+    notes: list[str] = []
+    parts = {}
+    for split, file in files.items():
+        try:
+            dataset = parse(file.read_bytes(), str(file))
+        except OSError as error:
+            raise DataError(f'{file} cannot be read: {error.strerror or error}.') from error
+        dataset, _ = tidy(dataset, str(file))
+        check_lists(dataset, str(file))
+        folder = Path(image_dir) if image_dir else _image_folder(dataset, file, root, split)
+        parts[split] = DataPart(dataset, folder.absolute(), file.absolute())
+    names = [str(each.get('name', each['id'])) for each in parts['train'].dataset['categories']]
+    dummies = _dummies([part.dataset for part in parts.values()])
+    if dummies:
+        notes.append(f'{some_of(dummies)} is a super-category without a box, and dropped')
+    classes = [name for name in names if name not in dummies]
+    return OwnData('COCO', source, classes, parts, notes)
+
+
+def _dummies(datasets: list[Entry]) -> list[str]:
+    """Return classes without a box that others name as their super-category."""
+    used: set[str] = set()
+    parents: set[str] = set()
+    names: list[str] = []
+    for dataset in datasets:
+        by_id = {each['id']: str(each.get('name', each['id'])) for each in dataset['categories']}
+        names += by_id.values()
+        used |= {
+            by_id[each['category_id']]
+            for each in dataset.get('annotations', [])
+            if each['category_id'] in by_id
+        }
+        parents |= {
+            str(each['supercategory'])
+            for each in dataset['categories']
+            if each.get('supercategory') not in (None, each.get('name'))
+        }
+    return [name for name in dict.fromkeys(names) if name in parents and name not in used]
+
+
+def _image_folder(dataset: Entry, file: Path, root: Path, split: str) -> Path:
+    """Find the folder of the pictures that a COCO file names.
+
+    Raises:
+        DataError: None of the folders that are looked into has one of them.
+    """
+    images = dataset['images']
+    step = max(1, len(images) // SAMPLED)
+    names = [str(each.get('file_name') or '') for each in images[::step][:SAMPLED]]
+    tried = list(dict.fromkeys(_image_folders(file, root, split)))
+    found = [sum(bool(name) and is_there(str(each), name) for name in names) for each in tried]
+    if names and not any(found):
+        raise DataError(
+            f'{file}: its pictures ({some_of(names, 1)}) are in none of {some_of(tried, 4)}: say '
+            'where with --image-dir.'
+        )
+    return tried[found.index(max(found))]
+
+
+def _image_folders(file: Path, root: Path, split: str) -> Iterator[Path]:
+    above = file.parent
+    stems = (file.stem, file.stem.removeprefix('instances_'), *SPLITS[split])
+    yield from (above, above / 'images')
+    for base in dict.fromkeys((root, above.parent)):
+        for stem in stems:
+            yield from (base / stem, base / 'images' / stem, base / stem / 'images')
+        yield from (base / 'images', base / 'data', base)
+
+
+def with_validation(data: OwnData) -> OwnData:
+    """Set a part of the pictures of training apart to validate on.
+
+    Raises:
+        DataError: There are fewer than two groups of near copies.
+    """
+    dataset, folder, _ = data.parts['train']
+    images = dataset['images']
+    names = [str(each.get('file_name') or each['id']) for each in images]
+    groups = group_near_copies([folder / (find_file(str(folder), name) or name) for name in names])
+    rows = split_groups(groups, names, VAL_SHARE, SEED)
+    if not all(rows):
+        raise DataError(
+            f'{data.source}: its {len(images)} pictures are copies of one, and none can be set '
+            'apart to validate on: give more pictures.'
+        )
+    parts = {}
+    for split, chosen in zip(('train', 'val'), rows):
+        kept = [images[row] for row in chosen]
+        ids = {each['id'] for each in kept}
+        entries = [each for each in dataset.get('annotations', []) if each['image_id'] in ids]
+        parts[split] = DataPart(dict(dataset, images=kept, annotations=entries), folder)
+    copies = len(names) - len(set(groups))
+    note = (
+        f'no validation split: {len(rows[1])} of {len(names)} pictures are set apart (seed {SEED}'
+        f'{f"; {copies} near copies stay with their like" if copies else ""})'
+    )
+    return data._replace(parts={**data.parts, **parts}, notes=[*data.notes, note])
+
+
+def write_parts(data: OwnData, folder: Path) -> OwnData:
+    """Write the splits that are in no COCO file yet; pictures stay where they are.
+
+    Args:
+        data: The data set.
+        folder: For ``train.json`` and the others.
+    """
+    parts = {}
+    for split, part in data.parts.items():
+        file = part.file
+        if file is None:
+            file = (folder / f'{split}.json').absolute()
+            write_json(file, part.dataset)
+        parts[split] = part._replace(file=file)
+    return data._replace(parts=parts)

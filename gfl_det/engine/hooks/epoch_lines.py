@@ -1,0 +1,159 @@
+"""What a training says to a person: a header, a line an epoch, and what to type next.
+
+All else (the config, hooks, the environment, every tenth step) goes to the log file alone.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import time
+from contextlib import ExitStack, redirect_stdout
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from gfl_det.registry import HOOKS
+
+# Of upstream, about its own parts: nobody who trains can act on them.
+UPSTREAM = (
+    '"FileClient" will be deprecated',
+    '"HardDiskBackend" is the alias',
+    'Failed to search registry with scope',
+    'The prefix is not set in metric class',
+    'is an instance of BaseModel',
+)
+# Of tests: lines for a log file; tables and warnings stay.
+NOISE = (
+    'System environment:',
+    'Config:\n',
+    'Hooks will be executed',
+    'paramwise_options',
+    'Exp name:',
+    'eta: ',
+    'Load checkpoint from',
+    'Evaluating ',
+    'Distributed training is not used',
+)
+
+
+def for_people(record: logging.LogRecord, tables: bool = False) -> bool:
+    """Whether a line of the log is also for the console.
+
+    Args:
+        record: The line.
+        tables: Whether lines of information are, but for those of `NOISE`: in tests.
+    """
+    text = record.getMessage()
+    if record.levelno >= logging.WARNING:
+        return not any(each in text for each in UPSTREAM)
+    return tables and not any(each in text for each in NOISE)
+
+
+@HOOKS.register_module()
+class EpochLinesHook(Hook):
+    """Prints a header before a training, a line after each epoch, and the best AP after the last.
+
+    In the first of several processes alone, and of trainings by epochs.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self._line = ''
+        self._began = 0.0
+        self._printed, self._text = ExitStack(), io.StringIO()
+
+    def before_train(self, runner: Runner) -> None:
+        """Print the header."""
+        if runner.rank or not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            return
+        loader, loop = runner.train_dataloader, runner.train_loop
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        millions = sum(each.numel() for each in model.parameters()) / 1e6
+        parts = [type(model).__name__, type(getattr(model, 'backbone', model)).__name__]
+        data = f'{len(loader.dataset)} pictures to train on'
+        if runner.val_loop is not None:
+            data += f', {len(runner.val_loop.dataloader.dataset)} to validate on'
+        device = next(model.parameters()).device
+        threads = f', {torch.get_num_threads()} threads' if device.type == 'cpu' else ''
+        steps = f'{loop.max_epochs} epochs of {len(loader)} steps'
+        for name, value in (
+            ('data', data),
+            ('model', f'{", ".join(dict.fromkeys(parts))}, {millions:.1f} M parameters'),
+            ('schedule', f'{steps}, validated every {loop.val_interval}'),
+            ('device', f'{device}{threads}'),
+            ('log', os.path.relpath(runner.logger.log_file or runner.log_dir)),
+        ):
+            print(f'{name:9} {value}', flush=True)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Begin to time an epoch."""
+        self._began = time.monotonic()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Print an epoch's line, or keep it until the epoch is validated."""
+        loop = runner.train_loop
+        if runner.rank or not isinstance(loop, EpochBasedTrainLoop):
+            return
+        steps, epoch = len(runner.train_dataloader), runner.epoch + 1
+        scalars = runner.message_hub.log_scalars
+        losses = {
+            name.partition('/')[2]: scalars[name].mean(steps)
+            for name in scalars
+            if name.startswith('train/loss')
+        }
+        shown = ', '.join(f'{name} {value:.3f}' for name, value in losses.items())
+        seconds = time.monotonic() - self._began
+        self._line = f'epoch {epoch}/{loop.max_epochs}: {shown}, {seconds:.0f} s'
+        validated = epoch >= loop.val_begin and (
+            epoch % loop.val_interval == 0 or epoch == loop.max_epochs
+        )
+        if runner.val_loop is None or not validated:
+            self._print_line()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Take what metrics print: it goes to the log file."""
+        if self._line:
+            self._printed = ExitStack()
+            self._text = self._printed.enter_context(redirect_stdout(io.StringIO()))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Print the kept line with what validation found."""
+        self._printed.close()
+        if runner.rank or not self._line:
+            return
+        if self._text.getvalue().strip():
+            runner.logger.info('\n%s', self._text.getvalue().rstrip())
+        found = [
+            f'{_short(name)} {value:.3f}'
+            for name, value in (metrics or {}).items()
+            if _short(name) in ('AP', 'AP50')
+        ]
+        self._line += f'; {", ".join(found)}' if found else ''
+        self._print_line()
+
+    def after_train(self, runner: Runner) -> None:
+        """Print the best AP, and the two commands that follow."""
+        if runner.rank or not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            return
+        hub: dict[str, Any] = runner.message_hub.runtime_info
+        if 'best_score' in hub:
+            print(f'best AP   {hub["best_score"]:.3f}, {os.path.relpath(hub["best_ckpt"])}')
+        folder = os.path.relpath(runner.work_dir)
+        print(f'next      gfl-det report {folder}')
+        print(f'          gfl-det infer {folder} PICTURES --show-dir drawn', flush=True)
+
+    def _print_line(self) -> None:
+        print(self._line, flush=True)
+        self._line = ''
+
+
+def _short(name: str) -> str:
+    """Shorten the names of metrics: coco/bbox_mAP_50 and pascal_voc/AP50 are AP50."""
+    last = name.rpartition('/')[2].removeprefix('bbox_')
+    return {'mAP': 'AP', 'mAP_50': 'AP50'}.get(last, last)
