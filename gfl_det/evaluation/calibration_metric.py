@@ -17,12 +17,18 @@ from gfl_det.evaluation.detections import (
     check_detections,
     read_annotations,
     sorted_rows,
-    truths_from_coco,
     truths_of_table,
 )
 from gfl_det.evaluation.functional import errors_by_class, evaluate_detections, keep_above
 from gfl_det.evaluation.matching import ZeroOverlap
-from gfl_det.evaluation.shown import Sample, match_samples, once, samples_once, tell_share
+from gfl_det.evaluation.shown import (
+    Sample,
+    match_samples,
+    once,
+    samples_once,
+    table_of_samples,
+    tell_share,
+)
 from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import METRICS
 
@@ -114,7 +120,8 @@ class CalibrationMetric(BaseMetric):
             rows = samples_once(samples, [entry['truths'] for entry in results])
             shown = once(samples, rows)
             results = [results[place] for place in shown]
-            truths = _truths_of_samples(results, names)
+            gts = [entry['truths'] for entry in results]
+            truths = truths_of_table(table_of_samples(gts, names))
             images = list(range(len(results)))
         else:
             rows = match_samples(
@@ -162,31 +169,6 @@ def _truths_of_rows(table: CocoTable, rows: Sequence[int]) -> tuple[Truths, list
     order = sorted(place[row] for row in rows)
     chosen = {index: new for new, index in enumerate(order)}
     return truths_of_table(table).of_images(order), [chosen[place[row]] for row in rows]
-
-
-def _truths_of_samples(results: Sequence[dict], names: list[str]) -> Truths:
-    """Gt boxes that mmdet's data sets pass along: xyxy px, numbered classes; images by place."""
-    annotations: list[dict[str, Any]] = []
-    for image, entry in enumerate(results):
-        for truth in entry['truths']:
-            left, top, right, bottom = (float(side) for side in truth['bbox'])
-            annotations.append(
-                dict(
-                    id=len(annotations),
-                    image_id=image,
-                    category_id=int(truth['bbox_label']),
-                    bbox=[left, top, right - left, bottom - top],
-                    iscrowd=int(bool(truth.get('ignore_flag', 0))),
-                )
-            )
-    return truths_from_coco(
-        dict(
-            images=[dict(id=image) for image in range(len(results))],
-            categories=[dict(id=label, name=name) for label, name in enumerate(names)],
-            annotations=annotations,
-        ),
-        'the gt boxes of the samples',
-    )
 
 
 def _collect(results: Sequence[dict], images: Sequence[int]) -> Detections:

@@ -22,10 +22,17 @@ from terminaltables import AsciiTable
 
 from gfl_det.compat.versions import FASTER_COCO_EVAL, has_faster_coco_eval
 from gfl_det.datasets.annotations import absent_text, match_classes
-from gfl_det.datasets.table import CocoTable, table_of, with_absent
+from gfl_det.datasets.table import CocoTable, with_absent
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.evaluation.detections import read_annotations, sorted_rows
-from gfl_det.evaluation.shown import Sample, match_samples, once, samples_once, tell_share
+from gfl_det.evaluation.shown import (
+    Sample,
+    match_samples,
+    once,
+    samples_once,
+    table_of_samples,
+    tell_share,
+)
 from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import METRICS
 
@@ -228,7 +235,12 @@ class CocoMetric(MMDetCocoMetric):
             truths = [truth for truth, _ in results]
             places = once(samples, samples_once(samples, [truth['anns'] for truth in truths]))
             chosen = [predictions[place] for place in places]
-            table = self._table_of([truths[place] for place in places])
+            truths = [truths[place] for place in places]
+            table = table_of_samples(
+                [truth['anns'] for truth in truths],
+                (self.dataset_meta or {})['classes'],
+                [dict(width=truth['width'], height=truth['height']) for truth in truths],
+            )
             return _Shown(table, list(range(len(places))), chosen)
         table = self.table
         rows = match_samples(samples, table.image_ids, table.file_names, 'CocoMetric')
@@ -240,31 +252,6 @@ class CocoMetric(MMDetCocoMetric):
             for place, row in zip(places, rows)
         ]
         return _Shown(table, rows, chosen)
-
-    def _table_of(self, truths: Sequence[dict]) -> CocoTable:
-        """Gt boxes that come with the samples: xyxy px, labels from 0; images by place."""
-        annotations: list[dict[str, Any]] = []
-        for image, truth in enumerate(truths):
-            for each in truth['anns']:
-                left, top, right, bottom = (float(side) for side in each['bbox'])
-                annotations.append(
-                    dict(
-                        id=len(annotations),
-                        image_id=image,
-                        category_id=int(each['bbox_label']),
-                        bbox=[left, top, right - left, bottom - top],
-                        iscrowd=int(bool(each.get('ignore_flag', 0))),
-                        segmentation=each.get('mask'),
-                    )
-                )
-        images = [
-            dict(id=image, width=truth['width'], height=truth['height'])
-            for image, truth in enumerate(truths)
-        ]
-        classes = (self.dataset_meta or {})['classes']
-        categories = [dict(id=label, name=name) for label, name in enumerate(classes)]
-        dataset = dict(images=images, categories=categories, annotations=annotations)
-        return table_of(dataset, 'the gt boxes of the samples')
 
     def _labels(self, table: CocoTable) -> list[int]:
         """Return the categories of the file that the detector's labels mean, in their order."""

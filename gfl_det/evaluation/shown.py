@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from mmengine.logging import print_log
 
 from gfl_det.datasets.annotations import shown
+from gfl_det.datasets.table import CocoTable, table_of
 from gfl_det.datasets.tidying import ODD_SIGNS, path_tails
 from gfl_det.errors import DataError
 
@@ -162,3 +163,35 @@ def _refuse_shared(samples: Sequence[Sample], rows: Sequence[int], source: str) 
                 f'{other:.200} and {sample.path:.200} are one image in the ann_file of {source}, '
                 f'of the id {shown(sample.image_id)}: give it a file that has both.'
             )
+
+
+def table_of_samples(
+    gts: Sequence[Sequence[dict]],
+    classes: Sequence[str],
+    sizes: Sequence[dict[str, int]] | None = None,
+) -> CocoTable:
+    """Gt boxes that mmdet's data sets pass along with their samples; images by place.
+
+    Args:
+        gts: per image, ``bbox`` (xyxy px), ``bbox_label`` (from 0), ``ignore_flag`` and ``mask``.
+        classes: names in the order of the labels.
+        sizes: ``width`` and ``height`` of the images, px.
+    """
+    annotations: list[dict[str, Any]] = []
+    for image, own in enumerate(gts):
+        for each in own:
+            left, top, right, bottom = (float(side) for side in each['bbox'])
+            annotations.append(
+                dict(
+                    id=len(annotations),
+                    image_id=image,
+                    category_id=int(each['bbox_label']),
+                    bbox=[left, top, right - left, bottom - top],
+                    iscrowd=int(bool(each.get('ignore_flag', 0))),
+                    segmentation=each.get('mask'),
+                )
+            )
+    images = [dict(size, id=image) for image, size in enumerate(sizes or [{}] * len(gts))]
+    categories = [dict(id=label, name=name) for label, name in enumerate(classes)]
+    dataset = dict(images=images, categories=categories, annotations=annotations)
+    return table_of(dataset, 'the gt boxes of the samples')
