@@ -184,7 +184,7 @@ class CocoTruths:
     def __init__(self, path: Path) -> None:
         from gfl_det.datasets.annotations import parse
         from gfl_det.datasets.tidying import tidy
-        from gfl_det.inference.results import ids_by_name
+        from gfl_det.evaluation.shown import ids_by_name
 
         self.path = path
         try:
@@ -213,12 +213,12 @@ class CocoTruths:
         import numpy as np
 
         from gfl_det.datasets.annotations import as_boxes
-        from gfl_det.inference.results import find_id, path_tails
+        from gfl_det.evaluation.shown import find_id, path_ends
         from gfl_det.ops.boxes import xywh_to_xyxy
         from gfl_det.visualization.edges import Boxes
 
         alike = [each for each in self._ids if Path(each).name == Path(name).name]
-        known = path_tails(name) + (alike if len(alike) == 1 else [])
+        known = path_ends(name) + (alike if len(alike) == 1 else [])
         image_id = find_id(self._ids, known, name, 'image')
         entries = [each for each in self._boxes.get(image_id, []) if each[0] in classes]
         boxes, _ = as_boxes([box for _, box in entries])

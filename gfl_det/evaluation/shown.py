@@ -1,4 +1,4 @@
-"""Images of an annotation file that a detector was shown.
+"""Images of an annotation file that a detector was shown, found by names and paths.
 
 A metric reads its own file, and the data set that feeds the detector reads its own: other images
 under the same ids, more of them, or fewer. Images are judged only where it is sure which they are.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.logging import print_log
@@ -195,3 +196,36 @@ def table_of_samples(
     categories = [dict(id=label, name=name) for label, name in enumerate(classes)]
     dataset = dict(images=images, categories=categories, annotations=annotations)
     return table_of(dataset, 'the gt boxes of the samples')
+
+
+def ids_by_name(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> dict[str, Any]:
+    """The ids of images or categories by ``key``, a name.
+
+    Raises:
+        DataError: two have the same.
+    """
+    ids: dict[str, Any] = {}
+    for entry in entries:
+        name = str(entry.get(key, ''))
+        if name in ids:
+            raise DataError(f'The annotations have two of the {what} {name!r}: rename one.')
+        ids[name] = entry['id']
+    return ids
+
+
+def path_ends(path: str) -> list[str]:
+    """A path and its ends, the longest first: a/b.png, b.png."""
+    parts = Path(path).parts
+    return ['/'.join(parts[index:]) for index in range(len(parts))]
+
+
+def find_id(ids: Mapping[str, Any], names: Sequence[str], shown: str, what: str) -> Any:
+    """The id of the first of the names that is known.
+
+    Raises:
+        DataError: none is.
+    """
+    for name in names:
+        if name in ids:
+            return ids[name]
+    raise DataError(f'The annotations have no {what} {shown!r}: give those of these images.')

@@ -42,6 +42,7 @@ from PIL import Image
 from torch import Tensor
 
 from gfl_det.errors import DataError, SetupError
+from gfl_det.evaluation.shown import find_id, ids_by_name, path_ends
 from gfl_det.ops.intervals import SIDES
 from gfl_det.utils.files import write_text
 
@@ -389,7 +390,7 @@ class Results(Sequence[ImageResult]):
         taken: dict[Any, str] = {}
         for each in self.images:
             if each.error is None:
-                image_id = find_id(images, path_tails(each.source), each.source, 'image')
+                image_id = find_id(images, path_ends(each.source), each.source, 'image')
                 if image_id in taken:
                     raise DataError(
                         f'{taken[image_id]} and {each.name} are one image of the annotations, id '
@@ -466,36 +467,3 @@ def _row(image: ImageResult, detection: dict[str, Any]) -> dict[str, Any]:
         kind = name.removeprefix('edge_')
         row.update((f'{side}_{kind}', value) for side, value in zip(SIDES, detection.get(name, ())))
     return row
-
-
-def ids_by_name(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> dict[str, Any]:
-    """The ids of images or categories by ``key``, a name.
-
-    Raises:
-        DataError: two have the same.
-    """
-    ids: dict[str, Any] = {}
-    for entry in entries:
-        name = str(entry.get(key, ''))
-        if name in ids:
-            raise DataError(f'The annotations have two of the {what} {name!r}: rename one.')
-        ids[name] = entry['id']
-    return ids
-
-
-def path_tails(path: str) -> list[str]:
-    """A path and its ends, the longest first: a/b.png, b.png."""
-    parts = Path(path).parts
-    return ['/'.join(parts[index:]) for index in range(len(parts))]
-
-
-def find_id(ids: Mapping[str, Any], names: Sequence[str], shown: str, what: str) -> Any:
-    """The id of the first of the names that is known.
-
-    Raises:
-        DataError: none is.
-    """
-    for name in names:
-        if name in ids:
-            return ids[name]
-    raise DataError(f'The annotations have no {what} {shown!r}: give those of these images.')
