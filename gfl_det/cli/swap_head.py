@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _carry_over(swap: Swap, checkpoint: str, path: Path) -> None:
-    from gfl_det.swap.weights import carry_over, save_weights
+    from gfl_det.swap.swap import carry_over, save_weights
 
     transfer = carry_over(swap, checkpoint)
     save_weights(transfer, str(path))

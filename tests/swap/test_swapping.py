@@ -18,7 +18,7 @@ from gfl_det.cli import main, swap_head
 from gfl_det.errors import CheckpointError, ConfigError, NotSwappableError
 from gfl_det.swap.check import build_untrained, check_config, without_files
 from gfl_det.swap.pyramid import measure_strides, read_pyramid
-from gfl_det.swap.weights import carry_over, match_weights
+from gfl_det.swap.swap import carry_over, match_weights
 from projects.zoo import zoo
 from tests.helpers.commands import run_tool
 from tests.helpers.heads import make_meta, make_truths
