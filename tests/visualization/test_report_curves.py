@@ -16,7 +16,15 @@ from gfl_det.calibration import Detections, detections_from_coco, match, truths_
 from gfl_det.evaluation.functional import keep_above
 from gfl_det.evaluation.matching import FALSE, TRUE
 from gfl_det.visualization.report import curves
-from gfl_det.visualization.report.curves import GRID, best_cuts, coco_table
+from gfl_det.visualization.report.curves import (
+    GRID,
+    best_cuts,
+    coco_table,
+    edge_errors,
+    rank_correlation,
+    sample_points,
+    spread,
+)
 from gfl_det.visualization.report.data import MAX_POINTS, box_areas, read_curves, scalar_files
 from gfl_det.visualization.report.errors import (
     MISSED,
@@ -25,7 +33,6 @@ from gfl_det.visualization.report.errors import (
     find_errors,
     judge_images,
 )
-from gfl_det.visualization.report.uncertainty import edge_errors, rank_correlation, sample, spread
 from tests.helpers import reporting
 from tests.helpers.calibration_cases import scene
 
@@ -147,7 +154,7 @@ def test_true_deviations_lie_on_the_diagonal():
     np.testing.assert_allclose(bins.high / bins.std, 1.645, rtol=0.06)
     assert rank_correlation(std, std) == pytest.approx(1)
     assert abs(rank_correlation(std, rng.normal(size=len(std)))) < 0.02
-    assert len(sample(std, error)) == 1200
+    assert len(sample_points(std, error)) == 1200
 
 
 def test_nothing_matched_has_no_edges():
@@ -155,7 +162,7 @@ def test_nothing_matched_has_no_edges():
     assert len(spread(none, none).std) == 0
     assert np.isnan(rank_correlation(none, none))
     assert np.isnan(rank_correlation(np.ones(5), np.arange(5.0)))
-    assert sample(none, none).shape == (0, 2)
+    assert sample_points(none, none).shape == (0, 2)
 
 
 def test_curves_of_a_run_that_was_resumed(tmp_path):

@@ -12,8 +12,17 @@ from gfl_det.evaluation.functional import evaluate_detections, keep_above, relia
 from gfl_det.evaluation.matching import Matches, match
 from gfl_det.utils.console import Progress
 from gfl_det.visualization import class_colours
-from gfl_det.visualization.report import uncertainty
-from gfl_det.visualization.report.curves import SIZES, CocoSummary, F1Cuts, best_cuts, coco_table
+from gfl_det.visualization.report.curves import (
+    SIZES,
+    CocoSummary,
+    F1Cuts,
+    best_cuts,
+    coco_table,
+    edge_errors,
+    rank_correlation,
+    sample_points,
+    spread,
+)
 from gfl_det.visualization.report.data import Curve, ReportData, read_curves
 from gfl_det.visualization.report.errors import (
     KINDS,
@@ -183,19 +192,17 @@ def reliability_side(
 
 def _uncertainty(data: ReportData, half: Matches) -> dict[str, Any]:
     assert data.edge_std is not None  # or there is nothing to compare
-    known = uncertainty.edge_errors(
-        half, data.detections.boxes, data.truths, data.edge_std, data.intervals
-    )
+    known = edge_errors(half, data.detections.boxes, data.truths, data.edge_std, data.intervals)
 
     def one(std: np.ndarray, error: np.ndarray) -> dict[str, Any]:
-        bins = uncertainty.spread(std, error)
+        bins = spread(std, error)
         return dict(
             edges=len(std),
-            correlation=uncertainty.rank_correlation(std, error),
+            correlation=rank_correlation(std, error),
             rms_std=float(np.sqrt((std**2).mean())) if len(std) else None,
             rms_error=float(np.sqrt((error**2).mean())) if len(std) else None,
             bins=bins._asdict(),
-            points=uncertainty.sample(std, error),
+            points=sample_points(std, error),
         )
 
     rows = {'all edges': one(known.std.reshape(-1), known.error.reshape(-1))}
