@@ -1,9 +1,9 @@
 """Faster inference by one call: the same boxes from other arithmetic.
 
 Batch norms go into the convolutions before them, maps lie with channels last, large 3x3
-convolutions are done in fewer products (:mod:`..winograd`), the weights of the others lie as the
-kernels read them (:mod:`..ops.packed_conv`), and on request all of it runs in half precision.
-docs/benchmarks.md has what each step brings.
+convolutions are done in fewer products, the weights of the others lie as the kernels read them
+(both :mod:`..ops.convolutions`), and on request all of it runs in half precision.
+docs/results/benchmarks.md has what each step brings.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from gfl_det.compat.processor import require_bfloat16
 from gfl_det.engine.hooks.channels_last import CastInput
 from gfl_det.errors import SetupError
-from gfl_det.ops.packed_conv import use_packed
-from gfl_det.ops.winograd import use_winograd
+from gfl_det.ops.convolutions import use_packed, use_winograd
 
 HALF = (torch.bfloat16, torch.float16)
 

@@ -22,13 +22,13 @@ from gfl_det.compat import processor
 from gfl_det.errors import SetupError
 from gfl_det.inference import optimize_for_inference
 from gfl_det.inference.optimize import fold_batch_norms
-from gfl_det.ops import winograd
-from gfl_det.ops.packed_conv import PackedConv2d, can_pack, use_packed
+from gfl_det.ops import convolutions
+from gfl_det.ops.convolutions import PackedConv2d, can_pack, use_packed
 from tests.helpers.heads import make_meta
 
 
 def test_transforms_give_the_correlation_of_an_axis() -> None:
-    outputs, filters, inputs = winograd.transforms()
+    outputs, filters, inputs = convolutions.transforms()
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(100, 6, generator=generator, dtype=torch.float64)
     taps = torch.randn(100, 3, generator=generator, dtype=torch.float64)
@@ -53,8 +53,8 @@ def test_winograd_is_the_convolution_and_its_gradients(images, ins, outs, height
     gradients = torch.autograd.grad(expected, (maps, weight), upstream)
     for layout in (torch.contiguous_format, torch.channels_last):
         laid = maps.detach().contiguous(memory_format=layout).requires_grad_()
-        for filters in (None, winograd.transform_filters(weight.detach())):
-            found = winograd.convolve(laid, weight, filters)
+        for filters in (None, convolutions.transform_filters(weight.detach())):
+            found = convolutions.convolve(laid, weight, filters)
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(
                 torch.autograd.grad(found, (laid, weight), upstream),
@@ -71,14 +71,14 @@ def test_winograd_keeps_six_digits(monkeypatch) -> None:
     exact = F.conv2d(maps.double(), weight.double(), padding=1)
 
     def error() -> float:
-        found = winograd.convolve(maps, weight)
+        found = convolutions.convolve(maps, weight)
         return float((found - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
     ours = error()
     assert ours < 1e-6
-    monkeypatch.setattr(winograd, 'POINTS', tuple(map(Fraction, (0, 1, -1, 2, -2))))
-    monkeypatch.setattr(winograd, 'transforms', winograd.transforms.__wrapped__)
-    monkeypatch.setattr(winograd, 'matrices', winograd.matrices.__wrapped__)
+    monkeypatch.setattr(convolutions, 'POINTS', tuple(map(Fraction, (0, 1, -1, 2, -2))))
+    monkeypatch.setattr(convolutions, 'transforms', convolutions.transforms.__wrapped__)
+    monkeypatch.setattr(convolutions, 'matrices', convolutions.matrices.__wrapped__)
     assert error() > 1.5 * ours  # of the points that are used most
 
 
@@ -102,7 +102,7 @@ def conv(ins=256, outs=256, size=3, **options):
 )
 def test_winograd_leaves_alone_what_it_does_not_compute(other) -> None:
     kind = type(other)
-    winograd.use_winograd(nn.Sequential(other), frozen=False)
+    convolutions.use_winograd(nn.Sequential(other), frozen=False)
     assert type(other) is kind
 
 
@@ -110,8 +110,8 @@ def test_winograd_leaves_alone_what_it_does_not_compute(other) -> None:
 def test_a_convolution_by_winograd_stays_itself(frozen: bool) -> None:
     layer, plain = conv(), conv()
     plain.load_state_dict(layer.state_dict())
-    winograd.use_winograd(layer, frozen)
-    assert type(layer) is winograd.WinogradConv2d
+    convolutions.use_winograd(layer, frozen)
+    assert type(layer) is convolutions.WinogradConv2d
     assert list(layer.state_dict()) == list(plain.state_dict())
     small, large = torch.randn(1, 256, 5, 5), torch.randn(2, 256, 32, 18)
     assert torch.equal(layer(small), plain(small))

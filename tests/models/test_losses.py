@@ -16,7 +16,7 @@ from mmdet.models.losses import QualityFocalLoss as MMDetQFL
 from gfl_det.models.assigners.positives import LevelSlots, _TakeCells
 from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss, functional, fused
 from gfl_det.models.losses.fused import ElementLoss, TargetEntries, focal_sum, mean_and_focal_loss
-from gfl_det.ops import distribution, winograd
+from gfl_det.ops import convolutions, distribution
 from tests.helpers.oracles import distribution_focal, quality_focal
 
 
@@ -320,7 +320,7 @@ WALKED = {
         each.sum() for each in mean_and_focal_loss(maps[0], torch.full((1, 3, 4), 1.3))
     ),
     'cells': taken_cells,
-    'convolution': lambda maps: winograd.convolve(maps[0], torch.ones(2, 3, 3, 3)).sum(),
+    'convolution': lambda maps: convolutions.convolve(maps[0], torch.ones(2, 3, 3, 3)).sum(),
 }
 
 

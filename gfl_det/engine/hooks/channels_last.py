@@ -10,7 +10,7 @@ from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from gfl_det.ops.winograd import use_winograd
+from gfl_det.ops.convolutions import use_winograd
 from gfl_det.registry import HOOKS
 
 
@@ -39,7 +39,7 @@ def lay_channels_last(model: BaseModel) -> None:
 
     Args:
         model: with a backbone. On a processor its large 3x3 convolutions are done in fewer products
-            as well (:mod:`..winograd`).
+            as well (:mod:`..ops.convolutions`).
     """
     model.to(memory_format=torch.channels_last)
     model.backbone.register_forward_pre_hook(CastInput())

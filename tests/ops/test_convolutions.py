@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gfl_det.ops.packed_conv import can_pack
+from gfl_det.ops.convolutions import can_pack
 
 
 @pytest.mark.skipif(
