@@ -177,6 +177,12 @@ def table_of_samples(
         gts: per image, ``bbox`` (xyxy px), ``bbox_label`` (from 0), ``ignore_flag`` and ``mask``.
         classes: names in the order of the labels.
         sizes: ``width`` and ``height`` of the images, px.
+
+    Example:
+        >>> box = dict(bbox=[10, 20, 30, 60], bbox_label=1)
+        >>> table = table_of_samples([[], [box]], ['cat', 'dog'])
+        >>> table.image.tolist(), table.boxes.tolist()
+        ([1], [[10.0, 20.0, 20.0, 40.0]])
     """
     annotations: list[dict[str, Any]] = []
     for image, own in enumerate(gts):
@@ -203,6 +209,10 @@ def ids_by_name(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> di
 
     Raises:
         DataError: two have the same.
+
+    Example:
+        >>> ids_by_name([dict(id=7, name='cat')], 'name', 'class')
+        {'cat': 7}
     """
     ids: dict[str, Any] = {}
     for entry in entries:
@@ -214,7 +224,12 @@ def ids_by_name(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> di
 
 
 def path_ends(path: str) -> list[str]:
-    """A path and its ends, the longest first: a/b.png, b.png."""
+    """A path and its ends, the longest first.
+
+    Example:
+        >>> path_ends('a/b.png')
+        ['a/b.png', 'b.png']
+    """
     parts = Path(path).parts
     return ['/'.join(parts[index:]) for index in range(len(parts))]
 
@@ -224,6 +239,10 @@ def find_id(ids: Mapping[str, Any], names: Sequence[str], shown: str, what: str)
 
     Raises:
         DataError: none is.
+
+    Example:
+        >>> find_id({'b.png': 3}, ['a/b.png', 'b.png'], 'a/b.png', 'image')
+        3
     """
     for name in names:
         if name in ids:
