@@ -4,26 +4,30 @@
 
 cosmic-ray finds and makes the changes. A change costs no fresh import of torch and mmengine: each
 is tried in a fork of a process that has imported both, and nothing of gfl_det. Files stay as they
-are: the fork imports the one module from the changed code.
+are: the fork imports the one module from the changed code. The tests that run the changed line
+are tried, fastest first.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.abc
-import importlib.util
+import functools
+import hashlib
+import json
 import os
 import random
 import signal
 import sys
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from projects.mutation.forks import BROKEN, ROOT, import_what_is_not_ours, start_tests
+from projects.mutation.line_tests import LineTests
+
 # The package's folders, with the tests that are to notice changes in them.
 TESTS = {
     'gfl_det/ops': (
@@ -37,8 +41,9 @@ TESTS = {
 }
 # Of these operators half of the changes are equivalent: annotations, and names of our own.
 LEFT_OUT = ('VariableReplacer', 'VariableInserter', 'ExceptionReplacer', 'RemoveDecorator')
-SLOW_TESTS = 'not compile and not two_processes'
-SECONDS = 240  # a change may make a loop endless
+EQUIVALENT = Path(__file__).with_name('equivalent.txt')
+RESULTS = ROOT / 'work_dirs/mutation/results.jsonl'
+PASSED = (0, 5)  # 5: there is no such test, as where a change alters a parameter's name
 
 
 class Mutant(NamedTuple):
@@ -50,27 +55,26 @@ class Mutant(NamedTuple):
     line: int
 
 
-class Changed(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Imports one module from other code than its file's; the files stay as they are."""
+class Change(NamedTuple):
+    """A mutant with its module's code before and after, and the tests that run its line."""
 
-    def __init__(self, path: Path, code: str) -> None:
-        self.path, self.code = str(path), code
-        parts = path.relative_to(ROOT).with_suffix('').parts
-        self.name = '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+    mutant: Mutant
+    before: str
+    after: str
+    tests: list[str]
+    seconds: float
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != self.name:
-            return None
-        return importlib.util.spec_from_file_location(name, self.path, loader=self)
+    @property
+    def key(self) -> str:
+        """Names the change as long as its module stays as it is."""
+        return hashlib.sha256(f'{self.mutant.path}\n{self.after}'.encode()).hexdigest()[:16]
 
-    def get_filename(self, fullname: str) -> str:
-        return self.path
-
-    def get_data(self, path: str) -> bytes:
-        return self.code.encode()
-
-    def path_stats(self, path: str) -> dict[str, Any]:
-        raise OSError  # no bytecode of the changed module is kept
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What differs, as a diff shows it, without indentation."""
+        before, after = self.before.splitlines(), self.after.splitlines()
+        diff = list(difflib.unified_diff(before, after, lineterm='', n=0))[2:]
+        return tuple(f'{line[0]} {line[1:].strip()}' for line in diff if line[0] != '@')
 
 
 def operators() -> dict[str, Any]:
@@ -114,69 +118,69 @@ def _is_annotation(node: Any) -> bool:
     return False
 
 
-def mutate(mutant: Mutant) -> tuple[str, str]:
-    """Return the code of the mutant's module and the changed code."""
+def make_change(mutant: Mutant) -> Change:
+    """Change the code of a mutant's module and find its tests."""
     from cosmic_ray.mutating import mutate_code
 
     before = (ROOT / mutant.path).read_text()
     after = mutate_code(before, operators()[mutant.operator], mutant.occurrence)
-    return before, after
-
-
-def start_tests(mutant: Mutant, code: str) -> int:
-    """Run the tests of the mutant's folder on the changed code in a fork; return its process."""
     folder = next(each for each in TESTS if mutant.path.startswith(f'{each}/'))
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        os.setpgid(0, 0)
-        status = _run_tests(mutant, code, TESTS[folder])
-    finally:
-        os._exit(status)
+    found = tests_of(folder)
+    tests = found.of(mutant.path, before, mutant.line)
+    return Change(mutant, before, after, tests, sum(found.seconds[each] for each in tests))
 
 
-def try_all(changes: list[tuple[Mutant, str]], jobs: int) -> Iterator[tuple[int, bool]]:
-    """Yield each change's place in the list and whether a test failed or did not end in time."""
-    running: dict[int, tuple[int, float]] = {}
-    waiting = list(enumerate(changes))[::-1]
+@functools.cache
+def tests_of(folder: str) -> LineTests:
+    """The tests of a folder of the package, by line."""
+    files = []
+    for each in TESTS[folder]:
+        path = ROOT / each
+        files += sorted(path.rglob('test_*.py')) if path.is_dir() else [path]
+    return LineTests([str(file.relative_to(ROOT)) for file in files])
+
+
+def try_all(changes: list[Change], jobs: int) -> Iterator[tuple[Change, str]]:
+    """Yield each change with noticed, timeout (a loop became endless, say) or survived."""
+    running: dict[int, tuple[Change, float]] = {}
+    waiting = changes[::-1]
     while waiting or running:
         while waiting and len(running) < jobs:
-            number, change = waiting.pop()
-            running[start_tests(*change)] = number, time.monotonic() + SECONDS
-        for pid, (number, end) in list(running.items()):
+            change = waiting.pop()
+            if change.tests:
+                end = time.monotonic() + 60 + 10 * change.seconds
+                pid = start_tests(ROOT / change.mutant.path, change.after, change.tests)
+                running[pid] = change, end
+            else:
+                yield change, 'survived'
+        for pid, (change, end) in list(running.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
-            if not ended and time.monotonic() > end:
+            late = not ended and time.monotonic() > end
+            if late:
                 os.killpg(pid, signal.SIGKILL)
-                ended, status = os.waitpid(pid, 0)
-            if ended:
+                os.waitpid(pid, 0)
+            if late or ended:
                 del running[pid]
-                yield number, status != 0
+                code = os.waitstatus_to_exitcode(status)
+                assert code != BROKEN, change.lines
+                yield change, 'timeout' if late else 'survived' if code in PASSED else 'noticed'
         time.sleep(0.02)
 
 
-def _run_tests(mutant: Mutant, code: str, tests: tuple[str, ...]) -> int:
-    import pytest
-
-    os.chdir(ROOT)
-    sys.meta_path.insert(0, Changed(ROOT / mutant.path, code))
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    # The tests of the module's own name first: they notice most changes within a second.
-    words = Path(mutant.path).stem.split('_')
-    files = sorted(
-        {file for each in tests for file in _test_files(ROOT / each)},
-        key=lambda file: -sum(word in file.stem for word in words),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        options = ['-x', '-q', '-p', 'no:cacheprovider', '--basetemp', f'{folder}/tests']
-        return int(pytest.main([*options, '-k', SLOW_TESTS, *map(str, files)]))
+def earlier_results() -> dict[str, str]:
+    """What earlier runs found, by key; survivors are tried again, as a test may have been added."""
+    if not RESULTS.exists():
+        return {}
+    found = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    return {each['key']: each['result'] for each in found if each['result'] != 'survived'}
 
 
-def _test_files(path: Path) -> list[Path]:
-    return sorted(path.rglob('test_*.py')) if path.is_dir() else [path]
+def known_equivalents() -> set[tuple[str, ...]]:
+    """The changes in equivalent.txt: path and changed lines."""
+    blocks = [block.strip().splitlines() for block in EQUIVALENT.read_text().split('\n\n')]
+    return {
+        (block[0], *(each for each in block[1:] if each[0] in '-+')) for block in blocks if block
+    }
 
 
 def main() -> None:
@@ -187,52 +191,50 @@ def main() -> None:
     parser.add_argument('--only', choices=TESTS, help='one folder instead of all')
     parser.add_argument('--jobs', type=int, default=2, help='changes tried at a time (2)')
     args = parser.parse_args()
-    folders = [args.only] if args.only else TESTS
-    every = [each for folder in folders for each in list_mutants(folder)]
+    every = [
+        each for folder in ([args.only] if args.only else TESTS) for each in list_mutants(folder)
+    ]
     sample = random.Random(args.seed).sample(every, min(args.sample, len(every)))
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     import_what_is_not_ours()
-    for folder in folders:
-        path = next((ROOT / folder).rglob('[a-z]*.py'))
-        same = Mutant(str(path.relative_to(ROOT)), 'none', 0, 0), path.read_text()
-        if next(try_all([same], 1))[1]:
-            sys.exit(f'error: the tests of {folder} fail without any change; see make test.')
-    codes = [mutate(each) for each in sample]
-    survived, started = 0, time.monotonic()
-    changes = [(mutant, after) for mutant, (_, after) in zip(sample, codes)]
-    for done, (number, killed) in enumerate(try_all(changes, args.jobs), start=1):
-        print(f'{done}/{len(sample)}', end='\r', file=sys.stderr, flush=True)
-        if killed:
-            continue
-        survived += 1
-        mutant, (before, after) = sample[number], codes[number]
-        print(f'{mutant.path}:{mutant.line} {mutant.operator}')
-        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm='', n=0)
-        print('\n'.join(f'    {line}' for line in list(lines)[3:]), flush=True)
-    share = 1 - survived / len(sample)
-    print(
-        f'{share:.0%} of {len(sample)} changes noticed ({len(every)} there are), '
-        f'in {time.monotonic() - started:.0f} s.'
-    )
+    changes = [make_change(each) for each in sample]
+    report(changes, args.jobs)
+    print(f'{len(every)} changes there are.')
 
 
-def import_what_is_not_ours() -> None:
-    """Import what takes seconds, once for all forks; gfl_det itself must stay out."""
-    import cv2  # noqa: F401
-    import hypothesis  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
-    import mmcv  # noqa: F401
-    import mmengine.runner  # noqa: F401
-    import pycocotools.coco  # noqa: F401
-    import pytest  # noqa: F401
-    import scipy.optimize  # noqa: F401
-    import sklearn.isotonic  # noqa: F401
-    import torch
-    import torch._dynamo
+def report(changes: list[Change], jobs: int) -> None:
+    """Try the changes that are not known, print the survivors and the counts of each folder."""
+    counts: dict[str, Counter[str]] = {folder: Counter() for folder in TESTS}
+    known, equivalent = earlier_results(), known_equivalents()
 
-    torch.set_num_threads(1)
-    ours = [name for name in sys.modules if name.partition('.')[0] in ('gfl_det', 'tests')]
-    assert not ours, ours
+    def count(change: Change, result: str) -> None:
+        counts['/'.join(change.mutant.path.split('/')[:2])][result] += 1
+
+    unknown = []
+    for change in changes:
+        if change.key in known:
+            count(change, known[change.key])
+        elif (change.mutant.path, *change.lines) in equivalent:
+            count(change, 'equivalent')
+        else:
+            unknown.append(change)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    for done, (change, result) in enumerate(try_all(unknown, jobs), start=1):
+        count(change, result)
+        with RESULTS.open('a') as file:
+            row = dict(key=change.key, result=result, lines=change.lines, **change.mutant._asdict())
+            file.write(f'{json.dumps(row)}\n')
+        print(f'{done}/{len(unknown)}', end='\r', file=sys.stderr, flush=True)
+        if result == 'survived':
+            mutant = change.mutant
+            print(f'{mutant.path}:{mutant.line} {mutant.operator}, {len(change.tests)} tests')
+            print('\n'.join(f'    {line}' for line in change.lines), flush=True)
+    total = sum(counts.values(), Counter())
+    for name, each in {**counts, 'all': total}.items():
+        if changed := sum(each.values()):
+            found = ', '.join(f'{number} {result}' for result, number in sorted(each.items()))
+            share = (each['noticed'] + each['timeout']) / changed
+            print(f'{name}: {found}; {share:.0%} of {changed} noticed or timed out')
 
 
 if __name__ == '__main__':
