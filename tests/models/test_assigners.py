@@ -196,6 +196,13 @@ def test_valid_rectangle_is_mmdets_flags() -> None:
                 assert torch.equal(inside.flatten(), expected)
 
 
+def test_a_rectangle_of_other_bounds_in_each_direction() -> None:
+    """Priors of 64 x 16 px at steps of 16 and 8: two columns and one row leave the image first."""
+    meta = dict(img_shape=(48, 80), pad_shape=(48, 80))
+    found = valid_rectangle([-32.0, -8.0, 32.0, 8.0], (16, 8), (6, 5), meta, 0)
+    assert found == (2, 1, 3, 5)
+
+
 def test_a_batch_is_its_images() -> None:
     """Images with different valid rectangles in one call, against one call each."""
     sizes = feature_sizes(256, 320)
@@ -278,6 +285,25 @@ def test_slots_hold_the_positives_of_any_threshold() -> None:
         steps, sizes = [(8, 8)] * levels, [(20, 20)] * levels
         lattice = make_lattice(base, steps, sizes, [[]], torch.device('cpu'))
         assert int(reaching.max()) <= closed_form.capacity(1, lattice, k) <= size
+
+
+def test_claims_are_ordered_by_overlap_and_then_by_index() -> None:
+    above = np.nextafter(np.float32(0.5), np.float32(1))
+    overlap = torch.tensor([[0.0], [0.5], [0.5], [float(above)], [1.0]])
+    keys = closed_form.claim_keys(overlap).flatten()
+    assert keys.argsort().tolist() == [0, 2, 1, 3, 4]
+    assert int(keys.min()) > 0
+
+
+@pytest.mark.parametrize('threshold', [-1, 0])
+def test_no_region_is_ignored_without_a_threshold(threshold: float) -> None:
+    priors, counts, truths = scene(0)
+    whole = torch.tensor([[-1000.0, -1000.0, 2000.0, 2000.0]])
+    ours = ATSSAssigner(topk=9, ignore_iof_thr=threshold)
+    theirs = MMDetATSSAssigner(topk=9, ignore_iof_thr=threshold)
+    found = run(ours, priors, counts, truths, whole)
+    assert_equal_results(found, run(theirs, priors, counts, truths, whole))
+    assert int(found.gt_inds.min()) == 0
 
 
 def levels_of(strides: tuple, scales: tuple, shape: tuple) -> tuple[torch.Tensor, list[int]]:

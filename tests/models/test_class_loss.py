@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 
 from gfl_det.errors import ConfigError
+from gfl_det.models.heads.loss import excluded_cells
 from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss, VarifocalLoss
 from tests.helpers.heads import head_config, losses_and_gradients, make_maps, make_meta, make_truths
 
@@ -106,6 +108,26 @@ def test_a_weight_of_0_for_positives_is_none() -> None:
         wanted, _ = losses_and_gradients(head(loss), *data)
         assert losses_and_gradients(head(loss, pos_weight=0), *data)[0] == wanted
         assert losses_and_gradients(head(loss, pos_weight=2.0), *data)[0] != wanted
+
+
+def test_a_pyramid_of_one_level() -> None:
+    maps, truths, metas = batch()
+    config = head_config(True, anchor_generator=dict(strides=[8]))
+    found = []
+    for loss in (QFL, SAME):
+        config['loss_cls'] = loss
+        one = tuple(kind[:1] for kind in maps)
+        found.append(losses_and_gradients(MODELS.build(config), one, truths, metas)[0])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_cells_outside_the_valid_rectangles_are_excluded() -> None:
+    """A level of 2 x 3 cells, of which the second image lacks a column; all count on the other."""
+    rectangles = [[(0, 0, 3, 2), (0, 0, 2, 1)], [(1, 0, 3, 2), (0, 0, 2, 1)]]
+    grid = SimpleNamespace(sizes=[(2, 3), (1, 2)], rectangles=rectangles, device='cpu')
+    fine, coarse = excluded_cells(SimpleNamespace(grid=grid, ignored=None))
+    assert fine.int().tolist() == [[[[0, 0, 0], [0, 0, 0]]], [[[1, 0, 0], [1, 0, 0]]]]
+    assert coarse is None
 
 
 class OursOfAnotherBeta(QualityFocalLoss):

@@ -268,6 +268,26 @@ def test_fused_sum_is_the_dense_sum(monkeypatch, layout, dtype, beta, weight) ->
         torch.testing.assert_close(found, expected, **close)
 
 
+@pytest.mark.parametrize(
+    ('block', 'layout', 'sizes'),
+    [
+        (80, torch.contiguous_format, [80, 40]),
+        (80, torch.channels_last, [60, 60]),
+        (20, torch.contiguous_format, [40, 40, 40]),
+        (20, torch.channels_last, [30, 30, 30, 30]),
+    ],
+)
+def test_blocks_are_whole_channels_or_rows(monkeypatch, block, layout, sizes) -> None:
+    """Channels of 40 values or rows of 30: two of either are within 80, and one is the least."""
+    monkeypatch.setattr(fused, 'BLOCK', block)
+    maps = torch.zeros(2, 3, 4, 5).contiguous(memory_format=layout)
+    blocks = [maps[where] for where in fused._blocks(maps)]
+    assert [block.numel() for block in blocks] == sizes
+    for block in blocks:
+        block += 1
+    assert (maps == 1).all()
+
+
 def test_fused_sum_of_extreme_logits_is_finite() -> None:
     for value in (-1e4, -100.0, 0.0, 100.0, 1e4):
         maps = [torch.full((1, 2, 3, 3), value, requires_grad=True)]

@@ -81,6 +81,12 @@ def test_neck_keeps_sizes_and_adds_coarser_levels(size):
     assert all(each.grad.any() for each in inputs)
 
 
+def test_neck_without_a_coarser_level():
+    neck = GhostPAN([8, 16], 12, num_outs=2).eval()
+    outputs = neck([torch.randn(1, 8, 8, 8), torch.randn(1, 16, 4, 4)])
+    assert [tuple(each.shape) for each in outputs] == [(1, 12, 8, 8), (1, 12, 4, 4)]
+
+
 def test_neck_refuses_what_it_cannot_build():
     with pytest.raises(ConfigError, match='num_outs is 2'):
         GhostPAN([8, 16, 32], 12, num_outs=2)
