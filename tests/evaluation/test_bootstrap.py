@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -136,6 +138,7 @@ def test_weights_are_draws_groups_and_halves() -> None:
     halves = halving_weights(9, splits=4).reshape(4, 2, 9)
     assert (halves.sum(1) == 1).all()
     assert (halves[:, 0].sum(1) == 4).all()
+    assert (halving_weights(9) == halving_weights(9, seed=0, splits=50)).all()
 
 
 class TestIntervals:
@@ -155,6 +158,16 @@ class TestIntervals:
         plain_low, plain_high = bca_interval(0.5, resampled, np.array([0.49, 0.51]))
         assert (low, high) < (plain_low, plain_high)
         assert (plain_low, plain_high) == pytest.approx((0.025, 0.975), abs=2e-3)
+
+    def test_bca_is_efrons_equation(self):
+        """One group of three far off: deviations 1, 1, -2, so a is -6 / (6 * 6 ** 1.5)."""
+        normal = NormalDist()
+        resampled = np.linspace(0, 1, 1001)
+        low, high = bca_interval(0.4, resampled, np.array([0.0, 0.0, 3.0]), 0.9)
+        bias, acceleration = normal.inv_cdf(400.5 / 1001), -(6**-1.5)
+        for end, tail in ((low, 0.05), (high, 0.95)):
+            moved = bias + normal.inv_cdf(tail)
+            assert end == pytest.approx(normal.cdf(bias + moved / (1 - acceleration * moved)))
 
     def test_basic_is_the_mirror(self):
         assert basic_interval(0.2, np.linspace(0.2, 0.3, 101), 0.9) == pytest.approx((0.105, 0.195))

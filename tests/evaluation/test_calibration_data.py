@@ -154,6 +154,16 @@ def test_detections_that_are_refused(results, words: str) -> None:
     assert str(caught.value).startswith('found.json')
 
 
+def test_bad_scores_are_counted_from_the_second_on() -> None:
+    detections = detections_from_coco(RESULTS, truths_from_coco(TRUTHS))
+    detections.scores[0] = 1.5
+    with pytest.raises(DataError, match=r'the score 1\.5, which is not in \[0, 1\]: give'):
+        check_detections(detections)
+    detections.scores[1] = -0.5
+    with pytest.raises(DataError, match=r'\(2 such'):
+        check_detections(detections)
+
+
 def test_boxes_that_are_not_finite_are_refused_in_arrays_too() -> None:
     truths = truths_from_coco(TRUTHS)
     detections = detections_from_coco(RESULTS, truths)
