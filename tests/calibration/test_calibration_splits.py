@@ -95,6 +95,14 @@ def test_parts_match_as_they_do_in_the_whole() -> None:
         ].astype(int).tolist()
 
 
+def test_a_split_is_into_halves_unless_told() -> None:
+    whole = judged(30)
+    halves = split(whole)
+    assert [len(part.truths.image_ids) for part in halves] == [15, 15]
+    chosen = [whole.truths.image_ids[i] for i in split_images(whole.truths, seed=0)[0]]
+    assert halves[0].truths.image_ids == chosen
+
+
 def test_a_part_of_images_without_anything_is_one_of_empty_arrays() -> None:
     whole = judged(5)
     none = whole.detections.take(np.zeros(0, int))

@@ -16,7 +16,7 @@ from gfl_det import calibration
 from gfl_det.calibration.apply import edge_detections
 from gfl_det.calibration.distribution import COLUMNS, evidence
 from gfl_det.calibration.files import calibrator_to_json
-from gfl_det.calibration.logistic import fit_logistic, predict_unseen
+from gfl_det.calibration.logistic import FAR, fit_logistic, predict_unseen
 from gfl_det.calibration.maps import fit_isotonic
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.matching import TRUE
@@ -96,6 +96,8 @@ def test_overlap_is_with_better_boxes_of_the_same_image() -> None:
     np.testing.assert_allclose(evidence(found, ['overlap']), expected)
     turned = found.take(np.arange(5)[::-1])
     np.testing.assert_allclose(evidence(turned, ['overlap'])[::-1], expected)
+    later = found.detections._replace(image=found.detections.image + 1)  # nothing in the first
+    np.testing.assert_allclose(evidence(found._replace(detections=later), ['overlap']), expected)
     none = found.take(np.zeros(5, bool))
     assert evidence(none).shape == (0, sum(map(len, COLUMNS.values())))
 
@@ -132,7 +134,7 @@ def test_the_model_finds_the_probabilities_that_made_its_targets() -> None:
 def test_targets_that_are_all_one_value_have_a_model(value: float) -> None:
     columns, label = np.arange(6.0)[:, None], np.zeros(6, int)
     model = fit_logistic(columns, label, np.full(6, value), 2)
-    np.testing.assert_allclose(model(columns, label), value, atol=1e-5)
+    np.testing.assert_allclose(model(columns, label), abs(value - FAR), rtol=1e-9)
 
 
 def test_what_is_unseen_is_predicted_by_others() -> None:

@@ -14,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 from gfl_det import GFLInferencer, calibration
+from gfl_det.calibration.apply import HeadCalibration
 from gfl_det.calibration.calibrators import FitSource
 from gfl_det.calibration.intervals import MatchedEdges, conformal_quantile, fit_factors
 from gfl_det.cli.intervals import fit, measure, parse_arguments
@@ -214,6 +216,11 @@ def test_the_head_stretches_each_side(tmp_path) -> None:
     calibration.save_interval_calibrator(calibrator(names, 'GFLv2Head'), path)
     with pytest.raises(DataError, match=r"'GFLv2Head' .*'GFLHead'"):
         head.predict_by_feat(*maps, batch_img_metas=metas)
+
+
+@pytest.mark.parametrize('config', [{}, dict(interval_level=0.9)])
+def test_nothing_is_stretched_without_a_calibrator(config: dict) -> None:
+    assert HeadCalibration('GFLHead', 3).interval_factor(ConfigDict(config)) == 1
 
 
 class FakeDetector:
