@@ -6,6 +6,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mmcv
@@ -25,6 +26,7 @@ from gfl_det.datasets.annotations import (
     shown,
     usable_boxes,
 )
+from gfl_det.datasets.images import dark_floats, why_not
 from gfl_det.datasets.tidying import renamed_files, tidy
 from gfl_det.errors import DataError, GFLDetError
 from gfl_det.registry import DATASETS
@@ -209,9 +211,12 @@ class CocoDataset(MMDetCocoDataset):
                 return 'is a device or a pipe'
             with open(path, 'rb') as file:
                 header = header_of(file)
+                file.seek(0)
+                is_pfm = file.read(2) in (b'PF', b'Pf')
         except (OSError, ValueError):  # the pipeline may know what to do without it
             return None
-        return _too_large(header)
+        fault = _too_large(header)
+        return dark_floats(Path(path).read_bytes()) if is_pfm and fault is None else fault
 
     def _image_fault(self, path: str) -> str | None:
         """Say what is wrong with an image file; None where it loads."""
@@ -230,7 +235,9 @@ class CocoDataset(MMDetCocoDataset):
             image = mmcv.imfrombytes(content)
         except Exception:  # each decoding backend has its own kinds
             image = None
-        return 'is not an image that can be decoded, or is damaged' if image is None else None
+        if image is not None:
+            return None
+        return why_not(content) or 'is not an image that can be decoded, or is damaged'
 
     def _refuse_empty(self, total: int, taken: str) -> None:
         if not total:

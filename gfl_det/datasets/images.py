@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import mmcv
@@ -21,6 +21,7 @@ from gfl_det.datasets.digits.build import CLASSES
 from gfl_det.errors import DataError
 from gfl_det.utils.pixels import (
     MAX_PIXELS,
+    Header,
     header_of,
     is_endless,
     pillow_opens,
@@ -52,10 +53,19 @@ ENDINGS = frozenset(
         '.hdr',
         '.pic',
         '.pam',
+        '.pfm',
+        '.apng',
+        '.jfif',
+        '.mpo',
     ]
 )
 FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF', 'AVIF', 'SUN')
-TEXT_FORMATS = ('Radiance HDR', 'PAM')  # OpenCV decodes them, and Pillow does not know them
+TEXT_FORMATS = ('Radiance HDR', 'PAM', 'PFM')  # OpenCV decodes all, Pillow not all
+ODD_TIFF = (
+    'is a TIFF that cannot be decoded as colours (such as one of floats, or of more than four '
+    'channels), or is damaged: save it with 8 bits and three channels'
+)
+TIFF_HEADS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 JPEG_SCAN, JPEG_END = 0xDA, b'\xff\xd9'
 
 
@@ -102,19 +112,44 @@ def decode_image(
         raise DataError(f'{name} is torn: its end is missing; copy or fetch it again.')
     image = decode(content, pixels, **decoding)
     if image is None:
-        raise DataError(f'{name} {_why_not(content)}')
+        reason = why_not(content) or 'is torn or damaged: it cannot be decoded'
+        raise DataError(f'{name} {reason}.')
+    fault = dark_floats(content)
+    if fault is not None:
+        raise DataError(f'{name} {fault}.')
     return image
 
 
-def _why_not(content: bytes) -> str:
-    """Why an image with a good header was not decoded: Pillow may know better."""
+def dark_floats(content: bytes) -> str | None:
+    """Say that a PFM file holds floats from 0 to 1; None of others.
+
+    OpenCV casts floats to whole numbers as they are, so these become a black image.
+    """
+    if not content.startswith((b'PF', b'Pf')):
+        return None
+    floats = _attempt(mmcv.imfrombytes, content, flag='unchanged', backend='cv2')
+    if floats is None or not 0 < floats.max() <= 1:
+        return None
+    return (
+        f'holds floats up to {floats.max():.3g}, which are decoded as whole numbers, so black: '
+        'multiply them by 255, or save it with 8 bits'
+    )
+
+
+def why_not(content: bytes) -> str | None:
+    """Say why an image was not decoded, as far as Pillow knows better; None of a damaged one."""
+    if content.startswith(TIFF_HEADS) and header_of(content, _formats()) is None:
+        return ODD_TIFF
     try:
         with Image.open(io.BytesIO(content), formats=_formats()) as file:
             file.load()
-            kind = {'F': 'floats', 'I': '32-bit integers'}.get(file.mode, f'the mode {file.mode}')
+            kind = {'F': 'floats', 'I': '32-bit integers'}.get(file.mode)
+            packed = file.info.get('compression', 'another')
     except Exception:  # a damaged one fails in any way
-        return 'is torn or damaged: it cannot be decoded.'
-    return f'is whole, but its pixels ({kind}) cannot be decoded as colours: save it with 8 bits.'
+        return None
+    if kind is None:
+        return f'is whole, but OpenCV does not decode it ({packed} compression): save it as PNG'
+    return f'is whole, but its pixels ({kind}) cannot be decoded as colours: save it with 8 bits'
 
 
 def decode(content: bytes, pixels: int, **decoding: Any) -> np.ndarray | None:
@@ -178,7 +213,9 @@ def check_array(array: Any, name: str) -> np.ndarray:
 
 def _check_header(file: Any, name: str, max_pixels: int | None) -> int:
     """Refuse what is not an image or too large a one; return how many pixels it has."""
-    header = text_header_of(file) or header_of(file, _formats())
+    header = image_header(file)
+    if header is None and _begin(file) in TIFF_HEADS:
+        raise DataError(f'{name} {ODD_TIFF}.')
     if header is None:
         raise DataError(
             f'{name} is not an image of a known format ({", ".join(FORMATS + TEXT_FORMATS)}), or '
@@ -188,6 +225,18 @@ def _check_header(file: Any, name: str, max_pixels: int | None) -> int:
     if fault is not None:
         raise DataError(f'{name} {fault}: it is refused undecoded.')
     return header.pixels
+
+
+def image_header(file: bytes | BinaryIO) -> Header | None:
+    """Read the head of a file of the formats that are decoded here; None of others."""
+    return text_header_of(file) or header_of(file, _formats())
+
+
+def _begin(file: bytes | BinaryIO) -> bytes:
+    if isinstance(file, bytes):
+        return file[:4]
+    file.seek(0)
+    return file.read(4)
 
 
 def _formats() -> list[str]:

@@ -22,9 +22,15 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from gfl_det.datasets.images import ENDINGS, check_array, decode_image, read_image
+from gfl_det.datasets.images import (
+    ENDINGS,
+    check_array,
+    decode_image,
+    image_header,
+    read_image,
+)
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.utils.pixels import too_large
+from gfl_det.utils.pixels import is_endless, too_large
 
 VIDEO_ENDINGS = frozenset(
     ['.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv']
@@ -234,12 +240,23 @@ def _file(path: Path, reading: Reading) -> ImageSource:
     name = str(path)
     if ending in VIDEO_ENDINGS:
         return ImageSource(name, _frame_count(path, reading.every), lambda: _frames(path, reading))
-    if ending in ENDINGS:
+    if ending in ENDINGS or _is_image(path):
         read = partial(read_image, path, reading.max_pixels, **dict(reading.decoding))
         return ImageSource(name, 1, lambda: iter([(None, read())]))
     kind = f'the ending {ending}' if ending else 'no ending'
     known = ' '.join(sorted(ENDINGS | VIDEO_ENDINGS))
     return _failed(name, DataError(f'{name} has {kind}: known are {known}.'))
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file of another ending is an image by its content, as training would take it."""
+    try:
+        if is_endless(path):
+            return False
+        with path.open('rb') as file:
+            return image_header(file) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _pixels(value: Any, name: str, channels: int) -> ImageSource:

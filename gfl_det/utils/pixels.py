@@ -123,7 +123,7 @@ def header_of(content: bytes | BinaryIO, formats: list[str] | None = None) -> He
 
 
 def text_header_of(content: bytes | BinaryIO) -> Header | None:
-    """Read the head of a Radiance HDR or PAM file, which is a text; None of another file."""
+    """Read the head of a Radiance HDR, PAM or PFM file, a text; None of another file."""
     if isinstance(content, bytes):
         begin = content[:TEXT_HEAD]
     else:
@@ -131,6 +131,9 @@ def text_header_of(content: bytes | BinaryIO) -> Header | None:
         content.seek(-len(begin), os.SEEK_CUR)
     if begin.startswith((b'#?RADIANCE', b'#?RGBE')):
         found = re.search(rb'\n\n[-+][XY] (\d{1,9}) [-+][XY] (\d{1,9})\n', begin)
+        return Header(int(found[1]) * int(found[2])) if found else None
+    if begin.startswith((b'PF', b'Pf')):
+        found = re.match(rb'P[Ff]\s+(\d{1,9})\s+(\d{1,9})\s', begin)
         return Header(int(found[1]) * int(found[2])) if found else None
     if begin.startswith(b'P7\n'):
         head = begin.partition(b'ENDHDR')[0]

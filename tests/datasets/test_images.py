@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
+from gfl_det.datasets import CocoDataset
+from gfl_det.datasets.checks.image_files import look_at
 from gfl_det.datasets.images import ENDINGS, check_array, decode_image, read_image
 from gfl_det.errors import DataError
 from gfl_det.utils import pixels
@@ -245,6 +248,50 @@ def test_a_whole_tiff_of_floats_is_not_called_torn(tmp_path) -> None:
         decode_image(path.read_bytes()[:900], 'x')
 
 
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_a_tiff_that_pillow_does_not_know_is_named(tmp_path, dtype) -> None:
+    path = tmp_path / 'a.tif'
+    assert cv2.imwrite(str(path), PIXELS.astype(dtype))
+    with pytest.raises(DataError, match=r'a\.tif is a TIFF that .* more than four channels'):
+        read_image(path)
+
+
+def test_a_compression_that_opencv_lacks_is_named(tmp_path) -> None:
+    path = tmp_path / 'a.tif'
+    Image.fromarray(PIXELS).save(path, compression='zstd')
+    if cv2.imread(str(path)) is not None:
+        pytest.skip('this OpenCV decodes it')
+    with pytest.raises(DataError, match=r'is whole, but OpenCV .* \(zstd compression\)'):
+        read_image(path)
+
+
+@pytest.mark.parametrize('grey', [True, False])
+def test_floats_that_would_become_black_are_refused_everywhere(tmp_path, grey) -> None:
+    path = tmp_path / '1.pfm'
+    drawn = PIXELS[:20, :30, 0] if grey else PIXELS[:20, :30]
+    labels = dict(
+        images=[dict(id=1, file_name='1.pfm', width=30, height=20)],
+        annotations=[],
+        categories=[dict(id=1, name='cat')],
+    )
+    (tmp_path / 'labels.json').write_text(json.dumps(labels))
+    dataset = CocoDataset(
+        ann_file=str(tmp_path / 'labels.json'),
+        data_prefix=dict(img=str(tmp_path)),
+        metainfo=dict(classes=('cat',)),
+        pipeline=[dict(type='LoadImageFromFile')],
+    )
+    assert cv2.imwrite(str(path), drawn.astype(np.float32))
+    np.testing.assert_array_equal(read_image(path), dataset[0]['img'])
+    np.testing.assert_array_equal(read_image(path), drawn)
+    assert look_at(str(path)).size == (30, 20)
+    assert cv2.imwrite(str(path), drawn / np.float32(255))
+    for read in (lambda: read_image(path), lambda: dataset[0]):
+        with pytest.raises(DataError, match=r'1\.pfm holds floats up to .* multiply them by 255'):
+            read()
+    assert 'black' in str(look_at(str(path)).fault)
+
+
 @pytest.mark.parametrize('ending', ['.hdr', '.pic', '.pam'])
 def test_formats_whose_head_is_a_text_are_read_as_training_reads_them(tmp_path, ending) -> None:
     drawn = PIXELS[:20, :30]
@@ -264,6 +311,7 @@ def test_formats_whose_head_is_a_text_are_read_as_training_reads_them(tmp_path, 
     'head',
     [
         b'#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 100000 +X 100000\n',
+        b'PF\n100000 100000\n-1.0\n',
         b'P7\nWIDTH 100000\nHEIGHT 100000\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n',
     ],
 )

@@ -301,6 +301,24 @@ class TestData:
         with pytest.raises(DataError, match=r'30 images .* data/pets/val/val_0\.jpg'):
             check_metrics(config(test_evaluator=metric), ['test'])
 
+    @pytest.mark.parametrize(
+        'kind', ['CocoMetric', 'gfl_det.CocoMetric', 'gfl_det.CalibrationMetric']
+    )
+    def test_a_metric_without_gt(self, here, kind):
+        """Neither a file nor gt boxes with the samples: it would stop at the first batch."""
+        cfg = config(test_evaluator=[{'type': kind}])
+        inner = cfg.test_dataloader.dataset
+        cfg.test_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [inner]}
+        check_metrics(cfg, ['test'])  # a pipeline of one's own may do anything
+        pack = {'type': 'PackDetInputs'}
+        cfg.test_dataloader.dataset.datasets[0].pipeline = [{'type': 'LoadAnnotations'}, pack]
+        for keys in (None, ('img_id', 'img_path')):
+            cfg.test_dataloader.dataset.datasets[0].pipeline[1].meta_keys = keys
+            with pytest.raises(ConfigError, match=r'test_evaluator .* ann_file .* test_dataloader'):
+                check_metrics(cfg, ['test'])
+        cfg.test_dataloader.dataset.datasets[0].pipeline[1].meta_keys = ('img_id', 'instances')
+        check_metrics(cfg, ['test'])
+
     def test_what_cannot_be_judged_stops_a_test_too(self, here):
         path = here / 'data/pets/val.json'
         content = json.loads(path.read_text())

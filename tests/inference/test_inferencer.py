@@ -246,12 +246,18 @@ def test_faults_leave_the_others_done(detect, images, folder, capsys) -> None:
     assert errors[5] is None
     assert errors[0] == f'{torn} is torn: its end is missing; copy or fetch it again.'
     assert 'is empty (folders in it are not searched)' in str(errors[2])
-    assert 'has the ending .txt: known are .avi .avif .bmp' in str(errors[3])
+    assert 'has the ending .txt: known are .apng .avi .avif .bmp' in str(errors[3])
     assert errors[4] == f'{folder / "absent.png"} does not exist: check the path.'
     assert len(results.failures) == 4
     told = capsys.readouterr().err
     assert all(f'warning: {error}\n' in told for error in errors if error)
     assert_same(results[5].instances, detect(images[2], progress=False)[0].instances)
+
+
+@pytest.mark.parametrize('name', ['shot', 'shot.png.part', 'shot.jfif'])
+def test_a_named_file_is_an_image_by_its_content(detect, images, folder, name) -> None:
+    (folder / name).write_bytes(images[0].read_bytes())
+    assert_same(detect(folder / name)[0].instances, detect(images[0])[0].instances)
 
 
 def test_nothing_done_is_an_error(detect, folder) -> None:

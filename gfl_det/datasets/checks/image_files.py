@@ -12,7 +12,7 @@ import numpy as np
 
 from gfl_det.datasets.annotations import ROUNDING_PX, Entry, as_number, is_size, shown
 from gfl_det.datasets.checks.draft import WITH_BOXES, Draft
-from gfl_det.datasets.images import decode, is_torn
+from gfl_det.datasets.images import dark_floats, decode, is_torn
 from gfl_det.datasets.tidying import find_file, meant_once
 from gfl_det.utils.console import Progress
 from gfl_det.utils.pixels import MAX_PIXELS, header_of
@@ -206,6 +206,8 @@ def look_at(path: str, max_pixels: int = MAX_PIXELS) -> Look:
     picture = decode(content, header.pixels if header else 0)
     if picture is None:
         return Look('cannot be decoded')
+    if dark_floats(content) is not None:
+        return Look('hold floats from 0 to 1, which are decoded as black: multiply them by 255')
     height, width = picture.shape[:2]
     return Look(None, (width, height), header.orientation if header else 1)
 

@@ -30,7 +30,7 @@ from gfl_det.datasets.coco import CocoDataset
 from gfl_det.datasets.table import CocoTable, misjudged_ids, table_of, with_absent
 from gfl_det.datasets.tidying import find_file, is_there, refuse_other_formats, tidy
 from gfl_det.engine.preflight.agreement import class_names
-from gfl_det.errors import DataError
+from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.calibration_metric import CalibrationMetric
 from gfl_det.evaluation.coco_metric import CocoMetric
 from gfl_det.evaluation.shown import Sample, match_samples
@@ -68,6 +68,7 @@ DEMO_HELP = 'No data at hand: `make demo` trains on an embedded data set and nee
 OUR_METRIC, OUR_VOC_METRIC = 'gfl_det.CocoMetric', 'gfl_det.VOCMetric'
 PREFIXES = {'CocoMetric': 'coco', 'VOCMetric': 'pascal_voc'}  # of the numbers they give
 BEST = {'coco': 'bbox_mAP', 'pascal_voc': 'mAP'}
+PACK = 'PackDetInputs'
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
@@ -228,6 +229,7 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
     its place, which takes the same arguments; that is told.
 
     Raises:
+        ConfigError: A metric has no ``ann_file``, and its samples hold no gt boxes.
         DataError: A file cannot be judged, or lacks a class or an image of the data sets.
     """
     for split in splits:
@@ -239,6 +241,8 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
                 if (names := class_names(dataset)) is not None
             ):
                 metric['type'] = OUR_VOC_METRIC  # mmdet's gives own classes the names of VOC's
+            if not path and kind is not None:
+                _check_gt(kind, split, datasets_of(cfg, split))
             if kind is None or not path or is_remote(path) or metric.get('backend_args'):
                 continue
             if kind is MMDetCocoMetric:
@@ -274,6 +278,29 @@ def settle_best(cfg: Config) -> None:
         f'note: save_best is {saver["save_best"]}, as no metric of val_evaluator gives {best}',
         file=sys.stderr,
     )
+
+
+def _check_gt(kind: type, split: str, datasets: Sequence[Node]) -> None:
+    """Refuse a metric without a file where the pipeline packs no gt boxes with the samples."""
+    if not issubclass(kind, (MMDetCocoMetric, CalibrationMetric)):
+        return
+    for dataset in datasets:
+        keys = [
+            node.get('meta_keys') or ()
+            for _, node in walk(dataset.get('pipeline') or [], '')
+            if _type_name(node).endswith(PACK)
+        ]
+        if keys and not any('instances' in each for each in keys):
+            raise ConfigError(
+                f'{split}_evaluator has a metric without gt boxes: give it an ann_file that lists '
+                f"all images of {split}_dataloader, or add 'instances' to the meta_keys of {PACK} "
+                'behind LoadAnnotations.'
+            )
+
+
+def _type_name(node: Node) -> str:
+    kind = node.get('type')
+    return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 def plain_fault(path: str) -> str | None:
