@@ -184,7 +184,7 @@ class CocoTruths:
     def __init__(self, path: Path) -> None:
         from gfl_det.datasets.annotations import parse
         from gfl_det.datasets.tidying import tidy
-        from gfl_det.evaluation.shown import ids_by_name
+        from gfl_det.evaluation.shown import image_ids
 
         self.path = path
         try:
@@ -193,7 +193,7 @@ class CocoTruths:
             raise DataError(f'{path} cannot be read: {error.strerror}.') from error
         content, _ = tidy(given, str(path))
         try:
-            self._ids = ids_by_name(content['images'], 'file_name', 'image')
+            self._ids = image_ids(content['images'])
             self._names = {each['id']: each['name'] for each in content['categories']}
             self._boxes: dict[Any, list[Any]] = {each: [] for each in self._ids.values()}
             for each in content['annotations']:

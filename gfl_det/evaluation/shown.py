@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,6 +232,23 @@ def path_ends(path: str) -> list[str]:
     """
     parts = Path(path).parts
     return ['/'.join(parts[index:]) for index in range(len(parts))]
+
+
+def image_ids(images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The ids of images by file name, and by the ends of names of other machines and addresses.
+
+    Raises:
+        DataError: two have the same name.
+
+    Example:
+        >>> image_ids([dict(id=7, file_name='my%20pictures/a.png')])['a.png']
+        7
+    """
+    ids = ids_by_name(images, 'file_name', 'image')
+    odd = {name: path_tails(name) for name in ids if not ODD_SIGNS.isdisjoint(name)}
+    times = Counter(end for ends in odd.values() for end in ends)
+    ends = {end: ids[name] for name in odd for end in odd[name] if times[end] == 1}
+    return {**ends, **ids}
 
 
 def find_id(ids: Mapping[str, Any], names: Sequence[str], shown: str, what: str) -> Any:

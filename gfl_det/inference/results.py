@@ -41,8 +41,9 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from torch import Tensor
 
+from gfl_det.datasets.tidying import tidy
 from gfl_det.errors import DataError, SetupError
-from gfl_det.evaluation.shown import find_id, ids_by_name, path_ends
+from gfl_det.evaluation.shown import find_id, ids_by_name, image_ids, path_ends
 from gfl_det.ops.intervals import SIDES
 from gfl_det.utils.files import write_text
 
@@ -380,9 +381,10 @@ class Results(Sequence[ImageResult]):
                 for entry in each.to_coco(number)
             ]
         try:
-            images = ids_by_name(annotations['images'], 'file_name', 'image')
-            categories = ids_by_name(annotations['categories'], 'name', 'class')
-        except (AttributeError, KeyError, TypeError) as error:
+            meant, _ = tidy(dict(annotations), 'The annotations')
+            images = image_ids(meant['images'])
+            categories = ids_by_name(meant['categories'], 'name', 'class')
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f'The annotations are not a COCO file ({error!r:.200}): give one.'
             ) from error

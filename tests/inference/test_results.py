@@ -104,6 +104,24 @@ def test_ids_that_are_not_there_are_said(images, categories, match) -> None:
         Results([one()]).to_coco(dict(images=images, categories=named))
 
 
+@pytest.mark.parametrize(
+    'image',
+    [
+        dict(file_name=r'C:\pictures\a.png'),
+        dict(file_name='/data/local-files/?d=pictures/a.png'),
+        dict(file_name='pictures%2Fa.png'),
+        dict(coco_url='http://images.cocodataset.org/val2017/a.png'),
+    ],
+)
+def test_names_of_other_machines_are_found_as_the_data_set_finds_them(image) -> None:
+    annotations = dict(
+        images=[dict(id='x', **image), dict(id='y', file_name='b.png')],
+        categories=[dict(id=n, name=name) for n, name in enumerate(CLASSES)],
+    )
+    entries = Results([one(), one('b.png', 1)]).to_coco(annotations)
+    assert [each['image_id'] for each in entries] == ['x', 'x', 'y']
+
+
 def test_two_inputs_of_one_image_id_are_refused_and_nothing_is_written(tmp_path) -> None:
     annotations = dict(
         images=[dict(id=7, file_name='a.png')],
