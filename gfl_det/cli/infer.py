@@ -80,12 +80,12 @@ def run(args: argparse.Namespace) -> None:
         GFLDetError: nothing could be done at all; or, when all else is done, images could not be
             read.
     """
-    from gfl_det.evaluation.detections import read_json
+    from gfl_det.datasets.checks.check import read
     from gfl_det.inference.drawing import Drawer
     from gfl_det.inference.inferencer import GFLInferencer
 
     _check_out(args)
-    annotations = read_json(args.annotations) if args.annotations else None
+    annotations = read(args.annotations) if args.annotations else None
     detector = GFLInferencer(
         args.checkpoint,
         args.config,

@@ -23,6 +23,13 @@ NAMED = 3  # entries that a message names before it only counts
 MAX_LISTED = 25  # class names that a message lists
 MAX_SHOWN = 80  # characters of a value
 ID_TYPES = {int, float, str}  # some tools write 12.0 for 12
+PACKED = (b'PK', b'\x1f\x8b')  # zip, gzip
+LISTS = {  # fields of the entries -> what such a list is
+    ('image_id', 'score'): 'results of a detector',
+    ('data', 'annotations'): "tasks of Label Studio's own export",
+    ('image', 'annotations'): 'CreateML annotations',
+    ('name', 'labels'): 'BDD100K annotations',
+}
 
 Entry = dict[str, Any]
 
@@ -81,21 +88,46 @@ def parse(content: bytes, source: str) -> Entry:
     try:
         dataset = json.loads(content)
     except json.JSONDecodeError as error:
-        what = 'is empty' if not content.strip() else 'is not valid JSON'
+        what = _kind_of_text(content)
         where = f'{error.msg} at line {error.lineno}, column {error.colno}'
         raise DataError(f'{source} {what} ({where}): give a COCO annotation file.') from error
     except UnicodeDecodeError as error:
-        raise DataError(f'{source} is not a text file, so not a COCO file: {error}.') from error
+        what = 'is a packed file, so unpack it' if content[:2] in PACKED else 'is not UTF-8'
+        raise DataError(
+            f'{source} {what}: give a COCO annotation file in UTF-8 ({error}).'
+        ) from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nested lists
         raise DataError(
             f'{source} holds JSON beyond all measure ({error}): it is not a COCO file.'
         ) from error
-    if not isinstance(dataset, dict):
-        raise DataError(
-            f'{source} holds a JSON {type(dataset).__name__} where COCO has an object with the '
-            'lists "images", "annotations" and "categories".'
-        )
+    check_object(dataset, source)
     return dataset
+
+
+def _kind_of_text(content: bytes) -> str:
+    begin = content.lstrip()[:1]
+    if content[:2] in PACKED:
+        return 'is a packed file, so unpack it'
+    return {b'': 'is empty', b'<': 'is XML'}.get(begin, 'is not valid JSON')
+
+
+def check_object(dataset: Any, source: str) -> None:
+    """Check the top level of a parsed file, and name what other lists are known for.
+
+    Raises:
+        DataError: It is not an object.
+    """
+    if isinstance(dataset, dict):
+        return
+    kind = f'a JSON {type(dataset).__name__}'
+    first = dataset[0] if isinstance(dataset, list) and dataset else None
+    if isinstance(first, dict):
+        known = (name for keys, name in LISTS.items() if set(keys) <= set(first))
+        kind = next(known, kind)
+    raise DataError(
+        f'{source} holds {kind} where COCO has an object with the lists "images", "annotations" '
+        'and "categories".'
+    )
 
 
 def check_structure(dataset: Entry, source: str, need_annotations: bool = True) -> None:

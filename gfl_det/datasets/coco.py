@@ -138,7 +138,7 @@ class CocoDataset(MMDetCocoDataset):
         if len(remaining) < total:
             self._log(taken, logging.INFO)
         if not self.test_mode and not any(info['instances'] for info in remaining):
-            self._log('not one box to train on: every image is background', logging.WARNING)
+            self._tell_no_boxes()
         return remaining
 
     def prepare_data(self, idx: int) -> Any:
@@ -238,6 +238,16 @@ class CocoDataset(MMDetCocoDataset):
         if image is not None:
             return None
         return why_not(content) or 'is not an image that can be decoded, or is damaged'
+
+    def _tell_no_boxes(self) -> None:
+        """Say that all is background, unless it only became so: where every box was dropped."""
+        report = self.box_report
+        if report is not None and report.dropped and not report.kept:
+            raise DataError(
+                f'{self.ann_file} leaves not one box to train on: {report.warning()}; see '
+                f'gfl-det check {self.ann_file} --fix OUT.json.'
+            )
+        self._log('not one box to train on: every image is background', logging.WARNING)
 
     def _refuse_empty(self, total: int, taken: str) -> None:
         if not total:

@@ -19,6 +19,7 @@ from gfl_det.datasets.annotations import (
     areas_of,
     as_number,
     check_ids,
+    check_object,
     is_crowd,
     is_size,
     parse,
@@ -70,8 +71,7 @@ def table_of(dataset: Any, source: str) -> CocoTable:
         DataError: It is not a COCO file, its ids contradict each other, it lists no image or no
             category, or a box is not four finite numbers.
     """
-    if not isinstance(dataset, dict):
-        raise DataError(f'{source} is not a COCO annotation file: its top level is not an object.')
+    check_object(dataset, source)
     dataset, changes = tidy(dataset, source)
     check_lists(dataset, source)
     check_ids(dataset, source)

@@ -97,13 +97,20 @@ def refuse_other_formats(dataset: Entry, source: str) -> None:
         )
     if 'images' in dataset:
         return
+    value = next(iter(dataset.values()), None)  # VIA's annotations are named by their images
+    known = {*dataset, *(value if isinstance(value, dict) else ())}
     for keys, tool in (
         (('shapes', 'imagePath'), 'a LabelMe file, of one image'),
         (('_via_img_metadata',), 'a project of the VGG Image Annotator'),
         (('assets', 'tags'), 'a VoTT project'),
         (('type', 'features'), 'GeoJSON'),
+        (('objects', 'size'), 'a Supervisely file, of one image'),
+        (('item', 'annotations'), 'a Darwin file of V7, of one image'),
+        (('items', 'categories'), 'a Datumaro file'),
+        (('project', 'view'), 'a project of the VGG Image Annotator'),
+        (('filename', 'regions'), 'annotations of the VGG Image Annotator'),
     ):
-        if all(key in dataset for key in keys):
+        if all(key in known for key in keys):
             raise DataError(f'{source} is {tool}, not a COCO JSON: export it as COCO.')
 
 

@@ -41,6 +41,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from torch import Tensor
 
+from gfl_det.datasets.annotations import check_object
 from gfl_det.datasets.tidying import tidy
 from gfl_det.errors import DataError, SetupError
 from gfl_det.evaluation.shown import find_id, ids_by_name, image_ids, path_ends
@@ -381,7 +382,8 @@ class Results(Sequence[ImageResult]):
                 for entry in each.to_coco(number)
             ]
         try:
-            meant, _ = tidy(dict(annotations), 'The annotations')
+            check_object(annotations, 'The annotation file')
+            meant, _ = tidy(dict(annotations), 'The annotation file')
             images = image_ids(meant['images'])
             categories = ids_by_name(meant['categories'], 'name', 'class')
         except (AttributeError, KeyError, TypeError, ValueError) as error:

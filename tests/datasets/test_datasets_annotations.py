@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import math
 
@@ -85,6 +86,19 @@ class TestParse:
     def test_a_picture_in_its_place(self):
         with pytest.raises(DataError, match=r'labels\.json is not'):
             parse(b'\x89PNG\r\n\x1a\n\xff\xfe\x00', FILE)
+
+    @pytest.mark.parametrize(
+        ('content', 'words'),
+        [
+            (b'<annotation></annotation>', 'is XML'),
+            (b'PK\x03\x04', 'is a packed file'),
+            (gzip.compress(b'{}'), 'is a packed file'),
+            ('{"name": "caf\u00e9"}'.encode('cp1252'), 'is not UTF-8'),
+        ],
+    )
+    def test_what_is_another_text_is_named(self, content, words):
+        with pytest.raises(DataError, match=rf'labels\.json {words}'):
+            parse(content, FILE)
 
     def test_a_torn_file(self):
         content = json.dumps(sound()).encode()

@@ -280,6 +280,16 @@ class TestNothingLeft:
         assert '6 boxes in the file' in message
         assert 'zero or negative width or height: 6 (id 1, 2, 3, ...)' in message
 
+    def test_all_areas_of_zero(self, root):
+        """mmdet drops each of these boxes, and trains on background without a word."""
+        content = sound()
+        for annotation in content['annotations']:
+            annotation['area'] = 0
+        message = refused(root, content)
+        assert 'area field of zero or less: 6' in message
+        assert 'gfl-det check' in message
+        assert len(build(root, content, test_mode=True)) == len(content['images'])
+
     def test_all_boxes_of_other_classes(self, root):
         content = sound()
         content['categories'].append({'id': 1, 'name': 'yak'})

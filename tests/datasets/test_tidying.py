@@ -67,6 +67,7 @@ FILES = {
     'sizes as texts': as_texts('images', 'width', 'height'),
     'crowd marks as texts': as_texts('annotations', 'iscrowd'),
     'crowd marks of null': changed('annotations', iscrowd=None),
+    'crowd marks of another kind': changed('annotations', iscrowd='no'),
     'no crowd marks in some': changed('annotations', 1, drop=('iscrowd',)),
     'areas of null': changed('annotations', area=None),
     'no area in some': changed('annotations', 2, drop=('area',)),
@@ -204,6 +205,13 @@ class TestOtherFormats:
             ({**sound(), 'annotations': [dict(image_id=1, segments_info=[])]}, 'panoptic JSON'),
             (dict(shapes=[], imagePath='a.png', imageData=None), 'a LabelMe file'),
             (dict(_via_img_metadata={}), 'VGG Image Annotator'),
+            ({'a.png99': dict(filename='a.png', size=99, regions=[])}, 'VGG Image Annotator'),
+            (dict(size={}, objects=[]), 'a Supervisely file'),
+            (dict(version='2.0', item={}, annotations=[]), 'a Darwin file'),
+            (dict(info={}, categories={}, items=[]), 'a Datumaro file'),
+            ([dict(id=1, data={}, annotations=[])], 'Label Studio'),
+            ([dict(image='a.png', annotations=[])], 'CreateML'),
+            ([dict(image_id=1, category_id=1, bbox=[], score=0.5)], 'holds results of a detector'),
         ],
     )
     def test_are_named(self, tmp_path, dataset, words):

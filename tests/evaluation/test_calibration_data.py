@@ -111,7 +111,7 @@ def test_fingerprints_tell_data_apart() -> None:
 @pytest.mark.parametrize(
     ('dataset', 'words'),
     [
-        ([], 'its top level is not an object'),
+        ([], 'holds a JSON list where COCO has an object'),
         (dict(images=[], categories=[]), 'lists no images'),
         (dict(images=[dict(id=1)], categories=[]), 'lists no categories'),
         (dict(images=[dict(id=1)]), 'has no list "categories"'),

@@ -23,6 +23,7 @@ from gfl_det.datasets.annotations import (
     as_number,
     box_faults,
     image_sizes,
+    is_crowd,
 )
 from gfl_det.datasets.checks.draft import Draft
 
@@ -66,7 +67,7 @@ def check_boxes(draft: Draft) -> Table:
         _rows(draft.annotations, 'image_id', draft.images),
         _rows(draft.annotations, 'category_id', draft.categories),
         image_sizes(draft.annotations, draft.images),
-        np.fromiter((bool(e.get('iscrowd')) for e in draft.annotations), bool, len(boxes)),
+        np.fromiter((is_crowd(e.get('iscrowd')) for e in draft.annotations), bool, len(boxes)),
     )
     _tell_format(draft, table, is_numeric)
     table = _drop_unusable(draft, table, is_numeric)
