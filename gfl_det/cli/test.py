@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     from gfl_det.engine.runner import build_runner
     from gfl_det.engine.training.checkpoints import best_checkpoint
     from gfl_det.inference.optimize import optimize_model
-    from gfl_det.utils.config import load_config
+    from gfl_det.utils.config import check_split, load_config
 
     if args.data is None:
         cfg = load_config(args.config, args.cfg_options)
@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         cfg, checkpoint = judged_config(args, args.checkpoint)
         args.config = str(work_dir_of(args))
+    check_split(cfg, 'test')
     config_edits.set_work_dir(cfg, args.work_dir, args.config)
     cfg.load_from = checkpoint
     preflight.check_testing(cfg)

@@ -112,11 +112,12 @@ def run(args: argparse.Namespace) -> None:
 
     from gfl_det.cli.failures import tell
     from gfl_det.engine import config_edits, preflight, runner
-    from gfl_det.utils.config import load_config
+    from gfl_det.utils.config import check_split, load_config
 
     if args.data is not None:
         args.config = planned_config(args, anew=args.resume is None)
     cfg = load_config(args.config, args.cfg_options)
+    check_split(cfg, 'train')
     config_edits.set_work_dir(cfg, args.work_dir, args.config)
     if args.amp:
         config_edits.use_amp(cfg, has_gpu=torch.cuda.is_available())

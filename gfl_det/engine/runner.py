@@ -42,8 +42,10 @@ from gfl_det.evaluation.detections import (
 from gfl_det.evaluation.shown import Sample, match_samples, once
 from gfl_det.utils.config import annotation_path, datasets_of, metrics_of, walk
 
-# What mmengine's registries say of a type that they do not know, and of wrong arguments.
-REGISTRY_FAULT = re.compile(r'.* is not in the \S+ registry|class `\w+` in \S+: .*argument')
+# What mmengine says of unknown types, of wrong arguments, and of a loop that lacks a part.
+BUILD_FAULT = re.compile(
+    r'.* is not in the \S+ registry|class `\w+` in \S+: .*argument|.* either all None or not None'
+)
 WHOLE_CONFIG = 'config_whole.py'
 Split = Literal['val', 'test']
 Quiet = Literal['train', 'test']
@@ -93,9 +95,9 @@ def build_runner(cfg: Config, launcher: str = 'none', quiet: Quiet | None = None
     setup_cache_size_limit_of_dynamo()  # shapes of pictures vary: compile anew less often
     try:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else kind.from_cfg(cfg)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         reason = str(error.args[0]) if error.args else ''
-        if not REGISTRY_FAULT.match(reason):
+        if not BUILD_FAULT.match(reason):
             raise
         raise ConfigError(
             f'{cfg.filename or "The config"} cannot be built: {reason.partition(". ")[0]}.'

@@ -194,6 +194,15 @@ def check_shape(cfg: Config, name: str) -> None:
             raise ConfigError(
                 f'{key} of {name} is {part!r:.60}, and not a dict(type=...): correct it.'
             )
+    for split in SPLITS:
+        for node in (*datasets_of(cfg, split), *metrics_of(cfg, split)):
+            for key in PATH_KEYS:
+                path = node.get(key) if isinstance(node, dict) else None
+                if path is not None and not isinstance(path, str):
+                    raise ConfigError(
+                        f'{key} of {split} in {name} is {path!r:.60}: give one path as a text; '
+                        'several files are the datasets of a ConcatDataset.'
+                    )
 
 
 def check_model(cfg: Config) -> None:
@@ -204,6 +213,19 @@ def check_model(cfg: Config) -> None:
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename or "The config"} has no model: add model=dict(type=...).')
+
+
+def check_split(cfg: Config, split: str) -> None:
+    """Check that a config has the data of a split, which may be None where it is not used.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if not cfg.get(f'{split}_dataloader'):
+        raise ConfigError(
+            f'{cfg.filename or "The config"} has no {split}_dataloader: add one, with its '
+            f'{split}_cfg, or take a config that has.'
+        )
 
 
 def override(cfg: Config, settings: dict[str, Any]) -> list[str]:

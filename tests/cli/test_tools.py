@@ -338,6 +338,18 @@ class TestCommandLine:
         assert by_path.train_cfg.max_epochs == 1
         assert by_name.model == by_path.model
 
+    @pytest.mark.parametrize('command', [train, testing])
+    def test_a_config_without_the_data_of_the_command(self, tmp_path, command):
+        (tmp_path / 'c.py').write_text('model = dict(type="GFL")\ntrain_dataloader = None\n')
+        words = [str(tmp_path / 'c.py'), *(['x.pth'] if command is testing else [])]
+        with pytest.raises(ConfigError, match=r'c\.py has no (train|test)_dataloader: add one'):
+            command.run(command.parse_arguments(words))
+
+    def test_a_loop_without_one_of_its_parts(self, tmp_path):
+        cfg = Config(dict(model=dict(type='GFL'), work_dir=str(tmp_path), val_cfg=dict()))
+        with pytest.raises(ConfigError, match='val_dataloader, val_cfg, and val_evaluator should'):
+            runner.build_runner(cfg)
+
     def test_an_unknown_key_is_warned_of(self, capsys):
         load_config(COCO, {'model.bbox_head.num_clases': 3})
         assert 'did you mean model.bbox_head.num_classes?' in capsys.readouterr().err
@@ -369,6 +381,10 @@ class TestCommandLine:
             ('model = dict(', r'is not valid Python: .*line 1'),
             ("_base_ = 'absent.py'", r'cannot be read: .*absent\.py'),
             ('x = 1 / 0', 'cannot be read: ZeroDivisionError'),
+            (
+                "val_dataloader = dict(dataset=dict(ann_file=['a.json', 'b.json']))",
+                r'ann_file of val in .*broken\.py is .* ConcatDataset',
+            ),
         ],
     )
     def test_a_config_that_does_not_run(self, tmp_path, text, expected):
