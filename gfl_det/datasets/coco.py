@@ -81,6 +81,8 @@ class CocoDataset(MMDetCocoDataset):
         Raises:
             DataError: See the class.
         """
+        # mmdet's own default is img_path, which its parse_data_info does not read.
+        self.data_prefix.setdefault('img', self.data_prefix.get('img_path', self.data_root))
         dataset = take(self.ann_file)  # the check before a training has read it
         if dataset is None:
             dataset = parse(self._read(self.ann_file), self.ann_file)

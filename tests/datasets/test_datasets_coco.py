@@ -144,6 +144,16 @@ class TestSoundFiles:
         assert truths.bboxes.tensor.equal(expected.bboxes.tensor)
         assert truths.labels.equal(expected.labels)
 
+    def test_images_beside_the_annotations_need_no_prefix(self, root):
+        expected = build(root).get_data_info(0)['img_path']
+        dataset = CocoDataset(
+            data_root=str(root / 'img'),
+            ann_file='../labels.json',
+            metainfo={'classes': CLASSES},
+            pipeline=[],
+        )
+        assert Path(dataset.get_data_info(0)['img_path']) == Path(expected)
+
     def test_is_registered_under_our_prefix_and_leaves_mmdets_alone(self):
         assert DATASETS.get('gfl_det.CocoDataset') is CocoDataset
         assert MMDetCocoDataset.__module__ == 'mmdet.datasets.coco'

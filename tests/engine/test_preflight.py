@@ -312,12 +312,26 @@ class TestData:
         check_metrics(cfg, ['test'])  # a pipeline of one's own may do anything
         pack = {'type': 'PackDetInputs'}
         cfg.test_dataloader.dataset.datasets[0].pipeline = [{'type': 'LoadAnnotations'}, pack]
-        for keys in (None, ('img_id', 'img_path')):
+        for keys in (None, ('img_id', 'ori_shape')):
             cfg.test_dataloader.dataset.datasets[0].pipeline[1].meta_keys = keys
             with pytest.raises(ConfigError, match=r'test_evaluator .* ann_file .* test_dataloader'):
                 check_metrics(cfg, ['test'])
-        cfg.test_dataloader.dataset.datasets[0].pipeline[1].meta_keys = ('img_id', 'instances')
+        cfg.test_dataloader.dataset.datasets[0].pipeline[1].meta_keys = (
+            'img_id',
+            'ori_shape',
+            'instances',
+        )
         check_metrics(cfg, ['test'])
+
+    @pytest.mark.parametrize('key', ['img_id', 'ori_shape'])
+    def test_a_metric_without_ids_or_sizes_of_images(self, here, key):
+        cfg = config()
+        pack = {'type': 'PackDetInputs', 'meta_keys': ['img_id', 'ori_shape']}
+        cfg.test_dataloader.dataset.pipeline = [pack]
+        check_metrics(cfg, ['test'])
+        cfg.test_dataloader.dataset.pipeline[0].meta_keys.remove(key)
+        with pytest.raises(ConfigError, match=f'test_evaluator needs {key} .* meta_keys'):
+            check_metrics(cfg, ['test'])
 
     def test_what_cannot_be_judged_stops_a_test_too(self, here):
         path = here / 'data/pets/val.json'

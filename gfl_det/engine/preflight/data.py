@@ -229,7 +229,7 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
     its place, which takes the same arguments; that is told.
 
     Raises:
-        ConfigError: A metric has no ``ann_file``, and its samples hold no gt boxes.
+        ConfigError: The samples lack what a metric takes from them.
         DataError: A file cannot be judged, or lacks a class or an image of the data sets.
     """
     for split in splits:
@@ -241,8 +241,8 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
                 if (names := class_names(dataset)) is not None
             ):
                 metric['type'] = OUR_VOC_METRIC  # mmdet's gives own classes the names of VOC's
-            if not path and kind is not None:
-                _check_gt(kind, split, datasets_of(cfg, split))
+            if kind is not None:
+                _check_packed(metric, kind, split, datasets_of(cfg, split))
             if kind is None or not path or is_remote(path) or metric.get('backend_args'):
                 continue
             if kind is MMDetCocoMetric:
@@ -280,17 +280,32 @@ def settle_best(cfg: Config) -> None:
     )
 
 
-def _check_gt(kind: type, split: str, datasets: Sequence[Node]) -> None:
-    """Refuse a metric without a file where the pipeline packs no gt boxes with the samples."""
+def _check_packed(metric: Node, kind: type, split: str, datasets: Sequence[Node]) -> None:
+    """Check that the pipelines pack what a metric takes from the samples: ids, gt boxes.
+
+    Raises:
+        ConfigError: They do not.
+    """
     if not issubclass(kind, (MMDetCocoMetric, CalibrationMetric)):
         return
+    needed = ('img_id', 'ori_shape') if issubclass(kind, MMDetCocoMetric) else ('img_id',)
     for dataset in datasets:
-        keys = [
-            node.get('meta_keys') or ()
+        packs = [
+            node.get('meta_keys')
             for _, node in walk(dataset.get('pipeline') or [], '')
             if _type_name(node).endswith(PACK)
         ]
-        if keys and not any('instances' in each for each in keys):
+        lacking = [key for keys in packs if keys for key in needed if key not in keys]
+        if lacking:
+            raise ConfigError(
+                f'{split}_evaluator needs {lacking[0]} of each image: add it to the meta_keys of '
+                f'{PACK} in the pipeline of {split}_dataloader.'
+            )
+        if (
+            not metric.get('ann_file')
+            and packs
+            and not any('instances' in (keys or ()) for keys in packs)
+        ):
             raise ConfigError(
                 f'{split}_evaluator has a metric without gt boxes: give it an ann_file that lists '
                 f"all images of {split}_dataloader, or add 'instances' to the meta_keys of {PACK} "
