@@ -323,6 +323,24 @@ class TestData:
         )
         check_metrics(cfg, ['test'])
 
+    @pytest.mark.parametrize('moved', [0, 1, 40])
+    def test_a_metric_of_other_boxes_under_the_same_names(self, here, moved):
+        """Splits in folders of their own often number their images alike."""
+        path = here / 'data/pets/val.json'
+        content = json.loads(path.read_text())
+        boxes = [dict(content['annotations'][0], id=n, bbox=[90 * n, 9, 20, 20]) for n in range(5)]
+        path.write_text(json.dumps({**content, 'annotations': boxes}))
+        for box in boxes:
+            box['bbox'] = [box['bbox'][0] + moved, 9, 20, 20]
+        other = here / 'other.json'  # without the first box, as if it were of another class
+        other.write_text(json.dumps({**content, 'annotations': boxes[1:]}))
+        cfg = config(test_evaluator={'type': 'gfl_det.CocoMetric', 'ann_file': str(other)})
+        if moved < 20:
+            check_metrics(cfg, ['test'])
+        else:
+            with pytest.raises(DataError, match=r'other\.json, .* 0 of 5 boxes'):
+                check_metrics(cfg, ['test'])
+
     @pytest.mark.parametrize('key', ['img_id', 'ori_shape'])
     def test_a_metric_without_ids_or_sizes_of_images(self, here, key):
         cfg = config()
@@ -372,6 +390,15 @@ class TestPyramid:
         assert '4 levels of strides [4, 8, 16, 32]' in str(caught.value)
         cfg.model.bbox_head.anchor_generator.strides = [4, 8, 16, 32]
         check_pyramid(cfg)
+
+    def test_a_test_compares_them_too(self, here):
+        (here / 'epoch.pth').touch()
+        cfg = config(load_from='epoch.pth', model=gfl_det.get_config('gfl_r18_fpn_digits').model)
+        cfg.model.bbox_head.num_classes = 2
+        preflight.check_testing(cfg)
+        cfg.model.bbox_head.anchor_generator.strides = [16, 32, 64]
+        with pytest.raises(ConfigError, match=r'are \[16, 32, 64\]'):
+            preflight.check_testing(cfg)
 
     @pytest.mark.parametrize('channels', [1, 3, 6])
     def test_those_of_the_shipped_config_fit_images_of_any_channels(self, channels):

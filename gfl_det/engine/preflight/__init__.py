@@ -60,6 +60,7 @@ def check_testing(cfg: Config) -> None:
     check_classes(cfg, TESTING)
     check_calibrator(cfg, TESTING)
     check_data(cfg, TESTING)
+    check_pyramid(cfg)
     check_annotations(cfg, TESTING)
     check_metrics(cfg, TESTING)
 

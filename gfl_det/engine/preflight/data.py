@@ -10,10 +10,14 @@ import mmap
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import compress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.evaluation import VOCMetric as MMDetVOCMetric
 from mmdet.registry import (
@@ -21,9 +25,10 @@ from mmdet.registry import (
     METRICS,  # a bare name is mmdet's, as in a runner
 )
 from mmengine.config import Config
+from pycocotools.mask import iou as box_iou
 
 from gfl_det.datasets import coco
-from gfl_det.datasets.annotations import Entry, absent_text, find, match_classes
+from gfl_det.datasets.annotations import Entry, absent_text, as_boxes, find, match_classes
 from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
 from gfl_det.datasets.checks.draft import Finding
 from gfl_det.datasets.coco import CocoDataset
@@ -69,6 +74,8 @@ OUR_METRIC, OUR_VOC_METRIC = 'gfl_det.CocoMetric', 'gfl_det.VOCMetric'
 PREFIXES = {'CocoMetric': 'coco', 'VOCMetric': 'pascal_voc'}  # of the numbers they give
 BEST = {'coco': 'bbox_mAP', 'pascal_voc': 'mAP'}
 PACK = 'PackDetInputs'
+ALIKE_IOU = 0.5  # of a box that was corrected
+ALIKE_SHARE = 0.5  # of boxes that two files of the same images have in common
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
@@ -350,8 +357,9 @@ def _absent_fault(path: str, datasets: Sequence[Node]) -> str | None:
 
 
 def _check_shown(table: CocoTable, kind: type, datasets: Sequence[Node]) -> None:
-    """Check that classes and images of the data sets are in a metric's file."""
+    """Check that classes, images and boxes of the data sets are in a metric's file."""
     samples: list[Sample] = []
+    boxes: list[np.ndarray] = []  # of each sample
     for dataset in datasets:
         names, path = class_names(dataset), annotation_path(dataset)
         if names is not None and issubclass(kind, CocoMetric):
@@ -363,14 +371,51 @@ def _check_shown(table: CocoTable, kind: type, datasets: Sequence[Node]) -> None
         if len(datasets) == 1 and os.path.realpath(path) == os.path.realpath(table.source):
             return
         folder = image_folder(dataset) or ''
-        samples += [_sample(image, folder) for image in _images(dataset, path)]
-    match_samples(samples, table.image_ids, table.file_names, kind.__name__)
+        content, _ = tidy(read(path), path)
+        images = _images(dataset, content['images'])
+        samples += [_sample(image, folder) for image in images]
+        boxes += _boxes(content, images)
+    rows = match_samples(samples, table.image_ids, table.file_names, kind.__name__)
+    _check_boxes(boxes, table, rows)
 
 
-def _images(dataset: Node, path: str) -> list[Entry]:
+def _boxes(content: Entry, images: list[Entry]) -> list[np.ndarray]:
+    """Return the boxes (n, 4) of each image, xywh px; what is not four numbers is left out."""
+    entries = content.get('annotations') or []
+    values, is_numeric = as_boxes([entry.get('bbox') for entry in entries])
+    of_image: dict[Any, list[np.ndarray]] = defaultdict(list)
+    for entry, box in compress(zip(entries, values), is_numeric.tolist()):
+        of_image[entry['image_id']].append(box)
+    return [np.array(of_image[image['id']]).reshape(-1, 4) for image in images]
+
+
+def _check_boxes(boxes: list[np.ndarray], table: CocoTable, rows: Sequence[int]) -> None:
+    """Refuse a metric's file that has other boxes under the same ids and names of images.
+
+    Folders of several splits often number their images alike. A file with other classes, or with
+    boxes that were corrected, still has most of them.
+
+    Raises:
+        DataError: Most boxes of both files have no counterpart in the other.
+    """
+    totals, found = np.zeros(2), np.zeros(2)
+    for own, row in zip(boxes, rows):
+        other = table.boxes[table.image == row]
+        totals += len(own), len(other)
+        if len(own) and len(other):
+            alike = box_iou(own, other, [0] * len(other)) >= ALIKE_IOU
+            found += alike.any(1).sum(), alike.any(0).sum()
+    if totals.all() and (found / totals).max() < ALIKE_SHARE:
+        raise DataError(
+            f'{table.source}, which the metric reads, has other boxes for the images that are '
+            f'shown: {int(found[0])} of {int(totals[0])} boxes of the data set are there. Give '
+            'both the same file.'
+        )
+
+
+def _images(dataset: Node, images: list[Entry]) -> list[Entry]:
     """Return the images that a data set will show; none where it leaves some out."""
     indices = dataset.get('indices')
-    images = tidy(read(path), path)[0]['images']
     if isinstance(indices, int):
         return images[:indices] if indices >= 0 else images[indices:]
     return (
