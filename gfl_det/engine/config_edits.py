@@ -102,7 +102,9 @@ def resume(cfg: Config, checkpoint: str | None) -> list[str]:
         CheckpointError: The checkpoint is missing or damaged, or all in the work dir are.
     """
     if checkpoint is None:
-        return []
+        if not cfg.get('resume'):
+            return []
+        checkpoint = cfg.get('load_from') or 'auto'  # as mmengine means a config's own resume
     if '://' in checkpoint:
         cfg.load_from = checkpoint
         lines = [f'resuming from {checkpoint}']

@@ -217,6 +217,18 @@ class TestOptions:
         with pytest.raises(CheckpointError, match=r'gone\.pth does not exist; .*epoch_1\.pth'):
             config_edits.resume(cfg, 'gone.pth')
 
+    def test_a_configs_own_resume_is_the_options(self, tmp_path):
+        cfg = shipped()
+        cfg.resume, cfg.work_dir = True, str(tmp_path)
+        assert config_edits.resume(cfg, None)[0].endswith('to resume from: a new training')
+        weights = tmp_path / 'weights.pth'
+        torch.save(dict(state_dict={}), weights)
+        cfg.resume, cfg.load_from = True, str(weights)
+        with pytest.raises(
+            CheckpointError, match=r'weights\.pth holds weights and no training state'
+        ):
+            config_edits.resume(cfg, None)
+
     def test_pictures_go_to_the_folder_named(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         cfg = shipped()

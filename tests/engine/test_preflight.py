@@ -16,7 +16,7 @@ import gfl_det
 from gfl_det.compat.pretrained import resolve
 from gfl_det.engine import preflight
 from gfl_det.engine.preflight.agreement import check_classes, check_pyramid, class_names
-from gfl_det.engine.preflight.data import check_data, check_metrics, sample_file_names
+from gfl_det.engine.preflight.data import check_data, check_metrics, sample_file_names, settle_best
 from gfl_det.engine.preflight.weights import check_weights, unreachable
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.utils.config import annotation_path, datasets_of, image_folder, metrics_of
@@ -340,6 +340,18 @@ class TestData:
         else:
             with pytest.raises(DataError, match=r'other\.json, .* 0 of 5 boxes'):
                 check_metrics(cfg, ['test'])
+
+    @pytest.mark.parametrize(
+        'name', ['bbox_mAP', 'bbox_mAP_s', 'AR@1000', 'dog_precision', 'bbox_map']
+    )
+    def test_the_number_that_is_best_is_one_of_the_metrics(self, name):
+        cfg = config(default_hooks={'checkpoint': {'save_best': f'coco/{name}'}})
+        if name == 'bbox_map':
+            with pytest.raises(ConfigError, match=r'did you mean coco/bbox_mAP'):
+                settle_best(cfg)
+        else:
+            settle_best(cfg)
+            assert cfg.default_hooks.checkpoint.save_best == f'coco/{name}'
 
     @pytest.mark.parametrize('key', ['img_id', 'ori_shape'])
     def test_a_metric_without_ids_or_sizes_of_images(self, here, key):

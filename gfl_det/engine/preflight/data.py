@@ -5,6 +5,7 @@ A metric reads its own annotation file, in training for the first time after an 
 
 from __future__ import annotations
 
+import difflib
 import json
 import mmap
 import os
@@ -37,7 +38,7 @@ from gfl_det.datasets.tidying import find_file, is_there, refuse_other_formats, 
 from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.calibration_metric import CalibrationMetric
-from gfl_det.evaluation.coco_metric import CocoMetric
+from gfl_det.evaluation.coco_metric import AVERAGE_PRECISIONS, AVERAGE_RECALLS, CocoMetric
 from gfl_det.evaluation.shown import Sample, match_samples
 from gfl_det.evaluation.voc_metric import has_own_classes
 from gfl_det.utils.config import (
@@ -72,6 +73,14 @@ Your own data, as COCO JSON: see "your own data" in README.md"""
 DEMO_HELP = 'No data at hand: `make demo` trains on an embedded data set and needs no download.'
 OUR_METRIC, OUR_VOC_METRIC = 'gfl_det.CocoMetric', 'gfl_det.VOCMetric'
 PREFIXES = {'CocoMetric': 'coco', 'VOCMetric': 'pascal_voc'}  # of the numbers they give
+COCO_NUMBERS = [
+    *(
+        f'{kind}_{item}'
+        for kind in ('bbox', 'segm')
+        for item in AVERAGE_PRECISIONS + AVERAGE_RECALLS
+    ),
+    *AVERAGE_RECALLS,
+]
 BEST = {'coco': 'bbox_mAP', 'pascal_voc': 'mAP'}
 PACK = 'PackDetInputs'
 ALIKE_IOU = 0.5  # of a box that was corrected
@@ -271,6 +280,9 @@ def settle_best(cfg: Config) -> None:
 
     A config that inherits COCO's ``coco/bbox_mAP`` and judges by VOC's metric would stop after its
     first validation.
+
+    Raises:
+        ConfigError: ``CocoMetric`` gives no number of the name.
     """
     saver = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     best, metrics = saver.get('save_best'), metrics_of(cfg, 'val')
@@ -278,7 +290,14 @@ def settle_best(cfg: Config) -> None:
     if not isinstance(best, str) or '/' not in best or not known or None in known:
         return
     prefixes = [each.get('prefix') or prefix for each, prefix in zip(metrics, known)]
-    if best.partition('/')[0] in prefixes:
+    prefix, _, name = best.partition('/')
+    if prefix in prefixes:
+        is_coco = known[prefixes.index(prefix)] == 'coco'
+        is_free = name.endswith('_precision') or name.startswith('AR@')  # of classes, of numbers
+        if is_coco and not is_free and name not in COCO_NUMBERS:
+            near = difflib.get_close_matches(name, COCO_NUMBERS, n=1)
+            hint = f'did you mean {prefix}/{near[0]}?' if near else 'bbox_mAP is the usual one.'
+            raise ConfigError(f"save_best={best!r} is none of CocoMetric's numbers: {hint}")
         return
     saver['save_best'] = f'{prefixes[0]}/{BEST[str(known[0])]}'
     print(
