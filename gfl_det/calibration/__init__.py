@@ -24,7 +24,7 @@ from gfl_det.evaluation.detections import (
     read_json,
     truths_from_coco,
 )
-from gfl_det.evaluation.functional import evaluate_detections
+from gfl_det.evaluation.evaluate import evaluate_detections
 from gfl_det.evaluation.matching import Matches, match
 
 __all__ = [

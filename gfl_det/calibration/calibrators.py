@@ -17,7 +17,8 @@ from gfl_det.calibration.maps import FITS, Identity, Method, ScoreMap, fit_of
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import Detections, Truths, check_detections, fingerprint
-from gfl_det.evaluation.functional import TARGETS, Target, keep_above, optimal_lrp, targets_of
+from gfl_det.evaluation.evaluate import keep_above
+from gfl_det.evaluation.functional import TARGETS, Target, optimal_lrp, targets_of
 from gfl_det.evaluation.matching import (
     PER_DETECTION,
     TRUE,

@@ -1,16 +1,15 @@
 """Detection calibration errors under one name: NumPy alone, nothing registered.
 
-They live in :mod:`gfl_det.evaluation.functional`; the metrics of classifiers, which the studies
-use, are in ``projects/calibration_study``.
+They live in :mod:`gfl_det.evaluation.functional` and :mod:`gfl_det.evaluation.evaluate`; the
+metrics of classifiers, which the studies use, are in ``projects/calibration_study``.
 """
 
+from gfl_det.evaluation.evaluate import errors_by_class, evaluate_detections, keep_above
+from gfl_det.evaluation.floors import dece_floor, laace_floor, laece_floor
 from gfl_det.evaluation.functional import (
     COCO_TAUS,
     average_precision,
     dece,
-    errors_by_class,
-    evaluate_detections,
-    keep_above,
     laace,
     laece,
     lrp,
@@ -25,11 +24,14 @@ __all__ = [
     'COCO_TAUS',
     'average_precision',
     'dece',
+    'dece_floor',
     'errors_by_class',
     'evaluate_detections',
     'keep_above',
     'laace',
+    'laace_floor',
     'laece',
+    'laece_floor',
     'lrp',
     'match',
     'optimal_lrp',

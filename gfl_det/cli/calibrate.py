@@ -392,11 +392,19 @@ def _compare(
     detections: Detections, calibrated: np.ndarray, truths: Truths
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Metrics of raw and of calibrated scores; some are printed side by side."""
-    from gfl_det.evaluation.functional import evaluate_detections
+    from gfl_det.evaluation.evaluate import INSIDE, evaluate_detections, inside_floor
 
     after = evaluate_detections(detections._replace(scores=calibrated), truths)
     before = evaluate_detections(detections, truths)
-    print(f'{"":8} {"raw":>7} {"calibrated":>11}')
+    print(f'{"":8} {"raw":>8} {"calibrated":>11}   count   .95 of floor      debiased')
     for name in SHOWN:
-        print(f'{name:8} {before[name]:7.4f} {after[name]:11.4f}')
+        sides = [f'{each[name]:.4f}{"*" * inside_floor(each, name)}' for each in (before, after)]
+        line = f'{name:8} {sides[0]:>8} {sides[1]:>11}'
+        if f'{name}_floor' in after:
+            line += f' {after[f"{name}_count"]:7.0f}'
+            for end in ('_floor_95', '_debiased'):
+                line += f'  {before[name + end]:6.4f} {after[name + end]:6.4f}'
+        print(line)
+    if any(inside_floor(each, name) for each in (before, after) for name in SHOWN):
+        print(INSIDE)
     return before, after

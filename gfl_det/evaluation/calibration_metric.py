@@ -19,7 +19,13 @@ from gfl_det.evaluation.detections import (
     sorted_rows,
     truths_of_table,
 )
-from gfl_det.evaluation.functional import errors_by_class, evaluate_detections, keep_above
+from gfl_det.evaluation.evaluate import (
+    INSIDE,
+    errors_by_class,
+    evaluate_detections,
+    format_metrics,
+    keep_above,
+)
 from gfl_det.evaluation.matching import ZeroOverlap
 from gfl_det.evaluation.shown import (
     Sample,
@@ -144,23 +150,29 @@ class CalibrationMetric(BaseMetric):
         )
         if self.classwise:
             self._log_classes(detections, truths)
-        values = ', '.join(f'{name} {value:.4f}' for name, value in metrics.items())
-        print_log(f'Calibration: {values}', logger='current')
+        print_log(f'Calibration:\n{format_metrics(metrics)}', logger='current')
         return metrics
 
     def _log_classes(self, detections: Detections, truths: Truths) -> None:
         tau = self.taus[0]
-        laece, laace, lrp = errors_by_class(detections, truths, tau, self.zero_overlap)
-        width = max(map(len, truths.class_names))
-        head = f'{"class":{width}}  LaECE  LaACE    LRP    loc     FP     FN'
+        errors = errors_by_class(detections, truths, tau, self.zero_overlap)
+        laece, laace = errors.laece.per_class, errors.laace.per_class
+        width = max(5, *map(len, truths.class_names))
+        head = (
+            f'{"class":{width}}  count  LaECE   floor .95  LaACE   floor .95    LRP    loc     FP'
+            '     FN'
+        )
         rows = [
-            f'{name:{width}} '
-            + ' '.join(f'{value:6.3f}' for value in (laece.per_class[k], laace.per_class[k]))
+            f'{name:{width}} {laece.number[k]:6d} '
+            + ' '.join(
+                f'{floor.value[k]:6.3f}{"*" if floor.inside[k] else " "} {floor.upper[k]:10.3f}'
+                for floor in (laece, laace)
+            )
             + ' '
-            + ' '.join(f'{values[k]:6.3f}' for values in lrp)
+            + ' '.join(f'{values[k]:6.3f}' for values in errors.lrp)
             for k, name in enumerate(truths.class_names)
         ]
-        print_log('\n'.join([f'At IoU {tau:g}:', head, *rows]), logger='current')
+        print_log('\n'.join([f'At IoU {tau:g}:', head, *rows, INSIDE]), logger='current')
 
 
 def _truths_of_rows(table: CocoTable, rows: Sequence[int]) -> tuple[Truths, list[int]]:

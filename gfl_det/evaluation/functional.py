@@ -1,4 +1,4 @@
-"""Metrics of matched detections: LRP, reliability, calibration errors, AP, and all of them at once.
+"""Metrics of matched detections: LRP, reliability, calibration errors, AP.
 
 Sources: Oksuz et al., "Localization Recall Precision (LRP): A New Performance Metric for Object
 Detection", ECCV 2018 (LRP, oLRP); Oksuz et al., "Towards Building Self-Aware Object
@@ -18,9 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gfl_det.errors import ConfigError
-from gfl_det.evaluation.detections import Detections, Truths
-from gfl_det.evaluation.matching import FALSE, TRUE, Matches, ZeroOverlap, match
+from gfl_det.evaluation.matching import FALSE, TRUE, Matches
 
 Target = Literal['iou', 'precision']
 TARGETS = ('iou', 'precision')
@@ -29,8 +27,6 @@ DECE_BINS = 10
 COCO_TAUS = np.linspace(0.5, 0.95, 10)  # those of COCO's AP
 HALF = 0  # index of 0.5 among them: the IoU of D-ECE, oLRP and AP50
 RECALLS = np.linspace(0, 1, 101)
-# Names of the parts of LRP, behind the metric's.
-PARTS = dict(total='', loc='_loc', fp='_FP', fn='_FN')
 
 
 class LRP(NamedTuple):
@@ -411,137 +407,3 @@ def _precision(state: np.ndarray, truths: int) -> np.ndarray:
     best_beyond = np.maximum.accumulate(precision[::-1])[::-1]
     place = np.searchsorted(right / truths, RECALLS)
     return np.append(best_beyond, 0)[place]
-
-
-def evaluate_detections(
-    detections: Detections,
-    truths: Truths,
-    taus: Sequence[float] = (0.0, 0.5),
-    zero_overlap: ZeroOverlap = 'oracle',
-    resamples: int = 0,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Judge detections as they are; cut them first to judge an operating point.
-
-    Args:
-        detections: with calibrated scores or raw ones.
-        truths: of the same images.
-        taus: thresholds below 1 of the IoU for LaECE, LaACE and LRP.
-        zero_overlap: see :func:`.matching.match`; at tau 0 the other way is given too.
-        resamples: of the images, about 1,000, for confidence intervals; 0 for none.
-        seed: of the resamples.
-
-    Returns:
-        Fractions, NaN where no class has a value: ``LaECE_{tau}``, ``LaACE_{tau}`` and
-        ``LRP_{tau}`` with its parts ``_loc``, ``_FP``, ``_FN``; at tau 0 the same with
-        ``_reject`` (or ``_oracle``) at the end; ``D-ECE``; ``oLRP`` with its parts; ``AP``,
-        ``AP50``, ``AP75``; and how many classes count, have no gt box, or no detection that
-        counts: ``classes``, ``classes_without_truths``, ``classes_without_detections``. With
-        ``resamples`` also the ends of each metric's .95 interval, ``NAME_low`` and ``NAME_high``
-        (:mod:`.bootstrap`).
-
-    Raises:
-        ConfigError: a threshold or the number of resamples is out of range.
-
-    Example:
-        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
-        >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
-        >>> metrics = evaluate_detections(Detections(image, label, square, np.array([0.9])), truths)
-        >>> round(metrics['AP'], 4), round(metrics['LaECE_0'], 4), round(metrics['D-ECE'], 4)
-        (1.0, 0.1, 0.1)
-    """
-    _check_taus(taus)
-    if resamples < 0:
-        raise ConfigError(f'resamples is a number of at least 0, not {resamples!r}')
-    metrics: dict[str, float] = {}
-    matched: list[tuple[Matches, str]] = []  # with what stands behind the names
-    found = match(detections, truths, [*taus, *COCO_TAUS], zero_overlap)
-    for tau, matches in zip(taus, found):
-        metrics.update(_at_tau(matches, f'{tau:g}'))
-        matched.append((matches, ''))
-        if tau == 0:
-            other: ZeroOverlap = 'reject' if zero_overlap == 'oracle' else 'oracle'
-            (matches,) = match(detections, truths, [tau], other)
-            matched.append((matches, f'_{other}'))
-            at_zero = _at_tau(matches, '0')
-            metrics.update({f'{name}_{other}': value for name, value in at_zero.items()})
-    coco = found[len(taus) :]
-    half = coco[HALF]
-    metrics['D-ECE'] = dece(half).mean
-    metrics.update(_parts(optimal_lrp(half).lrp, 'oLRP'))
-    precision = average_precision(coco)
-    metrics.update(AP=precision.mean, AP50=precision.per_tau[HALF], AP75=precision.per_tau[5])
-    left_out = skipped(half)
-    metrics['classes'] = laece(half).classes_used
-    metrics['classes_without_truths'] = len(left_out.without_truths)
-    metrics['classes_without_detections'] = len(left_out.without_detections)
-    if resamples:
-        from gfl_det.evaluation.bootstrap import resample  # it reads this module
-        from gfl_det.evaluation.weighted import DetectionStatistics
-
-        statistics = DetectionStatistics(matched, coco, detections, truths)
-        for name, interval in resample(statistics, resamples, seed).items():
-            if name in metrics:
-                metrics.update({f'{name}_low': interval.low, f'{name}_high': interval.high})
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def errors_by_class(
-    detections: Detections, truths: Truths, tau: float, zero_overlap: ZeroOverlap = 'oracle'
-) -> tuple[CalibrationError, CalibrationError, LRP]:
-    """LaECE, LaACE and LRP with their values for each class.
-
-    Args:
-        detections: with calibrated scores or raw ones.
-        truths: of the same images.
-        tau: threshold below 1 of the IoU.
-        zero_overlap: see :func:`.matching.match`.
-
-    Example:
-        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
-        >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
-        >>> found = Detections(image, label, square, np.array([0.9]))
-        >>> laece_error, laace_error, lrp_error = errors_by_class(found, truths, tau=0.5)
-        >>> laece_error.per_class.round(2), lrp_error.total
-        (array([0.1]), array([0.]))
-    """
-    _check_taus([tau])
-    (matches,) = match(detections, truths, [tau], zero_overlap)
-    return laece(matches), laace(matches), lrp(matches)
-
-
-def keep_above(
-    detections: Detections, thresholds: np.ndarray | Sequence[float] | float
-) -> np.ndarray:
-    """Mask ``(N,)`` of the detections with at least the score that their class is cut at.
-
-    Args:
-        detections: N.
-        thresholds: ``(K,)``, or one for all classes; NaN keeps all.
-
-    Example:
-        >>> found = Detections(*np.zeros((2, 2), int), np.zeros((2, 4)), np.array([0.6, 0.4]))
-        >>> keep_above(found, 0.5)
-        array([ True, False])
-    """
-    by_class = np.asarray(thresholds, float)
-    least = by_class[detections.label] if by_class.ndim else by_class
-    return ~(detections.scores < least)
-
-
-def _check_taus(taus: Sequence[float]) -> None:
-    for tau in taus:
-        if not 0 <= tau < 1:
-            raise ConfigError(f'LRP is defined for an IoU threshold in [0, 1), not {tau!r}')
-
-
-def _at_tau(matches: Matches, name: str) -> dict[str, float]:
-    errors = {f'LaECE_{name}': laece(matches).mean, f'LaACE_{name}': laace(matches).mean}
-    return {**errors, **_parts(lrp(matches), f'LRP_{name}')}
-
-
-def _parts(values: LRP, name: str) -> dict[str, float]:
-    means = values.means()
-    return {f'{name}{end}': float(getattr(means, part)) for part, end in PARTS.items()}

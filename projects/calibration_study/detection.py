@@ -21,7 +21,7 @@ import numpy as np
 from gfl_det.calibration.calibrators import DetectionCalibrator, Settings, fit_calibrator
 from gfl_det.calibration.maps import Method
 from gfl_det.calibration.splits import Judged, split
-from gfl_det.evaluation.functional import evaluate_detections
+from gfl_det.evaluation.evaluate import evaluate_detections
 from gfl_det.evaluation.matching import match
 
 METHODS: tuple[Method, ...] = ('identity', 'temperature', 'platt', 'linear', 'isotonic')

@@ -21,7 +21,7 @@ from gfl_det.calibration.distribution import (
 )
 from gfl_det.calibration.splits import split_images, take_edge_images
 from gfl_det.evaluation.detections import Truths
-from gfl_det.evaluation.functional import evaluate_detections
+from gfl_det.evaluation.evaluate import evaluate_detections
 
 VIEWS: dict[str, tuple[Cut, Cut]] = {'all': (0.0, 0.0), 'kept': ('lrp', 'lrp')}
 # What each calibrator reads; None is the raw score, an empty tuple isotonic regression alone.

@@ -24,7 +24,7 @@ from gfl_det import calibration
 from gfl_det.calibration.apply import check_class_names
 from gfl_det.engine.preflight.agreement import check_calibrator
 from gfl_det.errors import DataError
-from gfl_det.evaluation import functional
+from gfl_det.evaluation import evaluate
 from gfl_det.visualization.report import calibration as report
 from projects.benchmark.detections import make_set
 from tests.helpers.edge_scenes import scene
@@ -83,7 +83,7 @@ def test_the_tool_fits_and_applies(tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / 'new' / 'out.json'
     run(monkeypatch, 'apply', path, '--truths', truths, '--results', results, '--out', str(out))
     table = {
-        line.split()[0]: [float(each) for each in line.split()[1:]]
+        line.split()[0]: [float(each.rstrip('*')) for each in line.split()[1:]]
         for line in capsys.readouterr().out.splitlines()
         if line.startswith(('LaECE_0', 'AP '))
     }
@@ -151,8 +151,8 @@ def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
     run(monkeypatch, 'fit', path, '--truths', truths, '--results', results, *options)
     truths, results = write_set(tmp_path, 1)
     given = ['--truths', truths, '--results', results, '--out', str(out)]
-    counted = mock.Mock(wraps=functional.evaluate_detections)
-    monkeypatch.setattr(functional, 'evaluate_detections', counted)
+    counted = mock.Mock(wraps=evaluate.evaluate_detections)
+    monkeypatch.setattr(evaluate, 'evaluate_detections', counted)
     monkeypatch.setattr(report, 'evaluate_detections', counted, raising=False)
     run(monkeypatch, 'report', path, *given)
     assert counted.call_count == 2  # of large data sets it takes minutes
@@ -175,6 +175,8 @@ def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
     for side, entries in zip(sides, (raw, mapped)):
         precision = judged_by_pycocotools(truths, entries).eval['precision'][..., 0, -1]
         assert side['metrics']['AP'] == digits(precision.mean())
+        assert set(side['floors']) == {'LaECE_0', 'LaACE_0', 'D-ECE'}
+        assert side['floors']['LaECE_0'][0] > 100  # detections
         assert sum(side['number'][0]) == sum(map(sum, side['number'][1:])) <= len(entries)
 
     lrps = []

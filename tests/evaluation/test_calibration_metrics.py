@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from gfl_det.calibration import evaluate_detections, match
 from gfl_det.errors import ConfigError
+from gfl_det.evaluation.evaluate import errors_by_class, keep_above
 from gfl_det.evaluation.functional import (
     dece,
-    errors_by_class,
-    keep_above,
     laace,
     laece,
     lrp,
@@ -303,8 +302,8 @@ class TestClassesLeftOut:
 def test_values_of_each_class() -> None:
     data = scene([(0, 0, UNIT, False), (0, 1, UNIT, False)], [(0, 1, UNIT, 0.6)], ('a', 'b'))
     error, adaptive, recall = errors_by_class(*data, 0.5)
-    np.testing.assert_allclose(error.per_class, [np.nan, 0.4])
-    np.testing.assert_allclose(adaptive.per_class, [np.nan, 0.4])
+    np.testing.assert_allclose(error.per_class.value, [np.nan, 0.4])
+    np.testing.assert_allclose(adaptive.per_class.value, [np.nan, 0.4])
     np.testing.assert_allclose(recall.total, [1, 0])
 
 

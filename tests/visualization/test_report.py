@@ -154,6 +154,7 @@ def test_a_calibrator_gives_two_sides(files, tmp_path):
     for side, scores in zip(sides, (raw.scores, mapped)):
         metrics = evaluate_detections(raw._replace(scores=scores), data.truths)
         assert side['metrics']['LaECE_0'] == metrics['LaECE_0']
+        assert side['floors']['LaECE_0'][1] == metrics['LaECE_0_floor_95']
         held = np.nansum(side['number'][0] * side['score'][0])
         assert held == pytest.approx(scores.sum())  # 20 an image: all of them count
     np.testing.assert_array_equal(data.raw_scores, read(files).detections.scores)

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from gfl_det.calibration import Detections, detections_from_coco, match, truths_from_coco
-from gfl_det.evaluation.functional import keep_above
+from gfl_det.evaluation.evaluate import keep_above
 from gfl_det.evaluation.matching import FALSE, TRUE
 from gfl_det.visualization.report import curves
 from gfl_det.visualization.report.curves import (

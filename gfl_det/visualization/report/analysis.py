@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gfl_det.evaluation.detections import Detections, Truths
-from gfl_det.evaluation.functional import evaluate_detections, keep_above, reliability
+from gfl_det.evaluation.evaluate import evaluate_detections, keep_above
+from gfl_det.evaluation.functional import reliability
 from gfl_det.evaluation.matching import Matches, match
 from gfl_det.utils.console import Progress
 from gfl_det.visualization import class_colours
@@ -37,6 +38,7 @@ from gfl_det.visualization.report.errors import (
 
 NUM_BINS = 20  # of reliability
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP')
+FLOOR_ENDS = ('_count', '_floor_95', '_debiased')
 STEPS = 7
 SECTIONS = (
     *('summary', 'precision', 'reliability', 'uncertainty'),
@@ -156,15 +158,18 @@ def _sides(data: ReportData) -> list[dict[str, Any]]:
     sides = {'scores': found}
     if data.raw_scores is not None:
         sides = {'raw': found._replace(scores=data.raw_scores), 'calibrated': found}
-    measured = {name: evaluate_detections(each, data.truths) for name, each in sides.items()}
     return [
-        reliability_side(name, each, data.truths, {key: measured[name][key] for key in METRICS})
+        reliability_side(name, each, data.truths, evaluate_detections(each, data.truths), METRICS)
         for name, each in sides.items()
     ]
 
 
 def reliability_side(
-    name: str, found: Detections, truths: Truths, metrics: dict[str, float]
+    name: str,
+    found: Detections,
+    truths: Truths,
+    metrics: dict[str, float],
+    listed: Sequence[str],
 ) -> dict[str, Any]:
     """One side of the section on reliability.
 
@@ -172,7 +177,8 @@ def reliability_side(
         name: of the side.
         found: detections with its scores.
         truths: of the same images.
-        metrics: to list.
+        metrics: of :func:`.evaluate.evaluate_detections`.
+        listed: names of those to list.
 
     Returns:
         Beside name and metrics ``number``, ``score`` and ``iou``: ``(1 + K, NUM_BINS)`` of all
@@ -187,7 +193,18 @@ def reliability_side(
     pooled = reliability(scores, ious, edges)
     apart = reliability(scores, ious, edges, label, len(truths.category_ids))
     rows = [np.concatenate([one, each]) for one, each in zip(pooled[1:], apart[1:])]
-    return dict(name=name, metrics=metrics, number=rows[0].astype(int), score=rows[1], iou=rows[2])
+    return dict(
+        name=name,
+        metrics={each: metrics[each] for each in listed},
+        floors={
+            each: [metrics[each + end] for end in FLOOR_ENDS]
+            for each in listed
+            if f'{each}_floor' in metrics
+        },
+        number=rows[0].astype(int),
+        score=rows[1],
+        iou=rows[2],
+    )
 
 
 def _uncertainty(data: ReportData, half: Matches) -> dict[str, Any]:

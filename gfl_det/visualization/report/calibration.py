@@ -81,7 +81,7 @@ def write_report(
     make_folder(folder)
     mapped = detections._replace(scores=calibrated)
     sides = [
-        reliability_side(name, found, truths, {each: measured[each] for each in METRICS})
+        reliability_side(name, found, truths, measured, METRICS)
         for name, found, measured in zip(('raw', 'calibrated'), (detections, mapped), metrics)
     ]
     number = np.bincount(detections.label, minlength=len(truths.class_names))

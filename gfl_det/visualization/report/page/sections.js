@@ -35,6 +35,11 @@ function precision(data, label) {
     chart({title: `F1 of what is kept, IoU .5, ${named(data, label)}`, x: {label: 'least score', domain: unit}, y: {label: 'F1', domain: unit}, series: f1}))];
 }
 
+function marked(name, sides) {
+  const inside = sides.filter((side) => side.floors[name] && side.metrics[name] <= side.floors[name][1]).map((side) => side.name);
+  return inside.length ? `${name} * ${sides.length > 1 ? inside.join(', ') : ''}` : name;
+}
+
 function reliability(data, label) {
   const sides = data.reliability, row = label + 1;
   const bins = sides[0].number[0].length, unit = [0, 1];
@@ -51,8 +56,11 @@ function reliability(data, label) {
       chart({title: `Reliability, ${named(data, label)}`, diagonal: true, x: {label: 'mean score', domain: unit}, y: {label: 'mean IoU', domain: unit}, series: curves}),
       chart({title: 'How many detections', x: {label: 'score', domain: unit}, y: {label: 'log10 of 1 + number', domain: [0, highest]}, series: bars})),
     make('h3', {}, 'Errors of calibration, all classes'),
-    table([['error'], ...sides.map((side) => [side.name, share])],
-      metrics.map((name) => [name, ...sides.map((side) => side.metrics[name])]), {sorted: false, label: 'Calibration errors'}),
+    table([['error'], ...sides.flatMap((side) => [[side.name, share], ['detections', (value) => number(value)], ['.95 of floor', share], ['debiased', share]])],
+      metrics.map((name) => [marked(name, sides), ...sides.flatMap((side) => [side.metrics[name], ...(side.floors[name] || [null, null, null])])]),
+      {sorted: false, label: 'Calibration errors'}),
+    make('p', {class: 'hint'}, 'Absolute gaps of few detections are never 0: one in twenty perfectly calibrated detectors with these scores shows more than .95 of floor. ' +
+      '* inside it: no evidence against the scores. The debiased error of such a detector is 0 on average.'),
   ];
 }
 

@@ -1,0 +1,244 @@
+"""All metrics of detections at once, with noise floors, and with intervals where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gfl_det.errors import ConfigError
+from gfl_det.evaluation.bootstrap import resample
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.floors import ErrorFloor, dece_floor, laace_floor, laece_floor
+from gfl_det.evaluation.functional import (
+    COCO_TAUS,
+    HALF,
+    LRP,
+    average_precision,
+    laece,
+    lrp,
+    optimal_lrp,
+    skipped,
+)
+from gfl_det.evaluation.matching import Matches, ZeroOverlap, match
+from gfl_det.evaluation.weighted import DetectionStatistics
+
+# Names of the parts of LRP, behind the metric's.
+PARTS = dict(total='', loc='_loc', fp='_FP', fn='_FN')
+# What stands beside a calibration error, behind its name.
+FLOOR_PARTS = {
+    '': 'value',
+    '_count': 'number',
+    '_floor': 'mean',
+    '_floor_95': 'upper',
+    '_debiased': 'debiased',
+    '_sweep': 'sweep',
+}
+INSIDE = '* inside its floor: a perfectly calibrated detector with these scores shows as much'
+
+
+def evaluate_detections(
+    detections: Detections,
+    truths: Truths,
+    taus: Sequence[float] = (0.0, 0.5),
+    zero_overlap: ZeroOverlap = 'oracle',
+    resamples: int = 0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Judge detections as they are; cut them first to judge an operating point.
+
+    Args:
+        detections: with calibrated scores or raw ones.
+        truths: of the same images.
+        taus: thresholds below 1 of the IoU for LaECE, LaACE and LRP.
+        zero_overlap: see :func:`.matching.match`; at tau 0 the other way is given too.
+        resamples: of the images, about 1,000, for confidence intervals; 0 for none.
+        seed: of the resamples and of the floors' draws.
+
+    Returns:
+        Fractions, NaN where no class has a value: ``LaECE_{tau}``, ``LaACE_{tau}`` and
+        ``LRP_{tau}`` with its parts ``_loc``, ``_FP``, ``_FN``; at tau 0 the same with
+        ``_reject`` (or ``_oracle``) at the end; ``D-ECE``; ``oLRP`` with its parts; ``AP``,
+        ``AP50``, ``AP75``; and how many classes count, have no gt box, or no detection that
+        counts: ``classes``, ``classes_without_truths``, ``classes_without_detections``.
+
+        Beside each calibration error ``NAME`` (:mod:`.floors`): ``NAME_count`` of detections,
+        ``NAME_floor`` and ``NAME_floor_95``, the mean and the .95 quantile of a perfectly
+        calibrated detector with these scores, and the estimates ``NAME_debiased`` and (not of
+        LaACE) ``NAME_sweep``. With ``resamples`` the ends of each metric's .95 interval,
+        ``NAME_low`` and ``NAME_high`` (:mod:`.bootstrap`).
+
+    Raises:
+        ConfigError: a threshold or the number of resamples is out of range.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> metrics = evaluate_detections(Detections(image, label, square, np.array([0.9])), truths)
+        >>> round(metrics['AP'], 4), round(metrics['LaECE_0'], 4), round(metrics['D-ECE'], 4)
+        (1.0, 0.1, 0.1)
+    """
+    _check_taus(taus)
+    if resamples < 0:
+        raise ConfigError(f'resamples is a number of at least 0, not {resamples!r}')
+    metrics: dict[str, float] = {}
+    matched: list[tuple[Matches, str]] = []  # with what stands behind the names
+    found = match(detections, truths, [*taus, *COCO_TAUS], zero_overlap)
+    for tau, matches in zip(taus, found):
+        metrics.update(_at_tau(matches, f'{tau:g}', seed))
+        matched.append((matches, ''))
+        if tau == 0:
+            other: ZeroOverlap = 'reject' if zero_overlap == 'oracle' else 'oracle'
+            (matches,) = match(detections, truths, [tau], other)
+            matched.append((matches, f'_{other}'))
+            metrics.update(_at_tau(matches, '0', seed, f'_{other}'))
+    coco = found[len(taus) :]
+    half = coco[HALF]
+    metrics.update(_named('D-ECE', dece_floor(half, seed=seed)))
+    metrics.update(_parts(optimal_lrp(half).lrp, 'oLRP'))
+    precision = average_precision(coco)
+    metrics.update(AP=precision.mean, AP50=precision.per_tau[HALF], AP75=precision.per_tau[5])
+    left_out = skipped(half)
+    metrics['classes'] = laece(half).classes_used
+    metrics['classes_without_truths'] = len(left_out.without_truths)
+    metrics['classes_without_detections'] = len(left_out.without_detections)
+    if resamples:
+        statistics = DetectionStatistics(matched, coco, detections, truths)
+        for name, interval in resample(statistics, resamples, seed).items():
+            if name in metrics:
+                metrics.update({f'{name}_low': interval.low, f'{name}_high': interval.high})
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def inside_floor(metrics: Mapping[str, float], name: str) -> bool:
+    """Whether a perfectly calibrated detector with these scores shows as much.
+
+    False for what has no floor, such as AP.
+
+    Example:
+        >>> inside_floor({'D-ECE': 0.08, 'D-ECE_floor_95': 0.11}, 'D-ECE')
+        True
+    """
+    return metrics[name] <= metrics.get(f'{name}_floor_95', float('-inf'))
+
+
+def format_metrics(metrics: Mapping[str, float], names: Sequence[str] | None = None) -> str:
+    """A table of metrics beside their counts, floors and intervals.
+
+    Args:
+        metrics: of :func:`evaluate_detections`.
+        names: rows, in order; None: all that are neither a count, a floor nor an end.
+
+    Example:
+        >>> known = {'D-ECE': 0.08, 'D-ECE_count': 150, 'D-ECE_floor': 0.07}
+        >>> print(format_metrics(known | {'D-ECE_floor_95': 0.11, 'D-ECE_debiased': 0.004}))
+        metric       value  count  floor  .95 of it  debiased  .95 interval
+        D-ECE      0.0800*    150 0.0700     0.1100    0.0040
+        * inside its floor: a perfectly calibrated detector with these scores shows as much
+    """
+    if names is None:
+        ends = (*FLOOR_PARTS, '_low', '_high')
+        names = [name for name in metrics if not any(_is_end(metrics, name, end) for end in ends)]
+    width = max(10, *map(len, names))
+    lines = [f'{"metric":{width}} {"value":>7}  count  floor  .95 of it  debiased  .95 interval']
+    marked = False
+    for name in names:
+        mark = '*' if inside_floor(metrics, name) else ' '
+        marked = marked or mark == '*'
+        line = f'{name:{width}} {metrics[name]:7.4f}{mark}'
+        if f'{name}_floor' in metrics:
+            count, floor, upper, debiased = (
+                metrics[f'{name}{end}'] for end in ('_count', '_floor', '_floor_95', '_debiased')
+            )
+            line += f' {count:6.0f} {floor:6.4f} {upper:10.4f} {debiased:9.4f}'
+        elif f'{name}_low' in metrics:
+            line += ' ' * 35
+        if f'{name}_low' in metrics:
+            line += f'  {metrics[f"{name}_low"]:.4f} to {metrics[f"{name}_high"]:.4f}'
+        lines.append(line.rstrip())
+    return '\n'.join(lines + [INSIDE] * marked)
+
+
+def _is_end(metrics: Mapping[str, float], name: str, end: str) -> bool:
+    return bool(end) and name.endswith(end) and name.removesuffix(end) in metrics
+
+
+class ClassErrors(NamedTuple):
+    """Calibration errors with their floors, and LRP, at one threshold."""
+
+    laece: ErrorFloor
+    laace: ErrorFloor
+    lrp: LRP
+
+
+def errors_by_class(
+    detections: Detections, truths: Truths, tau: float, zero_overlap: ZeroOverlap = 'oracle'
+) -> ClassErrors:
+    """LaECE, LaACE and LRP with their values for each class.
+
+    Args:
+        detections: with calibrated scores or raw ones.
+        truths: of the same images.
+        tau: threshold below 1 of the IoU.
+        zero_overlap: see :func:`.matching.match`.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.9]))
+        >>> errors = errors_by_class(found, truths, tau=0.5)
+        >>> errors.laece.per_class.value.round(2), errors.laece.per_class.number, errors.lrp.total
+        (array([0.1]), array([1]), array([0.]))
+    """
+    _check_taus([tau])
+    (matches,) = match(detections, truths, [tau], zero_overlap)
+    return ClassErrors(laece_floor(matches), laace_floor(matches), lrp(matches))
+
+
+def keep_above(
+    detections: Detections, thresholds: np.ndarray | Sequence[float] | float
+) -> np.ndarray:
+    """Mask ``(N,)`` of the detections with at least the score that their class is cut at.
+
+    Args:
+        detections: N.
+        thresholds: ``(K,)``, or one for all classes; NaN keeps all.
+
+    Example:
+        >>> found = Detections(*np.zeros((2, 2), int), np.zeros((2, 4)), np.array([0.6, 0.4]))
+        >>> keep_above(found, 0.5)
+        array([ True, False])
+    """
+    by_class = np.asarray(thresholds, float)
+    least = by_class[detections.label] if by_class.ndim else by_class
+    return ~(detections.scores < least)
+
+
+def _check_taus(taus: Sequence[float]) -> None:
+    for tau in taus:
+        if not 0 <= tau < 1:
+            raise ConfigError(f'LRP is defined for an IoU threshold in [0, 1), not {tau!r}')
+
+
+def _at_tau(matches: Matches, tau: str, seed: int, end: str = '') -> dict[str, float]:
+    return {
+        **_named(f'LaECE_{tau}{end}', laece_floor(matches, seed=seed)),
+        **_named(f'LaACE_{tau}{end}', laace_floor(matches)),
+        **{f'{name}{end}': value for name, value in _parts(lrp(matches), f'LRP_{tau}').items()},
+    }
+
+
+def _named(name: str, floor: ErrorFloor) -> dict[str, float]:
+    values = floor.pooled._asdict()
+    parts = {f'{name}{end}': float(values[part]) for end, part in FLOOR_PARTS.items()}
+    if name.startswith('LaACE'):  # which has no bins
+        del parts[f'{name}_sweep']
+    return parts
+
+
+def _parts(values: LRP, name: str) -> dict[str, float]:
+    means = values.means()
+    return {f'{name}{end}': float(getattr(means, part)) for part, end in PARTS.items()}

@@ -1,0 +1,387 @@
+"""Noise floors of calibration errors: what a perfectly calibrated detector would show.
+
+Calibration errors average absolute gaps between scores and targets, and no finite number of
+detections makes those 0. The floor is the error of a detector with these very scores whose expected
+target is the score: targets are drawn anew around each score, with residuals from the data, and the
+error is taken again. A value inside its floor is no evidence against the scores.
+
+Two estimates stand beside the published ones. The debiased one is 0 on average under calibration
+and may be negative (in the spirit of Kumar, Liang and Ma, "Verified Uncertainty Calibration",
+NeurIPS 2019, arXiv 1909.10155, who debias the squared error). It rests on the identity that an
+expected absolute gap is the gap times its sign: a quadratic of the score is fitted to the gaps, its
+coefficients and what is left in each bin are shrunk as James and Stein do, and the sign of that is
+taken. What it shows of pure noise is subtracted, weighted by the Bayes factor of calibration
+against a shift, a slope or a bend, so that the correction fades where the data speak against
+calibration. The other one is the sweep of
+Roelofs et al., "Mitigating Bias in Calibration Error Estimation", AISTATS 2022 (arXiv 2012.08668).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gfl_det.evaluation.functional import DECE_BINS, LAECE_BINS, laace, laece, nan_mean, targets_of
+from gfl_det.evaluation.matching import Matches
+
+DRAWS = 200
+NEIGHBOURS = 20  # detections of similar scores that a residual is drawn from
+EXACT = 32  # detections of a bin; sums over more are drawn from a normal distribution
+QUANTILE = 0.95
+NORMAL_QUANTILE = 1.6448536  # of the standard normal distribution at QUANTILE
+# Of a shift, a slope and a bend, in this order. Chosen on one generator of detections (uniform
+# scores) and confirmed on others; docs/results/calibration.md has both.
+SHRINKAGE = np.array([0.5, 2.0, 3.0])  # squared standard errors that a coefficient loses
+BIN_SHRINKAGE = 4.0  # and what a bin's gap beside the curve loses
+PRIOR = np.array([0.6, 0.3, 0.1])  # which of them a miscalibration is
+PRIOR_SIZE = 0.1  # standard deviation of a coefficient under miscalibration
+MAX_SWEEP_BINS = 200
+CHUNK = 2**18  # residuals drawn at once
+TINY = 1e-12  # a variance of nothing
+
+
+class Floor(NamedTuple):
+    """A calibration error beside what its own noise makes: floats, or ``(K,)`` for K classes.
+
+    NaN where nothing is judged.
+    """
+
+    value: np.ndarray  # as published
+    number: np.ndarray  # detections that it is taken over
+    mean: np.ndarray  # of a perfectly calibrated detector with these scores
+    upper: np.ndarray  # the .95 quantile of it
+    debiased: np.ndarray  # 0 on average under calibration; may be negative
+    sweep: np.ndarray  # see `sweep_error`; NaN for LaACE, which has no bins
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Whether one in twenty perfectly calibrated detectors shows as much."""
+        return np.asarray(self.value <= self.upper)
+
+
+class ErrorFloor(NamedTuple):
+    """Of the metric, and of each class; D-ECE has no classes and a single entry."""
+
+    pooled: Floor
+    per_class: Floor
+
+
+class _Windows(NamedTuple):
+    """Neighbours in score of each of N detections, which are sorted by class and score."""
+
+    scores: np.ndarray  # (N,)
+    gaps: np.ndarray  # (N,) target - score
+    first: np.ndarray  # (N,) int64, index of the first neighbour
+    size: np.ndarray  # (N,) int64, at most NEIGHBOURS, fewer in a small class
+    mean: np.ndarray  # (N,) mean gap of the neighbours
+    scale: np.ndarray  # (N,) makes up for the mean, which is taken from the same neighbours
+
+    @classmethod
+    def of(
+        cls, scores: np.ndarray, targets: np.ndarray, label: np.ndarray, num_classes: int
+    ) -> _Windows:
+        gaps = targets - scores
+        number = np.bincount(label, minlength=num_classes)
+        begin = (np.cumsum(number) - number)[label]
+        size = np.minimum(NEIGHBOURS, number[label])
+        first = np.clip(np.arange(len(label)) - size // 2, begin, begin + number[label] - size)
+        total = np.concatenate([[0.0], np.cumsum(gaps)])
+        mean = (total[first + size] - total[first]) / size
+        return cls(scores, gaps, first, size, mean, np.sqrt(size / np.maximum(size - 1, 1)))
+
+    def draw(self, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Residuals ``(D, R)`` of R rows from random numbers in [0, 1).
+
+        A class with one detection has the widest: right or wrong.
+        """
+        place = self.first[rows] + (uniform * self.size[rows]).astype(np.int64)
+        drawn = (self.gaps[place] - self.mean[rows]) * self.scale[rows]
+        scores = self.scores[rows]
+        return np.where(self.size[rows] > 1, drawn, (uniform < scores) - scores)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Means ``(N,)`` of the residuals that can be drawn: absolute, and squared."""
+        absolute, squared = np.zeros(len(self.gaps)), np.zeros(len(self.gaps))
+        for step in range(NEIGHBOURS):
+            place = self.first + np.minimum(step, self.size - 1)
+            residual = (self.gaps[place] - self.mean) * self.scale * (step < self.size)
+            absolute += np.abs(residual)
+            squared += residual**2
+        widest = self.scores * (1 - self.scores)  # of targets in [0, 1] with this mean
+        alone = self.size == 1
+        return (
+            np.where(alone, 2 * widest, absolute / self.size),
+            np.where(alone, widest, squared / self.size),
+        )
+
+
+class _Bins(NamedTuple):
+    """Sums in J bins of K classes."""
+
+    number: np.ndarray  # (K, J)
+    score: np.ndarray  # (K, J) mean score, 0 in an empty bin
+    variance: np.ndarray  # (K, J) of the sum of gaps, under calibration
+    gap: np.ndarray  # (K, J) sum of target - score
+    drawn: np.ndarray  # (D, K, J) the same of perfectly calibrated detectors
+
+
+def binned_floor(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    num_bins: int,
+    label: np.ndarray | None = None,
+    num_classes: int = 1,
+    binary: bool = False,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> ErrorFloor:
+    """The floor of an error over equal bins of the score, and of its mean over classes.
+
+    Args:
+        scores: ``(N,)`` in [0, 1].
+        targets: ``(N,)`` what each score should be on average.
+        num_bins: J.
+        label: ``(N,)`` int64, the class of each; None: all of one.
+        num_classes: K; the mean is over those with detections.
+        binary: targets are 0 or 1 and drawn with the score as their chance; else residuals are
+            drawn from detections of similar scores.
+        seed: of the draws.
+        draws: of the perfectly calibrated detector.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> scores = rng.uniform(0.3, 0.86, 100)
+        >>> right = rng.random(100) < scores  # calibrated, and yet
+        >>> floor = binned_floor(scores, right.astype(float), 25, binary=True).pooled
+        >>> bool(floor.value > 0.1), bool(floor.inside), bool(abs(floor.debiased) < 0.05)
+        (True, True, True)
+    """
+    label = np.zeros(len(scores), np.int64) if label is None else label
+    order = np.lexsort((scores, label))
+    scores, targets, label = scores[order], np.asarray(targets, float)[order], label[order]
+    bins = _fill(
+        scores, targets, label, (num_classes, num_bins), binary, draws, np.random.default_rng(seed)
+    )
+    number = bins.number.sum(1)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        value = np.where(number > 0, np.abs(bins.gap).sum(1) / number, np.nan)
+        drawn = np.where(number > 0, np.abs(bins.drawn).sum(2) / number, np.nan)
+    begin = np.searchsorted(label, np.arange(num_classes + 1))
+    sweep = [
+        sweep_error(scores[first:last], targets[first:last])
+        for first, last in zip(begin, begin[1:])
+    ]
+    per_class = Floor(
+        value,
+        number,
+        drawn.mean(0),
+        np.quantile(drawn, QUANTILE, axis=0),
+        _debiased(bins),
+        np.array(sweep),
+    )
+    used = drawn[:, number > 0]
+    mean = used.mean(1) if used.size else np.array([np.nan])
+    return ErrorFloor(_pooled(per_class, mean.mean(), np.quantile(mean, QUANTILE)), per_class)
+
+
+def laece_floor(matches: Matches, num_bins: int = LAECE_BINS, seed: int = 0) -> ErrorFloor:
+    """The floor of LaECE.
+
+    Args:
+        matches: as for :func:`.functional.laece`.
+        num_bins: equal bins of the score.
+        seed: of the draws.
+    """
+    judged = matches.judged()
+    floor = binned_floor(
+        matches.scores[judged],
+        matches.iou[judged],
+        num_bins,
+        matches.label[judged],
+        len(matches.truths),
+        seed=seed,
+    )
+    error = laece(matches, num_bins)  # the same up to rounding, and the published one
+    return _published(floor, error.mean, error.per_class)
+
+
+def laace_floor(matches: Matches) -> ErrorFloor:
+    """The floor of LaACE: the mean deviation of targets from a correct score.
+
+    The debiased value is what miscalibration adds to it.
+
+    Args:
+        matches: as for :func:`.functional.laace`.
+    """
+    order = np.flatnonzero(matches.judged())
+    order = order[np.lexsort((matches.scores[order], matches.label[order]))]
+    label, number_of = matches.label[order], len(matches.truths)
+    windows = _Windows.of(matches.scores[order], matches.iou[order], label, number_of)
+    absolute, squared = windows.moments()
+    number = np.bincount(label, minlength=number_of)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        mean = np.bincount(label, absolute, number_of) / number
+        spread = np.maximum(0, squared - absolute**2)
+        variance = np.bincount(label, spread, number_of) / number**2
+    value = laace(matches).per_class
+    upper = mean + NORMAL_QUANTILE * np.sqrt(variance)
+    per_class = Floor(value, number, mean, upper, value - mean, np.full(number_of, np.nan))
+    classes = max(1, int((number > 0).sum()))
+    deviation = np.sqrt(variance[number > 0].sum()) / classes
+    pooled = nan_mean(mean)
+    upper_pooled = pooled + NORMAL_QUANTILE * deviation
+    return ErrorFloor(_pooled(per_class, pooled, upper_pooled), per_class)
+
+
+def dece_floor(matches: Matches, num_bins: int = DECE_BINS, seed: int = 0) -> ErrorFloor:
+    """The floor of D-ECE.
+
+    Args:
+        matches: as for :func:`.functional.dece`.
+        num_bins: equal bins of the score.
+        seed: of the draws.
+    """
+    judged = matches.judged()
+    right = targets_of(matches, 'precision')[judged]
+    return binned_floor(matches.scores[judged], right, num_bins, binary=True, seed=seed)
+
+
+def sweep_error(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Calibration error in as many bins of equal counts as keep their mean targets rising.
+
+    The ECE-sweep of Roelofs et al. with an exponent of 1, up to 200 bins; equal scores share a bin.
+
+    Args:
+        scores: ``(N,)`` in [0, 1].
+        targets: ``(N,)``.
+
+    Returns:
+        The error; NaN without a detection.
+
+    Example:
+        >>> scores = np.array([0.2, 0.4, 0.6, 0.8])
+        >>> round(sweep_error(scores, np.array([0.1, 0.5, 0.5, 0.9])), 3)  # every one a bin
+        0.1
+        >>> round(sweep_error(scores, np.array([0.9, 0.5, 0.5, 0.1])), 3)  # one bin for all
+        0.0
+    """
+    number = len(scores)
+    if not number:
+        return float('nan')
+    order = np.argsort(scores, kind='stable')
+    sorted_scores = scores[order]
+    target_sums = np.concatenate([[0.0], np.cumsum(targets[order])])
+    gap_sums = target_sums - np.concatenate([[0.0], np.cumsum(sorted_scores)])
+    error = abs(gap_sums[-1])
+    for bins in range(2, min(number, MAX_SWEEP_BINS) + 1):
+        last = sorted_scores[np.arange(1, bins + 1) * number // bins - 1]
+        ends = np.append(0, np.unique(np.searchsorted(sorted_scores, last, side='right')))
+        if (np.diff(np.diff(target_sums[ends]) / np.diff(ends)) < 0).any():
+            break
+        error = np.abs(np.diff(gap_sums[ends])).sum()
+    return float(error / number)
+
+
+def _fill(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    label: np.ndarray,
+    shape: tuple[int, int],
+    binary: bool,
+    draws: int,
+    rng: np.random.Generator,
+) -> _Bins:
+    """Sum up in bins what is sorted by class and score, and draw such sums under calibration."""
+    cells = shape[0] * shape[1]
+    edges = np.linspace(0, 1, shape[1] + 1)
+    cell = label * shape[1] + (np.searchsorted(edges, scores) - 1).clip(0, shape[1] - 1)
+    windows = _Windows.of(scores, targets, label, shape[0])
+    spread = scores * (1 - scores) if binary else windows.moments()[1]
+    number = np.bincount(cell, minlength=cells)
+    variance = np.bincount(cell, spread, cells)
+    few = np.flatnonzero(number[cell] <= EXACT)
+    drawn = rng.normal(size=(draws, cells)) * np.sqrt(variance) * (number > EXACT)
+    step = max(1, CHUNK // max(1, len(few)))
+    for begin in range(0, draws, step):
+        part = drawn[begin : begin + step]
+        uniform = rng.random((len(part), len(few)))
+        flips = (uniform < scores[few]) - scores[few]
+        residuals = flips if binary else windows.draw(few, uniform)
+        place = cell[few] + np.arange(len(part))[:, None] * cells
+        sums = np.bincount(place.ravel(), residuals.ravel(), part.size)
+        part += sums.reshape(part.shape)
+    return _Bins(
+        number.reshape(shape),
+        (np.bincount(cell, scores, cells) / np.maximum(number, 1)).reshape(shape),
+        variance.reshape(shape),
+        np.bincount(cell, windows.gaps, cells).reshape(shape),
+        drawn.reshape(draws, *shape),
+    )
+
+
+def _debiased(bins: _Bins) -> np.ndarray:
+    """Debiased errors ``(K,)``; see the module."""
+    basis = _polynomials(bins)
+    signed, weight = _signed(bins, basis, bins.gap)
+    null_signed, null_weight = (each.mean(0) for each in _signed(bins, basis, bins.drawn))
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return np.where(bins.number.sum(1) > 0, signed - weight * null_signed / null_weight, np.nan)
+
+
+def _signed(bins: _Bins, basis: np.ndarray, gap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean gaps times the sign of the fitted curve, and Bayes factors, each ``(..., K)``."""
+    number = np.maximum(bins.number.sum(1), 1)
+    coefficient = np.einsum('...kj,kjd->...kd', gap, basis) / number[:, None]
+    variance = np.einsum('kj,kjd->kd', bins.variance, basis**2) / number[:, None] ** 2
+    known = (basis != 0).any(1)
+    variance = np.maximum(variance, TINY)
+    squared = coefficient**2 / variance  # in standard errors
+    kept = np.maximum(0, 1 - SHRINKAGE / np.maximum(squared, TINY)) * known
+    fitted = np.einsum('...kd,kjd->...kj', kept * coefficient, basis) * bins.number
+    # A bin whose gap stands out from the curve has its own sign.
+    rest = gap - fitted
+    own = np.maximum(0, 1 - BIN_SHRINKAGE * bins.variance / np.maximum(rest**2, TINY))
+    signed = (np.sign(fitted + own * rest) * gap).sum(-1) / number
+    prior = PRIOR_SIZE**2
+    evidence = (squared * prior / (prior + variance) - np.log1p(prior / variance)) / 2
+    evidence = np.where(known, evidence + np.log(PRIOR), -np.inf)
+    top = evidence.max(-1, initial=-700.0)  # of nothing known: a factor beyond use
+    total = np.exp(evidence - top[..., None]).sum(-1)
+    return signed, np.exp(-np.clip(top + np.log(np.maximum(total, TINY)), -700, 700))
+
+
+def _polynomials(bins: _Bins) -> np.ndarray:
+    """Polynomials ``(K, J, 3)`` of the score, orthonormal over the detections of each class.
+
+    0 where a class has too few bins to tell them apart.
+    """
+    share = bins.number / np.maximum(bins.number.sum(1, keepdims=True), 1)
+    columns: list[np.ndarray] = []
+    for degree in range(len(PRIOR)):
+        column = np.where(share > 0, bins.score**degree, 0)
+        size = np.sqrt((share * column**2).sum(1))
+        for other in columns * 2:  # twice, against rounding
+            column = column - (share * column * other).sum(1)[:, None] * other
+        rest = np.sqrt((share * column**2).sum(1))
+        scale = np.where(rest > 1e-3 * size, 1 / np.maximum(rest, TINY), 0)
+        columns.append(column * scale[:, None])
+    return np.stack(columns, -1)
+
+
+def _pooled(per_class: Floor, mean: float, upper: float) -> Floor:
+    """The mean over the classes that have a value."""
+    return Floor(
+        np.array(nan_mean(per_class.value)),
+        per_class.number.sum(),
+        np.array(mean),
+        np.array(upper),
+        np.array(nan_mean(per_class.debiased)),
+        np.array(nan_mean(per_class.sweep)),
+    )
+
+
+def _published(floor: ErrorFloor, mean: float, per_class: np.ndarray) -> ErrorFloor:
+    return ErrorFloor(
+        floor.pooled._replace(value=np.array(mean)), floor.per_class._replace(value=per_class)
+    )
