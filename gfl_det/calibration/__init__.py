@@ -17,6 +17,7 @@ from gfl_det.calibration.files import (
 )
 from gfl_det.calibration.intervals import IntervalCalibrator
 from gfl_det.evaluation.calibration_metric import CalibrationMetric
+from gfl_det.evaluation.comparison import compare_detections
 from gfl_det.evaluation.detections import (
     Detections,
     Truths,
@@ -38,6 +39,7 @@ __all__ = [
     'Matches',
     'Settings',
     'Truths',
+    'compare_detections',
     'detections_from_coco',
     'evaluate_detections',
     'fit_calibrator',

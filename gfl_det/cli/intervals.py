@@ -179,15 +179,10 @@ def _both(
 
 def _split(args: argparse.Namespace) -> Split:
     """The images and the ground truth that the arguments name; all images are there."""
-    from gfl_det.inference.coverage import read_split
+    from gfl_det.inference.coverage import check_files, read_split
 
     split = read_split(args.truths, args.images, args.half, args.seed)
-    missing = [each.name for each in split.files if not each.is_file()]
-    if missing:
-        raise DataError(
-            f'{len(missing)} of {len(split.files)} images of {args.truths} are not in '
-            f'{args.images}, such as {missing[0]}: give their folder with --images.'
-        )
+    check_files(split, args.truths, args.images)
     return split
 
 

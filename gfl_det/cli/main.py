@@ -50,6 +50,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         'infer': Command('infer', 'detect in images, folders, videos and addresses'),
         'show': Command('show', 'draw detections with soft edges, and charts of their edges'),
         'report': Command('report', 'write one page about a detector'),
+        'compare': Command('compare', 'is one detector better than another, or is it noise?'),
         'demo': Command('demo', 'serve a page to drop images on'),
         'export': Command('export', 'export to ONNX or OpenVINO, and judge the file'),
     },

@@ -84,17 +84,9 @@ def evaluate_detections(
     if resamples < 0:
         raise ConfigError(f'resamples is a number of at least 0, not {resamples!r}')
     metrics: dict[str, float] = {}
-    matched: list[tuple[Matches, str]] = []  # with what stands behind the names
-    found = match(detections, truths, [*taus, *COCO_TAUS], zero_overlap)
-    for tau, matches in zip(taus, found):
-        metrics.update(_at_tau(matches, f'{tau:g}', seed))
-        matched.append((matches, ''))
-        if tau == 0:
-            other: ZeroOverlap = 'reject' if zero_overlap == 'oracle' else 'oracle'
-            (matches,) = match(detections, truths, [tau], other)
-            matched.append((matches, f'_{other}'))
-            metrics.update(_at_tau(matches, '0', seed, f'_{other}'))
-    coco = found[len(taus) :]
+    matched, coco = _match_all(detections, truths, taus, zero_overlap)
+    for matches, end in matched:
+        metrics.update(_at_tau(matches, f'{matches.tau:g}', seed, end))
     half = coco[HALF]
     metrics.update(_named('D-ECE', dece_floor(half, seed=seed)))
     metrics.update(_parts(optimal_lrp(half).lrp, 'oLRP'))
@@ -110,6 +102,47 @@ def evaluate_detections(
             if name in metrics:
                 metrics.update({f'{name}_low': interval.low, f'{name}_high': interval.high})
     return {name: float(value) for name, value in metrics.items()}
+
+
+def statistics_of(
+    detections: Detections,
+    truths: Truths,
+    taus: Sequence[float] = (0.0, 0.5),
+    zero_overlap: ZeroOverlap = 'oracle',
+) -> DetectionStatistics:
+    """The same metrics under weights of the images, for resamples.
+
+    Args:
+        detections: see :func:`evaluate_detections`, as for the others.
+        truths: see there.
+        taus: see there.
+        zero_overlap: see there.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.9]))
+        >>> statistics_of(found, truths)(np.ones((1, 1)))['AP']  # each image once
+        array([1.])
+    """
+    _check_taus(taus)
+    matched, coco = _match_all(detections, truths, taus, zero_overlap)
+    return DetectionStatistics(matched, coco, detections, truths)
+
+
+def _match_all(
+    detections: Detections, truths: Truths, taus: Sequence[float], zero_overlap: ZeroOverlap
+) -> tuple[list[tuple[Matches, str]], list[Matches]]:
+    """Matches at the thresholds, with what stands behind the names, and at COCO's."""
+    found = match(detections, truths, [*taus, *COCO_TAUS], zero_overlap)
+    matched: list[tuple[Matches, str]] = []
+    for tau, matches in zip(taus, found):
+        matched.append((matches, ''))
+        if tau == 0:
+            other: ZeroOverlap = 'reject' if zero_overlap == 'oracle' else 'oracle'
+            matched += [(each, f'_{other}') for each in match(detections, truths, [tau], other)]
+    return matched, found[len(taus) :]
 
 
 def inside_floor(metrics: Mapping[str, float], name: str) -> bool:

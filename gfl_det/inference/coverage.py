@@ -80,9 +80,7 @@ def judge(
             distributions, or nothing matches.
     """
     gts = split.truths.of_classes(detector.classes)
-    results = detector([str(path) for path in split.files], batch_size=batch_size)
-    if results.failures:
-        raise DataError(str(results.failures[0].error))
+    results = _detect(detector, split, batch_size)
     if not all('edge_logits' in each.instances for each in results):
         raise DataError(
             'The head of this detector predicts no distributions of edges: intervals need a '
@@ -99,6 +97,52 @@ def judge(
     rows, partners = found.row[right], found.truth[right]
     order = np.argsort(rows)  # a detection matches once
     return Matched(_edges(results, rows[order], gts.boxes[partners[order]]), detections)
+
+
+def detect(detector: GFLInferencer, split: Split, batch_size: int = 1) -> Detections:
+    """Detect in a split; the labels are those of its ground truth.
+
+    Args:
+        detector: of some of the split's classes.
+        split: see there.
+        batch_size: images at a time.
+
+    Raises:
+        DataError: an image cannot be read, or the ground truth lacks a class of the detector.
+    """
+    names = split.truths.class_names
+    split.truths.of_classes(detector.classes)  # refuses what is unknown
+    found = _collect(_detect(detector, split, batch_size))
+    places = {name: place for place, name in enumerate(names)}
+    known = np.array([places.get(name, -1) for name in detector.classes], np.int64)
+    label = known[found.label]
+    return found._replace(label=label).take(label >= 0)
+
+
+def check_files(split: Split, annotations: str, images: str) -> None:
+    """Refuse a split whose image files are not all there.
+
+    Args:
+        split: of :func:`read_split`.
+        annotations: its file, for the message.
+        images: the folder.
+
+    Raises:
+        DataError: some are missing.
+    """
+    missing = [each.name for each in split.files if not each.is_file()]
+    if missing:
+        raise DataError(
+            f'{len(missing)} of {len(split.files)} images of {annotations} are not in {images}, '
+            f'such as {missing[0]}: give their folder with --images.'
+        )
+
+
+def _detect(detector: GFLInferencer, split: Split, batch_size: int) -> Results:
+    results = detector([str(path) for path in split.files], batch_size=batch_size)
+    if results.failures:
+        raise DataError(str(results.failures[0].error))
+    return results
 
 
 def _collect(results: Results) -> Detections:

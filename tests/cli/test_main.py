@@ -96,7 +96,7 @@ class TestCommandNames:
         scripts = {path.stem for path in (ROOT / 'tools').glob('*.py')}
         renamed = dict(check='check_dataset', digits='build_digits', demo='demo_web')
         renamed |= {'export': 'export_onnx'}
-        names = set(main.COMMANDS) - {'models'}  # which no script was before
+        names = set(main.COMMANDS) - {'models', 'compare'}  # which no script was before
         assert {renamed.get(name, name.replace('-', '_')) for name in names} <= scripts
 
 
@@ -202,6 +202,7 @@ def test_wherever_truths_are_given_annotations_is_another_name_for_them():
         found[name] = [each for each in options_of(parser) if '--truths' in each.option_strings]
     assert {name: len(each) for name, each in found.items() if each} == {
         'calibrate': 3,
+        'compare': 1,
         'intervals': 2,
         'report': 1,
         'show': 1,

@@ -19,70 +19,12 @@ from gfl_det.evaluation.bootstrap import (
     resample,
     shifted_interval,
 )
-from gfl_det.evaluation.detections import Detections, Truths
-from gfl_det.evaluation.evaluate import FLOOR_PARTS, evaluate_detections
-from gfl_det.evaluation.functional import COCO_TAUS
-from gfl_det.evaluation.matching import match
-from gfl_det.evaluation.weighted import DetectionStatistics
+from gfl_det.evaluation.evaluate import FLOOR_PARTS, evaluate_detections, statistics_of
 from tests.helpers.calibration_cases import case_data, random_scene, scene
+from tests.helpers.resampling import made_up, repeated
 
 COUNTS = ('classes', 'classes_without_truths', 'classes_without_detections')
 WITHOUT_ENDS = (*COUNTS, *filter(None, FLOOR_PARTS))
-
-
-def statistics_of(detections: Detections, truths: Truths) -> DetectionStatistics:
-    found = match(detections, truths, [0, 0.5, *COCO_TAUS])
-    (strict,) = match(detections, truths, [0], 'reject')
-    matched = [(found[0], ''), (strict, '_reject'), (found[1], '')]
-    return DetectionStatistics(matched, found[2:], detections, truths)
-
-
-def made_up(images: int, seed: int, per_image: int = 10, classes: int = 2) -> tuple:
-    """Detections near most of three gt boxes per image, and others of low scores anywhere."""
-    rng = np.random.default_rng(seed)
-    number = images * 3
-    image = np.repeat(np.arange(images), 3)
-    label = rng.integers(0, classes, number)
-    boxes = np.c_[rng.uniform(0, 400, (number, 2)), rng.uniform(20, 150, (number, 2))]
-    names = [str(k) for k in range(classes)]
-    truths = Truths(
-        list(range(images)),
-        [''] * images,
-        list(range(classes)),
-        names,
-        image,
-        label,
-        boxes,
-        rng.random(number) < 0.05,
-    )
-    hit = rng.random(number) < 0.8
-    near = boxes[hit] + rng.normal(0, 4, (hit.sum(), 4))
-    near[:, 2:] = np.maximum(near[:, 2:], 2)
-    rest = images * per_image - hit.sum()
-    far = np.c_[rng.uniform(0, 400, (rest, 2)), rng.uniform(20, 150, (rest, 2))]
-    detections = Detections(
-        np.r_[image[hit], rng.integers(0, images, rest)],
-        np.r_[label[hit], rng.integers(0, classes, rest)],
-        np.r_[near, far],
-        np.r_[rng.beta(6, 2, hit.sum()), rng.beta(1, 6, rest)],
-    )
-    return detections, truths
-
-
-def repeated(detections: Detections, truths: Truths, weights: np.ndarray) -> tuple:
-    """The data with each image as often as its weight says, copies one after the other."""
-    images = np.repeat(np.arange(len(weights)), weights.astype(int))
-    found, kept = [], []
-    for new, old in enumerate(images):
-        rows = np.flatnonzero(detections.image == old)
-        found.append(detections.take(rows)._replace(image=np.full(len(rows), new)))
-        rows = np.flatnonzero(truths.image == old)
-        kept.append([np.full(len(rows), new), *(each[rows] for each in truths[5:])])
-    fields = [np.concatenate(each) for each in zip(*kept)]
-    ids = list(range(len(images)))
-    many = truths._replace(image_ids=ids, image_keys=[''] * len(ids))
-    many = many._replace(image=fields[0], label=fields[1], boxes=fields[2], crowd=fields[3])
-    return Detections(*(np.concatenate(each) for each in zip(*found))), many
 
 
 class TestStatistics:

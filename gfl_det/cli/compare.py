@@ -1,0 +1,145 @@
+"""``gfl-det compare``: is one detector better than another, or is it noise?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gfl_det.cli.arguments import CONFIG_HELP, add_batch_size, add_seed, count, parsing
+from gfl_det.errors import ConfigError, DataError
+from gfl_det.utils.choices import CHART_ENDINGS
+from gfl_det.utils.files import check_writable, write_json
+
+if TYPE_CHECKING:
+    from gfl_det.evaluation.detections import Detections
+    from gfl_det.inference.coverage import Split
+
+EPILOG = """\
+A side is one or more of: a .json file of COCO results (gfl-det test --out), a work dir of gfl-det
+train (its best checkpoint, else the newest), a checkpoint. The latter two need --images. Several of
+a side are trainings of one recipe, such as seeds: their means are compared, and how they differ
+widens the interval. Images are drawn in pairs, so both sides are judged on the same ones.
+"""
+MAX_CLASSES = 20  # in the table and the picture; --json has all
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description='Compare two detectors: paired differences, .95 intervals, p, a verdict.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    for side in 'ab':
+        add(f'--{side}', nargs='+', required=True, metavar=side.upper(), help=f'side {side}')
+    add('--names', nargs=2, metavar='NAME', default=['A', 'B'], help='of the sides (A B)')
+    add('--truths', '--annotations', metavar='JSON', required=True, help='COCO annotations')
+    add('--images', metavar='DIR', help='folder of their image files, for checkpoints')
+    add('--config', metavar='CONFIG', help=f'of checkpoints: {CONFIG_HELP}; else the one in each')
+    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is')
+    add_batch_size(parser)
+    add('--resamples', type=count, default=1000, metavar='N', help='of the images (1000)')
+    add_seed(parser, 'of the resamples')
+    add('--picture', metavar='FILE', help=f'draw the differences: {", ".join(CHART_ENDINGS)}')
+    add('--json', metavar='FILE', help='write all numbers')
+    return parser
+
+
+parse_arguments = parsing(make_parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare, print a table and the verdict, and write what was asked for.
+
+    Raises:
+        GFLDetError: a side cannot be read or run, or a file cannot be written.
+    """
+    from gfl_det.evaluation.comparison import JUDGED, compare_detections, verdict
+    from gfl_det.inference.coverage import read_split
+    from gfl_det.utils.console import print_table
+    from gfl_det.visualization.charts import save_figure
+    from gfl_det.visualization.differences import difference_figure
+
+    if args.picture and Path(args.picture).suffix not in CHART_ENDINGS:
+        raise DataError(f'--picture {args.picture} must end in {", ".join(CHART_ENDINGS)}.')
+    for path in filter(None, (args.picture, args.json)):
+        check_writable(path)
+    split = read_split(args.truths, args.images or '.')
+    a, b = ([read_side(each, split, args) for each in side] for side in (args.a, args.b))
+    found = compare_detections(a, b, split.truths, args.resamples, args.seed)
+    first, second = args.names
+    columns = ['', first, second, 'difference', '.95 interval', 'p', 'p of all']
+    print_table('', columns, _rows(found, {name: name for name in JUDGED}))
+    classes = _classes(found, split.truths.class_names)
+    if len(split.truths.class_names) > 1:
+        print_table('\nAP by class, least p first', columns, _rows(found, classes))
+    trainings = '' if len(a) == len(b) == 1 else f', {len(a)} and {len(b)} trainings'
+    print(f'{len(split.truths.image_ids)} images{trainings}, {args.resamples} resamples; ', end='')
+    print('p of all: after Holm, for one false alarm in all rows of a table')
+    if len(a) == 1 or len(b) == 1:
+        print('One training of a side says nothing of how another one would turn out.')
+    print(verdict(found, first, second))
+    if args.json:
+        write_json(args.json, found, indent=1)
+        print(f'numbers: {args.json}')
+    if args.picture:
+        rows = {name: name for name in JUDGED} | classes
+        save_figure(difference_figure(found, rows, (first, second)), Path(args.picture))
+        print(f'picture: {args.picture}')
+
+
+def read_side(source: str, split: Split, args: argparse.Namespace) -> Detections:
+    """Detections of results, of a work dir's detector, or of a checkpoint.
+
+    Args:
+        source: a file, a folder, or what a checkpoint can be named by.
+        split: images and gt boxes.
+        args: of the command.
+
+    Raises:
+        GFLDetError: it cannot be read or run.
+    """
+    from gfl_det.evaluation.detections import detections_from_coco, read_json
+    from gfl_det.inference import GFLInferencer
+    from gfl_det.inference.coverage import check_files, detect
+    from gfl_det.visualization.report.data import find_checkpoint, find_config
+
+    path, config = Path(source), args.config
+    if path.suffix == '.json':
+        return detections_from_coco(read_json(source), split.truths, source)
+    if not args.images:
+        raise ConfigError(f'{source} is run on the images: give their folder with --images.')
+    check_files(split, args.truths, args.images)
+    if path.is_dir():
+        source, config = str(find_checkpoint(path)), config or str(find_config(path))
+    detector = GFLInferencer(source, config, device=args.device, level=None)
+    return detect(detector, split, args.batch_size)
+
+
+def _classes(found: Mapping[str, float], names: list[str]) -> dict[str, str]:
+    """The rows of classes, by name of the metric: those with the least p, which have one."""
+    rows = {f'AP_class_{k}': f'AP {name}' for k, name in enumerate(names)}
+    known = [name for name in rows if found[f'{name}_p'] <= 1]  # NaN is none
+    chosen = sorted(known, key=lambda name: found[f'{name}_p'])[:MAX_CLASSES]
+    return {name: rows[name] for name in chosen}
+
+
+def _rows(found: Mapping[str, float], rows: Mapping[str, str]) -> list[list[str]]:
+    from gfl_det.evaluation.comparison import holm
+
+    family = [name for name in found if name.startswith('AP_class_') and name.endswith('_p')]
+    if not any(name.startswith('AP_class_') for name in rows):
+        family = [f'{name}_p' for name in rows]
+    adjusted = holm({name: found[name] for name in family})
+    cells = []
+    for name, title in rows.items():
+        a, b, value, low, high, p = (
+            found[f'{name}_{end}'] for end in ('a', 'b', 'difference', 'low', 'high', 'p')
+        )
+        numbers = [f'{a:.4f}', f'{b:.4f}', f'{value:+.4f}', f'{low:+.4f} to {high:+.4f}']
+        cells.append([title, *numbers, f'{p:.3f}', f'{adjusted[f"{name}_p"]:.3f}'])
+    return cells

@@ -1,0 +1,233 @@
+"""Is one detector better than another, or is it noise? Paired differences with intervals and p.
+
+Both detectors are judged on the same images, and each resample draws the same images for both, so
+that what makes an image hard cancels. Where a side has several trainings (seeds), a resample draws
+among them too (hierarchical bootstrap): one training fewer than there are, which makes the variance
+of the mean unbiased (McCarthy and Snowden, "The Bootstrap and Finite Population Sampling", 1985).
+Few images or trainings have wider tails than a normal distribution: deviations are stretched to
+Student's t with Satterthwaite's degrees of freedom.
+
+Interval and p come from one distribution: the resamples' deviations from their mean. A p below .05
+and a .95 interval without 0 are the same thing. For many tests see :func:`holm`. The mean itself is
+not used to correct for bias: absolute gaps of resamples grow most where the data show least, so
+that a correction would double what differs by chance. A calibrated detector's error still has its
+floor in it (:mod:`.floors`), which makes its advantage look smaller than it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+from gfl_det.errors import ConfigError
+from gfl_det.evaluation.bootstrap import LEVEL, image_weights
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.evaluate import statistics_of
+from gfl_det.evaluation.matching import ZeroOverlap
+
+# What a verdict is about, by weight; of the others less is better.
+JUDGED = ('AP', 'AP50', 'AP75', 'oLRP', 'LaECE_0', 'LaACE_0', 'D-ECE')
+MORE_IS_BETTER = ('AP', 'AP50', 'AP75')
+NORMAL = 1.959964  # of a .95 interval
+
+
+class PairedDifference(NamedTuple):
+    """A paired difference: first side less second."""
+
+    value: float
+    low: float  # of the .95 interval
+    high: float
+    p: float  # two-sided
+
+
+class ComparedSide(NamedTuple):
+    """One metric of the M trainings of a side."""
+
+    value: np.ndarray  # (M,)
+    resampled: np.ndarray  # (R, M), of the same images for all
+
+    def mean(self, drawn: np.ndarray) -> np.ndarray:
+        """Means ``(R,)`` over the drawn trainings ``(R, D)``."""
+        return np.take_along_axis(self.resampled, drawn, axis=1).mean(1)
+
+    def spread(self) -> tuple[float, int]:
+        """Variance of the mean over trainings, and its degrees of freedom; (0, 1) of one."""
+        number = len(self.value)
+        if number == 1:
+            return 0.0, 1
+        return float(self.value.var(ddof=1)) / number, number - 1
+
+
+def compare_detections(
+    a: Detections | Sequence[Detections],
+    b: Detections | Sequence[Detections],
+    truths: Truths,
+    resamples: int = 1000,
+    seed: int = 0,
+    taus: Sequence[float] = (0.0, 0.5),
+    zero_overlap: ZeroOverlap = 'oracle',
+) -> dict[str, float]:
+    """Compare two detectors on the same images.
+
+    Args:
+        a: detections of the first, or of each of its trainings.
+        b: those of the second.
+        truths: of the same images.
+        resamples: of the images, and of the trainings where a side has several.
+        seed: of the resamples.
+        taus: as for :func:`.evaluate.evaluate_detections`.
+        zero_overlap: likewise.
+
+    Returns:
+        For each metric, and for AP, LaECE and LaACE of each class (``AP_class_3``):
+        ``NAME_a`` and ``NAME_b``, the means over trainings; ``NAME_difference``, a less b, with the
+        ends of its .95 interval, ``NAME_low`` and ``NAME_high``, and ``NAME_p``. NaN where a side
+        has no value.
+
+    Raises:
+        ConfigError: a side is empty, or ``resamples`` is below 1.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]]).repeat(20, 0)
+        >>> image, label = np.arange(20), np.zeros(20, int)
+        >>> names = list('abcdefghijklmnopqrst')
+        >>> truths = Truths(names, names, [1], ['cat'], image, label, square, np.zeros(20, bool))
+        >>> good = Detections(image, label, square, np.full(20, 0.9))
+        >>> found = compare_detections(good, good.take(image < 10), truths, resamples=200)
+        >>> found['AP_difference'] > 0, found['AP_p'] < 0.05
+        (True, True)
+    """
+    sides = [[each] if isinstance(each, Detections) else list(each) for each in (a, b)]
+    if not all(sides):
+        raise ConfigError('a comparison needs detections of both sides: give one set each at least')
+    if resamples < 1:
+        raise ConfigError(f'resamples is a number of at least 1, not {resamples!r}')
+    runs = [statistics_of(found, truths, taus, zero_overlap) for side in sides for found in side]
+    images = len(truths.image_ids)
+    values = _columns([[each(np.ones((1, images))) for each in runs]])
+    resampled = _columns(
+        [[each(weights) for each in runs] for weights in image_weights(images, resamples, seed)]
+    )
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(0, len(side), (resamples, max(1, len(side) - 1))) for side in sides]
+    first = len(sides[0])
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        pair = [
+            ComparedSide(value[0, part], resampled[name][:, part])
+            for part in (slice(first), slice(first, None))
+        ]
+        difference = paired_difference(pair[0], pair[1], drawn, images)
+        found.update({f'{name}_{end}': side.value.mean() for end, side in zip('ab', pair)})
+        ends = ('difference', 'low', 'high', 'p')
+        found.update({f'{name}_{end}': each for end, each in zip(ends, difference)})
+    return {name: float(value) for name, value in found.items()}
+
+
+def paired_difference(
+    a: ComparedSide, b: ComparedSide, drawn: Sequence[np.ndarray], num_images: int
+) -> PairedDifference:
+    """Difference of the means of two sides, with its interval and p.
+
+    Args:
+        a: first side.
+        b: second side.
+        drawn: ``(R, D)`` trainings of each side.
+        num_images: that a resample draws.
+    """
+    value = float(a.value.mean() - b.value.mean())
+    deviations = a.mean(drawn[0]) - b.mean(drawn[1]) - value
+    deviations = deviations[~np.isnan(deviations)]
+    if np.isnan(value) or not len(deviations):
+        return PairedDifference(np.nan, np.nan, np.nan, np.nan)
+    of_images = float(np.nanvar(a.resampled.mean(1) - b.resampled.mean(1)))
+    deviations = (deviations - deviations.mean()) * _stretch(a, b, of_images, num_images)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(deviations, [tail, 1 - tail])
+    # The value itself counts as one of the resamples, so that p is never 0.
+    beyond = min((deviations >= value).sum(), (deviations <= value).sum())
+    p = min(1.0, 2 * (beyond + 1) / (len(deviations) + 1))
+    return PairedDifference(value, value - float(high), value - float(low), p)
+
+
+def _stretch(a: ComparedSide, b: ComparedSide, of_images: float, num_images: int) -> float:
+    parts = [(of_images, max(1, num_images - 1)), a.spread(), b.spread()]
+    total = sum(variance for variance, _ in parts)
+    if total <= 0:
+        return 1.0
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in parts)
+    return float(student.ppf((1 + LEVEL) / 2, freedom)) / NORMAL
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Adjust p values of a family of tests: one false alarm in all of them is as rare as stated.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
+
+    Args:
+        p: by name; NaN entries are no tests and stay.
+
+    Example:
+        >>> holm({'x': 0.01, 'y': 0.04, 'z': 0.03})
+        {'x': 0.03, 'y': 0.06, 'z': 0.06}
+    """
+    names = sorted((name for name in p if not np.isnan(p[name])), key=lambda name: p[name])
+    adjusted = dict(p)
+    largest = 0.0
+    for place, name in enumerate(names):
+        largest = max(largest, min(1.0, p[name] * (len(names) - place)))
+        adjusted[name] = largest
+    return adjusted
+
+
+def verdict(
+    found: Mapping[str, float], a: str = 'A', b: str = 'B', judged: Sequence[str] = JUDGED
+) -> str:
+    """One sentence on a comparison, at .05 after Holm's correction over the judged metrics.
+
+    Args:
+        found: of :func:`compare_detections`.
+        a: name of the first side.
+        b: of the second.
+        judged: the metrics that it is about.
+
+    Example:
+        >>> ends = dict(difference=0.02, low=0.011, high=0.029, p=0.002)
+        >>> verdict({f'AP_{end}': value for end, value in ends.items()}, judged=['AP'])
+        'A is better in AP (by 0.020, .95 interval 0.011 to 0.029, p 0.002).'
+    """
+    known = [name for name in judged if not np.isnan(found.get(f'{name}_p', np.nan))]
+    adjusted = holm({name: found[f'{name}_p'] for name in known})
+    better: dict[str, list[str]] = {a: [], b: []}
+    for name in known:
+        if adjusted[name] >= 1 - LEVEL:
+            continue
+        value, low, high = (found[f'{name}_{end}'] for end in ('difference', 'low', 'high'))
+        side = a if (value > 0) == (name in MORE_IS_BETTER) else b
+        ends = sorted([abs(low), abs(high)])
+        text = f'{name} (by {abs(value):.3f}, .95 interval {ends[0]:.3f} to {ends[1]:.3f}'
+        better[side].append(f'{text}, p {adjusted[name]:.3f})')
+    parts = [f'{side} is better in {", ".join(names)}' for side, names in better.items() if names]
+    if not parts:
+        return f'No difference between {a} and {b} can be told from noise.'
+    rest = len(known) - sum(map(len, better.values()))
+    tail = f'; in {rest} other metrics no difference can be told from noise' if rest else ''
+    return f'{"; ".join(parts)}{tail}.'
+
+
+def _columns(chunks: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """Values ``(R, M)`` of M runs by name, from chunks of resamples; classes have names each."""
+    columns: dict[str, list[np.ndarray]] = {}
+    for runs in chunks:
+        for name in runs[0]:
+            stacked = np.stack([run[name] for run in runs], axis=1)  # (r, M) or (r, M, K)
+            if stacked.ndim == 2:
+                columns.setdefault(name, []).append(stacked)
+                continue
+            base = name.removesuffix('_per_class')
+            for k in range(stacked.shape[2]):
+                columns.setdefault(f'{base}_class_{k}', []).append(stacked[..., k])
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
