@@ -106,17 +106,13 @@ def read_side(source: str, split: Split, args: argparse.Namespace) -> Detections
     from gfl_det.evaluation.detections import detections_from_coco, read_json
     from gfl_det.inference import GFLInferencer
     from gfl_det.inference.coverage import check_files, detect
-    from gfl_det.visualization.report.data import find_checkpoint, find_config
 
-    path, config = Path(source), args.config
-    if path.suffix == '.json':
+    if Path(source).suffix == '.json':
         return detections_from_coco(read_json(source), split.truths, source)
     if not args.images:
         raise ConfigError(f'{source} is run on the images: give their folder with --images.')
     check_files(split, args.truths, args.images)
-    if path.is_dir():
-        source, config = str(find_checkpoint(path)), config or str(find_config(path))
-    detector = GFLInferencer(source, config, device=args.device, level=None)
+    detector = GFLInferencer(source, args.config, device=args.device, level=None)
     return detect(detector, split, args.batch_size)
 
 

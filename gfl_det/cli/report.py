@@ -52,6 +52,13 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add('--title', help='of the page')
     add_calibrator(parser)
     add('--pictures', metavar='N', type=count_or_zero, default=48, help='images shown at most (48)')
+    add(
+        '--resamples',
+        metavar='N',
+        type=count_or_zero,
+        default=0,
+        help='resample the images N times (1000) for .95 intervals of the metrics (0)',
+    )
     add('--quiet', action='store_true', help='no progress')
     work_dir = parser.add_argument_group('a work dir')
     work_dir.add_argument(
@@ -105,7 +112,7 @@ def report(args: argparse.Namespace) -> Path:
     data = _read(args)
     if args.title:
         data = data._replace(title=args.title)
-    analysis = analyse(data, not args.quiet)
+    analysis = analyse(data, not args.quiet, args.resamples)
     analysis.values['pictures'] = draw_gallery(data, analysis, args.pictures, not args.quiet)
     page = render(analysis.values)
     with writing(args.out):

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from gfl_det.cli.arguments import BEST_HELP, CHECKPOINT_HELP, add_optimize, parsing
+from gfl_det.cli.arguments import BEST_HELP, CHECKPOINT_HELP, add_optimize, count, parsing
 from gfl_det.cli.own_data import judged_config, work_dir_of
 from gfl_det.cli.train import add_runner_arguments, set_local_rank
 
@@ -30,6 +30,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         '--out', metavar='FILE', help='write detections: .pkl (samples) or .json (COCO results)'
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--resamples',
+        type=count,
+        metavar='N',
+        help='resample the images N times (1000) for .95 intervals of the metrics',
+    )
     add_optimize(parser)
     parser.add_argument('--classwise', action='store_true', help='print the AP of each class too')
     return parser
@@ -74,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
     preflight.check_testing(cfg)
     if args.classwise:
         config_edits.list_classes_apart(cfg)
+    if args.resamples:
+        config_edits.resample_metrics(cfg, args.resamples)
     if args.show_dir:
         config_edits.draw_into(cfg, args.show_dir)
     if args.out:

@@ -32,6 +32,7 @@ SCRATCH_NOTE = (
     'training from random weights: without ImageNet it takes a schedule several times as long to '
     'reach the same AP (He et al., "Rethinking ImageNet Pre-training", 2019)'
 )
+RESAMPLED = ('CocoMetric', 'CalibrationMetric')  # metrics that give intervals
 # The variable that holds the number of processes, by launcher.
 PROCESS_COUNTS = {
     'pytorch': 'WORLD_SIZE',
@@ -326,6 +327,23 @@ def list_classes_apart(cfg: Config) -> None:
     for metric in metrics_of(cfg, 'test'):
         if str(metric['type']).endswith('CocoMetric'):
             metric['classwise'] = True
+
+
+def resample_metrics(cfg: Config, resamples: int) -> None:
+    """Let metrics of boxes and of calibration give intervals; mmdet's ``CocoMetric`` becomes ours.
+
+    Raises:
+        ConfigError: the config has no metric that does.
+    """
+    known = [each for each in metrics_of(cfg, 'test') if str(each['type']).endswith(RESAMPLED)]
+    if not known:
+        raise ConfigError(
+            f'--resamples {resamples}: {cfg.filename} has no CocoMetric and no CalibrationMetric '
+            'in its test_evaluator: add one, or leave the option out.'
+        )
+    for metric in known:
+        metric['type'] = f'gfl_det.{str(metric["type"]).rpartition(".")[2]}'
+        metric['resamples'] = resamples
 
 
 def use_test_time_augmentation(cfg: Config) -> None:

@@ -3,7 +3,7 @@
 A resample draws as many images as there are, with replacement, so an image counts 0, 1, 2, ...
 times; :mod:`.weighted` takes the metrics under such weights.
 
-Three kinds of interval, each for a reason:
+Four kinds of interval, each for a reason:
 
 - AP and oLRP take a best value over cuts, so few images bias them (AP upwards). A bootstrap cannot
   see that bias, because copies of an image come together. Random halves of the images can: the bias
@@ -11,6 +11,8 @@ Three kinds of interval, each for a reason:
   Shape Constraints", 2014), so the step from n to n/2 gives it. The resamples are moved to the
   estimate without its bias.
 - Calibration errors average absolute gaps, which a resample biases once more: basic intervals.
+- The parts of oLRP are taken at the best cut, which jumps between resamples: intervals to both
+  sides as wide as the wider one of their percentiles.
 - All others: bias-corrected and accelerated (BCa; Efron, "Better Bootstrap Confidence Intervals",
   JASA 1987), with a jackknife over groups of images.
 """
@@ -24,6 +26,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.functional import COCO_TAUS
+from gfl_det.evaluation.matching import MAX_DETS, match
 from gfl_det.evaluation.weighted import DetectionStatistics
 
 LEVEL = 0.95
@@ -33,6 +38,7 @@ CHUNK = 50  # resamples at once: 50 x 5,000 images and 50 x 2,000 bins are a few
 CALIBRATION_ERRORS = ('LaECE', 'LaACE', 'D-ECE')
 # The least LRP is best at a cut; its parts at that cut are not.
 ENVELOPES = re.compile(r'AP|oLRP(_class_\d+)?$')
+AT_BEST_CUT = re.compile(r'oLRP_(loc|FP|FN)$')
 
 
 class Interval(NamedTuple):
@@ -151,6 +157,32 @@ def basic_interval(estimate: float, resampled: np.ndarray, level: float = LEVEL)
     return Interval(*(max(0.0, float(2 * estimate - end)) for end in (high, low)))
 
 
+def wide_interval(estimate: float, resampled: np.ndarray, level: float = LEVEL) -> Interval:
+    """The estimate with the wider of the two sides of the resamples' percentiles on both sides.
+
+    It holds the percentile interval and the basic one.
+
+    Args:
+        estimate: the statistic of the data, in [0, 1].
+        resampled: ``(R,)`` of the resamples; NaN entries are left out.
+        level: in (0, 1).
+
+    Returns:
+        The interval within [0, 1]; NaN without a finite estimate or resample.
+
+    Example:
+        >>> low, high = wide_interval(0.5, np.linspace(0.4, 0.7, 301), level=0.9)
+        >>> round(low, 3), round(high, 3)
+        (0.315, 0.685)
+    """
+    resampled = resampled[~np.isnan(resampled)]
+    if np.isnan(estimate) or not len(resampled):
+        return Interval(np.nan, np.nan)
+    ends = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    half = float(np.abs(ends - estimate).max())
+    return Interval(max(0.0, estimate - half), min(1.0, estimate + half))
+
+
 def bca_interval(
     estimate: float, resampled: np.ndarray, jackknifed: np.ndarray, level: float = LEVEL
 ) -> Interval:
@@ -227,11 +259,38 @@ def resample(
         for column, (estimate,), resampled, without, halves in zip(columns, *parts):
             if name.startswith(CALIBRATION_ERRORS):
                 intervals[column] = basic_interval(estimate, resampled, level)
+            elif AT_BEST_CUT.match(column):
+                intervals[column] = wide_interval(estimate, resampled, level)
             elif ENVELOPES.match(column):
                 intervals[column] = shifted_interval(estimate, resampled, halves, level)
             else:
                 intervals[column] = bca_interval(estimate, resampled, without, level)
     return intervals
+
+
+def precision_intervals(
+    detections: Detections, truths: Truths, resamples: int, seed: int = 0, max_dets: int = MAX_DETS
+) -> dict[str, Interval]:
+    """Confidence intervals of ``AP``, ``AP50``, ``AP75``, and of each class (``AP_class_k``).
+
+    Args:
+        detections: of one detector.
+        truths: of the same images.
+        resamples: of the images.
+        seed: of the draws.
+        max_dets: the best of an image and class that count.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.9]))
+        >>> precision_intervals(found, truths, resamples=20)['AP50']  # one image has no spread
+        Interval(low=1.0, high=1.0)
+    """
+    coco = match(detections, truths, COCO_TAUS.tolist(), max_dets=max_dets)
+    statistics = DetectionStatistics([], coco, detections, truths, precision_alone=True)
+    return resample(statistics, resamples, seed)
 
 
 def _columns(values: np.ndarray) -> np.ndarray:

@@ -9,14 +9,14 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
-from gfl_det.datasets.table import CocoTable
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.detections import (
     Detections,
     Truths,
     check_detections,
+    collect,
     read_annotations,
-    sorted_rows,
+    truths_of_rows,
     truths_of_table,
 )
 from gfl_det.evaluation.evaluate import (
@@ -35,7 +35,6 @@ from gfl_det.evaluation.shown import (
     table_of_samples,
     tell_share,
 )
-from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import METRICS
 
 
@@ -136,9 +135,9 @@ class CalibrationMetric(BaseMetric):
             shown = once(samples, rows)
             tell_share(len(shown), len(self.table.image_ids), 'CalibrationMetric')
             results = [results[place] for place in shown]
-            truths, images = _truths_of_rows(self.table, [rows[place] for place in shown])
+            truths, images = truths_of_rows(self.table, [rows[place] for place in shown])
             truths = truths.of_classes(names, str(self.ann_file))
-        detections = check_detections(_collect(results, images))
+        detections = check_detections(collect(results, images))
         if np.ndim(self.score_thr) and len(np.atleast_1d(self.score_thr)) != len(names):
             raise ConfigError(
                 f'score_thr has {len(np.atleast_1d(self.score_thr))} entries for {len(names)} '
@@ -173,27 +172,3 @@ class CalibrationMetric(BaseMetric):
             for k, name in enumerate(truths.class_names)
         ]
         print_log('\n'.join([f'At IoU {tau:g}:', head, *rows, INSIDE]), logger='current')
-
-
-def _truths_of_rows(table: CocoTable, rows: Sequence[int]) -> tuple[Truths, list[int]]:
-    """The gt boxes of some images of a file, and the place of each row among them."""
-    place = {row: index for index, row in enumerate(sorted_rows(table.image_ids))}
-    order = sorted(place[row] for row in rows)
-    chosen = {index: new for new, index in enumerate(order)}
-    return truths_of_table(table).of_images(order), [chosen[place[row]] for row in rows]
-
-
-def _collect(results: Sequence[dict], images: Sequence[int]) -> Detections:
-    """All detections; ``images`` are the indices of the results' images."""
-    counts = [len(entry['labels']) for entry in results]
-    corners = np.concatenate([entry['bboxes'] for entry in results] or [np.zeros((0, 4))])
-    corners = corners.astype(float).reshape(-1, 4)
-    scores = np.concatenate([entry['scores'] for entry in results] or [np.zeros(0)])
-    labels = np.concatenate([entry['labels'] for entry in results] or [np.zeros(0)])
-    boxes = xyxy_to_xywh(corners)
-    return Detections(
-        np.repeat(np.array(images, np.int64), counts),
-        labels.astype(np.int64),
-        boxes,
-        scores.astype(float),
-    )

@@ -9,22 +9,28 @@ import math
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
 from mmdet.datasets.api_wrappers import COCOevalMP
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.logging import print_log
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from terminaltables import AsciiTable
 
-from gfl_det.compat.versions import FASTER_COCO_EVAL, has_faster_coco_eval
 from gfl_det.datasets.annotations import absent_text, match_classes
 from gfl_det.datasets.table import CocoTable, with_absent
-from gfl_det.errors import ConfigError, SetupError
-from gfl_det.evaluation.detections import read_annotations, sorted_rows
+from gfl_det.errors import ConfigError
+from gfl_det.evaluation.bootstrap import precision_intervals
+from gfl_det.evaluation.coco_backends import Backend, FastCOCOeval, choose_backend, counts_alike
+from gfl_det.evaluation.detections import (
+    collect,
+    read_annotations,
+    sorted_rows,
+    truths_of_rows,
+)
+from gfl_det.evaluation.functional import COCO_TAUS
 from gfl_det.evaluation.shown import (
     Sample,
     match_samples,
@@ -36,67 +42,13 @@ from gfl_det.evaluation.shown import (
 from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import METRICS
 
-SETTINGS = ('imgIds', 'catIds', 'iouThrs', 'recThrs', 'maxDets', 'areaRng', 'areaRngLbl', 'useCats')
-
-
-class FastCOCOeval(COCOeval):
-    """Drop-in for pycocotools' ``COCOeval`` on boxes: same inputs, settings, arrays and summary.
-
-    ``summarize`` stays pycocotools' own: faster_coco_eval's takes AP from the largest of
-    ``maxDets`` where pycocotools takes it from 100 detections per image.
-
-    Entries of ``eval['precision']`` differ from pycocotools' by one unit in the last place (2e-16)
-    where a single detection decides them: pycocotools adds that much to the divisor against 0 / 0.
-    ``evalImgs``, pycocotools' record of each image, stays empty.
-    """
-
-    def evaluate(self) -> None:
-        """Match detections with gt boxes at every IoU threshold and area range."""
-        # The package is optional, and heads and losses have no use for it.
-        from faster_coco_eval import COCOeval_faster
-
-        self._engine = COCOeval_faster(self.cocoGt, self.cocoDt, self.params.iouType)
-        _copy_settings(self.params, self._engine.params)
-        self._engine.evaluate()
-        _copy_settings(self._engine.params, self.params)  # sorted, and each id once
-
-    def accumulate(self) -> None:
-        """Fill ``eval`` with precision (T, R, K, A, M) and recall (T, K, A, M)."""
-        self._engine.accumulate()
-        self.eval = self._engine.eval
-
-
-def _counts_alike(truths: COCO, detections: Sequence[dict[str, Any]]) -> bool:
-    """Whether `FastCOCOeval` is sure to give pycocotools' numbers.
-
-    It reads ids as integers, a missing ``area`` or ``iscrowd`` as 0, and has no place for a score
-    that is not a number; pycocotools takes any id and score, and refuses what is missing.
-    """
-    ids = [entry['id'] for part in ('images', 'categories') for entry in truths.dataset[part]]
-    annotations = truths.dataset.get('annotations', [])
-    return (
-        all(isinstance(each, int) for each in ids)
-        and all(
-            isinstance(each['id'], int) and 'area' in each and 'iscrowd' in each
-            for each in annotations
-        )
-        and not any(math.isnan(each['score']) for each in detections)
-    )
-
-
-def _copy_settings(source: Any, target: Any) -> None:
-    for name in SETTINGS:
-        setattr(target, name, getattr(source, name))
-
-
-Backend = Literal['auto', 'pycocotools', 'faster_coco_eval']
-
 # mmdet's names of the twelve numbers that pycocotools sums up, in its order.
 AVERAGE_PRECISIONS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 AVERAGE_RECALLS = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000')
 STATISTICS = AVERAGE_PRECISIONS + AVERAGE_RECALLS
 
 
+PRECISIONS = ('AP', 'AP50', 'AP75')  # the first three, as other metrics here name them
 DEFAULT_NUMS = (100, 300, 1000)  # mmdet's proposal_nums
 STANDARD_DETECTIONS = 100  # per image: COCO's AP
 
@@ -129,12 +81,16 @@ class CocoMetric(MMDetCocoMetric):
         *args: mmdet's.
         backend: the library that evaluates. ``'auto'`` is ``'faster_coco_eval'`` where a version
             is installed that was compared with pycocotools, else ``'pycocotools'``, the reference.
+        resamples: of the images, for .95 intervals of mAP, mAP_50 and mAP_75 and, with
+            ``classwise``, of each class: ``bbox_mAP_low``, ``bbox_mAP_high`` and so on
+            (:mod:`.bootstrap`); 0 for none.
+        seed: of the resamples.
         **kwargs: mmdet's. ``iou_thrs`` may be one number or a list, as mmdet documents, and
             ``proposal_nums`` one number or any count of them.
 
     Raises:
-        ConfigError: An unknown backend or metric item, or ``proposal_nums`` are not positive
-            integers.
+        ConfigError: An unknown backend or metric item, ``proposal_nums`` are not positive
+            integers, or resamples of other than COCO's IoU thresholds.
         DataError: ``ann_file`` cannot be judged, or an image that was shown is not in it.
         SetupError: ``'faster_coco_eval'`` is asked for by name and not installed.
     """
@@ -144,17 +100,30 @@ class CocoMetric(MMDetCocoMetric):
     img_ids: Any
     _coco_api: Any
 
-    def __init__(self, *args: Any, backend: Backend = 'auto', **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        backend: Backend = 'auto',
+        resamples: int = 0,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
         given = inspect.signature(MMDetCocoMetric).bind(*args, **kwargs).arguments
         ann_file = given.pop('ann_file', None)
         sort_categories = given.pop('sort_categories', False)
         given['proposal_nums'] = _detection_numbers(given.get('proposal_nums', DEFAULT_NUMS))
         super().__init__(**given)
-        self.backend = _choose_backend(backend)
+        self.backend = choose_backend(backend)
         self.iou_thrs = np.atleast_1d(np.asarray(self.iou_thrs, dtype=float))
         for item in set(self.metric_items or ()) - set(STATISTICS):
             raise ConfigError(
                 f'metric_items of CocoMetric has {item!r}, none of {", ".join(STATISTICS)}.'
+            )
+        self.resamples, self.seed = resamples, seed
+        if resamples and not np.array_equal(self.iou_thrs, COCO_TAUS):
+            raise ConfigError(
+                f"resamples={resamples} of CocoMetric are of COCO's AP, from IoU .5 to .95: leave "
+                'iou_thrs out.'
             )
         self.table: CocoTable | None = None
         if ann_file is not None:
@@ -216,6 +185,30 @@ class CocoMetric(MMDetCocoMetric):
                 break
             evaluator = self._evaluate(truths, detections, labels, metric)
             numbers.update(self._name(metric, evaluator))
+            if metric == 'bbox' and self.resamples:
+                numbers.update(self._intervals(shown, labels))
+        return numbers
+
+    def _intervals(self, shown: _Shown, labels: list[int]) -> dict[str, float]:
+        """Ends of the .95 intervals of mAP, mAP_50 and mAP_75, and of each class if listed."""
+        names = [shown.table.class_names[label] for label in labels]
+        truths, images = truths_of_rows(shown.table, shown.rows)
+        most = self.proposal_nums[self._precision_column()]
+        found = precision_intervals(
+            collect(shown.predictions, images),
+            truths.of_classes(names, shown.table.source),
+            self.resamples,
+            self.seed,
+            most,
+        )
+        known = dict(zip(PRECISIONS, ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75')))
+        if self.classwise:
+            known |= {f'AP_class_{k}': f'{name}_precision' for k, name in enumerate(names)}
+        numbers: dict[str, float] = {}
+        for key, name in known.items():
+            low, high = (float(round(end, 3)) for end in found[key])
+            numbers.update({f'{name}_low': low, f'{name}_high': high})
+            print_log(f'{name}: .95 interval {low:.3f} to {high:.3f}', 'current')
         return numbers
 
     def _add_absent(self) -> None:
@@ -288,7 +281,7 @@ class CocoMetric(MMDetCocoMetric):
         """Count and print COCO's table; boxes of any class may match as proposals."""
         kind = COCOevalMP if self.use_mp_eval else COCOeval
         is_fast = self.backend == 'faster_coco_eval' and metric != 'segm' and not self.use_mp_eval
-        if is_fast and _counts_alike(truths, detections):
+        if is_fast and counts_alike(truths, detections):
             kind = FastCOCOeval
         with redirect_stdout(io.StringIO()):
             found = truths.loadRes(detections)
@@ -458,27 +451,6 @@ def _statistic(
         f'maxDets={params.maxDets[column]:>3} ] = {value:0.3f}'
     )
     return value
-
-
-def _choose_backend(wanted: Backend) -> Backend:
-    """Settle on one of the two backends.
-
-    Raises:
-        ConfigError: There is no such backend.
-        SetupError: It is asked for by name and not installed.
-    """
-    if wanted not in get_args(Backend):
-        raise ConfigError(
-            f'backend={wanted!r} of CocoMetric is none of {", ".join(get_args(Backend))}.'
-        )
-    if wanted == 'auto':
-        return 'faster_coco_eval' if has_faster_coco_eval() else 'pycocotools'
-    if wanted == 'faster_coco_eval' and not has_faster_coco_eval():
-        raise SetupError(
-            f"backend='faster_coco_eval' of CocoMetric needs {FASTER_COCO_EVAL}, which is not "
-            'installed: pip install gfl_det[faster].'
-        )
-    return wanted
 
 
 def _mean(precision: np.ndarray) -> float:

@@ -25,6 +25,7 @@ from gfl_det.datasets.table import (
     table_of,
 )
 from gfl_det.errors import DataError
+from gfl_det.ops.boxes import xyxy_to_xywh
 
 DIGEST = 16  # hex digits that tell images apart
 
@@ -262,6 +263,14 @@ def truths_of_table(table: CocoTable) -> Truths:
     )
 
 
+def truths_of_rows(table: CocoTable, rows: Sequence[int]) -> tuple[Truths, list[int]]:
+    """The gt boxes of some images of a file, and the place of each row among them."""
+    place = {row: index for index, row in enumerate(sorted_rows(table.image_ids))}
+    order = sorted(place[row] for row in rows)
+    chosen = {index: new for new, index in enumerate(order)}
+    return truths_of_table(table).of_images(order), [chosen[place[row]] for row in rows]
+
+
 def sorted_rows(ids: Sequence[Any]) -> list[int]:
     """Rows in the order of their ids; numbers and texts that meet are sorted by kind.
 
@@ -322,6 +331,27 @@ def detections_from_coco(
             _scores(results, source),
         ),
         source,
+    )
+
+
+def collect(results: Sequence[dict], images: Sequence[int]) -> Detections:
+    """The detections of predictions.
+
+    Args:
+        results: with ``bboxes`` (xyxy px), ``scores`` and ``labels`` of each image.
+        images: their indices in the ground truth.
+    """
+    counts = [len(entry['labels']) for entry in results]
+    corners = np.concatenate([entry['bboxes'] for entry in results] or [np.zeros((0, 4))])
+    corners = corners.astype(float).reshape(-1, 4)
+    scores = np.concatenate([entry['scores'] for entry in results] or [np.zeros(0)])
+    labels = np.concatenate([entry['labels'] for entry in results] or [np.zeros(0)])
+    boxes = xyxy_to_xywh(corners)
+    return Detections(
+        np.repeat(np.array(images, np.int64), counts),
+        labels.astype(np.int64),
+        boxes,
+        scores.astype(float),
     )
 
 

@@ -27,6 +27,7 @@ class DetectionStatistics:
         coco: the matches at :data:`.functional.COCO_TAUS`.
         detections: that were matched.
         truths: of the same images.
+        precision_alone: AP, AP50, AP75 and AP per class, no other metric.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class DetectionStatistics:
         coco: Sequence[Matches],
         detections: Detections,
         truths: Truths,
+        precision_alone: bool = False,
     ) -> None:
         self.num_images = len(truths.image_ids)
         num_classes = len(truths.category_ids)
@@ -49,8 +51,9 @@ class DetectionStatistics:
             self.parts.append(_CalibrationPart(matches, detections.image, self.num_images, end))
             self.parts.append(_LRPPart(matches, detections.image, self.num_images, end))
         half = coco[0]
-        self.parts.append(_DECEPart(half, detections.image, self.num_images))
-        self.parts.append(_OptimalLRPPart(half, detections.image))
+        if not precision_alone:
+            self.parts.append(_DECEPart(half, detections.image, self.num_images))
+            self.parts.append(_OptimalLRPPart(half, detections.image))
         self.parts.append(_PrecisionPart(coco, detections.image, num_classes))
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -250,6 +250,18 @@ class TestOptions:
         with pytest.raises(ConfigError, match='needs a CocoMetric'):
             config_edits.write_results(cfg, 'r.json')
 
+    def test_metrics_are_resampled(self):
+        cfg = shipped()
+        own = dict(type='gfl_det.CalibrationMetric')
+        cfg.test_evaluator = [cfg.test_evaluator, own, dict(type='VOCMetric')]
+        config_edits.resample_metrics(cfg, 7)
+        kinds = ['gfl_det.CocoMetric', 'gfl_det.CalibrationMetric', 'VOCMetric']
+        assert [metric.type for metric in cfg.test_evaluator] == kinds
+        assert [metric.get('resamples') for metric in cfg.test_evaluator] == [7, 7, None]
+        cfg.test_evaluator = dict(type='VOCMetric')
+        with pytest.raises(ConfigError, match='--resamples 7'):
+            config_edits.resample_metrics(cfg, 7)
+
     def test_augmentation_wraps_the_model_and_mirrors_the_images(self):
         cfg = shipped()
         model, before = cfg.model, cfg.test_dataloader.dataset.pipeline
@@ -331,11 +343,12 @@ class TestCommandLine:
         assert (args.resume, args.launcher) == ('x.pth', 'slurm')
 
     def test_testing(self):
-        words = 'c.py x.pth --show-dir d --out r.json --tta --classwise'
+        words = 'c.py x.pth --show-dir d --out r.json --tta --classwise --resamples 9'
         args = testing.parse_arguments(words.split())
         assert (args.checkpoint, args.show_dir, args.out) == ('x.pth', 'd', 'r.json')
         assert args.tta
         assert args.classwise
+        assert args.resamples == 9
         assert args.launcher == 'none'
 
     def test_an_option_without_a_value_is_a_usage_error(self, capsys):

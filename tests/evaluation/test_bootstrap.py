@@ -18,6 +18,7 @@ from gfl_det.evaluation.bootstrap import (
     jackknife_weights,
     resample,
     shifted_interval,
+    wide_interval,
 )
 from gfl_det.evaluation.evaluate import FLOOR_PARTS, evaluate_detections, statistics_of
 from tests.helpers.calibration_cases import case_data, random_scene, scene
@@ -122,6 +123,15 @@ class TestIntervals:
         step = 0.1 * (2 ** (2 / 3) - 1)  # a bias of .1
         low, high = shifted_interval(0.5, resampled, np.full(4, 0.5 + step), 0.9)
         assert (low, high) == pytest.approx((0.31, 0.49))
+
+    def test_wide_holds_the_percentiles_and_their_mirror(self):
+        resampled = np.linspace(0.2, 0.35, 151)
+        low, high = wide_interval(0.25, resampled, 0.9)
+        ends = np.quantile(resampled, [0.05, 0.95])
+        assert low <= min(ends[0], 0.5 - ends[1])
+        assert high >= max(ends[1], 0.5 - ends[0])
+        assert wide_interval(0.0, np.array([0.0, 0.1])).low == 0
+        assert np.isnan(wide_interval(np.nan, np.ones(5))).all()
 
     @pytest.mark.parametrize('kind', [bca_interval, shifted_interval])
     def test_what_is_not_defined_or_does_not_vary(self, kind):

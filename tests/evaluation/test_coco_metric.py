@@ -17,8 +17,9 @@ from pycocotools.cocoeval import COCOeval
 import gfl_det
 from gfl_det.compat import versions
 from gfl_det.errors import ConfigError, DataError, SetupError
-from gfl_det.evaluation import CocoMetric, coco_metric
-from gfl_det.evaluation.coco_metric import FastCOCOeval, _counts_alike
+from gfl_det.evaluation import CocoMetric, coco_backends, coco_metric
+from gfl_det.evaluation.calibration_metric import CalibrationMetric
+from gfl_det.evaluation.coco_backends import FastCOCOeval, counts_alike
 from gfl_det.registry import METRICS
 from gfl_det.utils.timing import Runs
 from projects.benchmark.detections import CocoSet, make_set
@@ -288,12 +289,12 @@ class TestInput:
     def test_what_would_not_count_alike(self, drawn, part, change):
         metric = build_metric(CocoMetric, drawn)
         detections = [dict(score=0.5), dict(score=0.0)]
-        assert _counts_alike(metric._coco_api, detections)
+        assert counts_alike(metric._coco_api, detections)
         entry = (detections if part == 'detections' else metric._coco_api.dataset[part])[1]
         entry.update(change)
         for field in [field for field, value in entry.items() if value is None]:
             del entry[field]
-        assert not _counts_alike(metric._coco_api, detections)
+        assert not counts_alike(metric._coco_api, detections)
 
     @pytest.mark.parametrize('area', ['absent', None, 'large', '10000', -1, float('nan'), [1]])
     @pytest.mark.parametrize('backend', BACKENDS)
@@ -491,12 +492,12 @@ class TestOutput:
 class TestBackend:
     def test_auto_takes_the_fast_one_where_it_is(self, monkeypatch):
         for is_there, expected in ((True, 'faster_coco_eval'), (False, 'pycocotools')):
-            monkeypatch.setattr(coco_metric, 'has_faster_coco_eval', lambda there=is_there: there)
+            monkeypatch.setattr(coco_backends, 'has_faster_coco_eval', lambda there=is_there: there)
             assert CocoMetric().backend == expected
             assert CocoMetric(backend='pycocotools').backend == 'pycocotools'
 
     def test_the_fast_one_by_name_and_missing(self, monkeypatch):
-        monkeypatch.setattr(coco_metric, 'has_faster_coco_eval', lambda: False)
+        monkeypatch.setattr(coco_backends, 'has_faster_coco_eval', lambda: False)
         with pytest.raises(SetupError, match=r'pip install gfl_det\[faster\]') as caught:
             CocoMetric(backend='faster_coco_eval')
         assert '\n' not in str(caught.value)
@@ -565,3 +566,34 @@ class TestSyntheticSet:
                 (a['pred_instances'][key] == value).all()
                 for key, value in b['pred_instances'].items()
             )
+
+
+class TestIntervals:
+    def test_are_around_the_numbers_and_those_of_the_calibration_metric(self):
+        coco_set = make_set(30, 20, 3)
+        plain = count(CocoMetric, coco_set, classwise=True)
+        found = count(CocoMetric, coco_set, classwise=True, resamples=100, seed=1)
+        assert {name: found[name] for name in plain} == plain
+        ends = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75')
+        classes = [name for name in plain if name.endswith('_precision')]
+        assert set(found) - set(plain) == {
+            f'{name}_{end}' for name in (*ends, *classes) for end in ('low', 'high')
+        }
+        other = count(CalibrationMetric, coco_set, resamples=100, seed=1)
+        for name, theirs in zip(ends, ('AP', 'AP50', 'AP75')):
+            assert found[f'{name}_low'] < found[name] < found[f'{name}_high']
+            assert found[f'{name}_low'] == pytest.approx(other[f'{theirs}_low'], abs=6e-4)
+
+    def test_images_and_classes_in_any_order(self, drawn):
+        """Ids that do not ascend, an image that is not shown, a class that is not detected."""
+        drawn.dataset['images'] = drawn.dataset['images'][::-1]
+        drawn.samples[:] = drawn.samples[1:]
+        whole = count(CocoMetric, drawn, resamples=50)
+        shown = {each['img_id'] for each in drawn.samples}
+        for part, key in (('images', 'id'), ('annotations', 'image_id')):
+            drawn.dataset[part] = [each for each in drawn.dataset[part] if each[key] in shown]
+        assert count(CocoMetric, drawn, resamples=50) == whole
+
+    def test_other_thresholds_are_refused(self, drawn):
+        with pytest.raises(ConfigError, match=r'resamples=9 .*iou_thrs'):
+            count(CocoMetric, drawn, resamples=9, iou_thrs=[0.5])

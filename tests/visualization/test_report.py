@@ -164,6 +164,16 @@ def test_a_calibrator_gives_two_sides(files, tmp_path):
         read(files, calibrator=str(own))
 
 
+def test_intervals_of_metrics_on_request(files):
+    data = read(files)
+    (side,) = analyse(data).values['reliability']
+    assert side['intervals'] == {}
+    (side,) = analyse(data, resamples=40).values['reliability']
+    wanted = evaluate_detections(data.detections, data.truths, resamples=40)
+    assert set(side['intervals']) == {'AP', 'AP50', 'AP75', 'LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP'}
+    assert side['intervals']['AP'] == [wanted['AP_low'], wanted['AP_high']]
+
+
 def test_raw_scores_and_intervals_of_results_are_used(files, tmp_path):
     def calibrate(entries):
         for entry in entries:

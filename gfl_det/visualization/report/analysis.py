@@ -39,6 +39,7 @@ from gfl_det.visualization.report.errors import (
 NUM_BINS = 20  # of reliability
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP')
 FLOOR_ENDS = ('_count', '_floor_95', '_debiased')
+PRECISIONS = ('AP', 'AP50', 'AP75')
 STEPS = 7
 SECTIONS = (
     *('summary', 'precision', 'reliability', 'uncertainty'),
@@ -56,12 +57,13 @@ class Analysis(NamedTuple):
     judged: ImageErrors
 
 
-def analyse(data: ReportData, show_progress: bool = False) -> Analysis:
+def analyse(data: ReportData, show_progress: bool = False, resamples: int = 0) -> Analysis:
     """Work all sections out but the pictures.
 
     Args:
         data: gt boxes and detections.
         show_progress: on standard error.
+        resamples: of the images, for intervals of the metrics; 0 for none.
     """
     gts, found = data.truths, data.detections
     with Progress(STEPS, 'analyses', show_progress) as progress:
@@ -79,7 +81,7 @@ def analyse(data: ReportData, show_progress: bool = False) -> Analysis:
         progress.advance()
         matrix = confusion_matrix(found.take(kept), gts, errors)
         progress.advance()
-        sides = _sides(data)
+        sides = _sides(data, resamples)
         progress.advance()
         edges = None if data.edge_std is None else _uncertainty(data, half)
         progress.advance()
@@ -152,16 +154,17 @@ def _errors(all_errors: Errors, judged: ImageErrors, truths: Truths) -> dict[str
     return dict(gains=gains, kept=counts, all=everywhere)
 
 
-def _sides(data: ReportData) -> list[dict[str, Any]]:
+def _sides(data: ReportData, resamples: int) -> list[dict[str, Any]]:
     """Reliability of the scores, before calibration and after where there was one."""
     found = data.detections
     sides = {'scores': found}
     if data.raw_scores is not None:
         sides = {'raw': found._replace(scores=data.raw_scores), 'calibrated': found}
-    return [
-        reliability_side(name, each, data.truths, evaluate_detections(each, data.truths), METRICS)
-        for name, each in sides.items()
-    ]
+    rows = []
+    for name, each in sides.items():
+        metrics = evaluate_detections(each, data.truths, resamples=resamples)
+        rows.append(reliability_side(name, each, data.truths, metrics, METRICS))
+    return rows
 
 
 def reliability_side(
@@ -200,6 +203,11 @@ def reliability_side(
             each: [metrics[each + end] for end in FLOOR_ENDS]
             for each in listed
             if f'{each}_floor' in metrics
+        },
+        intervals={
+            each: [metrics[f'{each}_low'], metrics[f'{each}_high']]
+            for each in (*PRECISIONS, *listed)
+            if f'{each}_low' in metrics
         },
         number=rows[0].astype(int),
         score=rows[1],

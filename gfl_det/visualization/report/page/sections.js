@@ -18,11 +18,19 @@ function summary(data, label) {
       tile(cut.threshold, 'at this score'), tile(cut.precision, 'precision there'), tile(cut.recall, 'recall there')),
     make('h3', {}, 'By size of the gt box, all classes'),
     table([['size'], ['AP', share], ['AP50', share], ['AP75', share], ['recall', share]], data.ap, {sorted: false, label: 'AP by size'}),
+    ...intervals(data),
     make('p', {class: 'hint'}, 'COCO’s numbers: AP over IoU .50 to .95; small is below 32² px, large above 96² px; recall is that of 100 detections an image. F1 is of IoU .5, at the score where it is best.'),
     make('h3', {}, 'By class'),
     table([['class'], ...COLUMNS.map((name, index) => [name, index ? share : (value) => number(value)])], rows,
       {label: 'Numbers by class', chosen: (row) => label >= 0 && row[0] === data.classes[label]}),
   ];
+}
+
+function intervals(data) {
+  const known = Object.entries(data.reliability[data.reliability.length - 1].intervals).filter(([, ends]) => ends[0] !== null);
+  if (!known.length) return [];
+  const texts = known.map(([name, [low, high]]) => `${name} ${share(low)} to ${share(high)}`);
+  return [make('p', {}, `.95 intervals over images like these: ${texts.join(', ')}.`)];
 }
 
 function precision(data, label) {
