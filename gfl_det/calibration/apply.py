@@ -19,6 +19,7 @@ from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import Detections
 from gfl_det.ops.boxes import xyxy_to_xywh
+from gfl_det.ops.intervals import FactorTable
 
 EDGES = ('edge_logits', 'bin_widths', 'prior_centres')  # what with_distribution adds
 
@@ -77,29 +78,43 @@ class HeadCalibration:
                     delattr(result, name)
         return calibrated
 
-    def interval_factor(self, config: ConfigDict) -> float | tuple[float, ...]:
-        """What intervals, all or those of each side, are stretched by: 1 without a calibrator.
+    def interval_factor(self, config: ConfigDict) -> float | tuple[float, ...] | FactorTable:
+        """What intervals are stretched by: 1 without a calibrator, else by side or by box.
 
         Args:
-            config: test config with ``interval_level`` and ``interval_calibrator``, both optional.
+            config: test config with ``interval_level``, ``interval_calibrator`` and
+                ``interval_joint``, all optional.
 
         Raises:
             ConfigError: the level lies outside (0, 1).
             DataError: The file is not an interval calibrator, one for another head or number of
-                classes, or has no factor for the level.
+                classes, or has no factor for the level, or none for whole boxes.
         """
         level, path = config.get('interval_level'), config.get('interval_calibrator')
         if level is None:
             return 1.0
         if not isinstance(level, (int, float)) or not 0 < level < 1:
             raise ConfigError(f'interval_level is a share between 0 and 1, not {level!r}.')
+        joint = bool(config.get('interval_joint', False))
         if not path:
+            if joint:
+                raise ConfigError(
+                    'interval_joint stretches intervals to whole boxes by fitted factors: give '
+                    'interval_calibrator, what gfl-det intervals fit wrote.'
+                )
             return 1.0
         if path not in self._intervals:
             calibrator = load_interval_calibrator(path)
             check_applies(calibrator, path, self.score_type, self.num_classes)
             self._intervals[path] = calibrator
-        return self._intervals[path].factors_at(level)
+        fitted = self._intervals[path]
+        if not joint:
+            return fitted.factors_at(level)
+        if fitted.joint is None:
+            raise DataError(
+                f'{path} has no factors for whole boxes: fit it again with gfl-det intervals fit.'
+            )
+        return FactorTable(fitted.joint.table_at(level))
 
     def _of_scores(self, path: str) -> DistributionCalibrator | ScoreMaps:
         if path not in self._scores:

@@ -23,10 +23,12 @@ from gfl_det.calibration.calibrators import (
 )
 from gfl_det.calibration.distribution import DistributionCalibrator, DistributionSettings
 from gfl_det.calibration.intervals import IntervalCalibrator
+from gfl_det.calibration.joint import JointFactors
 from gfl_det.calibration.logistic import LogisticModel
 from gfl_det.calibration.maps import map_from_json, map_to_json
 from gfl_det.errors import DataError
 from gfl_det.evaluation.detections import read_json
+from gfl_det.ops.intervals import SIZES
 from gfl_det.utils.files import write_text
 
 VERSION = 1
@@ -236,6 +238,7 @@ def _intervals_to_json(calibrator: IntervalCalibrator) -> dict[str, Any]:
         classes=list(calibrator.class_names),
         levels=list(calibrator.levels),
         factors=[list(sides) for sides in calibrator.factors],
+        **({} if calibrator.joint is None else dict(joint=_joint_to_json(calibrator.joint))),
         source=_listed(calibrator.source._asdict()),
     )
 
@@ -248,6 +251,27 @@ def _intervals_from_json(content: dict[str, Any]) -> IntervalCalibrator:
         tuple(map(str, content['classes'])),
         float(content['iou_threshold']),
         _source_of(content),
+        _joint_from_json(content['joint']) if 'joint' in content else None,
+    )
+
+
+def _joint_to_json(joint: JointFactors) -> dict[str, Any]:
+    groups = [
+        dict(name=name, boxes=number, factors=list(factors))
+        for name, number, factors in zip(joint.names, joint.counts, joint.factors)
+    ]
+    cells = [list(row) for row in joint.cells]
+    return dict(levels=list(joint.levels), sizes=list(SIZES), groups=groups, cells=cells)
+
+
+def _joint_from_json(content: dict[str, Any]) -> JointFactors:
+    groups = content['groups']
+    return JointFactors(
+        tuple(map(float, content['levels'])),
+        tuple(str(each['name']) for each in groups),
+        tuple(int(each['boxes']) for each in groups),
+        tuple(tuple(map(float, each['factors'])) for each in groups),
+        tuple(tuple(map(int, row)) for row in content['cells']),
     )
 
 

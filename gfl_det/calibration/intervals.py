@@ -17,17 +17,28 @@ less certain than their number of edges suggests.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gfl_det.calibration.calibrators import FitSource
+from gfl_det.calibration.joint import JointFactors, fit_joint
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.ops.intervals import EdgeIntervals, edge_intervals, edge_quantiles, stretch_needed
+from gfl_det.ops import distribution
+from gfl_det.ops.intervals import (
+    EdgeIntervals,
+    edge_intervals,
+    edge_positions,
+    edge_quantiles,
+    size_of,
+    stretch_needed,
+)
 
 # Levels that factors are fitted for; between two of them a factor is interpolated. Below, halves of
 # intervals are so short that an edge's error, in units of them, says little of the longer ones.
@@ -45,6 +56,7 @@ class MatchedEdges:
         limits: ``(N, 4)`` px, width and height of the image, twice.
         truths: ``(N, 4)`` xyxy px of the true boxes.
         labels: ``(N,)`` int64.
+        images: ``(N,)`` int64; None: not known.
     """
 
     logits: Tensor
@@ -53,14 +65,29 @@ class MatchedEdges:
     limits: Tensor
     truths: Tensor
     labels: Tensor
+    images: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.truths)
 
-    def intervals(self, level: float, factor: float | Sequence[float] = 1.0) -> EdgeIntervals:
+    def intervals(
+        self, level: float, factor: float | Sequence[float] | Tensor = 1.0
+    ) -> EdgeIntervals:
         """Intervals as a detector gives them: stretched, and cut at the image's border."""
         quantiles = edge_quantiles(self.logits, self.bin_widths, self.prior_centres, level)
         return edge_intervals(quantiles, factor, self.limits)
+
+    def boxes(self) -> Tensor:
+        """``(N, 4)`` xyxy px: the means of the distributions, cut at the image's border."""
+        means = edge_positions(distribution.mean(self.logits), self.bin_widths, self.prior_centres)
+        return torch.minimum(means.clamp(min=0), self.limits)
+
+    def take(self, rows: np.ndarray) -> MatchedEdges:
+        """Those of some indices."""
+        chosen = torch.from_numpy(rows)
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        kept = {name: None if each is None else each[chosen] for name, each in fields.items()}
+        return MatchedEdges(**kept)  # type: ignore[arg-type]
 
     def stretches(self, level: float) -> Tensor:
         """``(N, 4)``, see :func:`~gfl_det.ops.intervals.stretch_needed`."""
@@ -80,6 +107,7 @@ class IntervalCalibrator:
         class_names: of the data set that they were fitted on, in the order of the labels.
         iou_threshold: that a detection needs to match a gt box.
         source: the data; ``detections`` counts the matched ones.
+        joint: factors for whole boxes; None in files of earlier versions.
     """
 
     levels: tuple[float, ...]
@@ -88,6 +116,7 @@ class IntervalCalibrator:
     class_names: tuple[str, ...]
     iou_threshold: float
     source: FitSource
+    joint: JointFactors | None = None
 
     def __post_init__(self) -> None:
         levels, factors = np.array(self.levels, float), np.array(self.factors, float)
@@ -151,6 +180,24 @@ def fit_factors(
         factors[row] = [conformal_quantile(side, level) for side in sides]
     rising = np.maximum.accumulate(factors, axis=0)
     return tuple(reached), tuple(tuple(row) for row in rising.tolist())
+
+
+def fit_whole_boxes(
+    edges: MatchedEdges, class_names: Sequence[str], levels: Sequence[float] = LEVELS
+) -> JointFactors:
+    """Factors for whole boxes by class and size; see :mod:`.joint`.
+
+    Args:
+        edges: of a split that nothing else is judged on.
+        class_names: of the labels.
+        levels: ascending, in (0, 1).
+
+    Raises:
+        DataError: there are too few boxes for any of the levels.
+    """
+    stretches = torch.stack([edges.stretches(level) for level in levels]).double().numpy()
+    sizes = size_of(edges.boxes()).numpy()
+    return fit_joint(stretches, edges.labels.numpy(), sizes, class_names, levels)
 
 
 def conformal_quantile(scores: Tensor, level: float) -> float:

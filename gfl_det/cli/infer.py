@@ -61,6 +61,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
     add_calibrator(parser)
     add_intervals(parser)
+    add('--joint', action='store_true', help='intervals for whole boxes: all four edges at once')
     add_batch_size(parser)
     add_optimize(parser)
     add('--recursive', action='store_true', help='search folders in folders')
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
         level=args.level,
         calibrator=args.calibrator,
         intervals=args.intervals,
+        joint=args.joint,
         distributions=args.show_dir is not None or args.save_video is not None,
         optimize=args.optimize,
     )

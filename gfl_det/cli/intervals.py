@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gfl_det.cli.arguments import add_batch_size, add_detector, add_halves, parsing
+from gfl_det.cli.arguments import add_batch_size, add_detector, add_halves, count_or_zero, parsing
 from gfl_det.errors import DataError
 from gfl_det.utils.files import check_writable, writing
 
 if TYPE_CHECKING:
     from gfl_det.calibration.calibrators import FitSource
     from gfl_det.calibration.intervals import IntervalCalibrator
-    from gfl_det.inference.coverage import Coverage, Matched, Split
+    from gfl_det.calibration.sharpness import Sharpness
+    from gfl_det.inference.coverage import BoxCoverage, Coverage, Matched, Split
 
 SHOWN = (0.5, 0.8, 0.9, 0.95)
 IOU = 0.5
+JOINT_LEVEL = 0.9
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -40,6 +42,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         '--together', action='store_true', help='one factor for all four sides: fewer images do'
     )
     measuring.add_argument(
+        '--splits',
+        type=count_or_zero,
+        default=0,
+        metavar='N',
+        help='compare with intervals that know nothing of the distributions, in N (50) random '
+        'halvings of the images',
+    )
+    measuring.add_argument(
         '--out', metavar='PNG', help='draw coverage against level into this file'
     )
     return parser
@@ -60,7 +70,7 @@ def fit(args: argparse.Namespace) -> None:
         GFLDetError: a file cannot be used, or there are too few matches.
     """
     from gfl_det.calibration.files import save_interval_calibrator
-    from gfl_det.calibration.intervals import IntervalCalibrator, fit_factors
+    from gfl_det.calibration.intervals import IntervalCalibrator, fit_factors, fit_whole_boxes
     from gfl_det.inference.coverage import judge
 
     check_writable(args.intervals)
@@ -75,6 +85,7 @@ def fit(args: argparse.Namespace) -> None:
         tuple(detector.classes),
         IOU,
         _source(split, judged, detector.classes),
+        fit_whole_boxes(judged.edges, detector.classes) if len(judged.edges) > 1 else None,
     )
     save_interval_calibrator(calibrator, args.intervals)
     print(f'fitted on {len(judged.edges)} matched detections in {len(split.files)} images')
@@ -96,7 +107,8 @@ def measure(args: argparse.Namespace) -> None:
     from gfl_det.calibration.apply import check_interval_class_names
     from gfl_det.calibration.files import load_interval_calibrator
     from gfl_det.calibration.intervals import check_applies
-    from gfl_det.inference.coverage import judge
+    from gfl_det.calibration.sharpness import compare_intervals
+    from gfl_det.inference.coverage import box_coverage, judge
 
     if args.out:
         if Path(args.out).suffix.lower() != '.png':
@@ -120,6 +132,13 @@ def measure(args: argparse.Namespace) -> None:
         f'{len(split.files)} images'
     )
     print(table(before, after))
+    if calibrator.joint is not None:
+        level = min(JOINT_LEVEL, calibrator.joint.levels[-1])
+        print(f'\nwhole boxes, all four edges inside, level {level:g}:')
+        print(box_table(box_coverage(judged.edges, calibrator.joint, level)))
+    if args.splits:
+        print(f'\nkinds of intervals, level {JOINT_LEVEL:g}, {args.splits} halvings of the images:')
+        print(kind_table(compare_intervals(judged.edges, JOINT_LEVEL, args.splits, args.seed)))
     if args.out:
         draw(*_both(judged, calibrator, calibrator.levels), Path(args.out))
         print(f'picture: {args.out}')
@@ -138,6 +157,30 @@ def table(before: Coverage, after: Coverage) -> str:
             f'{before.width[row]:6.1f}  {after.width[row]:6.1f}      {sides}   '
             f'{after.share_of_boxes[row]:.3f}'
         )
+    return '\n'.join(lines)
+
+
+def box_table(rows: Sequence[BoxCoverage]) -> str:
+    """Whole boxes by group; the expected range is of .95 of splits, were boxes independent."""
+    width = max(5, *(len(each.group) for each in rows))
+    lines = [f'{"group":{width}}  fitted  judged  inside  .95 interval   expected      px an edge']
+    for each in rows:
+        low, high = each.expected
+        lines.append(
+            f'{each.group:{width}}  {each.fitted:6d}  {each.judged:6d}   {each.share:.3f}  '
+            f'{each.low:.3f} to {each.high:.3f}  {low:.3f}-{high:.3f}  {each.width:8.1f}'
+        )
+    return '\n'.join(lines)
+
+
+def kind_table(kinds: Mapping[str, Sharpness]) -> str:
+    """Coverage, width and interval score of each kind, and of whole boxes."""
+    lines = ['kind               edges inside  px wide  score   boxes inside  px wide']
+    lines += [
+        f'{name:17}         {each.coverage:.3f}  {each.width:7.2f}  {each.score:6.2f}         '
+        f'{each.box_coverage:.3f}  {each.box_width:7.2f}'
+        for name, each in kinds.items()
+    ]
     return '\n'.join(lines)
 
 

@@ -11,12 +11,15 @@ import torch
 
 from gfl_det.calibration import splits
 from gfl_det.calibration.intervals import MatchedEdges
+from gfl_det.calibration.joint import JointFactors, expected_range
 from gfl_det.calibration.splits import split_images, take_images
 from gfl_det.datasets.tidying import find_file
 from gfl_det.errors import DataError
+from gfl_det.evaluation.bootstrap import image_weights
 from gfl_det.evaluation.detections import Detections, Truths, read_annotations, truths_of_table
 from gfl_det.evaluation.matching import TRUE, match
 from gfl_det.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
+from gfl_det.ops.intervals import FactorTable
 
 if TYPE_CHECKING:  # inference imports heads, which import this package
     from gfl_det.inference import GFLInferencer, Results
@@ -178,6 +181,9 @@ def _edges(results: Results, rows: np.ndarray, truths: np.ndarray) -> MatchedEdg
         torch.cat(limits)[chosen],
         torch.from_numpy(xywh_to_xyxy(truths)).float(),
         take('labels'),
+        torch.arange(len(results)).repeat_interleave(torch.tensor([len(each) for each in results]))[
+            chosen
+        ],
     )
 
 
@@ -189,6 +195,61 @@ class Coverage(NamedTuple):
     share_of_sides: np.ndarray  # (L, 4)
     share_of_boxes: np.ndarray  # (L,) of boxes with all four edges in their intervals
     width: np.ndarray  # (L,) px
+
+
+class BoxCoverage(NamedTuple):
+    """Boxes with all four true edges inside, of a group."""
+
+    group: str
+    fitted: int  # boxes
+    judged: int
+    share: float  # inside
+    low: float  # .95 interval of the share over images
+    high: float
+    expected: tuple[float, float]  # where the share of .95 of splits lies
+    width: float  # px, of an edge's interval
+
+
+def box_coverage(
+    edges: MatchedEdges, joint: JointFactors, level: float, resamples: int = 1000, seed: int = 0
+) -> list[BoxCoverage]:
+    """What share of boxes lies in their joint intervals: of all, then by group.
+
+    Args:
+        edges: of images that nothing was fitted on, with ``images``.
+        joint: fitted factors.
+        level: in (0, 1).
+        resamples: of the images, for the interval of each share.
+        seed: of the resamples.
+    """
+    boxes, labels = edges.boxes(), edges.labels
+    factors = FactorTable(joint.table_at(level)).of(labels, boxes)
+    intervals = edges.intervals(level, factors)
+    inside = intervals.contain(edges.truths).all(1).numpy()
+    widths = intervals.widths().mean(1).numpy()
+    group = joint.group_of(labels.numpy(), boxes)
+    assert edges.images is not None  # of a detector they are known
+    image = np.unique(edges.images.numpy(), return_inverse=True)[1]
+    weights = np.concatenate(list(image_weights(int(image.max(initial=0)) + 1, resamples, seed)))
+    rows = []
+    names = [('all', sum(joint.counts), np.arange(len(edges)))]
+    names += [
+        (name, joint.counts[place], np.flatnonzero(group == place))
+        for place, name in enumerate(joint.names)
+    ]
+    for name, fitted, chosen in names:
+        if not len(chosen):
+            continue
+        drawn = weights[:, image[chosen]]
+        with np.errstate(invalid='ignore', divide='ignore'):
+            shares = (drawn * inside[chosen]).sum(1) / drawn.sum(1)
+        low, high = np.nanquantile(shares, [0.025, 0.975])
+        expected = expected_range(fitted, len(chosen), level)
+        share, width = float(inside[chosen].mean()), float(widths[chosen].mean())
+        rows.append(
+            BoxCoverage(name, fitted, len(chosen), share, float(low), float(high), expected, width)
+        )
+    return rows
 
 
 def coverage(

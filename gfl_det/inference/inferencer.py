@@ -43,6 +43,8 @@ class GFLInferencer(ImageDetector):
         calibrator: file of ``gfl-det calibrate`` for scores; None: that of the config, if any.
         intervals: file of ``gfl-det intervals`` for intervals; None: that of the config, if any.
         distributions: keep ``edge_logits``, ``bin_widths`` and ``prior_centres`` in results.
+        joint: intervals hold whole boxes, all four true edges at once, at the level; needs
+            ``intervals``.
         optimize: ``float32``, ``bfloat16`` or ``float16``: run the copy that
             :func:`.optimize_for_inference` makes.
 
@@ -62,6 +64,7 @@ class GFLInferencer(ImageDetector):
         calibrator: str | Path | None = None,
         intervals: str | Path | None = None,
         distributions: bool = False,
+        joint: bool = False,
         optimize: str | None = None,
     ) -> None:
         settings = dict(
@@ -71,6 +74,7 @@ class GFLInferencer(ImageDetector):
             interval_level=level,
             calibrator=None if calibrator is None else str(calibrator),
             interval_calibrator=None if intervals is None else str(intervals),
+            interval_joint=True if joint else None,
         )
         if score_thr is not None:
             check_share(score_thr, 'score_thr')

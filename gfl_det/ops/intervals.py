@@ -9,7 +9,7 @@ left and right, y for top and bottom, in the image that the boxes refer to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from gfl_det.ops import distribution
 SIDES = ('left', 'top', 'right', 'bottom')  # of a box: the order of its edges everywhere
 # Distances count from the prior's centre outwards: to the left and up, to the right and down.
 OUTWARDS = (-1.0, -1.0, 1.0, 1.0)
+SIZES = ('small', 'medium', 'large')  # COCO's, of the predicted box
+SIZE_AREAS = (32.0**2, 96.0**2)  # px, where one ends and the next begins
 
 
 class EdgeIntervals(NamedTuple):
@@ -91,16 +93,44 @@ def edge_positions(distances: Tensor, bin_widths: Tensor, prior_centres: Tensor)
     return prior_centres.repeat(1, 2) + outwards * distances * bin_widths
 
 
+def size_of(boxes: Tensor) -> Tensor:
+    """Which of `SIZES` boxes ``(..., 4)`` xyxy px have: 0, 1 or 2.
+
+    Example:
+        >>> size_of(torch.tensor([[0.0, 0.0, 20.0, 20.0], [0.0, 0.0, 200.0, 100.0]]))
+        tensor([0, 2])
+    """
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return sum((area >= each).long() for each in SIZE_AREAS)  # type: ignore[return-value]
+
+
+class FactorTable(NamedTuple):
+    """Factors for whole boxes by class and size of the box."""
+
+    factors: Tensor  # (K, 3)
+
+    def of(self, labels: Tensor, boxes: Tensor) -> Tensor:
+        """The factors ``(..., 1)`` of boxes ``(..., 4)`` xyxy px of classes ``(...)``."""
+        table = self.factors.to(boxes).flatten()
+        place = labels.long().clamp(min=0) * len(SIZES) + size_of(boxes)
+        return table[place].unsqueeze(-1)
+
+
+Factor = Union[float, Sequence[float], FactorTable]
+
+
 def edge_intervals(
-    quantiles: EdgeQuantiles, factor: float | Sequence[float] = 1.0, limit: Tensor | None = None
+    quantiles: EdgeQuantiles,
+    factor: float | Sequence[float] | Tensor = 1.0,
+    limit: Tensor | None = None,
 ) -> EdgeIntervals:
     """Stretch central intervals about their medians and cut them at the image's border.
 
     Args:
         quantiles: of :func:`edge_quantiles`.
-        factor: at least 0, or one for each of the four edges; 1 leaves the distribution's own
-            interval, other values are fitted (:mod:`.calibration.intervals`). What lies before and
-            after the median keeps its proportion.
+        factor: at least 0, or one for each of the four edges, or ``(N, 1)`` of boxes; 1 leaves the
+            distribution's own interval, other values are fitted (:mod:`.calibration.intervals`).
+            What lies before and after the median keeps its proportion.
         limit: ``(4,)`` or ``(N, 4)`` px: width, height, width, height of the image, beyond which no
             edge is seen; None cuts nothing.
 
@@ -109,7 +139,8 @@ def edge_intervals(
         >>> edge_intervals(EdgeQuantiles(*three), factor=2.0, limit=torch.tensor([20.0] * 4))
         EdgeIntervals(low=tensor([[6., 6., 6., 6.]]), high=tensor([[20., 20., 20., 20.]]))
     """
-    stretch = factor if isinstance(factor, (float, int)) else quantiles.low.new_tensor(factor)
+    plain = isinstance(factor, (float, int, Tensor))
+    stretch: Any = factor if plain else quantiles.low.new_tensor(factor)
     low = quantiles.median - stretch * (quantiles.median - quantiles.low)
     high = quantiles.median + stretch * (quantiles.high - quantiles.median)
     if limit is not None:

@@ -30,7 +30,7 @@ from gfl_det.inference.export.candidates import (
 )
 from gfl_det.inference.results import EDGE_FIELDS
 from gfl_det.ops import distribution
-from gfl_det.ops.intervals import EdgeQuantiles, edge_intervals, edge_quantiles
+from gfl_det.ops.intervals import EdgeQuantiles, FactorTable, edge_intervals, edge_quantiles
 
 INPUTS = ('images', 'img_shape', 'scale_factor')
 
@@ -39,7 +39,8 @@ class Intervals(NamedTuple):
     """What the intervals from ``edge_low`` to ``edge_high`` are."""
 
     level: float  # share of an edge's distribution that they hold, in (0, 1)
-    factor: float | tuple[float, ...]  # that stretches them about their medians, or one per side
+    # That stretches them about their medians: one, one per side, or by class and size of the box.
+    factor: float | tuple[float, ...] | FactorTable
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class DetectionGraph(nn.Module):
         if self.calibration is not None:
             labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
             found.append(self.calibration(scores, labels))
-        return found + self._extras(pool, frames)
+        # Of a cell with several classes the intervals are those of the best.
+        return found + self._extras(pool._replace(labels=scores.argmax(2)), frames)
 
     def _detections(
         self, cls: list[Tensor], edges: list[Tensor], frames: ExportFrames
@@ -171,12 +173,18 @@ class DetectionGraph(nn.Module):
             limit = None if frames.limit is None else frames.limit * frames.scale
             extras += [
                 distribution.std(pool.logits) * widths,
-                *edge_intervals(whole, self.intervals.factor, limit),
+                *edge_intervals(whole, self._stretch(pool, frames), limit),
                 distribution.entropy(pool.logits),
             ]
         if self.outputs.distribution:
             extras += [pool.logits, widths, centres]
         return extras
+
+    def _stretch(self, pool: Pool, frames: ExportFrames) -> float | tuple[float, ...] | Tensor:
+        factor = self.intervals.factor
+        if not isinstance(factor, FactorTable):
+            return factor
+        return factor.of(pool.labels, decode(pool, frames))
 
 
 def check_suppression(settings: ConfigDict) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from gfl_det.models.assigners.batch import PriorLevels
 from gfl_det.ops import distribution
 from gfl_det.ops.boxes import distances_to_boxes
-from gfl_det.ops.intervals import edge_intervals, edge_quantiles
+from gfl_det.ops.intervals import Factor, FactorTable, edge_intervals, edge_quantiles
 
 # Logits this little below the threshold are looked at too: a rounded sigmoid decides.
 THRESHOLD_SLACK = 1e-3
@@ -261,7 +261,7 @@ def detect(
     candidates: Candidates,
     config: ConfigDict,
     with_nms: bool,
-    interval_factor: float | Sequence[float] = 1.0,
+    interval_factor: Factor = 1.0,
 ) -> list[InstanceData]:
     """Decode candidates, suppress, and keep the best of each image.
 
@@ -271,7 +271,7 @@ def detect(
         config: test config with ``nms`` (None: sort only), ``max_per_img`` (not positive: all),
             ``with_uncertainty``, ``with_distribution`` and ``interval_level``.
         with_nms: False gives all candidates.
-        interval_factor: stretches the edges' intervals; one, or one per side.
+        interval_factor: stretches the edges' intervals: one, one per side, or by class and size.
 
     Returns:
         Per image ``bboxes``, ``scores``, ``labels`` and what was asked for (see
@@ -391,7 +391,7 @@ def _result(
     boxes: Tensor,
     kept: Candidates,
     config: ConfigDict,
-    interval_factor: float | Sequence[float],
+    interval_factor: Factor,
 ) -> InstanceData:
     """The detections of an image with what the config asks for."""
     result = InstanceData(bboxes=boxes, scores=kept.scores, labels=kept.labels)
@@ -406,8 +406,10 @@ def _result(
         result.edge_logits, result.bin_widths, result.prior_centres = logits, widths, centres
     if level is not None:
         quantiles = edge_quantiles(logits, widths, centres, level)
-        result.edge_low, result.edge_high = edge_intervals(
-            quantiles, interval_factor, decoder.limits(kept)
-        )
+        if isinstance(interval_factor, FactorTable):
+            stretch: float | Sequence[float] | Tensor = interval_factor.of(kept.labels, boxes)
+        else:
+            stretch = interval_factor
+        result.edge_low, result.edge_high = edge_intervals(quantiles, stretch, decoder.limits(kept))
         result.edge_entropy = distribution.entropy(logits)
     return result
