@@ -194,6 +194,16 @@ def fit_whole_boxes(
 
     Raises:
         DataError: there are too few boxes for any of the levels.
+
+    Example:
+        >>> logits = torch.zeros(300, 4, 5)  # any distance up to 4 bins is as likely
+        >>> sides = torch.tensor([-1.0, -1.0, 1.0, 1.0])
+        >>> gt = 50 + sides * torch.linspace(8, 24, 300)[:, None]
+        >>> widths, centres = torch.full((300, 4), 8.0), torch.full((300, 2), 50.0)
+        >>> labels, limits = torch.zeros(300, dtype=torch.long), torch.full((300, 4), 100.0)
+        >>> edges = MatchedEdges(logits, widths, centres, limits, gt, labels)
+        >>> fit_whole_boxes(edges, ['cat'], [0.5, 0.9]).names
+        ('cat, medium', 'rest')
     """
     stretches = torch.stack([edges.stretches(level) for level in levels]).double().numpy()
     sizes = size_of(edges.boxes()).numpy()

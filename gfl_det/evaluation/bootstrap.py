@@ -238,7 +238,7 @@ def resample(
 
     Example:
         >>> from gfl_det.evaluation.detections import Detections, Truths
-        >>> from gfl_det.evaluation.functional import COCO_TAUS, match
+        >>> from gfl_det.evaluation.matching import match
         >>> image, boxes = np.array([0, 1]), np.array([[0.0, 0, 4, 4]] * 2)
         >>> crowd = np.zeros(2, bool)
         >>> truths = Truths([7, 8], ['', ''], [1], ['cat'], image, image * 0, boxes, crowd)

@@ -137,6 +137,16 @@ def paired_difference(
         b: second side.
         drawn: ``(R, D)`` trainings of each side.
         num_images: that a resample draws.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> image = rng.normal(0, 0.02, (400, 1))  # what resampled images do to both
+        >>> a = ComparedSide(np.array([0.5]), 0.5 + image + rng.normal(0, 0.001, (400, 1)))
+        >>> b = ComparedSide(np.array([0.49]), 0.49 + image + rng.normal(0, 0.001, (400, 1)))
+        >>> one = np.zeros((400, 1), int)  # training of each side
+        >>> found = paired_difference(a, b, [one, one], num_images=100)
+        >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
+        (0.01, 0.007, 0.013)
     """
     value = float(a.value.mean() - b.value.mean())
     deviations = a.mean(drawn[0]) - b.mean(drawn[1]) - value

@@ -264,7 +264,15 @@ def truths_of_table(table: CocoTable) -> Truths:
 
 
 def truths_of_rows(table: CocoTable, rows: Sequence[int]) -> tuple[Truths, list[int]]:
-    """The gt boxes of some images of a file, and the place of each row among them."""
+    """The gt boxes of some images of a file, and the place of each row among them.
+
+    Example:
+        >>> images = [dict(id=9, file_name='b'), dict(id=7, file_name='a')]
+        >>> dataset = dict(images=images, categories=[dict(id=3, name='cat')], annotations=[])
+        >>> truths, places = truths_of_rows(table_of(dataset, 'the file'), [0, 1])
+        >>> truths.image_ids, places
+        ([7, 9], [1, 0])
+    """
     place = {row: index for index, row in enumerate(sorted_rows(table.image_ids))}
     order = sorted(place[row] for row in rows)
     chosen = {index: new for new, index in enumerate(order)}
@@ -340,6 +348,13 @@ def collect(results: Sequence[dict], images: Sequence[int]) -> Detections:
     Args:
         results: with ``bboxes`` (xyxy px), ``scores`` and ``labels`` of each image.
         images: their indices in the ground truth.
+
+    Example:
+        >>> boxes = np.array([[1.0, 1.0, 4.0, 5.0]])
+        >>> result = dict(bboxes=boxes, scores=np.array([0.9]), labels=np.array([2]))
+        >>> found = collect([result], images=[5])
+        >>> found.image, found.label, found.boxes
+        (array([5]), array([2]), array([[1., 1., 3., 4.]]))
     """
     counts = [len(entry['labels']) for entry in results]
     corners = np.concatenate([entry['bboxes'] for entry in results] or [np.zeros((0, 4))])

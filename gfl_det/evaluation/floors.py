@@ -192,6 +192,15 @@ def laece_floor(matches: Matches, num_bins: int = LAECE_BINS, seed: int = 0) -> 
         matches: as for :func:`.functional.laece`.
         num_bins: equal bins of the score.
         seed: of the draws.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0.0, **found, **right, **number)
+        >>> floor = laece_floor(matches).pooled
+        >>> round(float(floor.value), 3), int(floor.number), bool(floor.inside)  # few say nothing
+        (0.35, 2, True)
     """
     judged = matches.judged()
     floor = binned_floor(
@@ -213,6 +222,15 @@ def laace_floor(matches: Matches) -> ErrorFloor:
 
     Args:
         matches: as for :func:`.functional.laace`.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0.0, **found, **right, **number)
+        >>> floor = laace_floor(matches).pooled
+        >>> round(float(floor.value), 3), round(float(floor.value - floor.mean - floor.debiased), 9)
+        (0.35, 0.0)
     """
     order = np.flatnonzero(matches.judged())
     order = order[np.lexsort((matches.scores[order], matches.label[order]))]
@@ -241,6 +259,14 @@ def dece_floor(matches: Matches, num_bins: int = DECE_BINS, seed: int = 0) -> Er
         matches: as for :func:`.functional.dece`.
         num_bins: equal bins of the score.
         seed: of the draws.
+
+    Example:
+        >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
+        >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
+        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> matches = Matches(tau=0.5, **found, **right, **number)
+        >>> bool(dece_floor(matches).pooled.inside)  # two detections say nothing
+        True
     """
     judged = matches.judged()
     right = targets_of(matches, 'precision')[judged]
