@@ -21,6 +21,7 @@ from gfl_det import GFLInferencer, calibration
 from gfl_det.calibration.apply import HeadCalibration
 from gfl_det.calibration.calibrators import FitSource
 from gfl_det.calibration.intervals import MatchedEdges, conformal_quantile, fit_factors
+from gfl_det.calibration.sharpness import KINDS
 from gfl_det.cli.intervals import fit, measure, parse_arguments
 from gfl_det.engine.preflight.agreement import check_calibrator
 from gfl_det.errors import ConfigError, DataError
@@ -349,11 +350,15 @@ def test_the_tool_fits_and_measures(world, monkeypatch, capsys) -> None:
     made = calibration.load_interval_calibrator(world / 'intervals.json')
     assert made.class_names == CLASSES
     assert len(made.source.images) == 2
+    assert made.joint is not None
     words = ['measure', 'intervals.json', 'epoch_1.pth', '--half', 'second', '--out', 'drawn.png']
-    run(monkeypatch, world, *words)
+    run(monkeypatch, world, *words, '--splits', '2')
+    printed = capsys.readouterr().out
+    assert 'whole boxes, all four edges inside' in printed
+    assert all(f'\n{kind} ' in printed for kind in KINDS)
     rows = {
         line.split()[0]: [float(each) for each in line.split()[1:]]
-        for line in capsys.readouterr().out.splitlines()
+        for line in printed.splitlines()
         if line.startswith(('0.5 ', '0.8 ', '0.9 '))
     }
     assert len(rows) == 3
@@ -372,6 +377,11 @@ def test_the_tool_fits_and_measures(world, monkeypatch, capsys) -> None:
     )
     ratio = (fitted.edge_high - fitted.edge_low).mean() / (plain.edge_high - plain.edge_low).mean()
     assert ratio < 0.9
+    whole = GFLInferencer(
+        world / 'epoch_1.pth', device='cpu', intervals=world / 'intervals.json', joint=True
+    )(world / 'img' / '1.png', progress=False)[0].instances
+    # All four edges at once need more than each edge by itself.
+    assert (whole.edge_high - whole.edge_low).mean() > (fitted.edge_high - fitted.edge_low).mean()
 
 
 def test_the_tool_does_not_measure_what_it_was_fitted_on(world, monkeypatch, capsys) -> None:

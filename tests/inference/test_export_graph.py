@@ -6,6 +6,9 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
+from gfl_det.calibration.files import save_interval_calibrator
+from gfl_det.calibration.intervals import IntervalCalibrator
+from gfl_det.calibration.joint import JointFactors
 from gfl_det.calibration.maps import Identity, Isotonic, Platt
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.export import Outputs, load_source
@@ -17,7 +20,7 @@ from gfl_det.inference.export.evaluation import (
     predict,
     torch_detector,
 )
-from tests.helpers.exporting import EagerDetector, random_source, save_maps, tiny_config
+from tests.helpers.exporting import FITTED_ON, EagerDetector, random_source, save_maps, tiny_config
 
 EVERYTHING = dict(uncertainty=True, distribution=True)
 EDGES = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')
@@ -160,3 +163,25 @@ def test_the_interval_level_is_the_configs(folder):
         (found,) = detector.detect(pictures)
         widths.append((found.edge_high - found.edge_low).sum())
     assert widths[0] > 1.5 * widths[1]
+
+
+def test_intervals_of_whole_boxes_are_in_the_graph(folder):
+    """Factors by class and size of the box, as the head takes them."""
+    joint = JointFactors(
+        (0.5, 0.9),
+        ('a', 'rest'),
+        (120, 200),
+        ((1.0, 1.5), (2.0, 3.0)),
+        ((0, 1, 1), (1, 1, 0), (1, 0, 0)),
+    )
+    fitted = IntervalCalibrator(
+        (0.5, 0.9), ((1.0,) * 4,) * 2, 'GFLHead', ('a', 'b', 'c'), 0.5, FITTED_ON, joint
+    )
+    path = folder / 'joint.json'
+    save_interval_calibrator(fitted, path)
+    source = random_source(tiny_config(interval_joint=True), folder, intervals=str(path), level=0.9)
+    table = source.intervals.factor
+    assert table.factors.tolist() == [[1.5, 3, 3], [3, 3, 1.5], [3, 1.5, 1.5]]
+    assert assert_same(source, Outputs(True, True), noise_pictures([(96, 128)]))
+    with pytest.raises(ConfigError, match='--nms'):
+        EagerDetector(source, Outputs(False, True))

@@ -95,6 +95,8 @@ class DetectionGraph(nn.Module):
         self.bbox_head = detector.bbox_head
         self.calibration = calibration
         self.outputs, self.intervals = outputs, intervals
+        if outputs.uncertainty and not outputs.nms:
+            check_classless(intervals)
         self.settings = detector.bbox_head.test_cfg
         if outputs.nms:
             check_suppression(self.settings)
@@ -123,8 +125,7 @@ class DetectionGraph(nn.Module):
         if self.calibration is not None:
             labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
             found.append(self.calibration(scores, labels))
-        # Of a cell with several classes the intervals are those of the best.
-        return found + self._extras(pool._replace(labels=scores.argmax(2)), frames)
+        return found + self._extras(pool, frames)
 
     def _detections(
         self, cls: list[Tensor], edges: list[Tensor], frames: ExportFrames
@@ -185,6 +186,20 @@ class DetectionGraph(nn.Module):
         if not isinstance(factor, FactorTable):
             return factor
         return factor.of(pool.labels, decode(pool, frames))
+
+
+def check_classless(intervals: Intervals) -> None:
+    """Refuse intervals that depend on the class, where a graph leaves the class open.
+
+    Raises:
+        ConfigError: They do.
+    """
+    table = intervals.factor
+    if isinstance(table, FactorTable) and (table.factors != table.factors[:1]).any():
+        raise ConfigError(
+            'Intervals for whole boxes depend on the class, which a graph without suppression '
+            'leaves open: give --nms, or drop test_cfg.interval_joint.'
+        )
 
 
 def check_suppression(settings: ConfigDict) -> None:
