@@ -233,10 +233,11 @@ def box_coverage(
     weights = np.concatenate(list(image_weights(int(image.max(initial=0)) + 1, resamples, seed)))
     rows = []
     names = [('all', sum(joint.counts), np.arange(len(edges)))]
-    names += [
-        (name, joint.counts[place], np.flatnonzero(group == place))
-        for place, name in enumerate(joint.names)
-    ]
+    if len(joint.names) > 1:
+        names += [
+            (name, joint.counts[place], np.flatnonzero(group == place))
+            for place, name in enumerate(joint.names)
+        ]
     for name, fitted, chosen in names:
         if not len(chosen):
             continue

@@ -13,7 +13,7 @@ from projects.calibration_study.classification import Run
 MUKHOTI = 'Mukhoti 2020'
 WANG = 'Wang 2021'
 LEVEL = 0.05  # of the two-sided paired t test that decides
-Verdict = Literal['holds', 'undecided', 'the opposite holds']
+Verdict = Literal['for', 'undecided', 'against']
 
 
 class Claim(NamedTuple):
@@ -82,7 +82,7 @@ def judge(claim: Claim, runs: Sequence[Run]) -> Finding:
         runs: at least two seeds of both.
 
     Returns:
-        'holds' or 'the opposite holds' where a paired t test at `LEVEL` tells them apart.
+        'for' or 'against' where a paired t test at `LEVEL` tells them apart.
     """
     from scipy.stats import ttest_rel  # slow to import
 
@@ -98,7 +98,7 @@ def judge(claim: Claim, runs: Sequence[Run]) -> Finding:
     p_value = float(difference[0] == 0) if same else float(ttest_rel(lower, higher).pvalue)
     verdict: Verdict = 'undecided'
     if p_value < LEVEL:
-        verdict = 'holds' if difference.mean() < 0 else 'the opposite holds'
+        verdict = 'for' if difference.mean() < 0 else 'against'
     number = int((difference < 0).sum())
     return Finding(claim, float(difference.mean()), number, len(seeds), p_value, verdict)
 

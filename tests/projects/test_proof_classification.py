@@ -85,11 +85,11 @@ def test_a_claim_holds_its_opposite_holds_or_neither() -> None:
     lower = [run('A', seed, 0.10 + noise[seed]) for seed in range(5)]
     higher = [run('B', seed, 0.15 - noise[seed] / 2) for seed in range(5)]
     found = judge(claim, [*lower, *higher])
-    assert found.verdict == 'holds'
+    assert found.verdict == 'for'
     assert (found.seeds_for, found.seeds) == (5, 5)
     assert found.difference == pytest.approx(-0.05, abs=1e-3)
     swapped = judge(claim._replace(lower='B', higher='A'), [*higher, *lower])
-    assert swapped.verdict == 'the opposite holds'
+    assert swapped.verdict == 'against'
     assert swapped.p_value == pytest.approx(found.p_value)
     wide = [run('B', seed, 0.10 + 100 * noise[seed]) for seed in range(5)]
     assert judge(claim, [*lower, *wide]).verdict == 'undecided'
@@ -101,7 +101,7 @@ def test_pairs_go_by_seed_and_not_by_place() -> None:
     higher = [run('B', seed, 0, ece=0.1 * seed + 0.01 + 0.001 * (seed % 2)) for seed in range(4)]
     found = judge(claim, [*lower, *higher[::-1]])
     assert found.difference == pytest.approx(-0.00525)
-    assert found.verdict == 'holds'
+    assert found.verdict == 'for'
 
 
 def test_equal_sides_decide_nothing_and_temperatures_count_on_both_sides_of_1() -> None:
@@ -110,7 +110,7 @@ def test_equal_sides_decide_nothing_and_temperatures_count_on_both_sides_of_1() 
     same = [run('B', seed, 0, temperature=2) for seed in range(3)]
     assert judge(claim, [*runs, *same]).verdict == 'undecided'
     far = [run('B', seed, 0, temperature=0.25) for seed in range(3)]
-    assert judge(claim, [*runs, *far]).verdict == 'holds'
+    assert judge(claim, [*runs, *far]).verdict == 'for'
 
 
 def test_every_claim_names_losses_and_measures_that_there_are() -> None:

@@ -186,6 +186,7 @@ def test_raw_scores_and_intervals_of_results_are_used(files, tmp_path):
     values = analyse(read(changed(files, tmp_path, calibrate))).values
     assert len(values['reliability']) == 2
     assert values['uncertainty']['coverage'] == [1, 1, 1, 1, 1]
+    assert values['uncertainty']['boxes'] == 1
 
 
 def test_plain_results_have_no_uncertainty_and_sharp_edges(files, tmp_path):

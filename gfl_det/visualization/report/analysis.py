@@ -232,11 +232,13 @@ def _uncertainty(data: ReportData, half: Matches) -> dict[str, Any]:
 
     rows = {'all edges': one(known.std.reshape(-1), known.error.reshape(-1))}
     rows.update((side, one(known.std[:, i], known.error[:, i])) for i, side in enumerate(EDGES))
-    inside = None if known.inside is None or not len(known.inside) else known.inside.mean(0)
+    judged = known.inside is not None and len(known.inside) > 0
+    inside = known.inside if judged else None
     return dict(
         sides=rows,
         level=data.level,
-        coverage=None if inside is None else [float(inside.mean()), *inside.tolist()],
+        coverage=None if inside is None else [float(inside.mean()), *inside.mean(0).tolist()],
+        boxes=None if inside is None else float(inside.all(1).mean()),
     )
 
 

@@ -108,7 +108,8 @@ function uncertainty(data, label, state) {
     chart({title: 'Error against predicted deviation', diagonal: true, height: 360, x: {label: 'predicted deviation, px', log: true},
       y: {label: 'error, px', log: true}, series}),
     covered ? make('p', {}, `Intervals${data.uncertainty.level ? ` of level ${data.uncertainty.level}` : ''} hold ${share(covered[0])} of the true edges: ` +
-      ['left', 'top', 'right', 'bottom'].map((name, index) => `${name} ${share(covered[index + 1])}`).join(', ') + '.') : null,
+      ['left', 'top', 'right', 'bottom'].map((name, index) => `${name} ${share(covered[index + 1])}`).join(', ') +
+      `. Of the boxes ${share(data.uncertainty.boxes)} have all four edges inside.`) : null,
   ];
 }
 
