@@ -1,6 +1,7 @@
 """Calibrators that predict the IoU of a detection from more than its score, and their evidence.
 
-The evidence is the score, the shape of the edge distributions and the overlap with better boxes. A
+The evidence is the score, the shape of the edge distributions and the overlap with better boxes, or
+the size of the box: scores of one value may mean less for small boxes than for large ones. A
 logistic model of it has an offset for each class, and behind it stands isotonic regression for each
 class. The isotonic maps are fitted on what models fitted on other images say
 (five parts), so that they correct the model as it is on images that it has not seen.
@@ -35,8 +36,9 @@ from gfl_det.evaluation.detections import Detections, Truths, check_detections
 from gfl_det.evaluation.functional import Target, targets_of
 from gfl_det.evaluation.matching import ZeroOverlap, overlaps
 
-Group = Literal['score', 'distribution', 'overlap']
+Group = Literal['score', 'distribution', 'overlap', 'box']
 GROUPS: tuple[Group, ...] = get_args(Group)
+DEFAULT_GROUPS: tuple[Group, ...] = ('score', 'distribution', 'overlap')
 # The columns of each group, in order.
 COLUMNS: dict[Group, tuple[str, ...]] = {
     'score': ('logit of the score',),
@@ -54,6 +56,12 @@ COLUMNS: dict[Group, tuple[str, ...]] = {
     'overlap': (
         'IoU with a better box of its class',
         'IoU with a better box of another class',
+    ),
+    # Calibration conditional on the box: Kueppers et al., CVPRW 2020, and arXiv 2112.01901.
+    'box': (
+        'log width in px',
+        'log height in px',
+        'logit of the score times log side',
     ),
 }
 FLOOR = 1e-4  # of spreads over sides, whose logarithm is taken
@@ -76,7 +84,7 @@ class EdgeDetections(NamedTuple):
         return EdgeDetections(found, self.logits[chosen], self.bin_widths[chosen])
 
 
-def evidence(found: EdgeDetections, groups: Sequence[Group] = GROUPS) -> np.ndarray:
+def evidence(found: EdgeDetections, groups: Sequence[Group] = DEFAULT_GROUPS) -> np.ndarray:
     """The columns of the groups.
 
     Args:
@@ -96,7 +104,7 @@ def evidence(found: EdgeDetections, groups: Sequence[Group] = GROUPS) -> np.ndar
         >>> evidence(edges, groups=['score', 'overlap']).round(3)
         array([[0.405, 0.   , 0.   ]])
     """
-    make = dict(score=_score, distribution=_distribution, overlap=_overlap)
+    make = dict(score=_score, distribution=_distribution, overlap=_overlap, box=_box)
     return np.concatenate([make[group](found) for group in groups], axis=1)
 
 
@@ -128,6 +136,11 @@ def _distribution(found: EdgeDetections) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
+def _box(found: EdgeDetections) -> np.ndarray:
+    sides = np.log(np.maximum(found.detections.boxes[:, 2:], MIN_SIDE_PX))
+    return np.c_[sides, logit(found.detections.scores) * sides.mean(1)]
+
+
 def _overlap(found: EdgeDetections) -> np.ndarray:
     """Largest IoU with a box of the image that has a larger score, or the same and comes first."""
     detections = found.detections
@@ -156,7 +169,7 @@ class DistributionSettings:
         ConfigError: a value is out of range.
     """
 
-    groups: tuple[Group, ...] = GROUPS
+    groups: tuple[Group, ...] = DEFAULT_GROUPS
     tau: float = 0.0
     target: Target = 'iou'
     cuts: tuple[Cut, Cut] = (0.0, 'lrp')

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gfl_det.cli.arguments import CONFIG_HELP, add_cfg_options, add_halves, parsing
 from gfl_det.cli.own_data import add_own_data, judged_config
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.utils.choices import EVIDENCE_GROUPS, FIT_METHODS
+from gfl_det.utils.choices import DEFAULT_EVIDENCE, EVIDENCE_GROUPS, FIT_METHODS
 from gfl_det.utils.files import check_writable, make_folder, write_json
 
 if TYPE_CHECKING:
@@ -216,8 +216,8 @@ def _add_fit_arguments(fitting: argparse.ArgumentParser) -> None:
         '--evidence',
         nargs='+',
         choices=EVIDENCE_GROUPS,
-        default=list(EVIDENCE_GROUPS),
-        help=f'what {DISTRIBUTION} reads (default: all)',
+        default=list(DEFAULT_EVIDENCE),
+        help=f'what {DISTRIBUTION} reads (default: all but box); score box: conditional on size',
     )
     fitting.add_argument('--tau', type=float, default=0.0, help='IoU that a match needs')
     fitting.add_argument(

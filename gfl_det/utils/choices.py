@@ -21,7 +21,8 @@ SWAP_HEADS = ('GFLHead', 'GFLv2Head')
 
 # gfl_det.calibration: kinds of score maps, and what a distribution calibrator reads.
 FIT_METHODS = ('identity', 'temperature', 'platt', 'linear', 'isotonic')
-EVIDENCE_GROUPS = ('score', 'distribution', 'overlap')
+EVIDENCE_GROUPS = ('score', 'distribution', 'overlap', 'box')
+DEFAULT_EVIDENCE = EVIDENCE_GROUPS[:3]
 
 # gfl_det.inference.export: those that the exporter writes and the runtimes read.
 OPSETS = range(18, 24)

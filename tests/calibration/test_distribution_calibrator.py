@@ -62,6 +62,45 @@ def test_evidence_of_a_drawn_box() -> None:
     assert column('log elongation', tall) == pytest.approx(np.log(2))
 
 
+def sized_scene(seed: int, images: int = 80):
+    """Small and large boxes of the same scores; .9 of the large ones are right, .3 of the small."""
+    rng = np.random.default_rng(seed)
+    entries, rows = [], []
+    for image in range(images):
+        for place in range(8):
+            side = rng.choice([16.0, 128.0])
+            box = [200.0 * place, 0.0, side, side]
+            entries.append(dict(image_id=image, category_id=1, bbox=box))
+            right = rng.random() < (0.9 if side > 64 else 0.3)
+            rows.append((image, 0, box[0], 0.0 if right else 500.0, side, side))
+    dataset = dict(
+        images=[dict(id=image, file_name=f'{seed}-{image}') for image in range(images)],
+        categories=[dict(id=1, name='cat')],
+        annotations=[dict(id=number, **entry) for number, entry in enumerate(entries, 1)],
+    )
+    table = np.array(rows)
+    scores = rng.uniform(0.3, 0.9, len(rows))
+    found = calibration.Detections(*table[:, :2].T.astype(int), table[:, 2:], scores)
+    logits = np.zeros((len(rows), 4, 5))
+    edges = calibration.EdgeDetections(found, logits, np.full((len(rows), 4), 8.0))
+    return calibration.truths_from_coco(dataset), edges
+
+
+def test_calibration_conditional_on_the_box_is_right_for_each_size() -> None:
+    fitting, judged = sized_scene(0), sized_scene(1)
+    gaps = {}
+    for groups in (('score',), ('score', 'box')):
+        chosen = calibration.DistributionSettings(groups, cuts=(0.0, 0.0), zero_overlap='reject')
+        fitted = calibration.fit_distribution_calibrator(*fitting[::-1], chosen)
+        scores = fitted.calibrate(judged[1])
+        large = judged[1].detections.boxes[:, 2] > 64
+        gaps[groups] = [abs(scores[large].mean() - 0.9), abs(scores[~large].mean() - 0.3)]
+    assert max(gaps['score', 'box']) < 0.06
+    assert min(gaps['score',]) > 0.2
+    assert column('log width in px', one_box([0.0, 0.0])) == pytest.approx(np.log(SIDE))
+    assert column('logit of the score times log side', one_box([0.0, 0.0])) == 0
+
+
 def test_evidence_agrees_with_the_distributions_of_the_package() -> None:
     logits = torch.randn(1, 4, 17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = one_box([0.0])._replace(logits=logits.numpy())
@@ -99,7 +138,7 @@ def test_overlap_is_with_better_boxes_of_the_same_image() -> None:
     later = found.detections._replace(image=found.detections.image + 1)  # nothing in the first
     np.testing.assert_allclose(evidence(found._replace(detections=later), ['overlap']), expected)
     none = found.take(np.zeros(5, bool))
-    assert evidence(none).shape == (0, sum(map(len, COLUMNS.values())))
+    assert evidence(none, tuple(COLUMNS)).shape == (0, sum(map(len, COLUMNS.values())))
 
 
 @settings(max_examples=25, deadline=None)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mmengine.config import DictAction
 
 import gfl_det
+from gfl_det.calibration.distribution import DEFAULT_GROUPS
 from gfl_det.calibration.distribution import GROUPS as EVIDENCE
 from gfl_det.calibration.maps import FITS
 from gfl_det.cli import digits, main
@@ -215,5 +216,6 @@ def test_wherever_truths_are_given_annotations_is_another_name_for_them():
 def test_light_choices_are_those_at_work():
     assert set(choices.FIT_METHODS) == set(FITS)
     assert choices.EVIDENCE_GROUPS == EVIDENCE
+    assert choices.DEFAULT_EVIDENCE == DEFAULT_GROUPS
     recipe = DigitsRecipe()
     assert (recipe.train, recipe.val, recipe.seed) == (digits.TRAIN, digits.VAL, digits.SEED)
