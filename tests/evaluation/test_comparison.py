@@ -57,8 +57,8 @@ class TestDifferences:
         sides = [
             detect(truths, 9, noise=np.where(hard[truths.image], 12.0, base)) for base in (2, 2.5)
         ]
-        found = compare_detections(*sides, truths, resamples=200)
-        alone = evaluate_detections(sides[0], truths, resamples=200)
+        found = compare_detections(*sides, truths, resamples=100)
+        alone = evaluate_detections(sides[0], truths, resamples=100)
         paired = found['AP_high'] - found['AP_low']
         assert paired < (alone['AP_high'] - alone['AP_low']) / 2
 
@@ -96,7 +96,7 @@ class TestSimulations:
     def test_what_is_better_is_found(self):
         truths = make_truths(80, 1)
         better, worse = detect(truths, 2, noise=2), detect(truths, 3, noise=5)
-        found = compare_detections(better, worse, truths, resamples=600)
+        found = compare_detections(better, worse, truths, resamples=300, taus=())
         assert found['AP_low'] > 0
         assert found['AP_p'] < 0.02
         assert verdict(found, 'new', 'old').startswith('new is better in AP (by 0.')
@@ -133,8 +133,8 @@ class TestSeeds:
         truths = make_truths(40, 1)
         near, far = detect(truths, 2, noise=2), detect(truths, 3, noise=8)
         other = detect(truths, 4, noise=4)
-        mixed = compare_detections([near, far], other, truths, resamples=200)
-        alone = compare_detections([near, near], other, truths, resamples=200)
+        mixed = compare_detections([near, far], other, truths, resamples=80, taus=())
+        alone = compare_detections([near, near], other, truths, resamples=80, taus=())
         assert mixed['AP_high'] - mixed['AP_low'] > 3 * (alone['AP_high'] - alone['AP_low'])
 
 
