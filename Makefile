@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+RUNS := $(VENV)/.runs
 STAMP := $(VENV)/.installed
-DEMO_CONFIG := configs/gfl_r18_fpn_digits.py
 DEMO_DIR := work_dirs/demo
 
 # A file's tests stay together: they share detectors that take seconds to export.
@@ -15,11 +15,12 @@ ON_ALL_CORES := -n logical --maxprocesses 8 --dist loadfile
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMP) ## build the embedded dataset, train on it, print COCO AP, draw pictures
+demo: $(RUNS) ## build the embedded dataset, train on it, print COCO AP, draw pictures, write a report
 	$(RUN) tools/build_digits.py
-	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
-	$(RUN) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
-		--work-dir $(DEMO_DIR) --show-dir $(DEMO_DIR)/pictures
+	$(RUN) tools/train.py configs/gfl_r18_fpn_digits_short.py --work-dir $(DEMO_DIR)
+	$(RUN) tools/test.py $(DEMO_DIR) --show-dir $(DEMO_DIR)/pictures
+	$(RUN) tools/report.py $(DEMO_DIR) --out $(DEMO_DIR)/report.html
+	@echo "picture: $$(ls $(DEMO_DIR)/pictures/* | head -n 1)"
 
 test: $(STAMP) ## run the test suite on all cores
 	$(RUN) -m pytest $(ON_ALL_CORES)
@@ -54,9 +55,14 @@ clean: ## remove .venv, caches and build output; data/ and work_dirs/ stay
 	rm -rf $(VENV) build dist site gfl_det.egg-info gfl_det/.mim .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* htmlcov
 	find gfl_det configs projects tools tests -name __pycache__ -prune -exec rm -rf {} +
 
-$(STAMP): requirements.txt requirements-test.txt setup.py
+$(RUNS): requirements.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned versions need Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -r requirements.txt -r requirements-test.txt
+	$(RUN) -m pip install -r requirements.txt
 	$(RUN) -m pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+# All at once, so that pip finds versions for all; wheel is needed by tests of packaging.
+$(STAMP): requirements-extras.txt requirements-test.txt $(RUNS)
+	$(RUN) -m pip install -r requirements.txt -r requirements-extras.txt -r requirements-test.txt
 	touch $@

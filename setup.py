@@ -1,6 +1,6 @@
 """Packaging: the ranges gfl_det runs on, and the configs that travel inside the wheel.
 
-requirements.txt and requirements-test.txt pin the versions that were tested together.
+The three requirements files pin the versions that were tested together.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def read_data(
     from gfl_det.evaluation.detections import detections_from_coco, read_json, truths_from_coco
 
     files = (args.truths, args.results)
-    detector = _detector(args)
-    if all(files) and detector is None:
+    detector = None if any(files) and _names_detector(args) else _detector(args)
+    if all(files) and not _names_detector(args):
         gts = truths_from_coco(read_json(args.truths), args.truths)
         _check(args, calibrator, gts)
         found = detections_from_coco(read_json(args.results), gts, args.results)
@@ -102,6 +102,10 @@ def read_data(
     return judged, head
 
 
+def _names_detector(args: argparse.Namespace) -> bool:
+    return any(getattr(args, name, None) for name in ('config', 'checkpoint', 'data'))
+
+
 def _detector(args: argparse.Namespace) -> tuple[Config, str] | None:
     """Return the config and the checkpoint that the arguments name; None where they name neither.
 
@@ -113,7 +117,7 @@ def _detector(args: argparse.Namespace) -> tuple[Config, str] | None:
         if config is not None:
             raise ConfigError('give --config or --data, not both: the model of --data is --model')
         return judged_config(args, checkpoint)
-    if config is None and checkpoint is None:
+    if not _names_detector(args):
         return None
     from gfl_det.engine.training.checkpoints import best_checkpoint
     from gfl_det.utils.config import load_config

@@ -121,14 +121,14 @@ def starting_point(model: str, work_dir: Path) -> StartingPoint:
     from gfl_det.compat.published import find_published
     from gfl_det.engine.own_data.plan import StartingPoint
     from gfl_det.engine.preflight.weights import pretrained_parts, unreachable_part
-    from gfl_det.utils.config import config_names, load_config
+    from gfl_det.utils.config import config_names, load_config, shipped_base
 
     published = find_published(model.removesuffix('.py'))
     name = model if published is None else _student(published.name)
     cfg = load_config(name)
-    base = f'gfl_det::gfl/{name.removesuffix(".py")}.py'
-    if name.removesuffix('.py') not in config_names():
-        base = name if '::' in name else str(Path(name).absolute())
+    base = name if '::' in name else str(Path(name).absolute())
+    if name.removesuffix('.py') in config_names():
+        base = shipped_base(name.removesuffix('.py'))
     if published is not None:
         try:
             weights = _weights(published, work_dir)

@@ -40,13 +40,12 @@ from gfl_det.evaluation.detections import (
     truths_of_table,
 )
 from gfl_det.evaluation.shown import Sample, match_samples, once
-from gfl_det.utils.config import annotation_path, datasets_of, metrics_of, walk
+from gfl_det.utils.config import WHOLE_CONFIG, annotation_path, datasets_of, metrics_of, walk
 
 # What mmengine says of unknown types, of wrong arguments, and of a loop that lacks a part.
 BUILD_FAULT = re.compile(
     r'.* is not in the \S+ registry|class `\w+` in \S+: .*argument|.* either all None or not None'
 )
-WHOLE_CONFIG = 'config_whole.py'
 Split = Literal['val', 'test']
 Quiet = Literal['train', 'test']
 Check = Callable[[Truths], None]

@@ -28,6 +28,7 @@ CONFIG_FOLDERS = (PACKAGE_FOLDER / '.mim' / 'configs' / 'gfl', PACKAGE_FOLDER.pa
 Node = dict[str, Any]
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 OWN_CONFIG = 'config.py'  # of a work dir, written by gfl-det train --data
+WHOLE_CONFIG = 'config_whole.py'  # mmengine's beside it, or beside another that lies there
 SPLITS = ('train', 'val', 'test')
 PATH_KEYS = ('data_root', 'ann_file')
 RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters)  # may be added to any config
@@ -87,7 +88,7 @@ def config_in(work_dir: Path) -> Path:
     """
     if (work_dir / OWN_CONFIG).is_file():
         return work_dir / OWN_CONFIG
-    found = sorted(work_dir.glob('*.py'))
+    found = sorted(path for path in work_dir.glob('*.py') if path.name != WHOLE_CONFIG)
     if len(found) != 1:
         what = 'several configs' if found else 'no config'
         raise ConfigError(f'{work_dir} has {what}: name a config file.')
@@ -160,6 +161,16 @@ def config_folder() -> Path:
     raise SetupError(
         f'{CONFIG_FOLDERS[0]} has no configs: install gfl_det again with "pip install".'
     )
+
+
+def shipped_base(stem: str) -> str:
+    """Return what a config writes into ``_base_`` for a shipped one.
+
+    mmengine finds the prefix in an installation alone: a bare checkout names the file.
+    """
+    if CONFIG_FOLDERS[0].is_dir():
+        return f'gfl_det::gfl/{stem}.py'
+    return str(config_folder() / f'{stem}.py')
 
 
 def register_package() -> None:

@@ -14,7 +14,7 @@ from gfl_det.cli.calibrate import read_data
 from gfl_det.cli.main import main
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.inference.loading import load_detector
-from gfl_det.utils.config import load_config
+from gfl_det.utils.config import load_config, shipped_base
 from tests.helpers.commands import run_command
 from tests.helpers.own_data_files import write_coco, write_voc, write_yolo
 
@@ -213,11 +213,11 @@ class TestModels:
             'gfl_det.engine.preflight.weights.unreachable', lambda url: 'no network'
         )
         found = own_data.starting_point('gfl_r50_fpn_ms-2x_coco', tmp_path)
-        assert found.base == 'gfl_det::gfl/gfl_r50_fpn_ms-2x_coco.py'
+        assert found.base == shipped_base('gfl_r50_fpn_ms-2x_coco')
         assert (found.weights, found.scratch) == (None, True)
         assert 'random weights' in found.reason
         student = own_data.starting_point('ld_r18-gflv1-r101_fpn_1x_coco', tmp_path)
-        assert student.base == 'gfl_det::gfl/gfl_r18_fpn_1x_coco.py'
+        assert student.base == shipped_base('gfl_r18_fpn_1x_coco')
         own = tmp_path / 'own.py'
         own.write_text("_base_ = 'gfl_det::gfl/gfl_r18_fpn_bccd.py'\n")
         assert own_data.starting_point(str(own), tmp_path).base == str(own)

@@ -393,6 +393,7 @@ class TestCommandLine:
         with pytest.raises(ConfigError, match='has no config'):
             load_config(f'{tmp_path}/')
         (tmp_path / 'whole.py').write_text('x = 1')
+        (tmp_path / 'config_whole.py').write_text('x = 3')  # mmengine's, of a later test
         assert load_config(f'{tmp_path}/').x == 1
         (tmp_path / 'config.py').write_text('x = 2')  # the one that is edited
         assert load_config(str(tmp_path)).x == 2

@@ -28,14 +28,14 @@ from gfl_det.engine.own_data.plan import (
 from gfl_det.engine.preflight.agreement import check_pyramid
 from gfl_det.engine.reach.measure import PriorPyramid
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.utils.config import get_config, load_config
+from gfl_det.utils.config import get_config, load_config, shipped_base
 from tests.helpers.own_data_files import write_voc
 
 SMALL, COCO = 'gfl_r18_fpn_bccd', 'gfl_r50_fpn_1x_coco'
 
 
 def start(name: str = SMALL, **facts: object) -> StartingPoint:
-    return StartingPoint(f'gfl_det::gfl/{name}.py', name, get_config(name), **facts)
+    return StartingPoint(shipped_base(name), name, get_config(name), **facts)
 
 
 def boxes_of_side(*sides: float, wh: tuple[int, int] = (640, 480), pictures: int = 40) -> dict:
