@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,15 +62,20 @@ def work_dir_of(args: argparse.Namespace) -> Path:
     return Path(given or os.path.join('work_dirs', name_of(args.data)))
 
 
-def read_data_set(args: argparse.Namespace) -> OwnData:
+def read_data_set(args: argparse.Namespace, classes: Sequence[str] = ()) -> OwnData:
     """Read ``--data``; splits that are in no COCO file are written into the work dir.
+
+    Args:
+        args: Of the command.
+        classes: Of a detector, whose order is taken.
 
     Raises:
         DataError: It is no data set.
     """
-    from gfl_det.datasets.formats.own_data import read_own, write_parts
+    from gfl_det.datasets.formats.own_data import in_order, read_own, write_parts
 
-    data = write_parts(read_own(args.data, args.image_dir), work_dir_of(args) / 'data')
+    data = in_order(read_own(args.data, args.image_dir), classes)
+    data = write_parts(data, work_dir_of(args) / ('judged' if classes else 'data'))
     for note in data.notes:
         print(f'note: {note}', file=sys.stderr)
     return data
@@ -199,8 +205,8 @@ def judged_config(args: argparse.Namespace, checkpoint: str | None) -> tuple[Con
     from gfl_det.utils.config import override
 
     cfg = _stored(checkpoint) if args.model is None else load_config(args.model)
-    data = read_data_set(args)
-    _put_data(cfg, data, checkpoint)
+    classes = _classes(cfg, checkpoint)
+    _put_data(cfg, read_data_set(args, classes), classes, checkpoint)
     for warning in override(cfg, options or {}):
         print(f'warning: {warning}', file=sys.stderr)
     return cfg, checkpoint
@@ -217,15 +223,27 @@ def _stored(checkpoint: str) -> Config:
     return cfg
 
 
-def _put_data(cfg: Config, data: OwnData, checkpoint: str) -> None:
-    """Let a config judge a detector on the splits of a data set, in the order of its classes."""
+def _classes(cfg: Config, checkpoint: str) -> list[str]:
+    """Return the classes of a detector.
+
+    Raises:
+        ConfigError: Its config does not say them.
+    """
     from gfl_det.engine.preflight.agreement import class_names
     from gfl_det.utils.config import datasets_of
 
-    old = datasets_of(cfg, 'test')
-    classes = class_names(old[0]) if old else None
-    if not classes or 'pipeline' not in old[0]:
+    datasets = datasets_of(cfg, 'test')
+    classes = class_names(datasets[0]) if datasets else None
+    if not classes or 'pipeline' not in datasets[0]:
         raise ConfigError(f'{checkpoint} does not say its classes: name its config with --model.')
+    return classes
+
+
+def _put_data(cfg: Config, data: OwnData, classes: Sequence[str], checkpoint: str) -> None:
+    """Let a config judge a detector on the splits of a data set."""
+    from gfl_det.utils.config import datasets_of
+
+    pipeline = datasets_of(cfg, 'test')[0]['pipeline']
     unknown = [name for name in data.classes if name not in classes]
     if len(unknown) == len(data.classes):
         raise DataError(
@@ -242,7 +260,7 @@ def _put_data(cfg: Config, data: OwnData, checkpoint: str) -> None:
             data_prefix=dict(img=f'{part.folder}/'),
             metainfo=dict(classes=tuple(classes)),
             test_mode=True,
-            pipeline=old[0]['pipeline'],
+            pipeline=pipeline,
         )
         cfg[f'{split}_dataloader'] = dict(
             batch_size=1,

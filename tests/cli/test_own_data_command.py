@@ -12,6 +12,7 @@ import gfl_det
 from gfl_det.cli import check_dataset, own_data, report, sanity, suggest_reg_max, test, train
 from gfl_det.cli.calibrate import read_data
 from gfl_det.cli.main import main
+from gfl_det.engine.preflight import check_testing
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.inference.loading import load_detector
 from gfl_det.utils.config import load_config, shipped_base
@@ -139,6 +140,8 @@ class TestJudging:
                 continue
             cfg, _ = own_data.judged_config(args, args.checkpoint)
             assert cfg.test_dataloader.dataset.metainfo.classes == ('cat', 'dog')
+            cfg.load_from, cfg.work_dir = checkpoint, str(tmp_path)
+            check_testing(cfg)  # which refuses a file in another order
         assert 'cow' in capsys.readouterr().err
 
 

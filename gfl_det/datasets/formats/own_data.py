@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gfl_det.datasets.annotations import Entry, parse
+from gfl_det.datasets.annotations import Entry, free_ids, parse
 from gfl_det.datasets.formats.near_copies import group_near_copies, split_groups
 from gfl_det.datasets.formats.pictures import DataPart, OwnData, pictures_below, some_of
 from gfl_det.datasets.formats.voc import holds_voc, read_voc
@@ -202,6 +202,35 @@ def with_validation(data: OwnData) -> OwnData:
         f'{f"; {copies} near copies stay with their like" if copies else ""})'
     )
     return data._replace(parts={**data.parts, **parts}, notes=[*data.notes, note])
+
+
+def in_order(data: OwnData, classes: Sequence[str]) -> OwnData:
+    """Return the data set with its categories in the order of a detector's classes.
+
+    Metrics take labels in the order of the file. Ids stay, classes that the file lacks are added,
+    and a file that differs is left to `write_parts`.
+
+    Args:
+        data: The data set.
+        classes: Of the detector; others of the data follow them.
+    """
+    place = {name: index for index, name in enumerate(classes)}
+
+    def rank(category: Entry) -> int:
+        return place.get(str(category.get('name', category['id'])), len(place))
+
+    parts = {}
+    for split, part in data.parts.items():
+        old = part.dataset['categories']
+        absent = [name for name in classes if name not in [str(each.get('name')) for each in old]]
+        ids = free_ids([each['id'] for each in old], len(absent))
+        added = [dict(id=free, name=name) for free, name in zip(ids, absent)]
+        categories = sorted([*old, *added], key=rank)
+        if categories != old:
+            part = DataPart({**part.dataset, 'categories': categories}, part.folder)
+        parts[split] = part
+    names = sorted(data.classes, key=lambda name: place.get(name, len(place)))
+    return data._replace(classes=names, parts=parts)
 
 
 def write_parts(data: OwnData, folder: Path) -> OwnData:
