@@ -213,14 +213,19 @@ def judged_config(args: argparse.Namespace, checkpoint: str | None) -> tuple[Con
 
 
 def _stored(checkpoint: str) -> Config:
+    from mmengine.config import Config
+
     from gfl_det.compat.checkpoint import load_file
     from gfl_det.engine.preflight import check_checkpoint
     from gfl_det.inference.stored_config import stored_config
+    from gfl_det.utils.config import WHOLE_CONFIG
 
     check_checkpoint(checkpoint)
     cfg = stored_config(load_file(checkpoint, 'cpu').get('meta') or {}, checkpoint)
     cfg.setdefault('default_scope', 'mmdet')
-    return cfg
+    # The name under which mmengine writes the whole config into a work dir.
+    name = os.path.join(os.path.dirname(checkpoint), WHOLE_CONFIG)
+    return Config(cfg.to_dict(), filename=name)
 
 
 def _classes(cfg: Config, checkpoint: str) -> list[str]:

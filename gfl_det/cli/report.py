@@ -138,6 +138,7 @@ def _read(args: argparse.Namespace) -> ReportData:
         else:
             checkpoint = args.checkpoint or str(best_checkpoint(args.source))
             cfg, checkpoint = judged_config(args, checkpoint)
+            args.title = args.title or f'{Path(checkpoint).stem} on {args.data}'
         return run_work_dir(args.source, cfg, checkpoint, args.split, args.calibrator)
     if not args.source.exists():
         raise DataError(f'{args.source} does not exist: give a work dir or a file of results.')

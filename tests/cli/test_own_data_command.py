@@ -120,9 +120,13 @@ class TestJudging:
             read_data(parse_arguments(words))
 
     def test_report_of_the_data_is_that_of_its_work_dir(self, trained):
-        done = run_command('report', '--data', 'voc', '--cfg-options', *SMALL, cwd=trained)
+        words = ['report', '--data', 'voc', '--cfg-options', *SMALL]
+        done = run_command(*words, cwd=trained)
         assert done.returncode == 0, done.stderr
-        assert (trained / 'report.html').is_file()
+        (trained / 'report.html').unlink()
+        done = run_command('report', 'work_dirs/voc', '--data', 'coco', cwd=trained)
+        assert done.returncode == 0, done.stderr
+        assert ' on coco' in (trained / 'report.html').read_text()
 
     def test_inference_takes_a_work_dir(self, trained):
         loaded = load_detector(trained / 'work_dirs' / 'voc', None, 'cpu', {})
