@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from mmengine.config import Config
 
-    from gfl_det.calibration.calibrators import Cut, FittedCalibrator
+    from gfl_det.calibration.calibrators import Cut, FittedCalibrator, Method
     from gfl_det.calibration.distribution import EdgeDetections
     from gfl_det.calibration.splits import Judged
     from gfl_det.evaluation.detections import Detections, Truths
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 HALVES = ('first', 'second')
 FILES_HEAD = 'GFLHead'  # whose scores a result file is taken to hold
 DISTRIBUTION = 'distribution'
+FEW_PICTURES = 500  # of the digits' 100 isotonic maps took AP from .637 to .624, Platt's none
 SHOWN = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP', 'AP', 'AP50')
 
 
@@ -194,6 +195,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         add_data_arguments(command)
     for command, split in ((fitting, 'val'), (reporting, 'test')):
         add_detector_arguments(command, split)
+    add_halves(applying, HALVES)
     _add_fit_arguments(fitting)
     applying.add_argument('--out', required=True, metavar='JSON', help='the results to write')
     reporting.add_argument('--out', required=True, metavar='DIR', help='folder of the report')
@@ -212,9 +214,8 @@ def _add_fit_arguments(fitting: argparse.ArgumentParser) -> None:
     fitting.add_argument(
         '--method',
         choices=[*FIT_METHODS, DISTRIBUTION],
-        default='isotonic',
-        help=f'kind of map; {DISTRIBUTION} predicts the IoU from the edges as well and needs '
-        '--config and --checkpoint',
+        help=f'kind of map (isotonic, of fewer than {FEW_PICTURES} pictures platt); {DISTRIBUTION} '
+        'predicts the IoU from the edges as well and needs a detector',
     )
     fitting.add_argument(
         '--evidence',
@@ -277,8 +278,10 @@ def fit(args: argparse.Namespace) -> None:
     if args.method == DISTRIBUTION:
         _fit_distribution(args, cuts)
         return
+    (gts, detections), head = read_data(args)
+    _refuse_none(args, detections)
     settings = Settings(
-        args.method,
+        args.method or _method_for(len(gts.image_ids)),
         args.tau,
         args.target,
         args.class_agnostic,
@@ -286,12 +289,17 @@ def fit(args: argparse.Namespace) -> None:
         quality_focal=args.quality_focal,
         grid=args.grid,
     )
-    (gts, detections), head = read_data(args)
-    _refuse_none(args, detections)
     calibrator = fit_calibrator(detections, gts, settings, args.score_type or head)
     save_calibrator(calibrator, args.calibrator)
     scores = calibrator.calibrate(detections.scores, detections.label)
     _tell(args.calibrator, calibrator, detections, scores, gts)
+
+
+def _method_for(pictures: int) -> Method:
+    """Choose and tell a method: few pictures leave isotonic maps with long steps."""
+    method: Method = 'platt' if pictures < FEW_PICTURES else 'isotonic'
+    print(f'method: {method}, for {pictures} pictures (--method names another)')
+    return method
 
 
 def _fit_distribution(args: argparse.Namespace, cuts: tuple[Cut, Cut]) -> None:
@@ -337,7 +345,11 @@ def apply(args: argparse.Namespace) -> None:
     check_writable(args.out)
     _, gts, detections, scores = _calibrate(args)
     _compare(detections, scores, gts)
-    entries = zip(read_json(args.results), scores.tolist())  # detections keep the file's order
+    kept = read_json(args.results)
+    if args.half:
+        ids = set(map(str, gts.image_ids))
+        kept = [entry for entry in kept if str(entry['image_id']) in ids]
+    entries = zip(kept, scores.tolist())  # detections keep the file's order
     write_json(args.out, [each | dict(score=score) for each, score in entries])
     print(f'results: {args.out}')
 

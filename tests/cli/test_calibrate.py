@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from gfl_det import calibration
 from gfl_det.calibration.apply import check_class_names
+from gfl_det.cli import calibrate
 from gfl_det.engine.preflight.agreement import check_calibrator
 from gfl_det.errors import DataError
 from gfl_det.evaluation import evaluate
@@ -197,6 +198,27 @@ def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
             assert best < lrps[-1]  # the best cuts of these images do better
     best = np.array(cuts['rows'], object)[:, [6, 8]].astype(float).mean(0)
     assert cuts['means'] == pytest.approx([np.mean(lrps), *best], rel=1e-3)
+
+
+def test_the_halves_of_a_split_are_fitted_on_and_applied_to(tmp_path, monkeypatch, capsys) -> None:
+    truths, results = write_set(tmp_path, 0)
+    given = ('--truths', truths, '--results', results)
+    path, out = str(tmp_path / 'c.json'), tmp_path / 'out.json'
+    run(monkeypatch, 'fit', path, *given, '--half', 'first')
+    assert 'method: platt, for 20 pictures' in capsys.readouterr().out
+    assert '"platt"' in Path(path).read_text()
+    run(monkeypatch, 'apply', path, *given, '--half', 'second', '--out', str(out))
+    old, new = json.loads(Path(results).read_text()), json.loads(out.read_text())
+    shown = {entry['image_id'] for entry in new}
+    assert len(shown) <= 20
+    kept = [entry for entry in old if entry['image_id'] in shown]
+    assert [entry['bbox'] for entry in kept] == [entry['bbox'] for entry in new]
+    assert [entry['score'] for entry in kept] != [entry['score'] for entry in new]
+
+
+def test_many_pictures_get_isotonic_maps(monkeypatch) -> None:
+    assert calibrate._method_for(calibrate.FEW_PICTURES) == 'isotonic'
+    assert calibrate._method_for(calibrate.FEW_PICTURES - 1) == 'platt'
 
 
 def test_the_tool_refuses_the_images_it_was_fitted_on(tmp_path, monkeypatch, capsys) -> None:
