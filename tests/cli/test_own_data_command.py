@@ -59,7 +59,8 @@ class TestTraining:
         assert len(lines) <= 24
         begins = [line.split()[0] for line in lines[plan + 1 :]]
         assert begins[-10:-3] == ['data', 'model', 'schedule', 'device', 'log', 'epoch', 'epoch']
-        assert 'AP50' in lines[-4]
+        assert 'coco/bbox_mAP: ' in lines[-4]
+        assert 'bbox_mAP_copypaste: ' in lines[-4]
         assert lines[-3].startswith('best AP')
         assert 'gfl-det report work_dirs/voc' in lines[-2]
         assert 'gfl-det infer work_dirs/voc' in lines[-1]

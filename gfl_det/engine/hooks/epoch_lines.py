@@ -129,12 +129,8 @@ class EpochLinesHook(Hook):
             return
         if self._text.getvalue().strip():
             runner.logger.info('\n%s', self._text.getvalue().rstrip())
-        found = [
-            f'{_short(name)} {value:.3f}'
-            for name, value in (metrics or {}).items()
-            if _short(name) in ('AP', 'AP50')
-        ]
-        self._line += f'; {", ".join(found)}' if found else ''
+        found = ', '.join(_told(metrics or {}))
+        self._line += f'; {found}' if found else ''
         self._print_line()
 
     def after_train(self, runner: Runner) -> None:
@@ -153,7 +149,15 @@ class EpochLinesHook(Hook):
         self._line = ''
 
 
-def _short(name: str) -> str:
-    """Shorten the names of metrics: coco/bbox_mAP_50 and pascal_voc/AP50 are AP50."""
-    last = name.rpartition('/')[2].removeprefix('bbox_')
-    return {'mAP': 'AP', 'mAP_50': 'AP50'}.get(last, last)
+def _told(metrics: dict[str, float]) -> list[str]:
+    """AP under the keys of the metrics, and COCO's six numbers in mmdet's line to copy."""
+    found = [
+        f'{name}: {value:.4f}'
+        for name, value in metrics.items()
+        if name.rpartition('/')[2] in ('bbox_mAP', 'mAP', 'AP50')
+    ]
+    six = [f'coco/bbox_mAP{end}' for end in ('', '_50', '_75', '_s', '_m', '_l')]
+    if metrics.keys() >= {*six}:
+        row = ' '.join(f'{metrics[name]:.3f}' for name in six)
+        found.append(f'bbox_mAP_copypaste: {row}')
+    return found
