@@ -140,7 +140,8 @@ def starting_point(model: str, work_dir: Path) -> StartingPoint:
             weights = _weights(published, work_dir)
             return StartingPoint(base, model, cfg, weights, False, f'starts from {weights}')
         except CheckpointError as error:
-            reason = f'from random weights, as {str(error).splitlines()[0].rstrip(".")}'
+            sentence = str(error).splitlines()[0].rstrip('.')
+            reason = f'from random weights, as {sentence[0].lower()}{sentence[1:]}'
             return StartingPoint(base, model, cfg, None, True, reason)
     missing = unreachable_part(cfg)
     if missing:

@@ -104,6 +104,8 @@ class TestSchedule:
         assert choose_rate(get_config(SMALL), 4)[0] == 0.001
         assert choose_rate(get_config(SMALL), 16)[0] == 0.002
         assert choose_rate(get_config(COCO), 4)[0] == 0.0025
+        nanodet = get_config('nanodet-plus-m_416_coco')  # AdamW, 96 pictures
+        assert choose_rate(nanodet, 24)[0] == nanodet.optim_wrapper.optimizer.lr / 2
         with pytest.raises(ConfigError, match='lr'):
             choose_rate(Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD')))), 4)
 

@@ -32,7 +32,7 @@ LEAST_LONG, MOST_LONG = 320, 640  # px, of the long side without a model's own
 SCRATCH_SEEN, TUNED_SEEN = 5000, 2500  # pictures seen in a training, of sets too small for LEAST
 LEAST_EPOCHS, MOST_EPOCHS = 12, 100
 BATCHES = ((2000, 4), (20000, 8), (math.inf, 16))  # pictures of the set, pictures a step
-MOST_ADAM = 2.0  # times the rate of an Adam, which larger batches do not need in proportion
+MOST_ADAM = 2.0  # times the rate of an Adam, whose steps depend on a batch less than SGD's
 WARM_SHARE, LEAST_WARM, MOST_WARM = 0.05, 10, 1000  # of the steps
 VALIDATIONS = 6
 MOST_UNASSIGNED = 0.05  # of the gt boxes, before a finer level is worth its cost
@@ -274,7 +274,7 @@ def choose_rate(cfg: Config, batch: int) -> tuple[float, str]:
     base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size') or batch
     factor = batch / base
     if kind.startswith('Adam'):
-        factor = min(factor, MOST_ADAM)
+        factor = min(factor, MOST_ADAM) if factor > 1 else math.sqrt(factor)
     return rate * factor, f'{kind}, {rate:g} for batches of {base}'
 
 
