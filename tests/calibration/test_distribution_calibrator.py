@@ -410,6 +410,18 @@ def test_a_pool_is_ranked_before_the_best_are_kept(fitted_head) -> None:
     assert (found.raw_scores < pools[-1].scores[9]).any()  # one that raw scores would have cut
 
 
+def test_all_are_kept_where_no_number_is_given(fitted_head) -> None:
+    ours, maps, metas, _, path = fitted_head
+    every, cfg = ours.test_cfg.copy(), ours.test_cfg.copy()
+    every.update(max_per_img=-1)
+    cfg.update(calibrator=path)
+    del cfg['max_per_img']
+    wanted = ours.predict_by_feat(*maps, batch_img_metas=metas, cfg=every)
+    found = ours.predict_by_feat(*maps, batch_img_metas=metas, cfg=cfg)
+    assert [len(each) for each in found] == [len(each) for each in wanted]
+    assert len(found[0]) > 100
+
+
 def test_a_head_without_detections_and_one_of_other_bins(fitted_head) -> None:
     ours, maps, metas, _, path = fitted_head
     cfg = ours.test_cfg.copy()

@@ -91,7 +91,9 @@ def conv(ins=256, outs=256, size=3, **options):
     [
         conv(outs=80),
         conv(ins=64),
+        conv(outs=255),
         conv(size=5, padding=2),
+        conv(size=5),
         conv(stride=2),
         conv(padding=0),
         conv(dilation=2, padding=2),

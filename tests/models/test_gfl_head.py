@@ -7,10 +7,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from mmdet.models.dense_heads.gfl_head import Integral as MMDetIntegral
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 
 from gfl_det.errors import ConfigError
+from gfl_det.models.heads.gfl_head import Integral
 from gfl_det.ops import distribution
 from tests.helpers.heads import (
     head_config,
@@ -29,6 +31,12 @@ OPTIONS = [
     dict(train_cfg=dict(pos_weight=2.0, allowed_border=30)),
     dict(train_cfg=dict(assigner=BEST_PRIOR)),
 ]
+
+
+@pytest.mark.parametrize('reg_max', [1, 16])
+def test_integral_is_mmdets(reg_max: int) -> None:
+    logits = torch.randn(7, 4 * (reg_max + 1), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Integral(reg_max)(logits), MMDetIntegral(reg_max)(logits))
 
 
 def test_edge_std_follows_its_box_through_nms_and_rescaling() -> None:

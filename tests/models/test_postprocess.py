@@ -10,7 +10,14 @@ from mmcv.ops import batched_nms
 from mmengine.config import ConfigDict
 
 from gfl_det.models.heads import postprocess
-from gfl_det.models.heads.postprocess import Candidates, Decoder, Frames, detect, find_candidates
+from gfl_det.models.heads.postprocess import (
+    Candidates,
+    Decoder,
+    Frames,
+    detect,
+    find_candidates,
+    is_plain_nms,
+)
 from tests.helpers.heads import head_pair, make_maps, make_meta
 
 SIZE = (128, 160)
@@ -88,6 +95,36 @@ def test_classes_are_moved_apart_as_by_mmcv(monkeypatch) -> None:
         assert torch.equal(fast.labels, found.labels[kept[:60]])
         decided += len(kept)
     assert decided > 200
+
+
+@pytest.mark.parametrize(
+    ('changes', 'count', 'plain'),
+    [
+        ({}, 9999, True),
+        ({}, 10000, False),  # mmcv's own split_thr
+        (dict(split_thr=20), 19, True),
+        (dict(split_thr=20), 20, False),
+        (dict(split_thr=20, class_agnostic=True), 20, True),
+        (dict(type='soft_nms'), 1, False),
+        (dict(max_num=5), 1, False),
+    ],
+)
+def test_greedy_suppression_is_asked_for(changes: dict, count: int, plain: bool) -> None:
+    config = ConfigDict({'type': 'nms', 'iou_threshold': 0.5, **changes})
+    assert is_plain_nms(config, count) is plain
+
+
+@pytest.mark.parametrize(('most', 'number'), [(-1, 2), (0, 2), (1, 1), (2, 2)])
+@pytest.mark.parametrize('kind', ['nms', 'soft_nms'])
+def test_the_most_per_image_if_positive(kind: str, most: int, number: int) -> None:
+    """Two far cells, of which nothing is suppressed."""
+    edges = torch.zeros(1, 68, 1, 40)
+    scores = torch.full((1, 1, 1, 40), -9.0)
+    scores[..., [0, 39]] = 1.0
+    config = ConfigDict(nms=dict(type=kind, iou_threshold=0.5), max_per_img=most, score_thr=0.1)
+    found = find_candidates([scores], config)
+    (result,) = detect(decoder_of([edges], clip=False), found, config, True)
+    assert len(result) == number
 
 
 def test_boxes_of_two_classes_do_not_touch_after_the_move() -> None:
