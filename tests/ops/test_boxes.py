@@ -16,6 +16,9 @@ def test_distances_and_boxes_are_inverse_and_mmdets() -> None:
     assert torch.equal(boxes.distances_to_boxes(points, distances), drawn)
     assert torch.equal(distances, bbox2distance(points, drawn))
     assert torch.equal(distance2bbox(points, distances), drawn)
+    # With an axis more, as of points that several boxes share.
+    assert torch.equal(boxes.boxes_to_distances(points[:, None], drawn[:, None])[:, 0], distances)
+    assert torch.equal(boxes.distances_to_boxes(points[:, None], distances[:, None])[:, 0], drawn)
 
 
 def test_iou_of_drawn_boxes() -> None:
