@@ -11,10 +11,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.models.losses import DistributionFocalLoss as MMDetDFL
+from mmdet.models.losses import KnowledgeDistillationKLDivLoss
 from mmdet.models.losses import QualityFocalLoss as MMDetQFL
+from mmdet.models.losses import VarifocalLoss as MMDetVarifocalLoss
 
 from gfl_det.models.assigners.positives import LevelSlots, _TakeCells
-from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss, functional, fused
+from gfl_det.models.losses import (
+    DistillationLoss,
+    DistributionFocalLoss,
+    QualityFocalLoss,
+    VarifocalLoss,
+    functional,
+    fused,
+)
 from gfl_det.models.losses.fused import ElementLoss, TargetEntries, focal_sum, mean_and_focal_loss
 from gfl_det.ops import convolutions, distribution
 from tests.helpers.oracles import distribution_focal, quality_focal
@@ -69,6 +78,14 @@ def test_closed_gradient_is_autograds(beta: float) -> None:
     with torch.no_grad():
         found = functional.quality_focal_gradient(logits, quality, beta)
     torch.testing.assert_close(found, expected)
+
+
+def test_the_gradient_without_a_focus_is_the_difference() -> None:
+    """Also where 1 / difference overflows."""
+    logits = torch.tensor([-200.0, -1.0, 0.0, 2.0])
+    quality = torch.tensor([1e-39, 0.5, 0.5, 1.0])
+    found = functional.quality_focal_gradient(logits, quality, beta=0.0)
+    assert torch.equal(found, logits.sigmoid() - quality)
 
 
 def test_scores_instead_of_logits() -> None:
@@ -174,6 +191,21 @@ def test_distribution_focal_module_is_mmdets(options: dict) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize(
+    ('ours', 'theirs'),
+    [
+        (QualityFocalLoss(), MMDetQFL()),
+        (DistributionFocalLoss(), MMDetDFL()),
+        (DistillationLoss(), KnowledgeDistillationKLDivLoss()),
+        (VarifocalLoss(), MMDetVarifocalLoss()),
+    ],
+)
+def test_defaults_are_mmdets(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    settings = {name: value for name, value in vars(theirs).items() if name[0] != '_'}
+    assert {'reduction', 'loss_weight'} < set(settings)
+    assert settings == {name: getattr(ours, name) for name in settings}
+
+
 def test_modules_refuse_nonsense() -> None:
     with pytest.raises(ValueError, match='activated=True'):
         QualityFocalLoss(use_sigmoid=False)
@@ -241,7 +273,7 @@ def dense_sum(maps, entries, excluded, beta, weight):
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(('beta', 'weight'), [(2.0, 1.0), (1.5, 3.0), (0.0, 1.0)])
+@pytest.mark.parametrize(('beta', 'weight'), [(2.0, 1.0), (1.5, 3.0), (3.0, 1.0), (0.0, 1.0)])
 def test_fused_sum_is_the_dense_sum(monkeypatch, layout, dtype, beta, weight) -> None:
     monkeypatch.setattr(fused, 'BLOCK', 100)  # many blocks even here
     maps, entries = make_pyramid(dtype, layout)

@@ -127,6 +127,18 @@ def test_the_most_per_image_if_positive(kind: str, most: int, number: int) -> No
     assert len(result) == number
 
 
+def test_the_largest_coordinate_is_that_of_large_boxes() -> None:
+    """Left of and above the image; the second box is 10 px wide, which is not above 10."""
+    config = ConfigDict(min_bbox_size=10)
+    frames = Frames.of([make_meta(SIZE)] * 3, config, False, False, torch.device('cpu'))
+    head, _ = head_pair()
+    decoder = Decoder.of(make_maps(3, SIZE, torch.Generator())[1], head.priors, frames)
+    boxes = torch.tensor([[-50.0, -50, -20, -30], [-15, -40, -5, -5], [-9, -9, 4, 2]])
+    top = torch.tensor([-math.inf, -math.inf, 7.0])
+    found = decoder.largest(boxes, torch.tensor([0, 0, 2]), top)
+    assert found.tolist() == [-20, -math.inf, 7]
+
+
 def test_boxes_of_two_classes_do_not_touch_after_the_move() -> None:
     """Both are the box (-8, -8, 0, 0): mmcv moves the second class by the largest coordinate and 1,
     which leaves them an IoU of 49 / 79."""
