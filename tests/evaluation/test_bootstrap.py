@@ -21,6 +21,7 @@ from gfl_det.evaluation.bootstrap import (
     wide_interval,
 )
 from gfl_det.evaluation.evaluate import FLOOR_PARTS, evaluate_detections, statistics_of
+from gfl_det.evaluation.weighted import RECALLS, _recalls_reached
 from tests.helpers.calibration_cases import case_data, random_scene, scene
 from tests.helpers.resampling import made_up, repeated
 
@@ -69,6 +70,14 @@ class TestStatistics:
         found = statistics_of(*data)(np.ones((1, 1)))
         assert (found['AP'][0], found['LRP_0.5'][0], found['oLRP'][0]) == (0, 1, 1)
         assert np.isnan(found['LaECE_0'][0])
+
+
+def test_recalls_that_are_reached_at_their_float_neighbours() -> None:
+    shares = np.array([k / n for n in range(1, 130) for k in range(n + 1)])
+    recalls = np.unique(np.clip([np.nextafter(shares, end) for end in (-1, 2)], 0, 1))
+    recalls = np.concatenate([recalls, shares])
+    wanted = np.searchsorted(RECALLS, recalls, side='right')
+    assert (_recalls_reached(recalls) == wanted).all()
 
 
 def test_weights_are_draws_groups_and_halves() -> None:
