@@ -224,6 +224,8 @@ def test_damaged_maps_are_refused(entry: dict) -> None:
         dict(kind='isotonic', scores=[0.0, float('inf')], values=[0.0, 1.0]),
         dict(kind='isotonic', scores=[0.0, 1.5], values=[0.0, 1.0]),
         dict(kind='isotonic', scores=[0.0, 1.0], values=[0.0, 1.5]),
+        dict(kind='isotonic', scores=[0.0, 1.0], values=[-0.1, 1.0]),
+        dict(kind='isotonic', scores=[-0.1, 1.0], values=[0.0, 1.0]),
     ],
 )
 def test_parameters_that_would_turn_or_leave_the_scores_are_refused(entry) -> None:

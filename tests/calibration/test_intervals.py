@@ -155,6 +155,8 @@ def test_factors_are_interpolated_between_levels() -> None:
     [
         dict(levels=(0.9, 0.5)),
         dict(levels=(0.5, 1.0)),
+        dict(levels=(0.5, 0.5)),
+        dict(levels=(0.0, 0.5)),
         dict(levels=(0.5,)),
         dict(levels=(), factors=()),
         dict(factors=((1.0,) * 4, (0.5,) * 4)),
