@@ -290,9 +290,9 @@ def test_slots_hold_the_positives_of_any_threshold() -> None:
 
 def test_claims_are_ordered_by_overlap_and_then_by_index() -> None:
     above = np.nextafter(np.float32(0.5), np.float32(1))
-    overlap = torch.tensor([[0.0], [0.5], [0.5], [float(above)], [1.0]])
+    overlap = torch.tensor([[0.0], [0.5], [0.5], [0.0], [0.0], [float(above)], [1.0]])
     keys = closed_form.claim_keys(overlap).flatten()
-    assert keys.argsort().tolist() == [0, 2, 1, 3, 4]
+    assert keys.argsort().tolist() == [4, 3, 0, 2, 1, 5, 6]
     assert int(keys.min()) > 0
 
 

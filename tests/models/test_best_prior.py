@@ -238,3 +238,12 @@ def test_nine_equal_objects_share_nine_priors() -> None:
     box = torch.tensor([[9.0, 9.0, 11.0, 11.0]])  # in all nine priors, around no centre
     found = owners(priors, [9], box.repeat(9, 1), with_best_prior=True)
     assert sorted(found.tolist()) == list(range(9))
+
+
+def test_of_gts_that_want_the_same_priors_nine_are_served() -> None:
+    """In each round one more goes on to the next prior; after the ninth the last goes without."""
+    overlap = torch.linspace(0.9, 0.1, 12).repeat(10, 1)
+    prior = torch.arange(12).repeat(10, 1)
+    needy, taken = torch.ones(10, dtype=torch.bool), torch.zeros(12, dtype=torch.bool)
+    chosen = closed_form.choose_free(needy, overlap, prior, taken)
+    assert torch.equal(chosen, torch.eye(10, 12, dtype=torch.bool) & (prior < 9))
