@@ -94,6 +94,9 @@ def test_arguments_out_of_range_are_refused():
         VarifocalLoss(use_sigmoid=False)
     with pytest.raises(ValueError, match='at least 0'):
         VarifocalLoss(gamma=-1)
+    with pytest.raises(ValueError, match='at least 0'):
+        VarifocalLoss(alpha=-0.1)
+    assert VarifocalLoss(alpha=0, gamma=0).alpha == 0
     assert Shell is VarifocalLoss is MODELS.get('gfl_det.VarifocalLoss')
 
 
