@@ -194,16 +194,17 @@ def test_distribution_focal_module_is_mmdets(options: dict) -> None:
 @pytest.mark.parametrize(
     ('ours', 'theirs'),
     [
-        (QualityFocalLoss(), MMDetQFL()),
-        (DistributionFocalLoss(), MMDetDFL()),
-        (DistillationLoss(), KnowledgeDistillationKLDivLoss()),
-        (VarifocalLoss(), MMDetVarifocalLoss()),
+        (QualityFocalLoss, MMDetQFL),
+        (DistributionFocalLoss, MMDetDFL),
+        (DistillationLoss, KnowledgeDistillationKLDivLoss),
+        (VarifocalLoss, MMDetVarifocalLoss),
     ],
 )
-def test_defaults_are_mmdets(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
-    settings = {name: value for name, value in vars(theirs).items() if name[0] != '_'}
-    assert {'reduction', 'loss_weight'} < set(settings)
-    assert settings == {name: getattr(ours, name) for name in settings}
+def test_defaults_are_mmdets(ours: type, theirs: type) -> None:
+    settings = {name: value for name, value in vars(theirs()).items() if name[0] != '_'}
+    made = ours()
+    assert {'reduction', 'loss_weight'} <= set(settings)
+    assert settings == {name: getattr(made, name) for name in settings}
 
 
 def test_modules_refuse_nonsense() -> None:
