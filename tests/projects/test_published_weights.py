@@ -1,0 +1,58 @@
+"""The study of published weights, on detections whose scores and spreads are known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gfl_det.calibration.distribution import EdgeDetections
+from gfl_det.evaluation.detections import Detections, Truths
+from projects.calibration_study import published_weights as study
+
+IMAGES = 60
+
+
+def scene() -> tuple[Truths, EdgeDetections]:
+    """One object per image; the score is half of the IoU, a wider distribution a worse edge."""
+    image, label = np.arange(IMAGES), np.zeros(IMAGES, int)
+    boxes = np.tile([10.0, 10.0, 100.0, 50.0], (IMAGES, 1))
+    gts = Truths(
+        [*range(IMAGES)],
+        [*map(str, range(IMAGES))],
+        [1],
+        ['cat'],
+        image,
+        label,
+        boxes,
+        np.zeros(IMAGES, bool),
+    )
+    shift = np.linspace(1, 30, IMAGES)
+    moved = boxes + np.outer(shift, [1, 1, 0, 0])
+    shared = (100 - shift) * (50 - shift)
+    iou = shared / (2 * 100 * 50 - shared)
+    logits = -np.abs(np.arange(9) - 4) / shift[:, None, None] * np.ones((1, 4, 1))
+    found = Detections(image, label, moved, iou / 2)
+    return gts, EdgeDetections(found, logits, np.full((IMAGES, 4), 8.0))
+
+
+def test_maps_fitted_on_one_half_mend_the_other():
+    results = list(study.judge_halves(*scene(), halves=2))
+    assert len(results) == 2 * len(study.VIEWS) * len(study.METHODS)
+    errors = {
+        (each.view, each.method, each.seed): each.metrics['LaECE_0_debiased'] for each in results
+    }
+    for seed in range(2):
+        assert errors['all', 'identity', seed] > 0.1
+        assert abs(errors['all', 'isotonic', seed]) < 0.05
+    assert study.table(results).count('\n') == 1 + 2 * 3 * 3
+
+
+def test_score_bins_and_rank_correlations():
+    table, _ = study.reliability_table(*scene())
+    for row in table.splitlines()[2:]:
+        _, score, iou = (float(cell) for cell in row.strip('| ').split(' | '))
+        assert abs(iou - 2 * score) < 0.002
+    lines = study.rank_correlations(*scene()).splitlines()[2:]
+    found = {line.split(' | ')[0].strip('| '): line.strip('| ').split(' | ')[-1] for line in lines}
+    assert float(found['score, IoU']) > 0.99
+    assert float(found['edge std, edge error']) > 0.99
+    assert found['box side, edge error'] == '-'  # all boxes are of one size
