@@ -186,7 +186,7 @@ def fork_training(
         sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')  # pytest has its own
         os.chdir(folder)
         sys.path.insert(0, str(folder))
-        sys.argv = [str(tool), 'tiny.py', *map(str, words)]
+        sys.argv = [str(tool), 'tiny.py', *map(str, words), '--verbose']
         os.environ.update(variables or {})
         try:
             runpy.run_path(str(tool), run_name='__main__')
