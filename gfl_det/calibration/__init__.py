@@ -1,4 +1,4 @@
-"""Calibrated scores and edge intervals: metrics, post-hoc calibrators, a metric for evaluators."""
+"""Calibration of scores and edge intervals: post-hoc calibrators and their metrics."""
 
 from gfl_det.calibration.calibrators import DetectionCalibrator, Settings, fit_calibrator
 from gfl_det.calibration.distribution import (

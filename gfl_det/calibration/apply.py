@@ -1,5 +1,6 @@
-"""Fitted calibrators inside a detector: ``test_cfg.calibrator = 'calibrator.json'``, and one of
-intervals in ``test_cfg.interval_calibrator``.
+"""Fitted calibrators inside a detector, set in the test config.
+
+``test_cfg.calibrator = 'calibrator.json'`` maps scores, ``test_cfg.interval_calibrator`` intervals.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from gfl_det.evaluation.detections import Detections
 from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.ops.intervals import FactorTable
 
-EDGES = ('edge_logits', 'bin_widths', 'prior_centres')  # what with_distribution adds
+EDGES = ('edge_logits', 'bin_widths', 'prior_centres')  # fields added by with_distribution
 
 
 class HeadCalibration:
-    """The calibrators of a head, each file read once: when a test config first names it.
+    """Calibrators of a head; each file is read once, when a test config first names it.
 
-    A detector that runs keeps what it has read, whatever becomes of the file. It is not a module,
-    so that the state dict of a head holds its weights alone.
+    A running detector keeps what it has read, even if the file changes. This is not a module, so
+    that a head's state dict contains weights only.
 
     Args:
-        score_type: whose scores they are, the name of the head.
-        num_classes: of the head.
+        score_type: Name of the head that predicts the scores.
+        num_classes: Number of classes of the head.
     """
 
     def __init__(self, score_type: str, num_classes: int) -> None:
@@ -42,27 +43,29 @@ class HeadCalibration:
         self._intervals: dict[str, IntervalCalibrator] = {}
 
     def detection_config(self, config: ConfigDict) -> ConfigDict:
-        """The test config that detection has to run under, see :func:`detection_config`.
+        """Test config to detect with, see :func:`detection_config`.
 
         Raises:
-            DataError: The file is not a calibrator, or one for another head or number of classes.
+            DataError: If the file is not a calibrator, or was fitted for another head or number of
+                classes.
         """
         if not config.get('calibrator'):
             return config
         return detection_config(config, self._of_scores(config.calibrator))
 
     def calibrate(self, results: Sequence[InstanceData], config: ConfigDict) -> list[InstanceData]:
-        """Detections after NMS by descending calibrated score, with their ``raw_scores``.
+        """Calibrate detections after NMS; adds ``raw_scores`` and sorts by calibrated score.
 
-        No detection is cut, so AP changes only where a map gives equal scores to different ones, or
-        where a distribution calibrator ranks them anew.
+        No detection is dropped, so AP changes only where a map makes different scores equal, or
+        where a distribution calibrator ranks detections anew.
 
         Args:
-            results: per image, found under :meth:`detection_config`.
-            config: test config; without ``calibrator`` the results stay as they are.
+            results: Detections per image, found with :meth:`detection_config`.
+            config: Test config; without ``calibrator`` the results stay unchanged.
 
         Raises:
-            DataError: The file is not a calibrator, or one for another head or number of classes.
+            DataError: If the file is not a calibrator, or was fitted for another head or number of
+                classes.
         """
         if not config.get('calibrator'):
             return list(results)
@@ -79,22 +82,22 @@ class HeadCalibration:
         return calibrated
 
     def interval_factor(self, config: ConfigDict) -> float | tuple[float, ...] | FactorTable:
-        """What intervals are stretched by: 1 without a calibrator, else by side or by box.
+        """Stretch of the intervals: 1 without a calibrator, else per side or per box.
 
         Args:
-            config: test config with ``interval_level``, ``interval_calibrator`` and
+            config: Test config with ``interval_level``, ``interval_calibrator`` and
                 ``interval_joint``, all optional.
 
         Raises:
-            ConfigError: the level lies outside (0, 1).
-            DataError: The file is not an interval calibrator, one for another head or number of
-                classes, or has no factor for the level, or none for whole boxes.
+            ConfigError: If the level lies outside (0, 1).
+            DataError: If the file is not an interval calibrator, was fitted for another head or
+                number of classes, or has no factor for the level or for whole boxes.
         """
         level, path = config.get('interval_level'), config.get('interval_calibrator')
         if level is None:
             return 1.0
         if not isinstance(level, (int, float)) or not 0 < level < 1:
-            raise ConfigError(f'interval_level is a share between 0 and 1, not {level!r}.')
+            raise ConfigError(f'interval_level must lie between 0 and 1, not {level!r}.')
         joint = bool(config.get('interval_joint', False))
         if not path:
             if joint:
@@ -135,12 +138,12 @@ class HeadCalibration:
 
 
 def detection_config(config: ConfigDict, calibrator: AnyCalibrator | ScoreMaps) -> ConfigDict:
-    """The test config that detection has to run under for a calibrator to work.
+    """Test config to detect with so that a calibrator can work.
 
     Args:
-        config: for a distribution calibrator with ``rank_pool``: so many detections of an image
-            are ranked by their predicted IoU before the ``max_per_img`` best are kept.
-        calibrator: of the scores.
+        config: Test config. For a distribution calibrator with ``rank_pool``, this many detections
+            per image are ranked by predicted IoU before the best ``max_per_img`` are kept.
+        calibrator: Score calibrator.
 
     Example:
         >>> detection_config(ConfigDict(score_thr=0.05), None)
@@ -170,11 +173,11 @@ def _calibrated(
 def edge_detections(
     results: Sequence[InstanceData], images: Sequence[int] | None = None
 ) -> EdgeDetections:
-    """Results of a head with ``with_distribution`` as arrays.
+    """Convert results of a head with ``with_distribution`` to arrays.
 
     Args:
-        results: per image, at least one.
-        images: their numbers; None: as they come.
+        results: Results per image, at least one.
+        images: Image numbers; None: numbered in order.
 
     Example:
         >>> box, score = torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([0.5])
@@ -197,15 +200,15 @@ def edge_detections(
 
 
 def check_class_names(path: str, names: Sequence[str], owner: str = 'the data set') -> None:
-    """Refuse a calibrator whose classes are not those of a data set, in their order.
+    """Refuse a calibrator whose classes differ from a dataset's in names or order.
 
     Args:
-        path: of the calibrator.
-        names: of the classes.
-        owner: whose they are, for the message.
+        path: Path of the calibrator file.
+        names: Class names.
+        owner: Owner of the classes, for the message.
 
     Raises:
-        DataError: They differ, or the file is not a calibrator.
+        DataError: If the classes differ, or the file is not a calibrator.
 
     Example:
         >>> from pathlib import Path
@@ -225,10 +228,10 @@ def check_class_names(path: str, names: Sequence[str], owner: str = 'the data se
 def check_interval_class_names(
     path: str, names: Sequence[str], owner: str = 'the data set'
 ) -> None:
-    """As :func:`check_class_names`, of a calibrator of intervals.
+    """Same as :func:`check_class_names`, for an interval calibrator.
 
     Raises:
-        DataError: They differ, or the file is not a calibrator of intervals.
+        DataError: If the classes differ, or the file is not an interval calibrator.
 
     Example:
         >>> from pathlib import Path

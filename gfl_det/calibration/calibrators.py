@@ -1,8 +1,8 @@
 """Post-hoc calibrators of detections: fitted on one split, applied to another.
 
-The protocol is that of Kuzucu et al., "On Calibration of Object Detectors: Pitfalls, Evaluation and
-Baselines", ECCV 2024: cut each class at its best score, fit what remains, and cut again. First
-comes what calibrators of every kind share, then the calibrator that maps scores alone.
+The protocol follows Kuzucu et al., "On Calibration of Object Detectors: Pitfalls, Evaluation and
+Baselines", ECCV 2024: cut each class at its best score, fit what remains, and cut again. The module
+begins with the parts shared by all calibrators; the calibrator that maps scores follows.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from gfl_det.evaluation.matching import (
 )
 
 Cut = Union[Literal['lrp'], float]
-# What became of a class.
+# Status of a class.
 FITTED = 'fitted'
 POOLED = 'fitted on all classes together'
-# Every target is 0, and so is what a fitted map says (identity keeps the score, and a distribution
+# Every target is 0, and so is the fitted map (identity keeps the score, and a distribution
 # calibrator its model's share, see OWN_SHARE there).
 NO_TRUE_POSITIVE = 'no true positive'
 NO_TRUTHS = 'no truths'  # the score stays
@@ -40,7 +40,7 @@ NO_DETECTIONS = 'no detections'  # the score stays
 
 
 class FitProtocol(Protocol):
-    """Settings that say what a calibrator is fitted on; see :class:`.calibrators.Settings`."""
+    """Settings of a fit that all calibrators share; see :class:`.calibrators.Settings`."""
 
     @property
     def tau(self) -> float: ...
@@ -53,18 +53,18 @@ class FitProtocol(Protocol):
 
 
 class ClassMap(NamedTuple):
-    """What a calibrator knows of a class."""
+    """Fitted map, cuts and status of a class."""
 
     name: str
     map: ScoreMap
     status: str  # FITTED, POOLED, NO_TRUE_POSITIVE, NO_TRUTHS or NO_DETECTIONS
-    raw_threshold: float  # least raw score; NaN keeps all
-    threshold: float  # least calibrated score; NaN keeps all
-    detections: int  # that it was fitted on
+    raw_threshold: float  # minimum raw score; NaN keeps all
+    threshold: float  # minimum calibrated score; NaN keeps all
+    detections: int  # number of detections fitted on
 
 
 class FitSource(NamedTuple):
-    """The data that a calibrator was fitted on."""
+    """Data that a calibrator was fitted on."""
 
     fingerprint: str  # hex digest of gt boxes and detections
     images: tuple[str, ...]  # digests of the images
@@ -72,7 +72,7 @@ class FitSource(NamedTuple):
 
 
 class FittedCalibrator:
-    """Whose detections of which classes a calibrator serves, and on which images."""
+    """Base class of calibrators: score type, classes and fitted images."""
 
     settings: FitProtocol
     score_type: str
@@ -81,51 +81,51 @@ class FittedCalibrator:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of the labels."""
+        """Class names in label order."""
         return [each.name for each in self.classes]
 
     def order_of(self, names: Sequence[str]) -> list[int]:
         """Indices of the named classes.
 
         Raises:
-            DataError: it was not fitted for one of them.
+            DataError: If the calibrator was not fitted for one of them.
         """
         known = {name: index for index, name in enumerate(self.class_names)}
         unknown = [name for name in names if name not in known]
         if unknown:
             raise DataError(
-                f'the calibrator was fitted for the classes {listed(self.class_names)} and not for '
-                f'{listed(unknown)}: fit one for this data set'
+                f'the calibrator was fitted for the classes {listed(self.class_names)}, not for '
+                f'{listed(unknown)}: fit one for this dataset'
             )
         return [known[name] for name in names]
 
     def kept(self, raw: Detections, calibrated: Detections) -> np.ndarray:
-        """Mask ``(N,)`` of the detections that reach both cuts of their class.
+        """Mask ``(N,)`` of the detections that pass both cuts of their class.
 
         Args:
-            raw: N, with raw scores.
-            calibrated: the same with calibrated ones.
+            raw: N detections with raw scores.
+            calibrated: The same detections with calibrated scores.
         """
         reach_raw = keep_above(raw, [each.raw_threshold for each in self.classes])
         return reach_raw & keep_above(calibrated, [each.threshold for each in self.classes])
 
     def check_score_type(self, score_type: str) -> None:
-        """Refuse the scores of another kind of head.
+        """Refuse scores from another kind of head.
 
         Raises:
-            DataError: the calibrator was fitted for another.
+            DataError: If the calibrator was fitted for another score type.
         """
         if score_type != self.score_type:
             raise DataError(
-                f'the calibrator was fitted for scores of {self.score_type!r} and not of '
+                f'the calibrator was fitted for scores of {self.score_type!r}, not of '
                 f'{score_type!r}: fit one for these scores'
             )
 
     def check_unseen(self, truths: Truths) -> None:
-        """Refuse to judge a calibrator on images that it was fitted on.
+        """Refuse to assess a calibrator on images that it was fitted on.
 
         Raises:
-            DataError: an image with the same id and file name was among them.
+            DataError: If an image with the same id and file name was among them.
         """
         seen = set(self.source.images)
         shared = [
@@ -134,24 +134,24 @@ class FittedCalibrator:
         if shared:
             raise DataError(
                 f'{len(shared)} of {len(truths.image_ids)} images were used to fit the calibrator '
-                f'(ids {listed(shared)}): judge it on others'
+                f'(ids {listed(shared)}): assess it on others'
             )
 
     def check_judged(self, truths: Truths) -> None:
-        """Refuse ground truth that it cannot be judged by.
+        """Refuse gt boxes that the calibrator cannot be assessed on.
 
         Raises:
-            DataError: it was fitted on one of the images, or not for one of the classes.
+            DataError: If it was fitted on one of the images, or not fitted for one of the classes.
         """
         self.check_unseen(truths)
         self.order_of(truths.class_names)
 
 
 def check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:
-    """Refuse labels ``(N,)`` beyond the classes.
+    """Refuse labels ``(N,)`` outside the range of classes.
 
     Raises:
-        DataError: there is one.
+        DataError: If a label is out of range.
 
     Example:
         >>> check_labels(np.array([0, 1]), ['cat', 'dog'])
@@ -167,7 +167,7 @@ def check_protocol(settings: FitProtocol) -> None:
     """Refuse settings that are out of range.
 
     Raises:
-        ConfigError: one is.
+        ConfigError: If a setting is out of range.
 
     Example:
         >>> check_protocol(Settings(tau=0.5))
@@ -177,12 +177,12 @@ def check_protocol(settings: FitProtocol) -> None:
         ('zero_overlap', settings.zero_overlap, ZERO_OVERLAPS),
     ):
         if value not in known:
-            raise ConfigError(f'{name} of a calibrator is one of {known}, not {value!r}')
+            raise ConfigError(f'{name} of a calibrator must be one of {known}, not {value!r}')
     if not isinstance(settings.tau, (int, float)) or not 0 <= settings.tau < 1:
-        raise ConfigError(f'tau of a calibrator lies in [0, 1), not {settings.tau!r}')
+        raise ConfigError(f'tau of a calibrator must lie in [0, 1), not {settings.tau!r}')
     if len(settings.cuts) != 2 or not all(_is_cut(cut) for cut in settings.cuts):
         raise ConfigError(
-            f"cuts of a calibrator are two, each 'lrp' or a score in [0, 1], not {settings.cuts!r}"
+            f"cuts must be two values, each 'lrp' or a score in [0, 1], not {settings.cuts!r}"
         )
 
 
@@ -193,24 +193,24 @@ def _is_cut(cut: object) -> bool:
 
 
 class FitData(NamedTuple):
-    """What of a split a calibrator is fitted on: J detections, judged right or wrong."""
+    """Matched detections that a calibrator is fitted on, J of a split."""
 
-    raw_cuts: np.ndarray  # (K,) least raw scores; NaN keeps all
-    kept: np.ndarray  # int64, indices of the detections of the split that these cuts keep
-    rows: np.ndarray  # (J,) int64, indices of the J in the detections of the split
+    raw_cuts: np.ndarray  # (K,) minimum raw scores; NaN keeps all
+    kept: np.ndarray  # int64, indices of the split's detections that pass these cuts
+    rows: np.ndarray  # (J,) int64, indices into the split's detections
     matches: Matches  # J
 
 
 def fit_data(detections: Detections, truths: Truths, settings: FitProtocol) -> FitData:
-    """Cut each class by its raw score, match what remains, and take what can be judged.
+    """Cut each class by raw score, match the rest, and select matches with known targets.
 
     Args:
-        detections: after NMS, with raw scores.
-        truths: of the same images.
-        settings: of the calibrator.
+        detections: Detections after NMS, with raw scores.
+        truths: Ground truth of the same images.
+        settings: Settings of the calibrator.
 
     Raises:
-        DataError: no detections, or none that can be judged.
+        DataError: If there are no detections, or none with a class that has gt boxes.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -230,8 +230,8 @@ def fit_data(detections: Detections, truths: Truths, settings: FitProtocol) -> F
     judged = found.judged()
     if not judged.any():
         raise DataError(
-            'not one detection can be judged, as their classes have no gt box: give annotations '
-            'and detections of one data set'
+            'no detection belongs to a class with gt boxes: give annotations and detections of '
+            'one dataset'
         )
     matches = found._replace(**{name: getattr(found, name)[judged] for name in PER_DETECTION})
     return FitData(raw_cuts, kept, kept[matches.row], matches)
@@ -243,13 +243,13 @@ def fit_maps(
     targets: np.ndarray,
     fit: Callable[[np.ndarray, np.ndarray], ScoreMap],
 ) -> list[tuple[ScoreMap, str]]:
-    """A map and a status for each class; one without detections keeps its scores.
+    """Fit a map per class, with its status; a class without detections keeps its scores.
 
     Args:
-        data: J detections.
-        values: ``(J,)`` what the maps are given.
-        targets: ``(J,)`` what they should say.
-        fit: of values and targets of a class.
+        data: J matched detections.
+        values: ``(J,)`` inputs of the maps.
+        targets: ``(J,)`` targets of the maps.
+        fit: Function that fits a map to values and targets of a class.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -276,7 +276,7 @@ def fit_maps(
 def uncut_classes(
     data: FitData, truths: Truths, maps: Sequence[tuple[ScoreMap, str]]
 ) -> tuple[ClassMap, ...]:
-    """The classes of a calibrator before their calibrated scores are cut.
+    """Classes of a calibrator before their calibrated scores are cut.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -302,14 +302,14 @@ def cut_classes(
     truths: Truths,
     settings: FitProtocol,
 ) -> tuple[ClassMap, ...]:
-    """The classes with their least calibrated scores.
+    """Classes with the cuts of their calibrated scores.
 
     Args:
-        classes: before.
-        calibrated: all detections of the split, with calibrated scores.
-        data: see :func:`fit_data`; raw scores below its cuts are out.
-        truths: of the same images.
-        settings: of the calibrator.
+        classes: Classes without these cuts.
+        calibrated: All detections of the split, with calibrated scores.
+        data: See :func:`fit_data`; detections below its raw cuts are ignored.
+        truths: Ground truth of the same images.
+        settings: Settings of the calibrator.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -327,7 +327,7 @@ def cut_classes(
 
 
 def source_of(truths: Truths, detections: Detections) -> FitSource:
-    """What tells the data of a fit from others.
+    """Fingerprint of the data of a fit.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -344,7 +344,7 @@ def source_of(truths: Truths, detections: Detections) -> FitSource:
 def _find_cuts(
     cut: Cut, detections: Detections, truths: Truths, settings: FitProtocol
 ) -> np.ndarray:
-    """Least scores ``(K,)`` of the classes: the given one, or those with the least LRP."""
+    """Minimum scores ``(K,)`` per class: the given one, or the one with the lowest LRP."""
     if cut != 'lrp':
         return np.full(len(truths.category_ids), float(cut))
     (found,) = match(detections, truths, [settings.tau], settings.zero_overlap)
@@ -353,22 +353,22 @@ def _find_cuts(
 
 @dataclass(frozen=True)
 class Settings:
-    """How a calibrator is fitted.
+    """Settings of a fit.
 
     Args:
-        method: of `maps.FITS`.
-        tau: threshold in [0, 1) of the IoU for matching and for the cuts.
-        target: what a score should be: the 'iou' of its box, or the 'precision'.
-        class_agnostic: one map for all classes in place of one for each.
-        cuts: least raw score for the fit, and least calibrated score: a number for all classes, or
-            'lrp', which finds the score of each class with the least LRP.
-        zero_overlap: see :func:`.matching.match`.
-        quality_focal: fit a temperature or a Platt map by Quality Focal Loss with an exponent of 1
-            in place of cross entropy.
-        grid: search a Platt map on the published grid in place of its optimum.
+        method: Key of `maps.FITS`.
+        tau: IoU threshold in [0, 1) for matching and for the cuts.
+        target: Target of a score: the 'iou' of its box, or the 'precision'.
+        class_agnostic: Fit one map for all classes instead of one per class.
+        cuts: Minimum raw score for the fit and minimum calibrated score, each a number for all
+            classes or 'lrp', which selects the score with the lowest LRP per class.
+        zero_overlap: See :func:`.matching.match`.
+        quality_focal: Fit a temperature or Platt map by Quality Focal Loss with exponent 1 instead
+            of cross entropy.
+        grid: Search a Platt map on the published grid instead of computing its optimum.
 
     Raises:
-        ConfigError: a value is out of range, or the method has no such option.
+        ConfigError: If a value is out of range, or the method has no such option.
     """
 
     method: Method = 'isotonic'
@@ -383,7 +383,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.method not in FITS:
             raise ConfigError(
-                f'method of a calibrator is one of {tuple(FITS)}, not {self.method!r}'
+                f'method of a calibrator must be one of {tuple(FITS)}, not {self.method!r}'
             )
         check_protocol(self)
         fit_of(self.method, self.quality_focal, self.grid)
@@ -391,25 +391,25 @@ class Settings:
 
 @dataclass(frozen=True)
 class DetectionCalibrator(FittedCalibrator):
-    """A fitted calibrator; :mod:`.files` saves and loads it."""
+    """Fitted map of scores per class; :mod:`.files` saves and loads it."""
 
     settings: Settings
-    score_type: str  # whose scores it is for, such as the name of a head
-    classes: tuple[ClassMap, ...]  # in the order of the labels
+    score_type: str  # such as the name of a head
+    classes: tuple[ClassMap, ...]  # in label order
     source: FitSource
 
     def calibrate(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Map scores, cut none: what a detector does after NMS.
+        """Map scores without cuts, as a detector does after NMS.
 
         Args:
             scores: ``(N,)`` in [0, 1].
-            labels: ``(N,)`` int, indices of the classes.
+            labels: ``(N,)`` int, class indices.
 
         Returns:
             ``(N,)`` float64 in [0, 1].
 
         Raises:
-            DataError: a score is NaN or outside [0, 1], or a label is unknown.
+            DataError: If a score is NaN or outside [0, 1], or a label is unknown.
         """
         scores, labels = np.asarray(scores, float), np.asarray(labels, np.int64)
         check_detections(Detections(labels, labels, np.zeros((len(labels), 4)), scores))
@@ -426,10 +426,10 @@ class DetectionCalibrator(FittedCalibrator):
         """Cut, map and cut again: the operating point that the calibrator was fitted for.
 
         Args:
-            detections: with raw scores.
+            detections: Detections with raw scores.
 
         Returns:
-            What is kept, in order, with calibrated scores; and its indices.
+            The kept detections in order, with calibrated scores, and their indices.
         """
         calibrated = self.calibrate(detections.scores, detections.label)
         mapped = detections._replace(scores=calibrated)
@@ -437,10 +437,10 @@ class DetectionCalibrator(FittedCalibrator):
         return mapped.take(rows), rows
 
     def for_classes(self, names: Sequence[str]) -> DetectionCalibrator:
-        """The same calibrator with its classes in the order of the names.
+        """Copy with the classes in the order of the names.
 
         Raises:
-            DataError: it was not fitted for one of them.
+            DataError: If the calibrator was not fitted for one of them.
         """
         return replace(self, classes=tuple(self.classes[i] for i in self.order_of(names)))
 
@@ -448,16 +448,16 @@ class DetectionCalibrator(FittedCalibrator):
 def fit_calibrator(
     detections: Detections, truths: Truths, settings: Settings, score_type: str = 'detection'
 ) -> DetectionCalibrator:
-    """Fit a calibrator on a split that nothing else is judged on.
+    """Fit a calibrator on a split that is not used for evaluation.
 
     Args:
-        detections: after NMS, with raw scores.
-        truths: of the same images.
-        settings: see there.
-        score_type: whose scores they are; compared when the calibrator is applied.
+        detections: Detections after NMS, with raw scores.
+        truths: Ground truth of the same images.
+        settings: Settings of the calibrator.
+        score_type: Name of what predicts the scores; checked when the calibrator is applied.
 
     Raises:
-        DataError: no detections, or none that can be judged.
+        DataError: If there are no detections, or none with a class that has gt boxes.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -478,7 +478,7 @@ def fit_calibrator(
 
 
 def _fit_maps(data: FitData, settings: Settings) -> list[tuple[ScoreMap, str]]:
-    """A map and a status for each class."""
+    """Fit a map with its status per class."""
     fit = fit_of(settings.method, settings.quality_focal, settings.grid)
     scores, targets = data.matches.scores, targets_of(data.matches, settings.target)
     if settings.class_agnostic:

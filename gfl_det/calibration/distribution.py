@@ -1,10 +1,10 @@
-"""Calibrators that predict the IoU of a detection from more than its score, and their evidence.
+"""Calibrators that predict a detection's IoU from its score and edge distributions.
 
 The evidence is the score, the shape of the edge distributions and the overlap with better boxes, or
-the size of the box: scores of one value may mean less for small boxes than for large ones. A
-logistic model of it has an offset for each class, and behind it stands isotonic regression for each
-class. The isotonic maps are fitted on what models fitted on other images say
-(five parts), so that they correct the model as it is on images that it has not seen.
+the size of the box: equal scores may mean less for small boxes than for large ones. A logistic
+model with an offset per class is followed by isotonic regression per class. The isotonic maps are
+fitted on out-of-fold predictions (five folds of images), so that they correct the model as it
+behaves on unseen images.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from gfl_det.evaluation.matching import ZeroOverlap, overlaps
 Group = Literal['score', 'distribution', 'overlap', 'box']
 GROUPS: tuple[Group, ...] = get_args(Group)
 DEFAULT_GROUPS: tuple[Group, ...] = ('score', 'distribution', 'overlap')
-# The columns of each group, in order.
+# Columns per group, in order.
 COLUMNS: dict[Group, tuple[str, ...]] = {
     'score': ('logit of the score',),
     'distribution': (
@@ -64,33 +64,32 @@ COLUMNS: dict[Group, tuple[str, ...]] = {
         'logit of the score times log side',
     ),
 }
-FLOOR = 1e-4  # of spreads over sides, whose logarithm is taken
+FLOOR = 1e-4  # for spreads over sides, before the logarithm
 MIN_SIDE_PX = 1.0
-# Isotonic regression calls many detections equal. So much of the model's own probability keeps
-# their order; it can move a score by no more than that.
+# Isotonic regression makes many scores equal. This share of the model's own probability keeps
+# their order, and moves a score by at most as much.
 OWN_SHARE = 0.01
 
 
 class EdgeDetections(NamedTuple):
-    """N detections with the distributions that their edges were read from."""
+    """N detections with their edge distributions."""
 
     detections: Detections
     logits: np.ndarray  # (N, 4, num_bins)
     bin_widths: np.ndarray  # (N, 4) px
 
     def take(self, chosen: np.ndarray) -> EdgeDetections:
-        """Those of a mask or of indices, in order."""
+        """Select by a mask or indices, in order."""
         found = self.detections.take(chosen)
         return EdgeDetections(found, self.logits[chosen], self.bin_widths[chosen])
 
 
 def evidence(found: EdgeDetections, groups: Sequence[Group] = DEFAULT_GROUPS) -> np.ndarray:
-    """The columns of the groups.
+    """Compute the evidence columns of the groups.
 
     Args:
-        found: N detections; those of an image are all that NMS kept of it, as far as 'overlap' is
-            asked for.
-        groups: of :data:`COLUMNS`, at least one.
+        found: N detections; for 'overlap' they must include all that NMS kept per image.
+        groups: Keys of :data:`COLUMNS`, at least one.
 
     Returns:
         ``(N, F)`` float64, finite.
@@ -142,7 +141,7 @@ def _box(found: EdgeDetections) -> np.ndarray:
 
 
 def _overlap(found: EdgeDetections) -> np.ndarray:
-    """Largest IoU with a box of the image that has a larger score, or the same and comes first."""
+    """Largest IoU with a higher-scored box of the image; earlier boxes win ties."""
     detections = found.detections
     nearest = np.zeros((len(detections.scores), 2))
     order = np.lexsort((-detections.scores, detections.image))
@@ -159,14 +158,14 @@ def _overlap(found: EdgeDetections) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DistributionSettings:
-    """How a :class:`DistributionCalibrator` is fitted.
+    """Settings of a fit of :class:`DistributionCalibrator`.
 
-    Args:
-        groups: of evidence, see :data:`COLUMNS`.
-        tau, target, cuts, zero_overlap: see :class:`.calibrators.Settings`.
+    groups: Groups of evidence, see :data:`COLUMNS`.
+        groups: Of evidence, see :data:`COLUMNS`.
+        tau, target, cuts, zero_overlap: See :class:`.calibrators.Settings`.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: If a value is out of range.
     """
 
     groups: tuple[Group, ...] = DEFAULT_GROUPS
@@ -177,38 +176,38 @@ class DistributionSettings:
 
     def __post_init__(self) -> None:
         if not self.groups or not set(self.groups) <= set(GROUPS):
-            raise ConfigError(f'groups of evidence are some of {GROUPS}, not {self.groups!r}')
+            raise ConfigError(f'groups of evidence must be some of {GROUPS}, not {self.groups!r}')
         check_protocol(self)
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns of evidence."""
+        """Names of the evidence columns."""
         return [name for group in self.groups for name in COLUMNS[group]]
 
 
 @dataclass(frozen=True)
 class DistributionCalibrator(FittedCalibrator):
-    """A fitted calibrator; :mod:`.files` saves and loads it."""
+    """Fitted model of evidence with maps per class; :mod:`.files` saves and loads it."""
 
     settings: DistributionSettings
-    score_type: str  # whose detections it is for: the name of a head
-    num_bins: int  # of the distributions of their edges
+    score_type: str  # name of a head
+    num_bins: int  # of the edge distributions
     model: LogisticModel
-    classes: tuple[ClassMap, ...]  # in the order of the labels
+    classes: tuple[ClassMap, ...]  # in label order
     source: FitSource
 
     def calibrate(self, found: EdgeDetections) -> np.ndarray:
-        """Predict the IoUs of detections, cut none: what a detector does after NMS.
+        """Predict the IoUs of detections without cuts, as a detector does after NMS.
 
         Args:
-            found: N, all that NMS kept of each image.
+            found: N detections, all that NMS kept per image.
 
         Returns:
             ``(N,)`` float64 in [0, 1].
 
         Raises:
-            DataError: a score is NaN or outside [0, 1], a label is unknown, or the distributions
-                have another number of bins.
+            DataError: If a score is NaN or outside [0, 1], a label is unknown, or the number of
+                bins differs.
         """
         self.check_input(found)
         return self.finish(
@@ -221,12 +220,12 @@ class DistributionCalibrator(FittedCalibrator):
         check_labels(found.detections.label, self.class_names)
         if found.logits.shape[-1] != self.num_bins:
             raise DataError(
-                f'the calibrator was fitted for distributions of {self.num_bins} bins and not of '
+                f'the calibrator was fitted for distributions with {self.num_bins} bins, not '
                 f'{found.logits.shape[-1]}: fit one for this reg_max'
             )
 
     def finish(self, predicted: np.ndarray, found: EdgeDetections) -> np.ndarray:
-        """The model's probabilities ``(N,)`` through the map of each class."""
+        """The model's probabilities ``(N,)``, mapped per class."""
         label = found.detections.label
         values = found.detections.scores.astype(float)
         for index in np.unique(label):
@@ -240,17 +239,17 @@ class DistributionCalibrator(FittedCalibrator):
         """Cut, predict and cut again: the operating point that the calibrator was fitted for.
 
         Returns:
-            What is kept, in order, with predicted scores; and its indices.
+            The kept detections in order, with predicted scores, and their indices.
         """
         mapped = found._replace(detections=found.detections._replace(scores=self.calibrate(found)))
         rows = np.flatnonzero(self.kept(found.detections, mapped.detections))
         return mapped.take(rows), rows
 
     def for_classes(self, names: Sequence[str]) -> DistributionCalibrator:
-        """The same calibrator with its classes in the order of the names.
+        """Copy with the classes in the order of the names.
 
         Raises:
-            DataError: it was not fitted for one of them.
+            DataError: If the calibrator was not fitted for one of them.
         """
         order = self.order_of(names)
         offsets = tuple(self.model.offsets[index] for index in order)
@@ -267,16 +266,16 @@ def fit_distribution_calibrator(
     settings: DistributionSettings | None = None,
     score_type: str = 'GFLHead',
 ) -> DistributionCalibrator:
-    """Fit a calibrator on a split that nothing else is judged on.
+    """Fit a calibrator on a split that is not used for evaluation.
 
     Args:
-        found: after NMS, with raw scores: all detections of each image.
-        truths: of the same images.
-        settings: None for the defaults.
-        score_type: whose detections they are; compared when the calibrator is applied.
+        found: Detections after NMS, with raw scores: all of each image.
+        truths: Ground truth of the same images.
+        settings: Settings; None: the defaults.
+        score_type: Name of the head; checked when the calibrator is applied.
 
     Raises:
-        DataError: no detections, or none that can be judged.
+        DataError: If there are no detections, or none with a class that has gt boxes.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -305,6 +304,6 @@ def fit_distribution_calibrator(
         source_of(truths, raw),
     )
     predicted = model(columns, raw.label)
-    predicted[data.rows] = unseen  # thresholds too are for images that the model has not seen
+    predicted[data.rows] = unseen  # thresholds are for unseen images too
     mapped = raw._replace(scores=uncut.finish(predicted, found))
     return replace(uncut, classes=cut_classes(uncut.classes, mapped, data, truths, settings))

@@ -1,8 +1,7 @@
-"""Calibrators as readable JSON: no pickle, a format, a version, and their data's fingerprint.
+"""Calibrator files: readable JSON with a format name, a version and a data fingerprint.
 
-Three kinds, told apart by their ``format``: maps of scores, a model of edge distributions, and
-factors of intervals. One writer and one reader serve all; :data:`KINDS` says how each is turned
-into JSON values and back.
+The ``format`` distinguishes three kinds: score maps, models of edge distributions, and interval
+factors. One writer and one reader serve all; :data:`KINDS` lists the conversions.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ Path = Union[str, 'PathLike[str]']
 
 
 def save_calibrator(calibrator: AnyCalibrator | IntervalCalibrator, path: Path) -> None:
-    """Write a calibrator of any kind; numbers survive to the last digit.
+    """Write a calibrator of any kind, with all digits of its numbers.
 
     Args:
-        calibrator: a fitted one.
-        path: of the JSON file; its folder is made.
+        calibrator: Fitted calibrator.
+        path: Path of the JSON file; its folder is created if missing.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: If the file cannot be written.
 
     Example:
         >>> from pathlib import Path
@@ -66,10 +65,10 @@ save_distribution_calibrator = save_interval_calibrator = save_calibrator
 
 
 def load_calibrator(path: Path) -> DetectionCalibrator:
-    """Read a calibrator of maps.
+    """Read a calibrator of score maps.
 
     Raises:
-        DataError: The file is missing, or is not a calibrator of maps of a known version.
+        DataError: If the file is missing or is not such a calibrator of a known version.
 
     Example:
         >>> from pathlib import Path
@@ -88,10 +87,10 @@ def load_calibrator(path: Path) -> DetectionCalibrator:
 
 
 def load_any_calibrator(path: Path) -> AnyCalibrator:
-    """Read a calibrator of scores, whichever kind it is.
+    """Read a score calibrator of either kind.
 
     Raises:
-        DataError: The file is missing, or is not a calibrator of scores of a known version.
+        DataError: If the file is missing or is not such a calibrator of a known version.
 
     Example:
         >>> from pathlib import Path
@@ -112,10 +111,10 @@ def load_any_calibrator(path: Path) -> AnyCalibrator:
 
 
 def load_interval_calibrator(path: Path) -> IntervalCalibrator:
-    """Read a calibrator of intervals.
+    """Read an interval calibrator.
 
     Raises:
-        DataError: The file is missing, or is not an interval calibrator of a known version.
+        DataError: If the file is missing or is not such a calibrator of a known version.
 
     Example:
         >>> from pathlib import Path
@@ -133,7 +132,7 @@ def load_interval_calibrator(path: Path) -> IntervalCalibrator:
 
 
 def calibrator_to_json(calibrator: AnyCalibrator | IntervalCalibrator) -> dict[str, Any]:
-    """A calibrator as plain JSON values; a threshold that keeps all is null.
+    """Convert a calibrator to plain JSON values; thresholds of NaN become null.
 
     Example:
         >>> from gfl_det.calibration.calibrators import FitSource
@@ -150,15 +149,15 @@ def calibrator_to_json(calibrator: AnyCalibrator | IntervalCalibrator) -> dict[s
 def calibrator_from_json(
     content: Any, source: str, wanted: tuple[type[Any], ...] = (DetectionCalibrator,)
 ) -> Any:
-    """The calibrator that :func:`calibrator_to_json` made.
+    """Restore a calibrator from the output of :func:`calibrator_to_json`.
 
     Args:
-        content: parsed JSON.
-        source: its file's name for messages.
-        wanted: the classes of calibrators that will do.
+        content: Parsed JSON.
+        source: File name, for messages.
+        wanted: Accepted calibrator classes.
 
     Raises:
-        DataError: no such calibrator of a known version.
+        DataError: If the content is not such a calibrator of a known version.
 
     Example:
         >>> from gfl_det.calibration.calibrators import FitSource
@@ -176,7 +175,7 @@ def calibrator_from_json(
     kind = formats[found]
     if content.get('version') != VERSION:
         raise DataError(
-            f'{source} is a {kind.name} of version {content.get("version")!r:.60}, and this '
+            f'{source} is a {kind.name} of version {content.get("version")!r:.60}, but this '
             f'gfl_det reads version {VERSION}: fit it again.'
         )
     try:
@@ -204,7 +203,7 @@ def _maps_from_json(content: dict[str, Any]) -> DetectionCalibrator:
 
 
 def _distribution_to_json(calibrator: DistributionCalibrator) -> dict[str, Any]:
-    """Each weight stands beside what it weighs."""
+    """Convert to JSON with each weight beside its column name."""
     return dict(
         settings=_listed(asdict(calibrator.settings)),
         num_bins=calibrator.num_bins,
@@ -227,7 +226,7 @@ def _distribution_from_json(content: dict[str, Any]) -> DistributionCalibrator:
     if not all(map(math.isfinite, (*model.weights, *model.offsets))):
         raise ValueError('a weight is not finite')
     if len(model.offsets) != len(classes):
-        raise ValueError('it has not one offset per class')
+        raise ValueError('the number of offsets differs from that of the classes')
     score_type, bins = str(content['score_type']), int(content['num_bins'])
     return DistributionCalibrator(settings, score_type, bins, model, classes, _source_of(content))
 
@@ -280,7 +279,7 @@ def _listed(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fitted_to_json(calibrator: FittedCalibrator, with_maps: bool = True) -> dict[str, Any]:
-    """Classes and source, which calibrators of scores have."""
+    """Classes and source, common to both kinds of score calibrators."""
     classes = []
     for each in calibrator.classes:
         entry: dict[str, Any] = {
@@ -295,7 +294,7 @@ def _fitted_to_json(calibrator: FittedCalibrator, with_maps: bool = True) -> dic
 def _classes_from_json(
     content: dict[str, Any], pooled: dict[str, Any] | None = None
 ) -> tuple[ClassMap, ...]:
-    """Classes; with ``pooled``, the map of all, where they have none of their own."""
+    """Read the classes; ``pooled`` is the common map of classes without their own."""
     classes = []
     for entry in content['classes']:
         raw, cut = (
@@ -316,12 +315,12 @@ def _source_of(content: dict[str, Any]) -> FitSource:
 
 
 class Kind(NamedTuple):
-    """How calibrators of a class are written, read and named."""
+    """Reader, writer and name of a kind of calibrator."""
 
     format: str
     name: str
-    tool: str  # that writes such files
-    to_json: Callable[[Any], dict[str, Any]]  # beside format, version and score type
+    tool: str  # command that writes such files
+    to_json: Callable[[Any], dict[str, Any]]  # without format, version and score type
     from_json: Callable[[dict[str, Any]], Any]
 
 

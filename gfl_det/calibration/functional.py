@@ -1,7 +1,7 @@
-"""Detection calibration errors under one name: NumPy alone, nothing registered.
+"""Detection calibration errors under one name: NumPy only, nothing registered.
 
-They live in :mod:`gfl_det.evaluation.functional` and :mod:`gfl_det.evaluation.evaluate`; the
-metrics of classifiers, which the studies use, are in ``projects/calibration_study``.
+They are defined in :mod:`gfl_det.evaluation.functional` and :mod:`gfl_det.evaluation.evaluate`; the
+classification metrics of the studies are in ``projects/calibration_study``.
 """
 
 from gfl_det.evaluation.evaluate import errors_by_class, evaluate_detections, keep_above

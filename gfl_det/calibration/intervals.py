@@ -1,18 +1,17 @@
-"""Calibrators of edge intervals: factors that make them hold the share of edges that they promise.
+"""Calibrators of edge intervals: factors that give intervals the coverage of their level.
 
-An edge's distribution is trained to have the right mean, not the right width, so its own interval
-holds another share of true edges than its level says. A calibrator stretches (or shrinks) it about
-its median, by a factor for each level and side of a box that split conformal prediction finds
-(Papadopoulos et al., "Inductive Confidence Machines for Regression", ECML 2002; Romano et al.,
-"Conformalized Quantile Regression", NeurIPS 2019, here with a stretch in place of their additive
-margin, so that unsure edges keep wider intervals): the ``ceil((n + 1) * level)``-th smallest of the
-stretches that the ``n`` true edges of that side needed. If another edge is exchangeable with those,
-its stretched interval holds it with a probability of at least ``level``.
+Edge distributions are trained to have the right mean, not the right width, so the coverage of their
+intervals differs from the level. A calibrator stretches or shrinks an interval about its median, by
+a factor per level and side of the box from split conformal prediction (Papadopoulos et al.,
+"Inductive Confidence Machines for Regression", ECML 2002; Romano et al., "Conformalized Quantile
+Regression", NeurIPS 2019, here with a stretch instead of an additive margin, so that uncertain
+edges keep wider intervals): the ``ceil((n + 1) * level)``-th smallest of the stretches needed by
+the ``n`` gt edges of that side. A new edge that is exchangeable with these lies in its stretched
+interval with a probability of at least ``level``.
 
-What that says and what not: it is about detections that match a gt box of their class at
-``iou_threshold``, over all of them together, and not about each image, class or size; the four
-edges of a box, and the boxes of an image, are not independent draws, so few images make a factor
-less certain than their number of edges suggests.
+The guarantee covers detections that match a gt box of their class at ``iou_threshold``, on average
+over all of them, not per image, class or size. The four edges of a box and the boxes of an image
+are not independent, so with few images a factor is less certain than the number of edges suggests.
 """
 
 from __future__ import annotations
@@ -40,21 +39,21 @@ from gfl_det.ops.intervals import (
     stretch_needed,
 )
 
-# Levels that factors are fitted for; between two of them a factor is interpolated. Below, halves of
-# intervals are so short that an edge's error, in units of them, says little of the longer ones.
+# Fitted levels; factors in between are interpolated. At lower levels intervals are so short that
+# an edge's error in units of their width says little about the longer ones.
 LEVELS = (*(round(0.05 * step, 2) for step in range(10, 20)), 0.975, 0.99)
 
 
 @dataclass(frozen=True)
 class MatchedEdges:
-    """Detections that match a gt box, with the distributions of their edges.
+    """Detections that match a gt box, with their edge distributions.
 
     Args:
         logits: ``(N, 4, num_bins)``.
         bin_widths: ``(N, 4)`` px.
         prior_centres: ``(N, 2)`` px.
-        limits: ``(N, 4)`` px, width and height of the image, twice.
-        truths: ``(N, 4)`` xyxy px of the true boxes.
+        limits: ``(N, 4)`` px, width and height of the image, given twice.
+        truths: ``(N, 4)`` xyxy px, gt boxes.
         labels: ``(N,)`` int64.
         images: ``(N,)`` int64; None: not known.
     """
@@ -73,7 +72,7 @@ class MatchedEdges:
     def intervals(
         self, level: float, factor: float | Sequence[float] | Tensor = 1.0
     ) -> EdgeIntervals:
-        """Intervals as a detector gives them: stretched, and cut at the image's border."""
+        """Intervals as a detector returns them: stretched, and clipped to the image."""
         quantiles = edge_quantiles(self.logits, self.bin_widths, self.prior_centres, level)
         return edge_intervals(quantiles, factor, self.limits)
 
@@ -90,24 +89,24 @@ class MatchedEdges:
         return MatchedEdges(**kept)  # type: ignore[arg-type]
 
     def stretches(self, level: float) -> Tensor:
-        """``(N, 4)``, see :func:`~gfl_det.ops.intervals.stretch_needed`."""
+        """Stretch needed per edge, ``(N, 4)``: :func:`~gfl_det.ops.intervals.stretch_needed`."""
         quantiles = edge_quantiles(self.logits, self.bin_widths, self.prior_centres, level)
         return stretch_needed(quantiles, self.truths)
 
 
 @dataclass(frozen=True)
 class IntervalCalibrator:
-    """Fitted factors; :mod:`.files` saves and loads them.
+    """Fitted interval factors; :mod:`.files` saves and loads them.
 
     Args:
-        levels: ascending, in (0, 1).
-        factors: for each level those of the left, top, right and bottom edge, not falling with the
-            level, so that the interval of a higher level holds that of a lower one.
-        score_type: whose distributions they are for: the name of a head.
-        class_names: of the data set that they were fitted on, in the order of the labels.
-        iou_threshold: that a detection needs to match a gt box.
-        source: the data; ``detections`` counts the matched ones.
-        joint: factors for whole boxes; None in files of earlier versions.
+        levels: Ascending levels in (0, 1).
+        factors: Factors of the left, top, right and bottom edge per level; not decreasing, so that
+            intervals of higher levels contain those of lower ones.
+        score_type: Name of the head that predicts the distributions.
+        class_names: Class names of the fitted dataset, in label order.
+        iou_threshold: Minimum IoU of a match with a gt box.
+        source: Data of the fit; ``detections`` counts the matched ones.
+        joint: Factors for whole boxes; None in files of earlier versions.
     """
 
     levels: tuple[float, ...]
@@ -123,18 +122,18 @@ class IntervalCalibrator:
         if not len(levels) or factors.shape != (len(levels), 4):
             raise ConfigError('an interval calibrator needs four factors for each of its levels')
         if not ((levels > 0) & (levels < 1)).all() or (np.diff(levels) <= 0).any():
-            raise ConfigError(f'levels of intervals ascend between 0 and 1, not {self.levels}')
+            raise ConfigError(f'levels of intervals must ascend between 0 and 1, not {self.levels}')
         if (
             not (np.isfinite(factors) & (factors >= 0)).all()
             or (np.diff(factors, axis=0) < 0).any()
         ):
-            raise ConfigError('factors of intervals are at least 0 and do not fall')
+            raise ConfigError('factors of intervals must be at least 0 and not decrease')
 
     def factors_at(self, level: float) -> tuple[float, ...]:
-        """The four factors of a level: interpolated between fitted levels, the first ones below.
+        """The four factors of a level: interpolated, or the first ones below the lowest level.
 
         Raises:
-            DataError: the level lies above the last one that there was data for.
+            DataError: If the level is above the highest fitted one.
         """
         if level > self.levels[-1]:
             raise DataError(
@@ -148,15 +147,15 @@ class IntervalCalibrator:
 def fit_factors(
     edges: MatchedEdges, levels: Sequence[float] = LEVELS, together: bool = False
 ) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
-    """Levels and their factors; see the module for how they are found.
+    """Fit levels and factors; the module docstring explains the method.
 
     Args:
-        edges: of a split that nothing else is judged on.
-        levels: ascending, in (0, 1). Those for which there are too few edges are left out.
-        together: fit all four sides as one, which makes do with fewer detections.
+        edges: Matched edges of a split that is not used for evaluation.
+        levels: Ascending levels in (0, 1); those with too few edges are left out.
+        together: Fit one factor for all four sides, which needs fewer detections.
 
     Raises:
-        DataError: there are too few edges for any of the levels.
+        DataError: If there are too few edges for every level.
 
     Example:
         >>> import torch
@@ -214,7 +213,7 @@ def conformal_quantile(scores: Tensor, level: float) -> float:
     """The ``ceil((n + 1) * level)``-th smallest of n scores (see the module), at least 0.
 
     Raises:
-        ValueError: n is too small for the level.
+        ValueError: If n is too small for the level.
 
     Example:
         >>> import torch
@@ -222,7 +221,7 @@ def conformal_quantile(scores: Tensor, level: float) -> float:
         9.0
     """
     ordered = scores.double().flatten().sort().values
-    # (n + 1) * level may be a whole number that floats miss by a little.
+    # (n + 1) * level may be an integer that floats miss slightly.
     rank = math.ceil(round((len(ordered) + 1) * level, 9))
     if not 1 <= rank <= len(ordered):
         raise ValueError(f'{len(ordered)} scores give no quantile at level {level}')
@@ -232,10 +231,10 @@ def conformal_quantile(scores: Tensor, level: float) -> float:
 def check_applies(
     calibrator: IntervalCalibrator, path: str, score_type: str, num_classes: int
 ) -> None:
-    """Refuse a calibrator of another head or of another number of classes.
+    """Refuse a calibrator of another head or number of classes.
 
     Raises:
-        DataError: it was fitted for another.
+        DataError: If the head or the number of classes differs.
 
     Example:
         >>> source = FitSource('', (), 9)
@@ -244,7 +243,7 @@ def check_applies(
     """
     if calibrator.score_type != score_type:
         raise DataError(
-            f'{path} was fitted for intervals of {calibrator.score_type!r} and not of '
+            f'{path} was fitted for intervals of {calibrator.score_type!r}, not of '
             f'{score_type!r}: fit one for this head.'
         )
     if len(calibrator.class_names) != num_classes:

@@ -1,9 +1,9 @@
-"""Fits of ``sigmoid(slope * z + offset)``, and a logistic model of many columns, in float64.
+"""Fits of ``sigmoid(slope * z + offset)`` and a multivariate logistic model, in float64.
 
-The mean cross entropy is convex in slope and offset, so its least value is where the gradient is 0,
-and :func:`fit_slope` and :func:`fit_line` find that exactly. The published implementation of Kuzucu
-et al., "On Calibration of Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024, stops
-up to 6e-4 short of it; its other options, a grid and Quality Focal Loss, are here for comparison.
+The mean cross entropy is convex in slope and offset; :func:`fit_slope` and :func:`fit_line` find
+the zero of its gradient exactly. The published implementation of Kuzucu et al., "On Calibration of
+Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024, stops up to 6e-4 short of it; its
+other options, a grid and Quality Focal Loss, are here for comparison.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import numpy as np
 from scipy.optimize import brentq, minimize
 from scipy.special import expit
 
-GRADIENT = 1e-8  # the largest derivative that counts as 0
-MAX_SLOPE = 1e3  # where scores separate the targets a slope grows without bound: here it ends
+GRADIENT = 1e-8  # largest derivative that counts as 0
+MAX_SLOPE = 1e3  # limit for separable targets, whose slope grows without bound
 # The published grid.
 SLOPES = np.linspace(0, 10, 100)
 OFFSETS = np.linspace(-5, 5, 100)
-AT_ONCE = 2**20  # losses of the grid computed at once: 100 rows of many detections fill the memory
-RATES = np.geomspace(0.1, 10, 41)  # where the search for a temperature begins: 1 / T
-PARTS = 5  # of the images: each is judged by a model fitted on the others
-# Inverse strength of the penalty on the weights of columns with mean 0 and deviation 1.
+AT_ONCE = 2**20  # grid losses computed per chunk: 100 rows of many detections would fill the memory
+RATES = np.geomspace(0.1, 10, 41)  # starting points of the temperature search: 1 / T
+PARTS = 5  # folds of images: each is predicted by a model fitted on the others
+# Inverse strength of the penalty on the weights of standardized columns.
 PENALTY = 0.3
-FAR = 1e-6  # the probability of what never happened, or its distance from 1
+FAR = 1e-6  # probability of an event never seen, or its distance from 1
 
 
 def fit_slope(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Slope in [1 / MAX_SLOPE, MAX_SLOPE] without an offset, with the least cross entropy.
+    """Slope in [1 / MAX_SLOPE, MAX_SLOPE] without offset that minimises cross entropy.
 
     Args:
         logits: ``(N,)`` finite, N at least 1.
@@ -49,7 +49,7 @@ def fit_slope(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def fit_offset(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Offset alone: the mean score becomes the mean target, which is neither 0 nor 1.
+    """Offset alone that makes the mean score equal the mean target, which is not 0 or 1.
 
     Args:
         logits: ``(N,)`` finite, N at least 1.
@@ -65,19 +65,19 @@ def fit_offset(logits: np.ndarray, targets: np.ndarray) -> float:
     def derivative(offset: float) -> float:
         return float(expit(logits + offset).mean() - wanted)
 
-    # At these ends all scores lie on one side of the wanted mean.
+    # At these ends all scores lie on one side of the target mean.
     return increasing_root(derivative, centre - logits.max(), centre - logits.min())
 
 
 def fit_line(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-    """Slope in [0, MAX_SLOPE] and offset with the least cross entropy.
+    """Slope in [0, MAX_SLOPE] and offset that minimise cross entropy.
 
     Args:
         logits: ``(N,)`` finite, N at least 1.
-        targets: ``(N,)`` in [0, 1], of a mean in (0, 1), or no optimum is finite.
+        targets: ``(N,)`` in [0, 1] with a mean in (0, 1); otherwise no finite optimum exists.
 
     Returns:
-        The slope and the offset; slope 0 where all logits are equal or larger ones are worse.
+        The slope and the offset; slope 0 if all logits are equal or larger ones have lower targets.
 
     Example:
         >>> logits = np.repeat([-2.0, 2.0], 50)
@@ -87,20 +87,20 @@ def fit_line(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     """
 
     def derivative(slope: float) -> float:
-        """Of the least loss that the slope allows, which is convex as the loss is."""
+        """Derivative of the loss minimised over offsets, which is convex like the loss."""
         offset = fit_offset(slope * logits, targets)
         return float(np.mean((expit(slope * logits + offset) - targets) * logits))
 
     slope = 0.0
     if derivative(0.0) < -GRADIENT:
-        ends = (1.0, 10.0, MAX_SLOPE)  # a far end costs many steps
+        ends = (1.0, 10.0, MAX_SLOPE)  # a distant end costs many steps
         high = next((end for end in ends if derivative(end) > 0), MAX_SLOPE)
         slope = increasing_root(derivative, 0.0, high)
     return slope, fit_offset(slope * logits, targets)
 
 
 def increasing_root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where an increasing function is 0 within [low, high], or the end that is nearest to it.
+    """Root of an increasing function in [low, high], or the end nearest to it.
 
     Example:
         >>> round(increasing_root(lambda x: x - 2, 0, 10), 6)
@@ -114,12 +114,12 @@ def increasing_root(function: Callable[[float], float], low: float, high: float)
 
 
 def mean_loss(values: np.ndarray, targets: np.ndarray, quality_focal: bool = False) -> np.ndarray:
-    """Mean cross entropy of logits, or each element weighed by its distance to the target.
+    """Mean cross entropy of logits, optionally weighted by the distance to the target.
 
     Args:
         values: ``(..., N)`` logits of calibrated scores.
         targets: ``(N,)`` in [0, 1].
-        quality_focal: Quality Focal Loss with an exponent of 1, ``|s - y| * BCE(s, y)``.
+        quality_focal: Use Quality Focal Loss with exponent 1, ``|s - y| * BCE(s, y)``.
 
     Returns:
         ``(...)``.
@@ -137,15 +137,15 @@ def mean_loss(values: np.ndarray, targets: np.ndarray, quality_focal: bool = Fal
 def search_line(
     logits: np.ndarray, targets: np.ndarray, quality_focal: bool = False
 ) -> tuple[float, float]:
-    """Slope and offset on a grid: 100 slopes in [0, 10] times 100 offsets in [-5, 5].
+    """Best slope and offset on a grid: 100 slopes in [0, 10] times 100 offsets in [-5, 5].
 
     Args:
-        logits: ``(N,)`` finite, N at least 1; memory is a few times N, or 2^20 numbers if more.
+        logits: ``(N,)`` finite, N at least 1; memory use is a few times max(N, 2^20) numbers.
         targets: ``(N,)`` in [0, 1].
-        quality_focal: see :func:`mean_loss`.
+        quality_focal: See :func:`mean_loss`.
 
     Returns:
-        The pair with the least loss, the lowest slope and then offset at a tie.
+        The pair with the lowest loss; ties go to the lowest slope, then offset.
 
     Example:
         >>> search_line(np.array([-2.0, 2.0]), np.array([0.1, 0.9]))
@@ -163,10 +163,11 @@ def search_line(
 
 
 def fit_line_by_quality(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-    """Slope in [0, 1e3] and offset with the least Quality Focal Loss.
+    """Slope in [0, 1e3] and offset that minimise Quality Focal Loss.
 
-    It has several minima and a kink wherever a score meets its target, so that no gradient of 0
-    need exist: a simplex descends from the best point of the grid and from that of cross entropy's.
+    The loss has several minima and a kink wherever a score equals its target, so the gradient may
+    never be 0: a simplex search starts from the best grid point and from the optimum of cross
+    entropy.
 
     Args:
         logits: ``(N,)`` finite, N at least 1.
@@ -188,7 +189,7 @@ def fit_line_by_quality(logits: np.ndarray, targets: np.ndarray) -> tuple[float,
 
 
 def fit_slope_by_quality(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Slope in [1e-3, 1e3], without an offset, with the least Quality Focal Loss.
+    """Slope in [1e-3, 1e3] without offset that minimises Quality Focal Loss.
 
     Args:
         logits: ``(N,)`` finite, N at least 1.
@@ -209,7 +210,7 @@ def fit_slope_by_quality(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _descend(loss: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
-    """Downhill by a simplex, started anew where it ended, in case it collapsed too early."""
+    """Simplex search, restarted at its end point in case it collapsed too early."""
     options = dict(xatol=1e-9, fatol=1e-15, maxiter=2000)
     for _ in range(3):
         start = minimize(loss, start, method='Nelder-Mead', options=options).x
@@ -218,26 +219,26 @@ def _descend(loss: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarr
 
 @dataclass(frozen=True)
 class LogisticModel:
-    """``sigmoid(evidence @ weights + offset of the class)``."""
+    """Logistic model: ``sigmoid(evidence @ weights + offset of the class)``."""
 
     weights: tuple[float, ...]  # (F,)
     offsets: tuple[float, ...]  # (K,)
 
     def __call__(self, columns: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """Probabilities ``(N,)`` of evidence ``(N, F)`` and labels ``(N,)``."""
+        """Probabilities ``(N,)`` for evidence ``(N, F)`` and labels ``(N,)``."""
         return expit(columns @ np.array(self.weights) + np.array(self.offsets)[label])
 
 
 def fit_logistic(
     columns: np.ndarray, label: np.ndarray, targets: np.ndarray, number: int
 ) -> LogisticModel:
-    """Least cross entropy against soft targets, with a penalty on standardized weights.
+    """Minimise cross entropy against soft targets, with a penalty on standardized weights.
 
     Args:
         columns: ``(N, F)``, N at least 1.
         label: ``(N,)`` in [0, number).
         targets: ``(N,)`` in [0, 1].
-        number: of classes.
+        number: Number of classes.
 
     Example:
         >>> column = np.array([[-1.0], [-1.0], [1.0], [1.0]])
@@ -251,7 +252,7 @@ def fit_logistic(
     mean, deviation = every.mean(0), every.std(0)
     deviation[deviation < 1e-12] = 1.0
     standard = (every - mean) / deviation
-    # A soft target is a right and a wrong example with its share of the weight each.
+    # A soft target becomes a positive and a negative example with proportional weights.
     right = np.repeat([1, 0], len(targets))
     weight = np.concatenate([targets, 1 - targets])
     if targets.min() == targets.max() and targets[0] in (0, 1):
@@ -271,11 +272,11 @@ def fit_logistic(
 def predict_unseen(
     columns: np.ndarray, label: np.ndarray, targets: np.ndarray, number: int, image: np.ndarray
 ) -> np.ndarray:
-    """Each detection as a model sees it that was fitted on other images.
+    """Out-of-fold probabilities: each detection is predicted by a model of other images.
 
     Args:
-        columns, label, targets, number: see :func:`fit_logistic`.
-        image: ``(N,)`` of the detections; those of a single image are seen by their own model.
+        columns, label, targets, number: See :func:`fit_logistic`.
+        image: ``(N,)`` image of each detection; with a single image its own model is used.
 
     Returns:
         ``(N,)`` probabilities.

@@ -1,9 +1,9 @@
-"""The maps from a score to a calibrated score: what each computes, and how it is fitted.
+"""Maps from scores to calibrated scores, and how they are fitted.
 
 Sources: Guo et al., ICML 2017 (temperature); Platt, 1999; Zadrozny and Elkan, KDD 2002 (isotonic);
 Kuzucu et al., "On Calibration of Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024
-(all of them against the IoU). Each is monotone, works in float64 and gives values in [0, 1].
-A head and an exported graph run them as one module of tensor operations (:class:`ScoreMaps`).
+(all of them against the IoU). Each is monotone, works in float64 and gives values in [0, 1]. Heads
+and exported graphs run them as one module of tensor operations (:class:`ScoreMaps`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from gfl_det.calibration.logistic import (
 from gfl_det.errors import ConfigError
 
 Method = Literal['identity', 'temperature', 'platt', 'linear', 'isotonic']
-EPS = float(np.finfo(float).eps)  # scores of 0 and 1 get the logits of this and of 1 - this
+EPS = float(np.finfo(float).eps)  # scores of 0 and 1 get the logits of EPS and 1 - EPS
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The score itself."""
+    """Identity map."""
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         return np.asarray(scores, float)
@@ -41,7 +41,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Constant:
-    """One value, where a fit by cross entropy has no finite optimum: all targets are 0, or 1."""
+    """Constant map, for targets that are all 0 or all 1: cross entropy has no finite optimum."""
 
     value: float
 
@@ -51,7 +51,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Temperature:
-    """``sigmoid(logit(score) / temperature)``."""
+    """Temperature scaling: ``sigmoid(logit(score) / temperature)``."""
 
     temperature: float  # in [1e-3, 1e3]
 
@@ -61,7 +61,7 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Platt:
-    """``sigmoid(slope * logit(score) + offset)``."""
+    """Platt scaling: ``sigmoid(slope * logit(score) + offset)``."""
 
     slope: float  # in [0, 1e3]
     offset: float
@@ -72,7 +72,7 @@ class Platt:
 
 @dataclass(frozen=True)
 class Linear:
-    """``slope * score + offset``, cut to [0, 1]."""
+    """Linear map: ``slope * score + offset``, clipped to [0, 1]."""
 
     slope: float  # at least 0
     offset: float
@@ -83,7 +83,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """Straight lines between knots; constant beyond the first and the last."""
+    """Piecewise linear map between knots; constant beyond the first and the last."""
 
     scores: tuple[float, ...]  # ascending
     values: tuple[float, ...]  # ascending, in [0, 1]
@@ -100,7 +100,7 @@ KINDS: dict[str, type[Any]] = {
 
 
 def logit(scores: np.ndarray) -> np.ndarray:
-    """``log(p / (1 - p))``, finite at 0 and 1.
+    """Logit ``log(p / (1 - p))``, finite at 0 and 1.
 
     Example:
         >>> logit(np.array([0.5]))
@@ -113,9 +113,9 @@ def logit(scores: np.ndarray) -> np.ndarray:
 def fit_temperature(
     scores: np.ndarray, targets: np.ndarray, quality_focal: bool = False
 ) -> Temperature | Constant:
-    """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``.
+    """Fit a temperature to targets ``(N,)`` of scores ``(N,)`` by mean cross entropy.
 
-    With ``quality_focal``, least Quality Focal Loss.
+    With ``quality_focal``, Quality Focal Loss is minimised instead.
 
     Example:
         >>> scores = np.repeat([0.1, 0.9], 100)
@@ -132,9 +132,9 @@ def fit_temperature(
 def fit_platt(
     scores: np.ndarray, targets: np.ndarray, quality_focal: bool = False, grid: bool = False
 ) -> Platt | Constant:
-    """Least mean cross entropy against the targets ``(N,)`` of scores ``(N,)``.
+    """Fit a Platt map to targets ``(N,)`` of scores ``(N,)`` by mean cross entropy.
 
-    With ``quality_focal``, least Quality Focal Loss, and with ``grid``, the best of a grid.
+    With ``quality_focal``, Quality Focal Loss is minimised; with ``grid``, a grid is searched.
 
     Example:
         >>> scores = np.repeat([0.1, 0.9], 100)
@@ -151,7 +151,7 @@ def fit_platt(
 
 
 def fit_linear(scores: np.ndarray, targets: np.ndarray) -> Linear:
-    """Least squares of a rising line, before the cut, to targets ``(N,)`` of scores ``(N,)``.
+    """Least-squares fit of a rising line, before clipping, to targets ``(N,)`` of scores ``(N,)``.
 
     Example:
         >>> fitted = fit_linear(np.array([0.2, 0.8]), np.array([0.3, 0.6]))
@@ -166,7 +166,7 @@ def fit_linear(scores: np.ndarray, targets: np.ndarray) -> Linear:
 
 
 def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> Isotonic:
-    """Least squares of a rising function to targets ``(N,)`` of scores ``(N,)``.
+    """Least-squares fit of an increasing function to targets ``(N,)`` of scores ``(N,)``.
 
     Example:
         >>> fitted = fit_isotonic(np.array([0.2, 0.4, 0.5]), np.array([0.1, 0.6, 0.4]))
@@ -191,10 +191,10 @@ FITS: dict[str, Callable[..., ScoreMap]] = {
 def fit_of(
     method: str, quality_focal: bool = False, grid: bool = False
 ) -> Callable[[np.ndarray, np.ndarray], ScoreMap]:
-    """The fit of a method with its options.
+    """Fit function of a method with its options.
 
     Raises:
-        ConfigError: the method has no such option.
+        ConfigError: If the method does not support an option.
 
     Example:
         >>> fitted = fit_of('linear')(np.array([0.2, 0.8]), np.array([0.3, 0.6]))
@@ -203,19 +203,19 @@ def fit_of(
     """
     if grid and method != 'platt':
         raise ConfigError(
-            f'only platt is searched on a grid, not {method}: leave grid=False, or --grid out'
+            f'only platt supports a grid, not {method}: leave out grid=True or --grid'
         )
     if quality_focal and method not in ('platt', 'temperature'):
         raise ConfigError(
-            f'platt and temperature are fitted by Quality Focal Loss, {method} is not: leave '
-            'quality_focal=False, or --quality-focal out'
+            f'only platt and temperature support Quality Focal Loss, not {method}: leave out '
+            'quality_focal=True or --quality-focal'
         )
     options = {'quality_focal': quality_focal, 'grid': grid}
     return partial(FITS[method], **{name: True for name, chosen in options.items() if chosen})
 
 
 def map_to_json(score_map: ScoreMap) -> dict[str, Any]:
-    """The kind of a map and its parameters.
+    """Convert a map to its kind and parameters.
 
     Example:
         >>> map_to_json(Temperature(2.0))
@@ -225,11 +225,11 @@ def map_to_json(score_map: ScoreMap) -> dict[str, Any]:
 
 
 def map_from_json(entry: dict[str, Any]) -> ScoreMap:
-    """The map that :func:`map_to_json` wrote.
+    """Restore a map from the output of :func:`map_to_json`.
 
     Raises:
-        KeyError: the kind is unknown or a parameter missing.
-        ValueError: A parameter is not a number or out of range, or knots do not fit together.
+        KeyError: If the kind is unknown or a parameter is missing.
+        ValueError: If a parameter is not a number or out of range, or knots are inconsistent.
 
     Example:
         >>> map_from_json({'kind': 'temperature', 'temperature': 2.0})
@@ -240,9 +240,9 @@ def map_from_json(entry: dict[str, Any]) -> ScoreMap:
     if kind is Isotonic:
         knots = np.array([values['scores'], values['values']], float)
         if knots.ndim != 2 or not knots.size or not (np.diff(knots) >= 0).all():
-            raise ValueError('the knots of an isotonic map do not rise')
+            raise ValueError('the knots of an isotonic map do not ascend')
         if not ((knots >= 0) & (knots <= 1)).all():
-            raise ValueError('the knots of an isotonic map leave [0, 1]')
+            raise ValueError('the knots of an isotonic map lie outside [0, 1]')
         return Isotonic(*(tuple(row) for row in knots.tolist()))
     numbers = {name: float(value) for name, value in values.items()}
     if not np.isfinite(list(numbers.values())).all():
@@ -254,15 +254,15 @@ def map_from_json(entry: dict[str, Any]) -> ScoreMap:
 
 
 class ScoreMaps(nn.Module):
-    """Maps scores ``(...)`` in [0, 1] by their labels ``(...)``, without a look at the host.
+    """Calibrates scores ``(...)`` in [0, 1] by labels ``(...)``, without synchronising a GPU.
 
     Args:
-        maps: one per class.
+        maps: One map per class.
     """
 
-    knots: Tensor  # (C * size,) ascending within a class; filled up with infinity
+    knots: Tensor  # (C * size,) ascending within a class; padded with infinity
     values: Tensor  # (C * size,) at the knots
-    slopes: Tensor  # (C * size,) from each knot to the next; 0 behind the last
+    slopes: Tensor  # (C * size,) from each knot to the next; 0 after the last
     lines: Tensor  # (2, C) slopes and offsets of the curved maps
     curved: Tensor  # (C,) bool
 
@@ -298,8 +298,8 @@ class ScoreMaps(nn.Module):
         return mapped.to(scores.dtype)
 
     def _between_knots(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The straight lines: the knot before a score is found by log2(size) look-ups."""
-        left = labels * self.size  # the last knot not above the score, or the first knot
+        """Piecewise linear maps: bisection finds the knot before a score in log2(size) steps."""
+        left = labels * self.size  # last knot not above the score, or the first
         step = self.size // 2
         while step > 0:
             ahead = left + step
@@ -310,7 +310,7 @@ class ScoreMaps(nn.Module):
 
 
 def is_curved(score_map: ScoreMap) -> bool:
-    """Whether a map is a line through logits and not through scores.
+    """Whether a map is linear in logits instead of scores.
 
     Example:
         >>> is_curved(Temperature(2.0)), is_curved(Linear(1.0, 0.0))
@@ -320,7 +320,7 @@ def is_curved(score_map: ScoreMap) -> bool:
 
 
 def knots_of(score_map: ScoreMap) -> tuple[Sequence[float], Sequence[float]]:
-    """Knots and values of a map that is not curved; of a curved one those of the identity.
+    """Knots and values of a map that is linear in scores; the identity's for others.
 
     Example:
         >>> knots_of(Linear(2.0, 0.0))
@@ -332,7 +332,7 @@ def knots_of(score_map: ScoreMap) -> tuple[Sequence[float], Sequence[float]]:
         return [0.0], [score_map.value]
     if isinstance(score_map, Linear):
         places = [0.0, 1.0]
-        if score_map.slope > 0:  # a knot where the line meets a cut
+        if score_map.slope > 0:  # a knot where the line is clipped
             meets = ((cut - score_map.offset) / score_map.slope for cut in (0.0, 1.0))
             places += [place for place in meets if 0 < place < 1]
         places.sort()
@@ -341,7 +341,7 @@ def knots_of(score_map: ScoreMap) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def logit_line_of(score_map: ScoreMap) -> tuple[float, float]:
-    """Slope and offset of a curved map; of another one those of the identity.
+    """Slope and offset of a map that is linear in logits; the identity's for others.
 
     Example:
         >>> logit_line_of(Temperature(2.0))

@@ -1,8 +1,8 @@
-"""Random parts of a data set, the same for all who name the same seed.
+"""Random splits of a dataset, reproducible by seed.
 
-A calibrator is fitted on other images than it is judged on (Kuzucu et al., "On Calibration of
-Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024: minival and minitest). Where a
-data set has one held-out split, that is cut in two here.
+Calibrators are fitted on other images than they are assessed on (Kuzucu et al., "On Calibration of
+Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024: minival and minitest). A dataset
+with one held-out split is divided here.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ class Judged(NamedTuple):
 
 
 def split_images(truths: Truths, seed: int = 0, share: float = 0.5) -> tuple[np.ndarray, ...]:
-    """Cut the images in two at random.
+    """Split images in two at random.
 
-    What falls where depends on the seed and on each image's id and file name alone: not on the
-    order of the file, nor on a version of NumPy.
+    The group of an image depends only on the seed, its id and its file name, not on file order or
+    the version of NumPy.
 
     Args:
-        truths: of N images.
-        seed: any integer; another one, another cut.
-        share: part of the images in (0, 1) that the first group gets, rounded.
+        truths: Ground truth of N images.
+        seed: Any integer.
+        share: Share of the images in (0, 1) for the first group, rounded.
 
     Returns:
-        Two ascending lists of indices into ``truths.image_ids``, together all of them.
+        Two ascending arrays of indices into ``truths.image_ids``, which together cover all images.
 
     Raises:
-        ConfigError: the share is out of range.
-        DataError: a group would be empty.
+        ConfigError: If the share is out of range.
+        DataError: If a group would be empty.
 
     Example:
         >>> no_boxes = (*np.zeros((2, 0), int), np.zeros((0, 4)), np.zeros(0, bool))
@@ -49,23 +49,21 @@ def split_images(truths: Truths, seed: int = 0, share: float = 0.5) -> tuple[np.
         (array([0, 1]), array([2, 3]))
     """
     if not 0 < share < 1:
-        raise ConfigError(f'the share of a split lies in (0, 1), not {share!r}')
+        raise ConfigError(f'the share of a split must lie in (0, 1), not {share!r}')
     keys = truths.image_keys
     order = sorted(range(len(keys)), key=lambda index: _digest(seed, keys[index], index))
     number = round(share * len(keys))
     if not 0 < number < len(keys):
-        raise DataError(
-            f'{len(keys)} images cannot be cut into {share:g} and the rest: give more images'
-        )
+        raise DataError(f'{len(keys)} images cannot be split by {share:g}: give more images')
     first, second = np.sort(order[:number]), np.sort(order[number:])
     return first, second
 
 
 def take_images(judged: Judged, chosen: np.ndarray) -> Judged:
-    """The part of gt boxes and detections that lies in some of the images, in order.
+    """Select the gt boxes and detections of some images, in order.
 
     Args:
-        judged: the whole.
+        judged: Ground truth and detections of all images.
         chosen: ``(n,)`` distinct indices into ``image_ids``, ascending.
 
     Example:
@@ -83,7 +81,7 @@ def take_images(judged: Judged, chosen: np.ndarray) -> Judged:
 
 
 def take_truths(truths: Truths, chosen: np.ndarray) -> Truths:
-    """The gt boxes of some of the images, ``(n,)`` distinct indices in ascending order.
+    """Select the gt boxes of some images, given as ``(n,)`` distinct ascending indices.
 
     Example:
         >>> image, label = np.array([0, 1]), np.zeros(2, int)
@@ -105,7 +103,7 @@ def take_truths(truths: Truths, chosen: np.ndarray) -> Truths:
 
 
 def _places(truths: Truths, chosen: np.ndarray) -> np.ndarray:
-    """Of each image its index among the chosen ones, -1 for others."""
+    """Index of each image among the chosen ones, -1 for others."""
     place = np.full(len(truths.image_ids), -1)
     place[chosen] = np.arange(len(chosen))
     return place
@@ -114,7 +112,7 @@ def _places(truths: Truths, chosen: np.ndarray) -> np.ndarray:
 def take_edge_images(
     truths: Truths, found: EdgeDetections, chosen: np.ndarray
 ) -> tuple[Truths, EdgeDetections]:
-    """The same of detections with their edges.
+    """Same as :func:`take_images`, for detections with edge distributions.
 
     Example:
         >>> image, label = np.array([0, 1]), np.zeros(2, int)
@@ -132,16 +130,16 @@ def take_edge_images(
 
 
 def split(judged: Judged, seed: int = 0, share: float = 0.5) -> tuple[Judged, Judged]:
-    """Ground truth and detections of two random groups of the images: to fit on, and to judge on.
+    """Split ground truth and detections in two random groups, to fit on and to assess on.
 
     Args:
-        judged: the whole.
-        seed: see :func:`split_images`.
-        share: part of the images in (0, 1) that the first group gets.
+        judged: Ground truth and detections of all images.
+        seed: See :func:`split_images`.
+        share: Share of the images in (0, 1) for the first group.
 
     Raises:
-        ConfigError: the share is out of range.
-        DataError: a group would be empty.
+        ConfigError: If the share is out of range.
+        DataError: If a group would be empty.
 
     Example:
         >>> image, label = np.array([0, 1]), np.zeros(2, int)
@@ -157,5 +155,5 @@ def split(judged: Judged, seed: int = 0, share: float = 0.5) -> tuple[Judged, Ju
 
 
 def _digest(seed: int, key: str, index: int) -> tuple[str, int]:
-    """A random order; the index decides between images of one key."""
+    """Random sort key; the index breaks ties."""
     return hashlib.sha256(f'{seed} {key}'.encode()).hexdigest(), index

@@ -102,8 +102,8 @@ class ShardedDataParallel(MMFullyShardedDataParallel):
     gradients are averaged over the processes as soon as they are there, as those of the others are.
 
     Args:
-        module: to be wrapped.
-        device_id: where to; None keeps the model where it is, which a processor needs.
+        module: To be wrapped.
+        device_id: Where to; None keeps the model where it is, which a processor needs.
         **kwargs: mmengine's.
     """
 

@@ -1,4 +1,4 @@
-"""Trained detectors in use: from files to results, and a faster copy."""
+"""Inference with trained detectors: from files to results, and an optimized copy."""
 
 from gfl_det.inference.inferencer import GFLInferencer
 from gfl_det.inference.optimize import optimize_for_inference

@@ -1,4 +1,4 @@
-"""Edges with known gt boxes: what calibrators of intervals are fitted on and judged by."""
+"""Interval coverage: edges matched to gt boxes, to fit and assess interval calibrators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gfl_det.evaluation.matching import TRUE, match
 from gfl_det.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 from gfl_det.ops.intervals import FactorTable
 
-if TYPE_CHECKING:  # inference imports heads, which import this package
+if TYPE_CHECKING:  # avoids a cycle at run time
     from gfl_det.inference import GFLInferencer, Results
 
 
@@ -29,29 +29,29 @@ class Split(NamedTuple):
     """Images with gt boxes."""
 
     truths: Truths
-    files: list[Path]  # of the images, in the order of truths.image_ids
+    files: list[Path]  # image files in the order of truths.image_ids
 
 
 class Matched(NamedTuple):
-    """What a detector found in a split."""
+    """Detections in a split and their matched edges."""
 
     edges: MatchedEdges
-    detections: Detections  # all of them
+    detections: Detections  # matched or not
 
 
 def read_split(
     annotations: str, images: str, half: Literal['first', 'second'] | None = None, seed: int = 0
 ) -> Split:
-    """Read COCO annotations, of all images or of a random half of them.
+    """Read COCO annotations of all images or of a random half.
 
     Args:
-        annotations: path of the COCO file.
-        images: folder of the image files.
-        half: of the images, see :func:`.splits.split_images`; None: all.
-        seed: of the halves.
+        annotations: Path of the COCO file.
+        images: Folder of the image files.
+        half: Which half of the images, see :func:`.splits.split_images`; None: all.
+        seed: Seed of the split into halves.
 
     Raises:
-        DataError: The file is not a COCO file, or a half would be empty.
+        DataError: If the file is not a COCO file, or a half would be empty.
     """
     table = read_annotations(annotations)
     gts = truths_of_table(table)
@@ -70,23 +70,23 @@ def read_split(
 def judge(
     detector: GFLInferencer, split: Split, iou_threshold: float, batch_size: int = 1
 ) -> Matched:
-    """Detect in a split, and match detections with its gt boxes as COCO's evaluation does.
+    """Detect in a split and match detections with gt boxes as COCO evaluation does.
 
     Args:
-        detector: one that keeps distributions.
-        split: see there.
-        iou_threshold: that a match needs.
-        batch_size: images at a time.
+        detector: Detector that keeps distributions.
+        split: Images with gt boxes.
+        iou_threshold: Minimum IoU of a match.
+        batch_size: Images per forward pass.
 
     Raises:
-        DataError: an image cannot be read, a class is unknown, the detector's head gives no
+        DataError: If an image cannot be read, a class is unknown, the head predicts no
             distributions, or nothing matches.
     """
     gts = split.truths.of_classes(detector.classes)
     results = _detect(detector, split, batch_size)
     if not all('edge_logits' in each.instances for each in results):
         raise DataError(
-            'The head of this detector predicts no distributions of edges: intervals need a '
+            'The head of this detector predicts no edge distributions: intervals need a '
             'gfl_det.GFLHead or GFLv2Head.'
         )
     detections = _collect(results)
@@ -94,11 +94,11 @@ def judge(
     right = found.state == TRUE
     if not right.any():
         raise DataError(
-            f'Not one detection matches a gt box at IoU {iou_threshold:g}: give the annotations '
+            f'No detection matches a gt box at IoU {iou_threshold:g}: give the annotations '
             'of these images, and a checkpoint that was trained.'
         )
     rows, partners = found.row[right], found.truth[right]
-    order = np.argsort(rows)  # a detection matches once
+    order = np.argsort(rows)  # a detection matches at most once
     return Matched(_edges(results, rows[order], gts.boxes[partners[order]]), detections)
 
 
@@ -188,12 +188,12 @@ def _edges(results: Results, rows: np.ndarray, truths: np.ndarray) -> MatchedEdg
 
 
 class Coverage(NamedTuple):
-    """Shares of true edges in their intervals, and mean widths, for L levels."""
+    """Shares of gt edges inside their intervals, and mean widths, for L levels."""
 
     levels: tuple[float, ...]
     share: np.ndarray  # (L,) in [0, 1]
     share_of_sides: np.ndarray  # (L, 4)
-    share_of_boxes: np.ndarray  # (L,) of boxes with all four edges in their intervals
+    share_of_boxes: np.ndarray  # (L,) boxes with all four edges inside
     width: np.ndarray  # (L,) px
 
 
@@ -256,12 +256,12 @@ def box_coverage(
 def coverage(
     edges: MatchedEdges, levels: Sequence[float], factors: Sequence[Sequence[float]] | None = None
 ) -> Coverage:
-    """What share of true edges lies in the intervals of each level.
+    """Share of gt edges inside the intervals, per level.
 
     Args:
-        edges: of images that nothing was fitted on.
-        levels: in (0, 1).
-        factors: four per level; None leaves the distributions' own intervals.
+        edges: Matched edges of images that were not used for fitting.
+        levels: Levels in (0, 1).
+        factors: Four factors per level; None keeps the distributions' own intervals.
     """
     stretch = [[1.0] * 4] * len(levels) if factors is None else factors
     inside, widths = [], []

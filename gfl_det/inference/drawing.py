@@ -1,4 +1,4 @@
-"""Pictures of results: edges as soft as their distributions, where results hold them."""
+"""Pictures and videos of results, with soft edges where distributions were kept."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ DEFAULT_RATE, MAX_RATE = 25.0, 1000.0  # frames per second
 
 
 class Drawer:
-    """Draws results into a folder, which is made.
+    """Draws results into a folder, which is created if missing.
 
     Args:
-        folder: of the pictures: the image's name with the ending .jpg, of a video with the number
-            of the frame; a number is added where a name comes twice.
-        classes: names in the order of the labels.
-        score_thr: least score of a box that is drawn.
+        folder: Folder of the pictures. A picture has its image's name, the frame number for videos,
+            a number where a name occurs twice, and the ending .jpg.
+        classes: Class names in label order.
+        score_thr: Minimum score of drawn boxes.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: If the folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, classes: tuple[str, ...], score_thr: float) -> None:
@@ -40,10 +40,10 @@ class Drawer:
         self._visualizer.dataset_meta = dict(classes=classes)
 
     def __call__(self, result: ImageResult) -> Path:
-        """Draw a result; returns the picture's path.
+        """Draw a result; returns the path of the picture.
 
         Raises:
-            DataError: the image was not kept, and cannot be read again.
+            DataError: If the image was not kept and cannot be read again.
         """
         image = image_of(result)
         path = self.folder / f'{self._name(result)}.jpg'
@@ -60,10 +60,10 @@ class Drawer:
 
 
 def draw(result: ImageResult, score_thr: float) -> np.ndarray:
-    """The picture of a result, ``(H, W, 3)`` uint8 RGB.
+    """Draw a result; returns ``(H, W, 3)`` uint8 RGB.
 
     Raises:
-        DataError: the image was not kept, and cannot be read again.
+        DataError: If the image was not kept and cannot be read again.
     """
     image = np.ascontiguousarray(image_of(result)[..., ::-1])
     visualizer = VISUALIZERS.build(dict(type=VISUALIZER, name='gfl_det.inference'))
@@ -73,10 +73,10 @@ def draw(result: ImageResult, score_thr: float) -> np.ndarray:
 
 
 def image_of(result: ImageResult) -> np.ndarray:
-    """The image that a result is of, BGR: the one that was kept, or its file read again.
+    """Image of a result, BGR: the kept one, or its file read again.
 
     Raises:
-        DataError: there is none.
+        DataError: If the image was not kept and cannot be read again.
     """
     if result.error is not None:
         raise DataError(result.error)
@@ -87,26 +87,26 @@ def image_of(result: ImageResult) -> np.ndarray:
         if image.shape[:2] == tuple(result.size):
             return image
     raise DataError(
-        f'The image of {result.name} was not kept, and there is no file to read it from again: '
+        f'The image of {result.name} was not kept and has no file to read it from: '
         'detect with keep_images=True.'
     )
 
 
 def _in_colour(image: np.ndarray) -> np.ndarray:
-    """The first three channels as BGR, or the first as grey."""
+    """The first three channels as BGR, or the first one as grey."""
     if image.ndim == 3 and image.shape[2] >= 3:
         return image[..., :3]
     return np.repeat(image.reshape(*image.shape[:2], -1)[..., :1], 3, axis=2)
 
 
 class PictureNames:
-    """Names of pictures without their endings: the image's, with a number where one comes twice."""
+    """Unique picture names without extension: image names, numbered where one occurs twice."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def __call__(self, result: ImageResult) -> str:
-        """The name for a result; of a video it has the number of the frame."""
+        """Name for a result, with the frame number for videos."""
         stem = Path(result.source.partition('?')[0]).stem or 'image'
         stem = stem if result.frame is None else f'{stem}_{result.frame:06d}'
         name, number = stem, 1
@@ -118,15 +118,15 @@ class PictureNames:
 
 
 class VideoDrawer:
-    """Writes the drawn frames of one video as an mp4, upright as the decoder gives them.
+    """Writes the drawn frames of one video as mp4, upright as the decoder gives them.
 
     Args:
-        path: of the file, ending in .mp4; its folder is made.
-        rate: frames per second.
-        score_thr: least score of a box that is drawn.
+        path: Path of the file, ending in .mp4; its folder is created if missing.
+        rate: Frames per second.
+        score_thr: Minimum score of drawn boxes.
 
     Raises:
-        DataError: the path does not end in .mp4, or cannot be written.
+        DataError: If the path does not end in .mp4, or cannot be written.
     """
 
     def __init__(self, path: str | Path, rate: float, score_thr: float) -> None:
@@ -142,12 +142,12 @@ class VideoDrawer:
         """Add a frame.
 
         Raises:
-            DataError: this OpenCV writes no such video.
+            DataError: If this OpenCV cannot write mp4.
         """
         frame = draw(result, self.score_thr)[..., ::-1]
         if self._writer is None:
             height, width = frame.shape[:2]
-            self._size = (width + width % 2, height + height % 2)  # players want even sides
+            self._size = (width + width % 2, height + height % 2)  # players need even sides
             code = cv2.VideoWriter_fourcc(*'mp4v')  # type: ignore[attr-defined]
             self._writer = cv2.VideoWriter(str(self.path), code, self.rate, self._size)
             if not self._writer.isOpened():
@@ -159,14 +159,14 @@ class VideoDrawer:
         self.frames += 1
 
     def close(self) -> None:
-        """End the file."""
+        """Finish the file."""
         if self._writer is not None:
             self._writer.release()
             self._writer = None
 
 
 def frame_rate(path: str) -> float:
-    """Frames per second of a video, as its header says; 25 where it says nothing that can be."""
+    """Frames per second from a video's header; 25 if the header has no plausible value."""
     capture = cv2.VideoCapture(path)
     try:
         rate = capture.get(cv2.CAP_PROP_FPS)
@@ -176,13 +176,13 @@ def frame_rate(path: str) -> float:
 
 
 def check_apart(sources: Iterable[ImageSource], folder: str | Path) -> None:
-    """Refuse to draw into a folder that holds the images themselves.
+    """Refuse to draw into a folder that contains input images.
 
     Raises:
-        DataError: a drawing could replace one.
+        DataError: If a picture could overwrite an input image.
     """
     place = Path(folder).resolve()
     for source in sources:
         path = Path(source.name)
         if path.is_file() and path.resolve().parent == place:
-            raise DataError(f'{folder} holds the images, as {source.name}: draw into another.')
+            raise DataError(f'{folder} contains the input {source.name}: draw into another folder.')

@@ -1,11 +1,11 @@
-"""Published weights of NanoDet-Plus, turned into self-describing checkpoints.
+"""Published NanoDet-Plus weights, converted to self-describing checkpoints.
 
     gfl-det weights convert NAME.param NAME.bin --out NAME.pth
     gfl-det weights convert NAME.ckpt --out NAME.pth
 
-An ncnn pair has no names that would tell which weights are whose, but lists its convolutions in the
-order in which they run; so does a forward pass here, and each pair of both must have one geometry.
-The authors' checkpoints have names, which a table of endings translates.
+An ncnn pair has no usable tensor names, but lists its convolutions in execution order, which
+matches a forward pass here; the shapes of each pair are compared. The authors' checkpoints have
+names, which a table of suffixes translates.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from gfl_det.errors import CheckpointError, ConfigError
 from gfl_det.utils.config import config_names, datasets_of, load_config
 from gfl_det.utils.files import write_whole
 
-# Pytorch Lightning's names: the model that was trained, and its exponential moving average.
+# PyTorch Lightning's prefixes: the trained model and its exponential moving average.
 TRAINED, AVERAGED = 'model.', 'avg_model.'
-# What is there for the training alone, and buffers that follow from reg_max.
+# Used in training only, and buffers that follow from reg_max.
 UNUSED = re.compile(r'aux_(fpn|head)\.|head\.project$|.*\.num_batches_tracked$')
-# The authors' names and ours; what no line names is the same in both.
+# The authors' names and ours; names not listed here are the same.
 RENAMED = tuple(
     (re.compile(theirs), ours)
     for theirs, ours in (
@@ -57,11 +57,11 @@ RENAMED = tuple(
         (r'\.pwnorm\.', '.pointwise_conv.bn.'),
     )
 )
-TRACE_SIZE = 64  # px, a cell of the coarsest level
+TRACE_SIZE = 64  # px, one cell of the coarsest level
 
 
 class Converted(NamedTuple):
-    """What was written."""
+    """The written checkpoint."""
 
     config: str
     kind: str  # 'folded' or 'averaged' or 'trained'
@@ -73,16 +73,18 @@ def convert(
     out: str | os.PathLike[str],
     config: str | None = None,
 ) -> Converted:
-    """Write a checkpoint with its config and class names in it.
+    """Convert weights to a checkpoint that includes its config and class names.
 
     Args:
-        files: an ncnn pair of ``.param`` and ``.bin``, or a checkpoint of the authors' trainer.
-        out: the file to write.
-        config: of the network; None: the shipped one that the first file's name begins with.
+        files: ncnn pair ``.param`` and ``.bin``, or a checkpoint of the authors' trainer.
+        out: Output file.
+        config: Config of the network; None: the shipped one whose name the first file name begins
+            with.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or of another network than the config's.
-        ConfigError: no config was given and none has the file's name.
+        CheckpointError: If a file is missing, damaged, or belongs to another network than the
+            config.
+        ConfigError: If no config was given and no shipped one matches the file name.
     """
     paths = [os.fspath(path) for path in files]
     name = config or config_of(paths[0])
@@ -107,17 +109,17 @@ def convert(
 
 
 def config_of(path: str) -> str:
-    """The shipped config that a file's name begins with, such as ``nanodet-plus-m_416_coco``.
+    """Find the shipped config that a file name begins with: ``nanodet-plus-m_416_coco``.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: If no config matches.
     """
     stem = Path(path).name
     names = [name for name in config_names() if name.startswith('nanodet')]
     fitting = [name for name in names if stem.startswith(name.removesuffix('_coco'))]
     if not fitting:
         raise ConfigError(
-            f'{path} is named like no shipped config ({", ".join(names)}): give its --config.'
+            f'{path} matches no shipped config ({", ".join(names)}): give its --config.'
         )
     return max(fitting, key=len)
 
@@ -125,24 +127,24 @@ def config_of(path: str) -> str:
 def fold(
     model: BaseModel, found: Sequence[NcnnConvolution], path: str, config: str
 ) -> dict[str, Tensor]:
-    """The state dict of a model whose batch norms were folded into its convolutions.
+    """State dict of a model whose batch norms were folded into its convolutions.
 
-    A norm then only adds the bias: mean 0, variance 1, and a weight that undoes its epsilon.
+    Each norm then only adds the bias: mean 0, variance 1, and a weight that cancels its epsilon.
 
     Args:
-        model: of the config.
-        found: convolutions in the order in which they run.
-        path: of the ``.param``, for messages.
-        config: its name, for messages.
+        model: Model of the config.
+        found: Convolutions in execution order.
+        path: Path of the ``.param`` file, for messages.
+        config: Name of the config, for messages.
 
     Raises:
-        CheckpointError: they are of another network.
+        CheckpointError: If the convolutions do not match the model.
     """
     expected = run_order(model)
     if len(found) != len(expected):
         raise CheckpointError(
-            f'{path} has {len(found)} convolutions and the model of {config} {len(expected)}: give '
-            'the .param of that network, or another --config.'
+            f'{path} has {len(found)} convolutions, but the model of {config} has {len(expected)}: '
+            'give the .param file of that network, or another --config.'
         )
     with torch.no_grad():
         for theirs, ours in zip(found, expected):
@@ -160,7 +162,7 @@ def fold(
 
 
 class Layer(NamedTuple):
-    """A convolution of a model with what runs right behind it."""
+    """A convolution of a model and the layers that follow it directly."""
 
     name: str
     conv: nn.Conv2d
@@ -169,7 +171,7 @@ class Layer(NamedTuple):
 
 
 def run_order(model: BaseModel) -> list[Layer]:
-    """A detector's convolutions in the order in which a forward pass runs them."""
+    """A detector's convolutions in the execution order of a forward pass."""
     ran: list[tuple[str, nn.Module]] = []
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU)
     with ExitStack() as hooks, torch.no_grad():
@@ -212,28 +214,28 @@ def _check_geometry(theirs: NcnnConvolution, ours: Layer, path: str, config: str
             if has is needs:
                 continue
             raise CheckpointError(
-                f'{path} is of another network than {config}: {what} of {theirs.name} is {has}, '
-                f'where {ours.name} has {needs}; give another --config (a width, the number of '
+                f'{path} does not match {config}: {what} of {theirs.name} is {has}, '
+                f'but {ours.name} needs {needs}; give another --config (width, number of '
                 'classes or reg_max may differ).'
             )
 
 
 def take_authors(checkpoint: Mapping[str, Any], path: str) -> tuple[dict[str, Tensor], str]:
-    """The weights of a checkpoint of the authors' trainer under our names, averaged ones first.
+    """Translate a checkpoint of the authors' trainer to our names, preferring averaged weights.
 
     Args:
-        checkpoint: as it was loaded.
-        path: of its file, for messages.
+        checkpoint: Loaded content.
+        path: Path of the file, for messages.
 
     Returns:
         The state dict and 'averaged' or 'trained'.
 
     Raises:
-        CheckpointError: it holds no weights of a detector of theirs.
+        CheckpointError: If it holds no weights of NanoDet-Plus.
     """
     stored = checkpoint.get('state_dict', checkpoint)
     if not isinstance(stored, Mapping):
-        raise CheckpointError(f'The checkpoint {path} holds no weights: name one that does.')
+        raise CheckpointError(f'The checkpoint {path} holds no weights: give one that does.')
     tensors = {key: value for key, value in stored.items() if isinstance(value, Tensor)}
     averaged = {
         key.removeprefix(AVERAGED): value
@@ -253,7 +255,7 @@ def take_authors(checkpoint: Mapping[str, Any], path: str) -> tuple[dict[str, Te
     }
     if not any(key.startswith('bbox_head.') for key in state):
         raise CheckpointError(
-            f'The checkpoint {path} holds no weights named head.*: it is none of NanoDet-Plus.'
+            f'The checkpoint {path} holds no weights named head.*: give one of NanoDet-Plus.'
         )
     return state, 'averaged' if averaged else 'trained'
 
@@ -265,10 +267,10 @@ def _our_name(key: str) -> str:
 
 
 def check_state(model: BaseModel, state: Mapping[str, Tensor], path: str, config: str) -> None:
-    """Refuse weights that are not those of a model, one for one.
+    """Refuse weights whose names or shapes differ from the model's.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: If names or shapes differ.
     """
     needed = {
         key: value.shape
@@ -302,17 +304,17 @@ def _build(cfg: Config) -> BaseModel:
 
 
 def _classes(cfg: Config, name: str) -> list[str]:
-    """Names of the config's classes.
+    """Class names of the config.
 
     Raises:
-        ConfigError: its test data set does not name as many as its head has.
+        ConfigError: If the number of names in the test dataset differs from the head's classes.
     """
     datasets = datasets_of(cfg, 'test')
     names = class_names(datasets[0]) if datasets else None
     counts = [number for _, number in class_counts(cfg.model)]
     if not names or [len(names)] != counts:
         raise ConfigError(
-            f'{name} has a head of {counts} classes and a test data set of '
-            f'{len(names or ())} names: give its dataset.metainfo the classes.'
+            f'{name} has a head with {counts} classes, but its test dataset names '
+            f'{len(names or ())}: set the classes in dataset.metainfo.'
         )
     return list(map(str, names))

@@ -1,4 +1,4 @@
-"""Inference in one line: ``GFLInferencer('epoch_12.pth')('pictures/')``."""
+"""The inferencer: ``GFLInferencer('epoch_12.pth')('pictures/')`` runs a trained detector."""
 
 from __future__ import annotations
 
@@ -25,32 +25,31 @@ from gfl_det.utils.choices import DTYPES
 
 
 class GFLInferencer(ImageDetector):
-    """A trained detector in use. Each box comes with what is known of its edges.
+    """A trained detector that runs on images and reports the uncertainty of each box edge.
 
-    What results hold, and what it means, is in :mod:`.results`. Any detector of mmdet can be run; a
-    head of mmdet's ``GFLHead`` is built as gfl_det's, which gives the same boxes; heads of other
-    kinds give boxes and scores alone.
+    The results are described in :mod:`.results`. Any detector of mmdet works: mmdet's ``GFLHead``
+    is built as gfl_det's, which gives the same boxes; other heads give boxes and scores only.
 
     Args:
-        checkpoint: a file, an address, or the name of published weights, such as
-            ``gfl_r50_fpn_1x_coco``, which are fetched once; ``gfl-det models`` lists them.
-        config: a file, the name of a shipped config, or a config. None: the one that mmengine wrote
-            into the checkpoint, which is read as data: nothing in it is run.
-        device: ``cpu``, ``cuda``, ``cuda:1`` ...; None: the best there is.
-        score_thr: least score, before calibration, in [0, 1]; None: that of the config.
-        level: share of true edges that intervals are meant to hold; None: that of the config, if it
-            has one, or no intervals.
-        calibrator: file of ``gfl-det calibrate`` for scores; None: that of the config, if any.
-        intervals: file of ``gfl-det intervals`` for intervals; None: that of the config, if any.
-        distributions: keep ``edge_logits``, ``bin_widths`` and ``prior_centres`` in results.
-        joint: intervals hold whole boxes, all four true edges at once, at the level; needs
+        checkpoint: File, URL, or name of published weights, such as ``gfl_r50_fpn_1x_coco``, which
+            are downloaded once; ``gfl-det models`` lists them.
+        config: File, name of a shipped config, or a config. None: the config that mmengine stored
+            in the checkpoint; it is parsed and never executed.
+        device: ``cpu``, ``cuda``, ``cuda:1`` ...; None: the best available.
+        score_thr: Minimum score before calibration, in [0, 1]; None: the config's value.
+        level: Share of gt edges that the intervals should contain; None: the config's value, or no
+            intervals if it sets none.
+        calibrator: Score calibrator file from ``gfl-det calibrate``; None: the config's, if any.
+        intervals: Interval calibrator file from ``gfl-det intervals``; None: the config's, if any.
+        distributions: Keep ``edge_logits``, ``bin_widths`` and ``prior_centres`` in results.
+        joint: Let the intervals contain whole boxes, all four gt edges at once, at the level; needs
             ``intervals``.
-        optimize: ``float32``, ``bfloat16`` or ``float16``: run the copy that
-            :func:`.optimize_for_inference` makes.
+        optimize: ``float32``, ``bfloat16`` or ``float16``: run the copy made by
+            :func:`.optimize_for_inference` in this dtype. None: run the detector itself.
 
     Raises:
-        GFLDetError: a file is missing or damaged, checkpoint and config do not fit each other, or
-            the device does not exist.
+        GFLDetError: If a file is missing or damaged, the checkpoint does not fit the config, or the
+            device does not exist.
     """
 
     def __init__(
@@ -79,9 +78,9 @@ class GFLInferencer(ImageDetector):
         if score_thr is not None:
             check_share(score_thr, 'score_thr')
         if level is not None and not (_is_number(level) and 0 < level < 1):
-            raise ConfigError(f'level is a share between 0 and 1, not {level!r}.')
+            raise ConfigError(f'level must lie between 0 and 1, not {level!r}.')
         if optimize not in (None, *DTYPES):
-            raise ConfigError(f'optimize is one of {", ".join(DTYPES)}, not {optimize!r}.')
+            raise ConfigError(f'optimize must be one of {", ".join(DTYPES)}, not {optimize!r}.')
         loaded = load_detector(checkpoint, config, device or get_device(), settings)
         self.model, self.classes, self.level = loaded.model, loaded.classes, loaded.level
         if optimize is not None:
@@ -96,7 +95,7 @@ class GFLInferencer(ImageDetector):
             yield
             return
         before = self.score_thr
-        # Of two stages the second gives the boxes; detectors without suppression read none.
+        # Two-stage detectors take boxes from roi_head; detectors without NMS have no score_thr.
         heads = [getattr(self.model, name, None) for name in ('roi_head', 'bbox_head')]
         head = next((each for each in heads if each is not None), None)
         settings: dict[str, Any] = getattr(head, 'test_cfg', None) or {}
@@ -110,16 +109,16 @@ class GFLInferencer(ImageDetector):
             settings.update(own)
 
     def _preprocess(self, item: Item) -> PreparedImage:
-        assert item.image is not None  # or it is not asked for
+        assert item.image is not None  # items without an image are never prepared
         size = item.image.shape[:2]
         given = dict(img=item.image, img_path=item.source, img_id=0, img_shape=size, ori_shape=size)
         try:
             data = self._prepare({**given, 'height': size[0], 'width': size[1]})
-        except Exception as error:  # each transform has its own kinds
+        except Exception as error:  # each transform raises its own types
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise DataError(
-                f'{item.source} of {size[1]} x {size[0]} px cannot be prepared as the test '
-                f'pipeline says: {reason[0]}'
+                f'{item.source} ({size[1]} x {size[0]} px) cannot be processed by the test '
+                f'pipeline: {reason[0]}'
             ) from error
         return PreparedImage(tuple(data['inputs'].shape), data)
 
@@ -131,10 +130,10 @@ class GFLInferencer(ImageDetector):
 
 
 def _split_pipeline(pipeline: list[dict[str, Any]]) -> tuple[tuple[tuple[str, Any], ...], Any]:
-    """How files are decoded, and what is done with an image then; annotations are not read.
+    """Split a test pipeline into decoding options and transforms; annotations are not loaded.
 
     Raises:
-        ConfigError: a step cannot be built, or no step reads an image.
+        ConfigError: If a step cannot be built, or no step reads an image.
     """
     kinds = [str(step['type']).rpartition('.')[2] for step in pipeline]
     if 'LoadImageFromFile' not in kinds:
@@ -147,7 +146,7 @@ def _split_pipeline(pipeline: list[dict[str, Any]]) -> tuple[tuple[tuple[str, An
     rest = [step for kind, step in zip(kinds, pipeline) if not kind.startswith('Load')]
     try:
         steps = Compose([dict(step) for step in rest])
-    except Exception as error:  # each transform has its own kinds
+    except Exception as error:  # each transform raises its own types
         raise ConfigError(f'The test pipeline cannot be built: {error}') from error
     if loader.get('to_float32'):
         return decoding, lambda given: steps({**given, 'img': given['img'].astype(np.float32)})
@@ -155,7 +154,7 @@ def _split_pipeline(pipeline: list[dict[str, Any]]) -> tuple[tuple[tuple[str, An
 
 
 def _channels(model: torch.nn.Module, flag: str) -> int:
-    """How many channels of an image the detector takes, as its pipeline reads files."""
+    """Number of image channels that the detector expects, given the pipeline's colour flag."""
     if flag.startswith('grayscale'):
         return 1
     mean = getattr(model.data_preprocessor, 'mean', None)
@@ -173,12 +172,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _at_least(found: InstanceData, score: float | None) -> InstanceData:
-    """Detections of a score; detectors without suppression, as DETR, read no ``score_thr``."""
+    """Filter by score: detectors without NMS, such as DETR, ignore ``score_thr``."""
     return found if score is None else found[found.get('raw_scores', found.scores) >= score]
 
 
 def _on_cpu(found: InstanceData) -> InstanceData:
-    """Detections as CPU tensors; boxes of mmdet's box types as plain ones."""
+    """Move detections to the CPU and unwrap mmdet's box types to plain tensors."""
     plain = InstanceData()
     for name, value in found.items():
         value = getattr(value, 'tensor', value)

@@ -1,4 +1,4 @@
-"""Detectors ready to predict, from a checkpoint with or without a config file."""
+"""Loading of detectors for inference, from a checkpoint with or without a config file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gfl_det.inference.stored_config import stored_config
 from gfl_det.utils.config import datasets_of, is_remote, load_config
 from gfl_det.utils.faults import move
 
-NAME = re.compile(r'(?:gfl|ld)_[\w-]+|nanodet-plus-[\w.-]+_coco')  # which no path in use looks like
+NAME = re.compile(r'(?:gfl|ld)_[\w-]+|nanodet-plus-[\w.-]+_coco')  # resembles no path in use
 MISMATCH = re.compile(
     r'size mismatch for (\S+): copying a param with shape torch\.Size\((.*?)\) from checkpoint, '
     r'the shape in current model is torch\.Size\((.*?)\)'
@@ -37,12 +37,12 @@ MISMATCH = re.compile(
 
 
 class Loaded(NamedTuple):
-    """A detector in eval mode on its device, with what is needed around it."""
+    """A detector in eval mode on its device, with its class names and test pipeline."""
 
     model: BaseModel
     classes: tuple[str, ...]
-    pipeline: list[dict[str, Any]]  # of the test data set
-    level: float | None  # of intervals
+    pipeline: list[dict[str, Any]]  # of the test dataset
+    level: float | None  # of the intervals
 
 
 def load_detector(
@@ -51,19 +51,19 @@ def load_detector(
     """Build a detector and load its weights.
 
     Args:
-        checkpoint: a file, an address, a work dir, whose best is taken, or the name of published
-            weights (``gfl-det models``).
-        config: a file, the name of a shipped config, or a config; None: the one in the checkpoint,
-            or that of the name.
+        checkpoint: File, URL, work dir (its best checkpoint is used) or name of published weights
+            (``gfl-det models``).
+        config: File, name of a shipped config, or a config; None: the one in the checkpoint, or the
+            one that belongs to the name.
         device: 'cpu', 'cuda', 'cuda:1' ...
-        settings: merged into ``test_cfg`` of the model; those that are None are left out. Of a
-            detector with two stages ``score_thr`` goes to the second, which gives the boxes.
+        settings: Values merged into the model's ``test_cfg``; None values are skipped. For
+            two-stage detectors ``score_thr`` goes to the second stage, which gives the boxes.
 
     Raises:
-        CheckpointError: the checkpoint is missing, unsafe, damaged, or does not fit the config.
-        ConfigError: the config cannot be read or built.
-        DataError: a calibrator in the settings is none, or one for other classes.
-        SetupError: there is no such device.
+        CheckpointError: If the checkpoint is missing, unsafe, damaged, or does not fit the config.
+        ConfigError: If the config cannot be read or built.
+        DataError: If a calibrator in the settings is invalid or was fitted for other classes.
+        SetupError: If the device does not exist.
     """
     path, foreign = str(checkpoint), False
     if os.path.isdir(path):
@@ -80,7 +80,7 @@ def load_detector(
         content = dict(state_dict=take_authors(content, path)[0])
     meta = content.get('meta') or {}
     if not isinstance(meta, Mapping):
-        raise CheckpointError(f'The "meta" of {path} is not a dict: give a checkpoint of mmengine.')
+        raise CheckpointError(f'"meta" in {path} is not a dict: give a checkpoint of mmengine.')
     if config is None:
         cfg, name = stored_config(meta, path), 'the config in it'
     elif isinstance(config, Config):
@@ -101,15 +101,15 @@ def load_detector(
 
 
 def build(config: str | Path | Config) -> BaseModel:
-    """Build a config's model, with random weights or those that its ``init_cfg`` names.
+    """Build a config's model with random weights or those named by its ``init_cfg``.
 
-    Parts are looked up as in a run of the config (``default_scope``), whatever was built before.
+    Modules are looked up in the config's own ``default_scope``, regardless of earlier builds.
 
     Args:
-        config: the name of a shipped config, a file, ``mmdet::FOLDER/NAME.py``, or a config.
+        config: Name of a shipped config, file, ``mmdet::FOLDER/NAME.py``, or config.
 
     Raises:
-        ConfigError: the config cannot be read or built.
+        ConfigError: If the config cannot be read or built.
 
     Example:
         >>> type(build('gfl_r18_fpn_digits').bbox_head).__module__
@@ -119,7 +119,7 @@ def build(config: str | Path | Config) -> BaseModel:
     cfg = load_config(str(config)) if named else Config(config.to_dict())  # type: ignore[union-attr]
     name = str(config) if named else 'the config'
     if not cfg.get('model'):
-        raise ConfigError(f'{name} has no model.')
+        raise ConfigError(f'{name} has no model: add one.')
     return _build_model(cfg, name)
 
 
@@ -130,7 +130,7 @@ def _build_model(cfg: Config, name: str) -> BaseModel:
             return MODELS.build(cfg.model)
     except GFLDetError:
         raise
-    except Exception as error:  # the constructors of a whole detector run here
+    except Exception as error:  # any constructor in the detector may fail
         reason = str(error).partition('\n')[0]
         raise ConfigError(f'The model of {name} cannot be built: {reason}') from error
 
@@ -143,7 +143,7 @@ def _read(path: str) -> dict[str, Any]:
         return CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
     except GFLDetError:
         raise
-    except Exception as error:  # each storage has its own kinds
+    except Exception as error:  # each storage backend raises its own types
         raise CheckpointError(f'The checkpoint {path} cannot be fetched: {error}.') from error
 
 
@@ -151,10 +151,10 @@ def _build(cfg: Config, settings: dict, name: str) -> BaseModel:
     register_all_modules(init_default_scope=False)
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     if not cfg.get('model'):
-        raise ConfigError(f'{name} has no model.')
+        raise ConfigError(f'{name} has no model: add one.')
     head = cfg.model.get('bbox_head') or {}
     if head.get('type') in ('GFLHead', 'mmdet.GFLHead'):
-        head['type'] = 'gfl_det.GFLHead'  # the same boxes, and what is known of their edges
+        head['type'] = 'gfl_det.GFLHead'  # the same boxes, plus edge uncertainty
     test_cfg = dict(cfg.model.get('test_cfg') or {})
     test_cfg.update((key, value) for key, value in settings.items() if value is not None)
     if 'rcnn' in test_cfg and settings.get('score_thr') is not None:
@@ -164,16 +164,16 @@ def _build(cfg: Config, settings: dict, name: str) -> BaseModel:
 
 
 def _load_weights(model: BaseModel, content: Mapping[str, Any], path: str, name: str) -> None:
-    """Load strictly, or say what does not fit.
+    """Load weights strictly, and report which ones do not fit.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: If names or shapes differ.
     """
     state = content.get('state_dict', content)
     if not isinstance(state, Mapping) or not any(
         isinstance(value, torch.Tensor) for value in state.values()
     ):
-        raise CheckpointError(f'The checkpoint {path} holds no weights: name one that does.')
+        raise CheckpointError(f'The checkpoint {path} holds no weights: give one that does.')
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     try:
         found = model.load_state_dict(state, strict=False)
@@ -187,7 +187,7 @@ def _load_weights(model: BaseModel, content: Mapping[str, Any], path: str, name:
             f'shape, the first is {key} with {stored} in place of {built}; give the config that it '
             'was trained with.'
         ) from error
-    # Norms of old checkpoints lack their counters, which inference does not read.
+    # Batch norms in old checkpoints lack num_batches_tracked, which inference does not need.
     missing = [key for key in found.missing_keys if not key.endswith('num_batches_tracked')]
     if missing or found.unexpected_keys:
         parts = [
@@ -202,7 +202,7 @@ def _load_weights(model: BaseModel, content: Mapping[str, Any], path: str, name:
 
 
 def _classes(meta: Mapping[str, Any], cfg: Config) -> tuple[str, ...]:
-    """Names of the classes: the checkpoint's, else the test data set's, else numbers."""
+    """Class names from the checkpoint, else from the test dataset, else numbered."""
     stored = meta.get('dataset_meta') or {}
     names: Sequence[str] | None = stored.get('classes') or stored.get('CLASSES')
     names = names or meta.get('CLASSES')
@@ -216,10 +216,10 @@ def _classes(meta: Mapping[str, Any], cfg: Config) -> tuple[str, ...]:
 
 
 def _check_calibrators(test_cfg: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Refuse calibrators of other classes before anything is predicted.
+    """Refuse calibrators fitted for other classes before anything is predicted.
 
     Raises:
-        DataError: A file is not a calibrator, or one for other classes.
+        DataError: If a file is not a calibrator, or was fitted for other classes.
     """
     if test_cfg.get('calibrator'):
         check_class_names(test_cfg['calibrator'], classes, 'the detector')

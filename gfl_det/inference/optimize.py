@@ -1,9 +1,9 @@
-"""Faster inference by one call: the same boxes from other arithmetic.
+"""Optimization for inference: the same boxes from faster arithmetic.
 
-Batch norms go into the convolutions before them, maps lie with channels last, large 3x3
-convolutions are done in fewer products, the weights of the others lie as the kernels read them
-(both :mod:`..ops.convolutions`), and on request all of it runs in half precision.
-docs/results/benchmarks.md has what each step brings.
+Batch norms are folded into the preceding convolutions, tensors use channels-last memory, large 3x3
+convolutions use fewer products, the weights of the others are packed for the kernels (both
+:mod:`..ops.convolutions`), and everything optionally runs in half precision.
+docs/results/benchmarks.md lists the gain of each step.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ HALF = (torch.bfloat16, torch.float16)
 def optimize_for_inference(
     model: BaseModel, dtype: torch.dtype = torch.float32, compile: bool = False
 ) -> BaseModel:
-    """A copy of a detector that predicts faster.
+    """Return a copy of a detector that predicts faster.
 
     Args:
-        model: a detector with a backbone; stays as it is. Move it to its device before.
-        dtype: float32, or bfloat16 or float16 where the device computes in it; boxes and scores
-            come in float32 all the same.
-        compile: hand backbone, neck and head to ``torch.compile``; the first images of each size
-            then take long. Needs a C++ compiler on a processor.
+        model: Detector with a backbone, already on its device; it is not modified.
+        dtype: Float32, or bfloat16 or float16 where the device supports it; boxes and scores are
+            float32 in any case.
+        compile: Pass backbone, neck and head to ``torch.compile``; the first images of each size
+            then take long. Needs a C++ compiler on a CPU.
 
     Returns:
-        The copy, in eval mode; it cannot be trained.
+        The copy in eval mode; it cannot be trained.
 
     Raises:
-        SetupError: the device has no fast arithmetic in this dtype, or there is no compiler.
+        SetupError: If the device does not support this dtype, or no compiler exists.
     """
     device = next(model.parameters()).device
     _check(device, dtype, compile)
@@ -66,9 +66,9 @@ def optimize_for_inference(
 
 def _check(device: torch.device, dtype: torch.dtype, compile: bool) -> None:
     if dtype not in (torch.float32, *HALF):
-        raise SetupError(f'dtype is float32, bfloat16 or float16, not {dtype}.')
+        raise SetupError(f'dtype must be float32, bfloat16 or float16, not {dtype}.')
     if device.type == 'cpu' and dtype == torch.float16:
-        raise SetupError('Processors have no fast float16: use bfloat16 or float32.')
+        raise SetupError('CPUs have no fast float16: use bfloat16 or float32.')
     if device.type == 'cpu' and dtype == torch.bfloat16:
         require_bfloat16('Inference in bfloat16', 'optimize for float32')
     if device.type == 'cuda' and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
@@ -78,10 +78,10 @@ def _check(device: torch.device, dtype: torch.dtype, compile: bool) -> None:
 
 
 def fold_batch_norms(model: nn.Module) -> None:
-    """Merge each batch norm with the convolution it follows, in place, for inference.
+    """Fold each batch norm into the preceding convolution, in place, for inference.
 
-    Left alone are convolutions used in several places, as by heads that share them between levels,
-    and norms that do not directly follow theirs.
+    Skipped are convolutions that are used in several places, such as in heads shared between
+    levels, and norms that do not directly follow their convolution.
     """
     uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for parent in list(model.modules()):
@@ -100,16 +100,16 @@ def fold_batch_norms(model: nn.Module) -> None:
 
 
 def _follows(parent: nn.Module) -> bool:
-    """Whether a parent applies norm right after convolution; mmcv's ConvModule may do otherwise."""
+    """Whether the parent applies norm right after convolution; mmcv's ConvModule may not."""
     order = getattr(parent, 'order', ('conv', 'norm', 'act'))
     return 'norm' in order and order.index('norm') == order.index('conv') + 1
 
 
 def optimize_model(runner: Runner, dtype: str) -> None:
-    """Put the faster copy of :func:`gfl_det.optimize_for_inference` in place of a runner's model.
+    """Replace a runner's model by its copy from :func:`gfl_det.optimize_for_inference`.
 
     Args:
-        runner: to test with; its checkpoint is loaded.
+        runner: Runner for testing; its checkpoint is loaded.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
     """
     runner.load_or_resume()

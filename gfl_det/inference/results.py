@@ -1,26 +1,26 @@
-"""Results of inference: the detections of images, and the forms they are exported in.
+"""Inference results: detections per image, and their export formats.
 
-Fields of ``instances`` (N detections, by descending score; edges are left, top, right, bottom, and
-px are those of the original image):
+Fields of ``instances`` (N detections by descending score; edges in the order left, top, right,
+bottom; px of the original image):
 
 =================  ==========  ====================================================================
 ``bboxes``         ``(N, 4)``  xyxy px
-``scores``         ``(N,)``    in [0, 1]: the predicted IoU, calibrated where a calibrator is set
+``scores``         ``(N,)``    in [0, 1]: predicted IoU, calibrated if a calibrator is set
 ``labels``         ``(N,)``    index into ``classes``
-``raw_scores``     ``(N,)``    the scores before calibration; only where they were calibrated
+``raw_scores``     ``(N,)``    scores before calibration; only present if calibrated
 ``edge_std``       ``(N, 4)``  px, standard deviation of the edge's distribution
-``edge_low``       ``(N, 4)``  px, where the edge's interval begins: x for left and right, y for
+``edge_low``       ``(N, 4)``  px, lower end of the edge's interval: x for left and right, y for
                                top and bottom
-``edge_high``      ``(N, 4)``  px, where it ends; at ``level`` .9 about nine true edges in ten lie
-                               between both, if the intervals are calibrated (docs/uncertainty.md)
-``edge_entropy``   ``(N, 4)``  nats, in [0, log(reg_max + 1)]: how spread the distribution is in
-                               bins, whatever their width
+``edge_high``      ``(N, 4)``  px, upper end; with calibrated intervals and ``level`` .9, about nine
+                               in ten gt edges lie between both (docs/howto/intervals.md)
+``edge_entropy``   ``(N, 4)``  nats, in [0, log(reg_max + 1)]: spread of the distribution over
+                               bins, regardless of bin width
 =================  ==========  ====================================================================
 
-All ``edge_*`` come from GFL heads of gfl_det; results of other heads lack them.
+The ``edge_*`` fields need a GFL head of gfl_det; other heads do not provide them.
 
-A result prints as a table, in notebooks too, and is a sequence of its detections: an index gives
-one as plain values, a slice, a mask or a list of indices a result with those alone.
+A result prints as a table, also in notebooks, and is a sequence of detections: an index gives one
+detection as a dict; a slice, mask or list of indices gives a result with those detections.
 """
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ from gfl_det.utils.files import write_text
 
 DISTRIBUTIONS = frozenset(('edge_logits', 'bin_widths', 'prior_centres'))
 EDGE_FIELDS = ('edge_std', 'edge_low', 'edge_high', 'edge_entropy')
-SHOWN_ROWS = 20  # of a table that is printed
-DRAWN_SCORE = 0.3  # the least score of boxes in pictures, as in mmdet's tools
+SHOWN_ROWS = 20  # rows of a printed table
+DRAWN_SCORE = 0.3  # minimum score of drawn boxes, as in mmdet's tools
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The detections of one image, or the reason why there are none.
+    """Detections of one image, or the reason why there are none.
 
     Args:
-        source: path or address of the image or video; ``array 0`` for the first array.
-        size: height and width, px.
-        instances: CPU tensors, see the module.
-        classes: names in the order of the labels.
-        level: what share of true edges the intervals are meant to hold; None: there are none.
-        frame: number of a video's frame, from 0.
-        error: why this image has no detections: one sentence.
-        image: ``(H, W, 3)`` uint8 BGR, where images are kept.
-        milliseconds: that preparing and detecting took, of a batch each image's share.
+        source: Path or URL of the image or video; ``array 0`` for the first array.
+        size: Height and width in px.
+        instances: Detections as CPU tensors; the module docstring lists the fields.
+        classes: Class names in label order.
+        level: Share of gt edges that the intervals should contain; None: no intervals.
+        frame: Frame number in a video, from 0.
+        error: Sentence that says why this image has no detections; None: it was read.
+        image: ``(H, W, 3)`` uint8 BGR, if images are kept.
+        milliseconds: Time for preparation and detection, divided evenly over the images of a batch.
     """
 
     source: str
@@ -108,28 +108,28 @@ class ImageResult:
         return '\n'.join([self.summary(), *_text_table(*self._table())])
 
     def _repr_html_(self) -> str:
-        """What notebooks show."""
+        """HTML table for notebooks."""
         if self.error is not None:
             return f'<p>{html.escape(f"{self.name}: {self.error}")}</p>'
         return _html_table(self.summary(), *self._table())
 
     @property
     def pred_instances(self) -> InstanceData:
-        """The instances, under the name that mmdet's samples have them by."""
+        """The instances under the name used by mmdet's data samples."""
         return self.instances
 
     @property
     def name(self) -> str:
-        """The source, with the number of the frame where it is a video: ``a.mp4#12``."""
+        """The source, with the frame number for videos: ``a.mp4#12``."""
         return self.source if self.frame is None else f'{self.source}#{self.frame}'
 
     def summary(self) -> str:
-        """One line: the image, how many boxes, and of each class the best score and the number."""
+        """One line: image name, number of boxes, and best score and count per class."""
         found = self.instances
         labels, scores = (found.labels.tolist(), found.scores.tolist()) if len(self) else ([], [])
         best: dict[int, float] = {}
         for label, score in zip(labels, scores):
-            best.setdefault(label, score)  # scores fall
+            best.setdefault(label, score)  # scores are sorted in descending order
         number = Counter(labels)
         kinds = ', '.join(
             f'{self.classes[label]} ({score:.2f}{f", {number[label]} times" * (number[label] > 1)})'
@@ -141,14 +141,14 @@ class ImageResult:
     def filter(
         self, score: float | None = None, classes: str | Iterable[str] | None = None
     ) -> ImageResult:
-        """The same result with some of its detections.
+        """Select detections by score, class or both.
 
         Args:
-            score: the least, as of :meth:`above`; None: any.
-            classes: name or names of those that stay; None: all.
+            score: Minimum score, see :meth:`above`; None: no minimum.
+            classes: Name or names of the classes to keep; None: all.
 
         Raises:
-            DataError: a class is none of the detector's.
+            DataError: If the detector does not know a class.
         """
         result = self if score is None else self.above(score)
         if classes is None or self.error is not None:
@@ -157,7 +157,7 @@ class ImageResult:
         unknown = [name for name in names if name not in self.classes]
         if unknown:
             raise DataError(
-                f'There is no class {unknown[0]!r}: the detector knows {", ".join(self.classes)}.'
+                f'Unknown class {unknown[0]!r}: the detector knows {", ".join(self.classes)}.'
             )
         if not len(result):
             return result
@@ -165,31 +165,31 @@ class ImageResult:
         return result[torch.isin(result.instances.labels, labels)]
 
     def plot(self, score: float = DRAWN_SCORE) -> Image.Image:
-        """The image with its boxes drawn, which a notebook shows and ``.save(path)`` writes.
+        """Draw the boxes on the image; a notebook shows it, ``.save(path)`` writes it.
 
         Args:
-            score: the least of boxes that are drawn.
+            score: Minimum score of drawn boxes.
 
         Raises:
-            DataError: the image was not kept, and cannot be read again.
+            DataError: If the image was not kept and cannot be read again.
         """
-        from gfl_det.inference.drawing import draw  # which draws results
+        from gfl_det.inference.drawing import draw  # imported here: drawing imports results
 
         return Image.fromarray(draw(self, score))
 
     def to_supervision(self) -> Any:
-        """``supervision.Detections``, with the classes' names as ``data['class_name']``.
+        """Convert to ``supervision.Detections``, with class names as ``data['class_name']``.
 
-        Edge fields come along in ``data`` too.
+        Edge fields are added to ``data`` too.
 
         Raises:
-            SetupError: supervision is not installed.
+            SetupError: If supervision is not installed.
         """
         try:
             import supervision
         except ImportError as error:
             raise SetupError(
-                'Detections of supervision need it: install it with pip install supervision.'
+                'supervision is not installed: install it with pip install supervision.'
             ) from error
         found = self.instances
         if not len(found):
@@ -206,18 +206,18 @@ class ImageResult:
         )
 
     def above(self, score: float) -> ImageResult:
-        """The same result with the detections of at least this score."""
+        """Select the detections with at least this score."""
         if self.error is not None or not len(self):
             return self
         return replace(self, instances=self.instances[self.instances.scores >= score])
 
     def compact(self) -> ImageResult:
-        """The same result without what is large: the pixels and the edges' distributions."""
+        """Drop the large parts: pixels and edge distributions."""
         kept = {name: value for name, value in self.instances.items() if name not in DISTRIBUTIONS}
         return replace(self, image=None, instances=InstanceData(**kept))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON: the image, and a list of detections."""
+        """JSON-ready dict of the image and its list of detections."""
         content: dict[str, Any] = dict(source=self.source, height=self.size[0], width=self.size[1])
         if self.frame is not None:
             content['frame'] = self.frame
@@ -231,11 +231,11 @@ class ImageResult:
     def to_coco(
         self, image_id: Any = 1, category_ids: Sequence[Any] | None = None
     ) -> list[dict[str, Any]]:
-        """COCO results: ``bbox`` is xywh px; edge fields and raw scores come along.
+        """COCO results with ``bbox`` in xywh px, plus edge fields and raw scores.
 
         Args:
-            image_id: of the image.
-            category_ids: of the classes, in their order; None: labels from 1.
+            image_id: Image id.
+            category_ids: Category id per class, in label order; None: labels counted from 1.
         """
         ids = range(1, len(self.classes) + 1) if category_ids is None else category_ids
         entries = []
@@ -247,11 +247,11 @@ class ImageResult:
         return entries
 
     def to_pandas(self) -> Any:
-        """A table with a row a detection; see :meth:`Results.to_pandas`."""
+        """Pandas table with one row per detection; see :meth:`Results.to_pandas`."""
         return Results([self]).to_pandas()
 
     def _table(self) -> tuple[list[str], list[list[str]], int]:
-        """Titles, the first rows, and how many rows there are."""
+        """Titles, the first rows, and the total number of rows."""
         has_spread = 'edge_std' in self.instances
         titles = ['class', 'score', *SIDES, *([f'{side} +-' for side in SIDES] * has_spread)]
         rows = [
@@ -278,7 +278,7 @@ class ImageResult:
 
 
 class Results(Sequence[ImageResult]):
-    """The results of several images, in the order of the inputs."""
+    """Results of several images, in input order."""
 
     def __init__(self, images: Iterable[ImageResult] = ()) -> None:
         self.images = list(images)
@@ -304,11 +304,11 @@ class Results(Sequence[ImageResult]):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """What notebooks show."""
+        """HTML table for notebooks."""
         return _html_table(self.summary(), *self._table())
 
     def summary(self) -> str:
-        """One line: how many images, boxes of each class, and failures."""
+        """One line: number of images, boxes per class, and failures."""
         number: Counter[str] = Counter()
         for each in self.images:
             labels = each.instances.labels.tolist() if len(each) else []
@@ -322,28 +322,28 @@ class Results(Sequence[ImageResult]):
     def filter(
         self, score: float | None = None, classes: str | Iterable[str] | None = None
     ) -> Results:
-        """:meth:`ImageResult.filter` of each."""
+        """Apply :meth:`ImageResult.filter` to each result."""
         names = list(classes) if classes is not None and not isinstance(classes, str) else classes
         return Results(each.filter(score, names) for each in self.images)
 
     def plot(self, score: float = DRAWN_SCORE) -> list[Image.Image]:
-        """:meth:`ImageResult.plot` of each that was read."""
+        """Apply :meth:`ImageResult.plot` to each result without error."""
         return [each.plot(score) for each in self.images if each.error is None]
 
     def save_images(self, folder: str | PathLike[str], score: float = DRAWN_SCORE) -> list[Path]:
-        """Draw all images that were read into a folder, which is made; returns the paths.
+        """Draw all images without errors into a folder, created if missing; return the paths.
 
         Raises:
-            DataError: the folder cannot be written, or an image was not kept and cannot be read.
+            DataError: If the folder cannot be written, or an image is neither kept nor readable.
         """
-        from gfl_det.inference.drawing import Drawer  # which draws results
+        from gfl_det.inference.drawing import Drawer  # imported here: drawing imports results
 
         read = [each for each in self.images if each.error is None]
         drawer = Drawer(Path(folder), read[0].classes if read else (), score)
         return [drawer(each) for each in read]
 
     def to_supervision(self) -> list[Any]:
-        """:meth:`ImageResult.to_supervision` of each, failures as empty ones."""
+        """Apply :meth:`ImageResult.to_supervision` to each result; failures give empty ones."""
         return [each.to_supervision() for each in self.images]
 
     def _table(self) -> tuple[list[str], list[list[str]], int]:
@@ -356,24 +356,24 @@ class Results(Sequence[ImageResult]):
 
     @property
     def failures(self) -> list[ImageResult]:
-        """Those that could not be read; each ``error`` says why."""
+        """Results of images that could not be read; each ``error`` says why."""
         return [each for each in self.images if each.error is not None]
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """:meth:`ImageResult.to_dict` of each, failures included."""
+        """Apply :meth:`ImageResult.to_dict` to each result, failures included."""
         return [each.to_dict() for each in self.images]
 
     def to_coco(self, annotations: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """COCO results of all images that were read, as pycocotools' ``loadRes`` takes them.
+        """COCO results of all images without errors, as pycocotools' ``loadRes`` takes them.
 
         Args:
-            annotations: a parsed COCO file whose ids to use: images are found by file name, classes
-                by name. None: images are numbered from 1 in their order, failures too, classes
-                from 1; entries then also hold ``file_name``.
+            annotations: Parsed COCO file that provides the ids: images are found by file name,
+                classes by name. None: images (failures included) and classes are numbered from 1 in
+                order, and entries also hold ``file_name``.
 
         Raises:
-            DataError: ``annotations`` lack an image or a class, or have it twice, or two of the
-                results are of one image.
+            DataError: If ``annotations`` lack an image or class or list it twice, or two results
+                belong to one image.
         """
         if annotations is None:
             return [
@@ -388,7 +388,7 @@ class Results(Sequence[ImageResult]):
             categories = ids_by_name(meant['categories'], 'name', 'class')
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f'The annotations are not a COCO file ({error!r:.200}): give one.'
+                f'The annotations are not a parsed COCO file ({error!r:.200}): give one.'
             ) from error
         entries = []
         taken: dict[Any, str] = {}
@@ -397,8 +397,8 @@ class Results(Sequence[ImageResult]):
                 image_id = find_id(images, path_ends(each.source), each.source, 'image')
                 if image_id in taken:
                     raise DataError(
-                        f'{taken[image_id]} and {each.name} are one image of the annotations, id '
-                        f'{image_id!r}: give one of them, or annotations with their folders.'
+                        f'{taken[image_id]} and {each.name} both match image {image_id!r} of the '
+                        'annotations: give one of them, or annotations with folders in file names.'
                     )
                 taken[image_id] = each.name
                 names = each.classes
@@ -407,29 +407,29 @@ class Results(Sequence[ImageResult]):
         return entries
 
     def to_pandas(self) -> Any:
-        """A pandas table with a row a detection.
+        """Pandas table with one row per detection.
 
         Columns: ``source, frame, class, label, score, raw_score, left, top, right, bottom``, and
-        for each side and edge field one such as ``left_std``, ``top_low``.
+        one per side and edge field, such as ``left_std`` and ``top_low``.
 
         Raises:
-            SetupError: pandas is not installed.
+            SetupError: If pandas is not installed.
         """
         try:
             import pandas
         except ImportError as error:
             raise SetupError(
-                'A table needs pandas: install it with pip install "gfl_det[pandas]".'
+                'pandas is not installed: install it with pip install "gfl_det[pandas]".'
             ) from error
         rows = [_row(image, each) for image in self.images for each in image._detections()]
         columns = ['source', 'frame', 'class', 'label', 'score', *SIDES]
         return pandas.DataFrame(rows, columns=None if rows else columns)
 
     def save(self, path: str | PathLike[str], annotations: Mapping[str, Any] | None = None) -> None:
-        """Write :meth:`to_coco` as JSON; the folder is made.
+        """Write :meth:`to_coco` as JSON; the folder is created if missing.
 
         Raises:
-            DataError: the path does not end in .json, or cannot be written.
+            DataError: If the path does not end in .json or cannot be written.
         """
         target = Path(path)
         if target.suffix != '.json':

@@ -1,4 +1,4 @@
-"""Image sources that a user can name: paths, folders, globs, addresses, arrays and videos."""
+"""Image sources: paths, folders, globs, URLs, arrays and videos."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from gfl_det.utils.pixels import is_endless, too_large
 VIDEO_ENDINGS = frozenset(
     ['.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv']
 )
-MAX_DOWNLOAD = 64 * 2**20  # bytes of an image behind an address
+MAX_DOWNLOAD = 64 * 2**20  # bytes per downloaded image
 ANSWER_SECONDS = 20
 
-NAMES_TOLD = 5  # of files in a folder that are not images
+NAMES_TOLD = 5  # files named when a folder has other files than images
 
 NAMED = (str, Path)
 PIXELS = (np.ndarray, Tensor, Image.Image)
 OTHER = (
-    'An input is of {}: give paths, addresses, PIL images, tensors (3, height, width) in RGB or '
-    'arrays (height, width, 3) of uint8 in BGR.'
+    'Inputs of type {} are not supported: give paths, URLs, PIL images, tensors (3, height, width) '
+    'in RGB or arrays (height, width, 3) of uint8 in BGR.'
 )
 
 One = Union[str, Path, np.ndarray, Tensor, Image.Image]
@@ -53,17 +53,17 @@ Inputs = Union[One, Iterable[One]]
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are found and decoded.
+    """Options for finding and decoding images.
 
     Args:
-        max_pixels: the most of one image; None: :func:`..pixels.pixel_limit`.
-        recursive: folders with the folders in them.
-        every: of a video, each so-manieth frame.
-        decoding: of ``mmcv.imfrombytes``.
-        channels: of the images that the detector takes.
+        max_pixels: Maximum pixels per image; None: :func:`..pixels.pixel_limit`.
+        recursive: Search subfolders too.
+        every: Use every n-th frame of a video.
+        decoding: Keyword arguments of ``mmcv.imfrombytes``.
+        channels: Number of image channels that the detector expects.
 
     Raises:
-        ConfigError: ``max_pixels`` or ``every`` is less than 1.
+        ConfigError: If ``max_pixels`` or ``every`` is less than 1.
     """
 
     max_pixels: int | None = None
@@ -76,39 +76,39 @@ class Reading:
         for name in ('max_pixels', 'every'):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Integral) or value < 1):
-                raise ConfigError(f'{name} is a whole number of at least 1, not {value!r}.')
+                raise ConfigError(f'{name} must be an integer of at least 1, not {value!r}.')
 
 
 class Item(NamedTuple):
-    """One image, or why there is none."""
+    """One image, or the reason why it could not be read."""
 
     source: str
-    frame: int | None  # of a video
-    image: np.ndarray | None  # (H, W, 3) uint8, BGR; (H, W) of one channel, (H, W, n) of n
+    frame: int | None  # None for images
+    image: np.ndarray | None  # (H, W, 3) uint8 BGR; (H, W) for 1 channel, (H, W, n) for n
     error: str | None
 
 
 class ImageSource(NamedTuple):
-    """Where one image, or a video's images, come from; nothing is read before it is asked for."""
+    """Source of one image or one video, read lazily."""
 
     name: str
-    images: int  # how many; of a video as its header says
+    images: int  # expected number; for videos from the header
     open: Callable[[], Iterator[tuple[int | None, np.ndarray]]]
-    note: str | None = None  # what the user should know, such as files that were passed over
+    note: str | None = None  # warning for the user, such as skipped files
 
 
 def find_sources(inputs: Inputs, reading: Reading) -> list[ImageSource]:
-    """List what inputs stand for, in their order; faults come up when a source is read.
+    """List the sources that inputs refer to, in order; errors are raised when they are read.
 
     Args:
-        inputs: path of an image or a video, folder, glob, http address, array, PIL image, tensor;
-            or several of them. A tensor is (C, H, W) or (N, C, H, W), of torch's order of colours,
-            RGB: uint8, or floats in [0, 1].
-        reading: see there.
+        inputs: Path of an image or video, folder, glob, http URL, array, PIL image, tensor, or
+            several of them. Tensors are (C, H, W) or (N, C, H, W) in RGB: uint8, or floats in [0,
+            1].
+        reading: Options for finding and decoding.
     """
     if isinstance(inputs, (*NAMED, *PIXELS)):
         several: Iterable[Any] = [inputs]
-    elif isinstance(inputs, (bytes, Mapping)) or hasattr(inputs, 'shape'):  # iterable all the same
+    elif isinstance(inputs, (bytes, Mapping)) or hasattr(inputs, 'shape'):  # these are iterable too
         several = [inputs]
     else:
         several = inputs if isinstance(inputs, Iterable) else [inputs]
@@ -120,7 +120,7 @@ def find_sources(inputs: Inputs, reading: Reading) -> list[ImageSource]:
                 found += _named(str(each), reading)
             except DataError as error:
                 found.append(_failed(str(each), error))
-            except OSError as error:  # a name too long, a folder that may not be looked into
+            except OSError as error:  # name too long, or folder not accessible
                 fault = DataError(f'{each} cannot be looked up: {error.strerror or error}.')
                 found.append(_failed(str(each), fault))
         elif isinstance(each, PIXELS):
@@ -131,16 +131,16 @@ def find_sources(inputs: Inputs, reading: Reading) -> list[ImageSource]:
                 _failed(f'input {len(found)}', DataError(OTHER.format(type(each).__name__)))
             )
     if not found:
-        found.append(_failed('the inputs', DataError('The inputs are an empty list: name images.')))
+        found.append(_failed('the inputs', DataError('The list of inputs is empty: name images.')))
     return found
 
 
 def read_items(sources: Iterable[ImageSource], channels: int = 3) -> Iterator[Item]:
-    """Read all images one after another; a fault is an item too.
+    """Read all images one after another; an unreadable one gives an item with its error.
 
     Args:
-        sources: of :func:`find_sources`.
-        channels: that images should have: colours become grey, and grey becomes colours.
+        sources: Sources from :func:`find_sources`.
+        channels: Number of channels to convert to, between colour and grey.
     """
     for source in sources:
         try:
@@ -148,21 +148,21 @@ def read_items(sources: Iterable[ImageSource], channels: int = 3) -> Iterator[It
                 yield Item(source.name, frame, with_channels(image, channels, source.name), None)
         except DataError as error:
             yield Item(source.name, None, None, str(error))
-        except (OSError, ValueError, cv2.error) as error:  # of one input; the others go on
+        except (OSError, ValueError, cv2.error) as error:  # one bad input does not stop the rest
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             yield Item(source.name, None, None, f'{source.name} cannot be read: {reason[0]}')
 
 
 def with_channels(image: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """An image with so many channels: grey from BGR, or BGR from grey.
+    """Convert an image to this number of channels: grey from BGR, or BGR from grey.
 
     Args:
         image: ``(H, W)`` or ``(H, W, C)``.
-        channels: how many; of 1 the result is ``(H, W)``, as mmcv reads grey images.
-        name: for the message.
+        channels: Number of channels; 1 gives ``(H, W)``, as mmcv reads grey images.
+        name: Name used in the message.
 
     Raises:
-        DataError: there is no way from the one to the other.
+        DataError: If the conversion is not possible.
     """
     pixels = image[..., None] if image.ndim == 2 else image
     found = pixels.shape[2]
@@ -174,8 +174,8 @@ def with_channels(image: np.ndarray, channels: int, name: str) -> np.ndarray:
             pixels = cv2.cvtColor(colours, cv2.COLOR_BGR2GRAY)[..., None]
         else:
             raise DataError(
-                f'{name} has {found} channels, and the detector takes {channels}: give images of '
-                f'{channels}.'
+                f'{name} has {found} channels, but the detector takes {channels}: give images '
+                f'with {channels}.'
             )
     return pixels[..., 0] if channels == 1 else pixels
 
@@ -184,7 +184,7 @@ def _named(name: str, reading: Reading) -> list[ImageSource]:
     if re.match(r'https?://', name):
         return [_address(name, reading)]
     if not name:
-        raise DataError('An input is an empty text: name an image, a folder or an address.')
+        raise DataError('An input is an empty string: name an image, a folder or a URL.')
     path = Path(name)
     if path.is_dir():
         return _folder(path, reading)
@@ -194,13 +194,9 @@ def _named(name: str, reading: Reading) -> list[ImageSource]:
         matches = sorted(map(Path, glob.glob(name, recursive=True)), key=_natural)
         files = [each for each in matches if each.is_file()]
         if not files:
-            raise DataError(f'The pattern {name} matches no file: check it.')
+            raise DataError(f'The pattern {name} matches no file: correct it.')
         return [_file(each, reading) for each in files]
-    cure = (
-        'only addresses with http:// and https:// are fetched'
-        if '://' in name
-        else 'check the path'
-    )
+    cure = 'only URLs with http:// and https:// are fetched' if '://' in name else 'check the path'
     raise DataError(f'{name} does not exist: {cure}.')
 
 
@@ -217,7 +213,7 @@ def _folder(path: Path, reading: Reading) -> list[ImageSource]:
         found[0] = found[0]._replace(note=_passed_over(path, others))
         return found
     if not files:
-        below = '' if reading.recursive else ' (folders in it are not searched)'
+        below = '' if reading.recursive else ' (subfolders are not searched)'
         raise DataError(f'The folder {path} is empty{below}: name one with images.')
     kinds = Counter(each.suffix.lower() or 'no ending' for each in files)
     listed = ', '.join(f'{kind} ({number})' for kind, number in kinds.most_common(4))
@@ -231,7 +227,7 @@ def _passed_over(folder: Path, names: list[str]) -> str | None:
     rest = f' and {len(names) - NAMES_TOLD} more' if len(names) > NAMES_TOLD else ''
     files = '1 file' if len(names) == 1 else f'{len(names)} files'
     return (
-        f'{files} in {folder} passed over, as their endings are not those of images: {told}{rest}'
+        f'{files} in {folder} skipped, because the extensions are not those of images: {told}{rest}'
     )
 
 
@@ -243,9 +239,9 @@ def _file(path: Path, reading: Reading) -> ImageSource:
     if ending in ENDINGS or _is_image(path):
         read = partial(read_image, path, reading.max_pixels, **dict(reading.decoding))
         return ImageSource(name, 1, lambda: iter([(None, read())]))
-    kind = f'the ending {ending}' if ending else 'no ending'
+    kind = f'the extension {ending}' if ending else 'no extension'
     known = ' '.join(sorted(ENDINGS | VIDEO_ENDINGS))
-    return _failed(name, DataError(f'{name} has {kind}: known are {known}.'))
+    return _failed(name, DataError(f'{name} has {kind}: use one of {known}.'))
 
 
 def _is_image(path: Path) -> bool:
@@ -260,7 +256,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _pixels(value: Any, name: str, channels: int) -> ImageSource:
-    """An array, a tensor or a PIL image, which knows its file's name."""
+    """Source of an array, a tensor or a PIL image, which keeps its file name."""
     if isinstance(value, Image.Image):
         name = getattr(value, 'filename', '') or name
 
@@ -281,15 +277,15 @@ def _pixels(value: Any, name: str, channels: int) -> ImageSource:
 def _of_pillow(image: Image.Image, name: str) -> np.ndarray:
     try:
         upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith('I'):  # 16 bits, whose upper 8 OpenCV takes
+        if upright.mode.startswith('I'):  # 16-bit images: OpenCV takes the upper 8 bits
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return np.ascontiguousarray(np.asarray(upright.convert('RGB'))[..., ::-1])
-    except Exception as error:  # it may be decoded here, and each format has its own kinds
+    except Exception as error:  # Pillow may decode only here; formats raise their own types
         raise DataError(f'{name} cannot be decoded by Pillow: {error}.') from error
 
 
 def _of_tensor(tensor: Tensor, name: str) -> np.ndarray:
-    """(H, W, C) in BGR, of (C, H, W) or (H, W)."""
+    """Convert (C, H, W) or (H, W) to (H, W, C) in BGR."""
     values = tensor.detach().cpu()
     if values.is_floating_point():
         low, high = (float(each) for each in values.aminmax()) if values.numel() else (0.0, 0.0)
@@ -328,10 +324,10 @@ def _download(url: str) -> bytes:
         with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:
             content = answer.read(MAX_DOWNLOAD + 1)
     except urllib.error.HTTPError as error:
-        raise DataError(f'{url} is not to be had: HTTP status {error.code}.') from error
+        raise DataError(f'{url} cannot be fetched: HTTP status {error.code}.') from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, 'reason', error)
-        raise DataError(f'{url} cannot be fetched ({reason}): check the address.') from error
+        raise DataError(f'{url} cannot be fetched ({reason}): check the URL.') from error
     if len(content) > MAX_DOWNLOAD:
         raise DataError(f'{url} is larger than {MAX_DOWNLOAD >> 20} MiB: download it by hand.')
     return content
@@ -346,7 +342,7 @@ def _frame_count(path: Path, every: int) -> int:
 
 
 def _frames(path: Path, reading: Reading) -> Iterator[tuple[int | None, np.ndarray]]:
-    """A video's frames and their numbers, decoded as they are asked for."""
+    """Frames of a video with their numbers, decoded on demand."""
     capture = cv2.VideoCapture(str(path))
     try:
         width, height = (
@@ -354,7 +350,7 @@ def _frames(path: Path, reading: Reading) -> Iterator[tuple[int | None, np.ndarr
         )
         fault = too_large(width * height, reading.max_pixels)
         if fault is not None:
-            raise DataError(f'Each frame of {path} {fault}: it is not read.')
+            raise DataError(f'Each frame of {path} {fault}: the video is not read.')
         for number in itertools.count():
             if not capture.grab():
                 break
@@ -364,7 +360,7 @@ def _frames(path: Path, reading: Reading) -> Iterator[tuple[int | None, np.ndarr
                     break
                 yield number, image
         if not number:
-            raise DataError(f'{path} is not a video that can be decoded, or is damaged.')
+            raise DataError(f'{path} is damaged or in a format that OpenCV cannot decode.')
     finally:
         capture.release()
 

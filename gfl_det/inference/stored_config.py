@@ -1,11 +1,10 @@
-"""The config that mmengine writes into a checkpoint, read without running any of it.
+"""Configs that mmengine stores in checkpoints, read without executing them.
 
-A config file is a program, and the user says which one to run by naming it. The text in a
-checkpoint comes with data: it is parsed, and only literals and ``dict(...)`` of literals are
-understood, which is all that mmengine writes. Building from it must not reach beyond detectors
-either: mmengine's registries import and call whatever a ``type`` such as ``os.system`` names, and
-mmcv evaluates the type of an NMS. So only names that are registered for models and transforms of
-mmdet, mmengine and gfl_det pass, and those of suppressions and of layers that crop regions.
+A config file is a program that the user chooses to run by naming it; the text in a checkpoint is
+data. It is parsed, and only literals and ``dict(...)`` of literals are accepted, which is all that
+mmengine writes. Building from it must be safe too: mmengine's registries import and call whatever
+a ``type`` such as ``os.system`` names, and mmcv evaluates the type of an NMS. Only registered
+models and transforms of mmdet, mmengine and gfl_det, NMS types and RoI layers are allowed.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from gfl_det.registry import MODELS, TASK_UTILS
 from gfl_det.utils.config import datasets_of, walk
 
 SCOPES = ('mmdet', 'mmengine', 'gfl_det')
-MAX_TEXT = 2_000_000  # characters; a config has ten thousand
+MAX_TEXT = 2_000_000  # characters; a config has about ten thousand
 SUPPRESSIONS = ('nms', 'soft_nms', 'nms_match')
-REGION_LAYERS = ('RoIAlign', 'RoIPool')  # of mmcv.ops, where mmdet looks them up by name
-CURE = 'name the config file that it was trained with'
+REGION_LAYERS = ('RoIAlign', 'RoIPool')  # layers of mmcv.ops that mmdet looks up by name
+CURE = 'give the config file that it was trained with'
 
 
 def stored_config(meta: Mapping[str, Any], path: str) -> Config:
-    """The parts of a checkpoint's config that inference needs.
+    """Parse the parts of a checkpoint's config that inference needs.
 
     Args:
-        meta: of the checkpoint.
-        path: its name for messages.
+        meta: The checkpoint's ``meta``.
+        path: Path of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: it holds no config, or one that is more than data.
+        CheckpointError: If there is no config, or it contains more than plain values.
     """
     text = meta.get('cfg') or meta.get('config')
     if not isinstance(text, str) or not text.strip():
@@ -49,7 +48,7 @@ def stored_config(meta: Mapping[str, Any], path: str) -> Config:
         content = _needed(parse(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise CheckpointError(
-            f'The config in {path} is more than plain values, and is not run ({error}): {CURE}.'
+            f'The config in {path} holds more than plain values and is not run ({error}): {CURE}.'
         ) from error
     if not isinstance(content.get('model'), dict):
         raise CheckpointError(f'The config in {path} has no model: {CURE}.')
@@ -58,11 +57,11 @@ def stored_config(meta: Mapping[str, Any], path: str) -> Config:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Assignments of plain values: literals, containers, and ``dict(...)`` of them.
+    """Parse assignments of plain values: literals, containers, and ``dict(...)`` of them.
 
     Raises:
-        SyntaxError: It is not Python.
-        ValueError: it is anything else than such assignments.
+        SyntaxError: If the text is not Python.
+        ValueError: If the text contains anything else.
     """
     if len(text) > MAX_TEXT:
         raise ValueError(f'it has {len(text)} characters')
@@ -76,7 +75,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def _needed(content: dict[str, Any]) -> dict[str, Any]:
-    """The model, the test pipeline and the names of classes: what inference builds from."""
+    """The model, test pipeline and class names, which is all that inference uses."""
     names = [name for name in ('model', 'default_scope') if name in content]
     needed: dict[str, Any] = {name: content[name] for name in names}
     for dataset in datasets_of(content, 'test')[:1]:
@@ -118,8 +117,8 @@ def _check_names(content: dict[str, Any], path: str) -> None:
         prefix, _, name = str(kind).rpartition('.')
         if scope not in SCOPES or prefix not in ('', *SCOPES):
             raise CheckpointError(
-                f'The config in {path} asks for {kind!r}, which is of no package that is loaded '
-                f'without being asked: {CURE}.'
+                f'The config in {path} asks for {kind!r}, which belongs to no package that is '
+                f'loaded by default: {CURE}.'
             )
         if kind is not None and name not in known:
             raise CheckpointError(f'The config in {path} asks for {kind!r}, unknown here: {CURE}.')

@@ -1,4 +1,4 @@
-"""A stream of results from images of any kind, whatever runs the network."""
+"""Streaming detection on images of any kind, independent of what runs the network."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from gfl_det.inference.results import ImageResult, Results
 from gfl_det.inference.sources import ImageSource, Inputs, Item, Reading, find_sources, read_items
 from gfl_det.utils.console import Progress
 
-# So many batches are read ahead, so that images of one size come together whatever their order.
+# Batches read ahead, so that images of one size are batched together whatever their order.
 WINDOW_BATCHES = 4
 
 
 class PreparedImage(NamedTuple):
-    """An image that is ready for the network."""
+    """Image prepared for the network."""
 
-    size: tuple[int, ...]  # those of one size may form a batch
+    size: tuple[int, ...]  # only images of one size form a batch
     data: Any
 
 
 class ImageDetector(ABC):
-    """What all detectors on images share: how inputs are found, put together and told of.
+    """Base class of detectors on images: input lookup, batching, progress and error reports.
 
-    Subclasses set ``classes``, names in the order of the labels; ``level``, of the intervals;
-    ``_decoding`` and ``_channels``, see :class:`.sources.Reading`.
+    Subclasses set ``classes`` (names in label order), ``level`` (of the intervals), and
+    ``_decoding`` and ``_channels`` (see :class:`.sources.Reading`).
     """
 
     classes: tuple[str, ...]
@@ -53,22 +53,22 @@ class ImageDetector(ABC):
         """Detect in images.
 
         Args:
-            inputs: path of an image or a video, folder, glob, http address, PIL image, array
-                ``(H, W, 3)`` uint8 BGR, tensor ``(3, H, W)`` RGB; or several of them.
-            batch_size: images that go through the network together. Only images of one size do, so
-                that results do not depend on it.
-            progress: show it on standard error.
-            keep_images: keep each image in its result.
-            score_thr: least score, before calibration, in [0, 1]; None: that of the detector.
+            inputs: Path of an image or video, folder, glob, http URL, PIL image, array ``(H, W,
+                3)`` uint8 BGR, tensor ``(3, H, W)`` RGB, or several of them.
+            batch_size: Images per forward pass. Only images of equal size are batched, so that
+                results do not depend on it.
+            progress: Show progress on standard error.
+            keep_images: Keep each image in its result.
+            score_thr: Minimum score before calibration, in [0, 1]; None: the detector's value.
             **reading: ``max_pixels``, ``recursive`` and ``every``, see :class:`.sources.Reading`.
 
         Returns:
-            One result an image, in the order of the inputs. Those that could not be read hold an
-            ``error``, and the others are done all the same.
+            One result per image, in input order. An image that cannot be read gives a result with
+            an ``error`` and does not stop the others.
 
         Raises:
-            ConfigError: ``batch_size`` is less than 1.
-            DataError: not one image could be read.
+            ConfigError: If ``batch_size`` is less than 1.
+            DataError: If none of the images could be read.
         """
         sources = self.find(inputs, **reading)
         results = Results()
@@ -83,12 +83,12 @@ class ImageDetector(ABC):
                     bar.say(f'warning: {result.error}')
         failed = results.failures
         if len(failed) == len(results):
-            others = f' So it is with {len(failed) - 1} others.' if len(failed) > 1 else ''
+            others = f' {len(failed) - 1} more inputs failed.' if len(failed) > 1 else ''
             raise DataError(f'{failed[0].error}{others}')
         return results
 
     def find(self, inputs: Inputs, **reading: Any) -> list[ImageSource]:
-        """List the images and videos that inputs stand for; arguments as of a call."""
+        """List the images and videos that inputs refer to; arguments as for a call."""
         return find_sources(
             inputs, Reading(**reading, decoding=self._decoding, channels=self._channels)
         )
@@ -101,18 +101,18 @@ class ImageDetector(ABC):
         keep_images: bool = False,
         score_thr: float | None = None,
     ) -> Iterator[ImageResult]:
-        """Results one after another, for videos and folders too large to keep them all.
+        """Yield results one by one, for videos and folders too large to keep in memory.
 
         Args:
-            sources: of :meth:`find`.
-            batch_size: as in a call.
-            keep_images: as in a call.
-            score_thr: as in a call.
+            sources: Sources from :meth:`find`.
+            batch_size: As for a call.
+            keep_images: As for a call.
+            score_thr: As for a call.
         """
         if score_thr is not None:
             check_share(score_thr, 'score_thr')
         if not isinstance(batch_size, Integral) or batch_size < 1:
-            raise ConfigError(f'batch_size is a whole number of at least 1, not {batch_size!r}.')
+            raise ConfigError(f'batch_size must be an integer of at least 1, not {batch_size!r}.')
         items = read_items(sources, self._channels)
         while window := list(islice(items, WINDOW_BATCHES * batch_size)):
             with self._kept_from(score_thr):
@@ -121,32 +121,32 @@ class ImageDetector(ABC):
 
     @contextmanager
     def _kept_from(self, score_thr: float | None) -> Iterator[None]:
-        """Keep detections from this score on meanwhile; None: as ever.
+        """Context manager that sets the score threshold; None leaves it unchanged.
 
         Raises:
-            ConfigError: the detector cannot.
+            ConfigError: If the detector has a fixed threshold.
         """
         if score_thr is not None:
             raise ConfigError(
-                'The score_thr of an exported detector is inside its file: filter its results, as '
-                f'in results.filter({score_thr:g}).'
+                'The score_thr of an exported detector is fixed in its file: filter its results '
+                f'with results.filter({score_thr:g}).'
             )
         yield
 
     @abstractmethod
     def _preprocess(self, item: Item) -> PreparedImage:
-        """Make an image that was read ready.
+        """Prepare an image for the network.
 
         Raises:
-            DataError: it cannot be.
+            DataError: If the image cannot be prepared.
         """
 
     @abstractmethod
     def _predict(self, batch: list[PreparedImage]) -> list[InstanceData]:
-        """Detections of images of one size, in their order."""
+        """Detect in images of equal size; returns detections in the same order."""
 
     def _detect(self, items: list[Item], batch_size: int, keep: bool) -> list[ImageResult]:
-        """Results of images that are read ahead, in their order."""
+        """Results of images that were read ahead, in the same order."""
         results: dict[int, ImageResult] = {}
         by_size: dict[tuple[int, ...], list[tuple[int, PreparedImage]]] = {}
         spent: dict[int, float] = {}
@@ -175,12 +175,12 @@ class ImageDetector(ABC):
     def _predict_each(
         self, batch: list[PreparedImage], items: list[Item]
     ) -> list[InstanceData | str]:
-        """Detections, or of an image that the network cannot take a sentence that says why."""
+        """Detections per image, or a sentence that says why the network rejects the image."""
         try:
             return list(self._predict(batch))
-        except GFLDetError:  # of the detector, and the next image would raise it too
+        except GFLDetError:  # concerns the detector: the next image would fail too
             raise
-        except Exception as error:  # a network may fail in any way; the others are done
+        except Exception as error:  # a network may fail in any way; continue with the others
             if len(batch) > 1:
                 alone = zip(batch, items)
                 return [each for one, item in alone for each in self._predict_each([one], [item])]
@@ -195,7 +195,7 @@ class ImageDetector(ABC):
     def _result(
         self, item: Item, found: InstanceData | str, keep: bool, seconds: float
     ) -> ImageResult:
-        assert item.image is not None  # or there were no detections
+        assert item.image is not None  # items without an image are never prepared
         if isinstance(found, str):
             return ImageResult(item.source, frame=item.frame, error=found)
         height, width = item.image.shape[:2]
@@ -212,10 +212,10 @@ class ImageDetector(ABC):
 
 
 def check_share(value: Any, name: str) -> None:
-    """Refuse what is not a score.
+    """Refuse values that are not in [0, 1].
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: If the value is not a number in [0, 1].
     """
     if not (isinstance(value, Real) and 0 <= float(value) <= 1):
-        raise ConfigError(f'{name} is a score from 0 to 1, not {value!r}.')
+        raise ConfigError(f'{name} must be a score from 0 to 1, not {value!r}.')

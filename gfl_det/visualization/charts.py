@@ -89,16 +89,16 @@ def edge_figure(
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
-        boxes: with ``edges``, px of the image.
-        chosen: indices of boxes, one at least.
-        classes: names; None: numbers.
-        truths: dashed lines show the one that overlaps a box the most, from IoU 0.5 on.
+        boxes: With ``edges``, px of the image.
+        chosen: Indices of boxes, one at least.
+        classes: Names; None: numbers.
+        truths: Dashed lines show the one that overlaps a box the most, from IoU 0.5 on.
 
     Returns:
         A matplotlib figure, to be saved in any format: bars and letters stay vectors.
 
     Raises:
-        DataError: the boxes have no distributions, or there is no such box.
+        DataError: If the boxes have no distributions, or there is no such box.
     """
     if boxes.edges is None:
         raise DataError(
@@ -120,7 +120,7 @@ def save_figure(drawing: Any, path: Path) -> None:
     """Write a figure as PNG or JPEG of print quality, or as PDF or SVG with letters as text.
 
     Raises:
-        DataError: the ending is another, or the file cannot be written.
+        DataError: If the ending is another, or the file cannot be written.
     """
     import matplotlib
 

@@ -44,7 +44,7 @@ class Boxes(NamedTuple):
                 ``labels``, of results also ``scores``, and what ``test_cfg.with_distribution=True``
                 adds: ``edge_logits``, ``bin_widths`` and ``prior_centres``; also ``edge_low`` and
                 ``edge_high``.
-            score_thr: drops results with a lower score.
+            score_thr: Drops results with a lower score.
         """
         boxes = _array(instances.bboxes).reshape(-1, 4).astype(np.float64)
         labels = _array(instances.labels).astype(np.int64)
@@ -69,7 +69,7 @@ def edge_bins(instances: Any) -> EdgeBins:
     """Distributions of a result's edges where they lie in the image (GFL, section 3.2).
 
     Args:
-        instances: with ``edge_logits (N, 4, num_bins)``, ``bin_widths (N, 4)`` px and
+        instances: With ``edge_logits (N, 4, num_bins)``, ``bin_widths (N, 4)`` px and
             ``prior_centres (N, 2)`` px.
     """
     logits = torch.as_tensor(_array(instances.edge_logits))
@@ -126,7 +126,7 @@ def reach(positions: np.ndarray, probabilities: np.ndarray, least: float) -> tup
     Args:
         positions: ``(num_bins,)`` px.
         probabilities: ``(num_bins,)``.
-        least: probability, at most that of the likeliest bin.
+        least: Probability, at most that of the likeliest bin.
 
     Returns:
         Lowest and highest coordinate, px, with one bin more on either side.

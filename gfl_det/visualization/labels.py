@@ -67,7 +67,7 @@ def class_colours(count: int) -> np.ndarray:
     one is the colour that is farthest from all before it.
 
     Args:
-        count: of classes.
+        count: Of classes.
 
     Returns:
         ``(count, 3)`` uint8 sRGB.
@@ -131,8 +131,8 @@ def place_labels(
     Args:
         boxes: ``(N, 4)`` xyxy px, by descending importance.
         sizes: ``(N, 2)`` width and height of the labels, px.
-        canvas: width and height of the picture, px.
-        ink: weight of a covered piece of another box's outline over that of a covered label.
+        canvas: Width and height of the picture, px.
+        ink: Weight of a covered piece of another box's outline over that of a covered label.
 
     Returns:
         ``(N, 4)`` xyxy px int64, within the picture where it is large enough.
@@ -164,7 +164,7 @@ def draw_labels(
         boxes: ``(N, 4)`` xyxy px, by descending importance.
         texts: N labels.
         colours: ``(N, 3)`` RGB of the plates.
-        size: of the letters, px.
+        size: Of the letters, px.
 
     Returns:
         A new picture.

@@ -30,8 +30,8 @@ def edge_opacity(bins: EdgeBins, index: int, xs: np.ndarray, ys: np.ndarray) -> 
     y, so bands fade out where the corners are uncertain.
 
     Args:
-        bins: of N boxes.
-        index: of the box.
+        bins: Of N boxes.
+        index: Of the box.
         xs: ``(W,)`` px coordinates of the columns.
         ys: ``(H,)`` px coordinates of the rows.
 
@@ -79,7 +79,7 @@ def draw_lines(canvas: np.ndarray, boxes: Boxes, colours: np.ndarray, width: int
         canvas: ``(H, W, 3)`` float32 RGB in 0..255.
         boxes: N boxes, px of the canvas; the first comes to lie on top.
         colours: ``(N, 3)`` RGB.
-        width: of the lines, px; a dark casing makes them a little wider.
+        width: Of the lines, px; a dark casing makes them a little wider.
     """
     for box, colour in zip(boxes.boxes[::-1], colours[::-1].astype(np.float32)):
         x1, y1, x2, y2 = np.rint(box).astype(int)
@@ -135,8 +135,8 @@ def draw_boxes(
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
         boxes: px of the image, the most important first.
-        classes: names; None: numbers.
-        scale: factor to enlarge the image by; None: as :func:`enlargement` says.
+        classes: Names; None: numbers.
+        scale: Factor to enlarge the image by; None: as :func:`enlargement` says.
         soft: False leaves the distributions out.
 
     Returns:
@@ -175,7 +175,7 @@ def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     """Put pictures next to each other, each below its title.
 
     Args:
-        panels: titles and uint8 RGB pictures of one size ``(H, W, 3)``.
+        panels: Titles and uint8 RGB pictures of one size ``(H, W, 3)``.
 
     Returns:
         One uint8 RGB picture.

@@ -32,10 +32,10 @@ class GFLVisualizer(DetLocalVisualizer):
     lines elsewhere. Samples with masks or segmentations are drawn as mmdet draws them.
 
     Args:
-        name: of the instance; mmengine finds it by that.
+        name: Of the instance; mmengine finds it by that.
         soft: False draws lines alone.
-        scale: factor to enlarge images by; None: small ones until their letters can be read.
-        **kwargs: of mmdet's: vis_backends, save_dir and the like.
+        scale: Factor to enlarge images by; None: small ones until their letters can be read.
+        **kwargs: Of mmdet's: vis_backends, save_dir and the like.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class GFLVisualizer(DetLocalVisualizer):
         """Draw a sample, and save or send the picture.
 
         Args:
-            name: of the picture.
+            name: Of the picture.
             image: ``(H, W, 3)`` RGB in 0..255, the image that boxes refer to.
-            data_sample: with ``gt_instances``, ``pred_instances`` or both.
-            draw_gt: draw the gt boxes, if there are any annotations.
-            draw_pred: draw the detections.
-            show: open a window.
-            wait_time: of the window, s; 0: until a key is pressed.
-            out_file: file to save to; None: the picture goes to the back ends.
-            pred_score_thr: least score of detections that are drawn.
-            step: of training, for the back ends.
+            data_sample: With ``gt_instances``, ``pred_instances`` or both.
+            draw_gt: Draw the gt boxes, if there are any annotations.
+            draw_pred: Draw the detections.
+            show: Open a window.
+            wait_time: Of the window, s; 0: until a key is pressed.
+            out_file: File to save to; None: the picture goes to the back ends.
+            pred_score_thr: Least score of detections that are drawn.
+            step: Of training, for the back ends.
 
         Raises:
-            DataError: ``out_file`` cannot be written.
+            DataError: If ``out_file`` cannot be written.
         """
         if data_sample is not None and _is_segmented(data_sample):
             super().add_datasample(
@@ -109,10 +109,10 @@ class GFLVisualizer(DetLocalVisualizer):
 
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
-            sample: as for :meth:`add_datasample`.
-            draw_gt: draw the gt boxes.
-            draw_pred: draw the detections.
-            score_thr: least score of detections.
+            sample: As for :meth:`add_datasample`.
+            draw_gt: Draw the gt boxes.
+            draw_pred: Draw the detections.
+            score_thr: Least score of detections.
 
         Returns:
             uint8 RGB.
@@ -138,7 +138,7 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     """Write an RGB picture; the folder is made.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: If the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ class AssignmentCounts:
     """Running totals of what a head is given to train on, kept on its device.
 
     Attributes:
-        reg_max: the head's last bin; targets end ``TARGET_MARGIN`` before it.
+        reg_max: The head's last bin; targets end ``TARGET_MARGIN`` before it.
         totals: ``(4,)`` int64: edges of positives beyond the last bin, edges of positives,
             unassigned gts, gts.
     """

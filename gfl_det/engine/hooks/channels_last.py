@@ -18,7 +18,7 @@ class CastInput:
     """Forward pre-hook that gives a module its maps with channels last, and in a dtype.
 
     Args:
-        dtype: of the maps from then on; None keeps theirs.
+        dtype: Of the maps from then on; None keeps theirs.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
@@ -38,7 +38,7 @@ def lay_channels_last(model: BaseModel) -> None:
     """Lay out a detector's weights and, from then on, the input of its backbone, in place.
 
     Args:
-        model: with a backbone. On a processor its large 3x3 convolutions are done in fewer products
+        model: With a backbone. On a processor its large 3x3 convolutions are done in fewer products
             as well (:mod:`..ops.convolutions`).
     """
     model.to(memory_format=torch.channels_last)

@@ -78,7 +78,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Take the training state from a checkpoint that is resumed from.
 
         Raises:
-            CheckpointError: It is the checkpoint of another model.
+            CheckpointError: If it is the checkpoint of another model.
         """
         if not runner._resume:
             return
@@ -104,7 +104,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Save a training that is about to stop between two steps.
 
         Args:
-            runner: of the training.
+            runner: Of the training.
             within_epoch: False while a validation runs.
 
         Returns:
@@ -274,7 +274,7 @@ class StopSignalHook(Hook):
     the program at once, if it comes later than those that launcher and scheduler send together.
 
     Args:
-        signals: names of the signals to heed.
+        signals: Names of the signals to heed.
     """
 
     priority = 'LOWEST'  # after schedules, averages and regular checkpoints

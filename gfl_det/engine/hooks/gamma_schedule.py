@@ -21,11 +21,11 @@ class GammaScheduleHook(Hook):
     on with the gamma of its epoch.
 
     Args:
-        gammas: at least 0, one more than milestones.
-        milestones: epochs, ascending from 1, at which the next gamma begins; counted from 0.
+        gammas: At least 0, one more than milestones.
+        milestones: Epochs, ascending from 1, at which the next gamma begins; counted from 0.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: If a value is out of range.
     """
 
     def __init__(self, gammas: Sequence[float], milestones: Sequence[int]) -> None:
@@ -48,7 +48,7 @@ class GammaScheduleHook(Hook):
         """Set the gamma of the epoch that begins.
 
         Raises:
-            ConfigError: the model has no focal loss of ours.
+            ConfigError: If the model has no focal loss of ours.
         """
         losses = [each for each in runner.model.modules() if isinstance(each, FocalLoss)]
         if not losses:

@@ -48,12 +48,12 @@ class LossGuardHook(Hook):
 
     Args:
         policy: ``'stop'`` raises, ``'skip'`` goes on without the step.
-        max_skips: bad steps in a row that are skipped; one more stops the training.
-        max_dumps: files written; further events are only logged.
-        max_scaler_skips: see above. 65536, the usual first scale, is 1/65536 after 32 of them.
+        max_skips: Bad steps in a row that are skipped; one more stops the training.
+        max_dumps: Files written; further events are only logged.
+        max_scaler_skips: See above. 65536, the usual first scale, is 1/65536 after 32 of them.
 
     Raises:
-        ConfigError: An unknown policy.
+        ConfigError: If an unknown policy.
     """
 
     priority = 'ABOVE_NORMAL'  # before averages (EMA) and schedules take note of a step

@@ -27,12 +27,12 @@ class SamplePicturesHook(DetVisualizationHook):
     mmdet's does, if it is told where to.
 
     Args:
-        num_images: how many.
+        num_images: How many.
         draw: False draws nothing.
-        **kwargs: of mmdet's ``DetVisualizationHook``: score_thr, backend_args and the like.
+        **kwargs: Of mmdet's ``DetVisualizationHook``: score_thr, backend_args and the like.
 
     Raises:
-        ConfigError: fewer than one image.
+        ConfigError: If fewer than one image.
     """
 
     def __init__(self, num_images: int = 8, draw: bool = True, **kwargs: Any) -> None:

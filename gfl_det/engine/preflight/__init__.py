@@ -27,7 +27,8 @@ def check_training(cfg: Config) -> None:
     """Check a config that is about to be trained: work dir, data, classes, weights, teacher.
 
     Raises:
-        GFLDetError: Something is missing or contradictory; of several faults one message tells all.
+        GFLDetError: If something is missing or contradictory; of several faults one message tells
+            all.
     """
     check_model(cfg)
     check_work_dir(cfg.work_dir)
@@ -52,7 +53,7 @@ def check_testing(cfg: Config) -> None:
     """Check a config that is about to be tested: checkpoint, work dir, class counts, data.
 
     Raises:
-        GFLDetError: Something is missing or contradictory.
+        GFLDetError: If something is missing or contradictory.
     """
     check_model(cfg)
     check_checkpoint(cfg.load_from)
@@ -69,7 +70,7 @@ def check_checkpoint(checkpoint: str) -> None:
     """Check that a checkpoint file exists; addresses such as ``https://`` are left alone.
 
     Raises:
-        CheckpointError: There is no such file; the message names those beside it.
+        CheckpointError: If there is no such file; the message names those beside it.
     """
     path = Path(checkpoint)
     if '://' in checkpoint or path.is_file():
@@ -85,7 +86,7 @@ def check_work_dir(work_dir: str) -> None:
     """Check that logs and checkpoints can be written; nothing is created.
 
     Raises:
-        ConfigError: The folder, or the nearest folder above it, cannot be written.
+        ConfigError: If the folder, or the nearest folder above it, cannot be written.
     """
     path = Path(work_dir).absolute()
     existing = next(folder for folder in (path, *path.parents) if folder.exists())

@@ -36,8 +36,8 @@ def check_classes(cfg: Config, splits: Sequence[str]) -> None:
         splits: The splits that the run reads: ``train``, ``val``, ``test``.
 
     Raises:
-        ConfigError: A count differs (labels would exceed the head's outputs, or train nothing), or
-            two data sets list different classes.
+        ConfigError: If a count differs (labels would exceed the head's outputs, or train nothing),
+            or two data sets list different classes.
     """
     lists = [
         (f'{split}_dataloader', classes)
@@ -66,7 +66,7 @@ def check_calibrator(cfg: Config, splits: Sequence[str]) -> None:
     """Compare the classes of calibrators that the model names with those of each data set.
 
     Raises:
-        DataError: They differ, or a file is not a calibrator.
+        DataError: If they differ, or a file is not a calibrator.
     """
     checks = dict(calibrator=check_class_names, interval_calibrator=check_interval_class_names)
     datasets = [dataset for split in splits for dataset in datasets_of(cfg, split)]
@@ -110,7 +110,7 @@ def check_pyramid(cfg: Config) -> None:
     """Compare the strides in the config of a head with those of backbone and neck.
 
     Raises:
-        ConfigError: They differ, in number or size.
+        ConfigError: If they differ, in number or size.
     """
     head = cfg.model.get('bbox_head')
     if not isinstance(head, dict) or not _is_checked(head.get('type')):

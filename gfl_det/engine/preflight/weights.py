@@ -41,7 +41,7 @@ def check_weights(cfg: Config) -> None:
         cfg: The config; ``init_cfg=dict(type='Pretrained')`` anywhere in the model, ``load_from``.
 
     Raises:
-        CheckpointError: A file is neither here nor to be had. The message says which, where it
+        CheckpointError: If a file is neither here nor to be had. The message says which, where it
             belongs, and how to do without.
     """
     wanted = [(path, init['checkpoint']) for path, init in pretrained_parts(cfg.model)]
@@ -122,8 +122,9 @@ def check_teacher(cfg: Config) -> None:
         cfg: The config; others than of that detector are left alone.
 
     Raises:
-        ConfigError: There is no such teacher, it has no checkpoint, or the two do not fit together.
-        CheckpointError: The checkpoint is not to be had, or is none of the teacher's config.
+        ConfigError: If there is no such teacher, it has no checkpoint, or the two do not fit
+            together.
+        CheckpointError: If the checkpoint is not to be had, or is none of the teacher's config.
     """
     model = cfg.model
     kind = model.get('type')
@@ -155,7 +156,7 @@ def _is_had(checkpoint: str) -> bool:
     processes of a machine the first fetches it; what storage clients fetch is left to the training.
 
     Raises:
-        CheckpointError: It is not to be had.
+        CheckpointError: If it is not to be had.
     """
     weights = resolve(checkpoint)
     if weights.cached:

@@ -48,11 +48,11 @@ def try_variants(
     """Measure a pyramid's neighbours on the same boxes.
 
     Args:
-        boxes: a sample is enough.
-        now: the pyramid there is.
-        assigner: of the config.
-        limits: of clipped positives, for ``reg_max``.
-        progress: called after each of them.
+        boxes: A sample is enough.
+        now: The pyramid there is.
+        assigner: Of the config.
+        limits: Of clipped positives, for ``reg_max``.
+        progress: Called after each of them.
     """
     tried, cells = variants(now), now.cells(boxes.image_wh)
     found = []
@@ -74,8 +74,8 @@ def choose(candidates: Sequence[TriedPyramid], limits: AdviceLimits) -> TriedPyr
     reg_max above 16, then no further level, whose anchor scale is nearest to that there is.
 
     Args:
-        candidates: of which the first is what there is.
-        limits: of gt boxes without a positive.
+        candidates: Of which the first is what there is.
+        limits: Of gt boxes without a positive.
     """
     now = candidates[0].pyramid
     fewest = min(each.unassigned for each in candidates)
@@ -149,14 +149,14 @@ def advise(
     """Measure what there is on all boxes and its neighbours on a sample, and choose.
 
     Args:
-        boxes: of the data set.
-        now: the pyramid there is.
-        assigner: of the config.
-        reg_max: that there is.
-        limits: of the choice.
-        sample: boxes to try other pyramids on.
-        seed: of the sample.
-        report: called as the work goes on.
+        boxes: Of the data set.
+        now: The pyramid there is.
+        assigner: Of the config.
+        reg_max: That there is.
+        limits: Of the choice.
+        sample: Boxes to try other pyramids on.
+        seed: Of the sample.
+        report: Called as the work goes on.
     """
 
     def told(what: str) -> Progress | None:

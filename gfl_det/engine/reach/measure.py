@@ -70,13 +70,13 @@ def read_boxes(
     """Read a COCO annotation file.
 
     Args:
-        path: of the JSON.
-        resizing: of its images.
-        random: draws the sizes of a resizing that is random.
-        classes: those to count; None: all.
+        path: Of the JSON.
+        resizing: Of its images.
+        random: Draws the sizes of a resizing that is random.
+        classes: Those to count; None: all.
 
     Raises:
-        DataError: The file is missing or is not a COCO file, or holds no box to train on.
+        DataError: If the file is missing or is not a COCO file, or holds no box to train on.
     """
     try:
         content = Path(path).read_bytes()
@@ -155,10 +155,10 @@ def measure(
     """Assign every box, as training does, and look at the edges of the positives.
 
     Args:
-        boxes: of the data set.
-        pyramid: of priors.
-        assigner: of the config.
-        progress: called after each batch.
+        boxes: Of the data set.
+        pyramid: Of priors.
+        assigner: Of the config.
+        progress: Called after each batch.
     """
     needed = np.zeros((len(pyramid.strides), LARGEST + 1), int)
     unassigned = np.ones(len(boxes.xyxy), bool)

@@ -27,7 +27,7 @@ def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
         name: The config's, for the message.
 
     Raises:
-        ConfigError: There is no such head, or its priors lie between the cells.
+        ConfigError: If there is no such head, or its priors lie between the cells.
     """
     for _, node in walk(model, 'model'):
         anchors = node.get('anchor_generator')
@@ -70,10 +70,10 @@ class Resizing(NamedTuple):
     """What size an image gets.
 
     Attributes:
-        scales: of which one is drawn for each image; two ends if ``between``; none: as it is.
-        keep_ratio: the image fits into the scale, its long side along the longer one.
-        between: width and height are drawn between those of two scales.
-        ratios: the scale is multiplied by a number drawn from this range.
+        scales: Of which one is drawn for each image; two ends if ``between``; none: as it is.
+        keep_ratio: The image fits into the scale, its long side along the longer one.
+        between: Width and height are drawn between those of two scales.
+        ratios: The scale is multiplied by a number drawn from this range.
     """
 
     scales: tuple[Scale, ...] = ()
@@ -111,7 +111,8 @@ def resizing_of(pipeline: list[Any]) -> tuple[Resizing, list[str]]:
     """The resizing of a training pipeline, and the steps of it that are not followed.
 
     Raises:
-        ConfigError: No step of it resizes as mmdet's Resize, RandomResize or RandomChoiceResize do.
+        ConfigError: If no step of it resizes as mmdet's Resize, RandomResize or RandomChoiceResize
+            do.
     """
     steps = [node for _, node in walk(pipeline, '') if isinstance(node.get('type'), str)]
     moving = [step['type'] for step in steps if any(part in step['type'] for part in MOVING)]

@@ -51,7 +51,7 @@ def build_dataset(cfg: Config) -> Any:
     """Build the training set of a config.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: If it cannot be read.
     """
     hub = MessageHub.get_current_instance()
     for counter in ('iter', 'epoch'):
@@ -71,7 +71,7 @@ def load(dataset: Any, number: int, seed: int = 0) -> Batch:
         seed: Of the pipeline's random steps.
 
     Raises:
-        DataError: No picture has a box.
+        DataError: If no picture has a box.
     """
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -51,7 +51,7 @@ def newest_checkpoint(work_dir: AnyPath) -> Choice:
         work_dir: It may be missing.
 
     Raises:
-        CheckpointError: There are damaged checkpoints, and no good one.
+        CheckpointError: If there are damaged checkpoints, and no good one.
     """
     outlines = [outline(path) for path in _files(Path(work_dir))]
     newest_first = sorted(
@@ -80,7 +80,7 @@ def best_checkpoint(work_dir: AnyPath) -> Path:
     """Return the best checkpoint of a work dir, else the newest good one.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: If there is none.
     """
     best = sorted(Path(work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime_ns)
     if best:
@@ -95,7 +95,7 @@ def choose_checkpoint(path: AnyPath, work_dir: AnyPath) -> Candidate:
     """Check a checkpoint that was named to go on from.
 
     Raises:
-        CheckpointError: It is missing, damaged or no state of a training; the newest good one in
+        CheckpointError: If it is missing, damaged or no state of a training; the newest good one in
             the work dir is told.
     """
     path = Path(path)
@@ -213,15 +213,15 @@ def extract_weights(checkpoint: str, out: str, kind: Kind | None = None) -> dict
     """Write the weights of a checkpoint file, with a checksum beside them.
 
     Args:
-        checkpoint: a checkpoint of a training.
-        out: the file to write.
+        checkpoint: A checkpoint of a training.
+        out: The file to write.
         kind: None for those that tests use.
 
     Returns:
         What is known of them: ``kind``, ``epoch``, ``iter``, and the classes and config if any.
 
     Raises:
-        CheckpointError: There are no such weights in it, or the file cannot be written.
+        CheckpointError: If there are no such weights in it, or the file cannot be written.
     """
     content = take_weights(load_file(checkpoint, 'cpu'), checkpoint, kind)
     with io.BytesIO() as file:
@@ -234,12 +234,12 @@ def take_weights(checkpoint: dict[str, Any], name: str, kind: Kind | None = None
     """Return a checkpoint of weights alone.
 
     Args:
-        checkpoint: of a training.
-        name: of its file, for the message of an error.
+        checkpoint: Of a training.
+        name: Of its file, for the message of an error.
         kind: None for those that tests use.
 
     Raises:
-        CheckpointError: There are no such weights in it.
+        CheckpointError: If there are no such weights in it.
     """
     if 'state_dict' not in checkpoint:
         raise CheckpointError(f'{name} is not a training checkpoint: it has no state_dict.')

@@ -40,7 +40,7 @@ class SeededDataset(Dataset):
     """A data set whose entries are loaded with random numbers of their own.
 
     Args:
-        dataset: any map-style data set; everything but its entries is passed on.
+        dataset: Any map-style data set; everything but its entries is passed on.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -71,12 +71,12 @@ class ResumableBatches:
     """A batch sampler that can begin within an epoch.
 
     Args:
-        batches: lists of indices, in the order of an epoch.
-        seed: gives the training's seed; asked at the begin of each epoch, for resuming may set it.
+        batches: Lists of indices, in the order of an epoch.
+        seed: Gives the training's seed; asked at the begin of each epoch, for resuming may set it.
 
     Attributes:
-        epoch: set by the train loop.
-        done: how many batches the next epoch leaves out at its begin; 0 again from then on.
+        epoch: Set by the train loop.
+        done: How many batches the next epoch leaves out at its begin; 0 again from then on.
     """
 
     def __init__(self, batches: Any, seed: Callable[[], int]) -> None:
@@ -103,7 +103,7 @@ class DeafWorker:
     data.
 
     Args:
-        then: what else to call with the worker's number.
+        then: What else to call with the worker's number.
     """
 
     def __init__(self, then: Callable[[int], None] | None) -> None:
@@ -130,8 +130,8 @@ def make_resumable(loader: DataLoader, batches: ResumableBatches) -> DataLoader:
     """Return a loader of the same data that can begin within an epoch.
 
     Args:
-        loader: of a map-style data set.
-        batches: of the loader's own batch sampler.
+        loader: Of a map-style data set.
+        batches: Of the loader's own batch sampler.
     """
     return DataLoader(
         SeededDataset(loader.dataset),
@@ -163,7 +163,7 @@ class EpochTrainLoop(EpochBasedTrainLoop):
         **kwargs: mmengine's.
 
     Attributes:
-        random_aside: the training's random state while a validation draws from the generators.
+        random_aside: The training's random state while a validation draws from the generators.
     """
 
     dataloader: DataLoader

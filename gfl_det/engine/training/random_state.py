@@ -46,7 +46,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Draw from generators of the processor that start at a seed; the outer ones stay as they were.
 
     Args:
-        seed: below 2**32.
+        seed: Below 2**32.
     """
     # As little as a data set draws from, once a sample: capture() would cost ten times as much.
     outer = random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()

@@ -40,12 +40,12 @@ class DumpedStep(NamedTuple):
     """What one forward pass of a training was given and what it gave.
 
     Attributes:
-        inputs: (B, C, H, W) images as the backbone gets them, normalised and padded; of each
-            branch where the batch has branches.
-        samples: the gt boxes of each image, of each branch.
-        losses: each term of the loss.
-        random: states of the random generators before the pass.
-        autocast: the dtype of mixed precision, or None.
+        inputs: (B, C, H, W) images as the backbone gets them, normalised and padded; of each branch
+            where the batch has branches.
+        samples: The gt boxes of each image, of each branch.
+        losses: Each term of the loss.
+        random: States of the random generators before the pass.
+        autocast: The dtype of mixed precision, or None.
     """
 
     inputs: Inputs
@@ -106,7 +106,8 @@ def write_dump(path: AnyPath, step: DumpedStep, record: dict[str, Any], model: n
         model: Its weights are those of the step.
 
     Raises:
-        CheckpointError: The file cannot be written, or the batch is of a kind that no file holds.
+        CheckpointError: If the file cannot be written, or the batch is of a kind that no file
+            holds.
     """
     _check(step)
     samples = each_branch(lambda part: [_pack(sample) for sample in part], step.given)
@@ -136,7 +137,7 @@ def read_dump(path: AnyPath) -> Dump:
     """Read what :func:`write_dump` wrote; nothing in the file is run.
 
     Raises:
-        CheckpointError: The file is missing, damaged or no such file.
+        CheckpointError: If the file is missing, damaged or no such file.
     """
     content = load_file(str(path), 'cpu')
     if content.get('format') != FORMAT or set(FIELDS) - content.keys():
@@ -221,11 +222,11 @@ class Replay(NamedTuple):
     """What a repeated step gave.
 
     Attributes:
-        losses: each term, to compare with the dump's.
-        gradient_norms: of each parameter, in order.
-        first_bad: the first module whose output was not finite, or None.
-        bad_weights: entries of the state dict that are not finite.
-        bad_inputs: positions in the batch, or branch, of images with values that are not finite.
+        losses: Each term, to compare with the dump's.
+        gradient_norms: Of each parameter, in order.
+        first_bad: The first module whose output was not finite, or None.
+        bad_weights: Entries of the state dict that are not finite.
+        bad_inputs: Positions in the batch, or branch, of images with values that are not finite.
     """
 
     losses: dict[str, Tensor]
@@ -239,7 +240,7 @@ def find_config(dump: str, record: dict[str, Any]) -> str:
     """Return the copy of the config that mmengine left in the work dir of a dump.
 
     Raises:
-        ConfigError: It is not there.
+        ConfigError: If it is not there.
     """
     name = record.get('config')
     # A name in a data file chooses a file beside it, and no other.
@@ -259,7 +260,7 @@ def replay(dump: Dump, cfg: Config, device: str = 'cpu') -> Replay:
         device: Where to compute. Elsewhere than where the step was done, rounding differs.
 
     Raises:
-        CheckpointError: The config's model is another than the dump's.
+        CheckpointError: If the config's model is another than the dump's.
     """
     model: Any = move(_build(cfg, dump), device)
     step = dump.step

@@ -1,7 +1,8 @@
-"""Trained detectors for other runtimes: ONNX files, OpenVINO's, and int8.
+"""Export of trained detectors to ONNX and OpenVINO, with int8 quantisation.
 
-``gfl-det export`` writes them, :class:`.runtime.OnnxDetector` and
-:class:`.openvino.OpenVINODetector` run them; docs/export.md has what each costs and brings.
+``gfl-det export`` writes the files, :class:`.runtime.OnnxDetector` and
+:class:`.openvino.OpenVINODetector` run them; docs/results/export.md compares their speed and
+accuracy.
 """
 
 from gfl_det.inference.export.graph import Outputs
@@ -10,7 +11,7 @@ from gfl_det.inference.export.openvino import OpenVINODetector, write_int8, writ
 from gfl_det.inference.export.runtime import ExportedDetector, OnnxDetector
 from gfl_det.inference.export.source import ExportSource, load_source
 
-Settings, Source = ExportSettings, ExportSource  # their names in 0.1
+Settings, Source = ExportSettings, ExportSource  # names in 0.1
 
 __all__ = [
     'ExportSettings',

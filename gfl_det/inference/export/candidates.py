@@ -1,8 +1,8 @@
-"""Candidates and detections from a head's maps, with shapes that do not depend on values.
+"""Candidates and detections from a head's outputs, with shapes that do not depend on values.
 
-What :mod:`gfl_det.models.heads.postprocess` chooses by indexing, done with constant
-numbers of candidates and masks: a graph for another runtime, which may want k of a top-k to be
-constant. All images of a batch go through together.
+The same selection as in :mod:`gfl_det.models.heads.postprocess`, but with fixed candidate counts
+and masks in place of indexing: exported graphs may need a constant k in top-k. All images of a
+batch are processed together.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from gfl_det.models.assigners.batch import PriorLevels
 from gfl_det.ops import distribution
 from gfl_det.ops.boxes import distances_to_boxes
 
-ABSENT = -1.0  # the score of a candidate that is none; below every threshold
+ABSENT = -1.0  # score of padding candidates, below every threshold
 
 
 class Pool(NamedTuple):
-    """Candidates of a batch, N of each image; those with a score of ``ABSENT`` are none."""
+    """Candidates of a batch, N per image; a score of ``ABSENT`` marks padding."""
 
     scores: Tensor  # (B, N)
     labels: Tensor  # (B, N) int64
@@ -32,32 +32,32 @@ class Pool(NamedTuple):
     strides: Tensor  # (B, N, 1) px
 
     def take(self, index: Tensor) -> Pool:
-        """The candidates at indices ``(B, K)`` of each image."""
+        """Select candidates at indices ``(B, K)`` per image."""
         return Pool(*(take(field, index) for field in self))
 
 
 class ExportFrames(NamedTuple):
-    """The images that boxes are cut at and refer to."""
+    """Image sizes to clip boxes to, and scales to the original image."""
 
     limit: Tensor | None  # (B, 1, 4) px: width, height twice of the network's input; None: no cut
-    scale: Tensor  # (B, 1, 4) along x, y twice, from there to the image that boxes refer to
+    scale: Tensor  # (B, 1, 4) x, y twice, from network input to original image
 
     @classmethod
     def of(cls, img_shape: Tensor, scale_factor: Tensor, clip: bool) -> ExportFrames:
-        """From ``img_shape (B, 2)`` h, w and ``scale_factor (B, 2)`` x, y, as in mmdet's metas."""
+        """Build from mmdet's ``img_shape (B, 2)`` h, w and ``scale_factor (B, 2)`` x, y."""
         limit = img_shape.flip(1).repeat(1, 2).unsqueeze(1)
         return cls(limit if clip else None, (1 / scale_factor).repeat(1, 2).unsqueeze(1))
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """Values ``(B, N, ...)`` at indices ``(B, K)``: ``(B, K, ...)``."""
+    """Gather values ``(B, N, ...)`` at indices ``(B, K)``: ``(B, K, ...)``."""
     tail = values.shape[2:]
     wide = index.reshape(*index.shape, *[1] * len(tail)).expand(-1, -1, *tail)
     return values.gather(1, wide)
 
 
 def cell_centres(level: Tensor, base: Sequence[float], stride: int) -> Tensor:
-    """Centres ``(H * W, 2)`` px of the priors of a level's maps ``(B, C, H, W)``, row by row."""
+    """Prior centres ``(H * W, 2)`` px for a level's maps ``(B, C, H, W)``, row by row."""
     (low_x, low_y), (high_x, high_y) = base[:2], base[2:]
     height, width = level.shape[-2:]
     x = torch.arange(width, device=level.device) * stride + (low_x + high_x) / 2
@@ -69,15 +69,15 @@ def cell_centres(level: Tensor, base: Sequence[float], stride: int) -> Tensor:
 def all_cells(
     cls_maps: Sequence[Tensor], edge_maps: Sequence[Tensor], priors: PriorLevels
 ) -> tuple[Tensor, Pool]:
-    """Every cell of every level, in order.
+    """All cells of all levels, in order.
 
     Args:
-        cls_maps: class logits, per level ``(B, C, H, W)``.
-        edge_maps: edge logits, per level ``(B, 4 * num_bins, H, W)``.
-        priors: of the pyramid.
+        cls_maps: Class logits, per level ``(B, C, H, W)``.
+        edge_maps: Edge logits, per level ``(B, 4 * num_bins, H, W)``.
+        priors: Priors of the pyramid.
 
     Returns:
-        Scores ``(B, P, C)``, and a pool of P candidates whose own scores and labels are zeros.
+        Scores ``(B, P, C)``, and a pool of P candidates with scores and labels set to zero.
     """
     scores, pools = [], []
     for cls, edges, base, (stride, _) in zip(cls_maps, edge_maps, priors.base, priors.strides):
@@ -97,17 +97,17 @@ def best_pairs(
     threshold: float,
     count: int,
 ) -> Pool:
-    """The ``count`` best pairs of cell and class of each level.
+    """The ``count`` best pairs of cell and class per level.
 
-    They lie in the ``count`` cells with the largest peaks, so all classes are read there only.
-    Levels with fewer cells are filled up with absent ones, which keeps every number constant.
+    They lie in the ``count`` cells with the largest maxima, so only the classes of these cells are
+    read. Levels with fewer cells are padded to keep all shapes constant.
 
     Args:
-        cls_maps: class logits, per level ``(B, C, H, W)``.
-        edge_maps: edge logits, per level ``(B, 4 * num_bins, H, W)``.
-        priors: of the pyramid.
-        threshold: pairs with a score not above it are absent.
-        count: of pairs of a level, at least 1.
+        cls_maps: Class logits, per level ``(B, C, H, W)``.
+        edge_maps: Edge logits, per level ``(B, 4 * num_bins, H, W)``.
+        priors: Priors of the pyramid.
+        threshold: Pairs with a score not above it become padding.
+        count: Number of pairs per level, at least 1.
 
     Returns:
         ``levels * count`` candidates.
@@ -144,10 +144,10 @@ def decode(pool: Pool, frames: ExportFrames) -> Tensor:
 
 
 def apart(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-    """Boxes ``(B, N, 4)`` moved so that those of different classes do not overlap.
+    """Boxes ``(B, N, 4)`` shifted so that boxes of different classes do not overlap.
 
-    As mmcv's ``batched_nms`` moves them, by multiples of the largest coordinate among the image's
-    candidates, so that float32 rounds them alike.
+    The shifts are multiples of the largest coordinate among the image's candidates, as in mmcv's
+    ``batched_nms``, so that float32 rounds equally.
     """
     reach = torch.where(scores > ABSENT, boxes.amax(2), torch.full_like(scores, float('-inf')))
     step = reach.amax(1, keepdim=True).clamp(min=0) + 1
@@ -158,14 +158,14 @@ def apart(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
 def kept_by_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, limit: int
 ) -> Tensor:
-    """Which boxes of each image greedy suppression keeps first.
+    """Mask of the boxes that greedy NMS keeps first, per image.
 
     Args:
         boxes: ``(B, N, 4)`` xyxy.
         scores: ``(B, N)``.
-        iou_threshold: a box goes when its IoU with a kept one is larger.
-        score_threshold: boxes with a score not above it are none.
-        limit: of boxes kept of an image.
+        iou_threshold: A box is suppressed if its IoU with a kept box is larger.
+        score_threshold: Boxes with a score not above it are ignored.
+        limit: Maximum number of boxes kept per image.
 
     Returns:
         ``(B, N)`` bool.
@@ -186,7 +186,7 @@ def _(
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What ``torch.onnx.export`` puts in the operator's place (``custom_translation_table``)."""
+    """Replacement of the operator in ``torch.onnx.export`` (``custom_translation_table``)."""
     from onnxscript import opset18 as op  # an extra, and slow to import
 
     # Untyped: onnxscript reads annotations as ONNX types.

@@ -1,4 +1,4 @@
-"""Exported files against torch: parity on the same pictures, AP by the config's metric, time."""
+"""Evaluation of exported files against torch: parity, AP by the config's metric, and time."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ EAGER, OPTIMISED = 'torch, eager', 'torch, optimize_for_inference'
 
 
 class Difference(NamedTuple):
-    """The largest differences between two lists of detections."""
+    """Largest differences between two lists of detections."""
 
     score: float
     box: float  # px
     edge: float  # px, of edge_std, edge_low and edge_high
     entropy: float  # nats, of edge_entropy
-    unmatched: int  # detections of one without a counterpart in the other
+    unmatched: int  # detections without a counterpart in the other list
     detections: int
 
     @property
     def is_small(self) -> bool:
-        """Whether scores, boxes, edges and numbers agree; what is NaN does not."""
+        """Whether scores, boxes, edges and counts agree; NaN never agrees."""
         limits = (SCORE_LIMIT, BOX_LIMIT, EDGE_LIMIT, ENTROPY_LIMIT)
         return all(map(operator.le, self, limits)) and not self.unmatched
 
@@ -59,11 +59,11 @@ class Difference(NamedTuple):
 def torch_detector(
     source: ExportSource, size: tuple[int, int] | None
 ) -> Callable[[Picture], InstanceData]:
-    """Detect in a picture with torch, by the config's test pipeline as mmdet's own functions do.
+    """Build a function that detects with torch, using the test pipeline and mmdet's functions.
 
     Args:
-        source: what is exported.
-        size: of the graph, if it is fixed: pictures are prepared for it then.
+        source: The exported detector.
+        size: Input size of the graph if fixed: pictures are then prepared for it.
     """
     fixed = replace(source.preprocessing, size=size)
     steps = Compose([dict(each) for each in source.pipeline if 'Load' not in each['type']])
@@ -85,7 +85,7 @@ def torch_detector(
 
 @torch.inference_mode()
 def predict(model: BaseDetector, prepared: PreparedBatch) -> list[InstanceData]:
-    """Detections of a detector in torch from inputs that are prepared."""
+    """Detections of a torch detector from prepared inputs."""
     samples = []
     for shape, factor in zip(prepared.img_shape, prepared.scale_factor):
         size = tuple(map(int, shape))
@@ -100,7 +100,7 @@ def compare(
     detector: ExportedDetector,
     pictures: Iterable[Picture],
 ) -> Difference:
-    """The largest differences over pictures."""
+    """Largest differences over several pictures."""
     found = [difference(reference(each), detector.detect([each])[0]) for each in pictures]
     if not found:
         return Difference(0.0, 0.0, 0.0, 0.0, 0, 0)
@@ -110,13 +110,13 @@ def compare(
 
 
 def difference(expected: InstanceData, found: InstanceData) -> Difference:
-    """Match each detection with the nearest of the other list and of the same class.
+    """Match each detection with the nearest of the same class in the other list.
 
-    Near means in score and box, each in units of its limit: equal scores may come in any order.
+    Distance counts score and box, each in units of its limit: equal scores may come in any order.
 
     Args:
-        expected: ``bboxes``, ``scores``, ``labels`` and edge fields.
-        found: likewise.
+        expected: Detections with ``bboxes``, ``scores``, ``labels`` and edge fields.
+        found: Detections with the same fields.
     """
     many = len(expected), len(found)
     if not min(many):
@@ -128,7 +128,7 @@ def difference(expected: InstanceData, found: InstanceData) -> Difference:
     distance = distance.masked_fill(other, float('inf'))
     nearest = distance.argmin(1)
     rows = torch.arange(many[0])
-    # A counterpart may be off by more than the limits, but not by ten times as much.
+    # A counterpart may exceed the limits, but by less than a factor of ten.
     matched = (distance[rows, nearest] <= 10) & (distance.argmin(0)[nearest] == rows)
     pairs = rows[matched], nearest[matched]
     unmatched = sum(many) - 2 * int(matched.sum())
@@ -143,7 +143,7 @@ def difference(expected: InstanceData, found: InstanceData) -> Difference:
 
 
 def noise_pictures(shapes: Iterable[tuple[int, int]]) -> list[Picture]:
-    """Pictures of blurred noise of these heights and widths, the same at each call."""
+    """Blurred noise pictures of the given heights and widths, identical at each call."""
     generator = np.random.default_rng(0)
     pictures = []
     for height, width in shapes:
@@ -166,18 +166,18 @@ def _edges(
 
 
 def picture_paths(cfg: Config, split: str) -> list[tuple[int, str]]:
-    """Ids and paths of the pictures of a split, ``train``, ``val`` or ``test``, each once.
+    """Ids and paths of the pictures of split ``train``, ``val`` or ``test``, without duplicates.
 
-    Data sets in wrappers that repeat or join them are read one after another; what several of them
-    hold comes where it comes first.
+    Wrapped datasets (repeated or concatenated) are read one after another; a picture in several of
+    them is listed once, at its first position.
 
     Raises:
-        ConfigError: the config has no such split.
-        DataError: its annotations cannot be read.
+        ConfigError: If the config has no such split.
+        DataError: If the annotations cannot be read.
     """
     nodes = datasets_of(cfg, split)
     if not nodes:
-        raise ConfigError(f'The config has no {split}_dataloader to take pictures from.')
+        raise ConfigError(f'The config has no {split}_dataloader to take pictures from: add one.')
     pictures = []
     for node in nodes:
         dataset = DATASETS.build({**copy.deepcopy(node), 'pipeline': []})
@@ -187,45 +187,45 @@ def picture_paths(cfg: Config, split: str) -> list[tuple[int, str]]:
 
 
 def coco_metrics(cfg: Config, split: Split) -> list[Node]:
-    """The metrics of a split that need detections alone, with their annotation file.
+    """Metrics of a split that need detections only, with their annotation file.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: If the split has no such metric.
     """
     found = [each for each in metrics_of(cfg, split) if str(each['type']).endswith('CocoMetric')]
     if not found:
         raise ConfigError(
-            f'The config has no CocoMetric as {split}_evaluator to count AP with: add one, or '
-            'leave --ap out.'
+            f'The config has no CocoMetric in {split}_evaluator to compute AP: add one, or '
+            'leave out --ap.'
         )
     return [dict(each, ann_file=each.get('ann_file') or truths_path(cfg, split)) for each in found]
 
 
 def check_judged(cfg: Config, split: Split) -> None:
-    """Refuse a split that :func:`average_precision` could not be counted on.
+    """Check that :func:`average_precision` can be computed on a split.
 
     Raises:
-        GFLDetError: it lacks pictures, files or a COCO metric.
+        GFLDetError: If the split lacks pictures, files or a COCO metric.
     """
     check_data(cfg, (split,))
     if not picture_paths(cfg, split):
-        raise ConfigError(f'The {split} split has no pictures: name another for --ap.')
+        raise ConfigError(f'The {split} split has no pictures: give --ap another split.')
     coco_metrics(cfg, split)
 
 
 def average_precision(
     detect: Callable[[str], InstanceData], classes: Sequence[str], cfg: Config, split: Split
 ) -> dict[str, float]:
-    """The numbers of the COCO metrics of a split, such as ``coco/bbox_mAP``.
+    """Compute the COCO metrics of a split, such as ``coco/bbox_mAP``.
 
     Args:
-        detect: from the path of a picture to ``bboxes``, ``scores`` and ``labels``.
-        classes: names in the order of the labels.
-        cfg: the config, with its data in place.
+        detect: Function from picture path to ``bboxes``, ``scores`` and ``labels``.
+        classes: Class names in label order.
+        cfg: Config with its data in place.
         split: ``val`` or ``test``.
 
     Raises:
-        GFLDetError: see :func:`picture_paths` and :func:`coco_metrics`.
+        GFLDetError: See :func:`picture_paths` and :func:`coco_metrics`.
     """
     pictures = picture_paths(cfg, split)
     with _quiet():
@@ -247,7 +247,7 @@ def average_precision(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back pycocotools' own table and mmengine's log of the same numbers."""
+    """Suppress pycocotools' table and mmengine's log, which repeat the numbers."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')
@@ -259,9 +259,9 @@ def _quiet() -> Iterator[None]:
 
 
 def counterpart(cfg: Config, model: BaseDetector) -> tuple[str, BaseDetector]:
-    """The detector that time is measured against, and its name.
+    """Name and model of the torch detector that serves as baseline for timing.
 
-    That of mmdet with the same weights; for a head that mmdet lacks, ours in eager mode.
+    mmdet's with the same weights; for a head that mmdet lacks, ours in eager mode.
     """
     theirs = copy.deepcopy(cfg.model)
     head = theirs.bbox_head
@@ -282,16 +282,16 @@ def time_in_turns(
     detectors: Mapping[str, ExportedDetector],
     size: tuple[int, int],
 ) -> dict[str, float]:
-    """Median milliseconds from a normalised picture to detections.
+    """Median milliseconds from a preprocessed picture to detections.
 
     Args:
-        source: what was exported.
-        cfg: its config.
-        detectors: the exported files by the names of their rows.
-        size: height and width of the network's input, px, multiples of its divisor.
+        source: The exported detector.
+        cfg: Its config.
+        detectors: Exported files by row name.
+        size: Height and width of the network input, px, multiples of its divisor.
 
     Returns:
-        By name; the first is what to compare with.
+        Times by name; the first is the baseline.
     """
     picture = noise_pictures([size])[0]
     (description, *_) = (each.description for each in detectors.values())

@@ -1,7 +1,7 @@
-"""A detector from pictures to boxes as one module of tensors: what is exported.
+"""Detection graph for export: one module from pictures to boxes.
 
-Inputs are named and meant as in mmdet: ``images (B, 3, H, W)`` normalised and padded, ``img_shape
-(B, 2)`` height and width before padding, ``scale_factor (B, 2)`` along x and y from the original
+Inputs have mmdet's names and meaning: ``images (B, 3, H, W)`` normalised and padded, ``img_shape
+(B, 2)`` height and width before padding, ``scale_factor (B, 2)`` x and y relative to the original
 picture. Boxes refer to the original picture.
 """
 
@@ -36,23 +36,23 @@ INPUTS = ('images', 'img_shape', 'scale_factor')
 
 
 class Intervals(NamedTuple):
-    """What the intervals from ``edge_low`` to ``edge_high`` are."""
+    """Level and stretch of the intervals from ``edge_low`` to ``edge_high``."""
 
-    level: float  # share of an edge's distribution that they hold, in (0, 1)
-    # That stretches them about their medians: one, one per side, or by class and size of the box.
+    level: float  # share of an edge's distribution inside, in (0, 1)
+    # Stretch about the median: one, one per side, or by class and size of the box.
     factor: float | tuple[float, ...] | FactorTable
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a graph gives.
+    """Outputs of a graph.
 
     Args:
-        nms: suppress inside the graph and give the ``max_per_img`` best detections; otherwise the
+        nms: Run NMS inside the graph and return the ``max_per_img`` best detections; otherwise
             boxes and scores of all cells.
-        uncertainty: add ``edge_std``, ``edge_low`` and ``edge_high`` (px) and ``edge_entropy``
+        uncertainty: Add ``edge_std``, ``edge_low`` and ``edge_high`` (px) and ``edge_entropy``
             (nats) of each edge, ltrb: see :mod:`..inference.results`.
-        distribution: add ``edge_logits``, ``bin_widths`` and ``prior_centres``.
+        distribution: Add ``edge_logits``, ``bin_widths`` and ``prior_centres``.
     """
 
     nms: bool = False
@@ -60,7 +60,7 @@ class Outputs:
     distribution: bool = False
 
     def names(self, calibrated: bool) -> list[str]:
-        """Names of the tensors in their order."""
+        """Tensor names in order."""
         if self.nms:
             names = ['boxes', 'scores', 'labels', 'counts', *['raw_scores'] * calibrated]
         else:
@@ -70,16 +70,16 @@ class Outputs:
 
 
 class DetectionGraph(nn.Module):
-    """Backbone, neck, head and decoding of a detector with a GFL head.
+    """Backbone, neck, head and decoding of a detector with a GFL head, as one module.
 
     Args:
-        detector: of one stage; in eval mode.
-        outputs: see there.
-        intervals: of the edges, given with ``outputs.uncertainty``.
-        calibration: of the scores, or None.
+        detector: One-stage detector in eval mode.
+        outputs: Requested outputs.
+        intervals: Intervals returned with ``outputs.uncertainty``.
+        calibration: Calibration of the scores, or None.
 
     Raises:
-        ConfigError: suppression is to be inside the graph and is not greedy.
+        ConfigError: If NMS inside the graph is requested and not greedy.
     """
 
     def __init__(
@@ -102,14 +102,13 @@ class DetectionGraph(nn.Module):
             check_suppression(self.settings)
 
     def forward(self, images: Tensor, img_shape: Tensor, scale_factor: Tensor) -> list[Tensor]:
-        """The tensors that ``outputs.names`` lists.
+        """Compute the tensors listed in ``outputs.names``.
 
-        With ``nms``, K detections of each image by descending score: ``boxes (B, K, 4)`` xyxy px,
-        ``scores (B, K)``, ``labels (B, K)`` int64, ``counts (B,)`` int64; behind an image's count
-        boxes and scores are 0, labels -1 and other values without meaning. Otherwise P cells:
-        ``boxes (B, P, 4)``, ``scores (B, P, C)``, ``levels (P,)`` int64. A calibrator adds
-        ``raw_scores (B, K)``, or ``calibrated_scores (B, P, C)`` beside raw ones: suppression goes
-        by raw scores.
+        With ``nms``, K detections per image by descending score: ``boxes (B, K, 4)`` xyxy px,
+        ``scores (B, K)``, ``labels (B, K)`` int64, ``counts (B,)`` int64; beyond an image's count
+        boxes and scores are 0, labels -1 and other values undefined. Otherwise P cells: ``boxes (B,
+        P, 4)``, ``scores (B, P, C)``, ``levels (P,)`` int64. A calibrator adds ``raw_scores (B,
+        K)``, or ``calibrated_scores (B, P, C)`` beside the raw ones, which NMS uses.
         """
         cls, edges = self.bbox_head(self.neck(self.backbone(images)))
         frames = ExportFrames.of(img_shape, scale_factor, self.bbox_head.bbox_coder.clip_border)
@@ -203,20 +202,20 @@ def check_classless(intervals: Intervals) -> None:
 
 
 def check_suppression(settings: ConfigDict) -> None:
-    """Refuse what ONNX's NonMaxSuppression cannot do.
+    """Refuse settings that ONNX's NonMaxSuppression does not support.
 
     Raises:
-        ConfigError: the suppression is not greedy, or a number of boxes is not limited.
+        ConfigError: If NMS is not greedy, or a number of boxes is unlimited.
     """
     kind = settings.get('nms') and settings.nms.get('type', 'nms')
     if kind != 'nms':
         raise ConfigError(
-            f'ONNX suppresses greedily and test_cfg.nms asks for {kind!r}: leave --nms out, and '
-            'the runtime will do it.'
+            f'ONNX supports greedy NMS only, but test_cfg.nms asks for {kind!r}: leave out --nms, '
+            'and the runtime will apply it.'
         )
     for name in ('nms_pre', 'max_per_img'):
         if settings.get(name, -1) <= 0:
             raise ConfigError(
-                f'A graph with suppression has a constant number of boxes: give test_cfg.{name} a '
-                'positive number, or leave --nms out.'
+                f'A graph with NMS has a constant number of boxes: set test_cfg.{name} to a '
+                'positive number, or leave out --nms.'
             )

@@ -1,4 +1,4 @@
-"""ONNX files of a detector, written by torch's exporter."""
+"""ONNX files of detectors, written by torch's exporter."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ EXTRAS = {
 
 
 def require(name: str) -> ModuleType:
-    """Import a package of one of the extras.
+    """Import a package of an extra.
 
     Raises:
-        SetupError: it is not installed.
+        SetupError: If the package is not installed.
     """
     try:
         return importlib.import_module(name)
@@ -49,23 +49,23 @@ def require(name: str) -> ModuleType:
         ) from error
 
 
-STRIDE = 32  # an input's sides are multiples of it, whatever the config pads to
-# Of test_cfg, what a runtime needs to suppress by itself.
+STRIDE = 32  # input sides are multiples of it, whatever the config pads to
+# Entries of test_cfg that a runtime needs for NMS.
 KEPT = ('score_thr', 'nms_pre', 'nms', 'min_bbox_size', 'max_per_img')
-DECODING = 'decoding'  # where nodes come from that belong to no module
+DECODING = 'decoding'  # prefix of nodes that belong to no module
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """How a detector is exported.
+    """Settings of an export.
 
     Args:
-        outputs: see there.
-        size: height and width of the input, px; None: any multiples of ``STRIDE``.
-        opset: version of ONNX's operators.
+        outputs: Outputs of the graph.
+        size: Height and width of the input, px; None: variable, multiples of ``STRIDE``.
+        opset: Version of the ONNX operator set.
 
     Raises:
-        ConfigError: the size or the opset cannot be.
+        ConfigError: If the size or the opset is not supported.
     """
 
     outputs: Outputs = field(default_factory=Outputs)
@@ -75,36 +75,36 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
             raise ConfigError(
-                f'The --opset {self.opset} cannot be, as torch exports {OPSETS.start} to '
-                f'{OPSETS.stop - 1}: take one of them.'
+                f'torch cannot export --opset {self.opset}: give one from {OPSETS.start} to '
+                f'{OPSETS.stop - 1}.'
             )
         if self.size is not None:
             check_size(self.size, '--size')
 
 
 def check_size(size: tuple[int, int], what: str) -> None:
-    """Refuse a size of the input that the graph does not take.
+    """Refuse an input size that the graph does not accept.
 
     Args:
-        size: height and width, px.
-        what: the option that says it, for the message.
+        size: Height and width in px.
+        what: Option that set the size, for the message.
 
     Raises:
-        ConfigError: A side is not a positive multiple of ``STRIDE``.
+        ConfigError: If a side is not a positive multiple of ``STRIDE``.
     """
     if min(size) <= 0 or any(side % STRIDE for side in size):
         near = ' '.join(str(max(round(side / STRIDE), 1) * STRIDE) for side in size)
         raise ConfigError(
-            f'The {what} {size[0]} {size[1]} is not a pair of positive multiples of {STRIDE}: take '
+            f'The {what} {size[0]} {size[1]} is not a pair of positive multiples of {STRIDE}: use '
             f'{near}.'
         )
 
 
 def describe(source: ExportSource, settings: ExportSettings) -> Description:
-    """The metadata of an exported detector.
+    """Metadata of an exported detector.
 
     Raises:
-        ConfigError: suppression changes scores that are to be calibrated.
+        ConfigError: If NMS changes scores that are to be calibrated.
     """
     head = source.model.bbox_head
     test_cfg = head.test_cfg.to_dict()
@@ -112,8 +112,8 @@ def describe(source: ExportSource, settings: ExportSettings) -> Description:
     calibrated = source.calibrator is not None
     if calibrated and nms.get('type', 'nms') != 'nms':
         raise ConfigError(
-            f'test_cfg.nms is {nms["type"]!r}, which changes scores before they are calibrated: '
-            'export without the calibrator, or with greedy suppression.'
+            f'test_cfg.nms is {nms["type"]!r}, which changes scores before calibration: '
+            'export without the calibrator, or use greedy NMS.'
         )
     outputs = settings.outputs
     divisor = math.lcm(source.preprocessing.divisor, STRIDE)
@@ -133,20 +133,20 @@ def describe(source: ExportSource, settings: ExportSettings) -> Description:
 def write_onnx(
     source: ExportSource, path: str | PathLike[str], settings: ExportSettings | None = None
 ) -> Description:
-    """Export a detector.
+    """Export a detector to an ONNX file.
 
     Args:
-        source: of :func:`.source.load_source`; stays as it is.
-        path: the file to write; its folder is made.
-        settings: how.
+        source: Detector from :func:`.source.load_source`; it is not modified.
+        path: Output file; its folder is created if missing.
+        settings: Export settings; None: the defaults.
 
     Returns:
-        What the file says of itself.
+        The metadata in the file.
 
     Raises:
-        SetupError: onnx or onnxscript is missing.
-        ConfigError: the detector cannot be exported so.
-        DataError: the file cannot be written.
+        SetupError: If onnx or onnxscript is missing.
+        ConfigError: If the detector does not support these settings.
+        DataError: If the file cannot be written.
     """
     for package in ('onnx', 'onnxscript'):
         require(package)
@@ -165,7 +165,7 @@ def write_onnx(
             custom_translation_table=translations(),
             verbose=False,
         )
-    assert program is not None  # it is for the exporter before dynamo
+    assert program is not None  # None only from the exporter before dynamo
     _tidy(program.model)
     program.model.metadata_props[KEY] = description.to_json()
     with writing(path) as target:
@@ -174,10 +174,10 @@ def write_onnx(
 
 
 def build_graph(source: ExportSource, outputs: Outputs) -> DetectionGraph:
-    """The module that is exported, with batch norms in the convolutions before them.
+    """Build the module to export, with batch norms folded into convolutions.
 
     Raises:
-        ConfigError: see :class:`.graph.DetectionGraph`.
+        ConfigError: See :class:`.graph.DetectionGraph`.
     """
     folded = copy.deepcopy(source.model)
     fold_batch_norms(folded)
@@ -188,7 +188,7 @@ def build_graph(source: ExportSource, outputs: Outputs) -> DetectionGraph:
 
 
 def _example(size: tuple[int, int] | None) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with; none of the sides that may vary is 1 or equals another."""
+    """Example inputs for tracing; variable sides are distinct and larger than 1."""
     height, width = size or (192, 256)
     shape = torch.tensor([[height, width], [height - 7, width - 9]], dtype=torch.float32)
     return torch.randn(2, 3, height, width), shape, torch.ones(2, 2)
@@ -204,7 +204,7 @@ def _dynamic_shapes(size: tuple[int, int] | None) -> dict[str, dict[int, Any]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's notes on its own deprecations and on a missing torchvision."""
+    """Silence the exporter's warnings about its own deprecations and missing torchvision."""
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     with warnings.catch_warnings():
@@ -217,15 +217,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _tidy(model: Any) -> None:
-    """Name nodes after their modules, and drop what says where the exporting machine keeps files.
+    """Name nodes after their modules, and drop metadata with paths of the exporting machine.
 
-    Quantisation leaves nodes alone by their names.
+    Quantisation excludes nodes by these names.
     """
     for number, node in enumerate(model.graph):
         scopes = node.metadata_props.get('pkg.torch.onnx.name_scopes', '[]')
         parts = [each.strip(' \'"') for each in scopes.strip('[]').split(',')]
         module = next((each for each in reversed(parts[:-1]) if each), DECODING)
-        if module.startswith('_'):  # the exporter's own bookkeeping
+        if module.startswith('_'):  # internals of the exporter
             module = DECODING
         node.name = f'{module}/{node.op_type}_{number}'
         node.metadata_props.clear()

@@ -1,4 +1,4 @@
-"""Exported detectors in OpenVINO: its own files, float32 or int8."""
+"""Exported detectors in OpenVINO: files in its own format, float32 or int8."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from gfl_det.inference.export.preprocessing import PreparedBatch
 from gfl_det.inference.export.runtime import Arrays, ExportedDetector, check_file
 from gfl_det.inference.export.source import KEY, Description
 
-# By their names, see onnx_file: decoding with its integral; of the head, the scaling of edges and,
-# in GFLv2, the statistics of their distributions, neither of which is a module of its own; GFLv2's
-# quality network (DGQP); the calibrator, whose maps are steep.
+# Node names kept in float32, see onnx_file: decoding with its integral; in the head, edge scales
+# and, for GFLv2, distribution statistics, neither of which is a module; GFLv2's quality network
+# (DGQP); the calibrator, whose maps are steep.
 FLOAT = (rf'^{DECODING}/.*', r'^bbox_head/.*', r'^bbox_head\.reg_conf.*', r'^calibration[./].*')
 
 
 class OpenVINODetector(ExportedDetector):
-    """A detector of ``gfl-det export --out FILE.xml`` in OpenVINO.
+    """Runs a detector of ``gfl-det export --out FILE.xml`` in OpenVINO.
 
     Args:
-        path: the ``.xml`` file; its ``.bin`` lies beside it.
-        device: of OpenVINO.
-        threads: of the processor; 0: OpenVINO's choice.
+        path: The ``.xml`` file, with its ``.bin`` beside it.
+        device: OpenVINO device name.
+        threads: Number of CPU threads; 0: OpenVINO's choice.
 
     Raises:
-        SetupError: openvino is missing.
-        DataError: the file is none, or was not exported by gfl_det.
+        SetupError: If openvino is not installed.
+        DataError: If the file is missing or was not exported by gfl_det.
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str = 'CPU', threads: int = 0) -> None:
@@ -42,10 +42,10 @@ class OpenVINODetector(ExportedDetector):
             model = openvino.Core().read_model(os.fspath(path))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise DataError(f'{path} is not a model that OpenVINO reads: {reason}') from error
+            raise DataError(f'OpenVINO cannot read {path}: {reason}') from error
         text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
         super().__init__(Description.from_json(text, os.fspath(path)))
-        # Without the hint OpenVINO computes in bfloat16 where the processor can.
+        # Without the hint OpenVINO computes in bfloat16 where the CPU supports it.
         options: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
         if threads:
             options['INFERENCE_NUM_THREADS'] = threads
@@ -57,12 +57,12 @@ class OpenVINODetector(ExportedDetector):
 
 
 def write_openvino(onnx_path: Path, path: Path, description: Description) -> None:
-    """Write an exported ONNX file as OpenVINO's, in float32.
+    """Convert an exported ONNX file to OpenVINO format, in float32.
 
     Args:
-        onnx_path: of :func:`.onnx_file.write_onnx`.
-        path: the ``.xml`` file; a ``.bin`` goes beside it.
-        description: of the ONNX file.
+        onnx_path: File from :func:`.onnx_file.write_onnx`.
+        path: Output ``.xml`` file; a ``.bin`` is written beside it.
+        description: Metadata of the ONNX file.
     """
     openvino = require('openvino')
     _save(openvino, openvino.Core().read_model(onnx_path), path, description)
@@ -75,25 +75,25 @@ def write_int8(
     pictures: Iterable[PreparedBatch],
     count: int,
 ) -> None:
-    """Quantise an exported ONNX file after training and write it as OpenVINO's.
+    """Quantise an exported ONNX file after training and write it in OpenVINO format.
 
-    Convolutions of backbone, neck and towers go to int8, with ranges measured on pictures; what
-    reads the distributions stays float32: see ``FLOAT``.
+    Convolutions of backbone, neck and towers become int8, with ranges measured on pictures; layers
+    that read distributions stay float32, see ``FLOAT``.
 
     Args:
-        onnx_path: of :func:`.onnx_file.write_onnx`.
-        path: the ``.xml`` file; a ``.bin`` goes beside it.
-        description: of the ONNX file.
-        pictures: prepared one by one; of the training split.
-        count: of pictures to measure on.
+        onnx_path: File from :func:`.onnx_file.write_onnx`.
+        path: Output ``.xml`` file; a ``.bin`` is written beside it.
+        description: Metadata of the ONNX file.
+        pictures: Prepared pictures of the training split, one per batch.
+        count: Number of pictures to measure ranges on.
 
     Raises:
-        SetupError: openvino or nncf is missing.
+        SetupError: If openvino or nncf is not installed.
     """
     nncf, openvino = require('nncf'), require('openvino')
-    logging.getLogger('nncf').setLevel(logging.WARNING)  # it names each node it leaves alone
+    logging.getLogger('nncf').setLevel(logging.WARNING)  # it logs every excluded node
     data = nncf.Dataset(pictures, lambda prepared: dict(zip(INPUTS, prepared)))
-    # A node that gives an output is named after it.
+    # Nodes that produce outputs are named after them.
     kept = [*FLOAT, *(f'^{name}$' for name in description.outputs)]
     model = nncf.quantize(
         openvino.Core().read_model(onnx_path),

@@ -1,7 +1,7 @@
-"""Preprocessing of a picture as a config's test pipeline does it, without the config.
+"""Preprocessing as in a config's test pipeline, stored in the exported file.
 
-A dozen numbers, which travel in the exported file. The arithmetic is that of mmcv's ``Resize`` and
-mmengine's ``ImgDataPreprocessor``, so that the inputs are the same bits.
+A dozen numbers replace the config. The arithmetic is that of mmcv's ``Resize`` and mmengine's
+``ImgDataPreprocessor``, so that inputs are bit-identical.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gfl_det.errors import ConfigError
 
 Picture = NDArray[np.uint8]  # (H, W, 3) BGR
-# Values that leave a transform as this module does it.
+# Transform settings that this module supports.
 DEFAULTS: dict[str, dict[str, Any]] = {
     'LoadImageFromFile': dict(to_float32=False, color_type='color', imdecode_backend='cv2'),
     'Resize': dict(interpolation='bilinear', backend='cv2', clip_object_border=True),
@@ -37,18 +37,18 @@ class PreparedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, normalise, pad.
+    """Settings to resize, normalise and pad pictures.
 
     Args:
-        scale: the longest and shortest side that a picture is resized to fit, px, in any order;
-            with ``keep_ratio=False`` its width and height.
-        keep_ratio: resize both sides alike.
-        mean: of each channel, in the order after ``bgr_to_rgb``; None: no normalisation.
-        std: likewise.
-        bgr_to_rgb: turn OpenCV's order of channels round.
-        divisor: height and width are padded to multiples of it.
-        pad_value: that is padded with, after normalisation.
-        size: height and width of a graph of fixed size; pictures are resized to fit it.
+        scale: Longest and shortest side to fit a picture into, px, in any order; with
+            ``keep_ratio=False`` its width and height.
+        keep_ratio: Resize both sides by the same factor.
+        mean: Mean per channel, in the order after ``bgr_to_rgb``; None: no normalisation.
+        std: Standard deviation per channel, in the same order.
+        bgr_to_rgb: Reverse OpenCV's channel order.
+        divisor: Height and width are padded to multiples of it.
+        pad_value: Padding value after normalisation.
+        size: Height and width of a graph with fixed size; pictures are resized to fit into it.
     """
 
     scale: tuple[int, int]
@@ -62,10 +62,10 @@ class Preprocessing:
 
     @classmethod
     def of(cls, pipeline: Sequence[dict[str, Any]], normalising: dict[str, Any]) -> Preprocessing:
-        """Read a test pipeline and a ``data_preprocessor``.
+        """Build from a test pipeline and a ``data_preprocessor``.
 
         Raises:
-            ConfigError: they do anything else; the message names the step.
+            ConfigError: If they contain unsupported steps; the message names the step.
         """
         resize = _resize_step(pipeline)
         if normalising.get('rgb_to_bgr'):
@@ -83,7 +83,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Preprocessing:
-        """What :meth:`to_json` wrote."""
+        """Restore from the output of :meth:`to_json`."""
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in content.items()
@@ -91,11 +91,11 @@ class Preprocessing:
         return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Convert to plain values."""
         return asdict(self)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a picture of this height and width after resizing."""
+        """Height and width of a picture after resizing."""
         if not self.keep_ratio:
             return (self.scale[1], self.scale[0]) if self.size is None else self.size
         if self.size is None:
@@ -105,10 +105,10 @@ class Preprocessing:
         return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
     def __call__(self, pictures: Sequence[Picture]) -> PreparedBatch:
-        """Inputs of a batch, padded to its largest picture.
+        """Prepare a batch, padded to its largest picture.
 
         Args:
-            pictures: each ``(H, W, 3)`` uint8, BGR.
+            pictures: Each ``(H, W, 3)`` uint8, BGR.
         """
         images, shapes, factors = [], [], []
         for picture in pictures:
@@ -125,7 +125,7 @@ class Preprocessing:
         return PreparedBatch(batch, np.array(shapes, np.float32), np.array(factors, np.float32))
 
     def plain(self, picture: Picture) -> PreparedBatch:
-        """The input of one picture that has the network's size already."""
+        """Prepare one picture that already has the network's size."""
         shape = np.array([picture.shape[:2]], np.float32)
         return PreparedBatch(self._normalise(picture)[None], shape, np.ones((1, 2), np.float32))
 
@@ -145,7 +145,7 @@ def _multiple(length: int, divisor: int) -> int:
 
 
 def _resize_step(pipeline: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The one step of a test pipeline that changes pictures."""
+    """The only step of a test pipeline that changes pictures."""
     found = []
     for step in pipeline:
         kind = str(step.get('type')).split('.')[-1]
@@ -155,13 +155,13 @@ def _resize_step(pipeline: Sequence[dict[str, Any]]) -> dict[str, Any]:
         )
         if not known or (kind in READ and set(step) - READ[kind] - set(defaults or ())):
             raise ConfigError(
-                f'The test pipeline has {dict(step)}, which an exported detector cannot do: load, '
-                'Resize with a scale, and pack only.'
+                f'The test pipeline has {dict(step)}, which export does not support: use only '
+                'loading, Resize with a scale, and packing.'
             )
         if kind == 'Resize':
             found.append(step)
     if len(found) != 1 or not isinstance(found[0].get('scale'), (tuple, list)):
         raise ConfigError(
-            'The test pipeline of an exported detector has one Resize with scale=(width, height).'
+            'The test pipeline for export needs exactly one Resize with scale=(width, height).'
         )
     return found[0]

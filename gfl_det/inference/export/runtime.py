@@ -1,7 +1,6 @@
-"""Exported detectors in other runtimes: pictures in, detections out.
+"""Runtimes for exported detectors: pictures in, detections out.
 
-A file holds its preprocessing, its classes and the settings of its suppression; nothing of the
-config is needed.
+A file contains its preprocessing, class names and NMS settings, so no config is needed.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from gfl_det.inference.sources import Item
 from gfl_det.inference.stream import ImageDetector, PreparedImage
 
 Arrays = Mapping[str, NDArray[Any]]
-# Outputs that results have under the same name.
+# Outputs that keep their names in results.
 EXTRAS = (*EDGE_FIELDS, 'edge_logits', 'bin_widths', 'prior_centres')
-UNSEEN = {'counts'}  # outputs that results do not have
+UNSEEN = {'counts'}  # outputs that results do not include
 
 
 class ExportedDetector(ImageDetector):
-    """What the runtimes share; called as a :class:`~gfl_det.inference.GFLInferencer` is.
+    """Base class of the runtimes; called like :class:`~gfl_det.inference.GFLInferencer`.
 
     Args:
-        description: of the file.
+        description: Metadata of the file.
     """
 
-    _decoding = (('flag', 'color'), ('backend', 'cv2'))  # as test pipelines do by default
+    _decoding = (('flag', 'color'), ('backend', 'cv2'))  # defaults of test pipelines
 
     def __init__(self, description: Description) -> None:
         self.description = description
@@ -48,28 +47,28 @@ class ExportedDetector(ImageDetector):
 
     @abstractmethod
     def run(self, inputs: PreparedBatch) -> Arrays:
-        """The graph's outputs by name."""
+        """Run the graph; returns its outputs by name."""
 
     def detect(self, pictures: Sequence[Picture]) -> list[InstanceData]:
-        """Detections of pictures that go through the network as one batch.
+        """Detect in pictures that form one batch.
 
         Args:
-            pictures: each ``(H, W, 3)`` uint8, BGR.
+            pictures: Each ``(H, W, 3)`` uint8, BGR.
 
         Returns:
-            Per picture ``bboxes (N, 4)`` xyxy px, ``scores (N,)``, ``labels (N,)`` by descending
-            score, ``raw_scores`` where a calibrator is inside, and what was exported of
-            the ``edge_*`` fields, see :mod:`..inference.results`.
+            Per picture ``bboxes (N, 4)`` xyxy px, ``scores (N,)`` and ``labels (N,)`` by descending
+            score, ``raw_scores`` if a calibrator is included, and the exported ``edge_*`` fields,
+            see :mod:`..inference.results`.
         """
         return self.finish(self.run(self.description.preprocessing(pictures)))
 
     def finish(self, outputs: Arrays) -> list[InstanceData]:
-        """Detections from what :meth:`run` gave, see :meth:`detect`."""
+        """Detections from the outputs of :meth:`run`, see :meth:`detect`."""
         finish = _detections if self.description.nms else self._suppressed
         return [finish(outputs, index) for index in range(len(outputs['boxes']))]
 
     def _preprocess(self, item: Item) -> PreparedImage:
-        assert item.image is not None  # or it is not asked for
+        assert item.image is not None  # items without an image are never prepared
         return PreparedImage(
             self.description.preprocessing.resized(*item.image.shape[:2]), item.image
         )
@@ -78,7 +77,7 @@ class ExportedDetector(ImageDetector):
         return self.detect([each.data for each in batch])
 
     def _suppressed(self, outputs: Arrays, image: int) -> InstanceData:
-        """What the head does behind its maps, from boxes and scores of all cells."""
+        """Post-processing of the head, from boxes and scores of all cells."""
         boxes, scores = (torch.from_numpy(outputs[name][image]) for name in ('boxes', 'scores'))
         settings = ConfigDict(self.description.settings)
         levels = torch.from_numpy(outputs['levels'])
@@ -107,16 +106,16 @@ class ExportedDetector(ImageDetector):
 
 
 class OnnxDetector(ExportedDetector):
-    """A detector of ``gfl-det export`` in ONNX Runtime.
+    """Runs a detector of ``gfl-det export`` in ONNX Runtime.
 
     Args:
-        path: the ``.onnx`` file.
-        providers: execution providers of ONNX Runtime, best first.
-        threads: of the processor; 0: as many as it has cores.
+        path: The ``.onnx`` file.
+        providers: Execution providers of ONNX Runtime, in order of preference.
+        threads: Number of CPU threads; 0: one per core.
 
     Raises:
-        SetupError: onnxruntime is missing.
-        DataError: the file is none, or was not exported by gfl_det.
+        SetupError: If onnxruntime is not installed.
+        DataError: If the file is missing or was not exported by gfl_det.
     """
 
     def __init__(
@@ -129,11 +128,11 @@ class OnnxDetector(ExportedDetector):
         check_file(path, '.onnx')
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Threads that wait in a loop for the next picture take the processor from everyone else.
+        # Threads that spin while waiting would occupy the CPU.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         try:
             self.session = runtime.InferenceSession(os.fspath(path), options, list(providers))
-        except Exception as error:  # ONNX Runtime has an exception class for each kind of failure
+        except Exception as error:  # ONNX Runtime has many exception classes
             raise DataError(f'{path} cannot be run: {str(error).splitlines()[0]}') from error
         metadata = self.session.get_modelmeta().custom_metadata_map
         super().__init__(Description.from_json(metadata.get(KEY), os.fspath(path)))
@@ -144,20 +143,20 @@ class OnnxDetector(ExportedDetector):
 
 
 def check_file(path: str | os.PathLike[str], ending: str) -> None:
-    """Check that a file exists and ends so.
+    """Check that a file exists and has this extension.
 
     Raises:
-        DataError: it does not.
+        DataError: If the file is missing or has another extension.
     """
     name = os.fspath(path)
     if not name.endswith(ending):
-        raise DataError(f'{name} does not end in {ending}: give what gfl-det export wrote.')
+        raise DataError(f'{name} does not end in {ending}: give a file that gfl-det export wrote.')
     if not os.path.isfile(name):
         raise DataError(f'{name} does not exist: write it with gfl-det export.')
 
 
 def _detections(outputs: Arrays, image: int) -> InstanceData:
-    """The detections of an image from a graph that suppresses."""
+    """Detections of one image from a graph with NMS."""
     count = int(outputs['counts'][image])
     kept = {
         name: torch.from_numpy(outputs[name][image][:count]) for name in outputs.keys() - UNSEEN
@@ -166,7 +165,7 @@ def _detections(outputs: Arrays, image: int) -> InstanceData:
 
 
 def _candidates(scores: Tensor, levels: Tensor, settings: ConfigDict) -> Tensor:
-    """Pairs ``(N, 2)`` of cell and class above the threshold, ``nms_pre`` of a level at most."""
+    """Pairs ``(N, 2)`` of cell and class above the threshold, at most ``nms_pre`` per level."""
     pairs = (scores > settings.score_thr).nonzero()
     count = settings.get('nms_pre', -1)
     if count <= 0:

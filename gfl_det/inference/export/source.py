@@ -1,4 +1,4 @@
-"""What is exported: a detector from a config and a checkpoint, and its description in the file."""
+"""Sources of an export: a detector from config and checkpoint, and its metadata in the file."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FORMAT = 1
 
 
 class ExportSource(NamedTuple):
-    """What is exported."""
+    """A detector to export, with its classes, pipeline and calibrators."""
 
-    model: BaseModel  # of one stage, with a GFL head; in eval mode on the processor
-    name: str  # of its config
+    model: BaseModel  # one-stage with a GFL head; in eval mode on the CPU
+    name: str  # name of its config
     classes: tuple[str, ...]
-    pipeline: list[dict[str, Any]]  # of the test data set
+    pipeline: list[dict[str, Any]]  # of the test dataset
     preprocessing: Preprocessing
     calibrator: DetectionCalibrator | None  # of the scores
     intervals: Intervals  # of the edges
@@ -46,18 +46,18 @@ def load_source(
     intervals: str | None = None,
     level: float | None = None,
 ) -> ExportSource:
-    """Build a detector and load its weights.
+    """Build a detector and load its weights for export.
 
     Args:
-        cfg: the config.
-        name: of the config, for messages and metadata.
-        checkpoint: weights, file or address.
-        calibrator: file for scores; None: that of the config, if any.
-        intervals: file for intervals; None: that of the config, if any.
-        level: of the intervals, in (0, 1); None: that of the config, or 0.9.
+        cfg: The config.
+        name: Name of the config, for messages and metadata.
+        checkpoint: File or URL of the weights.
+        calibrator: Score calibrator file; None: the config's, if any.
+        intervals: Interval calibrator file; None: the config's, if any.
+        level: Level of the intervals, in (0, 1); None: the config's, or 0.9.
 
     Raises:
-        GFLDetError: the config cannot be exported, or something does not fit it.
+        GFLDetError: If export does not support the config, or something does not fit it.
     """
     settings = dict(calibrator=calibrator, interval_calibrator=intervals, interval_level=level)
     loaded = load_detector(checkpoint, cfg, 'cpu', settings)
@@ -65,7 +65,7 @@ def load_source(
     if not isinstance(loaded.model, SingleStageDetector) or not isinstance(head, GFLHead):
         raise ConfigError(
             f'{name} has no GFL head to export ({type(head or loaded.model).__name__}): give a '
-            'config of gfl_det, or put its head in with gfl-det swap-head.'
+            'config of gfl_det, or insert its head with gfl-det swap-head.'
         )
     test_cfg = head.test_cfg
     if test_cfg.get('interval_level') is None:
@@ -89,38 +89,38 @@ def load_source(
 
 
 def _score_calibrator(path: str | None) -> DetectionCalibrator | None:
-    """A calibrator of maps from score to score.
+    """Load a calibrator that maps scores independently.
 
     Raises:
-        ConfigError: it ranks detections by their neighbours, which no graph does.
-        DataError: The file is not a calibrator.
+        ConfigError: If the calibrator also needs neighbouring detections, unsupported in graphs.
+        DataError: If the file is not a calibrator.
     """
     found = load_any_calibrator(path) if path else None
     if isinstance(found, DistributionCalibrator):
         raise ConfigError(
-            f"{path} reads detections' edges and neighbours, and a graph maps scores alone: give "
-            '--calibrator the file of another method, or drop test_cfg.calibrator.'
+            f"{path} needs detections' edges and neighbours, but graphs can only map scores: give "
+            '--calibrator a file of another method, or remove test_cfg.calibrator.'
         )
     return found
 
 
 @dataclass(frozen=True)
 class Description:
-    """Everything that a runtime needs beside the graph.
+    """Metadata that a runtime needs beside the graph.
 
     Args:
-        name: of the config.
-        head: type of the head, whose scores these are.
-        classes: names in the order of the labels.
-        preprocessing: from a picture to the inputs.
-        settings: the head's ``test_cfg``: ``score_thr``, ``nms_pre``, ``nms``, ``min_bbox_size``
+        name: Name of the config.
+        head: Type of the head that predicts the scores.
+        classes: Class names in label order.
+        preprocessing: Steps from a picture to the inputs.
+        settings: The head's ``test_cfg``: ``score_thr``, ``nms_pre``, ``nms``, ``min_bbox_size``
             and ``max_per_img``.
-        outputs: names of the graph's outputs.
-        nms: whether suppression is inside the graph.
-        calibrated: whether a calibrator is inside.
-        level: of the edges' intervals; None: there are none.
+        outputs: Names of the graph's outputs.
+        nms: Whether the graph includes NMS.
+        calibrated: Whether the graph includes a calibrator.
+        level: Level of the edge intervals; None: no intervals.
         precision: ``float32`` or ``int8``.
-        version: of the gfl_det that exported it.
+        version: Version of gfl_det that exported the file.
     """
 
     name: str
@@ -136,34 +136,32 @@ class Description:
     version: str = field(default=__version__)
 
     def to_json(self) -> str:
-        """As text."""
+        """Convert to text."""
         content = dict(vars(self), preprocessing=self.preprocessing.to_json(), format=FORMAT)
         return json.dumps(content)
 
     @classmethod
     def from_json(cls, text: str | None, source: str) -> Description:
-        """What :meth:`to_json` wrote.
+        """Restore from the output of :meth:`to_json`.
 
         Args:
-            text: None: there was none.
-            source: name of the file, for messages.
+            text: Stored text; None: the file has none.
+            source: File name, for messages.
 
         Raises:
-            DataError: it is not of this package, or of a later format.
+            DataError: If the text is not from gfl_det, or in a later format.
         """
         if not text:
-            raise DataError(f'{source} was not written by gfl-det export: export it there.')
+            raise DataError(f'{source} was not written by gfl-det export: export it again.')
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f'{source} has a description that is not JSON: export it again.'
-            ) from error
+            raise DataError(f'The metadata of {source} is not JSON: export it again.') from error
         if not isinstance(content, dict) or content.pop('format', None) != FORMAT:
             content = content if isinstance(content, dict) else {}
             raise DataError(
                 f'{source} was written by gfl_det {content.get("version")!s:.60} in a format that '
-                f'gfl_det {__version__} does not read: export it again.'
+                f'gfl_det {__version__} cannot read: export it again.'
             )
         try:
             preprocessing = Preprocessing.from_json(content.pop('preprocessing'))
@@ -173,5 +171,5 @@ class Description:
             return cls(preprocessing=preprocessing, **content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f'{source} describes itself wrongly ({error!r}): export it again.'
+                f'The metadata of {source} is invalid ({error!r}): export it again.'
             ) from error

@@ -35,15 +35,15 @@ def decode_upload(content: bytes, limits: UploadLimits) -> np.ndarray:
     """Decode an image, upright as its EXIF orientation says.
 
     Args:
-        content: a whole file.
-        limits: of its size.
+        content: A whole file.
+        limits: Of its size.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB.
 
     Raises:
-        DataError: the file is too large, has too many pixels (its header is asked, so that a small
-            file cannot unfold into gigabytes), is damaged, or not an image of a known format.
+        DataError: If the file is too large, has too many pixels (its header is asked, so that a
+            small file cannot unfold into gigabytes), is damaged, or not an image of a known format.
     """
     if len(content) > limits.max_bytes:
         raise DataError(too_large(limits))
@@ -80,9 +80,9 @@ def describe(boxes: Boxes, size: tuple[int, int], classes: Sequence[str]) -> dic
     """Describe detections.
 
     Args:
-        boxes: of an image, by descending score.
-        size: height and width of the image, px.
-        classes: names, by label.
+        boxes: Of an image, by descending score.
+        size: Height and width of the image, px.
+        classes: Names, by label.
 
     Returns:
         ``height``, ``width`` and ``boxes``, each with ``box`` (xyxy px), ``name``, ``colour``

@@ -75,16 +75,16 @@ class DemoServer:
     """Serves the page and answers it.
 
     Args:
-        detect: gives the detections of ``(H, W, 3)`` uint8 RGB.
-        classes: names, by label.
-        address: host and port to listen on; port 0 takes a free one.
-        title: of the page, the detector's name.
-        limits: of uploads.
-        score_thr: detections below it are not sent.
-        level: of the detections' intervals, where they have them.
+        detect: Gives the detections of ``(H, W, 3)`` uint8 RGB.
+        classes: Names, by label.
+        address: Host and port to listen on; port 0 takes a free one.
+        title: Of the page, the detector's name.
+        limits: Of uploads.
+        score_thr: Detections below it are not sent.
+        level: Of the detections' intervals, where they have them.
 
     Raises:
-        SetupError: the address cannot be listened on.
+        SetupError: If the address cannot be listened on.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class DemoServer:
         """What is in an uploaded image.
 
         Raises:
-            DataError: It is not an image, or too large.
+            DataError: If it is not an image, or too large.
         """
         with self.one_at_a_time:  # decoded images are the largest part: one of them at a time
             image = decode_upload(content, self.limits)
@@ -213,7 +213,7 @@ def listen(address: tuple[str, int]) -> socket.socket:
     """Bind an address and listen on it.
 
     Raises:
-        SetupError: it is taken, or no address of this machine.
+        SetupError: If it is taken, or no address of this machine.
     """
     try:
         return socket.create_server(address)

@@ -40,10 +40,10 @@ def judge_cuts(
     """Judge the cuts of a calibrator, beside the best ones, for which gt boxes must be known.
 
     Args:
-        calibrator: with the classes of the gt boxes, in their order.
-        detections: with raw scores.
-        calibrated: the same with calibrated ones.
-        truths: of the same images.
+        calibrator: With the classes of the gt boxes, in their order.
+        detections: With raw scores.
+        calibrated: The same with calibrated ones.
+        truths: Of the same images.
     """
     kept = calibrator.kept(detections, calibrated)
     settings = calibrator.settings
@@ -65,18 +65,18 @@ def write_report(
     """Write ``reliability.png``, ``classes.png`` and ``report.html``, which needs neither.
 
     Args:
-        calibrator: with the classes of the gt boxes, in their order.
-        detections: with raw scores.
+        calibrator: With the classes of the gt boxes, in their order.
+        detections: With raw scores.
         calibrated: ``(N,)`` their calibrated scores.
-        truths: of the same images, which the calibrator has not seen.
-        metrics: of raw and of calibrated scores, of :func:`.evaluation.evaluate_detections`.
-        folder: is made.
+        truths: Of the same images, which the calibrator has not seen.
+        metrics: Of raw and of calibrated scores, of :func:`.evaluation.evaluate_detections`.
+        folder: Is made.
 
     Returns:
         The files.
 
     Raises:
-        DataError: one cannot be written.
+        DataError: If one cannot be written.
     """
     make_folder(folder)
     mapped = detections._replace(scores=calibrated)

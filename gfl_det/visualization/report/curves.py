@@ -51,9 +51,9 @@ def coco_table(truths: Truths, area: np.ndarray, detections: Detections) -> Coco
     """Judge as COCO does, by faster_coco_eval where it is installed.
 
     Args:
-        truths: of K classes, M boxes.
+        truths: Of K classes, M boxes.
         area: ``(M,)`` px, by which COCO tells sizes: that of the annotation, not of its box.
-        detections: of the same images.
+        detections: Of the same images.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells of each step
         known = _coco(truths, area)
@@ -82,7 +82,7 @@ def best_cuts(found: Matches) -> F1Cuts:
     """Where F1 is largest, as all scores of at least a threshold are kept.
 
     Args:
-        found: at the IoU to judge at.
+        found: At the IoU to judge at.
     """
     classes = len(found.truths)
     rows = [_best_cut(found.scores, found.state, found.truths.sum())]
@@ -191,11 +191,11 @@ def edge_errors(
     """Compare the edges of matched detections with those of their gt boxes.
 
     Args:
-        found: matches of N detections.
+        found: Matches of N detections.
         boxes: ``(N, 4)`` their boxes, xywh px.
-        truths: of the same images.
+        truths: Of the same images.
         std: ``(N, 4)`` px.
-        intervals: lower and upper ends, each ``(N, 4)`` px.
+        intervals: Lower and upper ends, each ``(N, 4)`` px.
     """
     right = found.state == TRUE
     rows, partners = found.row[right], found.truth[right]
@@ -213,7 +213,7 @@ def spread(std: np.ndarray, error: np.ndarray, bins: int = SPREAD_BINS) -> Sprea
     Args:
         std: ``(E,)`` px.
         error: ``(E,)`` px.
-        bins: at most.
+        bins: At most.
     """
     order = np.argsort(std, kind='stable')
     parts = np.array_split(order, min(bins, len(order))) if len(order) else []

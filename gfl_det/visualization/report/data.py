@@ -98,8 +98,8 @@ def box_areas(dataset: dict, truths: Truths) -> np.ndarray:
     """The areas ``(M,)`` of gt boxes in px: as annotated, else of the boxes.
 
     Args:
-        dataset: the parsed annotation file.
-        truths: of the file, or of some of its classes and images.
+        dataset: The parsed annotation file.
+        truths: Of the file, or of some of its classes and images.
     """
     table = table_of(dataset, 'the annotations')
     images, classes = set(truths.image_ids), set(truths.category_ids)
@@ -120,13 +120,13 @@ def read_results(
     """Read COCO results, with ``edge_std``, ``edge_low``, ``edge_high`` and ``raw_score`` if held.
 
     Args:
-        results: what ``gfl-det test --out`` or ``gfl-det infer --out --annotations`` wrote.
+        results: What ``gfl-det test --out`` or ``gfl-det infer --out --annotations`` wrote.
         annotations: COCO file.
-        images: folder of the image files; None: the report has no pictures.
-        calibrator: of scores, fitted on other images; None: none.
+        images: Folder of the image files; None: the report has no pictures.
+        calibrator: Of scores, fitted on other images; None: none.
 
     Raises:
-        DataError: a file cannot be used, or the results do not belong to the annotations.
+        DataError: If a file cannot be used, or the results do not belong to the annotations.
     """
     dataset = read_json(annotations)
     gts = truths_from_coco(dataset, annotations)
@@ -161,8 +161,8 @@ def calibrated(found: Detections, truths: Truths, path: str) -> Detections:
     """The detections with calibrated scores.
 
     Raises:
-        DataError: the calibrator is none, for other classes, fitted on these images, or of the kind
-            that reads distributions, which result files lack.
+        DataError: If the calibrator is none, for other classes, fitted on these images, or of the
+            kind that reads distributions, which result files lack.
     """
     calibrator = load_any_calibrator(path)
     if isinstance(calibrator, DistributionCalibrator):
@@ -196,7 +196,7 @@ def _column(
     """A field of all entries ``(N, *shape)``; None if none has it.
 
     Raises:
-        DataError: some lack it, or a value is of another kind.
+        DataError: If some lack it, or a value is of another kind.
     """
     if not any(name in entry for entry in entries):
         return None
@@ -228,14 +228,14 @@ def run_work_dir(
     """Run the detector of a work dir over a split of its config.
 
     Args:
-        work_dir: with the logs of the training.
-        cfg: of the detector.
-        checkpoint: a file or an address.
+        work_dir: With the logs of the training.
+        cfg: Of the detector.
+        checkpoint: A file or an address.
         split: 'val' or 'test'.
-        calibrator: of scores, fitted on other images; None: that of the config, if it names one.
+        calibrator: Of scores, fitted on other images; None: that of the config, if it names one.
 
     Raises:
-        GFLDetError: something is missing, or the calibrator does not belong to the detector.
+        GFLDetError: If something is missing, or the calibrator does not belong to the detector.
     """
     cfg = Config(cfg.to_dict(), filename=cfg.filename)
     test_cfg = cfg.model.setdefault('test_cfg', {})

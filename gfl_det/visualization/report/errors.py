@@ -101,11 +101,11 @@ def find_errors(
     """Match, and sort what did not match into kinds.
 
     Args:
-        detections: cut at a score to judge an operating point.
-        truths: of the same images.
+        detections: Cut at a score to judge an operating point.
+        truths: Of the same images.
         tau: IoU that a match needs.
         background: IoU below which a detection lies on nothing.
-        max_dets: the best of an image and class that count.
+        max_dets: The best of an image and class that count.
     """
     (found,) = match(detections, truths, [tau], max_dets=max_dets)
     near = nearest(detections.take(found.row), truths)
@@ -214,9 +214,9 @@ def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> 
     count.
 
     Args:
-        detections: those that ``errors`` were found in, cut at the score to judge.
-        truths: of the same images.
-        errors: of the two.
+        detections: Those that ``errors`` were found in, cut at the score to judge.
+        truths: Of the same images.
+        errors: Of the two.
 
     Returns:
         ``(K + 1, K + 1)`` int64: rows are true classes and last "nothing", columns those predicted.
@@ -267,9 +267,9 @@ def judge_images(errors: Errors, image_of: np.ndarray, truths: Truths) -> ImageE
     exactly and nothing else, 0 if nothing is right.
 
     Args:
-        errors: of detections that are cut at a score.
+        errors: Of detections that are cut at a score.
         image_of: ``(N,)`` images of those detections, in their own order.
-        truths: of I images.
+        truths: Of I images.
     """
     found, images = errors.found, len(truths.image_ids)
     image = image_of[found.row]
@@ -292,8 +292,8 @@ def choose_images(judged: ImageErrors, limit: int) -> list[int]:
     pair of each kind, then the other pairs; then come the next worst.
 
     Args:
-        judged: all images.
-        limit: how many at most.
+        judged: All images.
+        limit: How many at most.
 
     Returns:
         The most important first: a list of fewer is the beginning of this one.

@@ -31,7 +31,7 @@ def draw(image: np.ndarray, boxes: Boxes, classes: Sequence[str]) -> bytes:
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
         boxes: px of the image.
-        classes: names by label.
+        classes: Names by label.
 
     Returns:
         A JPEG whose longer side has `SIDE_PX`, or less of a tiny image.
@@ -60,10 +60,10 @@ def draw_gallery(
     Images that cannot be read are named on standard error and left out.
 
     Args:
-        data: with the folder of the images; without it there are no pictures.
-        analysis: of the same data.
-        limit: how many images at most; the most important ones where `MAX_BYTES` is reached.
-        show_progress: on standard error.
+        data: With the folder of the images; without it there are no pictures.
+        analysis: Of the same data.
+        limit: How many images at most; the most important ones where `MAX_BYTES` is reached.
+        show_progress: On standard error.
 
     Returns:
         The worst image first.

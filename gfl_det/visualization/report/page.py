@@ -19,7 +19,7 @@ def render(values: dict[str, Any]) -> str:
     """The page: template, style, scripts and numbers in one.
 
     Args:
-        values: of :func:`.analysis.analyse`, with ``pictures``.
+        values: Of :func:`.analysis.analyse`, with ``pictures``.
     """
     page = (PAGE / 'report.html').read_text(encoding='utf-8')
     parts = dict(
