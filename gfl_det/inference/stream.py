@@ -53,8 +53,8 @@ class ImageDetector(ABC):
         """Detect in images.
 
         Args:
-            inputs: Path of an image or video, folder, glob, http URL, PIL image, array ``(H, W,
-                3)`` uint8 BGR, tensor ``(3, H, W)`` RGB, or several of them.
+            inputs: Path of an image or video, folder, glob, http URL, PIL image, array
+                ``(H, W, 3)`` uint8 BGR, tensor ``(3, H, W)`` RGB, or several of them.
             batch_size: Images per forward pass. Only images of equal size are batched, so that
                 results do not depend on it.
             progress: Show progress on standard error.

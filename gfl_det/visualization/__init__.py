@@ -1,4 +1,4 @@
-"""Pictures: boxes with soft edges, ground truth beside prediction, bar charts of a box's edges."""
+"""Pictures of boxes: soft edges, ground truth beside predictions, bar charts of edges."""
 
 from gfl_det.visualization.charts import edge_figure, save_figure, sharp_and_flat
 from gfl_det.visualization.edges import Boxes, EdgeBins

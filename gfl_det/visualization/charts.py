@@ -1,7 +1,7 @@
-"""Bar charts of a box's edges beside the box itself: sharp distributions against flat ones.
+"""Bar charts of edge distributions, drawn beside their box.
 
-Bars stand where their bins lie in the image: those of the left and right edge above it, those of
-the top and bottom edge at its side.
+Bars are placed at the image coordinates of their bins: left and right edge above the image, top and
+bottom edge at its side.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from gfl_det.visualization.edges import Boxes, EdgeBins, reach
 from gfl_det.visualization.labels import class_colours
 from gfl_det.visualization.picture import box_texts, draw_soft_edges
 
-DPI = 200  # of PNG and JPEG files
-FAINT = 0.02  # probabilities below it do not widen the part of the image that is shown
+DPI = 200  # for PNG and JPEG files
+FAINT = 0.02  # lower probabilities do not enlarge the view
 PAGE, GRID, TEXT = 'white', '#d8dbe2', '#1d2129'
-BEYOND = '#eceef2'  # the image's border
-# Inches: the image's height, the charts' depth, room for their ticks, space between boxes.
+BEYOND = '#eceef2'  # outside the image
+# Inches: image height, chart depth, room for ticks, space between boxes.
 HEIGHT, DEPTH, TICKS, SPACE, TITLE = 2.6, 0.9, 0.42, 0.25, 0.42
-ASPECT = (0.7, 1.6)  # of the part of the image that is shown, width over height
+ASPECT = (0.7, 1.6)  # of the view, width over height
 
 
 class Panel(NamedTuple):
-    """One box of a figure."""
+    """Box and view of one panel."""
 
-    box: int  # its index
-    view: tuple[int, int, int, int]  # xyxy px, the part of the image that is shown
+    box: int  # index of the box
+    view: tuple[int, int, int, int]  # xyxy px, visible part of the image
     truth: np.ndarray | None  # (4,) xyxy px
 
     @property
     def width(self) -> float:
-        """Of the image in the figure, inches."""
+        """Size of the image in the figure, in inches."""
         x1, y1, x2, y2 = self.view
         return HEIGHT * (x2 - x1) / (y2 - y1)
 
@@ -45,7 +45,7 @@ class Panel(NamedTuple):
 def figure(
     width: float, height: float, layout: Literal['constrained'] | None = 'constrained'
 ) -> Any:
-    """An empty matplotlib figure that needs no display, of a size in inches."""
+    """Create an empty matplotlib figure of a size in inches, without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
 
@@ -55,22 +55,22 @@ def figure(
 
 
 def edge_spread(bins: EdgeBins) -> np.ndarray:
-    """Standard deviations ``(N, 4)`` of the edges, px."""
+    """Standard deviations ``(N, 4)`` of the edges in px."""
     mean = (bins.probabilities * bins.positions).sum(-1, keepdims=True)
     return np.sqrt((bins.probabilities * (bins.positions - mean) ** 2).sum(-1))
 
 
 def edge_entropy(bins: EdgeBins) -> np.ndarray:
-    """Entropies ``(N, 4)`` of the edges, nats, in [0, log(num_bins)]."""
+    """Entropies ``(N, 4)`` of the edges in nats, in [0, log(num_bins)]."""
     safe = np.maximum(bins.probabilities, 1e-12)
     return -(bins.probabilities * np.log(safe)).sum(-1)
 
 
 def sharp_and_flat(boxes: Boxes) -> list[int]:
-    """The box with the sharpest edges and the one with the flattest, by mean entropy.
+    """Select the boxes with the sharpest and the flattest edges, by mean entropy.
 
     Returns:
-        Two indices, one where there is a single box, none where there is none.
+        Two indices; one for a single box, none without boxes.
     """
     if boxes.edges is None or len(boxes.boxes) == 0:
         return []
@@ -85,20 +85,20 @@ def edge_figure(
     classes: Sequence[str] | None = None,
     truths: Boxes | None = None,
 ) -> Any:
-    """Chosen boxes side by side, each with the distributions of its edges.
+    """Draw boxes side by side, each with its edge distributions.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
-        boxes: With ``edges``, px of the image.
-        chosen: Indices of boxes, one at least.
-        classes: Names; None: numbers.
-        truths: Dashed lines show the one that overlaps a box the most, from IoU 0.5 on.
+        boxes: Boxes with ``edges``, in px of the image.
+        chosen: Indices of the boxes to draw, at least one.
+        classes: Class names; None: numbers.
+        truths: Gt boxes; the one with the largest IoU, at least 0.5, is drawn with dashed lines.
 
     Returns:
-        A matplotlib figure, to be saved in any format: bars and letters stay vectors.
+        A matplotlib figure that can be saved in any format; bars and letters stay vectors.
 
     Raises:
-        DataError: If the boxes have no distributions, or there is no such box.
+        DataError: If the boxes have no distributions, or an index is out of range.
     """
     if boxes.edges is None:
         raise DataError(
@@ -106,7 +106,7 @@ def edge_figure(
             'and use a detector with a GFL head.'
         )
     if len(chosen) == 0 or not all(0 <= index < len(boxes.boxes) for index in chosen):
-        raise DataError(f'there is no box {list(chosen)}: there are {len(boxes.boxes)}, from 0 on.')
+        raise DataError(f'boxes {list(chosen)}: give indices from 0 to {len(boxes.boxes) - 1}.')
     panels = [_panel(boxes, index, truths) for index in chosen]
     widths = [SPACE + panel.width + DEPTH + TICKS for panel in panels]
     size = sum(widths) + SPACE, TICKS + HEIGHT + DEPTH + TITLE
@@ -117,16 +117,16 @@ def edge_figure(
 
 
 def save_figure(drawing: Any, path: Path) -> None:
-    """Write a figure as PNG or JPEG of print quality, or as PDF or SVG with letters as text.
+    """Write a figure as print-quality PNG or JPEG, or as PDF or SVG with letters as text.
 
     Raises:
-        DataError: If the ending is another, or the file cannot be written.
+        DataError: If the extension is unknown or the file cannot be written.
     """
     import matplotlib
 
     if path.suffix not in CHART_ENDINGS:
         raise DataError(f'{path} must end in {", ".join(CHART_ENDINGS)}.')
-    # Type 42 embeds letters as letters; journals refuse matplotlib's type 3.
+    # Type 42 embeds fonts as outlines; journals reject matplotlib's default type 3.
     with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.hashsalt': path.stem}):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def save_figure(drawing: Any, path: Path) -> None:
 
 
 def _panel(boxes: Boxes, index: int, truths: Boxes | None) -> Panel:
-    """Choose the part of the image around a box: its edges' bins, and its gt box."""
+    """Choose the view of a box: its edge bins and its gt box."""
     assert boxes.edges is not None
     gt = _nearest(boxes.boxes[index], truths)
     shown = [boxes.boxes[index]] if gt is None else [boxes.boxes[index], gt]
@@ -153,7 +153,7 @@ def _panel(boxes: Boxes, index: int, truths: Boxes | None) -> Panel:
 
 
 def _fit_aspect(x1: float, y1: float, x2: float, y2: float) -> tuple[int, int, int, int]:
-    """Widen a view until it is neither thin nor flat, to whole pixels."""
+    """Extend a view to an allowed aspect ratio and to whole pixels."""
     missing_x = max(0.0, ASPECT[0] * (y2 - y1) - (x2 - x1)) / 2
     missing_y = max(0.0, (x2 - x1) / ASPECT[1] - (y2 - y1)) / 2
     low, high = (
@@ -164,7 +164,7 @@ def _fit_aspect(x1: float, y1: float, x2: float, y2: float) -> tuple[int, int, i
 
 
 def _nearest(box: np.ndarray, truths: Boxes | None) -> np.ndarray | None:
-    """The gt box that overlaps a box the most, if by an IoU of 0.5."""
+    """The gt box with the largest IoU with a box, if that is at least 0.5."""
     if truths is None or len(truths.boxes) == 0:
         return None
     low = np.maximum(box[:2], truths.boxes[:, :2])
@@ -179,7 +179,7 @@ def _nearest(box: np.ndarray, truths: Boxes | None) -> np.ndarray | None:
 def _draw_panel(
     figure: Any, left: float, panel: Panel, image: np.ndarray, boxes: Boxes, text: str
 ) -> None:
-    """The image with the box, a chart above and one at its right, and a title with numbers."""
+    """Draw the image with the box, charts above and at the right, and a title with numbers."""
     wide, tall = figure.get_size_inches()
     bottom = TICKS
 
@@ -205,7 +205,7 @@ def _draw_panel(
 
 
 def _draw_view(axes: Any, panel: Panel, image: np.ndarray, boxes: Boxes) -> None:
-    """The part of the image, enlarged, with the soft edges and the lines of the box."""
+    """Draw the enlarged view with soft edges and the lines of the box."""
     from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
     from PIL import Image
@@ -227,7 +227,7 @@ def _draw_view(axes: Any, panel: Panel, image: np.ndarray, boxes: Boxes) -> None
     draw_soft_edges(canvas, one._replace(edges=edges), colour)
     axes.imshow(canvas.clip(0, 255) / 255, extent=(x1, x2, y2, y1), interpolation='none')
     frames = [(one.boxes[0], '-', TEXT, 2.0), (one.boxes[0], '-', tuple(colour[0] / 255), 1.3)]
-    if panel.truth is not None:  # black on white dashes are seen on any ground
+    if panel.truth is not None:  # black and white dashes are visible on any background
         frames += [(panel.truth, '-', PAGE, 1.4), (panel.truth, '--', TEXT, 1.4)]
     for box, style, line, thick in frames:
         axes.add_patch(
@@ -242,7 +242,7 @@ def _draw_view(axes: Any, panel: Panel, image: np.ndarray, boxes: Boxes) -> None
 
 
 def _draw_bars(axes: Any, side: int, panel: Panel, boxes: Boxes, colour: np.ndarray) -> None:
-    """The bins of one edge, its mean and, dashed, where that of the gt box lies."""
+    """Draw the bins of one edge, its mean and, dashed, the gt edge."""
     assert boxes.edges is not None
     positions = boxes.edges.positions[panel.box, side]
     probabilities = boxes.edges.probabilities[panel.box, side]

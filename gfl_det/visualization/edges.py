@@ -1,4 +1,4 @@
-"""Edge distributions along the picture's axes, in pixels: where the edges of boxes may lie."""
+"""Edge distributions of boxes in image coordinates, px."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from gfl_det.ops.intervals import OUTWARDS
 
 
 class EdgeBins(NamedTuple):
-    """The distributions of N boxes' edges: left, top, right, bottom."""
+    """Edge distributions of N boxes: left, top, right, bottom."""
 
-    positions: np.ndarray  # (N, 4, num_bins) px along the edge's axis: x of left and right, else y
-    probabilities: np.ndarray  # (N, 4, num_bins) sum to 1 over an edge's bins
+    positions: np.ndarray  # (N, 4, num_bins) px: x for left and right, y for top and bottom
+    probabilities: np.ndarray  # (N, 4, num_bins), sum to 1 per edge
 
     def scaled(self, factor: float) -> EdgeBins:
-        """The same edges in a picture enlarged by a factor."""
+        """The same edges in an enlarged picture."""
         return self._replace(positions=self.positions * factor)
 
     def take(self, index: Any) -> EdgeBins:
-        """The edges of some of the boxes."""
+        """Select the edges of some boxes."""
         return EdgeBins(self.positions[index], self.probabilities[index])
 
 
 class Boxes(NamedTuple):
-    """Boxes to draw, of detections by descending score, or of gt boxes."""
+    """Boxes to draw: detections by descending score, or gt boxes."""
 
     boxes: np.ndarray  # (N, 4) xyxy px
     labels: np.ndarray  # (N,) int64
     scores: np.ndarray | None = None  # (N,)
-    edges: EdgeBins | None = None  # of heads that predict distributions
-    intervals: np.ndarray | None = None  # (N, 4, 2) px, where each edge's begins and ends
+    edges: EdgeBins | None = None  # for heads that predict distributions
+    intervals: np.ndarray | None = None  # (N, 4, 2) px, lower and upper end per edge
 
     @classmethod
     def of(cls, instances: Any, score_thr: float = 0.0) -> Boxes:
-        """Read results or gt boxes.
+        """Build from results or gt boxes.
 
         Args:
-            instances: ``InstanceData`` with ``bboxes`` (a tensor, an array or mmdet's boxes) and
-                ``labels``, of results also ``scores``, and what ``test_cfg.with_distribution=True``
-                adds: ``edge_logits``, ``bin_widths`` and ``prior_centres``; also ``edge_low`` and
-                ``edge_high``.
-            score_thr: Drops results with a lower score.
+            instances: ``InstanceData`` with ``bboxes`` (tensor, array or mmdet's boxes) and
+                ``labels``; for results also ``scores``, the fields added by
+                ``test_cfg.with_distribution=True`` (``edge_logits``, ``bin_widths``,
+                ``prior_centres``), and ``edge_low`` and ``edge_high``.
+            score_thr: Minimum score of results.
         """
         boxes = _array(instances.bboxes).reshape(-1, 4).astype(np.float64)
         labels = _array(instances.labels).astype(np.int64)
@@ -59,17 +59,17 @@ class Boxes(NamedTuple):
         return cls(boxes[order], labels[order], scores[order], edges, intervals)
 
     def scaled(self, factor: float) -> Boxes:
-        """The same boxes in a picture enlarged by a factor."""
+        """The same boxes in an enlarged picture."""
         edges = None if self.edges is None else self.edges.scaled(factor)
         intervals = None if self.intervals is None else self.intervals * factor
         return self._replace(boxes=self.boxes * factor, edges=edges, intervals=intervals)
 
 
 def edge_bins(instances: Any) -> EdgeBins:
-    """Distributions of a result's edges where they lie in the image (GFL, section 3.2).
+    """Convert edge distributions of a result to image coordinates (GFL, section 3.2).
 
     Args:
-        instances: With ``edge_logits (N, 4, num_bins)``, ``bin_widths (N, 4)`` px and
+        instances: Results with ``edge_logits (N, 4, num_bins)``, ``bin_widths (N, 4)`` px and
             ``prior_centres (N, 2)`` px.
     """
     logits = torch.as_tensor(_array(instances.edge_logits))
@@ -80,17 +80,17 @@ def edge_bins(instances: Any) -> EdgeBins:
 
 
 def presence(positions: np.ndarray, probabilities: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """How likely an edge lies at each of some coordinates, of its bins the nearest two.
+    """Probability of an edge at given coordinates, interpolated between bins.
 
-    Probabilities are interpolated between bins and fall to 0 one bin beyond the outermost.
+    It falls to 0 one bin beyond the outermost.
 
     Args:
-        positions: ``(num_bins,)`` px of an edge's bins, equidistant, ascending or descending.
+        positions: ``(num_bins,)`` px, equidistant bins of an edge, ascending or descending.
         probabilities: ``(num_bins,)``.
         pixels: ``(P,)`` px coordinates.
 
     Returns:
-        ``(P,)`` in [0, 1]: at a bin its probability.
+        ``(P,)`` in [0, 1]; at a bin, its probability.
     """
     step = positions[1] - positions[0]
     places = np.concatenate([positions[:1] - step, positions, positions[-1:] + step])
@@ -101,9 +101,9 @@ def presence(positions: np.ndarray, probabilities: np.ndarray, pixels: np.ndarra
 
 
 def share_below(positions: np.ndarray, probabilities: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """The probability that an edge lies below each of some coordinates.
+    """Cumulative probability that an edge lies below given coordinates.
 
-    A bin's probability is spread evenly from half a bin below it to half a bin above.
+    The probability of a bin is spread uniformly over half a bin on either side.
 
     Args:
         positions: ``(num_bins,)`` px, as for :func:`presence`.
@@ -111,7 +111,7 @@ def share_below(positions: np.ndarray, probabilities: np.ndarray, pixels: np.nda
         pixels: ``(P,)`` px coordinates.
 
     Returns:
-        ``(P,)`` in [0, 1], from 0 to 1 along the axis.
+        ``(P,)`` in [0, 1], non-decreasing along the axis.
     """
     if positions[1] < positions[0]:
         positions, probabilities = positions[::-1], probabilities[::-1]
@@ -121,15 +121,15 @@ def share_below(positions: np.ndarray, probabilities: np.ndarray, pixels: np.nda
 
 
 def reach(positions: np.ndarray, probabilities: np.ndarray, least: float) -> tuple[float, float]:
-    """The stretch of an edge's axis beyond which no bin reaches a probability.
+    """Range of an edge's axis beyond which no bin reaches a probability.
 
     Args:
         positions: ``(num_bins,)`` px.
         probabilities: ``(num_bins,)``.
-        least: Probability, at most that of the likeliest bin.
+        least: Minimum probability, at most that of the most probable bin.
 
     Returns:
-        Lowest and highest coordinate, px, with one bin more on either side.
+        Lowest and highest coordinate in px, extended by one bin on either side.
     """
     width = abs(positions[1] - positions[0])
     kept = positions[probabilities >= min(least, probabilities.max())]
@@ -137,7 +137,7 @@ def reach(positions: np.ndarray, probabilities: np.ndarray, least: float) -> tup
 
 
 def _array(values: Any) -> np.ndarray:
-    values = getattr(values, 'tensor', values)  # mmdet's box structures hold one
+    values = getattr(values, 'tensor', values)  # mmdet's box structures
     if not isinstance(values, torch.Tensor):
         return np.asarray(values)
     values = values.detach().cpu()

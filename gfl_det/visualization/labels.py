@@ -1,6 +1,6 @@
-"""Labels of boxes: colours of classes, and letters where they cover little.
+"""Labels of boxes: class colours, and text placed where it covers little.
 
-The colours are far apart to the eye, on light and dark pictures, and the same in every run.
+The colours are perceptually distinct on light and dark pictures, and the same in every run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# The first classes' colours, by hand: apart for red-green colour blindness too, in this order.
+# Colours of the first classes, in an order that suits red-green colour blindness.
 FIRST = (
     (255, 159, 28),  # orange
     (46, 196, 255),  # sky
@@ -25,15 +25,15 @@ FIRST = (
     (92, 124, 250),  # blue
     (190, 122, 62),  # brown
 )
-STEP = 15  # of the grid of sRGB values that further colours are taken from
-LIGHTNESS = (0.58, 0.92)  # OKLab: darker ones vanish on dark pictures, lighter ones on paper
-MIN_CHROMA = 0.07  # OKLab: greys look like the picture
+STEP = 15  # grid step of the sRGB values for further colours
+LIGHTNESS = (0.58, 0.92)  # OKLab: darker colours vanish on dark pictures, lighter ones on paper
+MIN_CHROMA = 0.07  # OKLab: greys blend into the picture
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 GAP = 1  # px between a label and its box
 
 
 def oklab(colours: np.ndarray) -> np.ndarray:
-    """Lightness and two opponent axes in which distance is difference to the eye.
+    """Convert to OKLab: lightness and two opponent axes with perceptual distances.
 
     Björn Ottosson, "A perceptual color space for image processing", 2020.
 
@@ -61,13 +61,13 @@ def oklab(colours: np.ndarray) -> np.ndarray:
 
 
 def class_colours(count: int) -> np.ndarray:
-    """Colours of the classes 0 .. count-1.
+    """Colours of classes 0 .. count-1.
 
-    A class keeps its colour whatever the number of classes: after ten chosen by hand, each next
-    one is the colour that is farthest from all before it.
+    The colour of a class does not depend on the number of classes: after ten fixed colours, each
+    next one is the farthest from all before it.
 
     Args:
-        count: Of classes.
+        count: Number of classes.
 
     Returns:
         ``(count, 3)`` uint8 sRGB.
@@ -77,7 +77,7 @@ def class_colours(count: int) -> np.ndarray:
 
 
 def text_colour(background: np.ndarray | tuple[int, ...]) -> tuple[int, int, int]:
-    """Black or white, whichever is the more legible on a colour (sRGB in 0..255)."""
+    """Black or white, whichever has more contrast on a colour (sRGB in 0..255)."""
     light = luminance(background)
     return BLACK if (light + 0.05) / 0.05 > 1.05 / (light + 0.05) else WHITE
 
@@ -107,14 +107,14 @@ def _further(count: int) -> np.ndarray:
 
 
 def _linear(colours: np.ndarray) -> np.ndarray:
-    """Intensities in 0..1 of sRGB values in 0..255 (IEC 61966-2-1)."""
+    """Linear intensities in 0..1 of sRGB values in 0..255 (IEC 61966-2-1)."""
     values = np.asarray(colours, dtype=np.float64) / 255
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 @lru_cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it: Latin, Greek and Cyrillic, on every machine."""
+    """DejaVu Sans from matplotlib: Latin, Greek and Cyrillic on every machine."""
     import matplotlib
 
     name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
@@ -124,18 +124,18 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 def place_labels(
     boxes: np.ndarray, sizes: np.ndarray, canvas: tuple[int, int], ink: float = 0.15
 ) -> np.ndarray:
-    """Choose a place for each label: where it covers least of the labels before it and of lines.
+    """Choose a place for each label that covers little of earlier labels and of outlines.
 
-    Eight places are looked at: above, below and inside a box, at its left and at its right.
+    Eight places are compared: above, below, inside, left and right of the box.
 
     Args:
         boxes: ``(N, 4)`` xyxy px, by descending importance.
         sizes: ``(N, 2)`` width and height of the labels, px.
         canvas: Width and height of the picture, px.
-        ink: Weight of a covered piece of another box's outline over that of a covered label.
+        ink: Cost of covering another box's outline, relative to covering a label.
 
     Returns:
-        ``(N, 4)`` xyxy px int64, within the picture where it is large enough.
+        ``(N, 4)`` xyxy px int64, within the picture if it is large enough.
     """
     placed = np.empty((len(boxes), 4))
     outlines = np.concatenate([_outline(box) for box in boxes]) if len(boxes) else np.empty((0, 4))
@@ -144,7 +144,7 @@ def place_labels(
         area = size[0] * size[1]
         on_labels = _overlap(spots, placed[:index]).sum(1) / area
         on_lines = np.minimum(_overlap(spots, outlines), area).sum(1) / area
-        # Earlier spots are the better ones: they win ties and small differences.
+        # Earlier places are preferred: they win ties and small differences.
         cost = on_labels + ink * on_lines + 0.02 * np.arange(len(spots))
         placed[index] = spots[cost.argmin()]
     return np.rint(placed).astype(np.int64)
@@ -157,14 +157,14 @@ def draw_labels(
     colours: np.ndarray,
     size: int,
 ) -> np.ndarray:
-    """Write a label at each box, on a plate of its colour.
+    """Write a label at each box on a coloured plate.
 
     Args:
         picture: ``(H, W, 3)`` uint8 RGB.
         boxes: ``(N, 4)`` xyxy px, by descending importance.
-        texts: N labels.
-        colours: ``(N, 3)`` RGB of the plates.
-        size: Of the letters, px.
+        texts: Texts of the N labels.
+        colours: ``(N, 3)`` RGB colours of the plates.
+        size: Font size in px.
 
     Returns:
         A new picture.
@@ -187,7 +187,7 @@ def draw_labels(
 
 
 def _spots(box: np.ndarray, size: np.ndarray, canvas: np.ndarray) -> np.ndarray:
-    """The places for a label at a box ``(8, 4)``, the better first, moved into the picture."""
+    """Candidate places ``(8, 4)`` of a label, best first, moved into the picture."""
     (x1, y1, x2, y2), (width, height) = box, size
     right = x2 - width
     corners = np.array(
@@ -207,7 +207,7 @@ def _spots(box: np.ndarray, size: np.ndarray, canvas: np.ndarray) -> np.ndarray:
 
 
 def _outline(box: np.ndarray, thickness: float = 2.0) -> np.ndarray:
-    """Four thin rectangles ``(4, 4)`` along a box's edges."""
+    """Four thin rectangles ``(4, 4)`` along the edges of a box."""
     x1, y1, x2, y2 = box
     half = thickness / 2
     return np.array(
@@ -221,7 +221,7 @@ def _outline(box: np.ndarray, thickness: float = 2.0) -> np.ndarray:
 
 
 def _overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Common areas ``(N, M)`` of rectangles ``(N, 4)`` and ``(M, 4)``."""
+    """Intersection areas ``(N, M)`` of rectangles ``(N, 4)`` and ``(M, 4)``."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     return np.clip(high - low, 0, None).prod(2)

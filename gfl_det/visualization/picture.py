@@ -1,6 +1,6 @@
-"""Pictures of an image's boxes: detections with soft edges, gt boxes, or both side by side.
+"""Pictures of an image with its boxes: soft edges, gt boxes, or both side by side.
 
-The opacity along the normal of a soft edge follows its distribution.
+The opacity across a soft edge follows its distribution.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from gfl_det.visualization.edges import Boxes, EdgeBins, presence, reach, share_
 from gfl_det.visualization.labels import class_colours, draw_labels, font
 
 INK = 0.75  # opacity where a distribution puts all its probability
-FAINT = 0.01  # probabilities below it are not looked for
-CASING = 0.3  # opacity of the dark line under a box's own, which keeps it legible on light ground
-# Small images are enlarged until their longer side reaches this, so that letters do not hide them.
+FAINT = 0.01  # lower probabilities are not drawn
+CASING = 0.3  # opacity of the dark line below a box's own, for contrast on light ground
+# Small images are enlarged until their longer side reaches this, so that labels do not hide them.
 LEGIBLE_SIDE = 960
 MAX_ENLARGEMENT = 8
-STRIP = (24, 26, 32)  # behind a panel's title
+STRIP = (24, 26, 32)  # background of a panel title
 TITLE = (240, 240, 245)
 
 
 def edge_opacity(bins: EdgeBins, index: int, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """How likely the outline of a box passes each pixel, its four edges being independent.
+    """Probability that a box outline passes each pixel, with independent edges.
 
-    A vertical edge is at (x, y) if it lies at x and the box's top and bottom lie on either side of
-    y, so bands fade out where the corners are uncertain.
+    A vertical edge covers (x, y) if it lies at x and y lies between the top and bottom edge, so
+    bands fade out where corners are uncertain.
 
     Args:
-        bins: Of N boxes.
-        index: Of the box.
+        bins: Edge distributions of N boxes.
+        index: Index of the box.
         xs: ``(W,)`` px coordinates of the columns.
         ys: ``(H,)`` px coordinates of the rows.
 
@@ -48,11 +48,11 @@ def edge_opacity(bins: EdgeBins, index: int, xs: np.ndarray, ys: np.ndarray) -> 
 
 
 def draw_soft_edges(canvas: np.ndarray, boxes: Boxes, colours: np.ndarray) -> None:
-    """Lay each box's distributions over a picture, in place.
+    """Blend the edge distributions of boxes over a picture, in place.
 
     Args:
         canvas: ``(H, W, 3)`` float32 RGB in 0..255.
-        boxes: N boxes with ``edges``, px of the canvas; the first comes to lie on top.
+        boxes: N boxes with ``edges``, px of the canvas; the first is drawn on top.
         colours: ``(N, 3)`` RGB.
     """
     if boxes.edges is None:
@@ -73,13 +73,13 @@ def draw_soft_edges(canvas: np.ndarray, boxes: Boxes, colours: np.ndarray) -> No
 
 
 def draw_lines(canvas: np.ndarray, boxes: Boxes, colours: np.ndarray, width: int) -> None:
-    """Draw each box's own outline, the means of its edges, over a picture, in place.
+    """Draw box outlines, the means of the edges, over a picture, in place.
 
     Args:
         canvas: ``(H, W, 3)`` float32 RGB in 0..255.
-        boxes: N boxes, px of the canvas; the first comes to lie on top.
+        boxes: N boxes, px of the canvas; the first is drawn on top.
         colours: ``(N, 3)`` RGB.
-        width: Of the lines, px; a dark casing makes them a little wider.
+        width: Width of the lines in px; a dark casing adds a little.
     """
     for box, colour in zip(boxes.boxes[::-1], colours[::-1].astype(np.float32)):
         x1, y1, x2, y2 = np.rint(box).astype(int)
@@ -92,7 +92,7 @@ def draw_lines(canvas: np.ndarray, boxes: Boxes, colours: np.ndarray, width: int
 
 
 def _frame(box: tuple[int, int, int, int], thick: int) -> list[tuple[slice, slice]]:
-    """Rows and columns of the four strips that line a box on its inside; none overlap."""
+    """Rows and columns of four disjoint strips along the inside of a box."""
     x1, y1, x2, y2 = box
     top, bottom = y1 + thick, max(y1 + thick, y2 - thick)
     left, right = x1 + thick, max(x1 + thick, x2 - thick)
@@ -110,12 +110,12 @@ def _cut(low: int, high: int) -> slice:
 
 
 def _pixels(low: float, high: float, size: int) -> np.ndarray:
-    """Whole pixels of a stretch, cut at the picture."""
+    """Whole pixels of a range, clipped to the picture."""
     return np.arange(max(0, int(np.floor(low))), min(size, int(np.ceil(high))))
 
 
 def enlargement(height: int, width: int) -> float:
-    """By what factor, 1 at least, an image of this size is enlarged before it is drawn on."""
+    """Factor, at least 1, by which an image of this size is enlarged before drawing."""
     return min(MAX_ENLARGEMENT, max(1, LEGIBLE_SIDE / max(height, width)))
 
 
@@ -126,18 +126,18 @@ def draw_boxes(
     scale: float | None = None,
     soft: bool = True,
 ) -> np.ndarray:
-    """Draw boxes with labels; those that have distributions with soft edges.
+    """Draw boxes with labels, and soft edges where boxes have distributions.
 
-    The opacity across an edge is proportional to the probability that the head gives to each place:
-    a sure edge is narrow and dense, an unsure one wide and faint. The line is the edge's mean, the
-    box itself.
+    The opacity across an edge is proportional to the predicted probability: a certain edge is
+    narrow and dense, an uncertain one wide and faint. The line is the mean of the edge, which is
+    the box itself.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
         boxes: px of the image, the most important first.
-        classes: Names; None: numbers.
-        scale: Factor to enlarge the image by; None: as :func:`enlargement` says.
-        soft: False leaves the distributions out.
+        classes: Class names; None: numbers.
+        scale: Enlargement factor; None: :func:`enlargement`.
+        soft: Draw soft edges.
 
     Returns:
         ``(H * scale, W * scale, 3)`` uint8 RGB.
@@ -161,7 +161,7 @@ def draw_boxes(
 
 
 def box_texts(boxes: Boxes, classes: Sequence[str] | None) -> list[str]:
-    """A label for each box: its class, and its score where it has one."""
+    """Label of each box: class, and score if there is one."""
     names = [
         classes[label] if classes is not None and label < len(classes) else f'class {label}'
         for label in boxes.labels
@@ -172,10 +172,10 @@ def box_texts(boxes: Boxes, classes: Sequence[str] | None) -> list[str]:
 
 
 def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Put pictures next to each other, each below its title.
+    """Place pictures side by side, each below its title.
 
     Args:
-        panels: Titles and uint8 RGB pictures of one size ``(H, W, 3)``.
+        panels: Titles and uint8 RGB pictures of equal size ``(H, W, 3)``.
 
     Returns:
         One uint8 RGB picture.

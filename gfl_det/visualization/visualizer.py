@@ -1,4 +1,4 @@
-"""The visualiser that mmengine's hooks, mmdet's inferencer and the tools draw with."""
+"""Visualizer for mmengine's hooks, mmdet's inferencer and the tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gfl_det.registry import VISUALIZERS
 from gfl_det.visualization.edges import Boxes
 from gfl_det.visualization.picture import draw_boxes, side_by_side
 
-# What a sample may hold that mmdet's visualiser draws and this one does not.
+# Sample fields that mmdet's visualizer draws and this one does not.
 OTHER_PARTS = ('gt_sem_seg', 'gt_panoptic_seg', 'pred_sem_seg', 'pred_panoptic_seg')
 
 JPEG_QUALITY = 85
@@ -25,22 +25,22 @@ JPEG_QUALITY = 85
 
 @VISUALIZERS.register_module()
 class GFLVisualizer(DetLocalVisualizer):
-    """Draws boxes with soft edges, and ground truth beside prediction, without a display.
+    """Draws boxes with soft edges, and ground truth beside predictions, without a display.
 
-    A drop-in for mmdet's ``DetLocalVisualizer`` wherever a config or a hook names it. Edges are
-    soft where results hold their distributions (``test_cfg.with_distribution=True`` of a GFL head),
-    lines elsewhere. Samples with masks or segmentations are drawn as mmdet draws them.
+    A drop-in replacement for mmdet's ``DetLocalVisualizer`` in configs and hooks. Edges are soft if
+    results hold distributions (``test_cfg.with_distribution=True`` of a GFL head), lines otherwise.
+    Samples with masks or segmentations are drawn by mmdet.
 
     Args:
-        name: Of the instance; mmengine finds it by that.
-        soft: False draws lines alone.
-        scale: Factor to enlarge images by; None: small ones until their letters can be read.
-        **kwargs: Of mmdet's: vis_backends, save_dir and the like.
+        name: Name by which mmengine finds the instance.
+        soft: Draw soft edges; False draws lines only.
+        scale: Enlargement factor; None: enlarge small images until labels are legible.
+        **kwargs: Arguments of mmdet's visualizer: vis_backends, save_dir and others.
     """
 
     def __init__(
         self,
-        name: str = 'visualizer',  # mmengine looks for this argument
+        name: str = 'visualizer',  # mmengine checks for this argument
         *,
         soft: bool = True,
         scale: float | None = None,
@@ -64,19 +64,19 @@ class GFLVisualizer(DetLocalVisualizer):
         pred_score_thr: float = 0.3,
         step: int = 0,
     ) -> None:
-        """Draw a sample, and save or send the picture.
+        """Draw a sample, and save or log the picture.
 
         Args:
-            name: Of the picture.
+            name: Name of the picture.
             image: ``(H, W, 3)`` RGB in 0..255, the image that boxes refer to.
-            data_sample: With ``gt_instances``, ``pred_instances`` or both.
-            draw_gt: Draw the gt boxes, if there are any annotations.
+            data_sample: Sample with ``gt_instances``, ``pred_instances`` or both.
+            draw_gt: Draw the gt boxes, if any.
             draw_pred: Draw the detections.
             show: Open a window.
-            wait_time: Of the window, s; 0: until a key is pressed.
-            out_file: File to save to; None: the picture goes to the back ends.
-            pred_score_thr: Least score of detections that are drawn.
-            step: Of training, for the back ends.
+            wait_time: Time the window stays open, s; 0: until a key is pressed.
+            out_file: Output file; None: the picture goes to the back ends.
+            pred_score_thr: Minimum score of drawn detections.
+            step: Training step, for the back ends.
 
         Raises:
             DataError: If ``out_file`` cannot be written.
@@ -109,13 +109,13 @@ class GFLVisualizer(DetLocalVisualizer):
 
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
-            sample: As for :meth:`add_datasample`.
+            sample: Sample as for :meth:`add_datasample`.
             draw_gt: Draw the gt boxes.
             draw_pred: Draw the detections.
-            score_thr: Least score of detections.
+            score_thr: Minimum score of detections.
 
         Returns:
-            uint8 RGB.
+            Picture, uint8 RGB.
         """
         classes = (self.dataset_meta or {}).get('classes')
         parts = []
@@ -135,7 +135,7 @@ class GFLVisualizer(DetLocalVisualizer):
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write an RGB picture; the folder is made.
+    """Write an RGB picture; the folder is created if missing.
 
     Raises:
         DataError: If the file cannot be written.
@@ -146,7 +146,7 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
         is_jpeg = str(path).lower().endswith(('.jpg', '.jpeg'))
         quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if is_jpeg else []
         written = cv2.imwrite(str(path), bgr, quality)
-    except (OSError, cv2.error):  # the second: no encoder for this ending
+    except (OSError, cv2.error):  # cv2.error: no encoder for this extension
         written = False
     if not written:
         raise DataError(f'{path} cannot be written: name a .png or .jpg file in a writable folder.')
@@ -159,7 +159,7 @@ def _is_segmented(sample: DetDataSample) -> bool:
 
 
 def _upright(sample: DetDataSample) -> Any:
-    """Gt boxes as they lie in the image: test-time augmentation may have mirrored them."""
+    """Gt boxes in image coordinates, undoing flips of test-time augmentation."""
     gts = sample.gt_instances
     if not sample.get('flip', False):
         return gts

@@ -1,8 +1,8 @@
 """Detection graph for export: one module from pictures to boxes.
 
-Inputs have mmdet's names and meaning: ``images (B, 3, H, W)`` normalised and padded, ``img_shape
-(B, 2)`` height and width before padding, ``scale_factor (B, 2)`` x and y relative to the original
-picture. Boxes refer to the original picture.
+Inputs have mmdet's names and meaning: ``images (B, 3, H, W)`` normalised and padded,
+``img_shape (B, 2)`` height and width before padding, ``scale_factor (B, 2)`` x and y relative to
+the original picture. Boxes refer to the original picture.
 """
 
 from __future__ import annotations
@@ -106,9 +106,10 @@ class DetectionGraph(nn.Module):
 
         With ``nms``, K detections per image by descending score: ``boxes (B, K, 4)`` xyxy px,
         ``scores (B, K)``, ``labels (B, K)`` int64, ``counts (B,)`` int64; beyond an image's count
-        boxes and scores are 0, labels -1 and other values undefined. Otherwise P cells: ``boxes (B,
-        P, 4)``, ``scores (B, P, C)``, ``levels (P,)`` int64. A calibrator adds ``raw_scores (B,
-        K)``, or ``calibrated_scores (B, P, C)`` beside the raw ones, which NMS uses.
+        boxes and scores are 0, labels -1 and other values undefined. Otherwise P cells:
+        ``boxes (B, P, 4)``, ``scores (B, P, C)``, ``levels (P,)`` int64. A calibrator adds
+        ``raw_scores (B, K)``, or ``calibrated_scores (B, P, C)`` beside the raw ones, which NMS
+        uses.
         """
         cls, edges = self.bbox_head(self.neck(self.backbone(images)))
         frames = ExportFrames.of(img_shape, scale_factor, self.bbox_head.bbox_coder.clip_border)

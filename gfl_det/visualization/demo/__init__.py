@@ -1,1 +1,1 @@
-"""A page that shows what a detector sees in a dropped image, served to this machine."""
+"""Demo page that shows the detections of a dropped image, served locally."""

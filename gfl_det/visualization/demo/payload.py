@@ -1,6 +1,6 @@
-"""What the page sends and gets: images, which may be anything, and detections as plain values.
+"""Payloads of the demo page: uploaded images, and detections as plain values.
 
-The size of an image is judged before anything is decoded.
+Image sizes are checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from gfl_det.visualization.labels import class_colours
 
 FORMATS = ['JPEG', 'PNG', 'WEBP', 'BMP']
 MAX_BOXES = 100
-DIGITS = 4  # of probabilities; a pixel needs 2
+DIGITS = 4  # for probabilities; pixel coordinates get 2
 
 
 class UploadLimits(NamedTuple):
-    """What an upload may be."""
+    """Size limits of uploads."""
 
     max_bytes: int = 10 * 2**20
     max_pixels: int = 20_000_000
 
 
 def decode_upload(content: bytes, limits: UploadLimits) -> np.ndarray:
-    """Decode an image, upright as its EXIF orientation says.
+    """Decode an image and apply its EXIF orientation.
 
     Args:
-        content: A whole file.
-        limits: Of its size.
+        content: Content of the file.
+        limits: Size limits.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB.
 
     Raises:
-        DataError: If the file is too large, has too many pixels (its header is asked, so that a
-            small file cannot unfold into gigabytes), is damaged, or not an image of a known format.
+        DataError: If the file is too large, has too many pixels according to its header (a small
+            file could unpack to gigabytes), is damaged, or has an unknown format.
     """
     if len(content) > limits.max_bytes:
         raise DataError(too_large(limits))
@@ -59,17 +59,17 @@ def decode_upload(content: bytes, limits: UploadLimits) -> np.ndarray:
         with pillow_opens(header.pixels):
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             return np.array(ImageOps.exif_transpose(image).convert('RGB'))
-    except Exception as error:  # a damaged file fails in any way at all
+    except Exception as error:  # a damaged file may raise anything
         raise DataError('This image is damaged or cut off: send it again.') from error
 
 
 def too_large(limits: UploadLimits) -> str:
-    """The sentence for an upload of too many bytes."""
+    """Message for an upload with too many bytes."""
     return f'This file is too large: send one of at most {limits.max_bytes / 2**20:.3g} MiB.'
 
 
 def accepted(limits: UploadLimits) -> str:
-    """What may be sent, for the page."""
+    """Description of accepted uploads, for the page."""
     return (
         f'{", ".join(FORMATS)}; at most {limits.max_bytes / 2**20:.3g} MiB and '
         f'{limits.max_pixels / 1e6:.3g} megapixels'
@@ -77,18 +77,18 @@ def accepted(limits: UploadLimits) -> str:
 
 
 def describe(boxes: Boxes, size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
-    """Describe detections.
+    """Convert detections to plain values.
 
     Args:
-        boxes: Of an image, by descending score.
+        boxes: Boxes of an image by descending score.
         size: Height and width of the image, px.
-        classes: Names, by label.
+        classes: Class names in label order.
 
     Returns:
         ``height``, ``width`` and ``boxes``, each with ``box`` (xyxy px), ``name``, ``colour``
-        (``#rrggbb``), ``score`` and, of a GFL head, ``edges``: ``side``, ``start`` and ``step`` (px
+        (``#rrggbb``), ``score`` and, for GFL heads, ``edges``: ``side``, ``start`` and ``step`` (px
         of the bins along the axis), ``probabilities``, ``std`` (px), ``entropy`` (nats), and
-        ``interval`` (px) where results have intervals.
+        ``interval`` (px) if results have intervals.
     """
     colours = class_colours(len(classes))
     described: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
-"""The server of the page: four files and one question, what is in this image.
+"""Server of the demo page: four static files and one detection endpoint.
 
-It keeps nothing on disk, answers one detection at a time, and is meant for the machine it runs on:
-there is no password. Other sites cannot use it through a browser, because a request must name this
-machine as its host and carry a content type that browsers ask leave for.
+It writes nothing to disk, answers one detection at a time, and is meant for local use: there is no
+password. Other sites cannot use it through a browser, because a request must name this machine as
+host and have a content type that requires a CORS preflight.
 """
 
 from __future__ import annotations
@@ -62,29 +62,29 @@ SECURITY = {
     'Cache-Control': 'no-store',
 }
 LOOPBACK = ('127.0.0.1', 'localhost')
-HTTP_PORT = 80  # browsers leave it out of the host
-SOCKET_SECONDS = 30  # a client that says nothing for so long is dropped
-SHUTDOWN_SECONDS = 5  # that a detection may still take when the server is stopped
+HTTP_PORT = 80  # omitted from the Host header by browsers
+SOCKET_SECONDS = 30  # silent clients are disconnected after this time
+SHUTDOWN_SECONDS = 5  # time for a running detection to finish on shutdown
 DEFAULT_LIMITS = UploadLimits()
-MAX_WAITING = 8  # uploads in memory at a time
+MAX_WAITING = 8  # maximum uploads in memory
 
 Detect = Callable[[np.ndarray], Any]  # an RGB image -> InstanceData
 
 
 class DemoServer:
-    """Serves the page and answers it.
+    """HTTP server of the demo page.
 
     Args:
-        detect: Gives the detections of ``(H, W, 3)`` uint8 RGB.
-        classes: Names, by label.
-        address: Host and port to listen on; port 0 takes a free one.
-        title: Of the page, the detector's name.
-        limits: Of uploads.
-        score_thr: Detections below it are not sent.
-        level: Of the detections' intervals, where they have them.
+        detect: Function that detects in ``(H, W, 3)`` uint8 RGB.
+        classes: Class names in label order.
+        address: Host and port to listen on; port 0 selects a free one.
+        title: Title of the page, the detector's name.
+        limits: Size limits of uploads.
+        score_thr: Minimum score of returned detections.
+        level: Level of the intervals, if detections have any.
 
     Raises:
-        SetupError: If the address cannot be listened on.
+        SetupError: If the server cannot listen on the address.
     """
 
     def __init__(
@@ -122,23 +122,23 @@ class DemoServer:
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """URL of the page."""
         return f'http://{self.server_address[0]}:{self.server_address[1]}/'
 
     def serve_forever(self) -> None:
-        """Answer until :meth:`shutdown`, or Ctrl+C in the main thread."""
+        """Serve until :meth:`shutdown`, or Ctrl+C in the main thread."""
         self._server.run(sockets=[self._socket])
 
     def shutdown(self) -> None:
-        """Let :meth:`serve_forever` end; to be called from another thread."""
+        """Stop :meth:`serve_forever`; call it from another thread."""
         self._server.should_exit = True
 
     def server_close(self) -> None:
-        """Give the address back."""
+        """Release the address."""
         self._socket.close()
 
     def application(self) -> Starlette:
-        """The routes, and what holds for every request and answer."""
+        """Build the application: routes and middleware."""
         routes = [
             *(Route(path, file_sender(*file)) for path, file in FILES.items()),
             Route('/info', self._info),
@@ -147,30 +147,30 @@ class DemoServer:
         guards = [Middleware(SecurityHeaders), Middleware(HostCheck, knows_host=self.knows_host)]
         handlers: dict[Any, Any] = {HTTPException: say_failure}
         app = Starlette(routes=routes, middleware=guards, exception_handlers=handlers)
-        app.router.redirect_slashes = False  # there are no other pages than these
+        app.router.redirect_slashes = False  # unknown paths are errors
         return app
 
     def knows_host(self, host: str | None) -> bool:
-        """Whether a request names this machine; another name could be a foreign site's."""
+        """Whether the Host header names this machine; another name may belong to a foreign site."""
         if self.server_address[0] not in LOOPBACK:
-            return True  # whoever listens to the network has names that are not known here
+            return True  # on a network interface the valid names are unknown
         port = self.server_address[1]
         names = {f'{name}:{port}' for name in LOOPBACK}
         return host in names | (set(LOOPBACK) if port == HTTP_PORT else set())
 
     def answer(self, content: bytes) -> dict[str, Any]:
-        """What is in an uploaded image.
+        """Decode an uploaded image and detect in it.
 
         Raises:
-            DataError: If it is not an image, or too large.
+            DataError: If the upload is not an image or is too large.
         """
-        with self.one_at_a_time:  # decoded images are the largest part: one of them at a time
+        with self.one_at_a_time:  # limits memory: decoded images are the largest part
             image = decode_upload(content, self.limits)
             found = self.detect(image)
         return describe(Boxes.of(found, self.score_thr), image.shape[:2], self.classes)
 
     async def _info(self, request: Request) -> Response:
-        """What the page has to know."""
+        """Settings that the page needs."""
         return JSONResponse(
             dict(
                 title=self.title,
@@ -183,13 +183,13 @@ class DemoServer:
         )
 
     async def _detect(self, request: Request) -> Response:
-        """Detect in the image that is the request's body; refuse before it is read."""
+        """Detect in the request body; headers are checked before it is read."""
         if request.headers.get('Content-Type') != UPLOAD_TYPE:
-            text = f'Send the image file itself, as {UPLOAD_TYPE}.'
+            text = f'Send the image file as {UPLOAD_TYPE}.'
             raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, text)
         length = request.headers.get('Content-Length', '')
         if not length.isdecimal():
-            raise HTTPException(HTTPStatus.LENGTH_REQUIRED, 'Say how long the file is.')
+            raise HTTPException(HTTPStatus.LENGTH_REQUIRED, 'Send a Content-Length header.')
         if int(length) > self.limits.max_bytes:
             raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_large(self.limits))
         if not self.waiting.acquire(blocking=False):
@@ -201,7 +201,7 @@ class DemoServer:
             raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, 'The file did not arrive.') from None
         except DataError as error:
             raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
-        except Exception as error:  # the page has to say something, and the server goes on
+        except Exception as error:  # report to the page and keep serving
             print(f'{error!r}', file=sys.stderr, flush=True)
             text = f'The detector failed: {type(error).__name__}; see the terminal.'
             raise HTTPException(HTTPStatus.INTERNAL_SERVER_ERROR, text) from error
@@ -213,19 +213,19 @@ def listen(address: tuple[str, int]) -> socket.socket:
     """Bind an address and listen on it.
 
     Raises:
-        SetupError: If it is taken, or no address of this machine.
+        SetupError: If the address is in use or does not belong to this machine.
     """
     try:
         return socket.create_server(address)
     except OSError as error:
         raise SetupError(
-            f'{address[0]}:{address[1]} cannot be listened on ({error.strerror or error}): '
+            f'Cannot listen on {address[0]}:{address[1]} ({error.strerror or error}): '
             'choose another --port or --host.'
         ) from error
 
 
 def file_sender(name: str, kind: str) -> Callable[[Request], Any]:
-    """An endpoint that sends a file of the page."""
+    """Create an endpoint that sends a static file."""
 
     async def send_file(request: Request) -> Response:
         return FileResponse(PAGE / name, media_type=kind)
@@ -234,21 +234,21 @@ def file_sender(name: str, kind: str) -> Callable[[Request], Any]:
 
 
 async def say_failure(request: Request, failure: Any) -> Response:
-    """Answer with the sentence that the page shows; 404 and 405 are Starlette's own."""
-    # Without the end of the connection, a body that was not read would be taken for a request.
+    """Send the error message as text for the page; 404 and 405 are Starlette's own."""
+    # An unread body would be parsed as the next request if the connection stayed open.
     headers = {**(failure.headers or {}), 'Connection': 'close'}
     return JSONResponse(dict(error=failure.detail), failure.status_code, headers)
 
 
 class SecurityHeaders:
-    """Adds the headers that bind a browser to every answer."""
+    """Middleware that adds security headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.headers = [(name.lower().encode(), text.encode()) for name, text in SECURITY.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and the answer back with the headers."""
+        """Forward the request and add headers to the response."""
 
         async def send_with_headers(message: Message) -> None:
             if message['type'] == 'http.response.start':
@@ -259,18 +259,18 @@ class SecurityHeaders:
 
 
 class HostCheck:
-    """Refuses requests that name another host than this machine (DNS rebinding)."""
+    """Middleware that refuses requests for other hosts (DNS rebinding)."""
 
     def __init__(self, app: ASGIApp, knows_host: Callable[[str | None], bool]) -> None:
         self.app = app
         self.knows_host = knows_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
+        """Forward or refuse the request."""
         host = dict(scope['headers']).get(b'host')
         if self.knows_host(None if host is None else host.decode('latin1')):
             await self.app(scope, receive, send)
             return
-        text = 'Open this page by the address that was printed.'
+        text = 'Open this page by the URL printed at start-up.'
         headers = {'Connection': 'close'}
         await JSONResponse(dict(error=text), HTTPStatus.FORBIDDEN, headers)(scope, receive, send)

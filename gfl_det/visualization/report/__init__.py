@@ -1,4 +1,4 @@
-"""One page about a detector: its numbers, its errors, its pictures, without a network."""
+"""Report page of a detector: metrics, errors and pictures in one HTML file."""
 
 from gfl_det.visualization.report.analysis import Analysis, analyse
 from gfl_det.visualization.report.data import ReportData

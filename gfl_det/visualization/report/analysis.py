@@ -1,4 +1,4 @@
-"""All numbers of a report, as plain values that JSON holds."""
+"""Analysis for a report: all numbers as JSON values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from gfl_det.visualization.report.errors import (
     oracle_gains,
 )
 
-NUM_BINS = 20  # of reliability
+NUM_BINS = 20  # for reliability
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP')
 FLOOR_ENDS = ('_count', '_floor_95', '_debiased')
 PRECISIONS = ('AP', 'AP50', 'AP75')
@@ -49,21 +49,21 @@ EDGES = ('left', 'top', 'right', 'bottom')
 
 
 class Analysis(NamedTuple):
-    """What the page shows, and what its pictures are chosen and drawn from."""
+    """Numbers of the page, and the inputs for its pictures."""
 
     values: dict[str, Any]
-    kept: np.ndarray  # (C,) rows of the detections with at least the common threshold
-    errors: Errors  # of those
+    kept: np.ndarray  # (C,) rows of the detections above the common threshold
+    errors: Errors  # errors of these detections
     judged: ImageErrors
 
 
 def analyse(data: ReportData, show_progress: bool = False, resamples: int = 0) -> Analysis:
-    """Work all sections out but the pictures.
+    """Compute all sections except the pictures.
 
     Args:
-        data: gt boxes and detections.
-        show_progress: on standard error.
-        resamples: of the images, for intervals of the metrics; 0 for none.
+        data: Gt boxes and detections.
+        show_progress: Show progress on standard error.
+        resamples: Bootstrap resamples of the images for intervals of the metrics; 0 for none.
     """
     gts, found = data.truths, data.detections
     with Progress(STEPS, 'analyses', show_progress) as progress:
@@ -116,7 +116,7 @@ def analyse(data: ReportData, show_progress: bool = False, resamples: int = 0) -
 def heading(
     title: str, facts: Sequence[tuple[str, str]], truths: Truths, detections: int
 ) -> dict[str, Any]:
-    """What stands above the sections of a page: its title, and what it is about."""
+    """Heading of a page: title and facts."""
     return dict(
         title=title,
         facts=facts,
@@ -136,14 +136,14 @@ def _table(ap: np.ndarray, recall: np.ndarray) -> list[list[Any]]:
 
 
 def _per_class(truths: Truths, table: CocoSummary, cuts: F1Cuts) -> list[list[Any]]:
-    """Per class: gt boxes, AP, AP50, AP75, AP by size, and the best F1 with its cut."""
+    """Per class: gt boxes, AP, AP50, AP75, AP by size, and the best F1 with its threshold."""
     best = np.stack(cuts[:4], axis=1)[1:]
     rows = zip(truths.counts().tolist(), table.ap_by_class, table.ap_by_class_size, best)
     return [[number, *ap, *sizes, *cut] for number, ap, sizes, cut in rows]
 
 
 def _errors(all_errors: Errors, judged: ImageErrors, truths: Truths) -> dict[str, Any]:
-    """Gains and counts of all detections, and counts by class of those that are kept."""
+    """AP gains for all detections, and counts per class for the kept ones."""
     classes = len(truths.category_ids)
     counts = np.zeros((classes + 1, len(KINDS)), np.int64)
     np.add.at(counts, (judged.counts[:, 2] + 1, judged.counts[:, 1]), judged.counts[:, 3])
@@ -155,7 +155,7 @@ def _errors(all_errors: Errors, judged: ImageErrors, truths: Truths) -> dict[str
 
 
 def _sides(data: ReportData, resamples: int) -> list[dict[str, Any]]:
-    """Reliability of the scores, before calibration and after where there was one."""
+    """Reliability of the scores, before and after calibration if there was one."""
     found = data.detections
     sides = {'scores': found}
     if data.raw_scores is not None:
@@ -174,18 +174,18 @@ def reliability_side(
     metrics: dict[str, float],
     listed: Sequence[str],
 ) -> dict[str, Any]:
-    """One side of the section on reliability.
+    """Reliability for one set of scores.
 
     Args:
-        name: of the side.
-        found: detections with its scores.
-        truths: of the same images.
-        metrics: of :func:`.evaluate.evaluate_detections`.
-        listed: names of those to list.
+        name: Name of the scores.
+        found: Detections with these scores.
+        truths: Ground truth of the same images.
+        metrics: Metrics from :func:`.evaluate.evaluate_detections`.
+        listed: Names of the metrics to list.
 
     Returns:
-        Beside name and metrics ``number``, ``score`` and ``iou``: ``(1 + K, NUM_BINS)`` of all
-        classes and of each.
+        Name, metrics, and ``number``, ``score`` and ``iou``: ``(1 + K, NUM_BINS)`` for all classes
+        together and for each class.
     """
     (matches,) = match(found, truths, [0.0])
     judged = matches.judged()
@@ -216,7 +216,7 @@ def reliability_side(
 
 
 def _uncertainty(data: ReportData, half: Matches) -> dict[str, Any]:
-    assert data.edge_std is not None  # or there is nothing to compare
+    assert data.edge_std is not None  # checked by the caller
     known = edge_errors(half, data.detections.boxes, data.truths, data.edge_std, data.intervals)
 
     def one(std: np.ndarray, error: np.ndarray) -> dict[str, Any]:
@@ -254,10 +254,7 @@ def _training(data: ReportData) -> dict[str, Any] | None:
 
 
 def _images(names: Sequence[str], judged: ImageErrors, truths: Truths) -> list[list[Any]]:
-    """Per image: name, quality, gt boxes, true positives; errors by kind and class; classes.
-
-    The last are the classes of its gt boxes.
-    """
+    """Per image: name, quality, gt boxes, true positives, errors by kind and class, gt classes."""
     counts, classes = judged.counts, len(truths.class_names)
     starts = np.searchsorted(counts[:, 0], np.arange(len(names) + 1))
     there = np.unique(truths.image * classes + truths.label)

@@ -1,6 +1,6 @@
-"""The page of ``gfl-det calibrate report``: reliability before and after, and where to cut.
+"""Report page of ``gfl-det calibrate report``: reliability before and after, and thresholds.
 
-It is the page of a detector's report with two sections; the diagrams are written as pictures too.
+It uses the page of a detector report with two sections; the diagrams are also written as pictures.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from gfl_det.visualization.charts import figure
 from gfl_det.visualization.report.analysis import NUM_BINS, heading, reliability_side
 from gfl_det.visualization.report.page import render
 
-PAGE = 'report.html'  # the file of the page
-# Classes with a diagram of their own, those with the most detections; the page has all.
+PAGE = 'report.html'  # file name of the page
+# Classes with their own diagram: those with the most detections; the page has all.
 MAX_DIAGRAMS = 20
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'LRP_0.5', 'oLRP', 'AP', 'AP50', 'AP75')
-COLOURS = ('#8d99ae', '#2b7a78')  # of raw scores, of calibrated ones
+COLOURS = ('#8d99ae', '#2b7a78')  # raw scores, calibrated scores
 
 
 class CalibratorCuts(NamedTuple):
-    """Least scores of the K classes, and the LRP of what they keep, at the calibrator's tau."""
+    """Minimum scores of the K classes, with their LRP at the calibrator's tau."""
 
-    fitted: np.ndarray  # (K,) LRP above the cuts that the calibrator was fitted with
-    raw: OptimalLRP  # the best of these very images, by raw scores
-    calibrated: OptimalLRP  # and by calibrated ones
+    fitted: np.ndarray  # (K,) LRP at the fitted thresholds
+    raw: OptimalLRP  # optimum on these images for raw scores
+    calibrated: OptimalLRP  # and for calibrated scores
 
 
 def judge_cuts(
     calibrator: FittedCalibrator, detections: Detections, calibrated: Detections, truths: Truths
 ) -> CalibratorCuts:
-    """Judge the cuts of a calibrator, beside the best ones, for which gt boxes must be known.
+    """Compare the thresholds of a calibrator with the optimal ones on these images.
 
     Args:
-        calibrator: With the classes of the gt boxes, in their order.
-        detections: With raw scores.
-        calibrated: The same with calibrated ones.
-        truths: Of the same images.
+        calibrator: Calibrator with the classes of the gt boxes, in the same order.
+        detections: Detections with raw scores.
+        calibrated: The same detections with calibrated scores.
+        truths: Ground truth of the same images.
     """
     kept = calibrator.kept(detections, calibrated)
     settings = calibrator.settings
@@ -62,21 +62,22 @@ def write_report(
     metrics: tuple[dict[str, float], dict[str, float]],
     folder: Path,
 ) -> list[Path]:
-    """Write ``reliability.png``, ``classes.png`` and ``report.html``, which needs neither.
+    """Write ``report.html``, which is self-contained, ``reliability.png`` and ``classes.png``.
 
     Args:
-        calibrator: With the classes of the gt boxes, in their order.
-        detections: With raw scores.
-        calibrated: ``(N,)`` their calibrated scores.
-        truths: Of the same images, which the calibrator has not seen.
-        metrics: Of raw and of calibrated scores, of :func:`.evaluation.evaluate_detections`.
-        folder: Is made.
+        calibrator: Calibrator with the classes of the gt boxes, in the same order.
+        detections: Detections with raw scores.
+        calibrated: ``(N,)`` calibrated scores.
+        truths: Ground truth of the same images, which the calibrator was not fitted on.
+        metrics: Metrics of raw and of calibrated scores from
+            :func:`.evaluation.evaluate_detections`.
+        folder: Output folder, created if missing.
 
     Returns:
-        The files.
+        Paths of the files.
 
     Raises:
-        DataError: If one cannot be written.
+        DataError: If a file cannot be written.
     """
     make_folder(folder)
     mapped = detections._replace(scores=calibrated)
@@ -116,7 +117,7 @@ def _facts(calibrator: FittedCalibrator) -> str:
 
 
 def _figure(panels: list[tuple[str, int]], sides: list[dict[str, Any]]) -> Any:
-    """A reliability diagram above a histogram of scores for each panel: a title and a row."""
+    """Draw a row of panels: reliability diagram above a histogram of scores."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     width = 6 if len(panels) == 1 else 3
@@ -151,7 +152,7 @@ def _panel(diagram: Any, histogram: Any, title: str, row: int, sides: list[dict[
 
 
 def _cuts(calibrator: FittedCalibrator, cuts: CalibratorCuts, number: np.ndarray) -> dict[str, Any]:
-    """The section on least scores; ``number`` of detections of each class, ``(K,)``."""
+    """Section on minimum scores; ``number`` is the detections per class, ``(K,)``."""
     best = (cuts.raw, cuts.calibrated)
     columns = [cuts.fitted, *(values for each in best for values in (each.thresholds, each.lrp[0]))]
     rows = [

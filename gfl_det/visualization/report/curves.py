@@ -1,6 +1,6 @@
-"""What a report draws: precision against recall, F1 against the cut, edge errors by deviation.
+"""Curves of a report: precision-recall, F1 by threshold, edge errors by deviation.
 
-COCO's table comes with the first.
+The COCO summary is computed with the first.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from gfl_det.ops.boxes import xywh_to_xyxy
 
 SIZES = ('all', 'small', 'medium', 'large')
 MAX_DETS = (1, 10, 100)
-GRID = np.linspace(0, 1, 101)  # recalls, and scores to cut at
+GRID = np.linspace(0, 1, 101)  # recalls, and score thresholds
 SPREAD_BINS = 12
-MAX_POINTS = 1200  # drawn; chosen evenly by deviation
+MAX_POINTS = 1200  # points drawn, evenly selected by deviation
 
 
 class CocoSummary(NamedTuple):
-    """COCO's numbers in [0, 1]; NaN where there is no truth."""
+    """COCO metrics in [0, 1]; NaN without gt boxes."""
 
-    ap: np.ndarray  # (4, 3) of the sizes: over IoUs .5 to .95, at .5 and at .75
-    recall: np.ndarray  # (4,) AR at 100 detections, of the sizes
+    ap: np.ndarray  # (4, 3) per size: IoU .5 to .95, .5 and .75
+    recall: np.ndarray  # (4,) AR at 100 detections, per size
     ap_by_class: np.ndarray  # (K, 3)
-    ap_by_class_size: np.ndarray  # (K, 3) over IoUs, small, medium and large
-    precision: np.ndarray  # (K + 1, 3, 101) at the recalls of GRID; row 0 is the mean over classes
+    ap_by_class_size: np.ndarray  # (K, 3) IoU .5 to .95, small, medium and large
+    precision: np.ndarray  # (K + 1, 3, 101) at recalls GRID; row 0 is the mean over classes
 
 
 class F1Cuts(NamedTuple):
-    """The best F1 at IoU .5, of each class and, in row 0, of all detections together."""
+    """Best F1 at IoU .5 per class and, in row 0, for all detections together."""
 
     f1: np.ndarray  # (K + 1,) NaN without gt boxes
-    threshold: np.ndarray  # (K + 1,) keep scores of at least this; NaN where nothing is right
+    threshold: np.ndarray  # (K + 1,) minimum score; NaN without true positives
     precision: np.ndarray  # (K + 1,)
     recall: np.ndarray  # (K + 1,)
-    curve: np.ndarray  # (K + 1, 101) F1 of the detections of at least each score of GRID
+    curve: np.ndarray  # (K + 1, 101) F1 at the thresholds GRID
 
 
 def coco_table(truths: Truths, area: np.ndarray, detections: Detections) -> CocoSummary:
-    """Judge as COCO does, by faster_coco_eval where it is installed.
+    """Compute COCO metrics, with faster_coco_eval if it is installed.
 
     Args:
-        truths: Of K classes, M boxes.
-        area: ``(M,)`` px, by which COCO tells sizes: that of the annotation, not of its box.
-        detections: Of the same images.
+        truths: Ground truth with K classes and M boxes.
+        area: ``(M,)`` px, annotated areas, by which COCO defines sizes.
+        detections: Detections in the same images.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells of each step
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each step
         known = _coco(truths, area)
         evaluator = _evaluator(known, _loaded(known, detections))
         evaluator.params.maxDets = list(MAX_DETS)
@@ -79,10 +79,10 @@ def coco_table(truths: Truths, area: np.ndarray, detections: Detections) -> Coco
 
 
 def best_cuts(found: Matches) -> F1Cuts:
-    """Where F1 is largest, as all scores of at least a threshold are kept.
+    """Find the thresholds with the largest F1.
 
     Args:
-        found: At the IoU to judge at.
+        found: Matches at the chosen IoU.
     """
     classes = len(found.truths)
     rows = [_best_cut(found.scores, found.state, found.truths.sum())]
@@ -105,7 +105,7 @@ def _best_cut(
     f1 = 2 * right / (right + wrong + truths)
     kept = np.searchsorted(-scores, -GRID, side='right')
     curve = np.concatenate([[0.0], f1])[kept]
-    # Of equal scores all are kept or none, so that only the last of them can be cut behind.
+    # Detections of equal score are kept or dropped together, so only the last one is a cut.
     f1 = np.where(np.append(np.diff(scores) != 0, True)[: len(f1)], f1, 0)
     if not f1.any():
         return 0.0, float('nan'), float('nan'), 0.0, curve
@@ -115,7 +115,7 @@ def _best_cut(
 
 
 def mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean over what is not NaN; NaN of nothing."""
+    """Mean of the values that are not NaN; NaN without any."""
     there = ~np.isnan(values)
     total = np.where(there, values, 0).sum(axis)
     number = there.sum(axis)
@@ -133,7 +133,7 @@ def _coco(truths: Truths, area: np.ndarray) -> COCO:
                 area.tolist(),
                 truths.crowd.tolist(),
             ),
-            1,  # pycocotools takes the id 0 for none
+            1,  # pycocotools treats the id 0 as no match
         )
     ]
     known = COCO()
@@ -164,21 +164,21 @@ def _evaluator(known: COCO, found: COCO) -> COCOeval:
 
 
 class EdgeErrors(NamedTuple):
-    """M matched detections; edges are left, top, right, bottom, px."""
+    """Edge errors of M matched detections; left, top, right, bottom, px."""
 
     std: np.ndarray  # (M, 4)
-    error: np.ndarray  # (M, 4) predicted less true coordinate
-    inside: np.ndarray | None  # (M, 4) bool, the true edge lies in its interval
+    error: np.ndarray  # (M, 4) predicted minus gt coordinate
+    inside: np.ndarray | None  # (M, 4) bool, the gt edge lies in its interval
 
 
 class Spread(NamedTuple):
-    """Edges sorted by deviation into bins of equally many."""
+    """Edges sorted by deviation, in bins of equal counts."""
 
     number: np.ndarray  # (J,)
-    std: np.ndarray  # (J,) root of the mean square of the deviations, px
-    error: np.ndarray  # (J,) root of the mean square of the errors, px
-    low: np.ndarray  # (J,) 10 % of the absolute errors are smaller, px
-    high: np.ndarray  # (J,) 10 % are larger, px
+    std: np.ndarray  # (J,) root mean square of the deviations, px
+    error: np.ndarray  # (J,) root mean square of the errors, px
+    low: np.ndarray  # (J,) 10 % quantile of the absolute errors, px
+    high: np.ndarray  # (J,) 90 % quantile, px
 
 
 def edge_errors(
@@ -188,12 +188,12 @@ def edge_errors(
     std: np.ndarray,
     intervals: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> EdgeErrors:
-    """Compare the edges of matched detections with those of their gt boxes.
+    """Compare the edges of matched detections with their gt boxes.
 
     Args:
         found: Matches of N detections.
-        boxes: ``(N, 4)`` their boxes, xywh px.
-        truths: Of the same images.
+        boxes: ``(N, 4)`` boxes of the detections, xywh px.
+        truths: Ground truth of the same images.
         std: ``(N, 4)`` px.
         intervals: Lower and upper ends, each ``(N, 4)`` px.
     """
@@ -208,12 +208,12 @@ def edge_errors(
 
 
 def spread(std: np.ndarray, error: np.ndarray, bins: int = SPREAD_BINS) -> Spread:
-    """Average within bins of equally many edges, fewer where there are few.
+    """Average over bins with equal numbers of edges; few edges give fewer bins.
 
     Args:
         std: ``(E,)`` px.
         error: ``(E,)`` px.
-        bins: At most.
+        bins: Maximum number of bins.
     """
     order = np.argsort(std, kind='stable')
     parts = np.array_split(order, min(bins, len(order))) if len(order) else []
@@ -230,7 +230,7 @@ def spread(std: np.ndarray, error: np.ndarray, bins: int = SPREAD_BINS) -> Sprea
 
 
 def rank_correlation(std: np.ndarray, error: np.ndarray) -> float:
-    """Spearman's of deviations and absolute errors, in [-1, 1]; NaN of constants or of nothing."""
+    """Spearman correlation of deviations and absolute errors; NaN if constant or empty."""
     if len(std) < 2 or np.ptp(std) == 0 or np.ptp(np.abs(error)) == 0:
         return float('nan')
     return float(spearmanr(std, np.abs(error)).statistic)

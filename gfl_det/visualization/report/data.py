@@ -1,4 +1,4 @@
-"""The data of a report, read from COCO results or from a work dir: config, checkpoint, logs."""
+"""Data of a report, from COCO results or from a work dir with config, checkpoint and logs."""
 
 from __future__ import annotations
 
@@ -29,49 +29,49 @@ from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.utils.config import datasets_of, image_folder
 from gfl_det.visualization.edges import EdgeBins, edge_bins
 
-NORMAL_BINS = np.linspace(-3, 3, 17)  # deviations from the mean
-LEAST_STD_PX = 0.25  # a band narrower than that cannot be seen
-LEVEL = 0.9  # of the edges' intervals, unless the config has another
+NORMAL_BINS = np.linspace(-3, 3, 17)  # in standard deviations from the mean
+LEAST_STD_PX = 0.25  # narrower bands are invisible
+LEVEL = 0.9  # of the edge intervals, unless set in the config
 EDGE_FIELDS = ('prior_centres', 'edge_std', 'edge_low', 'edge_high')
-MAX_POINTS = 400  # a curve; of more, neighbours are averaged
+MAX_POINTS = 400  # per curve; longer ones are averaged
 NOT_CURVES = ('step', 'epoch', 'iter', 'time', 'data_time', 'memory', 'base_lr')
 
 
 class EdgeLogits(NamedTuple):
-    """The distributions of the edges of N detections, as a head gives them."""
+    """Edge distributions of N detections, as predicted by a head."""
 
     edge_logits: np.ndarray  # (N, 4, num_bins)
     bin_widths: np.ndarray  # (N, 4) px
     prior_centres: np.ndarray  # (N, 2) px
 
     def take(self, rows: np.ndarray) -> EdgeLogits:
-        """Those of some detections."""
+        """Select some detections."""
         return EdgeLogits(*(values[rows] for values in self))
 
     def bins(self, rows: np.ndarray) -> EdgeBins:
-        """Where the edges of some detections may lie."""
+        """Edge bins of some detections in image coordinates."""
         return edge_bins(SimpleNamespace(**self.take(rows)._asdict()))
 
 
 class ReportData(NamedTuple):
-    """Ground truth and N detections of a data set, and what else is known of them."""
+    """Ground truth, N detections of a dataset, and optional further data."""
 
     title: str
-    facts: list[tuple[str, str]]  # where the numbers come from
+    facts: list[tuple[str, str]]  # data sources
     truths: Truths
-    area: np.ndarray  # (M,) px, of the annotations
-    names: list[str]  # of the image files, in the order of truths.image_ids
-    folder: Path | None  # of the image files
-    detections: Detections  # with the scores that the report is about
-    raw_scores: np.ndarray | None = None  # (N,) before calibration, where there was one
+    area: np.ndarray  # (M,) px, from the annotations
+    names: list[str]  # image file names, in the order of truths.image_ids
+    folder: Path | None  # folder of the image files
+    detections: Detections  # with the scores to report
+    raw_scores: np.ndarray | None = None  # (N,) before calibration, if any
     edge_std: np.ndarray | None = None  # (N, 4) px: left, top, right, bottom
-    intervals: tuple[np.ndarray, np.ndarray] | None = None  # ends, each (N, 4) px
-    level: float | None = None  # share of true edges that the intervals are to hold
+    intervals: tuple[np.ndarray, np.ndarray] | None = None  # lower and upper ends, each (N, 4) px
+    level: float | None = None  # share of gt edges that the intervals should contain
     distributions: EdgeLogits | None = None
-    scalars: Sequence[Path] = ()  # files of training curves, the oldest first
+    scalars: Sequence[Path] = ()  # log files of the training, oldest first
 
     def take(self, rows: np.ndarray) -> ReportData:
-        """The same with the detections of some indices."""
+        """Select detections by indices."""
         intervals, distributions = self.intervals, self.distributions
         return self._replace(
             detections=self.detections.take(rows),
@@ -82,7 +82,7 @@ class ReportData(NamedTuple):
         )
 
     def bins(self, rows: np.ndarray) -> EdgeBins | None:
-        """Distributions of the edges of some detections; from deviations alone normal ones."""
+        """Edge distributions of some detections; normal ones if only deviations are known."""
         if self.distributions is not None:
             return self.distributions.bins(rows)
         if self.edge_std is None:
@@ -95,11 +95,11 @@ class ReportData(NamedTuple):
 
 
 def box_areas(dataset: dict, truths: Truths) -> np.ndarray:
-    """The areas ``(M,)`` of gt boxes in px: as annotated, else of the boxes.
+    """Areas ``(M,)`` of gt boxes in px: as annotated, else of the boxes.
 
     Args:
-        dataset: The parsed annotation file.
-        truths: Of the file, or of some of its classes and images.
+        dataset: Parsed annotation file.
+        truths: Ground truth of the file, or of some of its classes and images.
     """
     table = table_of(dataset, 'the annotations')
     images, classes = set(truths.image_ids), set(truths.category_ids)
@@ -109,7 +109,7 @@ def box_areas(dataset: dict, truths: Truths) -> np.ndarray:
 
 
 def file_names(dataset: dict, truths: Truths) -> list[str]:
-    """The image files' names in the order of the annotated images; ids where they have none."""
+    """Image file names in the order of the annotated images; ids where names are missing."""
     names = {each['id']: str(each.get('file_name') or each['id']) for each in dataset['images']}
     return [names[image_id] for image_id in truths.image_ids]
 
@@ -117,22 +117,22 @@ def file_names(dataset: dict, truths: Truths) -> list[str]:
 def read_results(
     results: str, annotations: str, images: str | None = None, calibrator: str | None = None
 ) -> ReportData:
-    """Read COCO results, with ``edge_std``, ``edge_low``, ``edge_high`` and ``raw_score`` if held.
+    """Read COCO results, including ``edge_std``, ``edge_low``, ``edge_high`` and ``raw_score``.
 
     Args:
-        results: What ``gfl-det test --out`` or ``gfl-det infer --out --annotations`` wrote.
-        annotations: COCO file.
+        results: File from ``gfl-det test --out`` or ``gfl-det infer --out --annotations``.
+        annotations: Path of the COCO file.
         images: Folder of the image files; None: the report has no pictures.
-        calibrator: Of scores, fitted on other images; None: none.
+        calibrator: Score calibrator, fitted on other images; None: no calibration.
 
     Raises:
-        DataError: If a file cannot be used, or the results do not belong to the annotations.
+        DataError: If a file is invalid, or the results do not belong to the annotations.
     """
     dataset = read_json(annotations)
     gts = truths_from_coco(dataset, annotations)
     entries = read_json(results)
     if isinstance(entries, dict) and 'images' in entries:
-        raise DataError(f'{results} holds annotations and no results: give a list of detections.')
+        raise DataError(f'{results} holds annotations, not results: give a list of detections.')
     found = detections_from_coco(entries, gts, results)
     names = file_names(dataset, gts)
     _check_names(entries, found, names, results)
@@ -158,16 +158,16 @@ def read_results(
 
 
 def calibrated(found: Detections, truths: Truths, path: str) -> Detections:
-    """The detections with calibrated scores.
+    """Apply a calibrator to the detections' scores.
 
     Raises:
-        DataError: If the calibrator is none, for other classes, fitted on these images, or of the
-            kind that reads distributions, which result files lack.
+        DataError: If the file is not a calibrator, was fitted for other classes or on these images,
+            or reads distributions, which result files lack.
     """
     calibrator = load_any_calibrator(path)
     if isinstance(calibrator, DistributionCalibrator):
         raise DataError(
-            f'{path} reads the distributions of edges, which result files lack: give a work dir.'
+            f'{path} reads edge distributions, which result files lack: give a work dir.'
         )
     calibrator.check_unseen(truths)
     calibrator = calibrator.for_classes(truths.class_names)
@@ -177,9 +177,9 @@ def calibrated(found: Detections, truths: Truths, path: str) -> Detections:
 def _check_names(
     entries: Sequence[dict[str, Any]], found: Detections, names: Sequence[str], source: str
 ) -> None:
-    """Refuse ids of another numbering, where results name their images.
+    """Check image ids of results that name their images.
 
-    ``gfl-det infer`` without ``--annotations`` numbers images in the order of the folder.
+    ``gfl-det infer`` without ``--annotations`` numbers images in folder order.
     """
     for entry, image in zip(entries, found.image):
         name = entry.get('file_name')
@@ -193,16 +193,16 @@ def _check_names(
 def _column(
     entries: Sequence[dict[str, Any]], name: str, shape: tuple[int, ...], source: str
 ) -> np.ndarray | None:
-    """A field of all entries ``(N, *shape)``; None if none has it.
+    """Read a field of all entries ``(N, *shape)``; None if no entry has it.
 
     Raises:
-        DataError: If some lack it, or a value is of another kind.
+        DataError: If some entries lack it, or a value is invalid.
     """
     if not any(name in entry for entry in entries):
         return None
     lacking = next((i for i, entry in enumerate(entries) if name not in entry), None)
     if lacking is not None:
-        raise DataError(f'{source}: entry {lacking} has no "{name}", others have: write it anew.')
+        raise DataError(f'{source}: entry {lacking} lacks "{name}", others have it: write it anew.')
     try:
         values = np.array([entry[name] for entry in entries], float)
     except (TypeError, ValueError):
@@ -225,14 +225,14 @@ def _folder(images: str | None) -> Path | None:
 def run_work_dir(
     work_dir: Path, cfg: Config, checkpoint: str, split: Split, calibrator: str | None = None
 ) -> ReportData:
-    """Run the detector of a work dir over a split of its config.
+    """Run the detector of a work dir on a split of its config.
 
     Args:
-        work_dir: With the logs of the training.
-        cfg: Of the detector.
-        checkpoint: A file or an address.
+        work_dir: Folder with the training logs.
+        cfg: Config of the detector.
+        checkpoint: File or URL.
         split: 'val' or 'test'.
-        calibrator: Of scores, fitted on other images; None: that of the config, if it names one.
+        calibrator: Score calibrator, fitted on other images; None: the config's, if any.
 
     Raises:
         GFLDetError: If something is missing, or the calibrator does not belong to the detector.
@@ -245,7 +245,7 @@ def run_work_dir(
     calibrator = calibrator or test_cfg.get('calibrator')
     kept_of_image = test_cfg.get('max_per_img', -1)
     fitted, head = None, score_type(cfg)
-    if calibrator is not None:  # one that ranks by distributions may want more to rank
+    if calibrator is not None:  # calibrators that rank by distributions may need more detections
         fitted = load_any_calibrator(calibrator)
         fitted.check_score_type(head)
         cfg.model.test_cfg = detection_config(ConfigDict(test_cfg, calibrator=calibrator), fitted)
@@ -289,7 +289,7 @@ def _with_edges(
 
 
 def _edges(samples: Sequence[Any], truths: Truths) -> EdgeDetections | None:
-    """Detections with distributions; None of a head that gives none."""
+    """Detections with distributions; None if the head predicts none."""
     found = [sample.pred_instances for sample in samples]
     if not found or not all('edge_logits' in each for each in found):
         return None
@@ -302,7 +302,7 @@ def _joined(samples: Sequence[Any], name: str) -> np.ndarray:
 
 
 def _best(found: Detections, number: int) -> np.ndarray:
-    """Rows of the best detections of each image, in their order."""
+    """Rows of the best detections per image, in order."""
     order = np.lexsort((-found.scores, found.image))
     image = found.image[order]
     rank = np.arange(len(order)) - np.searchsorted(image, image)
@@ -316,35 +316,35 @@ def _calibrate(
         return calibrator.calibrate(raw.scores, raw.label)
     if edges is None:
         raise ConfigError(
-            f'The calibrator reads the distributions of edges, which {head} does not give.'
+            f'The calibrator reads edge distributions, which {head} does not predict.'
         )
     return calibrator.calibrate(edges)
 
 
 class Curve(NamedTuple):
-    """One scalar over a training."""
+    """One scalar over the course of a training."""
 
     name: str
-    steps: list[float]  # of training scalars iterations, of validation scalars epochs
+    steps: list[float]  # iterations for training scalars, epochs for validation scalars
     values: list[float]
 
 
 class Curves(NamedTuple):
-    """Scalars of training steps and of validations."""
+    """Scalars of training and validation."""
 
     training: list[Curve]
     validation: list[Curve]
 
 
 def scalar_files(work_dir: Path) -> list[Path]:
-    """Those of every run in a work dir, the oldest first: a resumed run writes another."""
+    """Log files of all runs in a work dir, oldest first; a resumed run writes another one."""
     return sorted(work_dir.glob('*/vis_data/scalars.json')) or sorted(work_dir.glob('scalars.json'))
 
 
 def read_curves(files: Sequence[Path]) -> Curves:
-    """Read the scalars of one training; of a step that was done twice the last counts.
+    """Read the scalars of one training; for repeated steps the last entry counts.
 
-    Lines that are not JSON, as the last one of a run that was killed, are left out.
+    Lines that are not JSON, such as the last line of a killed run, are skipped.
     """
     training: dict[str, dict[float, float]] = {}
     validation: dict[str, dict[float, float]] = {}
@@ -354,7 +354,7 @@ def read_curves(files: Sequence[Path]) -> Curves:
             step = entry.get('step')
             if not isinstance(step, (int, float)):
                 continue
-            # mmengine writes an epoch's number beside training scalars alone.
+            # mmengine writes the epoch number only beside training scalars.
             kind = training if 'iter' in entry or 'epoch' in entry else validation
             for name, value in entry.items():
                 if name not in NOT_CURVES and isinstance(value, (int, float)):

@@ -1,16 +1,16 @@
-"""Errors of detections, each of one of six kinds: what AP each costs, and the images to show.
+"""Error analysis of detections: six kinds, the AP that each costs, and images to show.
 
 Source: Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020,
-section 2. IoU thresholds: `tau`, what a match needs, and `background`, below which a box lies on
-nothing. A false detection is, in this order, the first that holds:
+section 2. IoU thresholds: `tau` for a match, and `background`, below which a box counts as
+background. A false detection has the first kind that applies:
 
-- localisation: it lies on a gt box of its class, at an IoU in [background, tau);
-- class: it lies on a gt box of another class, at an IoU of tau or more;
-- duplicate: it lies on a gt box of its class at tau or more, which a better one has taken;
-- background: it lies on no gt box at all;
-- both: what is left, on a gt box of another class at an IoU in [background, tau).
+- localisation: IoU in [background, tau) with a gt box of its class;
+- class: IoU of tau or more with a gt box of another class;
+- duplicate: IoU of tau or more with a gt box of its class that a better detection has taken;
+- background: IoU below background with all gt boxes;
+- both: the rest, IoU in [background, tau) with a gt box of another class.
 
-A gt box that no detection found, and no class or localisation error lies on, is missed.
+A gt box is missed if it has neither a match nor a class or localisation error.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from gfl_det.evaluation.detections import Detections, Truths
 from gfl_det.evaluation.functional import average_precision
 from gfl_det.evaluation.matching import FALSE, IGNORED, MAX_DETS, TRUE, Matches, match, overlaps
 
-CHUNK = 50_000  # detections whose pairs are held at once
+CHUNK = 50_000  # detections per chunk of pairs
 
 
 class Pairs(NamedTuple):
-    """P pairs of boxes that overlap."""
+    """P pairs of overlapping boxes."""
 
     detection: np.ndarray  # (P,) int64
     truth: np.ndarray  # (P,) int64
     iou: np.ndarray  # (P,) in (0, 1]
 
     def take(self, chosen: np.ndarray) -> Pairs:
-        """Those of a mask or of indices."""
+        """Select by a mask or indices."""
         return Pairs(*(values[chosen] for values in self))
 
 
 def pairs_in_images(detections: Detections, truths: Truths) -> Iterator[Pairs]:
-    """All pairs of a detection and a gt box of one image that overlap, crowds apart.
+    """All overlapping pairs of a detection and a gt box in one image, except crowds.
 
     Yields:
-        The pairs of whole images at a time, so that memory does not grow with the data set.
+        Pairs of whole images, in chunks, so that memory does not grow with the dataset.
     """
     candidates = np.flatnonzero(~truths.crowd)
     candidates = candidates[np.argsort(truths.image[candidates], kind='stable')]
@@ -74,20 +74,20 @@ TAU, BACKGROUND_TAU = 0.5, 0.1
 
 
 class Errors(NamedTuple):
-    """What is wrong with a set of detections, rows in the order of ``found``."""
+    """Errors of a set of detections, rows in the order of ``found``."""
 
     found: Matches
     kind: np.ndarray  # (N,) int64, index into KINDS or NO_ERROR
-    truth: np.ndarray  # (N,) int64, that a localisation, class or both error lies on; else -1
+    truth: np.ndarray  # (N,) int64, gt box of a localisation, class or both error; else -1
     missed: np.ndarray  # (M,) bool, gt boxes
 
 
 class Nearest(NamedTuple):
-    """The gt boxes that N detections overlap most, crowds apart; IoU 0 and index -1 without any."""
+    """Gt boxes with the largest IoU per detection, except crowds; IoU 0 and index -1 if none."""
 
-    own_iou: np.ndarray  # (N,) of the detection's class
+    own_iou: np.ndarray  # (N,) for gt boxes of the detection's class
     own: np.ndarray  # (N,) int64
-    other_iou: np.ndarray  # (N,) of another class
+    other_iou: np.ndarray  # (N,) for gt boxes of other classes
     other: np.ndarray  # (N,) int64
 
 
@@ -98,14 +98,14 @@ def find_errors(
     background: float = BACKGROUND_TAU,
     max_dets: int = MAX_DETS,
 ) -> Errors:
-    """Match, and sort what did not match into kinds.
+    """Match detections and classify the false ones.
 
     Args:
-        detections: Cut at a score to judge an operating point.
-        truths: Of the same images.
-        tau: IoU that a match needs.
-        background: IoU below which a detection lies on nothing.
-        max_dets: The best of an image and class that count.
+        detections: Detections, cut at a score to assess an operating point.
+        truths: Ground truth of the same images.
+        tau: IoU threshold of a match.
+        background: IoU below which a detection counts as background.
+        max_dets: Maximum detections per image and class.
     """
     (found,) = match(detections, truths, [tau], max_dets=max_dets)
     near = nearest(detections.take(found.row), truths)
@@ -132,7 +132,7 @@ def find_errors(
 
 
 def nearest(detections: Detections, truths: Truths) -> Nearest:
-    """The gt boxes of its image that each detection overlaps most; the last one at a tie."""
+    """Gt boxes with the largest IoU per detection; the last one in a tie."""
     number = len(detections.scores)
     near = Nearest(np.zeros(number), np.full(number, -1), np.zeros(number), np.full(number, -1))
     for pairs in pairs_in_images(detections, truths):
@@ -143,23 +143,23 @@ def nearest(detections: Detections, truths: Truths) -> Nearest:
 
 
 def _keep_best(best: np.ndarray, which: np.ndarray, pairs: Pairs) -> None:
-    """Write the largest IoU of each detection, and its gt box, in place."""
-    order = np.lexsort((pairs.truth, pairs.iou, pairs.detection))  # a detection's best comes last
+    """Write the largest IoU of each detection and its gt box, in place."""
+    order = np.lexsort((pairs.truth, pairs.iou, pairs.detection))  # best pair per detection last
     pairs = pairs.take(order)
     best[pairs.detection] = pairs.iou
     which[pairs.detection] = pairs.truth
 
 
 def oracle_gains(errors: Errors, truths: Truths) -> dict[str, float]:
-    """By how much AP at tau would rise if all errors of one kind were mended and no other.
+    """Gain in AP at tau if all errors of one kind were fixed.
 
-    A localisation or class error becomes right if its gt box was not found and no better error of
-    its kind lies there; else it is taken away, as are both, duplicate and background errors. Missed
-    gt boxes are not asked for.
+    A localisation or class error becomes a true positive if its gt box is unmatched and has no
+    better error of that kind; otherwise it is removed, like both, duplicate and background errors.
+    Missed gt boxes are removed.
 
     Returns:
-        For each of `KINDS`, and for all false positives and all false negatives, the gain in AP, a
-        fraction; under ``AP`` what it is without any oracle. NaN without gt boxes.
+        AP gain as a fraction for each of `KINDS`, for all false positives and for all false
+        negatives; ``AP`` is the value without fixes. NaN without gt boxes.
     """
     found, kind = errors.found, errors.kind
     present = found.truths > 0
@@ -184,7 +184,7 @@ def oracle_gains(errors: Errors, truths: Truths) -> dict[str, float]:
 
 
 def _mendable(errors: Errors, kind: int, num_truths: int) -> np.ndarray:
-    """Rows of the best error of a kind on each gt box that was not found."""
+    """Rows of the best error of a kind per unmatched gt box."""
     taken = np.zeros(num_truths, bool)
     taken[errors.found.truth[errors.found.state == TRUE]] = True
     rows = np.flatnonzero(errors.kind == kind)
@@ -195,7 +195,7 @@ def _mendable(errors: Errors, kind: int, num_truths: int) -> np.ndarray:
 
 
 def _mean_precision(found: Matches, present: np.ndarray) -> float:
-    """AP over the classes that have gt boxes; one whose gt boxes were all taken away has 0."""
+    """Mean AP of classes with gt boxes; a class whose gt boxes were all removed has 0."""
     order = np.lexsort((-found.scores, found.label))
     found = found._replace(
         label=found.label[order], scores=found.scores[order], state=found.state[order]
@@ -205,21 +205,20 @@ def _mean_precision(found: Matches, present: np.ndarray) -> float:
 
 
 def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> np.ndarray:
-    """Count gt boxes against detections.
+    """Count the confusion matrix of gt boxes and detections.
 
-    Detections that match a gt box of their class, as COCO matches them, come first, so the diagonal
-    holds the true positives of the other numbers. Then the others, by descending score, take the
-    free gt box of another class with the largest IoU of at least tau. What is left over is a
-    detection of nothing, or a gt box that nothing found. Crowds, and detections in them, do not
-    count.
+    Detections that match a gt box of their class, as in COCO, come first, so that the diagonal
+    equals the true positives elsewhere. The others, by descending score, take the unmatched gt box
+    of another class with the largest IoU of at least tau. Remaining detections and gt boxes count
+    as "nothing". Crowds, and detections in them, are ignored.
 
     Args:
-        detections: Those that ``errors`` were found in, cut at the score to judge.
-        truths: Of the same images.
-        errors: Of the two.
+        detections: The detections of ``errors``, cut at the chosen score.
+        truths: Ground truth of the same images.
+        errors: Their errors.
 
     Returns:
-        ``(K + 1, K + 1)`` int64: rows are true classes and last "nothing", columns those predicted.
+        ``(K + 1, K + 1)`` int64: rows are gt classes and last "nothing", columns predicted ones.
     """
     classes = len(truths.category_ids)
     matrix = np.zeros((classes + 1, classes + 1), np.int64)
@@ -243,7 +242,7 @@ def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> 
 
 
 def _pair_off(pairs: Pairs, scores: np.ndarray, free: np.ndarray, partner: np.ndarray) -> None:
-    """Give detections free gt boxes, the best score and then the best IoU first, in place."""
+    """Assign unmatched gt boxes to detections by score, then IoU, in place."""
     pairs = pairs.take(np.lexsort((pairs.detection, -pairs.iou, -scores[pairs.detection])))
     for detection, gt in zip(pairs.detection.tolist(), pairs.truth.tolist()):
         if free[gt] and partner[detection] < 0:
@@ -252,24 +251,24 @@ def _pair_off(pairs: Pairs, scores: np.ndarray, free: np.ndarray, partner: np.nd
 
 
 class ImageErrors(NamedTuple):
-    """Of each of I images, at the score that detections were cut at."""
+    """Errors per image, I images, for detections cut at a score."""
 
     quality: np.ndarray  # (I,) 1 - LRP in [0, 1]; NaN without gt boxes and detections
     counts: np.ndarray  # (E, 4) int64: image, kind, class, number, sorted; no zeros
-    truths: np.ndarray  # (I,) without crowds
+    truths: np.ndarray  # (I,) number of gt boxes without crowds
     right: np.ndarray  # (I,) true positives
 
 
 def judge_images(errors: Errors, image_of: np.ndarray, truths: Truths) -> ImageErrors:
-    """Judge each image by itself.
+    """Assess each image.
 
-    Its quality is 1 - LRP (Oksuz et al., TPAMI 2021) over all classes: 1 if every gt box is found
-    exactly and nothing else, 0 if nothing is right.
+    The quality is 1 - LRP (Oksuz et al., TPAMI 2021) over all classes: 1 if all gt boxes are found
+    exactly without false positives, 0 without true positives.
 
     Args:
-        errors: Of detections that are cut at a score.
-        image_of: ``(N,)`` images of those detections, in their own order.
-        truths: Of I images.
+        errors: Errors of detections that were cut at a score.
+        image_of: ``(N,)`` images of those detections, in the same order.
+        truths: Ground truth of I images.
     """
     found, images = errors.found, len(truths.image_ids)
     image = image_of[found.row]
@@ -279,21 +278,21 @@ def judge_images(errors: Errors, image_of: np.ndarray, truths: Truths) -> ImageE
     hits, false = np.bincount(image[right], None, images), np.bincount(image[wrong], None, images)
     number = np.bincount(truths.image[~truths.crowd], None, images)
     total = number + false
-    with np.errstate(invalid='ignore'):  # images with nothing in them
+    with np.errstate(invalid='ignore'):  # empty images
         quality = 1 - (located + false + number - hits) / total
     return ImageErrors(quality, _count(errors, image, truths), number, hits)
 
 
 def choose_images(judged: ImageErrors, limit: int) -> list[int]:
-    """The images to show: the worst, the best, and some of each kind of error and class.
+    """Choose images to show: the worst, the best, and some for each kind of error and class.
 
-    A third are the worst and a fifth the best. The others each show a pair of a kind and a class
-    that those before do not, and of those that have it have it most often: first the most frequent
-    pair of each kind, then the other pairs; then come the next worst.
+    A third are the worst and a fifth the best. The others each add a pair of kind and class not yet
+    shown, in the image where it is most frequent: first the most frequent pair of each kind, then
+    other pairs. Further places go to the next worst.
 
     Args:
-        judged: All images.
-        limit: How many at most.
+        judged: Assessment of all images.
+        limit: Maximum number of images.
 
     Returns:
         The most important first: a list of fewer is the beginning of this one.
@@ -317,11 +316,11 @@ def choose_images(judged: ImageErrors, limit: int) -> list[int]:
 
 
 def _with_new_errors(counts: np.ndarray, chosen: Collection[int]) -> Iterator[int]:
-    """Images with a pair of kind and class that none of those chosen by then shows."""
+    """Images that add a pair of kind and class not yet shown."""
     pairs, which = np.unique(counts[:, 1:3], axis=0, return_inverse=True)
-    which = which.reshape(-1)  # NumPy 2.0 alone gives it another shape
+    which = which.reshape(-1)  # only NumPy 2.0 returns another shape
     order = np.argsort(-np.bincount(which, counts[:, 3], len(pairs)), kind='stable')
-    _, leaders = np.unique(pairs[order, 0], return_index=True)  # the first of each kind
+    _, leaders = np.unique(pairs[order, 0], return_index=True)  # most frequent of each kind
     leaders.sort()
     for pair in [*order[leaders], *np.delete(order, leaders)]:
         rows = counts[which == pair]
@@ -330,7 +329,7 @@ def _with_new_errors(counts: np.ndarray, chosen: Collection[int]) -> Iterator[in
 
 
 def _count(errors: Errors, image: np.ndarray, truths: Truths) -> np.ndarray:
-    """Errors by image, kind and class: of a detection its own class, of a missed gt box that."""
+    """Errors by image, kind and class: the detection's class, or a missed gt box's."""
     classes = len(truths.category_ids)
     wrong = errors.kind != NO_ERROR
     missed = errors.missed

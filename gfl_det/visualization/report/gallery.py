@@ -1,4 +1,4 @@
-"""The pictures of a report: chosen, drawn, and kept within a size."""
+"""Pictures of a report: selected, drawn, and limited in total size."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ QUALITY = 80
 
 
 def draw(image: np.ndarray, boxes: Boxes, classes: Sequence[str]) -> bytes:
-    """Draw boxes, those with distributions with soft edges.
+    """Draw boxes, with soft edges where boxes have distributions.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
-        boxes: px of the image.
-        classes: Names by label.
+        boxes: Boxes in px of the image.
+        classes: Class names in label order.
 
     Returns:
-        A JPEG whose longer side has `SIDE_PX`, or less of a tiny image.
+        A JPEG with a longer side of at most `SIDE_PX`.
     """
     height, width = image.shape[:2]
     factor = SIDE_PX / max(height, width)
@@ -48,25 +48,25 @@ def draw(image: np.ndarray, boxes: Boxes, classes: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-MAX_BYTES = 10_000_000  # of all pictures, as base64
-MAX_DRAWN = 60  # detections of an image, the best
+MAX_BYTES = 10_000_000  # all pictures together, as base64
+MAX_DRAWN = 60  # detections per image, best first
 
 
 def draw_gallery(
     data: ReportData, analysis: Analysis, limit: int, show_progress: bool = False
 ) -> list[dict[str, Any]]:
-    """Draw images that are worth a look, ground truth and detections apart.
+    """Draw the selected images, ground truth and detections separately.
 
-    Images that cannot be read are named on standard error and left out.
+    Unreadable images are reported on standard error and skipped.
 
     Args:
-        data: With the folder of the images; without it there are no pictures.
-        analysis: Of the same data.
+        data: Data with the folder of the images; without it there are no pictures.
+        analysis: Analysis of the same data.
         limit: How many images at most; the most important ones where `MAX_BYTES` is reached.
-        show_progress: On standard error.
+        show_progress: Show progress on standard error.
 
     Returns:
-        The worst image first.
+        Entries of the page, worst image first.
     """
     if data.folder is None:
         return []
@@ -84,7 +84,7 @@ def draw_gallery(
             size += len(entry['truth']) + len(entry['found'])
             if size > MAX_BYTES:
                 progress.say(
-                    f'pictures: {len(entries)} of {len(chosen)}, as more would be too large'
+                    f'pictures: {len(entries)} of {len(chosen)}, limited by their total size'
                 )
                 break
             entries.append(entry)
@@ -93,7 +93,7 @@ def draw_gallery(
 
 
 def _entry(data: ReportData, analysis: Analysis, image: int) -> dict[str, Any]:
-    assert data.folder is not None  # or there are no pictures
+    assert data.folder is not None  # checked by the caller
     pixels = np.ascontiguousarray(read_image(data.folder / data.names[image])[..., ::-1])
     names = data.truths.class_names
     rows = analysis.kept[data.detections.image[analysis.kept] == image]
@@ -114,7 +114,7 @@ def _entry(data: ReportData, analysis: Analysis, image: int) -> dict[str, Any]:
 
 
 def _boxes_of_errors(data: ReportData, analysis: Analysis, image: int) -> list[list[Any]]:
-    """Kind, class, box (xywh px) and score of each error of an image; a missed gt box has none."""
+    """Kind, class, box (xywh px) and score of each error of an image; missed gt boxes: no score."""
     errors: Errors = analysis.errors
     rows = analysis.kept[errors.found.row]
     wrong = np.flatnonzero((errors.kind != NO_ERROR) & (data.detections.image[rows] == image))

@@ -1,4 +1,4 @@
-"""The HTML file of a report, which needs no other file."""
+"""HTML file of a report, self-contained."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 PAGE = Path(__file__).parent / 'page'
-DIGITS = 4  # significant ones; counts keep all of theirs
+DIGITS = 4  # significant digits; counts keep all digits
 SCRIPTS = ('charts.js', 'sections.js', 'images.js', 'report.js')
 
 
 def render(values: dict[str, Any]) -> str:
-    """The page: template, style, scripts and numbers in one.
+    """Build the page from template, styles, scripts and numbers.
 
     Args:
-        values: Of :func:`.analysis.analyse`, with ``pictures``.
+        values: Values from :func:`.analysis.analyse`, with ``pictures``.
     """
     page = (PAGE / 'report.html').read_text(encoding='utf-8')
     parts = dict(
@@ -35,15 +35,15 @@ def render(values: dict[str, Any]) -> str:
 
 
 def embed(values: Any) -> str:
-    """JSON for a script element: no text in it ends the element or opens a comment."""
-    text = json.dumps(plain(values), separators=(',', ':'), allow_nan=False)  # of ASCII alone
+    """JSON for a script element, in which no text ends the element or opens a comment."""
+    text = json.dumps(plain(values), separators=(',', ':'), allow_nan=False)  # ASCII only
     for sign in '<>&':
         text = text.replace(sign, f'\\u{ord(sign):04x}')
     return text
 
 
 def plain(values: Any) -> Any:
-    """Arrays as lists, floats rounded to `DIGITS`, what is not a finite number as None."""
+    """Arrays as lists, floats rounded to `DIGITS`, NaN and infinite values as None."""
     if isinstance(values, dict):
         return {str(key): plain(value) for key, value in values.items()}
     if isinstance(values, np.ndarray):
