@@ -1,1 +1,1 @@
-"""Runs of a config: the runner, its hooks, and the checks and edits before it starts."""
+"""Training and testing runs: the runner, its hooks, checks and config edits before the start."""

@@ -1,4 +1,4 @@
-"""Mixed precision on processors, where mmengine's ``AmpOptimWrapper`` refuses to start."""
+"""Mixed precision on CPUs, which mmengine's ``AmpOptimWrapper`` does not support."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from gfl_det.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS
 class CPUAmpOptimWrapper(OptimWrapper):
     """mmengine's ``OptimWrapper`` with the forward pass in bfloat16 under CPU autocast.
 
-    bfloat16 has the exponents of float32, so small gradients do not vanish and no loss needs
-    scaling. A processor without instructions for bfloat16 is warned of: float32 is faster there.
+    bfloat16 has the exponent range of float32, so small gradients do not underflow and no loss
+    scaling is needed. On a CPU without bfloat16 instructions, where float32 is faster, a warning is
+    issued.
 
     Args:
-        loss_scale: None for no scaling. ``'dynamic'``, a first scale, or arguments of torch's
-            ``GradScaler`` scale losses all the same, as mmengine's ``AmpOptimWrapper`` does on a
-            GPU: with it a run on a processor goes the ways of a run in float16. Needs torch 2.3.
-        **kwargs: mmengine's.
+        loss_scale: None for no scaling. ``'dynamic'``, an initial scale, or arguments of torch's
+            ``GradScaler`` scale losses as mmengine's ``AmpOptimWrapper`` does on GPUs, so that a
+            CPU run takes the code path of float16. Needs torch 2.3.
+        **kwargs: Arguments of mmengine's ``OptimWrapper``.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
         super().__init__(**kwargs)
         if not computes_bfloat16():
             warnings.warn(
-                f'This processor ({processor_kind()}) has no instructions for bfloat16: training '
+                f'This CPU ({processor_kind()}) has no bfloat16 instructions: training '
                 "in float32 (optim_wrapper.type='OptimWrapper') is several times faster.",
                 stacklevel=2,
             )
@@ -82,7 +83,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
 
 
 def autocast_dtype() -> str | None:
-    """Return the name of the dtype that autocast computes in, or None outside of it."""
+    """Return the name of the autocast dtype, or None without autocast."""
     if not hasattr(torch, 'get_autocast_dtype'):  # torch before 2.4
         if torch.is_autocast_enabled():
             return str(torch.get_autocast_gpu_dtype()).removeprefix('torch.')
@@ -96,15 +97,15 @@ def autocast_dtype() -> str | None:
 
 @MODEL_WRAPPERS.register_module()
 class ShardedDataParallel(MMFullyShardedDataParallel):
-    """``MMFullyShardedDataParallel`` that keeps scalar parameters whole in each process.
+    """``MMFullyShardedDataParallel`` that keeps scalar parameters unsharded in each process.
 
-    FSDP cannot shard a scalar and refuses the model. The few there are stay out of it; their
-    gradients are averaged over the processes as soon as they are there, as those of the others are.
+    FSDP cannot shard scalars and refuses the model. They are excluded here, and their gradients are
+    averaged over the processes as soon as they are computed, like all others.
 
     Args:
-        module: To be wrapped.
-        device_id: Where to; None keeps the model where it is, which a processor needs.
-        **kwargs: mmengine's.
+        module: Module to wrap.
+        device_id: Target device; None keeps the model where it is, as needed on a CPU.
+        **kwargs: Arguments of mmengine's class.
     """
 
     def __init__(self, module: nn.Module, device_id: Any = None, **kwargs: Any) -> None:

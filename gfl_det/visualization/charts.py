@@ -106,7 +106,7 @@ def edge_figure(
             'and use a detector with a GFL head.'
         )
     if len(chosen) == 0 or not all(0 <= index < len(boxes.boxes) for index in chosen):
-        raise DataError(f'boxes {list(chosen)}: give indices from 0 to {len(boxes.boxes) - 1}.')
+        raise DataError(f'boxes {list(chosen)}: give indices below {len(boxes.boxes)}, from 0 on.')
     panels = [_panel(boxes, index, truths) for index in chosen]
     widths = [SPACE + panel.width + DEPTH + TICKS for panel in panels]
     size = sum(widths) + SPACE, TICKS + HEIGHT + DEPTH + TITLE

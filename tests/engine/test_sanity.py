@@ -132,7 +132,7 @@ class TestDiagnosis:
         good = curve([1.0, *[0.05] * 99], (0.95, 0.96))
         assert good.reached
         assert suspects_of_curve(good, None, None) == []
-        assert verdict(good, []).startswith('SANE: the loss fell by 95.0% in 100 steps, AP 0.950')
+        assert verdict(good, []).startswith('OVERFITTED: the loss fell by 95.0% in 100 steps, AP 0.950')
 
     @pytest.mark.parametrize(
         ('losses', 'scores'),
@@ -331,7 +331,7 @@ class TestTool:
     def test_a_sane_config(self, cfg_file):
         done = run_tool('sanity', cfg_file, '--images', 4, '--json', cfg_file.with_suffix('.json'))
         assert done.returncode == 0, done.stdout + done.stderr
-        assert 'SANE: the loss fell by' in done.stdout
+        assert 'OVERFITTED: the loss fell by' in done.stdout
         found = json.loads(cfg_file.with_suffix('.json').read_text())
         assert found['suspects'] == []
         first, last = found['curve']['losses'][0]['loss'], found['curve']['losses'][-1]['loss']

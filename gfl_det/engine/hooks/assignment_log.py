@@ -1,4 +1,4 @@
-"""The shares of clipped edges and of unassigned gts, in the training's log."""
+"""Logging of the shares of clipped edges and unassigned gts during training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from gfl_det.registry import HOOKS
 
 
 class AssignmentCounts:
-    """Running totals of what a head is given to train on, kept on its device.
+    """Running totals of a head's training targets, kept on its device.
 
     Attributes:
-        reg_max: The head's last bin; targets end ``TARGET_MARGIN`` before it.
+        reg_max: Last bin of the head; targets end ``TARGET_MARGIN`` before it.
         totals: ``(4,)`` int64: edges of positives beyond the last bin, edges of positives,
             unassigned gts, gts.
     """
@@ -31,7 +31,7 @@ class AssignmentCounts:
         self.totals = torch.zeros(4, dtype=torch.int64, device=device)
 
     def add(self, assigned: BatchAssignment) -> None:
-        """Count a batch, without a synchronisation."""
+        """Count a batch without synchronisation."""
         positives, number = assigned.positives, len(assigned.boxes)
         distances = boxes_to_distances(*gts_in_strides(assigned))
         clipped = (distances > self.reg_max - TARGET_MARGIN) & positives.valid[:, None]
@@ -44,15 +44,15 @@ class AssignmentCounts:
 
 @HOOKS.register_module()
 class AssignmentLogHook(Hook):
-    """Logs two shares, each over all images of all processes since the last line of the log.
+    """Logs two shares over all images of all processes since the last log entry.
 
-    ``clipped_edges``: of the positives' edges, those farther than the last bin, whose boxes come
-    out too small; raise ``reg_max`` or add a coarser level. ``truths_without_positive``: of the
-    gts, the unassigned ones, which train nothing; see ``with_best_prior`` of the assigner. Both in
-    [0, 1]; for advice before training: ``gfl-det suggest-reg-max``.
+    ``clipped_edges``: share of the positives' edges beyond the last bin, whose boxes come out too
+    small; raise ``reg_max`` or add a coarser level. ``truths_without_positive``: share of
+    unassigned gts, which contribute nothing to training; see ``with_best_prior`` of the assigner.
+    Both lie in [0, 1]; ``gfl-det suggest-reg-max`` gives advice before training.
 
-    The counts stay on the device; they are read when mmengine's LoggerHook writes and no sooner. In
-    the loss dict they would be read at every step, and logged for the last step alone.
+    The counts stay on the device and are read only when mmengine's LoggerHook writes. In the loss
+    dict they would be read at every step, and logged for the last step only.
     """
 
     priority = 'NORMAL'  # before LoggerHook, which is BELOW_NORMAL
@@ -61,7 +61,7 @@ class AssignmentLogHook(Hook):
         self.counts: list[AssignmentCounts] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Count what every GFL head of the model is given."""
+        """Register counters on all GFL heads of the model."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.counts = []
         for head in model.modules():
@@ -72,7 +72,7 @@ class AssignmentLogHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Hand the shares to the log if it is written now."""
+        """Add the shares to the log entry if one is written now."""
         if not self.counts or not self._is_logged(runner, batch_idx):
             return
         totals = torch.stack([each.totals for each in self.counts]).sum(0)
@@ -84,7 +84,7 @@ class AssignmentLogHook(Hook):
         runner.message_hub.update_scalar('train/truths_without_positive', unassigned / max(1, gts))
 
     def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
-        """Whether LoggerHook writes a line after this step."""
+        """Whether LoggerHook writes an entry after this step."""
         logger = next((each for each in runner.hooks if isinstance(each, LoggerHook)), None)
         if logger is None:
             return False

@@ -1,4 +1,4 @@
-"""Maps with channels last in memory, the layout that convolutions are fastest in."""
+"""Channels-last memory layout, in which convolutions are fastest."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from gfl_det.registry import HOOKS
 
 
 class CastInput:
-    """Forward pre-hook that gives a module its maps with channels last, and in a dtype.
+    """Forward pre-hook that converts a module's inputs to channels last, and optionally a dtype.
 
     Args:
-        dtype: Of the maps from then on; None keeps theirs.
+        dtype: Dtype of the inputs; None keeps theirs.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Cast the four-dimensional tensors among the arguments."""
+        """Convert the four-dimensional tensors among the arguments."""
         return tuple(
             each.to(dtype=self.dtype or each.dtype, memory_format=torch.channels_last)
             if isinstance(each, Tensor) and each.dim() == 4
@@ -35,11 +35,11 @@ class CastInput:
 
 
 def lay_channels_last(model: BaseModel) -> None:
-    """Lay out a detector's weights and, from then on, the input of its backbone, in place.
+    """Convert a detector's weights, and from then on its backbone's inputs, in place.
 
     Args:
-        model: With a backbone. On a processor its large 3x3 convolutions are done in fewer products
-            as well (:mod:`..ops.convolutions`).
+        model: Detector with a backbone. On a CPU its large 3x3 convolutions also use fewer products
+            (:mod:`..ops.convolutions`).
     """
     model.to(memory_format=torch.channels_last)
     model.backbone.register_forward_pre_hook(CastInput())
@@ -49,8 +49,8 @@ def lay_channels_last(model: BaseModel) -> None:
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Runs a detector with channels last in memory: ``gfl-det train --channels-last``."""
+    """Runs a detector in channels-last layout: ``gfl-det train --channels-last``."""
 
     def before_run(self, runner: Runner) -> None:
-        """Lay out the model before its first step."""
+        """Convert the model before its first step."""
         lay_channels_last(runner.model.module if is_model_wrapper(runner.model) else runner.model)

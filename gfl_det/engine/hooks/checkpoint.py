@@ -1,4 +1,4 @@
-"""Checkpoints from which a training resumes as if it had never stopped; also on a signal."""
+"""Checkpoints for exact resumption of a training, also saved on a signal."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ from gfl_det.errors import CheckpointError
 from gfl_det.registry import HOOKS
 from gfl_det.utils.files import clear_parts, write_whole
 
-STATE = 'training_state'  # in the meta of a checkpoint
+STATE = 'training_state'  # key in the meta of a checkpoint
 STOPPED = 'stopped_iter_{}.pth'
 SHOWN_KEYS = 3
-# torchrun hands on a signal that the scheduler has sent to every process as well.
+# torchrun forwards signals that the scheduler has also sent to every process.
 TOGETHER_SECONDS = 5.0
 
 
 @HOOKS.register_module()
 class CheckpointHook(MMEngineCheckpointHook):
-    """Drop-in for mmengine's ``CheckpointHook``: same arguments, same file names.
+    """Drop-in replacement for mmengine's ``CheckpointHook``: same arguments and file names.
 
-    - A checkpoint and ``last_checkpoint`` are written whole
-      (:mod:`gfl_det.utils.files`), with a checksum, and an
-      outdated checkpoint is removed only after its successor is on the disk.
-    - A checkpoint also holds the states of all random generators of all processes and the place in
-      the epoch, so that with :class:`gfl_det.engine.training.EpochTrainLoop` a resumed training
-      gives the weights of one that was never stopped.
-    - The best checkpoint holds the whole state too: a training can go on from it.
-    - Resuming from another model's checkpoint is an error; mmengine loads what happens to fit.
+    - A checkpoint and ``last_checkpoint`` are written atomically with a checksum
+      (:mod:`gfl_det.utils.files`), and an outdated checkpoint is removed only after its successor
+      is on disk.
+    - A checkpoint also holds the states of all random generators of all processes and the position
+      in the epoch, so that with :class:`gfl_det.engine.training.EpochTrainLoop` a resumed training
+      gives the same weights as an uninterrupted one.
+    - The best checkpoint holds the complete state too, so a training can resume from it.
+    - Resuming from another model's checkpoint is an error; mmengine loads whatever fits.
 
     With mmengine's ``EMAHook``, ``state_dict`` holds the averaged weights, which tests use, and
-    ``ema_state_dict`` the trained ones; ``gfl-det weights extract`` takes either out.
+    ``ema_state_dict`` the trained ones; ``gfl-det weights extract`` extracts either.
 
     Args:
-        *args: mmengine's.
-        **kwargs: mmengine's. ``backend_args`` given by the user decides how files are written.
+        *args: Arguments of mmengine's hook.
+        **kwargs: Arguments of mmengine's hook. ``backend_args``, if given, decide how files are
+            written.
     """
 
     backend_args: dict[str, Any] | None
@@ -62,7 +63,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._state: dict[str, Any] | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Choose how to write, sweep up after a killed run, and go to where a training had been."""
+        """Set up writing, clean up after a killed run, and restore the position of the training."""
         if self.backend_args is None and '://' not in str(self.out_dir or runner.work_dir):
             self.backend_args = dict(backend=WholeFileBackend.NAME)
         super().before_train(runner)
@@ -71,14 +72,14 @@ class CheckpointHook(MMEngineCheckpointHook):
         state, self._state = self._state, None
         if state is not None:
             _resume_order(runner, state)
-            if len(state['random']) == get_world_size():  # another number of processes draws anew
+            if len(state['random']) == get_world_size():  # other process counts draw new numbers
                 random_state.restore(state['random'][get_rank()])
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Take the training state from a checkpoint that is resumed from.
+        """Take the training state from the checkpoint to resume from.
 
         Raises:
-            CheckpointError: If it is the checkpoint of another model.
+            CheckpointError: If the checkpoint belongs to another model.
         """
         if not runner._resume:
             return
@@ -86,12 +87,12 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._state = checkpoint.get('meta', {}).get(STATE)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
-        """Save by iterations, if the config says so."""
+        """Save after an iteration, if configured."""
         self._batches_done = batch_idx + 1
         super().after_train_iter(runner, batch_idx, *args, **kwargs)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Save by epochs, if the config says so."""
+        """Save after an epoch, if configured."""
         self._batches_done = 0
         super().after_train_epoch(runner)
 
@@ -101,10 +102,10 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().after_val_epoch(runner, metrics)
 
     def save_stopped(self, runner: Runner, within_epoch: bool) -> str:
-        """Save a training that is about to stop between two steps.
+        """Save a training that is about to stop between steps.
 
         Args:
-            runner: Of the training.
+            runner: Runner of the training.
             within_epoch: False while a validation runs.
 
         Returns:
@@ -114,7 +115,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
         else:
             for hook in runner.hooks:
-                if isinstance(hook, EMAHook):  # it lends its weights to the validation
+                if isinstance(hook, EMAHook):  # it swaps weights for validation
                     hook.after_val_epoch(runner)
             meta = dict(epoch=runner.epoch, iter=runner.iter)
         name = STOPPED.format(meta['iter'])
@@ -178,7 +179,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         return outdated
 
     def _write(self, runner: Runner, name: str, meta: dict[str, Any]) -> None:
-        # Every process takes part: the runner's own saving is the first one's alone.
+        # All processes take part: the runner itself saves in the first one only.
         meta[STATE] = dict(
             batches_done=self._batches_done,
             random=all_gather_object(_random_state(runner)),
@@ -208,7 +209,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):  # what sharded strategies write
+        elif self.file_backend.isdir(path):  # sharded checkpoints
             self.file_backend.rmtree(path)
 
 
@@ -229,13 +230,13 @@ def _resume_order(runner: Runner, state: dict[str, Any]) -> None:
     if isinstance(loop, EpochTrainLoop) and loop.can_resume_within:
         if done and len(state['random']) != get_world_size():
             runner.logger.warning(
-                'The checkpoint was written within an epoch by another number of processes: that '
-                'epoch begins anew.'
+                'The checkpoint was written within an epoch by another number of processes: the '
+                'epoch starts over.'
             )
             done = 0
         loop.resume_within(done)
     elif done:
-        runner.logger.warning('The checkpoint was written within an epoch, which begins anew.')
+        runner.logger.warning('The checkpoint was written within an epoch: the epoch starts over.')
 
 
 def _check_model(runner: Runner, found: dict[str, Any]) -> None:
@@ -252,12 +253,12 @@ def _check_model(runner: Runner, found: dict[str, Any]) -> None:
         raise CheckpointError(
             f'The checkpoint to resume from is of another model: {len(wrong)} of {len(wanted)} '
             f'entries differ ({shown}, ...): give the config it was trained with, or start from '
-            'its weights by load_from.'
+            'its weights with load_from.'
         )
 
 
 class TrainingStopped(SystemExit):
-    """A training has saved its state and ends with status 0, in whatever program it runs."""
+    """Signals that a training has saved its state; ends any program with status 0."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -265,16 +266,16 @@ class TrainingStopped(SystemExit):
 
 @HOOKS.register_module()
 class StopSignalHook(Hook):
-    """On SIGTERM: finish the step, save a checkpoint, end with status 0.
+    """On SIGTERM: finishes the step, saves a checkpoint, and exits with status 0.
 
-    Schedulers of clusters send SIGTERM some seconds (the grace time) before they kill. Of several
-    processes all end after the same step: each tells the others whether it was told to, in a
-    reduction over gloo that runs while the step is computed. During a validation what was trained
-    is saved at its next batch, and the validation is done again on resuming. A further signal ends
-    the program at once, if it comes later than those that launcher and scheduler send together.
+    Cluster schedulers send SIGTERM some seconds (the grace time) before they kill. All processes
+    end after the same step: they share whether a signal arrived by a gloo reduction that overlaps
+    with the step. During validation the trained state is saved at the next batch, and validation is
+    repeated on resuming. A later signal ends the program at once, unless launcher and scheduler
+    sent both together.
 
     Args:
-        signals: Names of the signals to heed.
+        signals: Names of the signals to handle.
     """
 
     priority = 'LOWEST'  # after schedules, averages and regular checkpoints
@@ -282,44 +283,44 @@ class StopSignalHook(Hook):
     def __init__(self, signals: tuple[str, ...] = ('SIGTERM',)) -> None:
         self.signals = [signal.Signals[name] for name in signals]
         self._told = torch.zeros(1)
-        self._first: float | None = None  # when the first signal came
-        self._common_batches = 0  # of a validation, that all processes have
+        self._first: float | None = None  # arrival of the first signal
+        self._common_batches = 0  # of a validation, common to all processes
         self._before: dict[signal.Signals, Any] = {}
         self._group: Any = None
         self._reduced: torch.Tensor = torch.zeros(1)
         self._reduction: Any = None
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to heed the signals."""
+        """Install the signal handlers."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend='gloo')
         for each in self.signals:
             self._before[each] = signal.signal(each, self._note)
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the signals to whoever had them."""
+        """Restore the previous signal handlers."""
         for each, handler in self._before.items():
             signal.signal(each, handler)
         self._before.clear()
 
     def before_train_iter(self, *args: Any, **kwargs: Any) -> None:
-        """Begin to ask the other processes."""
+        """Start a reduction over the processes."""
         self._ask()
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Save and end if any process was told to."""
+        """Save and exit if any process received a signal."""
         if self._answer():
             self._stop(runner, within_epoch=True)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Agree on the batches that every process has: after those nobody can be asked."""
+        """Agree on the number of batches that all processes have; later ones cannot be reduced."""
         number = torch.tensor(len(runner.val_dataloader))
         if self._before and self._group is not None:
             dist.all_reduce(number, dist.ReduceOp.MIN, group=self._group)
         self._common_batches = int(number)
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Save and end; in a validation of its own there is nothing to save."""
+        """Save and exit; a stand-alone validation has nothing to save."""
         if not self._before or batch_idx >= self._common_batches:
             return
         self._ask()
@@ -353,7 +354,7 @@ class StopSignalHook(Hook):
         for saver in savers:
             path = saver.save_stopped(runner, within_epoch)
         if self._group is not None:
-            dist.barrier(group=self._group)  # nobody ends before the file is there
+            dist.barrier(group=self._group)  # no process exits before the file is written
         if is_main_process():
             where = f'saved {path}, go on with --resume' if savers else 'nothing was saved'
             print(f'stopped by a signal: {where}', flush=True)

@@ -1,4 +1,4 @@
-"""Focal losses whose gamma changes from one epoch to the next."""
+"""Schedule for the gamma of focal losses over epochs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gfl_det.registry import HOOKS
 
 @HOOKS.register_module()
 class GammaScheduleHook(Hook):
-    """Sets gamma of every ``gfl_det.FocalLoss`` in a model by the epoch.
+    """Sets gamma of every ``gfl_det.FocalLoss`` in a model per epoch.
 
     Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020, call it FLSc:
-    FLSc-531 is ``gammas=(5, 3, 1), milestones=(100, 250)`` of 350 epochs. A resumed training goes
-    on with the gamma of its epoch.
+    FLSc-531 is ``gammas=(5, 3, 1), milestones=(100, 250)`` for 350 epochs. A resumed training
+    continues with the gamma of its epoch.
 
     Args:
-        gammas: At least 0, one more than milestones.
-        milestones: Epochs, ascending from 1, at which the next gamma begins; counted from 0.
+        gammas: Values of at least 0, one more than milestones.
+        milestones: Epochs, counted from 0, at which the next gamma begins; ascending from 1.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -31,7 +31,7 @@ class GammaScheduleHook(Hook):
     def __init__(self, gammas: Sequence[float], milestones: Sequence[int]) -> None:
         self.gammas, self.milestones = tuple(gammas), tuple(milestones)
         if not self.gammas or not all(gamma >= 0 for gamma in self.gammas):
-            raise ConfigError(f'gammas of GammaScheduleHook are at least 0, not {self.gammas}')
+            raise ConfigError(f'gammas of GammaScheduleHook must be at least 0, not {self.gammas}')
         steps = (0, *self.milestones)
         ascending = all(first < second for first, second in zip(steps, steps[1:]))
         if len(self.milestones) != len(self.gammas) - 1 or not ascending:
@@ -45,10 +45,10 @@ class GammaScheduleHook(Hook):
         return self.gammas[sum(epoch >= milestone for milestone in self.milestones)]
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Set the gamma of the epoch that begins.
+        """Set gamma for the starting epoch.
 
         Raises:
-            ConfigError: If the model has no focal loss of ours.
+            ConfigError: If the model has no ``gfl_det.FocalLoss``.
         """
         losses = [each for each in runner.model.modules() if isinstance(each, FocalLoss)]
         if not losses:

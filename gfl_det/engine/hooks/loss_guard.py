@@ -1,4 +1,4 @@
-"""A guard that skips steps whose loss or gradient is NaN or infinite."""
+"""Guard that skips or stops at non-finite losses and gradients."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ FOLDER = 'non_finite'
 
 @HOOKS.register_module()
 class LossGuardHook(Hook):
-    """Stops a training, or leaves out its step, where a loss or a gradient is infinite or NaN.
+    """Stops a training, or skips its step, if a loss or gradient is NaN or infinite.
 
-    It looks between the backward pass and the optimizer's step, by hooks that torch offers: one on
-    the model's forward pass keeps the batch, one before the optimizer's step judges. Nothing is
-    changed by a bad step: no weights, no state of the optimizer, and under ``'skip'`` no running
-    statistics either. What is needed to repeat the step goes to a file for ``gfl-det replay``.
+    It checks between the backward pass and the optimizer step, with torch hooks: one on the model's
+    forward pass keeps the batch, one before the optimizer step decides. A bad step changes neither
+    weights nor optimizer state and, with ``'skip'``, no running statistics. What is needed to
+    repeat the step is written to a file for ``gfl-det replay``.
 
-    Cost on a GPU: the host waits for one number per step, the norm of all gradients. mmengine waits
-    for the same number when it clips gradients, which is then read from its log, and for each loss
-    after each step. Losses need no wait of their own: each is multiplied by ``1 + 0 * total``,
-    which is exactly 1, or NaN, so that a non-finite loss makes all gradients NaN. Through the
-    averaging of gradients all processes see that and do the same, without a word between them.
+    Cost on a GPU: the host waits for one number per step, the norm of all gradients. With gradient
+    clipping mmengine waits for the same number, which is then read from its log; it also waits for
+    each loss after each step. Checking losses adds no synchronisation: each is multiplied by
+    ``1 + 0 * total``, which is exactly 1 or NaN, so that a non-finite loss makes all gradients NaN.
+    As gradients are averaged, all processes see that and react alike without communication.
 
-    Mixed precision with a loss scaler: gradients that overflow are the scaler's business, which
-    leaves the step out and lowers its scale. It is an event for the guard when a loss (which is
-    computed unscaled in float32) is not finite, or when ``max_scaler_skips`` steps in a row were
-    left out, for then no scale helps. Gradients that are accumulated over several steps are dropped
-    together.
+    Mixed precision with a loss scaler: overflowing gradients are left to the scaler, which skips
+    the step and lowers its scale. The guard reacts if a loss (computed unscaled in float32) is not
+    finite, or if ``max_scaler_skips`` consecutive steps were skipped, for then no scale helps. With
+    gradient accumulation all gradients accumulated so far are dropped.
 
     Args:
-        policy: ``'stop'`` raises, ``'skip'`` goes on without the step.
-        max_skips: Bad steps in a row that are skipped; one more stops the training.
-        max_dumps: Files written; further events are only logged.
-        max_scaler_skips: See above. 65536, the usual first scale, is 1/65536 after 32 of them.
+        policy: ``'stop'`` raises an error, ``'skip'`` continues without the step.
+        max_skips: Maximum consecutive bad steps to skip; one more stops the training.
+        max_dumps: Maximum files to write; further events are only logged.
+        max_scaler_skips: See above. A scale of 65536, the usual first one, is 1/65536 after 32
+            skips.
 
     Raises:
-        ConfigError: If an unknown policy.
+        ConfigError: If the policy is unknown.
     """
 
-    priority = 'ABOVE_NORMAL'  # before averages (EMA) and schedules take note of a step
+    priority = 'ABOVE_NORMAL'  # before EMA and schedules count the step
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class LossGuardHook(Hook):
         self._handles: list[Any] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Hook into model and optimizer."""
+        """Register hooks on model and optimizer."""
         self._runner = runner
         model = _inner(runner)
         wrapper = runner.optim_wrapper
@@ -92,20 +92,20 @@ class LossGuardHook(Hook):
         ]
         for each in wrappers:
             if each.clip_grad_kwargs and each.grad_name == 'grad_value':
-                # Clipped by value, an infinite gradient is a finite one: look before.
+                # Clipping by value makes an infinite gradient finite: check before.
                 each.clip_func = self._looking_first(each.clip_func)
         if self.policy == 'skip':
             self._buffers = list(model.buffers())
             self._copies = [each.clone() for each in self._buffers]
 
     def after_train(self, runner: Runner) -> None:
-        """Let go of model and optimizer."""
+        """Remove the hooks from model and optimizer."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._step = [], None
 
     def before_train_iter(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the running statistics of the model, which a skipped step must not change."""
+        """Save the model's running statistics, which a skipped step must not change."""
         self._updated = False
         if self._buffers:
             torch._foreach_copy_(self._copies, self._buffers)
@@ -113,14 +113,14 @@ class LossGuardHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Judge a step that a loss scaler left out."""
+        """Check a step that a loss scaler skipped."""
         if self._step is None:
             return
         self._since_update = 0 if self._updated else self._since_update + 1
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
         if scaler is None or self._updated:
             return
-        # mmengine has logged the loss by now, and waited for it.
+        # mmengine has logged the loss by now, and synchronised for it.
         total = runner.message_hub.get_scalar('train/loss').current()
         every = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if not math.isfinite(total):
@@ -128,7 +128,7 @@ class LossGuardHook(Hook):
         elif self._since_update > every * self.max_scaler_skips:
             self._since_update = 0
             self._bad_step(
-                f'gradients overflow whatever the scale ({scaler.get_scale():g})', float('nan')
+                f'gradients overflow at any scale ({scaler.get_scale():g})', float('nan')
             )
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -162,7 +162,7 @@ class LossGuardHook(Hook):
             return
         for group in optimizer.param_groups:
             for parameter in group['params']:
-                parameter.grad = None  # an optimizer leaves such parameters as they are
+                parameter.grad = None  # optimizers skip such parameters
         self._bad_step('a loss or a gradient is not finite', norm)
 
     def _gradient_norm(self, optimizer: Any) -> float:
@@ -192,20 +192,20 @@ class LossGuardHook(Hook):
         if self.policy == 'stop' or self._in_a_row > self.max_skips:
             row = f' for the {self._in_a_row}th time in a row' if self._in_a_row > 1 else ''
             raise NonFiniteLossError(
-                f'Training stopped at {message}{row}: look there at labels and images, or lower '
+                f'Training stopped at {message}{row}: check labels and images there, or lower '
                 'the learning rate.'
             )
-        self._runner.logger.warning(f'Left out {message}.')
+        self._runner.logger.warning(f'Skipped {message}.')
 
     def _keep(self, step: DumpedStep, reason: str, norm: float) -> str:
-        """Write the step to a file, and say where; a file that fails changes no policy."""
+        """Write the step to a file and report where; a failed write does not change the policy."""
         if len(self.dumps) == self.max_dumps:
-            return f'no file repeats it: {FOLDER} has {self.max_dumps} already'
+            return f'no file was written: {FOLDER} already has {self.max_dumps}'
         try:
             self.dumps.append(self._dump(step, reason, norm))
         except CheckpointError as error:
             return str(error).rstrip('.')
-        return f'{self.dumps[-1]} repeats it: gfl-det replay'
+        return f'repeat it with gfl-det replay {self.dumps[-1]}'
 
     def _dump(self, step: DumpedStep, reason: str, norm: float) -> Path:
         runner = self._runner
@@ -231,7 +231,7 @@ def _inner(runner: Runner) -> nn.Module:
 
 def _norm(parameters: list[Tensor]) -> Tensor:
     gradients = [each.grad for each in parameters if each.grad is not None]
-    # One pass over all of them at once, as torch's own clipping does it.
+    # One pass over all gradients, as in torch's own clipping.
     norms = torch._foreach_norm(gradients) if gradients else [torch.zeros(())]
     return torch.linalg.vector_norm(torch.stack(norms))
 
@@ -251,5 +251,5 @@ def _detached(value: Any) -> Tensor:
 
 def _terms(step: DumpedStep | None) -> str:
     if step is None:
-        return 'no losses seen'
+        return 'no losses recorded'
     return ', '.join(f'{key} {float(value):g}' for key, value in step.losses.items())

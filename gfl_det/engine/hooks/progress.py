@@ -1,4 +1,4 @@
-"""A live bar below the log lines of a training or a test."""
+"""Progress bar below the log lines of a training or test."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ REDRAW_SECONDS = 0.1
 
 
 def has_terminal() -> bool:
-    """Whether all that this process prints goes to a person, and no part to a file or a pipe."""
+    """Whether all output of this process goes to a terminal, not to files or pipes."""
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Shows how far training, validation and test are, and the time left, in a terminal.
+    """Shows the progress of training, validation and test, and the time left, in a terminal.
 
-    The bar is the last line of the terminal, log lines and tables scroll above it. Where standard
-    output or standard error is not a terminal, and in all processes but the first, nothing is done:
-    mmengine's lines say how far it is.
+    The bar is the last line of the terminal; log lines and tables scroll above it. If standard
+    output or standard error is not a terminal, and in all processes but the first, the hook does
+    nothing: mmengine's log lines show the progress.
 
     Args:
-        terminal: False for no bar, True for one in any case; None: in a terminal.
+        terminal: Show a bar; None: only in a terminal.
     """
 
     priority = 'VERY_LOW'
@@ -47,7 +47,7 @@ class ProgressHook(Hook):
         self._drawn = 0.0
 
     def before_train(self, runner: Runner) -> None:
-        """Begin with the iteration that is gone on from."""
+        """Start at the iteration to continue from."""
         self._begin(runner, 'train', runner.max_iters, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
@@ -57,11 +57,11 @@ class ProgressHook(Hook):
         self._count('train', runner.iter + 1, text)
 
     def after_train(self, runner: Runner) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._end('train')
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Begin a validation, below the training if there is one."""
+        """Start a bar for validation, below the one for training if there is one."""
         self._begin(runner, 'validation', len(runner.val_dataloader))
 
     def after_val_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
@@ -69,11 +69,11 @@ class ProgressHook(Hook):
         self._count('validation', batch_idx + 1)
 
     def after_val_epoch(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Take the bar of the validation away."""
+        """Remove the bar for validation."""
         self._end('validation')
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Begin a test."""
+        """Start a bar for the test."""
         self._begin(runner, 'test', len(runner.test_dataloader))
 
     def after_test_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
@@ -81,7 +81,7 @@ class ProgressHook(Hook):
         self._count('test', batch_idx + 1)
 
     def after_test_epoch(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._end('test')
 
     def _begin(self, runner: Runner, name: str, total: int, done: int = 0) -> None:
@@ -113,7 +113,7 @@ class ProgressHook(Hook):
         self._tasks.pop(name)
 
     def _open(self, runner: Runner) -> None:
-        # Drawn by this thread alone: another could hold a lock while a worker is forked.
+        # Drawn by this thread only: another could hold a lock while a worker is forked.
         plain = sys.stdout, sys.stderr
         self._bar = live_bar(auto_refresh=False)
         self._bar.start()
@@ -121,7 +121,7 @@ class ProgressHook(Hook):
             if isinstance(handler, logging.StreamHandler) and handler.stream in plain:
                 proxy = FileProxy(self._bar.console, handler.stream)
                 self._streams.append((handler, handler.setStream(proxy)))
-        atexit.register(self._close)  # after an error, or mmengine would leave the cursor hidden
+        atexit.register(self._close)  # mmengine leaves the cursor hidden after errors
 
         def in_child() -> None:  # a worker writes as it always did
             if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Pictures of the same validation images after each epoch, for every back end."""
+"""Pictures of a fixed sample of validation images after each epoch, for every back end."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from gfl_det.registry import HOOKS
 class SamplePicturesHook(DetVisualizationHook):
     """Draws a fixed sample of validation images, each under its own name with the epoch as step.
 
-    mmdet's hook draws whatever comes at every 50th batch under one name; here a slider of
-    TensorBoard or W&B shows how the boxes of one image change. The images lie evenly over the
-    validation set (over the first process's share of it). Needs no display. In testing it draws as
-    mmdet's does, if it is told where to.
+    mmdet's hook draws every 50th batch under one name; here a slider in TensorBoard or W&B shows
+    how the boxes of one image change. The images are evenly spaced over the validation set (over
+    the first process's share of it). No display is needed. Testing works as in mmdet's hook, if a
+    folder or window is requested.
 
     Args:
-        num_images: How many.
-        draw: False draws nothing.
-        **kwargs: Of mmdet's ``DetVisualizationHook``: score_thr, backend_args and the like.
+        num_images: Number of images.
+        draw: False disables drawing.
+        **kwargs: Arguments of mmdet's ``DetVisualizationHook``: score_thr, backend_args and others.
 
     Raises:
-        ConfigError: If fewer than one image.
+        ConfigError: If ``num_images`` is less than 1.
     """
 
     def __init__(self, num_images: int = 8, draw: bool = True, **kwargs: Any) -> None:
         super().__init__(draw=draw, **kwargs)
         if num_images < 1:
-            raise ConfigError(f'num_images says how many pictures to draw, not {num_images}')
+            raise ConfigError(f'num_images must be at least 1, not {num_images}')
         self.num_images = num_images
         self._sample: frozenset[Any] | None = None
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Choose the sample once, from the data set itself: its order does not matter."""
+        """Choose the sample once, from the dataset itself, whatever the loading order."""
         if self.draw and self._sample is None:
             dataset = runner.val_dataloader.dataset
             own = range(0, len(dataset), get_world_size())
@@ -58,7 +58,7 @@ class SamplePicturesHook(DetVisualizationHook):
         data_batch: dict,
         outputs: Sequence[DetDataSample],
     ) -> None:
-        """Draw the images of this batch that belong to the sample."""
+        """Draw the images of this batch that are in the sample."""
         for sample in outputs:
             if self._sample is not None and sample.img_id in self._sample:
                 content = get(sample.img_path, backend_args=self.backend_args)
@@ -77,6 +77,6 @@ class SamplePicturesHook(DetVisualizationHook):
         data_batch: dict,
         outputs: Sequence[DetDataSample],
     ) -> None:
-        """Draw every tested image if a folder or a window is asked for."""
+        """Draw every tested image if a folder or window is requested."""
         if self.test_out_dir is not None or self.show:
             super().after_test_iter(runner, batch_idx, data_batch, outputs)

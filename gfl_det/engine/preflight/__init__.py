@@ -1,7 +1,7 @@
-"""Checks of a config before a model, a data set or a folder is made.
+"""Preflight checks of a config, before a model, a dataset or a folder is created.
 
-A run that would stop after minutes of loading, or after its first epoch, stops at once, with one
-message that says what is missing and how to get it.
+Runs that would fail after minutes of loading, or after the first epoch, fail at once with a message
+that says what is missing and how to get it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ TESTING = ('test',)
 
 
 def check_training(cfg: Config) -> None:
-    """Check a config that is about to be trained: work dir, data, classes, weights, teacher.
+    """Check a config before training: work dir, data, classes, weights, teacher.
 
     Raises:
-        GFLDetError: If something is missing or contradictory; of several faults one message tells
-            all.
+        GFLDetError: If something is missing or contradictory; one message lists all faults.
     """
     check_model(cfg)
     check_work_dir(cfg.work_dir)
@@ -50,7 +49,7 @@ def check_training(cfg: Config) -> None:
 
 
 def check_testing(cfg: Config) -> None:
-    """Check a config that is about to be tested: checkpoint, work dir, class counts, data.
+    """Check a config before testing: checkpoint, work dir, class counts, data.
 
     Raises:
         GFLDetError: If something is missing or contradictory.
@@ -67,26 +66,26 @@ def check_testing(cfg: Config) -> None:
 
 
 def check_checkpoint(checkpoint: str) -> None:
-    """Check that a checkpoint file exists; addresses such as ``https://`` are left alone.
+    """Check that a checkpoint file exists; URLs such as ``https://`` are not checked.
 
     Raises:
-        CheckpointError: If there is no such file; the message names those beside it.
+        CheckpointError: If the file does not exist; the message lists the files beside it.
     """
     path = Path(checkpoint)
     if '://' in checkpoint or path.is_file():
         return
     folder = path if path.is_dir() else path.parent
     files = sorted(other.name for other in folder.glob('*.pth'))
-    there = f'that folder has {", ".join(files)}' if files else 'that folder has no .pth file'
+    there = f'that folder has {", ".join(files)}' if files else 'the folder has no .pth file'
     what = 'is a folder' if path.is_dir() else 'does not exist'
     raise CheckpointError(f'The checkpoint {checkpoint or "(an empty name)"} {what}; {there}.')
 
 
 def check_work_dir(work_dir: str) -> None:
-    """Check that logs and checkpoints can be written; nothing is created.
+    """Check that logs and checkpoints can be written, without creating anything.
 
     Raises:
-        ConfigError: If the folder, or the nearest folder above it, cannot be written.
+        ConfigError: If the folder, or its nearest existing parent, is not writable.
     """
     path = Path(work_dir).absolute()
     existing = next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,7 +1,7 @@
-"""Agreement of the parts of a config: classes of model, calibrators and data sets; strides.
+"""Agreement within a config: classes of model, calibrators and datasets; strides.
 
-A head that is told other strides places every prior elsewhere, and levels without a stride are left
-out: both train, to a poor detector.
+A head with wrong strides misplaces every prior, and levels without a stride are ignored: the
+detector trains, but poorly.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from gfl_det.registry import DATASETS
 from gfl_det.swap.pyramid import declared_strides, measure_strides
 from gfl_det.utils.config import datasets_of, walk
 
-# Parts whose num_classes counts something else than the detector's classes.
+# Modules whose num_classes does not count the detector's classes.
 OTHER_COUNTS = ('backbone', 'rpn_head', 'semantic_head')
-HEADS = (GFLHead, MMDetGFLHead, ATSSHead)  # others may set their priors apart from the features
+HEADS = (GFLHead, MMDetGFLHead, ATSSHead)  # other heads may use priors independent of the features
 
 
 def check_classes(cfg: Config, splits: Sequence[str]) -> None:
-    """Compare each ``num_classes`` in the model with the classes of each data set.
+    """Compare each ``num_classes`` in the model with the classes of each dataset.
 
     Args:
         cfg: The config.
-        splits: The splits that the run reads: ``train``, ``val``, ``test``.
+        splits: Splits that the run uses: ``train``, ``val``, ``test``.
 
     Raises:
-        ConfigError: If a count differs (labels would exceed the head's outputs, or train nothing),
-            or two data sets list different classes.
+        ConfigError: If a count differs (labels would exceed the head's outputs, or outputs would
+            not be trained), or two datasets list different classes.
     """
     lists = [
         (f'{split}_dataloader', classes)
@@ -51,7 +51,7 @@ def check_classes(cfg: Config, splits: Sequence[str]) -> None:
                 raise ConfigError(
                     f'{path}.num_classes is {number}, but the dataset of {where} has '
                     f'{len(classes)} classes {listed(classes)}: set num_classes={len(classes)}, or '
-                    f'metainfo=dict(classes=(...)) of the dataset to the {number} classes meant.'
+                    f'metainfo=dict(classes=(...)) of the dataset to the {number} intended classes.'
                 )
     for where, classes in lists[1:]:
         first, expected = lists[0]
@@ -63,10 +63,10 @@ def check_classes(cfg: Config, splits: Sequence[str]) -> None:
 
 
 def check_calibrator(cfg: Config, splits: Sequence[str]) -> None:
-    """Compare the classes of calibrators that the model names with those of each data set.
+    """Compare the classes of the model's calibrators with those of each dataset.
 
     Raises:
-        DataError: If they differ, or a file is not a calibrator.
+        DataError: If the classes differ, or a file is not a calibrator.
     """
     checks = dict(calibrator=check_class_names, interval_calibrator=check_interval_class_names)
     datasets = [dataset for split in splits for dataset in datasets_of(cfg, split)]
@@ -91,26 +91,26 @@ def class_counts(model: Any) -> Iterator[tuple[str, int]]:
 
 
 def class_names(dataset: dict[str, Any]) -> list[str] | None:
-    """Return the classes a data set will have: its metainfo's, else its type's own.
+    """Return the classes a dataset will have: from its metainfo, else its type's own.
 
-    None where only the built data set will know.
+    Returns None if only the built dataset knows them.
     """
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:
         kind = dataset.get('type')
         kind = DATASETS.get(kind) if isinstance(kind, str) else kind
         classes = getattr(kind, 'METAINFO', {}).get('classes')
-    if isinstance(classes, str):  # mmengine reads it as the name of a file with one class per line
+    if isinstance(classes, str):  # mmengine reads a str as a file name
         path = Path(classes)
         return path.read_text().splitlines() if path.is_file() else None
     return None if classes is None else list(classes)
 
 
 def check_pyramid(cfg: Config) -> None:
-    """Compare the strides in the config of a head with those of backbone and neck.
+    """Compare the strides in a head's config with those of backbone and neck.
 
     Raises:
-        ConfigError: If they differ, in number or size.
+        ConfigError: If they differ in number or value.
     """
     head = cfg.model.get('bbox_head')
     if not isinstance(head, dict) or not _is_checked(head.get('type')):
@@ -120,12 +120,12 @@ def check_pyramid(cfg: Config) -> None:
         return
     try:
         measured = measure_strides(cfg.model)
-    except GFLDetError:  # building the model reports what is wrong
+    except GFLDetError:  # building the model reports the error
         return
     if declared == measured:
         return
     raise ConfigError(
-        f'The strides of model.bbox_head are {declared}, but backbone and neck give '
+        f'The strides of model.bbox_head are {declared}, but backbone and neck have '
         f'{len(measured)} levels of strides {measured}: set strides={measured}, or give '
         f'{len(declared)} levels (out_indices of the backbone, start_level and num_outs of the '
         'neck).'

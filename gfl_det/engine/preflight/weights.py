@@ -1,4 +1,4 @@
-"""Weights that a training starts from, and those of its teacher: whether they are there and fit."""
+"""Pretrained weights and teacher checkpoints: whether they are available and fit."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ from gfl_det.models.detectors import KnowledgeDistillationDetector
 from gfl_det.models.detectors.distillation import build_teacher, check_pair, load_teacher
 from gfl_det.utils.config import Node, datasets_of, is_remote, walk
 
-CONNECT_SECONDS = 5  # for the connection
-ANSWER_SECONDS = 8  # for all of it: a resolver without network may not keep the first limit
-GONE = (404, 410)  # other refusals, of HEAD requests for instance, still come from a live host
+CONNECT_SECONDS = 5  # to connect
+ANSWER_SECONDS = 8  # in total: without network, name resolution may exceed the first limit
+GONE = (404, 410)  # other codes, for instance for HEAD requests, still come from a live host
 
 HELP = """\
-Fetch it on a machine with network and put it at that path (a proxy in https_proxy is used).
+Download it on a machine with network and put it at that path (a proxy in https_proxy is used).
 Or train from random weights: add --from-scratch (needs a schedule several times as long)
 Without any download: `make demo` trains a small model from random weights."""
-LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID')  # of torchrun, of srun
+LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID')  # set by torchrun, by srun
 
 
 def check_weights(cfg: Config) -> None:
-    """Check that each pretrained checkpoint is on disk, or that its host answers.
+    """Check that each pretrained checkpoint is on disk or its host responds.
 
     Args:
-        cfg: The config; ``init_cfg=dict(type='Pretrained')`` anywhere in the model, ``load_from``.
+        cfg: Config; ``init_cfg=dict(type='Pretrained')`` anywhere in the model, and ``load_from``,
+            are checked.
 
     Raises:
-        CheckpointError: If a file is neither here nor to be had. The message says which, where it
-            belongs, and how to do without.
+        CheckpointError: If a file is neither on disk nor available. The message names it, its path,
+            and ways to train without it.
     """
     wanted = [(path, init['checkpoint']) for path, init in pretrained_parts(cfg.model)]
     if cfg.get('load_from'):
@@ -52,7 +53,7 @@ def check_weights(cfg: Config) -> None:
         weights = resolve(checkpoint)
         if weights.cached:
             continue
-        reason = unreachable(weights.url) if weights.url else 'there is no such file'
+        reason = unreachable(weights.url) if weights.url else 'the file does not exist'
         if reason is None:
             continue
         lines = [f'the weights {checkpoint} of {part} are not on this machine: {reason}.']
@@ -64,25 +65,25 @@ def check_weights(cfg: Config) -> None:
 
 
 def unreachable_part(cfg: Config) -> str | None:
-    """Say which pretrained weights of a model are neither here nor to be had; None where all are.
+    """Report the first pretrained weights of a model that are not available; None if all are.
 
     Args:
-        cfg: Of the model.
+        cfg: Config of the model.
     """
     for _, init in pretrained_parts(cfg.model):
         weights = resolve(init['checkpoint'])
         if weights.cached:
             continue
-        reason = unreachable(weights.url) if weights.url else 'there is no such file'
+        reason = unreachable(weights.url) if weights.url else 'the file does not exist'
         if reason is not None:
-            return f'{init["checkpoint"]} is not here: {reason}'
+            return f'{init["checkpoint"]} is not available: {reason}'
     return None
 
 
 def pretrained_parts(model: Node) -> Iterator[tuple[str, Node]]:
-    """Yield the dotted path of each model part with pretrained weights, and its ``init_cfg``."""
+    """Yield the dotted path of each module with pretrained weights, and its ``init_cfg``."""
     for path, node in walk(model, 'model'):
-        if path.startswith('model.teacher_config'):  # its checkpoint replaces what it starts from
+        if path.startswith('model.teacher_config'):  # its checkpoint overrides them
             continue
         inits = node.get('init_cfg')
         for init in inits if isinstance(inits, (list, tuple)) else [inits]:
@@ -91,17 +92,17 @@ def pretrained_parts(model: Node) -> Iterator[tuple[str, Node]]:
 
 
 def unreachable(url: str) -> str | None:
-    """Say why a file cannot be fetched; None where its host answers. Proxies are used."""
+    """Return why a file cannot be downloaded; None if its host responds. Proxies are used."""
     if not is_remote(url) or urlsplit(url).scheme not in ('http', 'https'):
-        return None  # storage clients have their own ways
+        return None  # storage clients have their own protocols
     host = urlsplit(url).hostname
     outcome: list[str | None] = []
-    # A daemon: a resolver that hangs must not keep the program from ending.
+    # A daemon thread, because hanging name resolution must not keep the program alive.
     thread = threading.Thread(target=lambda: outcome.append(_ask(url)), daemon=True)
     thread.start()
     thread.join(ANSWER_SECONDS)
     reason = outcome[0] if outcome else f'no answer in {ANSWER_SECONDS} seconds'
-    return reason and f'{host} cannot be reached or does not have it ({reason})'
+    return reason and f'{host} is unreachable or does not have it ({reason})'
 
 
 def _ask(url: str) -> str | None:
@@ -116,15 +117,15 @@ def _ask(url: str) -> str | None:
 
 
 def check_teacher(cfg: Config) -> None:
-    """Check student and teacher of a ``KnowledgeDistillationDetector`` against each other.
+    """Check that student and teacher of a ``KnowledgeDistillationDetector`` fit each other.
 
     Args:
-        cfg: The config; others than of that detector are left alone.
+        cfg: Config; other detectors are not checked.
 
     Raises:
-        ConfigError: If there is no such teacher, it has no checkpoint, or the two do not fit
+        ConfigError: If the teacher does not exist or has no checkpoint, or the two do not fit
             together.
-        CheckpointError: If the checkpoint is not to be had, or is none of the teacher's config.
+        CheckpointError: If the checkpoint is not available, or belongs to another config.
     """
     model = cfg.model
     kind = model.get('type')
@@ -133,14 +134,14 @@ def check_teacher(cfg: Config) -> None:
         return
     for part in ('teacher_config', 'bbox_head'):
         if not model.get(part):
-            raise ConfigError(f'model.{part} is missing: a student is a detector with a teacher.')
+            raise ConfigError(f'model.{part} is missing: add it, as a student needs both.')
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):  # as in a runner
         teacher: Any = build_teacher(model.teacher_config)
         check_pair(_student(model), teacher)
     checkpoint = model.get('teacher_ckpt')
     if checkpoint is None:
         raise ConfigError(
-            'model.teacher_ckpt is None, so the teacher would have random weights: name the '
+            'model.teacher_ckpt is None, so the teacher would have random weights: set it to the '
             'checkpoint of model.teacher_config'
         )
     if _is_had(checkpoint):
@@ -150,22 +151,22 @@ def check_teacher(cfg: Config) -> None:
 
 
 def _is_had(checkpoint: str) -> bool:
-    """Whether a checkpoint can be read now: it is here, or this process may fetch it.
+    """Whether a checkpoint can be read now: it is on disk, or this process may download it.
 
-    The training needs the file anyway, and what it was trained on stands nowhere else. Of several
-    processes of a machine the first fetches it; what storage clients fetch is left to the training.
+    Training needs the file anyway, and only it records the teacher's classes. Of several processes
+    on a machine the first one downloads; storage clients are left to training.
 
     Raises:
-        CheckpointError: If it is not to be had.
+        CheckpointError: If the checkpoint is not available.
     """
     weights = resolve(checkpoint)
     if weights.cached:
         return True
-    reason = unreachable(weights.url) if weights.url else 'there is no such file'
+    reason = unreachable(weights.url) if weights.url else 'the file does not exist'
     if reason is not None:
         raise CheckpointError(
             f'The weights {checkpoint} of model.teacher_ckpt are not at {weights.path} ({reason}): '
-            'train the teacher first, or name its checkpoint with --cfg-options '
+            'train the teacher first, or set its checkpoint with --cfg-options '
             'model.teacher_ckpt=FILE.'
         )
     is_first = all(os.environ.get(name, '0') == '0' for name in LOCAL_RANKS)
@@ -173,7 +174,7 @@ def _is_had(checkpoint: str) -> bool:
 
 
 def _student(model: Any) -> SimpleNamespace:
-    """The parts of a student that meet the teacher's maps, without its backbone."""
+    """The student's neck, head and losses, which use the teacher's outputs; no backbone."""
     head = dict(model.bbox_head, train_cfg=model.get('train_cfg'), test_cfg=model.get('test_cfg'))
     preprocessor = model.get('data_preprocessor')
     return SimpleNamespace(
@@ -183,13 +184,13 @@ def _student(model: Any) -> SimpleNamespace:
 
 
 def _check_names(cfg: Config, checkpoint: str, meta: dict[str, Any]) -> None:
-    """Class by class the student compares scores, so the names must stand in the same order."""
+    """Check class names: class scores are compared by index, so the order must agree."""
     known = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
     for dataset in datasets_of(cfg, 'train'):
         classes = class_names(dataset)
         if known is not None and classes is not None and list(known) != classes:
             raise ConfigError(
-                f'The teacher of {checkpoint} was trained on the classes {listed(list(known))}, '
-                f'the dataset of train_dataloader has {listed(classes)}: loss_kd needs the same in '
-                'the same order.'
+                f'The teacher of {checkpoint} was trained on the classes {listed(list(known))}, but '
+                f'the dataset of train_dataloader has {listed(classes)}: loss_kd needs equal '
+                'classes in the same order.'
             )

@@ -1,1 +1,1 @@
-"""The regression range of a pyramid of priors in a data set, measured by its assigner."""
+"""Regression range of a pyramid of priors on a dataset, measured with its assigner."""

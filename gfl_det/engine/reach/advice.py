@@ -1,4 +1,4 @@
-"""Advice from measurements: the least change of a pyramid that covers a data set's boxes."""
+"""Advice from measurements: the smallest change of a pyramid that covers a dataset's boxes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from gfl_det.engine.reach.settings import MOST
 from gfl_det.models.assigners import ATSSAssigner
 from gfl_det.utils.choices import AdviceLimits
 
-SCALES = (3, 4, 5, 6, 8, 10)  # anchor sides in strides; the paper of ATSS finds 5 to 8 equally good
-FINEST = 4  # px; a level at stride 2 would cost more than the rest of most detectors
+SCALES = (3, 4, 5, 6, 8, 10)  # anchor sides in strides; the ATSS paper finds 5 to 8 equally good
+FINEST = 4  # px; a level at stride 2 would cost more than most detectors altogether
 DEFAULT_LIMITS = AdviceLimits()
 
 
 class TriedPyramid(NamedTuple):
-    """A pyramid that was tried."""
+    """Measurements of a candidate pyramid."""
 
     pyramid: PriorPyramid
     unassigned: float  # share of gt boxes without a positive
-    reg_max: int  # the least within the limit of clipped positives
-    cells: float  # of an image, relative to the pyramid there is
+    reg_max: int  # smallest one within the limit of clipped positives
+    cells: float  # per image, relative to the current pyramid
 
 
 def variants(now: PriorPyramid) -> list[PriorPyramid]:
-    """The pyramid itself, first, and its neighbours: a level more at either end, other scales."""
+    """The pyramid, followed by variants: a level more at either end, other scales."""
     finer = (now.strides[0] // 2,) if now.strides[0] // 2 >= FINEST else ()
     coarser = (now.strides[-1] * 2,)
     levels = [now.strides, (*now.strides, *coarser)]
@@ -45,14 +45,14 @@ def try_variants(
     limits: AdviceLimits,
     progress: Progress | None = None,
 ) -> list[TriedPyramid]:
-    """Measure a pyramid's neighbours on the same boxes.
+    """Measure a pyramid and its variants on the same boxes.
 
     Args:
-        boxes: A sample is enough.
-        now: The pyramid there is.
-        assigner: Of the config.
-        limits: Of clipped positives, for ``reg_max``.
-        progress: Called after each of them.
+        boxes: Boxes; a sample suffices.
+        now: Current pyramid.
+        assigner: Assigner of the config.
+        limits: Limits, of which clipped positives determine ``reg_max``.
+        progress: Called after each candidate.
     """
     tried, cells = variants(now), now.cells(boxes.image_wh)
     found = []
@@ -67,15 +67,15 @@ def try_variants(
 
 
 def choose(candidates: Sequence[TriedPyramid], limits: AdviceLimits) -> TriedPyramid:
-    """The least change within the limits.
+    """Select the smallest change within the limits.
 
-    Of pyramids that leave few enough gt boxes without a positive (where none does: of those nearest
-    to the fewest) it is the one that needs no finer level, which multiplies the cells, then no
-    reg_max above 16, then no further level, whose anchor scale is nearest to that there is.
+    Among the pyramids with few enough gt boxes without a positive (if there are none, those closest
+    to the minimum), it prefers no finer level, which multiplies the cells, then a reg_max of at
+    most 16, then no additional level, then the anchor scale nearest to the current one.
 
     Args:
-        candidates: Of which the first is what there is.
-        limits: Of gt boxes without a positive.
+        candidates: Candidates; the first is the current pyramid.
+        limits: Limits, including the share of gt boxes without a positive.
     """
     now = candidates[0].pyramid
     fewest = min(each.unassigned for each in candidates)
@@ -94,7 +94,7 @@ def choose(candidates: Sequence[TriedPyramid], limits: AdviceLimits) -> TriedPyr
 
 
 class SizeRow(NamedTuple):
-    """Gt boxes of one range of sizes."""
+    """Gt boxes in one range of sizes."""
 
     low: float  # px, square root of the area
     high: float  # px
@@ -103,7 +103,7 @@ class SizeRow(NamedTuple):
 
 
 def by_size(boxes: ResizedBoxes, measured: Measured) -> list[SizeRow]:
-    """Shares of gt boxes without a positive by size, ranges without a gt box left out."""
+    """Shares of gt boxes without a positive by size; empty ranges are omitted."""
     edges = [0.0, *(2.0**power for power in range(1, 10)), math.inf]
     place = np.digitize(boxes.size(), edges) - 1
     rows = []
@@ -114,15 +114,15 @@ def by_size(boxes: ResizedBoxes, measured: Measured) -> list[SizeRow]:
     return rows
 
 
-Report = Callable[[str, int, int], None]  # what is done, done, in all
+Report = Callable[[str, int, int], None]  # task, done, total
 
 
 class Advice(NamedTuple):
-    """All that is told."""
+    """Measurements and the suggested change."""
 
     boxes: ResizedBoxes
     limits: AdviceLimits
-    reg_max: int  # that there is
+    reg_max: int  # current value
     now: Measured
     sizes: list[SizeRow]
     candidates: list[TriedPyramid]
@@ -131,7 +131,7 @@ class Advice(NamedTuple):
 
     @property
     def suggested_reg_max(self) -> int:
-        """The least reg_max within the limit, of the chosen pyramid on all boxes."""
+        """Smallest reg_max within the limit for the chosen pyramid, on all boxes."""
         return self.then.least_reg_max(self.limits.clipped)
 
 
@@ -146,17 +146,17 @@ def advise(
     seed: int = 0,
     report: Report | None = None,
 ) -> Advice:
-    """Measure what there is on all boxes and its neighbours on a sample, and choose.
+    """Measure the current pyramid on all boxes, its variants on a sample, and choose.
 
     Args:
-        boxes: Of the data set.
-        now: The pyramid there is.
-        assigner: Of the config.
-        reg_max: That there is.
-        limits: Of the choice.
-        sample: Boxes to try other pyramids on.
-        seed: Of the sample.
-        report: Called as the work goes on.
+        boxes: Boxes of the dataset.
+        now: Current pyramid.
+        assigner: Assigner of the config.
+        reg_max: Current value.
+        limits: Limits of the choice.
+        sample: Number of boxes for trying other pyramids.
+        seed: Seed of the sample.
+        report: Called with the progress.
     """
 
     def told(what: str) -> Progress | None:

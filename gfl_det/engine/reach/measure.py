@@ -1,6 +1,6 @@
-"""The positives that ATSS finds in a data set, and how far the edges of their gt boxes are.
+"""Measurement of ATSS positives on a dataset, and of the distances to their gt edges.
 
-Boxes are taken as training sees them: usable ones, in resized images.
+Boxes are used as in training: valid ones, in resized images.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from gfl_det.models.assigners.lattice import CellRectangle, Lattice, make_lattic
 from gfl_det.models.heads.loss import TARGET_MARGIN
 from gfl_det.ops.boxes import boxes_to_distances, xywh_to_xyxy
 
-LARGEST = 128  # reg_max beyond which all are counted together
-BATCH_TRUTHS = 4096  # of a call: some ten MiB of work
-BATCH_CELLS = 2**21  # of all images of a call: 16 MiB, which a C library keeps and reuses
+LARGEST = 128  # larger reg_max values are counted together
+BATCH_TRUTHS = 4096  # per call: about ten MiB of work memory
+BATCH_CELLS = 2**21  # over all images of a call: 16 MiB, which a C library keeps and reuses
 
-Progress = Callable[[int, int], None]  # gt boxes done, gt boxes in all
+Progress = Callable[[int, int], None]  # gt boxes done, gt boxes in total
 
 
 class ResizedBoxes(NamedTuple):
-    """Boxes of many images, those of one image together."""
+    """Boxes of many images, grouped by image."""
 
     image_wh: np.ndarray  # (I, 2) int, px, after resizing
     image: np.ndarray  # (N,) int64, ascending
     xyxy: np.ndarray  # (N, 4) float32, px, after resizing
     num_classes: int
-    dropped: str | None  # what was wrong with others
+    dropped: str | None  # why other boxes were dropped
 
     def size(self) -> np.ndarray:
         """Square roots of the areas ``(N,)``, px."""
         return np.sqrt((self.xyxy[:, 2:] - self.xyxy[:, :2]).clip(min=0).prod(1))
 
     def sample(self, count: int, random: np.random.Generator) -> ResizedBoxes:
-        """About ``count`` boxes: all of some images, drawn at random."""
+        """About ``count`` boxes: all boxes of randomly drawn images."""
         if len(self.xyxy) <= count:
             return self
         number = np.bincount(self.image, minlength=len(self.image_wh))
@@ -70,13 +70,13 @@ def read_boxes(
     """Read a COCO annotation file.
 
     Args:
-        path: Of the JSON.
-        resizing: Of its images.
-        random: Draws the sizes of a resizing that is random.
-        classes: Those to count; None: all.
+        path: Path of the JSON file.
+        resizing: Resizing of its images.
+        random: Generator for random resizing.
+        classes: Classes to use; None: all.
 
     Raises:
-        DataError: If the file is missing or is not a COCO file, or holds no box to train on.
+        DataError: If the file is missing, is not a COCO file, or holds no boxes to train on.
     """
     try:
         content = Path(path).read_bytes()
@@ -90,7 +90,7 @@ def read_boxes(
     entries, report = usable_boxes(dataset, ids)
     entries = [entry for entry in entries if not entry.get('iscrowd')]
     if not entries:
-        raise DataError(f'{path} has no box to train on: give annotations of objects.')
+        raise DataError(f'{path} has no boxes to train on: give annotations of objects.')
     place = {image['id']: index for index, image in enumerate(dataset['images'])}
     old = np.array([(image['width'], image['height']) for image in dataset['images']], float)
     new = resizing.sizes(old, random)
@@ -100,12 +100,12 @@ def read_boxes(
     image, xywh = image[order], xywh[order]
     limit = np.tile(new[image], 2)
     corners = xywh_to_xyxy(xywh) * np.tile((new / old)[image], 2)
-    xyxy = np.clip(corners, 0, limit)  # mmdet clips as it resizes
+    xyxy = np.clip(corners, 0, limit)  # mmdet clips when resizing
     return ResizedBoxes(new, image, xyxy.astype(np.float32), len(names), report.warning())
 
 
 class PriorPyramid(NamedTuple):
-    """Square priors on levels: ``scale * stride`` px wide, one per cell."""
+    """Square priors on levels, ``scale * stride`` px wide, one per cell."""
 
     strides: tuple[int, ...]
     scale: float
@@ -113,26 +113,26 @@ class PriorPyramid(NamedTuple):
 
     @property
     def base(self) -> list[list[float]]:
-        """The prior of cell (0, 0) of each level, xyxy px."""
+        """Prior of cell (0, 0) per level, xyxy px."""
         halves = [self.scale * stride / 2 for stride in self.strides]
         return [[-half, -half, half, half] for half in halves]
 
     def cells(self, image_wh: np.ndarray) -> float:
-        """Cells of all levels, the mean over images ``(I, 2)``."""
+        """Number of cells on all levels, averaged over images ``(I, 2)``."""
         padded = np.ceil(image_wh / self.pad) * self.pad
         cells = [np.ceil(padded / stride).prod(1) for stride in self.strides]
         return float(np.sum(cells, axis=0).mean()) if len(image_wh) else 0.0
 
 
 class Measured(NamedTuple):
-    """What a pyramid's priors get of a data set."""
+    """Positives and unassigned gt boxes of a pyramid on a dataset."""
 
     pyramid: PriorPyramid
-    needed: np.ndarray  # (L, LARGEST + 1) positives by the least reg_max that holds their edges
+    needed: np.ndarray  # (L, LARGEST + 1) positives by the smallest reg_max that covers their edges
     unassigned: np.ndarray  # (N,) bool, gt boxes without a positive
 
     def clipped(self, reg_max: int) -> np.ndarray:
-        """Shares ``(L,)`` of a level's positives with an edge beyond a reg_max; 0 of none."""
+        """Shares ``(L,)`` of a level's positives with an edge beyond a reg_max; 0 if it has none."""
         beyond = self.needed[:, reg_max + 1 :].sum(1)
         return beyond / np.maximum(self.needed.sum(1), 1)
 
@@ -141,7 +141,7 @@ class Measured(NamedTuple):
         return float(self.needed[:, reg_max + 1 :].sum() / max(1, self.needed.sum()))
 
     def least_reg_max(self, tolerance: float) -> int:
-        """The least reg_max, from 2 on, that clips no larger a share of the positives."""
+        """Smallest reg_max, from 2, with at most this share of clipped positives."""
         enough = (n for n in range(2, LARGEST) if self.clipped_of_all(n) <= tolerance)
         return next(enough, LARGEST)
 
@@ -152,12 +152,12 @@ def measure(
     assigner: ATSSAssigner,
     progress: Progress | None = None,
 ) -> Measured:
-    """Assign every box, as training does, and look at the edges of the positives.
+    """Assign every box as in training, and measure the edges of the positives.
 
     Args:
-        boxes: Of the data set.
-        pyramid: Of priors.
-        assigner: Of the config.
+        boxes: Boxes of the dataset.
+        pyramid: Pyramid of priors.
+        assigner: Assigner of the config.
         progress: Called after each batch.
     """
     needed = np.zeros((len(pyramid.strides), LARGEST + 1), int)
@@ -184,8 +184,8 @@ def measure(
 
 
 def _batches(image: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """Ranges of boxes, whole images at a time, from no more than so many images."""
-    starts = np.flatnonzero(np.diff(image, prepend=-1)).tolist()  # where another image begins
+    """Ranges of boxes that cover whole images, up to this number of images."""
+    starts = np.flatnonzero(np.diff(image, prepend=-1)).tolist()  # starts of images
     ends = [*starts[1:], len(image)]
     first = 0
     for start, end in zip(starts, ends):
@@ -207,7 +207,7 @@ def _lattice(pyramid: PriorPyramid, image_wh: np.ndarray) -> Lattice:
 
 @cache
 def _rectangles(pyramid: PriorPyramid, width: int, height: int) -> list[CellRectangle]:
-    """An image's cells of each level, from its padded size."""
+    """Number of cells per level of an image, from its padded size."""
     meta = dict(pad_shape=(height, width), img_shape=(height, width))
     return [
         valid_rectangle(base, (s, s), (math.ceil(height / s), math.ceil(width / s)), meta, -1)

@@ -1,7 +1,7 @@
-"""Boxes that no prior will be trained for, and edges beyond the head's regression range.
+"""Warnings about boxes without positive priors and edges beyond the regression range.
 
-The images are as large as the training pipeline makes them, and the assigner is the one that
-trains. What to do about it: gfl-det suggest-reg-max.
+Image sizes follow the training pipeline, and the assigner is that of the training. For a remedy:
+gfl-det suggest-reg-max.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from gfl_det.models.assigners import ATSSAssigner
 from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.utils.config import Node
 
-SAMPLE = 5_000  # images looked at; of 118,000 they tell a share of .01 to within .001
-TOO_MANY = 0.05  # share from which on a note becomes a warning
+SAMPLE = 5_000  # images to measure; for 118,000 images a share of .01 is known to within .001
+TOO_MANY = 0.05  # shares above it give a warning instead of a note
 CURE = 'see gfl-det suggest-reg-max'
 
 
 def check_priors(draft: Draft, table: Table, cfg: Config, pipeline: Sequence[Node]) -> None:
-    """Tell boxes that nothing will be trained for, and the share of edges out of reach.
+    """Report boxes without positive priors, and the share of edges out of range.
 
     Args:
-        draft: Findings are added to it.
-        table: Its boxes.
-        cfg: A config; one without square priors and ATSS is left unchecked, and so told.
-        pipeline: The data set's.
+        draft: Report that findings are added to.
+        table: Annotations with the boxes.
+        cfg: Config; without square priors and ATSS a note says that nothing was checked.
+        pipeline: Pipeline of the dataset.
     """
     model = cfg.get('model') or {}
     try:
@@ -66,12 +66,12 @@ def check_priors(draft: Draft, table: Table, cfg: Config, pipeline: Sequence[Nod
 
 
 def resized(table: Table, chosen: np.ndarray, resizing: Resizing) -> ResizedBoxes:
-    """Return boxes as training sees them.
+    """Return the boxes as used in training.
 
     Args:
-        table: All boxes.
-        chosen: Rows ``(N,)`` of the table, those of one image together.
-        resizing: Of the pipeline.
+        table: Annotations with all boxes.
+        chosen: Rows ``(N,)`` of the table, grouped by image.
+        resizing: Resizing of the pipeline.
     """
     _, first, image = np.unique(table.image[chosen], return_index=True, return_inverse=True)
     before = table.image_wh[chosen][first]
@@ -86,7 +86,7 @@ def _level(share: float) -> Level:
 
 
 def _sample(number: int) -> np.ndarray:
-    """Rows of the images to look at: all, or the same random ones each time."""
+    """Rows of the images to measure: all, or a fixed random sample."""
     if number <= SAMPLE:
         return np.arange(number)
     return np.sort(np.random.default_rng(0).choice(number, SAMPLE, replace=False))

@@ -1,4 +1,4 @@
-"""Advice as a table, as JSON and as a picture."""
+"""Reports of advice: a table, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLUMNS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 32)  # values of reg_max in the tabl
 
 
 def as_dict(advice: Advice) -> dict[str, Any]:
-    """All figures, for JSON."""
+    """All numbers as JSON values."""
     chosen = advice.chosen.pyramid
     return dict(
         images=len(advice.boxes.image_wh),
@@ -40,7 +40,7 @@ def as_dict(advice: Advice) -> dict[str, Any]:
 
 
 def _stored(values: AdviceLimits | SizeRow) -> dict[str, Any]:
-    """The fields under their names in the file, where `unassigned` has always been "bare"."""
+    """The fields under their names in the file, where `unassigned` is called "bare"."""
     return {'bare' if k == 'unassigned' else k: v for k, v in values._asdict().items()}
 
 
@@ -70,7 +70,7 @@ def _measured(measured: Measured, reg_max: int) -> dict[str, Any]:
 
 
 def format_text(advice: Advice) -> str:
-    """Tables and advice, to print."""
+    """Tables and advice as text."""
     now = advice.now
     parts = [
         f'{_named(now.pyramid)}, reg_max {advice.reg_max}',
@@ -94,7 +94,7 @@ def _suggestion(advice: Advice) -> str:
         f'  bbox_head=dict(reg_max={reg_max}, anchor_generator=dict({anchors}))',
     ]
     if chosen.strides != advice.now.pyramid.strides:
-        lines.append('  the neck has to give these levels: start_level, num_outs, in_channels')
+        lines.append('  the neck must provide these levels: start_level, num_outs, in_channels')
     if unassigned > advice.limits.unassigned:
         lines.append(
             '  train_cfg.assigner.with_best_prior=True gives gt boxes that are still without a '
@@ -102,7 +102,7 @@ def _suggestion(advice: Advice) -> str:
         )
     idle = [str(s) for s, n in zip(chosen.strides, advice.then.needed.sum(1)) if not n]
     if idle:
-        lines.append(f'  no positive lies on stride {", ".join(idle)}: these levels may go')
+        lines.append(f'  no positives on stride {", ".join(idle)}: these levels can be removed')
     return '\n'.join(lines)
 
 
@@ -127,7 +127,7 @@ def _level_table(measured: Measured, reg_max: int) -> str:
         rows.append([str(stride), str(stride * reg_max), f'{number:,}', *shares])
     shares = [_percent(measured.clipped_of_all(n)) for n in COLUMNS]
     rows.append(['all', '', f'{int(measured.needed.sum()):,}', *shares])
-    note = 'reach: from a prior to an edge; n=: positives with an edge beyond that reg_max'
+    note = 'reach: distance from a prior to an edge; n=: positives with an edge beyond that reg_max'
     return f'{_table(head, rows)}\n{note}'
 
 
@@ -157,7 +157,7 @@ def _variant_table(candidates: Sequence[TriedPyramid], chosen: TriedPyramid) -> 
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns set right but for the first and an unnamed last."""
+    """Format columns, right-aligned except for the first and an unnamed last one."""
     widths = [max(map(len, column)) for column in zip(head, *rows)]
     lines = []
     for row in (head, *rows):

@@ -1,4 +1,4 @@
-"""Settings of a config that decide which priors are trained: head, assigner and sizes of images."""
+"""Settings of a config that determine the positives: head, assigner and image sizes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from gfl_det.errors import ConfigError
 from gfl_det.registry import TASK_UTILS
 from gfl_det.utils.config import walk
 
-MOST = 16  # reg_max of the paper: what needs more is better served by a coarser level
-# The paper's, in the place of what a config does not say.
+MOST = 16  # reg_max of the paper; larger distances are better served by a coarser level
+# Defaults of the paper.
 DEFAULTS = dict(strides=(8, 16, 32, 64, 128), anchor_scale=8.0, reg_max=MOST, topk=9, pad=32)
 Scale = tuple[int, int]  # width, height in px, the order of mmdet's configs
 
-# Parts of the names of steps that move boxes in ways that are not followed here.
+# Substrings in names of transforms that move boxes in ways not modelled here.
 MOVING = ('Affine', 'CopyPaste', 'Crop', 'Expand', 'MixUp', 'Mosaic', 'Rotate', 'Shear', 'Transl')
 
 
 def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
-    """Strides, anchor scale, reg_max and padding of the first head with one prior per cell.
+    """Read strides, anchor scale, reg_max and padding of the first head with one prior per cell.
 
     Args:
-        model: Of a config.
-        name: The config's, for the message.
+        model: Model of a config.
+        name: Name of the config, for the message.
 
     Raises:
-        ConfigError: If there is no such head, or its priors lie between the cells.
+        ConfigError: If there is no such head, or its priors are not at cell centres.
     """
     for _, node in walk(model, 'model'):
         anchors = node.get('anchor_generator')
@@ -38,8 +38,8 @@ def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
             break  # points, or several priors per cell
         if generator.center_offset:
             raise ConfigError(
-                f'{name} moves its priors by center_offset={generator.center_offset}, which is not '
-                'measured: leave --config out and give --strides and --anchor-scale.'
+                f'{name} shifts its priors by center_offset={generator.center_offset}, which is '
+                'not supported: leave out --config and give --strides and --anchor-scale.'
             )
         sides = [float(base[0, 2] - base[0, 0]) for base in generator.base_anchors]
         strides = [int(x) for x, _ in generator.strides]
@@ -50,15 +50,15 @@ def head_of(model: dict[str, Any], name: str) -> dict[str, Any]:
         found = dict(strides=strides, anchor_scale=scales.pop(), pad=pad)
         return dict(found, reg_max=node.get('reg_max', DEFAULTS['reg_max']))
     raise ConfigError(
-        f'{name} has no head with one square prior per cell: put ours in with gfl-det swap-head.'
+        f'{name} has no head with one square prior per cell: insert ours with gfl-det swap-head.'
     )
 
 
 def assigner_of(model: dict[str, Any]) -> dict[str, Any]:
-    """What the config says of ATSS that changes its positives without ignored gt boxes.
+    """Read the ATSS settings that affect positives without ignored gt boxes.
 
     Raises:
-        ConfigError: Another assigner trains.
+        ConfigError: If the config uses another assigner.
     """
     for _, node in walk(model, 'model'):
         if str(node.get('type', '')).rpartition('.')[2] == 'ATSSAssigner':
@@ -67,13 +67,14 @@ def assigner_of(model: dict[str, Any]) -> dict[str, Any]:
 
 
 class Resizing(NamedTuple):
-    """What size an image gets.
+    """Resizing of images.
 
     Attributes:
-        scales: Of which one is drawn for each image; two ends if ``between``; none: as it is.
-        keep_ratio: The image fits into the scale, its long side along the longer one.
-        between: Width and height are drawn between those of two scales.
-        ratios: The scale is multiplied by a number drawn from this range.
+        scales: Scales, one of which is drawn per image; the two ends of a range if ``between``;
+            empty: no resizing.
+        keep_ratio: Fit the image into the scale, long side along long side.
+        between: Draw width and height between those of two scales.
+        ratios: Range of a random factor for the scale.
     """
 
     scales: tuple[Scale, ...] = ()
@@ -89,7 +90,7 @@ class Resizing(NamedTuple):
         return f'resized to {ends}{times}{", ratio kept" if self.keep_ratio else ""}'
 
     def sizes(self, image_wh: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Widths and heights ``(I, 2)`` int, px, of images of ``image_wh`` ``(I, 2)``."""
+        """Resized widths and heights ``(I, 2)`` int, px, for images of ``image_wh`` ``(I, 2)``."""
         if not self.scales or not len(image_wh):
             return np.maximum(np.round(image_wh), 1).astype(int)
         scale = self._draw(len(image_wh), random)
@@ -108,11 +109,11 @@ class Resizing(NamedTuple):
 
 
 def resizing_of(pipeline: list[Any]) -> tuple[Resizing, list[str]]:
-    """The resizing of a training pipeline, and the steps of it that are not followed.
+    """Read the resizing of a training pipeline, and the transforms that are not modelled.
 
     Raises:
-        ConfigError: If no step of it resizes as mmdet's Resize, RandomResize or RandomChoiceResize
-            do.
+        ConfigError: If no transform resizes like mmdet's Resize, RandomResize or
+            RandomChoiceResize.
     """
     steps = [node for _, node in walk(pipeline, '') if isinstance(node.get('type'), str)]
     moving = [step['type'] for step in steps if any(part in step['type'] for part in MOVING)]
@@ -122,7 +123,7 @@ def resizing_of(pipeline: list[Any]) -> tuple[Resizing, list[str]]:
             return found, moving
     raise ConfigError(
         'The training pipeline of --config has no Resize, RandomResize or RandomChoiceResize with '
-        'a scale: say --scale W H.'
+        'a scale: give --scale W H.'
     )
 
 

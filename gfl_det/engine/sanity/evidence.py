@@ -1,8 +1,8 @@
-"""Pictures of the training set, and permutation tests of whether boxes and labels match them.
+"""Permutation tests of whether boxes and labels match their pictures.
 
-A model overfits any eight pictures, with true labels and with shuffled ones. What tells them
-apart is in the pictures: true boxes lie along edges in their own picture, more than the same boxes
-laid over other pictures do, and boxes of one class resemble each other in size, shape or colour.
+A model overfits any eight pictures, even with shuffled labels. The pictures tell the difference:
+true boxes follow edges in their own picture more than in others, and boxes of one class resemble
+each other in size, shape or colour.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from mmengine.logging import MessageHub
 from gfl_det.errors import DataError
 from gfl_det.registry import DATASETS
 
-TRIES = 20  # pictures looked at for each one that is wanted
+TRIES = 20  # pictures loaded at most per picture needed
 
 Batch = dict[str, Any]  # inputs: uint8 pictures; data_samples: their gt boxes
-ROUNDS = 200  # permutations: the smallest share that can be told apart is half a percent
-FEW_BOXES = 20  # fewer prove nothing
+ROUNDS = 200  # permutations: the smallest measurable share is half a percent
+FEW_BOXES = 20  # fewer are not significant
 NEIGHBOURS = 3
-CHANCE = 0.02  # chance itself stays below this in two of a hundred data sets
+CHANCE = 0.02  # correct data stays below this by chance in all but two percent of datasets
 
 
 class Examples(NamedTuple):
-    """Pictures with their boxes, for looking at them without a model."""
+    """Pictures with their boxes."""
 
     pictures: list[np.ndarray]  # (H, W, 3) uint8
     boxes: list[np.ndarray]  # (N, 4) float64 xyxy px
@@ -38,7 +38,7 @@ class Examples(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch) -> Examples:
-        """Those of a batch."""
+        """Build from a batch."""
         gts = [sample.gt_instances for sample in batch['data_samples']]
         return cls(
             [picture.permute(1, 2, 0).numpy() for picture in batch['inputs']],
@@ -48,14 +48,14 @@ class Examples(NamedTuple):
 
 
 def build_dataset(cfg: Config) -> Any:
-    """Build the training set of a config.
+    """Build the training dataset of a config.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If the dataset cannot be read.
     """
     hub = MessageHub.get_current_instance()
     for counter in ('iter', 'epoch'):
-        hub.update_info(counter, 0)  # some augmentations count
+        hub.update_info(counter, 0)  # some augmentations read counters
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     if hasattr(dataset, 'full_init'):
         dataset.full_init()
@@ -63,21 +63,21 @@ def build_dataset(cfg: Config) -> Any:
 
 
 def load(dataset: Any, number: int, seed: int = 0) -> Batch:
-    """Load pictures with boxes from all over a data set, each through the pipeline once.
+    """Load pictures with boxes, spread over a dataset, through the pipeline.
 
     Args:
-        dataset: The training set.
-        number: Of pictures; fewer where fewer have boxes.
-        seed: Of the pipeline's random steps.
+        dataset: Training dataset.
+        number: Number of pictures; fewer if not enough have boxes.
+        seed: Seed of the pipeline's random transforms.
 
     Raises:
-        DataError: If no picture has a box.
+        DataError: If no picture has boxes.
     """
     np.random.seed(seed)
     torch.manual_seed(seed)
     total = len(dataset)
     number = min(number, total)
-    # Evenly spaced ones first, then their neighbours where those have no boxes.
+    # Evenly spaced pictures first, then their neighbours if those have no boxes.
     starts = [first * total // max(number, 1) for first in range(number)]
     places = (start + offset for offset in range(TRIES) for start in starts)
     samples: list[Any] = []
@@ -88,7 +88,7 @@ def load(dataset: Any, number: int, seed: int = 0) -> Batch:
         if sample is not None and len(sample['data_samples'].gt_instances):
             samples.append(sample)
     if not samples:
-        raise DataError('No picture of the training set has a box: see gfl-det check.')
+        raise DataError('No picture of the training set has boxes: see gfl-det check.')
     return pseudo_collate(samples)
 
 
@@ -99,19 +99,19 @@ def truths_of(sample: DetDataSample) -> tuple[np.ndarray, np.ndarray]:
 
 
 def box_chance(examples: Examples, seed: int = 0) -> float | None:
-    """Share of random exchanges of pictures in which boxes lie along edges as much as in theirs.
+    """Share of random swaps of pictures in which boxes follow edges as well as in their own.
 
-    Near 0 for true boxes, anything for others; None where there are too few boxes or pictures.
+    Near 0 for true boxes, arbitrary for others; None with too few boxes or pictures.
 
     Args:
-        examples: Pictures and their boxes.
-        seed: Of the exchanges.
+        examples: Pictures with boxes.
+        seed: Seed of the swaps.
     """
     strengths = [edge_sums(picture) for picture in examples.pictures]
     number = len(strengths)
     if number < 4 or sum(map(len, examples.boxes)) < FEW_BOXES:
         return None
-    # along[i, j]: the boxes of picture i, laid over picture j.
+    # along[i, j]: score of the boxes of picture i, placed on picture j.
     along = np.array(
         [[along_edges(strength, boxes).sum() for strength in strengths] for boxes in examples.boxes]
     )
@@ -123,17 +123,17 @@ def box_chance(examples: Examples, seed: int = 0) -> float | None:
 
 
 def edge_sums(picture: np.ndarray) -> np.ndarray:
-    """Sums ``(2, H + 1, W + 1)`` over all pixels above and left of the change along x and y.
+    """Integral images ``(2, H + 1, W + 1)`` of the gradient magnitudes along x and y.
 
     Args:
         picture: ``(H, W, 3)`` uint8.
 
     Returns:
-        Divided by the mean change of the picture, so that pictures weigh alike.
+        Normalised by the mean gradient, so that pictures have equal weight.
     """
     values = picture.astype(np.float64)
     change = np.zeros((2, *picture.shape[:2]))
-    # Channel by channel: red on blue of the same brightness is an edge as well.
+    # Per channel: red on blue of equal brightness is an edge too.
     change[0, :, 1:] = np.abs(np.diff(values, axis=1)).mean(2)
     change[1, 1:] = np.abs(np.diff(values, axis=0)).mean(2)
     change /= change.mean() + 1e-9
@@ -141,15 +141,15 @@ def edge_sums(picture: np.ndarray) -> np.ndarray:
 
 
 def along_edges(sums: np.ndarray, boxes: np.ndarray, band: int = 2) -> np.ndarray:
-    """Mean change across the four edges of boxes, over that inside and around them.
+    """Mean gradient across the four edges of boxes, relative to inside and around them.
 
     Args:
         sums: See :func:`edge_sums`.
         boxes: ``(N, 4)`` xyxy px.
-        band: Pixels on either side of an edge that count.
+        band: Width in px on either side of an edge.
 
     Returns:
-        ``(N,)``, 0 on average where boxes have nothing to do with the picture.
+        ``(N,)``, 0 on average if boxes are unrelated to the picture.
     """
     height, width = sums.shape[1] - 1, sums.shape[2] - 1
     x1, y1, x2, y2 = np.rint(boxes).astype(int).T
@@ -175,14 +175,14 @@ def along_edges(sums: np.ndarray, boxes: np.ndarray, band: int = 2) -> np.ndarra
 
 
 def label_chance(examples: Examples, seed: int = 0) -> float | None:
-    """Share of random exchanges of labels in which neighbours agree on the class as much.
+    """Share of random label permutations in which neighbours agree on the class as often.
 
-    Neighbours are the boxes most alike in size, shape and a thumbnail of their inside, of other
-    pictures and the same. Near 0 for true labels; None where there are too few boxes, or one class.
+    Neighbours are the most similar boxes in size, shape and a thumbnail of their content, in any
+    picture. Near 0 for true labels; None with too few boxes or only one class.
 
     Args:
-        examples: Pictures, boxes, labels.
-        seed: Of the exchanges.
+        examples: Pictures, boxes and labels.
+        seed: Seed of the permutations.
     """
     labels = np.concatenate(examples.labels)
     counts = np.bincount(labels)
@@ -199,7 +199,7 @@ def label_chance(examples: Examples, seed: int = 0) -> float | None:
     nearest = np.argsort(distance, axis=1)[:, :NEIGHBOURS]
 
     def agreement(given: np.ndarray) -> float:
-        # Each class weighs alike: where one has nine tenths of all boxes, agreement says little.
+        # Equal weight per class: if one class has 90 % of the boxes, agreement says little.
         agree = (given[nearest] == given[:, None]).mean(1)
         return float((agree / counts[given]).sum())
 
@@ -209,12 +209,12 @@ def label_chance(examples: Examples, seed: int = 0) -> float | None:
     return (1 + sum(other >= own for other in others)) / (1 + ROUNDS)
 
 
-THUMB = 8  # px: enough for strokes, little enough for neighbours to exist
-SHAPES = 2  # leading features: log of the size, log of the aspect
+THUMB = 8  # px: enough for strokes, few enough for similar boxes to exist
+SHAPES = 2  # leading features: log size, log aspect
 
 
 def looks(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Features ``(N, F)`` of boxes: size, shape, colour, and a thumbnail without its brightness.
+    """Features ``(N, F)`` of boxes: size, shape, colour, and a normalised thumbnail.
 
     Args:
         picture: ``(H, W, 3)`` uint8.
@@ -235,13 +235,13 @@ def looks(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         small = (small - small.mean()) / (small.std() + 1)
         sides = max(x2 - x1, 1), max(y2 - y1, 1)
         shape = [np.log(sides[0] * sides[1]), np.log(sides[0] / sides[1])]
-        # Ink may be darker or lighter than its ground: the sign is that of the middle.
+        # Ink may be darker or lighter than its ground: use the sign of the centre.
         sign = np.sign(small[2:-2, 2:-2].mean()) or 1.0
         rows.append([*shape, *inside.mean((0, 1)), *(sign * small).ravel()])
     return np.array(rows).reshape(len(boxes), SHAPES + 3 + THUMB * THUMB)
 
 
 def _weights(number: int) -> np.ndarray:
-    """Let size and shape, colour, and thumbnail weigh alike."""
+    """Give size and shape, colour, and thumbnail equal weight."""
     groups = np.array([SHAPES, 3, number - SHAPES - 3])
     return np.repeat(1 / np.sqrt(groups), groups)

@@ -1,4 +1,4 @@
-"""Training on one batch that never changes, and what became of the losses."""
+"""Overfitting of a single fixed batch, with its loss curve."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import MODELS
 from gfl_det.utils.faults import move
 
-WARM_UP = 20  # steps; a config's own warm-up may be longer than the whole test
-FALL_SHARE = 0.4  # of the steps in which the rate falls, for the loss to settle
-GOAL_FALL = 0.9  # of the loss
+WARM_UP = 20  # steps; a config's own warm-up may be longer than the whole check
+FALL_SHARE = 0.4  # share of the steps with a decreasing rate, for the loss to settle
+GOAL_FALL = 0.9  # of the initial loss
 GOAL_AP = 0.9
 
 
 class Scores(NamedTuple):
-    """AP (0.50:0.95) on the batch that was trained on."""
+    """AP (0.50:0.95) on the training batch."""
 
     ap: float
-    ap_any_class: float  # with all classes taken for one: are the boxes right?
+    ap_any_class: float  # with all classes merged, to assess boxes only
 
 
 class OverfitCurve(NamedTuple):
-    """What became of a training."""
+    """Result of a training on one batch."""
 
-    losses: list[dict[str, float]]  # per step, before it; `loss` is their sum
-    scores: Scores | None  # None where a loss was not finite
-    moved: float  # length of the way the weights went over their own length
-    rate: float  # the largest learning rate
+    losses: list[dict[str, float]]  # per step, before its update; `loss` is their sum
+    scores: Scores | None  # None if a loss was not finite
+    moved: float  # distance that the weights moved, relative to their norm
+    rate: float  # maximum learning rate
 
     @property
     def fall(self) -> float:
-        """Share of the loss that is gone; negative where it rose."""
+        """Relative decrease of the loss; negative if it rose."""
         return _fall(self.losses)
 
     @property
     def finite(self) -> bool:
-        """Whether all losses were."""
+        """Whether all losses were finite."""
         return all(math.isfinite(value) for step in self.losses for value in step.values())
 
     @property
@@ -75,15 +75,16 @@ def overfit(
 ) -> OverfitCurve:
     """Train a fresh model on one batch, with the config's optimizer.
 
-    The rate warms up, and falls in the last part. It ends early once the batch is overfitted.
+    The rate warms up, and decreases in the last part. Training stops early once the batch is
+    overfitted.
 
     Args:
-        cfg: The config, in whose default scope this is called.
-        batch: What to learn.
-        steps: At most.
-        device: To run on.
-        rate_factor: Of a trial: times the config's learning rate, which then does not fall.
-        progress: Called with step and losses now and then.
+        cfg: Config; call this in its default scope.
+        batch: Batch to train on.
+        steps: Maximum number of steps.
+        device: Device to train on.
+        rate_factor: Factor of the config's learning rate for a trial, which then does not decrease.
+        progress: Called with step and losses at intervals.
     """
     model, wrapper = _build(cfg, device)
     factor = 1.0 if rate_factor is None else rate_factor
@@ -115,7 +116,7 @@ def overfit(
 
 
 def _build(cfg: Config, device: str) -> tuple[Any, Any]:
-    """Return a fresh model and its optimizer, the same on every call."""
+    """Return a fresh model and its optimizer, identical on every call."""
     torch.manual_seed(0)
     with _quiet():
         model: Any = MODELS.build(copy.deepcopy(cfg.model))
@@ -125,17 +126,17 @@ def _build(cfg: Config, device: str) -> tuple[Any, Any]:
 
 
 def _share_of_rate(step: int, steps: int | None) -> float:
-    """Warm up; of a number of steps, fall to almost nothing over the last two fifths."""
+    """Rate schedule: warm-up; with a number of steps, a decrease over the last two fifths."""
     share = min(1.0, (step + 1) / WARM_UP)
     return share if steps is None else min(share, max(0.02, (steps - step) / (FALL_SHARE * steps)))
 
 
 def score(model: Any, batch: Batch) -> Scores:
-    """Judge detections on the pictures as the pipeline made them.
+    """Evaluate detections on the pictures as the pipeline made them.
 
     Args:
         model: A detector with mmdet's ``predict``.
-        batch: The pictures.
+        batch: Batch with the pictures.
     """
     model.eval()
     with torch.no_grad():
@@ -157,7 +158,7 @@ def score(model: Any, batch: Batch) -> Scores:
 
 
 def _average_precision(truths: list, found: list, with_classes: bool) -> float:
-    """AP of boxes, labels and scores an image; 0 where it has no value."""
+    """AP for boxes, labels and scores per image; 0 if undefined."""
 
     def flat(parts: list) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         image = np.concatenate([np.full(len(part[1]), i) for i, part in enumerate(parts)])
@@ -182,7 +183,7 @@ def _fall(losses: list[dict[str, float]]) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out mmengine's lines about every initialised weight and every optimizer group."""
+    """Suppress mmengine's lines about every initialised weight and optimizer group."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Files and states from which a training resumes exactly: checkpoints, generators, data order."""
+"""Exact resumption of a training: checkpoints, random generators, data order."""
 
 from gfl_det.engine.amp import ShardedDataParallel
 from gfl_det.engine.training.checkpoints import (

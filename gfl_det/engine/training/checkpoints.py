@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole with a checksum, chosen when a training resumes, or cut down."""
+"""Checkpoint files: written with a checksum, selected for resuming, or reduced to weights."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from gfl_det.compat.checkpoint import is_archive, load_file
 from gfl_det.errors import CheckpointError
 from gfl_det.utils.files import AnyPath, is_intact, remove_whole, write_whole
 
-LAST_CHECKPOINT = 'last_checkpoint'  # mmengine's file with the path of the newest
+LAST_CHECKPOINT = 'last_checkpoint'  # mmengine's file with the path of the newest checkpoint
 CANNOT_LOAD = re.compile(r'cannot be loaded \(.*\)(?=:)', re.DOTALL)
 Kind = Literal['averaged', 'trained']
-AVERAGED = 'ema_state_dict'  # where mmengine's EMAHook keeps the trained ones: it swaps the two
+AVERAGED = 'ema_state_dict'  # where mmengine's EMAHook keeps the trained weights: it swaps the two
 WRAPPED = 'module.'
 
 
 class Candidate(NamedTuple):
-    """A checkpoint file: how far it had come, and why it cannot be used, or None."""
+    """A checkpoint file with its progress, and the fault that makes it unusable, or None."""
 
     path: Path
     epoch: int
@@ -34,24 +34,24 @@ class Candidate(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The newest good checkpoint, or None, and the newer ones that were passed over."""
+    """The newest valid checkpoint, or None, and newer ones that were skipped."""
 
     found: Candidate | None
     passed_over: list[Candidate]
 
 
 def newest_checkpoint(work_dir: AnyPath) -> Choice:
-    """Find the newest checkpoint that is whole and holds the state of a training.
+    """Find the newest valid checkpoint with a training state.
 
-    Looks at every ``*.pth`` in the work dir and beside the file that ``last_checkpoint`` names, for
-    a run may have been killed after a checkpoint was written and before that was noted. Files of
-    weights alone are left aside.
+    All ``*.pth`` files in the work dir and beside the file named in ``last_checkpoint`` are
+    considered, because a run may be killed after writing a checkpoint and before updating that
+    file. Files with weights only are ignored.
 
     Args:
-        work_dir: It may be missing.
+        work_dir: Work dir, which may not exist.
 
     Raises:
-        CheckpointError: If there are damaged checkpoints, and no good one.
+        CheckpointError: If all checkpoints are damaged.
     """
     outlines = [outline(path) for path in _files(Path(work_dir))]
     newest_first = sorted(
@@ -71,38 +71,38 @@ def newest_checkpoint(work_dir: AnyPath) -> Choice:
         reasons = '; '.join(f'{each.path}: {each.fault}' for each in damaged)
         raise CheckpointError(
             f'No checkpoint in {work_dir} can be resumed from ({reasons}): remove them to train '
-            'from the start, or name another with --resume.'
+            'from the start, or give another with --resume.'
         )
     return Choice(None, [])
 
 
 def best_checkpoint(work_dir: AnyPath) -> Path:
-    """Return the best checkpoint of a work dir, else the newest good one.
+    """Return the best checkpoint of a work dir, else the newest valid one.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If the work dir has no checkpoint.
     """
     best = sorted(Path(work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime_ns)
     if best:
         return best[-1]
     newest = newest_checkpoint(work_dir).found
     if newest is None:
-        raise CheckpointError(f'{work_dir} has no checkpoint: name one, or train first.')
+        raise CheckpointError(f'{work_dir} has no checkpoint: give one, or train first.')
     return newest.path
 
 
 def choose_checkpoint(path: AnyPath, work_dir: AnyPath) -> Candidate:
-    """Check a checkpoint that was named to go on from.
+    """Check a checkpoint that was given to resume from.
 
     Raises:
-        CheckpointError: If it is missing, damaged or no state of a training; the newest good one in
-            the work dir is told.
+        CheckpointError: If it is missing, damaged or without training state; the message names the
+            newest valid one in the work dir.
     """
     path = Path(path)
     if path.is_file():
         candidate = outline(path)
         if candidate is None:
-            fault = 'holds weights and no training state: start from it with load_from'
+            fault = 'holds weights but no training state: start from it with load_from'
         else:
             candidate = verify(candidate)
             if candidate.fault is None:
@@ -114,16 +114,16 @@ def choose_checkpoint(path: AnyPath, work_dir: AnyPath) -> Candidate:
         found = newest_checkpoint(work_dir).found
     except CheckpointError:
         found = None
-    hint = 'check the path' if not path.exists() else 'name another, or train from the start'
-    hint = f'the newest good one in {work_dir} is {found.path}' if found else hint
+    hint = 'check the path' if not path.exists() else 'give another, or train from the start'
+    hint = f'the newest valid one in {work_dir} is {found.path}' if found else hint
     raise CheckpointError(f'--resume {path} {fault}; {hint}.')
 
 
 def outline(path: Path) -> Candidate | None:
-    """Look at what a checkpoint says of itself, without reading its tensors.
+    """Read the metadata of a checkpoint, without its tensors.
 
     Returns:
-        None for a file of weights alone, with which no training can go on.
+        None for a file with weights only, from which a training cannot resume.
     """
     try:
         checkpoint = load_file(str(path), 'cpu', mmap=is_archive(path))
@@ -139,20 +139,20 @@ def outline(path: Path) -> Candidate | None:
 
 
 def verify(candidate: Candidate) -> Candidate:
-    """Read all of a checkpoint's file; returns the candidate with the fault that was found."""
+    """Read the whole checkpoint file; returns the candidate with any fault found."""
     if candidate.fault:
         return candidate
     intact = is_intact(candidate.path)
     if intact is False:
-        return candidate._replace(fault='its content is not what was written (SHA-256 differs)')
-    if intact is None:  # written by another program: the archive's own sums must do
+        return candidate._replace(fault='its content was changed (SHA-256 differs)')
+    if intact is None:  # from another program: rely on the archive's CRC
         try:
             load_file(str(candidate.path), 'cpu')
             torn = _torn_member(candidate.path)
         except CheckpointError as error:
             return candidate._replace(fault=_reason(error))
         if torn:
-            return candidate._replace(fault=f'its part {torn} is damaged (CRC-32 differs)')
+            return candidate._replace(fault=f'its entry {torn} is damaged (CRC-32 differs)')
     return candidate
 
 
@@ -161,9 +161,9 @@ def _files(work_dir: Path) -> Iterator[Path]:
     note = work_dir / LAST_CHECKPOINT
     if note.is_file():
         named = Path(note.read_text(errors='replace').strip())
-        with suppress(OSError, ValueError):  # no possible name of a file
+        with suppress(OSError, ValueError):  # not a valid file name
             if named.is_file():
-                folders.append(named.parent)  # CheckpointHook(out_dir=...) writes elsewhere
+                folders.append(named.parent)  # set by CheckpointHook(out_dir=...)
     seen = set()
     for folder in folders:
         for path in sorted(folder.glob('*.pth')):
@@ -173,14 +173,14 @@ def _files(work_dir: Path) -> Iterator[Path]:
 
 
 def _torn_member(path: Path) -> str | None:
-    """Check the sums inside torch's archives, which torch itself does not look at."""
+    """Check the CRCs in torch's archives, which torch ignores."""
     if not is_archive(path):
         return None
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip()
-    except Exception:  # damaged headers fail in any way
-        return 'with the list of parts'
+    except Exception:  # damaged headers may raise anything
+        return 'with the central directory'
 
 
 def _reason(error: CheckpointError) -> str:
@@ -189,16 +189,16 @@ def _reason(error: CheckpointError) -> str:
 
 
 class WholeFileBackend(LocalBackend):
-    """mmengine's backend for local files, writing by :func:`write_whole` with a checksum."""
+    """mmengine's backend for local files, with :func:`write_whole` and a checksum."""
 
     NAME = 'gfl_det.whole_file'
 
     def put(self, obj: bytes, filepath: AnyPath) -> None:
-        """Write bytes to a file and their checksum beside it."""
+        """Write bytes to a file, with a checksum beside it."""
         write_whole(filepath, obj, checksum=True)
 
     def put_text(self, obj: str, filepath: AnyPath, encoding: str = 'utf-8') -> None:
-        """Write text to a file and its checksum beside it."""
+        """Write text to a file, with a checksum beside it."""
         self.put(obj.encode(encoding), filepath)
 
     def remove(self, filepath: AnyPath) -> None:
@@ -210,18 +210,18 @@ register_backend(WholeFileBackend.NAME, WholeFileBackend, force=True)
 
 
 def extract_weights(checkpoint: str, out: str, kind: Kind | None = None) -> dict[str, Any]:
-    """Write the weights of a checkpoint file, with a checksum beside them.
+    """Extract the weights of a checkpoint to a file, with a checksum beside it.
 
     Args:
-        checkpoint: A checkpoint of a training.
-        out: The file to write.
-        kind: None for those that tests use.
+        checkpoint: Checkpoint of a training.
+        out: Output file.
+        kind: Kind of weights; None for those that tests use.
 
     Returns:
-        What is known of them: ``kind``, ``epoch``, ``iter``, and the classes and config if any.
+        Metadata of the weights: ``kind``, ``epoch``, ``iter``, and classes and config if available.
 
     Raises:
-        CheckpointError: If there are no such weights in it, or the file cannot be written.
+        CheckpointError: If the checkpoint lacks these weights, or the file cannot be written.
     """
     content = take_weights(load_file(checkpoint, 'cpu'), checkpoint, kind)
     with io.BytesIO() as file:
@@ -231,15 +231,15 @@ def extract_weights(checkpoint: str, out: str, kind: Kind | None = None) -> dict
 
 
 def take_weights(checkpoint: dict[str, Any], name: str, kind: Kind | None = None) -> dict[str, Any]:
-    """Return a checkpoint of weights alone.
+    """Return a checkpoint with weights only.
 
     Args:
-        checkpoint: Of a training.
-        name: Of its file, for the message of an error.
-        kind: None for those that tests use.
+        checkpoint: Content of a training checkpoint.
+        name: File name, for error messages.
+        kind: Kind of weights; None for those that tests use.
 
     Raises:
-        CheckpointError: If there are no such weights in it.
+        CheckpointError: If the checkpoint lacks these weights.
     """
     if 'state_dict' not in checkpoint:
         raise CheckpointError(f'{name} is not a training checkpoint: it has no state_dict.')
@@ -253,7 +253,7 @@ def take_weights(checkpoint: dict[str, Any], name: str, kind: Kind | None = None
         weights = {
             key.removeprefix(WRAPPED): value
             for key, value in checkpoint[AVERAGED].items()
-            if key.startswith(WRAPPED)  # not how many steps were averaged
+            if key.startswith(WRAPPED)  # skips the EMA step counter
         }
     found = 'averaged' if has_averages and kind != 'trained' else 'trained'
     meta = checkpoint.get('meta', {})

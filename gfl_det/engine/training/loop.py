@@ -1,9 +1,9 @@
-"""An epoch loop that can start at any batch, with the pictures and augmentations of that batch.
+"""Resumable epoch loop: starts at any batch, with the pictures and augmentations of that batch.
 
-mmengine seeds each worker process once, so that augmentations depend on how long it has lived, and
-a training that was stopped within an epoch starts that epoch anew. Here a picture's random numbers
-follow from the training's seed, the epoch and the picture's index, in whatever process it is
-loaded, and an epoch can begin at any batch without loading those before it.
+mmengine seeds each worker process once, so that augmentations depend on its age, and a training
+stopped within an epoch restarts that epoch. Here the random numbers of a picture depend on the
+training's seed, the epoch and the picture's index, whichever process loads it, and an epoch can
+start at any batch without loading the ones before.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from gfl_det.engine.training import random_state
 from gfl_det.engine.training.random_state import derive, seeded
 from gfl_det.registry import LOOPS
 
-VALIDATED = 'epoch_validated'  # in mmengine's message hub, which checkpoints hold
+VALIDATED = 'epoch_validated'  # key in mmengine's message hub, which checkpoints store
 
 
 class Draw(NamedTuple):
-    """What the sampler asks a data set for: the entry and the seed of its augmentations."""
+    """Index of an entry and seed of its augmentations, passed from sampler to dataset."""
 
     entry: int
     seed: int
 
 
 class SeededDataset(Dataset):
-    """A data set whose entries are loaded with random numbers of their own.
+    """Dataset whose entries are loaded with their own random numbers.
 
     Args:
-        dataset: Any map-style data set; everything but its entries is passed on.
+        dataset: Map-style dataset; other attributes are passed through.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -58,25 +58,25 @@ class SeededDataset(Dataset):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == 'dataset':
             super().__setattr__(name, value)
-        else:  # mmdet's PipelineSwitchHook gives the data set another pipeline
+        else:  # mmdet's PipelineSwitchHook replaces the pipeline
             setattr(self.dataset, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'dataset' or name.startswith('__'):  # while being copied or unpickled
+        if name == 'dataset' or name.startswith('__'):  # during copying or unpickling
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
 
 class ResumableBatches:
-    """A batch sampler that can begin within an epoch.
+    """Batch sampler that can start within an epoch.
 
     Args:
-        batches: Lists of indices, in the order of an epoch.
-        seed: Gives the training's seed; asked at the begin of each epoch, for resuming may set it.
+        batches: Lists of indices for one epoch.
+        seed: Function that returns the seed, called at each epoch, because resuming may change it.
 
     Attributes:
         epoch: Set by the train loop.
-        done: How many batches the next epoch leaves out at its begin; 0 again from then on.
+        done: Number of batches to skip in the next epoch; reset to 0 when it starts.
     """
 
     def __init__(self, batches: Any, seed: Callable[[], int]) -> None:
@@ -97,23 +97,22 @@ class ResumableBatches:
 
 
 class DeafWorker:
-    """Start of a worker process that SIGTERM does not end before its training ends.
+    """Initialiser for worker processes that ignore SIGTERM until training ends.
 
-    Schedulers send it to every process there is, and the step that is to be finished needs its
-    data.
+    Schedulers send SIGTERM to every process, but the step to be finished needs its data.
 
     Args:
-        then: What else to call with the worker's number.
+        then: Additional function to call with the worker's number.
     """
 
     def __init__(self, then: Callable[[int], None] | None) -> None:
         self.then = then
         self.ending = multiprocessing.RawValue('b', 0)
-        # Python ends its workers by SIGTERM and waits for them; what is registered last runs first.
+        # Python ends its workers by SIGTERM and waits; what is registered last runs first.
         atexit.register(self._end)
 
     def __call__(self, worker: int) -> None:
-        """Prepare a worker."""
+        """Initialise a worker."""
         signal.signal(signal.SIGTERM, self._heed)
         if self.then is not None:
             self.then(worker)
@@ -127,11 +126,11 @@ class DeafWorker:
 
 
 def make_resumable(loader: DataLoader, batches: ResumableBatches) -> DataLoader:
-    """Return a loader of the same data that can begin within an epoch.
+    """Return a loader of the same data that can start within an epoch.
 
     Args:
-        loader: Of a map-style data set.
-        batches: Of the loader's own batch sampler.
+        loader: Loader of a map-style dataset.
+        batches: Batches from the loader's own batch sampler.
     """
     return DataLoader(
         SeededDataset(loader.dataset),
@@ -142,7 +141,7 @@ def make_resumable(loader: DataLoader, batches: ResumableBatches) -> DataLoader:
         timeout=loader.timeout,
         worker_init_fn=DeafWorker(loader.worker_init_fn),
         multiprocessing_context=loader.multiprocessing_context,
-        # Each new iterator draws a number: from its own generator, not from the training's.
+        # Each new iterator draws a number: take it from a separate generator.
         generator=torch.Generator(),
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
@@ -151,19 +150,18 @@ def make_resumable(loader: DataLoader, batches: ResumableBatches) -> DataLoader:
 
 @LOOPS.register_module()
 class EpochTrainLoop(EpochBasedTrainLoop):
-    """``EpochBasedTrainLoop`` that a stopped training leaves at any batch and takes up there again.
+    """``EpochBasedTrainLoop`` that can be stopped and resumed at any batch.
 
     With :class:`gfl_det.engine.hooks.CheckpointHook` a resumed training gives the same weights as
-    one that was never stopped. Augmentations follow from seed, epoch and picture;
-    validation draws no random numbers of the training's, and is made up for if the training was
-    stopped in it.
+    an uninterrupted one. Augmentations depend on seed, epoch and picture; validation does not
+    affect the random state of the training, and is repeated if the training was stopped during it.
 
     Args:
-        *args: mmengine's.
-        **kwargs: mmengine's.
+        *args: Arguments of mmengine's loop.
+        **kwargs: Arguments of mmengine's loop.
 
     Attributes:
-        random_aside: The training's random state while a validation draws from the generators.
+        random_aside: Random state of the training while validation uses the generators.
     """
 
     dataloader: DataLoader
@@ -181,14 +179,14 @@ class EpochTrainLoop(EpochBasedTrainLoop):
 
     @property
     def can_resume_within(self) -> bool:
-        """Whether the data come in batches that can be left out."""
+        """Whether the data loader supports skipping batches."""
         return self._batches is not None
 
     def resume_within(self, batches_done: int) -> None:
-        """Begin the next epoch after so many of its batches."""
+        """Start the next epoch after this number of batches."""
         if self._batches is not None:
             self._batches.done = batches_done
-        # A checkpoint that was written within an epoch follows the validation of the one before.
+        # A checkpoint written within an epoch follows the validation of the previous one.
         self.owes_validation = not batches_done
 
     def run(self) -> nn.Module:
@@ -204,7 +202,7 @@ class EpochTrainLoop(EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """Train for the rest of an epoch, all of it unless resumed within."""
+        """Train one epoch, or its rest after resuming."""
         first = 0
         if self._batches is not None:
             self._batches.epoch = self._epoch

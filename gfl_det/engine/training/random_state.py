@@ -1,4 +1,4 @@
-"""The states of the random generators that a training draws from: Python's, NumPy's, torch's."""
+"""Random generator states of a training: Python, NumPy and torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ State = dict[str, Any]
 
 
 def capture() -> State:
-    """Return the states of all generators of this process as tensors and plain numbers."""
+    """Return the states of all generators of this process as tensors and numbers."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
@@ -31,7 +31,7 @@ def capture() -> State:
 
 
 def restore(state: State) -> None:
-    """Set the generators of this process to what :func:`capture` returned."""
+    """Restore the generators of this process from the output of :func:`capture`."""
     version, gauss = state['python_rest']
     random.setstate((version, tuple(state['python'].tolist()), gauss))
     keys = state['numpy'].cpu().numpy().astype(np.uint32)
@@ -43,12 +43,12 @@ def restore(state: State) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from generators of the processor that start at a seed; the outer ones stay as they were.
+    """Seed the CPU generators within a context, and restore their states afterwards.
 
     Args:
-        seed: Below 2**32.
+        seed: Seed below 2**32.
     """
-    # As little as a data set draws from, once a sample: capture() would cost ten times as much.
+    # Only the generators that datasets use, once per sample: capture() costs ten times as much.
     outer = random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -62,6 +62,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def derive(*parts: int) -> int:
-    """Return a seed below 2**32 that differs wherever one of the numbers differs (up to chance)."""
+    """Return a hash below 2**32 of the numbers, as a seed."""
     text = ' '.join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), 'big')

@@ -1,4 +1,4 @@
-"""A training step written down, and done again: the same losses, and where they went wrong."""
+"""Replay of a recorded training step: the same losses, and where they became non-finite."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from gfl_det.utils.files import AnyPath, write_whole
 FORMAT = 'gfl_det step 1'
 FIELDS = ('format', 'record', 'inputs', 'samples', 'losses', 'random', 'state_dict')
 
-# What mmdet's semi-supervised detectors get has branches: a dict of batches.
+# mmdet's semi-supervised detectors receive a dict of batches, one per branch.
 Inputs = Union[Tensor, dict[str, Tensor]]
 Samples = Union[list[DetDataSample], dict[str, list[DetDataSample]]]
 
 
 class DumpedStep(NamedTuple):
-    """What one forward pass of a training was given and what it gave.
+    """Inputs and losses of one forward pass of a training.
 
     Attributes:
-        inputs: (B, C, H, W) images as the backbone gets them, normalised and padded; of each branch
-            where the batch has branches.
-        samples: The gt boxes of each image, of each branch.
-        losses: Each term of the loss.
+        inputs: (B, C, H, W) images as the backbone receives them, normalised and padded; a dict if
+            the batch has branches.
+        samples: Gt boxes of each image; a dict if the batch has branches.
+        losses: Loss terms.
         random: States of the random generators before the pass.
-        autocast: The dtype of mixed precision, or None.
+        autocast: Dtype of mixed precision, or None.
     """
 
     inputs: Inputs
@@ -56,13 +56,13 @@ class DumpedStep(NamedTuple):
 
     @property
     def given(self) -> Samples:
-        """The samples, none for None."""
+        """The samples, empty if None."""
         return [] if self.samples is None else self.samples
 
     def image_ids(self) -> list[Any]:
-        """Ids of the images in the data set; their positions in the batch where it has none.
+        """Image ids in the dataset, or positions in the batch without ids.
 
-        A batch with branches has each branch's name before the ids.
+        In a batch with branches, ids are preceded by the name of the branch.
         """
         return in_branches(
             lambda samples: [
@@ -74,7 +74,7 @@ class DumpedStep(NamedTuple):
 
 
 class Dump(NamedTuple):
-    """A step read back: what it was, and the weights it was computed with."""
+    """A recorded step with the weights it was computed with."""
 
     step: DumpedStep
     record: dict[str, Any]
@@ -82,14 +82,14 @@ class Dump(NamedTuple):
 
 
 def each_branch(function: Callable[[Any], Any], batch: Any) -> Any:
-    """Return what a function makes of a batch, or a dict of what it makes of each branch."""
+    """Apply a function to a batch, or to each branch of a dict."""
     if isinstance(batch, dict):
         return {name: function(part) for name, part in batch.items()}
     return function(batch)
 
 
 def in_branches(function: Callable[[Any], list[Any]], batch: Any) -> list[Any]:
-    """Return what a function lists of a batch; of branches one list, with their names."""
+    """Apply a function that returns a list; entries of branches get the branch's name."""
     found = each_branch(function, batch)
     if isinstance(found, dict):
         return [f'{name} {item}' for name, items in found.items() for item in items]
@@ -97,17 +97,16 @@ def in_branches(function: Callable[[Any], list[Any]], batch: Any) -> list[Any]:
 
 
 def write_dump(path: AnyPath, step: DumpedStep, record: dict[str, Any], model: nn.Module) -> None:
-    """Write a step that went wrong, with the weights of the model.
+    """Write a failed step with the weights of the model.
 
     Args:
-        path: The file.
+        path: Output file.
         step: The step.
-        record: What else is known of it, for people; plain values.
-        model: Its weights are those of the step.
+        record: Further information for people; plain values.
+        model: Model with the weights of the step.
 
     Raises:
-        CheckpointError: If the file cannot be written, or the batch is of a kind that no file
-            holds.
+        CheckpointError: If the file cannot be written, or the batch holds unsupported types.
     """
     _check(step)
     samples = each_branch(lambda part: [_pack(sample) for sample in part], step.given)
@@ -134,10 +133,10 @@ def write_dump(path: AnyPath, step: DumpedStep, record: dict[str, Any], model: n
 
 
 def read_dump(path: AnyPath) -> Dump:
-    """Read what :func:`write_dump` wrote; nothing in the file is run.
+    """Read the output of :func:`write_dump`; nothing in the file is executed.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or no such file.
+        CheckpointError: If the file is missing, damaged or of another kind.
     """
     content = load_file(str(path), 'cpu')
     if content.get('format') != FORMAT or set(FIELDS) - content.keys():
@@ -151,8 +150,8 @@ def read_dump(path: AnyPath) -> Dump:
         step = DumpedStep(
             content['inputs'], samples, content['losses'], content['random'], record['autocast']
         )
-    except Exception as error:  # what another program wrote fails in any way at all
-        raise CheckpointError(f'{path} is a damaged step of the loss guard: {error!r}.') from error
+    except Exception as error:  # other programs' files may raise anything
+        raise CheckpointError(f'{path} is a damaged dump of the loss guard: {error!r}.') from error
     return Dump(step, record, content['state_dict'])
 
 
@@ -165,8 +164,8 @@ def _check(step: DumpedStep) -> None:
         for each in found:
             if not isinstance(each, expected):
                 raise CheckpointError(
-                    f'no file repeats it, because the batch holds a {type(each).__name__}, and a '
-                    'file only tensors of images and DetDataSample, or a dict of such branches'
+                    f'no file was written, because the batch holds a {type(each).__name__}; files '
+                    'support image tensors and DetDataSample only, or a dict of such branches'
                 )
 
 
@@ -192,7 +191,7 @@ def _unpack(tensors: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> DetD
 
 
 def _value(plain: Any) -> Any:
-    """Undo :func:`_plain`: shapes are tuples, transformations arrays."""
+    """Invert :func:`_plain`: restore tuples of shapes and arrays of transforms."""
     if isinstance(plain, dict):
         return np.array(plain['array'], plain['dtype'])
     return tuple(map(_value, plain)) if isinstance(plain, list) else plain
@@ -203,12 +202,12 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _tensor(value: Any) -> Tensor:
-    """Return a tensor as it is, and that of mmdet's box structures."""
+    """Return a tensor unchanged, and unwrap mmdet's box structures."""
     return (value if isinstance(value, Tensor) else value.tensor).detach().cpu()
 
 
 def _plain(value: Any) -> Any:
-    """Return plain values of numpy's and tuples; others, of no use to a step, as text."""
+    """Convert NumPy values and tuples to plain values, and other types to text."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
@@ -219,14 +218,14 @@ def _plain(value: Any) -> Any:
 
 
 class Replay(NamedTuple):
-    """What a repeated step gave.
+    """Results of a replayed step.
 
     Attributes:
-        losses: Each term, to compare with the dump's.
-        gradient_norms: Of each parameter, in order.
-        first_bad: The first module whose output was not finite, or None.
-        bad_weights: Entries of the state dict that are not finite.
-        bad_inputs: Positions in the batch, or branch, of images with values that are not finite.
+        losses: Loss terms, to compare with the dump's.
+        gradient_norms: Gradient norm per parameter, in order.
+        first_bad: First module with a non-finite output, or None.
+        bad_weights: Names of non-finite entries in the state dict.
+        bad_inputs: Positions (batch or branch) of images with non-finite values.
     """
 
     losses: dict[str, Tensor]
@@ -240,27 +239,27 @@ def find_config(dump: str, record: dict[str, Any]) -> str:
     """Return the copy of the config that mmengine left in the work dir of a dump.
 
     Raises:
-        ConfigError: If it is not there.
+        ConfigError: If the copy does not exist.
     """
     name = record.get('config')
-    # A name in a data file chooses a file beside it, and no other.
+    # A name in a data file may only select a file beside it.
     if isinstance(name, str) and name == Path(name).name:
         for folder in list(Path(dump).resolve().parents)[:2]:
             if (folder / name).is_file():
                 return str(folder / name)
-    raise ConfigError(f'The config {name} of {dump} is not in its work dir: name it by --config.')
+    raise ConfigError(f'The config {name} of {dump} is not in its work dir: give it with --config.')
 
 
 def replay(dump: Dump, cfg: Config, device: str = 'cpu') -> Replay:
-    """Do the forward and backward pass of a dump again.
+    """Repeat the forward and backward pass of a dump.
 
     Args:
-        dump: The step.
-        cfg: The config of the training.
-        device: Where to compute. Elsewhere than where the step was done, rounding differs.
+        dump: The recorded step.
+        cfg: Config of the training.
+        device: Device; another one than in training rounds differently.
 
     Raises:
-        CheckpointError: If the config's model is another than the dump's.
+        CheckpointError: If the config's model differs from the dump's.
     """
     model: Any = move(_build(cfg, dump), device)
     step = dump.step
@@ -295,7 +294,7 @@ def replay(dump: Dump, cfg: Config, device: str = 'cpu') -> Replay:
 
 
 def same_losses(dump: Dump, result: Replay) -> bool:
-    """Tell whether every loss is the one of the dump, to the last bit; NaN equals NaN."""
+    """Whether all losses equal those of the dump bit for bit; NaN equals NaN."""
     return all(
         torch.equal(torch.nan_to_num(value.float()), torch.nan_to_num(result.losses[key].float()))
         and torch.equal(value.isnan(), result.losses[key].isnan())
@@ -304,7 +303,7 @@ def same_losses(dump: Dump, result: Replay) -> bool:
 
 
 def report(dump: Dump, result: Replay) -> list[str]:
-    """Describe a repeated step, one fact per line."""
+    """Describe a replayed step, one fact per line."""
     lines = [f'images: {", ".join(map(str, dump.record["image_ids"]))}']
     lines += [
         f'{key}: {float(value):.9g} then, {float(result.losses[key]):.9g} now'
@@ -313,18 +312,18 @@ def report(dump: Dump, result: Replay) -> list[str]:
     if not same_losses(dump, result):
         several = dump.record['world_size'] > 1
         lines.append(
-            'not the same: losses are divided by sums over all processes, of which this is one'
+            'differs: losses are divided by sums over all processes, of which this is one'
             if several
-            else 'not the same: another device, number of threads or version of torch?'
+            else 'differs: another device, number of threads or version of torch?'
         )
     bad = [name for name, norm in result.gradient_norms.items() if not math.isfinite(norm)]
     finite = [norm for name, norm in result.gradient_norms.items() if name not in bad]
     lines += [
         f'gradients: {len(bad)} of {len(result.gradient_norms)} not finite {few(bad)}'.rstrip(),
         f'largest finite norm of a gradient: {max(finite, default=0.0):g}',
-        f'weights that are not finite: {few(result.bad_weights) or "none"}',
-        f'images with values that are not finite: {few(result.bad_inputs) or "none"}',
-        f'first module with an output that is not finite: {result.first_bad or "none"}',
+        f'non-finite weights: {few(result.bad_weights) or "none"}',
+        f'images with non-finite values: {few(result.bad_inputs) or "none"}',
+        f'first module with a non-finite output: {result.first_bad or "none"}',
     ]
     return lines
 
@@ -332,15 +331,15 @@ def report(dump: Dump, result: Replay) -> list[str]:
 def _build(cfg: Config, dump: Dump) -> Any:
     settings = copy.deepcopy(cfg.model)
     for _, part in walk(settings, 'model'):
-        part.pop('init_cfg', None)  # the weights come from the dump
+        part.pop('init_cfg', None)  # the dump provides the weights
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
         model = MODELS.build(settings)
     try:
         model.load_state_dict(dump.state_dict)
     except RuntimeError as error:
         raise CheckpointError(
-            'The step was done with another model than the config has: name the config of the '
-            'training by --config.'
+            'The model of the config differs from that of the step: give the config of the '
+            'training with --config.'
         ) from error
     training = set(dump.record['training_modules'])
     for name, module in model.named_modules():
