@@ -83,7 +83,7 @@ class ImageDetector(ABC):
                     bar.say(f'warning: {result.error}')
         failed = results.failures
         if len(failed) == len(results):
-            others = f' {len(failed) - 1} more inputs failed.' if len(failed) > 1 else ''
+            others = f' Other failed inputs: {len(failed) - 1}.' if len(failed) > 1 else ''
             raise DataError(f'{failed[0].error}{others}')
         return results
 

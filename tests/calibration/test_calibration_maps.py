@@ -229,5 +229,5 @@ def test_damaged_maps_are_refused(entry: dict) -> None:
     ],
 )
 def test_parameters_that_would_turn_or_leave_the_scores_are_refused(entry) -> None:
-    with pytest.raises(ValueError, match=r'out of range|leave \[0, 1\]'):
+    with pytest.raises(ValueError, match=r'out of range|outside \[0, 1\]'):
         map_from_json(entry)

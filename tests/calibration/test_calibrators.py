@@ -317,7 +317,7 @@ class TestRefused:
                 self.fitted().calibrate(np.array([0.5]), np.array([label]))
 
     def test_other_classes(self) -> None:
-        with pytest.raises(DataError, match=r"'e'\] and not for \['dog'\]"):
+        with pytest.raises(DataError, match=r"'e'\], not for \['dog'\]"):
             self.fitted().for_classes(['a', 'dog'])
 
     def test_another_order_of_classes_is_followed(self) -> None:

@@ -318,7 +318,7 @@ def test_a_file_gives_the_same_calibrator(tmp_path: Path) -> None:
     [
         (dict(version=2), 'version 2'),
         (dict(weights={}), 'damaged'),
-        (dict(offsets=[0.0]), 'one offset per class'),
+        (dict(offsets=[0.0]), 'number of offsets'),
         (dict(offsets=[float('nan')] * 3), 'not finite'),
         (dict(settings=dict(groups=['colour'], cuts=[0, 0])), 'damaged'),
         (dict(classes=[]), 'no classes'),

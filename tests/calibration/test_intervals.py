@@ -286,7 +286,7 @@ def test_each_match_gets_its_own_truth(tmp_path) -> None:
     assert judged.edges.labels.tolist() == [0, 1, 0]
     assert judged.edges.logits[:, 0, 0].tolist() == [0, 2, 3]  # rows of the second image
     assert judged.edges.limits.tolist() == [[200, 100, 200, 100]] * 3
-    with pytest.raises(DataError, match='Not one detection matches'):
+    with pytest.raises(DataError, match=r'IoU 0\.5'):
         judge(FakeDetector(first, first), split, 0.5)
 
 

@@ -88,8 +88,8 @@ def test_one_split_serves_both_in_halves(digits, tmp_path, monkeypatch, capsys) 
     content = json.loads(Path(path).read_text())
     monkeypatch.setattr(runner, 'build_runner', pytest.fail)  # what follows is refused before
     for change, half, message in (
-        (dict(score_type='ATSSHead'), 'second', "for scores of 'ATSSHead' and not of 'GFLHead'"),
-        (dict(classes=content['classes'][:9]), 'second', "and not for ['9']"),
+        (dict(score_type='ATSSHead'), 'second', "for scores of 'ATSSHead', not of 'GFLHead'"),
+        (dict(classes=content['classes'][:9]), 'second', "not for ['9']"),
         (dict(), 'first', '5 of 5 images were used to fit'),
     ):
         Path(path).write_text(json.dumps(content | change))

@@ -508,7 +508,7 @@ class TestWeights:
             check_weights(cfg)
 
     def test_a_file_that_is_not_there(self, empty):
-        with pytest.raises(CheckpointError, match=r'mine\.pth of load_from .*no such file'):
+        with pytest.raises(CheckpointError, match=r'mine\.pth of load_from .*does not exist'):
             check_weights(config(load_from='mine.pth'))
         (empty / 'mine.pth').touch()
         check_weights(config(load_from='mine.pth'))

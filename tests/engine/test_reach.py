@@ -377,7 +377,7 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path) -> None:
                 strides=[8, 16],
                 center_offset=0.5,
             ),
-            'center_offset=0.5, which is not measured',
+            'center_offset=0.5, ',
         ),
     ],
 )

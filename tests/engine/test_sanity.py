@@ -132,7 +132,9 @@ class TestDiagnosis:
         good = curve([1.0, *[0.05] * 99], (0.95, 0.96))
         assert good.reached
         assert suspects_of_curve(good, None, None) == []
-        assert verdict(good, []).startswith('OVERFITTED: the loss fell by 95.0% in 100 steps, AP 0.950')
+        assert verdict(good, []).startswith(
+            'OVERFITTED: the loss fell by 95.0% in 100 steps, AP 0.950'
+        )
 
     @pytest.mark.parametrize(
         ('losses', 'scores'),
@@ -185,7 +187,7 @@ class TestDiagnosis:
         found = suspects_of_data('corners', 0.4, 0.6)
         assert [each.part for each in found] == ['boxes', 'boxes', 'labels']
         good = curve([1.0, *[0.05] * 99], (0.95, 0.96))
-        assert 'BUT LOOK AGAIN' in verdict(good, found)
+        assert 'WITH FINDINGS' in verdict(good, found)
 
 
 class Echo(torch.nn.Module):
@@ -239,7 +241,7 @@ class TestBatch:
         assert self.places([0, 1] * 50, 4) == [25, 75, 1, 51]
 
     def test_without_any_box_there_is_nothing_to_learn(self):
-        with pytest.raises(gfl_det.errors.DataError, match='has a box'):
+        with pytest.raises(gfl_det.errors.DataError, match='training set has boxes'):
             load(Listed([0] * 5), 2)
 
 

@@ -211,7 +211,7 @@ def stopped(tmp_path, monkeypatch) -> tuple[Path, list[str]]:
 def test_mmengines_loop_begins_the_epoch_anew(stopped) -> None:
     folder, said = stopped
     assert train(folder, resume=True, loop='EpochBasedTrainLoop').epoch == EPOCHS
-    assert any('within an epoch, which begins anew' in text for text in said)
+    assert any('within an epoch: the epoch starts over' in text for text in said)
 
 
 @pytest.mark.parametrize(('processes', 'expected'), [(1, [0, 2, 4]), (2, [0, 4, 4])])

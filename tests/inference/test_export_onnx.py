@@ -144,7 +144,7 @@ def test_without_nms_and_of_a_fixed_size(folder):
 @pytest.mark.parametrize(
     ('settings', 'words'),
     [
-        (dict(opset=17), 'torch exports 18 to 23'),
+        (dict(opset=17), '--opset 17: give one from 18 to 23'),
         (dict(size=(100, 128)), 'The --size 100 128 is not a pair .* multiples of 32: take 96 128'),
         (dict(size=(0, -64)), 'The --size 0 -64 is not a pair .*: take 32 32'),
     ],

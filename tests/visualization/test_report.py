@@ -301,7 +301,7 @@ def test_results_that_cannot_be_used(files, tmp_path, change, message):
         (['no', '--out', 'taken/a.html'], DataError, r'a\.html cannot be written \(Is a direct'),
         (['no', '--out', '{results}/a.html'], DataError, r'a\.html cannot be written \(File ex'),
         (['{results}', '--truths', '{truths}', '--images', 'no/'], DataError, 'does not exist'),
-        (['{truths}', '--truths', '{truths}'], DataError, 'holds annotations and no results'),
+        (['{truths}', '--truths', '{truths}'], DataError, 'holds annotations, not results'),
     ],
 )
 def test_refusals_are_sentences(files, tmp_path, monkeypatch, arguments, error, message):

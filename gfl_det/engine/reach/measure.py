@@ -132,7 +132,7 @@ class Measured(NamedTuple):
     unassigned: np.ndarray  # (N,) bool, gt boxes without a positive
 
     def clipped(self, reg_max: int) -> np.ndarray:
-        """Shares ``(L,)`` of a level's positives with an edge beyond a reg_max; 0 if it has none."""
+        """Shares ``(L,)`` of a level's positives with an edge beyond a reg_max; 0 if none."""
         beyond = self.needed[:, reg_max + 1 :].sum(1)
         return beyond / np.maximum(self.needed.sum(1), 1)
 
