@@ -149,7 +149,7 @@ def test_results_lack_what_was_not_asked_for() -> None:
 
 @pytest.mark.parametrize('level', [0, 1, 90, 'high'])
 def test_a_level_that_is_no_share_is_refused(level) -> None:
-    with pytest.raises(ConfigError, match='interval_level .*not'):
+    with pytest.raises(ConfigError, match=r'interval_level .*not'):
         predict(interval_level=level)
 
 

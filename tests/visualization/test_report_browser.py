@@ -219,7 +219,7 @@ def test_the_page_of_a_calibrator_has_its_two_sections(tmp_path):
         window.open(page.as_uri())
         window.until(READY)
         titles = window.run("return [...document.querySelectorAll('h2')].map(e => e.textContent)")
-        assert titles == ['Reliability', 'Where to cut each class']
+        assert titles == ['Reliability', 'Score thresholds per class']
         window.run(CHOOSE, 'class', 1)
         row = window.run("return document.querySelector('#cuts tr.chosen').textContent")
         assert row.startswith(gts.class_names[1])

@@ -26,7 +26,7 @@ async function open(blob) {
     const found = await read(await fetch('detect', {
       method: 'POST', headers: { 'Content-Type': 'application/octet-stream' }, body: blob }));
     const image = await createImageBitmap(blob, { imageOrientation: 'from-image' });
-    if (request !== state.request) return; // another image was dropped meanwhile
+    if (request !== state.request) return; // another image was dropped in the meantime
     Object.assign(state, { image, found, chosen: null });
     main.className = '';
     [part('drop').hidden, canvas.hidden] = [true, false];
@@ -123,7 +123,7 @@ function choose(entry) {
     const hint = document.createElement('p');
     hint.className = 'hint';
     hint.textContent = visible().length
-      ? 'Click a box to see where the detector thinks that each of its edges lies.'
+      ? 'Click a box to see the distributions of its edges.'
       : 'No box has this score; move the slider to the left.';
     chosen.replaceChildren(hint);
     return;
@@ -145,7 +145,7 @@ function choose(entry) {
   if (level && entry.edges.some((edge) => edge.interval)) {
     const legend = document.createElement('p');
     legend.className = 'hint';
-    legend.textContent = `Upright line: the box. Bracket: the ${Math.round(100 * level)} % interval.`;
+    legend.textContent = `Vertical line: the box. Bracket: the ${Math.round(100 * level)} % interval.`;
     chosen.append(legend);
   }
   if (!entry.edges.length) {
@@ -160,7 +160,7 @@ canvas.addEventListener('click', (event) => {
   const [x, y] = [event.offsetX * scale, event.offsetY * scale];
   const area = ({ box: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
   const under = visible().filter(({ box: [x1, y1, x2, y2] }) => x1 <= x && x <= x2 && y1 <= y && y <= y2);
-  choose(under.sort((a, b) => area(a) - area(b))[0] ?? null); // the smallest is the hardest to hit
+  choose(under.sort((a, b) => area(a) - area(b))[0] ?? null); // the smallest is the hardest to click
 });
 threshold.addEventListener('input', () => {
   part('shown').textContent = Number(threshold.value).toFixed(2);
@@ -169,7 +169,7 @@ threshold.addEventListener('input', () => {
 });
 file.addEventListener('change', () => {
   if (file.files.length) open(file.files[0]);
-  file.value = ''; // the same file may be chosen again
+  file.value = ''; // allows choosing the same file again
 });
 part('another').addEventListener('click', () => file.click());
 ['dragover', 'dragleave', 'drop'].forEach((kind) => window.addEventListener(kind, (event) => {

@@ -1,7 +1,7 @@
 // Soft edges on a canvas, as gfl_det.visualization draws them: opacity follows the probability.
 
 export const INK = 0.75; // opacity where a distribution puts all its probability
-const FAINT = 0.01; // probabilities below it are not looked for
+const FAINT = 0.01; // lower probabilities are not drawn
 
 /** Bins with ascending positions: {first, step, heights}, step > 0 px. */
 function ascending(edge, scale) {

@@ -1,5 +1,5 @@
 'use strict';
-// Images with their errors, by class and kind of error.
+// Images with their errors, by class and kind.
 
 const PAGE = 8, LISTED = 60;
 
@@ -29,8 +29,8 @@ function images(data, label, state) {
   more.addEventListener('click', add);
   add();
   return [
-    make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more. Quality is 1 − LRP of the image: 1 if every gt box is found exactly and nothing else. ` +
-      'Edges are as soft as the head is unsure. Choose a kind or a class to outline its errors.'),
+    make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more. Quality is 1 − LRP of the image: 1 if every gt box is found exactly without false positives. ` +
+      'Softer edges are less certain. Choose a kind or a class to outline its errors.'),
     filters(data, label, state, rows.length, shown.length), cards, more,
     others.length ? make('details', {}, make('summary', {}, `${number(others.length)} images without a picture here`),
       table([['image'], ['quality', share], ['gt boxes', number], ['found', number], ['errors', number]], others.slice(0, LISTED).map(({row, errors: list}) =>

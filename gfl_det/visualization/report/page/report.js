@@ -1,11 +1,11 @@
 'use strict';
-// Puts the sections together, and draws them anew when a class is chosen.
+// Assembles the sections, and redraws them when a class is selected.
 
 const ALL_SECTIONS = [
   ['summary', 'Summary', summary],
   ['precision', 'Precision and recall', precision],
   ['reliability', 'Reliability', reliability],
-  ['cuts', 'Where to cut each class', cuts],
+  ['cuts', 'Score thresholds per class', cuts],
   ['uncertainty', 'Uncertainty', uncertainty],
   ['errors', 'Errors', errors],
   ['confusion', 'Confusion', confusion],

@@ -1,5 +1,5 @@
 'use strict';
-// The sections of the page: each takes the numbers and the chosen class (-1: all) and gives elements.
+// Sections of the page: functions from the numbers and the selected class (-1: all) to elements.
 
 const grid = Array.from({length: 101}, (_, index) => index / 100);
 const zip = (xs, ys) => xs.map((x, index) => [x, ys[index]]);
@@ -19,7 +19,7 @@ function summary(data, label) {
     make('h3', {}, 'By size of the gt box, all classes'),
     table([['size'], ['AP', share], ['AP50', share], ['AP75', share], ['recall', share]], data.ap, {sorted: false, label: 'AP by size'}),
     ...intervals(data),
-    make('p', {class: 'hint'}, 'COCO’s numbers: AP over IoU .50 to .95; small is below 32² px, large above 96² px; recall is that of 100 detections an image. F1 is of IoU .5, at the score where it is best.'),
+    make('p', {class: 'hint'}, 'COCO’s numbers: AP over IoU .50 to .95; small is below 32² px, large above 96² px; recall with 100 detections per image. F1 at IoU .5 and at its best score threshold.'),
     make('h3', {}, 'By class'),
     table([['class'], ...COLUMNS.map((name, index) => [name, index ? share : (value) => number(value)])], rows,
       {label: 'Numbers by class', chosen: (row) => label >= 0 && row[0] === data.classes[label]}),
@@ -40,7 +40,7 @@ function precision(data, label) {
   const unit = [0, 1];
   return [make('div', {class: 'pair'},
     chart({title: `Precision and recall, ${named(data, label)}`, x: {label: 'recall', domain: unit}, y: {label: 'precision', domain: unit}, series}),
-    chart({title: `F1 of what is kept, IoU .5, ${named(data, label)}`, x: {label: 'least score', domain: unit}, y: {label: 'F1', domain: unit}, series: f1}))];
+    chart({title: `F1 by score threshold, IoU .5, ${named(data, label)}`, x: {label: 'minimum score', domain: unit}, y: {label: 'F1', domain: unit}, series: f1}))];
 }
 
 function marked(name, sides) {
@@ -58,17 +58,17 @@ function reliability(data, label) {
   const highest = Math.max(1, ...bars.flatMap((each) => each.points.map((point) => point[1])));
   const metrics = Object.keys(sides[0].metrics);
   return [
-    make('p', {class: 'hint'}, 'A GFL score is meant to be the IoU of its box with a gt box; a false one has 0. On the dotted line it is; the larger a dot, the more detections.' +
+    make('p', {class: 'hint'}, 'A GFL score should equal the IoU of its box with a gt box, 0 for false positives: the dotted line. Larger dots stand for more detections.' +
       (sides.length > 1 ? '' : ' One side only: there is no calibrator (--calibrator).')),
     make('div', {class: 'pair'},
       chart({title: `Reliability, ${named(data, label)}`, diagonal: true, x: {label: 'mean score', domain: unit}, y: {label: 'mean IoU', domain: unit}, series: curves}),
-      chart({title: 'How many detections', x: {label: 'score', domain: unit}, y: {label: 'log10 of 1 + number', domain: [0, highest]}, series: bars})),
-    make('h3', {}, 'Errors of calibration, all classes'),
+      chart({title: 'Number of detections', x: {label: 'score', domain: unit}, y: {label: 'log10 of 1 + number', domain: [0, highest]}, series: bars})),
+    make('h3', {}, 'Calibration errors, all classes'),
     table([['error'], ...sides.flatMap((side) => [[side.name, share], ['detections', (value) => number(value)], ['.95 of floor', share], ['debiased', share]])],
       metrics.map((name) => [marked(name, sides), ...sides.flatMap((side) => [side.metrics[name], ...(side.floors[name] || [null, null, null])])]),
       {sorted: false, label: 'Calibration errors'}),
-    make('p', {class: 'hint'}, 'Absolute gaps of few detections are never 0: one in twenty perfectly calibrated detectors with these scores shows more than .95 of floor. ' +
-      '* inside it: no evidence against the scores. The debiased error of such a detector is 0 on average.'),
+    make('p', {class: 'hint'}, 'With few detections absolute gaps are never 0: one in twenty perfectly calibrated detectors with these scores exceeds ".95 of floor". ' +
+      '* marks values below it: no evidence of miscalibration. The debiased error of such a detector is 0 on average.'),
   ];
 }
 
@@ -76,16 +76,16 @@ function cuts(data, label) {
   const {tau, rows, means} = data.cuts;
   const columns = [['class'], ['detections', number], ...['raw cut', 'calibrated cut', 'LRP', 'best here, raw', 'its LRP', 'best here, calibrated', 'its LRP'].map((name) => [name, share])];
   return [
-    make('p', {class: 'hint'}, 'The cuts that the calibrator was fitted with, on other images: keep what reaches both; without a number all is kept. ' +
-      'Beside them the scores with the least LRP on these images, which nobody knows beforehand: what the cuts could have reached at most. ' +
-      `LRP is at IoU ${tau}, for which the cuts were fitted; 0 is perfect.`),
-    make('p', {}, `Mean LRP: ${share(means[0])} above the cuts; ${share(means[1])} at the best of raw scores, ${share(means[2])} at the best of calibrated ones.`),
-    table(columns, rows, {label: 'Cuts of the classes', chosen: (row) => label >= 0 && row[0] === data.classes[label]}),
+    make('p', {class: 'hint'}, 'Score thresholds that the calibrator was fitted with on other images: detections above both are kept; without a number, all. ' +
+      'Beside them the thresholds with the lowest LRP on these images, unknown beforehand: the best possible result. ' +
+      `LRP at IoU ${tau}, as in the fit; 0 is perfect.`),
+    make('p', {}, `Mean LRP: ${share(means[0])} at the fitted thresholds; ${share(means[1])} at the best raw ones, ${share(means[2])} at the best calibrated ones.`),
+    table(columns, rows, {label: 'Thresholds per class', chosen: (row) => label >= 0 && row[0] === data.classes[label]}),
   ];
 }
 
 function uncertainty(data, label, state) {
-  if (!data.uncertainty) return [make('p', {class: 'hint'}, 'These results hold no edge_std: detections of a GFL head of gfl_det do.')];
+  if (!data.uncertainty) return [make('p', {class: 'hint'}, 'These results have no edge_std, which needs a GFL head of gfl_det.')];
   const names = Object.keys(data.uncertainty.sides);
   const side = data.uncertainty.sides[state.side || names[0]];
   const choose = make('select', {'aria-label': 'Edges', onchange: (event) => { state.side = event.target.value; state.update('uncertainty'); }},
@@ -101,13 +101,13 @@ function uncertainty(data, label, state) {
   ];
   const covered = data.uncertainty.coverage;
   return [
-    make('p', {class: 'hint'}, 'Each edge of a detection that matches a gt box at IoU .5: the deviation the head predicts, and how far the edge is from the true one. ' +
-      'The line is over groups of equally many edges, the band holds the middle 80 % of their errors; on the dotted line deviations are true.'),
+    make('p', {class: 'hint'}, 'Edges of detections that match a gt box at IoU .5: predicted deviation against distance from the gt edge. ' +
+      'The line averages groups with equal numbers of edges, the band contains the middle 80 % of their errors; the dotted line is the ideal.'),
     make('div', {class: 'filters'}, choose, make('output', {}, `${number(side.edges)} edges, rank correlation ${share(side.correlation)}, ` +
       `deviation ${number(side.rms_std, 2)} px, error ${number(side.rms_error, 2)} px (root mean squares)`)),
     chart({title: 'Error against predicted deviation', diagonal: true, height: 360, x: {label: 'predicted deviation, px', log: true},
       y: {label: 'error, px', log: true}, series}),
-    covered ? make('p', {}, `Intervals${data.uncertainty.level ? ` of level ${data.uncertainty.level}` : ''} hold ${share(covered[0])} of the true edges: ` +
+    covered ? make('p', {}, `Intervals${data.uncertainty.level ? ` of level ${data.uncertainty.level}` : ''} contain ${share(covered[0])} of the gt edges: ` +
       ['left', 'top', 'right', 'bottom'].map((name, index) => `${name} ${share(covered[index + 1])}`).join(', ') +
       `. Of the boxes ${share(data.uncertainty.boxes)} have all four edges inside.`) : null,
   ];
@@ -117,9 +117,9 @@ const MEANING = {
   localisation: 'right class, IoU of .1 to .5',
   class: 'IoU of .5 or more with a gt box of another class',
   both: 'another class, and IoU of .1 to .5',
-  duplicate: 'a second box on a gt box that is found',
-  background: 'on no gt box: IoU below .1',
-  missed: 'a gt box that nothing found, nor lies on',
+  duplicate: 'IoU of .5 or more with a gt box already matched',
+  background: 'IoU below .1 with all gt boxes',
+  missed: 'a gt box without a match, localisation or class error',
 };
 
 function errors(data, label, state) {
@@ -134,12 +134,12 @@ function errors(data, label, state) {
   const show = (index) => make('button', {type: 'button', onclick: () => state.showKind(index)}, 'Show');
   const threshold = share(data.cut.threshold);
   return [
-    make('p', {class: 'hint'}, 'Kinds as TIDE defines them (Bolya et al., ECCV 2020). A bar is by how much AP50 would rise if all errors of this kind alone were mended.'),
+    make('p', {class: 'hint'}, 'Kinds as TIDE defines them (Bolya et al., ECCV 2020). A bar is the gain in AP50 if only the errors of this kind were fixed.'),
     make('div', {class: 'pair'},
-      make('figure', {}, make('h3', {}, `What each kind costs of AP50 (${share(data.errors.gains.AP)}), all classes`),
+      make('figure', {}, make('h3', {}, `AP50 lost per kind of error (${share(data.errors.gains.AP)}), all classes`),
         make('div', {class: 'bars', role: 'img', 'aria-label': data.kinds.map((kind, index) => `${kind} ${share(gains[index])}`).join(', ')}, bars),
         make('p', {class: 'hint'}, `All false positives +${share(data.errors.gains['false positives'])}, all false negatives +${share(data.errors.gains['false negatives'])}.`)),
-      make('div', {class: 'phrases'}, make('h3', {}, `How many, ${named(data, label)}`),
+      make('div', {class: 'phrases'}, make('h3', {}, `Number of errors, ${named(data, label)}`),
         table([['kind', (kind) => make('div', {class: 'meaning'}, kind, make('small', {}, MEANING[kind]))], [label < 0 ? 'of all' : 'of all classes', number], [`score from ${threshold}`, number], ['images', show]], rows, {sorted: false, label: 'Numbers of errors'}))),
   ];
 }
@@ -154,12 +154,12 @@ function confusion(data, label) {
   const list = mixed.sort((a, b) => b[2] - a[2]).slice(0, 15).map((cell) => [phrase(cell), cell[2], cell[2] / sums[cell[0]]]);
   const readout = make('p', {class: 'readout'}, 'Point at a cell to read it.');
   return [
-    make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more, at IoU .5. The stronger a cell, the larger its part of the row.`),
+    make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more, at IoU .5. Darker cells have a larger share of their row.`),
     make('div', {class: size > 25 ? 'stack' : 'pair'},
       make('figure', {}, make('h3', {}, 'True class (rows), predicted class (columns)'),
         make('div', {class: 'wide chart', tabindex: 0, role: 'region', 'aria-label': 'Confusion matrix'}, matrix(data, names, sums, label, readout, phrase)), readout),
       make('div', {class: 'phrases'}, make('h3', {}, `Most frequent confusions, ${named(data, label)}`), list.length ?
-        table([['true class'], ['number', number], ['of its row', share]], list, {label: 'Most frequent confusions'}) : make('p', {class: 'hint'}, 'No class is taken for another.'))),
+        table([['true class'], ['number', number], ['of its row', share]], list, {label: 'Most frequent confusions'}) : make('p', {class: 'hint'}, 'No class is confused with another.'))),
   ];
 }
 
@@ -193,7 +193,7 @@ function matrix(data, names, sums, label, readout, phrase) {
 
 function training(data) {
   if (!data.training || !(data.training.training.length + data.training.validation.length)) {
-    return [make('p', {class: 'hint'}, 'There are no logs of a training (vis_data/scalars.json): give a work dir, or --logs.')];
+    return [make('p', {class: 'hint'}, 'There are no training logs (vis_data/scalars.json): give a work dir, or --logs.')];
   }
   const curves = (list, test) => list.filter((each) => test(each.name))
     .map((each, index) => ({name: each.name.replace('coco/bbox_', ''), colour: colour(index), kind: each.steps.length < 40 ? 'linedots' : 'line', steps: each.steps, points: zip(each.steps, each.values)}));
@@ -202,7 +202,7 @@ function training(data) {
     ['Losses', 'step', 'loss', curves(steps, (name) => name.startsWith('loss'))],
     ['Validation', 'epoch', 'AP', curves(scores, (name) => /mAP(_50|_75)?$/.test(name)), [0, 1]],
     ['Learning rate', 'step', 'rate', curves(steps, (name) => name === 'lr')],
-    ['Norm of the gradient', 'step', 'norm', curves(steps, (name) => name === 'grad_norm')],
+    ['Gradient norm', 'step', 'norm', curves(steps, (name) => name === 'grad_norm')],
   ];
   return [make('div', {class: 'pair'}, panels.filter((each) => each[3].length).map(([title, x, y, series, domain]) =>
     chart({title, height: 260, x: {label: x, domain: [0, Math.max(...series.flatMap((each) => each.steps))]}, y: {label: y, domain}, series})))];
