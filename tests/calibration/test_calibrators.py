@@ -294,14 +294,14 @@ class TestRefused:
         with pytest.raises(DataError, match='no detections to fit'):
             fit_calibrator(*scene([(0, 0, UNIT, False)], []), Settings())
 
-    def test_detections_of_classes_without_truths_alone(self) -> None:
+    def test_only_detections_of_classes_without_gts(self) -> None:
         with pytest.raises(DataError, match=r'detection'):
             fit_calibrator(*scene([], [(0, 0, UNIT, 0.5)]), Settings())
         crowd_only = scene([(0, 0, UNIT, True)], [(0, 0, UNIT, 0.5)])
         with pytest.raises(DataError, match=r'detection'):
             fit_calibrator(*crowd_only, Settings())
 
-    def test_scores_that_are_no_probabilities(self) -> None:
+    def test_invalid_scores(self) -> None:
         detections, truths = two_classes()
         for bad in (math.nan, -0.1, 1.1):
             broken = detections._replace(scores=detections.scores.copy())
@@ -445,7 +445,7 @@ class TestFiles:
             ),
         ],
     )
-    def test_what_is_no_calibrator_is_refused(self, tmp_path: Path, change, words: str) -> None:
+    def test_other_files_are_refused(self, tmp_path: Path, change, words: str) -> None:
         content = calibrator_to_json(fit_calibrator(*two_classes(), Settings()))
         path = tmp_path / 'broken.json'
         path.write_text(json.dumps(change(content)))

@@ -254,7 +254,7 @@ def found_boxes(boxes, labels, scores) -> InstanceData:
     )
 
 
-def test_each_match_gets_its_own_truth(tmp_path) -> None:
+def test_each_match_gets_its_own_gt(tmp_path) -> None:
     """Two near truths of one class, one of another class, a crowd, and a box that nothing hits."""
     boxes = [
         (2, 10, [0, 0, 20, 20]),

@@ -210,7 +210,7 @@ class TestExplanations:
             raised_in('somebody', RuntimeError('elsewhere')),
         ],
     )
-    def test_other_errors_are_none_of_ours(self, error):
+    def test_unrelated_errors_are_not_reported(self, error):
         assert imports.explain(error) is None
         with pytest.raises(type(error)) as caught, imports.explained():
             raise error

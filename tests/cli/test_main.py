@@ -196,7 +196,7 @@ def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return options
 
 
-def test_wherever_truths_are_given_annotations_is_another_name_for_them():
+def test_annotations_is_an_alias_of_truths():
     found = {}
     for name in main.COMMANDS:
         parser = main._module(name).make_parser()

@@ -191,7 +191,7 @@ def test_a_skipped_step_leaves_everything_as_it_was(tmp_path, spoil):
     assert len(training.messages) == 1
 
 
-def test_skipping_on_and_on_is_no_training(tmp_path):
+def test_too_many_skips_stop_the_training(tmp_path):
     training = Training(tmp_path, 'skip')
     for _ in range(10):
         training.step('image')

@@ -80,7 +80,7 @@ def visualizer(name: str, **kwargs: object) -> gfl_det.GFLVisualizer:
 
 
 class TestVisualizer:
-    def test_truth_is_beside_prediction(self, image, tmp_path):
+    def test_ground_truth_is_beside_prediction(self, image, tmp_path):
         painter = visualizer('beside', scale=1)
         painter.add_datasample('x', image, sample(), out_file=str(tmp_path / 'new' / 'x.png'))
         drawn = cv2.imread(str(tmp_path / 'new' / 'x.png'))[..., ::-1]
@@ -110,7 +110,7 @@ class TestVisualizer:
         np.testing.assert_array_equal(drawn, hard)
 
     @pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
-    def test_mirrored_truths_are_drawn_upright(self, image, direction):
+    def test_flipped_gts_are_drawn_upright(self, image, direction):
         # What RandomFlip leaves in a sample under test-time augmentation, at half the size.
         mirrored = sample(flip=True, flip_direction=direction, img_shape=(45, 60))
         x1, y1, x2, y2 = mirrored.gt_instances.bboxes.unbind(1)
@@ -253,7 +253,7 @@ class TestOptions:
 
 
 class TestShowTool:
-    def test_truths_of_a_coco_file(self, tmp_path):
+    def test_gts_of_a_coco_file(self, tmp_path):
         path = tmp_path / 'labels.json'
         content = {
             'images': [{'id': 5, 'file_name': 'in/a.png'}, {'id': 6, 'file_name': 'b.png'}],

@@ -363,7 +363,7 @@ class TestData:
         with pytest.raises(ConfigError, match=f'test_evaluator needs {key} .* meta_keys'):
             check_metrics(cfg, ['test'])
 
-    def test_what_cannot_be_judged_stops_a_test_too(self, here):
+    def test_invalid_evaluation_data_stops_a_test_too(self, here):
         path = here / 'data/pets/val.json'
         content = json.loads(path.read_text())
         content['annotations'][0]['image_id'] = 99

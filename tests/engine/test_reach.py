@@ -175,7 +175,7 @@ def test_what_a_reg_max_clips_in_drawn_geometry() -> None:
     assert measured.least_reg_max(0.0) == (7 if measured.needed[0, 7] else 6)
 
 
-def test_a_truth_between_priors_has_no_positive_until_it_is_given_one() -> None:
+def test_a_gt_between_priors_is_unassigned_without_best_prior() -> None:
     boxes = drawn((65.5, 66.5, 67.5, 68.5), (60.0, 60, 130, 130))
     assert measure(boxes, USUAL, ATSSAssigner(9)).unassigned.tolist() == [True, False]
     given = measure(boxes, USUAL, ATSSAssigner(9, with_best_prior=True))

@@ -177,7 +177,7 @@ class TestDiagnosis:
         assert f'looks wrong: {part}' in verdict(main, [suspect])
 
     @pytest.mark.parametrize(('term', 'part'), [('loss_bbox', 'boxes'), ('loss_cls', 'labels')])
-    def test_a_first_loss_that_is_no_number(self, term, part):
+    def test_a_non_finite_first_loss(self, term, part):
         main = curve([NAN], **{'loss_bbox': 1.0, 'loss_cls': 1.0, term: NAN})
         (suspect,) = suspects_of_curve(main, None, None)
         assert (suspect.part, term in suspect.reason) == (part, True)
@@ -256,7 +256,7 @@ class TestScore:
             samples.append(sample)
         return dict(inputs=[], data_samples=samples)
 
-    def test_truths_are_perfect(self):
+    def test_gts_are_perfect(self):
         assert score(Echo(), self.batch(scenes(4))) == (1.0, 1.0)
 
     def test_one_label_for_all_is_right_about_the_boxes_alone(self):
@@ -330,7 +330,7 @@ def parts(outcome: dict) -> set[str]:
 
 
 class TestTool:
-    def test_a_sane_config(self, cfg_file):
+    def test_a_config_that_overfits(self, cfg_file):
         done = run_tool('sanity', cfg_file, '--images', 4, '--json', cfg_file.with_suffix('.json'))
         assert done.returncode == 0, done.stdout + done.stderr
         assert 'OVERFITTED: the loss fell by' in done.stdout

@@ -172,7 +172,7 @@ def test_the_best_and_the_last_checkpoints_are_kept(tmp_path) -> None:
     assert {'optimizer', 'ema_state_dict'} <= best.keys()  # a training can go on from it
 
 
-def test_a_score_that_is_no_number_is_not_the_best(tmp_path) -> None:
+def test_a_nan_score_is_not_the_best(tmp_path) -> None:
     scores = (0.2, float('nan'), 0.1)
     train(tmp_path, save_best=['score'], rule='less', scores=scores, max_keep_ckpts=2)
     assert names(tmp_path) == {'best_score_epoch_3.pth', 'epoch_2.pth', 'epoch_3.pth'}
@@ -208,14 +208,14 @@ def stopped(tmp_path, monkeypatch) -> tuple[Path, list[str]]:
     return tmp_path, said
 
 
-def test_mmengines_loop_begins_the_epoch_anew(stopped) -> None:
+def test_mmengines_loop_restarts_the_epoch(stopped) -> None:
     folder, said = stopped
     assert train(folder, resume=True, loop='EpochBasedTrainLoop').epoch == EPOCHS
     assert any('within an epoch: the epoch starts over' in text for text in said)
 
 
 @pytest.mark.parametrize(('processes', 'expected'), [(1, [0, 2, 4]), (2, [0, 4, 4])])
-def test_another_number_of_processes_begins_the_epoch_anew(
+def test_another_number_of_processes_restarts_the_epoch(
     stopped, monkeypatch, processes, expected
 ) -> None:
     """Each process would leave out as many batches, of another share of the data."""

@@ -91,7 +91,7 @@ def test_two_signals_at_once_are_one(heeded, monkeypatch) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_nobody_is_asked_about_batches_that_not_all_have(heeded) -> None:
+def test_batches_that_some_processes_lack_are_not_reduced(heeded) -> None:
     asked = []
     heeded._ask = lambda: asked.append(1)
     runner = SimpleNamespace(val_dataloader=[0] * 3)

@@ -200,7 +200,7 @@ def test_no_detection_in_any_image() -> None:
 
 
 class TestRefused:
-    def test_scores_that_are_no_probabilities(self) -> None:
+    def test_invalid_scores(self) -> None:
         for bad in (float('nan'), 1.5):
             samples = make_samples()
             samples[3]['pred_instances']['scores'][0] = bad

@@ -184,7 +184,7 @@ def test_a_checkpoint_that_runs_code_stays_refused(tmp_path):
     assert 'refused' in refusal([path], tmp_path / 'out.pth')
 
 
-def test_an_archive_that_is_no_checkpoint_is_refused(tmp_path):
+def test_another_archive_is_refused(tmp_path):
     path = tmp_path / f'{NAME}.pth'
     path.write_bytes(b'PK\x03\x04 and no more')
     assert str(path) in refusal([path], tmp_path / 'out.pth')

@@ -84,7 +84,7 @@ class TestUploads:
         Image.new(mode, (20, 10)).save(buffer, 'PNG')
         assert decode_upload(buffer.getvalue(), LIMITS).shape == (10, 20, 3)
 
-    def test_a_bomb_is_judged_by_its_header(self):
+    def test_a_decompression_bomb_is_refused_by_its_header(self):
         # 30,000 x 30,000 pixels in a few bytes: there is not even data to unfold.
         header = struct.pack('>IIBBBBB', 30000, 30000, 8, 2, 0, 0, 0)
         chunks = b''
@@ -111,7 +111,7 @@ class TestUploads:
             (bytes(200_001), r'at most 0\.19'),
         ],
     )
-    def test_what_is_no_image(self, content, said):
+    def test_other_files_than_images(self, content, said):
         with pytest.raises(DataError, match=said):
             decode_upload(content, LIMITS)
 

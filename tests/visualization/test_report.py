@@ -208,7 +208,7 @@ def test_soft_edges_from_deviations_have_these_deviations(files):
     assert len(NORMAL_BINS) == bins.positions.shape[-1]
 
 
-def test_no_detections_and_no_truths(files, tmp_path):
+def test_no_detections_and_no_gts(files, tmp_path):
     nothing = changed(files, tmp_path, lambda entries: entries.clear())
     data = read(nothing)
     analysis = analyse(data)
@@ -247,7 +247,7 @@ def test_pictures_stop_at_a_size_and_pass_over_broken_images(files, monkeypatch,
 
 
 @pytest.mark.parametrize('area', [None, 'large', float('nan'), [1]])
-def test_an_area_that_is_no_number_is_that_of_the_box(files, tmp_path, area):
+def test_a_non_finite_area_is_that_of_the_box(files, tmp_path, area):
     dataset = json.loads(files['truths'].read_text())
     dataset['annotations'][2]['area'] = area
     path = tmp_path / 'truths.json'
@@ -259,7 +259,7 @@ def test_an_area_that_is_no_number_is_that_of_the_box(files, tmp_path, area):
     assert found.area.tolist()[:2] == expected.area.tolist()[:2]
 
 
-def test_names_that_are_no_unicode_are_written(files, tmp_path):
+def test_names_with_invalid_unicode_are_written(files, tmp_path):
     dataset = json.loads(files['truths'].read_text())
     dataset['categories'][0]['name'] = '\ud800'
     path = tmp_path / 'truths.json'

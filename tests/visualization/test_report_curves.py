@@ -123,7 +123,7 @@ def test_the_best_cut_beats_every_other(data, label):
         assert cuts.curve[row, place] == pytest.approx(wanted)
 
 
-def test_cuts_of_classes_without_truths_or_hits():
+def test_cuts_of_classes_without_gts_or_true_positives():
     found, truths = scene([(0, 0, UNIT, False)], [(0, 0, FAR, 0.9), (0, 1, FAR, 0.8)], ('a', 'b'))
     cuts = best_cuts(match(found, truths, [0.5])[0])
     assert cuts.f1[:2].tolist() == [0, 0]
@@ -131,7 +131,7 @@ def test_cuts_of_classes_without_truths_or_hits():
     assert np.isnan(cuts.threshold).all()
 
 
-def test_edges_are_compared_with_those_of_their_truths():
+def test_edges_are_compared_with_their_gts():
     truths = [(0, 0, UNIT, False), (0, 0, FAR, False)]
     found, known = scene(truths, [(0, 0, FAR, 0.3), (0, 0, (1, 0, 9, 8), 0.9), (0, 0, FAR, 0.2)])
     std = np.arange(12.0).reshape(3, 4)

@@ -85,7 +85,7 @@ def random_scene(seed: int, tidy: bool = False) -> tuple[Detections, Truths]:
         ((GRAZE, 0.9, 1), 'both', True),
     ],
 )
-def test_one_truth_and_one_detection(detection, kind, missed):
+def test_one_gt_and_one_detection(detection, kind, missed):
     box, score, *label = detection
     assert kinds_of([(0, 0, UNIT)], [(0, *(label or [0]), box, score)]) == ([kind], [missed])
 

@@ -371,7 +371,7 @@ class TestCharts:
                     expected[round(place, 3)] = expected.get(round(place, 3), 0) + height
             assert drawn == pytest.approx(expected)
 
-    def test_a_truth_is_dashed_if_it_overlaps(self, charted):
+    def test_an_overlapping_gt_is_dashed(self, charted):
         near = Boxes(np.array([[0.0, 0, 9, 9], [122, 42, 188, 104]]), np.array([0, 0]))
         far = Boxes(np.array([[0.0, 0, 9, 9]]), np.array([0]))
 

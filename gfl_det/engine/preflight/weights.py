@@ -190,7 +190,7 @@ def _check_names(cfg: Config, checkpoint: str, meta: dict[str, Any]) -> None:
         classes = class_names(dataset)
         if known is not None and classes is not None and list(known) != classes:
             raise ConfigError(
-                f'The teacher of {checkpoint} was trained on classes {listed(list(known))}, but the '
+                f'The teacher of {checkpoint} was trained on {listed(list(known))}, but the '
                 f'dataset of train_dataloader has {listed(classes)}: loss_kd needs the '
                 'same classes in the same order.'
             )
