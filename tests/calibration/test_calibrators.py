@@ -331,7 +331,7 @@ class TestRefused:
 
     def test_another_score_type(self) -> None:
         self.fitted().check_score_type('GFLHead')
-        with pytest.raises(DataError, match=r"'GFLHead' .*'ATSSHead'"):
+        with pytest.raises(DataError, match=r"'GFLHead', .*'ATSSHead'"):
             self.fitted().check_score_type('ATSSHead')
 
     def test_images_that_it_was_fitted_on(self) -> None:
@@ -358,7 +358,7 @@ class TestRefused:
             (dict(method='histogram'), "not 'histogram'"),
             (dict(target='recall'), "not 'recall'"),
             (dict(zero_overlap='maybe'), "not 'maybe'"),
-            (dict(tau=1.0), r'lies in \[0, 1\), not 1.0'),
+            (dict(tau=1.0), r'lie in \[0, 1\), not 1.0'),
             (dict(tau='0.5'), "not '0.5'"),
             (dict(cuts=(0.3,)), r'not \(0.3,\)'),
             (dict(cuts=(0.3, 30)), r'not \(0.3, 30\)'),

@@ -431,5 +431,5 @@ def test_a_head_without_detections_and_one_of_other_bins(fitted_head) -> None:
     assert len(empty) == len(empty.raw_scores) == 0
     other, _ = head_pair(reg_max=8)
     narrow = [level[:, :36] for level in maps[1]]  # 9 bins an edge
-    with pytest.raises(DataError, match=r'17 bins .*9'):
+    with pytest.raises(DataError, match=r'17 bins, .*9'):
         other.predict_by_feat(maps[0], narrow, batch_img_metas=metas, cfg=cfg)

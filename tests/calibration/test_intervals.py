@@ -217,7 +217,7 @@ def test_the_head_stretches_each_side(tmp_path) -> None:
     with pytest.raises(DataError, match='the 3 classes'):
         head.predict_by_feat(*maps, batch_img_metas=metas)
     calibration.save_interval_calibrator(calibrator(names, 'GFLv2Head'), path)
-    with pytest.raises(DataError, match=r"'GFLv2Head' .*'GFLHead'"):
+    with pytest.raises(DataError, match=r"'GFLv2Head', .*'GFLHead'"):
         head.predict_by_feat(*maps, batch_img_metas=metas)
 
 

@@ -185,7 +185,7 @@ def test_a_skipped_step_leaves_everything_as_it_was(tmp_path, spoil):
     before = training.state()
     training.step(spoil)
     assert_same(before, training.state())  # weights, momentum, running statistics
-    assert training.messages[0].startswith('Left out iteration 2')
+    assert training.messages[0].startswith('Skipped iteration 2')
     losses = training.step()
     assert all(torch.tensor(value).isfinite() for value in losses.values())
     assert len(training.messages) == 1
@@ -355,8 +355,8 @@ def test_a_file_that_cannot_be_written_changes_no_policy(tmp_path, monkeypatch):
     training.guard.max_dumps = 1
     for _ in range(2):
         training.step('image')
-    assert 'iter_2_rank_0.pt repeats it' in training.messages[1]
-    assert 'no file repeats it: non_finite has 1 already' in training.messages[2]
+    assert 'non_finite/iter_2_rank_0.pt' in training.messages[1]
+    assert 'no file was written: non_finite already has 1' in training.messages[2]
 
 
 def test_a_batch_that_no_file_holds(tmp_path):

@@ -483,7 +483,7 @@ class TestWeights:
         weights = resolve(name)
         assert weights.path.startswith(str(empty / 'cache'))
         for part in (
-            f'{name} of model.backbone are not on this machine: download.pytorch.org cannot be',
+            f'{name} of model.backbone are not on this machine: download.pytorch.org is',
             f'File: {os.path.basename(weights.path)}',
             f'From: {weights.url}',
             f'Belongs at: {weights.path}',

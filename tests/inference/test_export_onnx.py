@@ -145,8 +145,8 @@ def test_without_nms_and_of_a_fixed_size(folder):
     ('settings', 'words'),
     [
         (dict(opset=17), '--opset 17: give one from 18 to 23'),
-        (dict(size=(100, 128)), 'The --size 100 128 is not a pair .* multiples of 32: take 96 128'),
-        (dict(size=(0, -64)), 'The --size 0 -64 is not a pair .*: take 32 32'),
+        (dict(size=(100, 128)), 'The --size 100 128 is not a pair .* multiples of 32: use 96 128'),
+        (dict(size=(0, -64)), 'The --size 0 -64 is not a pair .*: use 32 32'),
     ],
 )
 def test_settings_that_cannot_be(settings, words):

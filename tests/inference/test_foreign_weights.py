@@ -210,7 +210,7 @@ def test_weights_of_another_reg_max_or_class_count_are_refused(tmp_path):
         cfg = gfl_det.get_config('nanodet-plus-m_416_coco')
         cfg.model.bbox_head.update(change)
         message = refusal(write_pair(random_detector(cfg), tmp_path, NAME), tmp_path / 'out.pth')
-        assert 'bbox_head.gfl_cls.0 has 112' in message
+        assert 'bbox_head.gfl_cls.0 needs 112' in message
 
 
 def test_a_param_of_another_network_is_refused(pair, tmp_path):

@@ -139,7 +139,7 @@ def test_a_call_may_ask_for_other_scores(detect, images) -> None:
             assert len(found.above(max(score, 0.3))) == len(each.above(score))
             assert (len(found) > len(each)) == (score < 0.3)
     assert [len(each) for each in detect(images, progress=False)] == [len(each) for each in usual]
-    with pytest.raises(ConfigError, match='score_thr is a score from 0 to 1, not 2'):
+    with pytest.raises(ConfigError, match='score_thr must be a score from 0 to 1, not 2'):
         detect(images, progress=False, score_thr=2)
 
 
@@ -205,7 +205,7 @@ def test_an_address(detect, images, folder) -> None:
         base = f'http://127.0.0.1:{server.server_address[1]}'
         results = detect([f'{base}/1.png', f'{base}/none.png'], progress=False)
         assert_same(results[0].instances, detect(images[0], progress=False)[0].instances)
-        assert results[1].error == f'{base}/none.png is not to be had: HTTP status 404.'
+        assert results[1].error == f'{base}/none.png cannot be fetched: HTTP status 404.'
     finally:
         server.shutdown()
         server.server_close()
@@ -278,11 +278,11 @@ def test_nothing_done_is_an_error(detect, folder) -> None:
     [
         (torch.zeros(20, 30, 3, dtype=torch.uint8), r'array 0 has the shape \(30, 3, 20\)'),
         (torch.full((3, 20, 30), 255.0), 'tensor of floats from 255 to 255: give floats from 0'),
-        (None, 'is of NoneType'),
-        (3, 'is of int'),
-        (b'abc', r'is of bytes: .* BGR\.$'),  # and not: so it is with others
-        ({'a.png': 1}, 'is of dict'),
-        ([[]], 'is of list'),
+        (None, 'type NoneType'),
+        (3, 'type int'),
+        (b'abc', r'type bytes .* BGR\.$'),  # and not: so it is with others
+        ({'a.png': 1}, 'type dict'),
+        ([[]], 'type list'),
         ('', 'empty string: name an image'),
         ('s3://a/b.png', 'only URLs with http'),
     ],
@@ -323,7 +323,7 @@ def test_one_pixel_is_an_image(detect) -> None:
         (dict(device='cuda:99'), SetupError, "device 'cuda:99' cannot be used"),
         (dict(level=90), ConfigError, 'level .*not 90'),
         (dict(level='high'), ConfigError, "between 0 and 1, not 'high'"),
-        (dict(score_thr=30), ConfigError, 'score_thr is a score from 0 to 1, not 30'),
+        (dict(score_thr=30), ConfigError, 'score_thr must be a score from 0 to 1, not 30'),
         (dict(optimize='int8'), ConfigError, "float32, bfloat16, float16, not 'int8'"),
         (dict(config='gfl_r18_fpn_bccd'), CheckpointError, r'does not fit gfl_r18_fpn_bccd: \d+'),
         (dict(config='gfl_r18_fpn_digit'), ConfigError, 'did you mean "gfl_r18_fpn_digits"'),

@@ -273,9 +273,9 @@ def test_names_with_invalid_unicode_are_written(files, tmp_path):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda e: e[3].pop('edge_std'), r'entry 3 has no "edge_std"'),
+        (lambda e: e[3].pop('edge_std'), r'entry 3 lacks "edge_std"'),
         (lambda e: e[3].update(edge_std=[1, 2, 3]), r'"edge_std" is not 4 finite numbers'),
-        (lambda e: e[0].update(raw_score=float('nan')), r'entry 1 has no "raw_score"'),
+        (lambda e: e[0].update(raw_score=float('nan')), r'entry 1 lacks "raw_score"'),
         (lambda e: e[0].update(file_name='a/999.jpg'), r'gfl-det infer --annotations'),
         (lambda e: e[0].update(image_id=77), r'the image_id \[77\] is not an image'),
     ],
@@ -392,7 +392,7 @@ def test_a_calibrator_ranks_the_pool_that_it_has_in_the_detector(trained, tmp_pa
     seen = replace(fitted, source=fitted.source._replace(images=tuple(truths.image_keys)))
     for other, message in (
         (seen, '3 of 3 images were used to fit'),
-        (replace(fitted, score_type='GFLv2Head'), "for scores of 'GFLv2Head' and not"),
+        (replace(fitted, score_type='GFLv2Head'), "for scores of 'GFLv2Head', not"),
     ):
         save_distribution_calibrator(other, path)
         with pytest.raises(DataError, match=message):

@@ -202,7 +202,9 @@ def _column(
         return None
     lacking = next((i for i, entry in enumerate(entries) if name not in entry), None)
     if lacking is not None:
-        raise DataError(f'{source}: entry {lacking} lacks "{name}", others have it: write it anew.')
+        raise DataError(
+            f'{source}: entry {lacking} lacks "{name}", others have it: write it again.'
+        )
     try:
         values = np.array([entry[name] for entry in entries], float)
     except (TypeError, ValueError):
