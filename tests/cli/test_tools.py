@@ -225,7 +225,7 @@ class TestOptions:
         torch.save(dict(state_dict={}), weights)
         cfg.resume, cfg.load_from = True, str(weights)
         with pytest.raises(
-            CheckpointError, match=r'weights\.pth holds weights and no training state'
+            CheckpointError, match=r'weights\.pth holds weights but no training state'
         ):
             config_edits.resume(cfg, None)
 

@@ -211,9 +211,9 @@ class TestChoice:
         with pytest.raises(CheckpointError, match=r'no training state'):
             choose_checkpoint(tmp_path / 'weights.pth', tmp_path)
         (tmp_path / 'torn.pth').write_bytes(b'torn')
-        with pytest.raises(CheckpointError, match=r'torn\.pth cannot be .*; name another, or'):
+        with pytest.raises(CheckpointError, match=r'torn\.pth cannot be .*; give another, or'):
             choose_checkpoint(tmp_path / 'torn.pth', tmp_path)
         with pytest.raises(CheckpointError, match=r'gone\.pth does not exist'):
             choose_checkpoint(tmp_path / 'gone.pth', tmp_path)
-        with pytest.raises(CheckpointError, match=r'is a folder; name another, or'):
+        with pytest.raises(CheckpointError, match=r'is a folder; give another, or'):
             choose_checkpoint(tmp_path, tmp_path / 'work')

@@ -85,7 +85,7 @@ def test_wrapped_data_sets_and_lists_of_metrics(cfg):
     found = average_precision(lambda path: one(labels[path]), 'abc', cfg, 'test')
     assert found['coco/bbox_mAP'] == found['again/bbox_mAP'] == 1.0
     cfg.test_evaluator = [dict(type='VOCMetric')]
-    with pytest.raises(ConfigError, match='no CocoMetric as test_evaluator'):
+    with pytest.raises(ConfigError, match='no CocoMetric in test_evaluator'):
         check_judged(cfg, 'test')
 
 

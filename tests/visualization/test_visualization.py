@@ -404,7 +404,7 @@ class TestCharts:
         with pytest.raises(DataError, match='with_distribution=True'):
             edge_figure(self.image, charted._replace(edges=None), [0])
         for chosen in ([2], [-1], []):
-            with pytest.raises(DataError, match='there are 2, from 0 on'):
+            with pytest.raises(DataError, match='give indices below 2'):
                 edge_figure(self.image, charted, chosen)
         figure = edge_figure(self.image, charted, [0])
         with pytest.raises(DataError, match=r'must end in \.jpg, \.pdf, \.png, \.svg'):
