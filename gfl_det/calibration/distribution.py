@@ -160,8 +160,8 @@ def _overlap(found: EdgeDetections) -> np.ndarray:
 class DistributionSettings:
     """Settings of a fit of :class:`DistributionCalibrator`.
 
-    groups: Groups of evidence, see :data:`COLUMNS`.
-        groups: Of evidence, see :data:`COLUMNS`.
+    Args:
+        groups: Groups of evidence, see :data:`COLUMNS`.
         tau, target, cuts, zero_overlap: See :class:`.calibrators.Settings`.
 
     Raises:

@@ -116,7 +116,7 @@ def test_soft_nms_is_done_by_the_runtime_alone(folder):
     with pytest.raises(ConfigError, match=r"'soft_nms'.*--nms"):
         EagerDetector(source, Outputs(nms=True))
     calibrated = random_source(cfg, folder, calibrator=save_maps(folder, [Identity()] * 3))
-    with pytest.raises(ConfigError, match=r'calibrated'):
+    with pytest.raises(ConfigError, match=r"'soft_nms'.*calibrat"):
         EagerDetector(calibrated, Outputs())
 
 

@@ -92,7 +92,7 @@ def test_a_report_of_results(files, tmp_path):
     assert re.search(r'report: .*report\.html \(\d\.\d MB\)', done.stdout)
     assert '7/7 analyses' in done.stderr
     values = data_of(out)
-    assert values['counts'][:2] == [['images', 10], ['true boxes', len(read(files).truths.label)]]
+    assert values['counts'][:2] == [['images', 10], ['gt boxes', len(read(files).truths.label)]]
     judged = [index for index, row in enumerate(values['images']) if row[1] is not None]
     assert sorted(entry['image'] for entry in values['pictures']) == judged
     assert values['uncertainty']['sides']['left']['edges'] > 0

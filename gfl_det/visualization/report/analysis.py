@@ -122,7 +122,7 @@ def heading(
         facts=facts,
         counts=[
             ['images', len(truths.image_ids)],
-            ['true boxes', int(truths.counts().sum())],
+            ['gt boxes', int(truths.counts().sum())],
             ['crowds', int(truths.crowd.sum())],
             ['detections', detections],
             ['classes', len(truths.class_names)],

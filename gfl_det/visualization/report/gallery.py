@@ -62,7 +62,7 @@ def draw_gallery(
     Args:
         data: Data with the folder of the images; without it there are no pictures.
         analysis: Analysis of the same data.
-        limit: How many images at most; the most important ones where `MAX_BYTES` is reached.
+        limit: Maximum number of images; fewer if `MAX_BYTES` is reached.
         show_progress: Show progress on standard error.
 
     Returns:
