@@ -77,12 +77,12 @@ class MatchedEdges:
         return edge_intervals(quantiles, factor, self.limits)
 
     def boxes(self) -> Tensor:
-        """``(N, 4)`` xyxy px: the means of the distributions, cut at the image's border."""
+        """Boxes ``(N, 4)`` xyxy px: means of the distributions, clipped to the image."""
         means = edge_positions(distribution.mean(self.logits), self.bin_widths, self.prior_centres)
         return torch.minimum(means.clamp(min=0), self.limits)
 
     def take(self, rows: np.ndarray) -> MatchedEdges:
-        """Those of some indices."""
+        """Select by indices."""
         chosen = torch.from_numpy(rows)
         fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         kept = {name: None if each is None else each[chosen] for name, each in fields.items()}
@@ -184,15 +184,15 @@ def fit_factors(
 def fit_whole_boxes(
     edges: MatchedEdges, class_names: Sequence[str], levels: Sequence[float] = LEVELS
 ) -> JointFactors:
-    """Factors for whole boxes by class and size; see :mod:`.joint`.
+    """Fit factors for whole boxes by class and size; see :mod:`.joint`.
 
     Args:
-        edges: of a split that nothing else is judged on.
-        class_names: of the labels.
-        levels: ascending, in (0, 1).
+        edges: Matched edges of a split that is not used for evaluation.
+        class_names: Class names in label order.
+        levels: Ascending levels in (0, 1).
 
     Raises:
-        DataError: there are too few boxes for any of the levels.
+        DataError: If there are too few boxes for every level.
 
     Example:
         >>> logits = torch.zeros(300, 4, 5)  # any distance up to 4 bins is as likely

@@ -1,16 +1,16 @@
-"""Intervals for whole boxes: all four true edges inside at once, for each class and size of box.
+"""Intervals for whole boxes: all four gt edges inside at once, per class and size of box.
 
 The conformity score of a box is the largest stretch that one of its four edges needs (see
-:mod:`.intervals`), so one factor for all four makes the whole box fit. It is found for each group
-of boxes by itself (Mondrian conformal prediction: Vovk, Gammerman and Shafer, "Algorithmic Learning
-in a Random World", 2005), so that the promise holds in each group and not over all alone. Groups
-are cells of class and size of the predicted box; small cells of a class are merged, and small rests
-of classes once more. A group is calibrated on its own boxes, those of other groups left out: else
-merging would break the promise.
+:mod:`.intervals`), so one factor for all four makes the whole box fit. It is fitted separately for
+each group of boxes (Mondrian conformal prediction: Vovk, Gammerman and Shafer, "Algorithmic
+Learning in a Random World", 2005), so that the coverage holds in each group, not only on average.
+Groups are cells of class and size of the predicted box; small cells of a class are merged, and
+small remainders of classes once more. A group is calibrated on its own boxes only: otherwise
+merging would invalidate its coverage.
 
-The share of m new boxes inside, given n to calibrate on, follows a Beta-binomial distribution
-(Vovk, "Conditional Validity of Inductive Conformal Predictors", ACML 2012): what to expect of one
-split, :func:`expected_range` says.
+The share of m new boxes inside, given n calibration boxes, follows a Beta-binomial distribution
+(Vovk, "Conditional Validity of Inductive Conformal Predictors", ACML 2012): :func:`expected_range`
+gives the range for one split.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.ops.intervals import SIZES, size_of
 
-LEAST = 100  # boxes of a group: enough for levels up to .99
+LEAST = 100  # boxes per group: enough for levels up to .99
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class JointFactors:
     """Factors for whole boxes, by group.
 
     Args:
-        levels: ascending, in (0, 1).
-        names: of the G groups.
-        counts: boxes that each was fitted on.
-        factors: ``(G, L)``, not falling with the level.
-        cells: ``(K, 3)``, the group of each class and size.
+        levels: Ascending levels in (0, 1).
+        names: Names of the G groups.
+        counts: Number of boxes that each group was fitted on.
+        factors: ``(G, L)``, not decreasing with the level.
+        cells: ``(K, 3)``, group of each class and size.
     """
 
     levels: tuple[float, ...]
@@ -61,13 +61,13 @@ class JointFactors:
             not (np.isfinite(factors) & (factors >= 0)).all()
             or (np.diff(factors, axis=1) < 0).any()
         ):
-            raise ConfigError('factors of joint intervals are at least 0 and do not fall')
+            raise ConfigError('factors of joint intervals must be at least 0 and not decrease')
 
     def table_at(self, level: float) -> Tensor:
-        """Factors ``(K, 3)`` of a level by class and size, interpolated between fitted levels.
+        """Factors ``(K, 3)`` at a level by class and size, interpolated between fitted levels.
 
         Raises:
-            DataError: the level lies above the last one that there was data for.
+            DataError: If the level is above the highest fitted one.
         """
         if level > self.levels[-1]:
             raise DataError(
@@ -80,7 +80,7 @@ class JointFactors:
         return by_group[torch.tensor(self.cells)]
 
     def group_of(self, labels: np.ndarray, boxes: Tensor) -> np.ndarray:
-        """Groups ``(N,)`` of boxes ``(N, 4)`` xyxy px of classes ``(N,)``."""
+        """Groups ``(N,)`` of boxes ``(N, 4)`` xyxy px with classes ``(N,)``."""
         return np.array(self.cells)[labels, size_of(boxes).numpy()]
 
 
@@ -92,18 +92,18 @@ def fit_joint(
     levels: Sequence[float],
     least: int = LEAST,
 ) -> JointFactors:
-    """Fit the factors.
+    """Fit factors for whole boxes.
 
     Args:
-        stretches: ``(L, N, 4)`` that the edges of N boxes need at each level.
-        labels: ``(N,)`` classes.
-        sizes: ``(N,)`` of 0, 1, 2, see :func:`~gfl_det.ops.intervals.size_of`.
-        class_names: K.
-        levels: L, ascending; those that the fewest boxes of a group do not reach are left out.
-        least: boxes of a group.
+        stretches: ``(L, N, 4)`` stretches that the edges of N boxes need at each level.
+        labels: ``(N,)`` class labels.
+        sizes: ``(N,)`` with values 0, 1, 2, see :func:`~gfl_det.ops.intervals.size_of`.
+        class_names: Names of the K classes.
+        levels: L ascending levels; those too high for the smallest group are left out.
+        least: Minimum boxes per group.
 
     Raises:
-        DataError: there are too few boxes for any of the levels.
+        DataError: If there are too few boxes for every level.
 
     Example:
         >>> stretches = np.arange(1.0, 10.0)[None, :, None].repeat(4, 2)
@@ -115,7 +115,7 @@ def fit_joint(
     group = cells[labels, sizes]
     needed = stretches.max(2)
     members = [np.flatnonzero(group == each) for each in range(len(names))]
-    # A rest that is too small even together takes what all boxes need.
+    # A remainder that is too small even when merged uses the factors of all boxes.
     members = [rows if len(rows) >= least else np.arange(len(labels)) for rows in members]
     fewest = min(map(len, members))
     reached = [row for row, level in enumerate(levels) if rank_of(fewest, level) <= fewest]
@@ -141,16 +141,16 @@ def fit_joint(
 def merge_cells(
     labels: np.ndarray, sizes: np.ndarray, class_names: Sequence[str], least: int = LEAST
 ) -> tuple[np.ndarray, list[str]]:
-    """The groups of classes and sizes.
+    """Merge cells of class and size to groups.
 
     Args:
-        labels: ``(N,)``.
-        sizes: ``(N,)``.
-        class_names: K.
-        least: boxes of a group.
+        labels: ``(N,)`` class labels.
+        sizes: ``(N,)`` sizes.
+        class_names: Names of the K classes.
+        least: Minimum boxes per group.
 
     Returns:
-        The group ``(K, 3)`` of each cell, and the groups' names.
+        The group ``(K, 3)`` of each cell, and the group names.
 
     Example:
         >>> labels, sizes = np.repeat([0, 0, 1], [5, 2, 1]), np.repeat([2, 1, 0], [5, 2, 1])
@@ -179,7 +179,7 @@ def merge_cells(
 
 
 def rank_of(number: int, level: float) -> int:
-    """Which of ``number`` sorted scores is the conformal quantile, from 1; beyond them: none is.
+    """Rank, from 1, of the conformal quantile among ``number`` sorted scores; larger if undefined.
 
     Example:
         >>> rank_of(9, 0.9), rank_of(8, 0.9)
@@ -191,13 +191,13 @@ def rank_of(number: int, level: float) -> int:
 def expected_range(
     calibrated: int, judged: int, level: float, share: float = 0.95
 ) -> tuple[float, float]:
-    """Where the share of new boxes inside lies in ``share`` of all splits.
+    """Range that contains the share of new boxes inside in ``share`` of all splits.
 
     Args:
-        calibrated: boxes that the factor was fitted on.
-        judged: new ones.
-        level: of the intervals.
-        share: of the splits.
+        calibrated: Number of boxes that the factor was fitted on.
+        judged: Number of new boxes.
+        level: Level of the intervals.
+        share: Share of the splits.
 
     Example:
         >>> low, high = expected_range(100, 1000, 0.9)
@@ -213,15 +213,15 @@ def expected_range(
 
 
 def interval_score(low: np.ndarray, high: np.ndarray, edges: np.ndarray, level: float) -> float:
-    """Mean width plus what misses cost: less is better, at any coverage.
+    """Mean interval score: width plus a penalty for misses; lower is better at any coverage.
 
     Source: Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", 2007.
 
     Args:
-        low: ends of intervals, px.
-        high: of the same shape.
-        edges: that they are to hold.
-        level: of the intervals.
+        low: Lower ends of intervals, px.
+        high: Upper ends, same shape.
+        edges: Gt edges, same shape.
+        level: Level of the intervals.
 
     Example:
         >>> ends = np.array([0.0]), np.array([10.0])

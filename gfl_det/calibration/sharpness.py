@@ -1,10 +1,10 @@
-"""What distributions are worth: intervals from them against intervals that know less of a box.
+"""Sharpness of intervals from distributions, compared with simpler intervals.
 
-At equal coverage narrower intervals are better, and the interval score sums up both. Each kind is
-fitted by split conformal prediction on half of the images and judged on the other half, in many
-random splits, so that no kind is favoured by its fit. Three kinds know nothing of the distributions
-and lie about the predicted box: a constant number of pixels per side, a constant share of the box's
-width or height, and a constant for each size of box.
+At equal coverage narrower intervals are better, and the interval score combines both. Each kind is
+fitted by split conformal prediction on half of the images and evaluated on the other half, in many
+random splits, so that no kind is favoured by its fit. Three kinds do not use the distributions and
+are placed about the predicted box: a constant number of pixels per side, a constant share of the
+box's width or height, and a constant per size of box.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ SPLITS = 50
 
 
 class Sharpness(NamedTuple):
-    """One kind of interval, means over splits."""
+    """Results of one kind of interval, averaged over splits."""
 
-    coverage: float  # share of true edges inside
+    coverage: float  # share of gt edges inside
     width: float  # px
     score: float  # px, see `interval_score`
-    box_coverage: float  # share of boxes with all edges inside, of intervals for whole boxes
-    box_width: float  # px, of an edge in these
+    box_coverage: float  # share of boxes with all edges inside, for whole-box intervals
+    box_width: float  # px, per edge of these
 
 
 class _Scaled(NamedTuple):
-    """Intervals of stretch 1 about a centre, in px, and the groups that are fitted apart."""
+    """Intervals of stretch 1 about a centre, in px, with groups that are fitted separately."""
 
     centre: np.ndarray  # (N, 4)
     below: np.ndarray  # (N, 4) px to the lower end
@@ -51,15 +51,15 @@ def compare_intervals(
     """Compare the kinds of :data:`KINDS` in random halves of the images.
 
     Args:
-        edges: with ``images``, two at least.
-        level: of the intervals, in (0, 1).
-        splits: how many.
-        seed: of the splits.
+        edges: Matched edges with ``images``, at least two.
+        level: Level of the intervals, in (0, 1).
+        splits: Number of random splits.
+        seed: Seed of the splits.
 
     Raises:
-        DataError: there is one image, or a half has too few boxes for the level.
+        DataError: If there is only one image, or a half has too few boxes for the level.
     """
-    assert edges.images is not None  # of a detector they are known
+    assert edges.images is not None  # set by detectors
     image = np.unique(edges.images.numpy(), return_inverse=True)[1]
     number = int(image.max(initial=-1)) + 1
     if number < 2:
@@ -111,7 +111,7 @@ def _judge(
     for group in range(len(SIZES)):
         rows = fitted[kind.group[fitted] == group]
         rank = rank_of(len(rows), level)
-        if rank > len(rows):  # too few of the group: those of all
+        if rank > len(rows):  # too few in the group: use all boxes
             rows, rank = fitted, rank_of(len(fitted), level)
         factors[group] = np.sort(needed[rows], axis=0)[rank - 1]
         whole[group] = np.sort(needed[rows].max(1))[rank - 1]

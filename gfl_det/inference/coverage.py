@@ -103,18 +103,18 @@ def judge(
 
 
 def detect(detector: GFLInferencer, split: Split, batch_size: int = 1) -> Detections:
-    """Detect in a split; the labels are those of its ground truth.
+    """Detect in a split; labels follow the classes of its ground truth.
 
     Args:
-        detector: of some of the split's classes.
-        split: see there.
-        batch_size: images at a time.
+        detector: Detector of some of the split's classes.
+        split: Images with gt boxes.
+        batch_size: Images per forward pass.
 
     Raises:
-        DataError: an image cannot be read, or the ground truth lacks a class of the detector.
+        DataError: If an image cannot be read, or the ground truth lacks a class of the detector.
     """
     names = split.truths.class_names
-    split.truths.of_classes(detector.classes)  # refuses what is unknown
+    split.truths.of_classes(detector.classes)  # refuses unknown classes
     found = _collect(_detect(detector, split, batch_size))
     places = {name: place for place, name in enumerate(names)}
     known = np.array([places.get(name, -1) for name in detector.classes], np.int64)
@@ -123,15 +123,15 @@ def detect(detector: GFLInferencer, split: Split, batch_size: int = 1) -> Detect
 
 
 def check_files(split: Split, annotations: str, images: str) -> None:
-    """Refuse a split whose image files are not all there.
+    """Refuse a split with missing image files.
 
     Args:
-        split: of :func:`read_split`.
-        annotations: its file, for the message.
-        images: the folder.
+        split: Split from :func:`read_split`.
+        annotations: Annotation file, for the message.
+        images: Folder of the images.
 
     Raises:
-        DataError: some are missing.
+        DataError: If image files are missing.
     """
     missing = [each.name for each in split.files if not each.is_file()]
     if missing:
@@ -198,29 +198,29 @@ class Coverage(NamedTuple):
 
 
 class BoxCoverage(NamedTuple):
-    """Boxes with all four true edges inside, of a group."""
+    """Boxes of a group with all four gt edges inside."""
 
     group: str
-    fitted: int  # boxes
+    fitted: int  # number of boxes
     judged: int
     share: float  # inside
     low: float  # .95 interval of the share over images
     high: float
-    expected: tuple[float, float]  # where the share of .95 of splits lies
-    width: float  # px, of an edge's interval
+    expected: tuple[float, float]  # range of the share in .95 of splits
+    width: float  # px, per edge
 
 
 def box_coverage(
     edges: MatchedEdges, joint: JointFactors, level: float, resamples: int = 1000, seed: int = 0
 ) -> list[BoxCoverage]:
-    """What share of boxes lies in their joint intervals: of all, then by group.
+    """Share of boxes inside their joint intervals: overall, then by group.
 
     Args:
-        edges: of images that nothing was fitted on, with ``images``.
-        joint: fitted factors.
-        level: in (0, 1).
-        resamples: of the images, for the interval of each share.
-        seed: of the resamples.
+        edges: Matched edges, with ``images``, of images that were not used for fitting.
+        joint: Fitted factors.
+        level: Level in (0, 1).
+        resamples: Bootstrap resamples of the images for the interval of each share.
+        seed: Seed of the resamples.
     """
     boxes, labels = edges.boxes(), edges.labels
     factors = FactorTable(joint.table_at(level)).of(labels, boxes)
@@ -228,7 +228,7 @@ def box_coverage(
     inside = intervals.contain(edges.truths).all(1).numpy()
     widths = intervals.widths().mean(1).numpy()
     group = joint.group_of(labels.numpy(), boxes)
-    assert edges.images is not None  # of a detector they are known
+    assert edges.images is not None  # set by detectors
     image = np.unique(edges.images.numpy(), return_inverse=True)[1]
     weights = np.concatenate(list(image_weights(int(image.max(initial=0)) + 1, resamples, seed)))
     rows = []

@@ -1,4 +1,4 @@
-"""A chart of paired differences with their intervals."""
+"""Chart of paired differences with their intervals."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 from gfl_det.visualization.charts import GRID, TEXT, figure
 
-APART, NOISE = '#2b7a78', '#8d99ae'  # intervals without 0, and with it
+APART, NOISE = '#2b7a78', '#8d99ae'  # intervals without 0, with 0
 ROW, MARGIN, WIDTH = 0.28, 1.1, 6.5  # inches
 
 
 def difference_figure(
     found: Mapping[str, float], rows: Mapping[str, str], sides: tuple[str, str] = ('A', 'B')
 ) -> Any:
-    """Draw a row for each metric: the difference as a dot, its interval as a line.
+    """Draw a row per metric: the difference as a dot, its interval as a line.
 
     Args:
-        found: of :func:`gfl_det.evaluation.comparison.compare_detections`.
-        rows: the titles of metrics, by name, from top to bottom.
-        sides: names of the two detectors.
+        found: Result of :func:`gfl_det.evaluation.comparison.compare_detections`.
+        rows: Metric titles by name, from top to bottom.
+        sides: Names of the two detectors.
 
     Returns:
         A matplotlib figure.
@@ -35,7 +35,7 @@ def difference_figure(
     axes.axvline(0, color=TEXT, linewidth=0.8)
     for place, name in enumerate(rows):
         value, low, high, p = (found[f'{name}_{end}'] for end in ('difference', 'low', 'high', 'p'))
-        if not p <= 1:  # NaN: a side has no value
+        if not p <= 1:  # NaN: one side has no value
             continue
         colour = APART if low > 0 or high < 0 else NOISE
         axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle='butt')

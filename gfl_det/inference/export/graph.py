@@ -189,16 +189,16 @@ class DetectionGraph(nn.Module):
 
 
 def check_classless(intervals: Intervals) -> None:
-    """Refuse intervals that depend on the class, where a graph leaves the class open.
+    """Refuse class-dependent intervals in a graph without NMS, whose boxes have no class.
 
     Raises:
-        ConfigError: They do.
+        ConfigError: If the intervals depend on the class.
     """
     table = intervals.factor
     if isinstance(table, FactorTable) and (table.factors != table.factors[:1]).any():
         raise ConfigError(
-            'Intervals for whole boxes depend on the class, which a graph without suppression '
-            'leaves open: give --nms, or drop test_cfg.interval_joint.'
+            'Intervals for whole boxes depend on the class, which boxes of a graph without NMS '
+            'lack: give --nms, or remove test_cfg.interval_joint.'
         )
 
 
