@@ -1,1 +1,1 @@
-"""Boxes, edge distributions, intervals and convolutions on tensors: torch alone."""
+"""Tensor operations on boxes, edge distributions, intervals and convolutions; torch only."""

@@ -1,8 +1,8 @@
-"""Geometry of boxes and edge distances: pure functions on tensors, torch alone.
+"""Geometry of boxes and edge distances as pure functions on tensors, torch only.
 
 Boxes are ``xyxy`` (left, top, right, bottom); distances are ``ltrb``: from a point outwards to the
 four edges, positive where the point lies inside. Units are the caller's (pixels or strides), the
-same for all arguments of one call.
+same for all arguments of a call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The smallest union that IoU divides by: two empty boxes have IoU 0 and not NaN.
+# Lower bound of the union that IoU divides by: two empty boxes have IoU 0 instead of NaN.
 MIN_UNION = 1e-6
 
 
@@ -32,7 +32,7 @@ def box_centres(boxes: Tensor) -> Tensor:
 
 
 def distances_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
-    """Boxes whose edges lie at the given distances from points (the GFL paper, section 3.2).
+    """Boxes whose edges lie at the given distances from points (GFL paper, section 3.2).
 
     Args:
         points: ``(..., 2)`` x, y.
@@ -50,7 +50,7 @@ def distances_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
 
 
 def boxes_to_distances(points: Tensor, boxes: Tensor) -> Tensor:
-    """Distances from points to the edges of boxes: the inverse of :func:`distances_to_boxes`.
+    """Distances from points to the edges of boxes, the inverse of :func:`distances_to_boxes`.
 
     Args:
         points: ``(..., 2)`` x, y.
@@ -68,7 +68,7 @@ def boxes_to_distances(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def box_areas(boxes: Tensor) -> Tensor:
-    """Signed areas ``(...)`` of xyxy boxes ``(..., 4)``; negative where one side is inverted.
+    """Signed areas ``(...)`` of xyxy boxes ``(..., 4)``; negative if one side is inverted.
 
     Example:
         >>> box_areas(torch.tensor([[0.0, 0.0, 4.0, 2.0]]))
@@ -94,15 +94,15 @@ def intersections(boxes: Tensor, others: Tensor) -> Tensor:
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of pairs of boxes that broadcast together.
 
-    The operations and their order are those of MMDetection's ``bbox_overlaps``, so that float32
-    results are bit for bit the same.
+    The operations and their order match MMDetection's ``bbox_overlaps``, so float32 results are
+    bitwise identical.
 
     Args:
         boxes: ``(..., 4)`` xyxy.
         others: ``(..., 4)`` xyxy.
 
     Returns:
-        ``(...)`` in [0, 1] for boxes of non-negative sides; 0 for two empty boxes; NaN where a
+        ``(...)`` in [0, 1] for boxes with non-negative sides; 0 for two empty boxes; NaN where a
         coordinate is NaN.
 
     Example:
@@ -118,15 +118,15 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
 def giou(boxes: Tensor, others: Tensor) -> Tensor:
     """Generalised IoU of pairs of boxes (Rezatofighi et al., CVPR 2019, algorithm 1).
 
-    IoU less the share of the smallest enclosing box that neither covers, so that boxes apart from
-    each other still have a gradient.
+    IoU minus the fraction of the smallest enclosing box that neither covers, so disjoint boxes
+    still have a gradient.
 
     Args:
         boxes: ``(..., 4)`` xyxy.
         others: ``(..., 4)`` xyxy.
 
     Returns:
-        ``(...)`` in (-1, 1] for boxes of non-negative sides.
+        ``(...)`` in (-1, 1] for boxes with non-negative sides.
 
     Example:
         >>> left, right = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[3.0, 0.0, 4.0, 1.0]])
@@ -143,7 +143,7 @@ def giou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
-    """Boxes ``(..., 4)`` of left, top, width, height as left, top, right, bottom; any unit.
+    """Convert boxes ``(..., 4)`` from left, top, width, height to left, top, right, bottom.
 
     Example:
         >>> xywh_to_xyxy(np.array([[10.0, 20.0, 5.0, 8.0]]))
@@ -153,7 +153,7 @@ def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
 
 
 def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`xywh_to_xyxy`.
+    """Convert boxes back, the inverse of :func:`xywh_to_xyxy`.
 
     Example:
         >>> xyxy_to_xywh(np.array([[10.0, 20.0, 15.0, 28.0]]))

@@ -1,15 +1,15 @@
-"""Convolutions that are faster on processors: 3x3 ones by Winograd, others with packed weights.
+"""Faster convolutions on CPUs: Winograd for large 3x3 ones, packed weights for the others.
 
-F(4x4, 3x3), Winograd's minimal filtering, as plain matrix products: a tile of 4x4 outputs takes 144
-products per channel pair; evaluated as polynomials at six points along each axis it takes 36 (Lavin
-and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016). Points, filters and tiles
-are turned into one another by small matrices, and the sums over channels become 36 large products
-of matrices. The points 0, +-2/3 and +-3/2, whose powers stay near 1, have half the rounding error
-of the usual 0, +-1 and +-2: about 1e-6 of the output.
+Winograd's minimal filtering F(4x4, 3x3) as plain matrix products: a tile of 4x4 outputs takes 144
+multiplications per channel pair directly, and 36 as polynomials at six points along each axis
+(Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016). Small matrices
+transform filters and tiles, and the sums over channels become 36 large matrix products. The points
+0, +-2/3 and +-3/2, whose powers stay near 1, halve the rounding error of the usual 0, +-1 and +-2,
+to about 1e-6 of the output.
 
-oneDNN reads the weights of a convolution in blocks and rearranges plain ones at every call, which
-takes a fifteenth of the time of R50's convolutions at 480x640 in bfloat16. Frozen weights need that
-once. The results are the same bits.
+oneDNN reads weights in blocks and reorders plain ones at every call: a fifteenth of the time of
+R50's convolutions at 480x640 in bfloat16. Frozen weights are packed once, with bitwise identical
+results.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 TILE, FILTER = 4, 3
-SIZE = TILE + FILTER - 1  # inputs of a tile along an axis
+SIZE = TILE + FILTER - 1  # input size of a tile along an axis
 POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))
-# Below so many channels or tiles moving the data costs more than the products that are saved.
+# With fewer channels or tiles, moving the data costs more than the saved multiplications.
 MIN_CHANNELS = 256
 MIN_TILES = 64
 
@@ -44,11 +44,10 @@ def _product(factors: Sequence[Fraction]) -> list[Fraction]:
 
 @cache
 def transforms() -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices of one axis, float64: of outputs (4, 6), filters (6, 3) and inputs (6, 6).
+    """Float64 transforms of one axis, for outputs (4, 6), filters (6, 3) and inputs (6, 6).
 
-    ``outputs @ ((filters @ g) * (inputs @ d))`` is the valid correlation of six numbers d with
-    three numbers g. (Toom and Cook's construction: values at the points and at infinity, and the
-    transpose of interpolation.)
+    ``outputs @ ((filters @ g) * (inputs @ d))`` is the valid correlation of six values d with three
+    values g (Toom-Cook: evaluation at the points and at infinity, then transposed interpolation).
 
     Example:
         >>> outputs, filters, inputs = transforms()
@@ -96,7 +95,7 @@ def matrices(dtype: torch.dtype, device: torch.device) -> Matrices:
 
 
 def transform_filters(weight: Tensor) -> Tensor:
-    """Filters ``(K, C, 3, 3)`` at the 36 pairs of points: ``(36, C, K)``.
+    """Transform filters ``(K, C, 3, 3)`` to values ``(36, C, K)`` at the 36 pairs of points.
 
     Example:
         >>> transform_filters(torch.randn(8, 4, 3, 3)).shape
@@ -108,7 +107,7 @@ def transform_filters(weight: Tensor) -> Tensor:
 
 
 class Tiling(NamedTuple):
-    """How maps ``(B, C, H, W)`` are cut into tiles of 4x4 outputs."""
+    """Division of maps ``(B, C, H, W)`` into tiles of 4x4 outputs."""
 
     images: int
     height: int
@@ -139,7 +138,7 @@ class Tiling(NamedTuple):
         return padded.as_strided(shape, steps).reshape(SIZE**2, -1)
 
     def gather_transposed(self, gradient: Tensor, channels: int) -> Tensor:
-        """Where :meth:`gather` took each value from, the sum of its gradients ``(B, C, H, W)``."""
+        """The gradient of :meth:`gather`: ``(B, C, H, W)``, summed over overlapping tiles."""
         parts = gradient.view(SIZE, SIZE, self.images, self.rows, self.columns, channels)
         height, width = TILE * self.rows + 2, TILE * self.columns + 2
         maps = gradient.new_zeros(self.images, height, width, channels)
@@ -164,7 +163,7 @@ class Tiling(NamedTuple):
 
 
 class _Convolve(torch.autograd.Function):
-    # Untyped: torch passes to forward what apply was given, and annotates neither method.
+    # Untyped: torch annotates neither method.
     @staticmethod
     def forward(ctx, maps, weight, filters):  # type: ignore[no-untyped-def]
         images, channels, height, width = maps.shape
@@ -200,8 +199,7 @@ def convolve(maps: Tensor, weight: Tensor, filters: Tensor | None = None) -> Ten
     Args:
         maps: ``(B, C, H, W)``; fastest with channels last in memory.
         weight: ``(K, C, 3, 3)``.
-        filters: ``(36, C, K)``, the weight as :func:`transform_filters` gives it, where it is at
-            hand.
+        filters: ``(36, C, K)``, the weight transformed by :func:`transform_filters`, or None.
 
     Returns:
         ``(B, K, H, W)``, channels last in memory.
@@ -223,12 +221,12 @@ def _is_autocast() -> bool:
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution that takes the faster way for each input; parameters of ``nn.Conv2d``."""
+    """A 3x3 ``nn.Conv2d`` that uses the faster algorithm for each input."""
 
-    filters: Tensor | None = None  # of weights that stay as they are
+    filters: Tensor | None = None  # of frozen weights
 
     def freeze(self) -> None:
-        """Transform the weights once and for all, for inference."""
+        """Transform the weights once, for inference."""
         self.filters = transform_filters(self.weight.detach().double()).to(self.weight.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -245,12 +243,11 @@ class WinogradConv2d(nn.Conv2d):
 def use_winograd(model: nn.Module, frozen: bool) -> None:
     """Turn a model's large 3x3 convolutions into :class:`WinogradConv2d`, in place.
 
-    They stay the same modules with the same parameters, so optimizers and checkpoints do not see a
-    difference.
+    Modules and parameters stay the same objects, so optimizers and checkpoints are unaffected.
 
     Args:
-        model: on a processor; on GPUs the libraries choose the algorithm themselves.
-        frozen: the weights will not change.
+        model: Model on the CPU; GPU libraries choose the algorithm themselves.
+        frozen: Whether the weights will no longer change.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), nn.Conv2d(256, 8, 1))
@@ -261,12 +258,12 @@ def use_winograd(model: nn.Module, frozen: bool) -> None:
     for module in model.modules():
         if is_eligible(module):
             module.__class__ = WinogradConv2d
-            if frozen and isinstance(module, WinogradConv2d):  # which it is by now
+            if frozen and isinstance(module, WinogradConv2d):  # converted above
                 module.freeze()
 
 
 def is_eligible(conv: nn.Module) -> bool:
-    """Whether a module is a convolution that :class:`WinogradConv2d` computes, and faster.
+    """Whether :class:`WinogradConv2d` supports a module and computes it faster.
 
     Example:
         >>> is_eligible(nn.Conv2d(256, 256, 3, padding=1)), is_eligible(nn.Conv2d(256, 256, 1))
@@ -283,10 +280,9 @@ def is_eligible(conv: nn.Module) -> bool:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has the operators for a dtype; inductor's frozen graphs call them too.
+    """Whether this PyTorch has packed convolutions for a dtype, as inductor's frozen graphs use.
 
-    On a processor without instructions for bfloat16 they refuse it, where a plain convolution
-    takes a slower way.
+    On CPUs without bfloat16 instructions they reject bfloat16, where plain convolutions are slow.
 
     Example:
         >>> can_pack(torch.float32)
@@ -300,7 +296,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 class PackedConv2d(nn.Conv2d):
-    """A frozen convolution that packs its weights for the first input; parameters of nn.Conv2d."""
+    """A frozen ``nn.Conv2d`` that packs its weights for the first input."""
 
     packed: Tensor | None = None
 
@@ -318,7 +314,7 @@ class PackedConv2d(nn.Conv2d):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the packed weights, which cannot be copied."""
+        """The state without the packed weights, which cannot be copied."""
         return {name: value for name, value in self.__dict__.items() if name != 'packed'}
 
 
@@ -326,7 +322,7 @@ def use_packed(model: nn.Module) -> None:
     """Turn a frozen model's plain convolutions into :class:`PackedConv2d`, in place.
 
     Args:
-        model: on a processor, in the dtype it will compute in.
+        model: Model on the CPU, in its final dtype.
 
     Example:
         >>> conv = nn.Conv2d(4, 8, 3).requires_grad_(False)

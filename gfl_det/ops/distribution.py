@@ -1,10 +1,9 @@
-"""The general distribution of a box edge: pure functions on tensors, torch alone.
+"""The general distribution of a box edge as pure functions on tensors, torch only.
 
-An edge is predicted as a discrete distribution over ``num_bins = reg_max + 1`` bins that stand for
-the distances 0, 1, ..., reg_max, in strides, from a prior's centre to the edge (Li et al.,
-"Generalized Focal Loss", NeurIPS 2020, section 3.2, eqs. 3 to 5). All functions take logits
-``(..., num_bins)`` before the softmax, work in float32 at least, and return ``(...)`` in bins,
-that is in strides.
+An edge is predicted as a discrete distribution over ``num_bins = reg_max + 1`` bins at the
+distances 0, 1, ..., reg_max, in strides, from a prior's centre to the edge (Li et al., "Generalized
+Focal Loss", NeurIPS 2020, section 3.2, eqs. 3 to 5). All functions take logits ``(..., num_bins)``
+before the softmax, work in float32 at least, and return ``(...)`` in strides (1 bin = 1 stride).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class TwoBins(NamedTuple):
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """Half and bfloat16 values as float32; float32 and float64 as they are.
+    """Convert float16 and bfloat16 values to float32; keep float32 and float64.
 
     Example:
         >>> full_precision(torch.zeros(2, dtype=torch.bfloat16)).dtype
@@ -34,7 +33,7 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def bin_positions(logits: Tensor) -> Tensor:
-    """Distances that the bins stand for: ``(num_bins,)`` = 0, 1, ..., reg_max in strides.
+    """Distances of the bins, ``(num_bins,)`` = 0, 1, ..., reg_max in strides.
 
     Example:
         >>> bin_positions(torch.zeros(1, 4))
@@ -60,13 +59,13 @@ def mean(logits: Tensor) -> Tensor:
 
 
 def std(logits: Tensor) -> Tensor:
-    """Standard deviation of an edge's distribution: how unsure the head is of the edge.
+    """Standard deviation of an edge's distribution, the head's uncertainty about the edge.
 
     Args:
         logits: ``(..., num_bins)``.
 
     Returns:
-        ``(...)`` in strides, in [0, (num_bins - 1) / 2]; 0 when one bin holds everything.
+        ``(...)`` in strides, in [0, (num_bins - 1) / 2]; 0 when one bin holds all probability.
 
     Example:
         >>> std(torch.tensor([[0.0, -1e4, 0.0]]))  # bins 0 and 2 alike
@@ -79,11 +78,11 @@ def std(logits: Tensor) -> Tensor:
 
 
 def two_bin_target(distances: Tensor, num_bins: int) -> TwoBins:
-    """A target distance as the two-bin distribution whose mean it is (section 3.2, eq. 6).
+    """Two-bin distribution whose mean is the target distance (section 3.2, eq. 6).
 
     Args:
-        distances: ``(...)`` in strides; values outside [0, num_bins - 1] are clamped to it.
-        num_bins: bins of the distribution, at least 2.
+        distances: ``(...)`` in strides; clamped to [0, num_bins - 1].
+        num_bins: Number of bins, at least 2.
 
     Returns:
         The lower bin and both weights.
@@ -94,20 +93,20 @@ def two_bin_target(distances: Tensor, num_bins: int) -> TwoBins:
         (tensor([2]), tensor([0.7500]), tensor([0.2500]))
     """
     clamped = distances.clamp(min=0, max=num_bins - 1)
-    left = clamped.long().clamp(max=num_bins - 2)  # the last bin is a right neighbour only
+    left = clamped.long().clamp(max=num_bins - 2)  # the last bin is only ever a right neighbour
     right_weight = clamped - left
     return TwoBins(left, 1 - right_weight, right_weight)
 
 
 def fold(logits: Tensor, num_bins: int) -> Tensor:
-    """The same distribution on fewer bins: what lies beyond the last bin counts as at the last.
+    """Fold a distribution onto fewer bins, adding the probability beyond the last bin to it.
 
-    The mean stays where nothing lies beyond; otherwise it falls by what was cut off, as a target
-    out of the regression range is clamped to it.
+    The mean only falls if some probability lay beyond, as a target outside the regression range is
+    clamped to it.
 
     Args:
         logits: ``(..., n)``.
-        num_bins: at least 1; from n on the logits stay as they are.
+        num_bins: At least 1; n or more leaves the logits unchanged.
 
     Returns:
         Logits ``(..., min(n, num_bins))`` of the kept and the summed probabilities.
@@ -125,7 +124,7 @@ def fold(logits: Tensor, num_bins: int) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of an edge's distribution in nats: 0 for one certain bin, log(num_bins) for none.
+    """Entropy of an edge's distribution in nats: 0 for a one-hot, log(num_bins) for a uniform one.
 
     Args:
         logits: ``(..., num_bins)``.
@@ -142,7 +141,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def quantile(logits: Tensor, level: float) -> Tensor:
-    """Distance below which a share ``level`` of an edge's distribution lies.
+    """Quantile of an edge's distribution: a fraction ``level`` lies below this distance.
 
     A bin's probability is spread evenly over the unit interval around its distance (cut at 0 and
     reg_max), which makes the cumulative distribution continuous and its inverse exact and monotone
@@ -150,20 +149,20 @@ def quantile(logits: Tensor, level: float) -> Tensor:
 
     Args:
         logits: ``(..., num_bins)``.
-        level: share in [0, 1].
+        level: Fraction in [0, 1].
 
     Returns:
         ``(...)`` in strides, in [0, num_bins - 1].
 
     Raises:
-        ValueError: ``level`` lies outside [0, 1].
+        ValueError: If ``level`` lies outside [0, 1].
 
     Example:
         >>> quantile(torch.tensor([-1e4, -1e4, 0.0, -1e4]), 0.5)
         tensor(2.)
     """
     if not 0 <= level <= 1:
-        raise ValueError(f'a quantile level lies in [0, 1], not {level}')
+        raise ValueError(f'level must lie in [0, 1], not {level}')
     probabilities = full_precision(logits).softmax(-1)
     below = probabilities.cumsum(-1)
     last = logits.shape[-1] - 1

@@ -1,9 +1,9 @@
-"""Intervals in pixels that the edges of a box lie in, from the edges' distributions.
+"""Intervals for box edges in pixels, from the edges' distributions.
 
-Pure functions on tensors. They take what ``test_cfg.with_distribution=True`` adds to a result:
-``edge_logits (N, 4, num_bins)``, ``bin_widths (N, 4)`` px and ``prior_centres (N, 2)`` px. Edges
-are in the order left, top, right, bottom. Positions are coordinates along the edge's axis: x for
-left and right, y for top and bottom, in the image that the boxes refer to.
+Pure functions on tensors. Their inputs are the fields that ``test_cfg.with_distribution=True`` adds
+to a result: ``edge_logits (N, 4, num_bins)``, ``bin_widths (N, 4)`` px and ``prior_centres (N, 2)``
+px. Edges are in the order left, top, right, bottom. Positions are coordinates along the edge's
+axis: x for left and right, y for top and bottom, in the image that the boxes refer to.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from gfl_det.ops import distribution
 
 SIDES = ('left', 'top', 'right', 'bottom')  # of a box: the order of its edges everywhere
-# Distances count from the prior's centre outwards: to the left and up, to the right and down.
+# Distances count outwards from the prior's centre: left and up, right and down.
 OUTWARDS = (-1.0, -1.0, 1.0, 1.0)
 SIZES = ('small', 'medium', 'large')  # COCO's, of the predicted box
 SIZE_AREAS = (32.0**2, 96.0**2)  # px, where one ends and the next begins
 
 
 class EdgeIntervals(NamedTuple):
-    """For each edge an interval of positions, in px; ``low <= high``."""
+    """Interval of positions of each edge, in px; ``low <= high``."""
 
     low: Tensor  # (N, 4)
     high: Tensor  # (N, 4)
@@ -39,7 +39,7 @@ class EdgeIntervals(NamedTuple):
 
 
 class EdgeQuantiles(NamedTuple):
-    """Three positions of each edge: the median, and the ends of its central interval."""
+    """Median and central interval of each edge's position."""
 
     low: Tensor  # (N, 4) px
     median: Tensor  # (N, 4) px
@@ -49,20 +49,20 @@ class EdgeQuantiles(NamedTuple):
 def edge_quantiles(
     edge_logits: Tensor, bin_widths: Tensor, prior_centres: Tensor, level: float
 ) -> EdgeQuantiles:
-    """The central interval of each edge's distribution, and its median.
+    """Central interval and median of each edge's distribution.
 
     Args:
         edge_logits: ``(N, 4, num_bins)``.
         bin_widths: ``(N, 4)`` px.
         prior_centres: ``(N, 2)`` px.
-        level: share in [0, 1] of the distribution that the interval holds; the rest lies half on
-            each side of it. See :func:`.distribution.quantile` for what lies between bins.
+        level: Fraction in [0, 1] of the distribution inside the interval; half of the rest lies on
+            each side. :func:`.distribution.quantile` interpolates between bins.
 
     Returns:
-        Positions in px, cut by no border.
+        Positions in px, not clipped to the image.
 
     Raises:
-        ValueError: ``level`` lies outside [0, 1].
+        ValueError: If ``level`` lies outside [0, 1].
 
     Example:
         >>> logits = torch.full((1, 4, 4), -1e4)
@@ -72,7 +72,7 @@ def edge_quantiles(
         tensor([[22., 22., 54., 54.]])
     """
     if not 0 <= level <= 1:
-        raise ValueError(f'the level of an interval lies in [0, 1], not {level}')
+        raise ValueError(f'level must lie in [0, 1], not {level}')
     shares = ((1 - level) / 2, 0.5, (1 + level) / 2)
     near, median, far = (
         edge_positions(distribution.quantile(edge_logits, share), bin_widths, prior_centres)
@@ -124,15 +124,15 @@ def edge_intervals(
     factor: float | Sequence[float] | Tensor = 1.0,
     limit: Tensor | None = None,
 ) -> EdgeIntervals:
-    """Stretch central intervals about their medians and cut them at the image's border.
+    """Stretch central intervals about their medians and clip them to the image.
 
     Args:
-        quantiles: of :func:`edge_quantiles`.
-        factor: at least 0, or one for each of the four edges, or ``(N, 1)`` of boxes; 1 leaves the
-            distribution's own interval, other values are fitted (:mod:`.calibration.intervals`).
-            What lies before and after the median keeps its proportion.
-        limit: ``(4,)`` or ``(N, 4)`` px: width, height, width, height of the image, beyond which no
-            edge is seen; None cuts nothing.
+        quantiles: Result of :func:`edge_quantiles`.
+        factor: At least 0, one value, one per edge, or ``(N, 1)`` one per box; 1 keeps the distribution's own interval,
+            other values are fitted (:mod:`.calibration.intervals`). Both sides of the median keep
+            their ratio.
+        limit: ``(4,)`` or ``(N, 4)`` px: width, height, width, height of the image; None does not
+            clip.
 
     Example:
         >>> three = (torch.tensor([[at] * 4]) for at in (8.0, 10.0, 16.0))
@@ -149,17 +149,17 @@ def edge_intervals(
 
 
 def stretch_needed(quantiles: EdgeQuantiles, edges: Tensor) -> Tensor:
-    """The least ``factor`` with which :func:`edge_intervals`, uncut, contains an edge.
+    """The smallest ``factor`` at which :func:`edge_intervals`, unclipped, contains an edge.
 
-    It is the conformity score that calibrators of intervals are fitted on: the distance from the
-    median in units of the interval's half on that side.
+    Interval calibrators are fitted on this conformity score: the distance from the median divided
+    by the interval's half-width on that side.
 
     Args:
-        quantiles: of intervals with a width on both sides of the median.
+        quantiles: Quantiles with ``low < median < high``.
         edges: ``(N, 4)`` xyxy px of gt boxes.
 
     Returns:
-        ``(N, 4)``, at least 0.
+        ``(N, 4)``, non-negative.
 
     Example:
         >>> three = (torch.tensor([[at] * 4]) for at in (8.0, 10.0, 16.0))

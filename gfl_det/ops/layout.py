@@ -1,10 +1,10 @@
-"""Maps ``(B, C, H, W)`` as they lie in memory, and lists whose length only the device knows.
+"""Memory layout of maps ``(B, C, H, W)``, and fixed-length lists with masked slots.
 
-The positives of a batch are kept in lists of a fixed length, as asking a device how many there are
-would stall it; a mask tells which slots hold one. What an empty slot has to write goes **nowhere**:
-to spare memory behind the part that is read (a spare end of a flat tensor, spare rows, a spare
-image). So every address that matters is written once, in any order, without slow accumulation and
-without a branch. This is the only place that explains it; elsewhere it is called "nowhere".
+The positives of a batch are kept in fixed-length lists, since reading their number from a device
+would stall it; a mask marks the valid slots. Empty slots write **nowhere**: to spare memory behind
+the part that is read (the end of a flat tensor, spare rows, a spare image). So each address that is
+read is written at most once, in any order, without slow accumulation or branches. Other modules
+refer to this as "nowhere".
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Nowhere is a few places and not one, as cores that write to one line of memory wait for each
-# other; and not many, so that they stay in cache.
+# Several spare places, since cores that write to one cache line wait for each other; few enough to
+# stay in cache.
 SPARE_PLACES = 32
 
 
 def spare_places(slots: Tensor) -> Tensor:
-    """A spare place, 0 to 31, for each of N slots, the same for most neighbours: ``(N,)`` int64.
+    """Spare places ``(N,)`` int64 in 0..31 for N slots, mostly equal for neighbouring slots.
 
     Example:
         >>> spare_places(torch.arange(4))
@@ -31,13 +31,13 @@ def spare_places(slots: Tensor) -> Tensor:
 
 
 def write_valid(memory: Tensor, address: Tensor, valid: Tensor, values: Tensor | float) -> None:
-    """Write values to flat memory in place; its last place is nowhere.
+    """Write the valid values to flat memory in place; its last place is nowhere.
 
     Args:
         memory: ``(N + 1,)``.
-        address: ``(M,)`` int64; those of valid slots are different and below N.
+        address: ``(M,)`` int64; distinct and below N for valid slots.
         valid: ``(M,)`` bool.
-        values: ``(M,)``, or a scalar for all.
+        values: ``(M,)`` or a scalar.
 
     Example:
         >>> memory = torch.zeros(4)  # the last place is nowhere
@@ -49,7 +49,7 @@ def write_valid(memory: Tensor, address: Tensor, valid: Tensor, values: Tensor |
 
 
 def with_values(flat: Tensor, address: Tensor, valid: Tensor, values: Tensor | float) -> Tensor:
-    """A copy of a flat tensor ``(N,)`` with :func:`write_valid` done to it.
+    """Copy of a flat tensor ``(N,)`` with values written by :func:`write_valid`.
 
     >>> flat, address = torch.zeros(3), torch.tensor([2, 0])
     >>> with_values(flat, address, torch.tensor([True, False]), torch.tensor([5.0, 7.0]))
@@ -61,26 +61,26 @@ def with_values(flat: Tensor, address: Tensor, valid: Tensor, values: Tensor | f
 
 
 class Layout(NamedTuple):
-    """Shape of dense maps and the order of their memory."""
+    """Shape and memory order of dense maps."""
 
     shape: torch.Size  # (B, C, H, W)
     channels_last: bool  # memory runs over B, H, W, C instead of B, C, H, W
 
     @classmethod
     def of(cls, maps: Tensor) -> Layout:
-        """The layout of dense maps, or NCHW for maps that have gaps in memory."""
+        """The layout of dense maps; NCHW for maps with gaps in memory."""
         last = maps.is_contiguous(memory_format=torch.channels_last)
         return cls(maps.shape, last and not maps.is_contiguous())
 
     def address(self, image: Tensor, channel: Tensor, cell: Tensor) -> Tensor:
-        """Places in memory of values; the arguments broadcast, cell = row * width + column."""
+        """Memory addresses of values; the arguments broadcast, cell = row * width + column."""
         _, channels, height, width = self.shape
         if self.channels_last:
             return (image * (height * width) + cell) * channels + channel
         return (image * channels + channel) * (height * width) + cell
 
     def view(self, memory: Tensor, images: int | None = None) -> Tensor:
-        """The maps at the beginning of memory, without a copy; of more images on request."""
+        """View of the start of memory as maps; ``images`` overrides the batch size."""
         count, channels, height, width = self.shape
         count = count if images is None else images
         memory = memory[: count * channels * height * width]
