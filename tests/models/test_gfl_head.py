@@ -110,7 +110,7 @@ def test_uncertainty_changes_no_detection() -> None:
 def test_score_factors_are_refused() -> None:
     ours, _ = head_pair()
     maps = make_maps(1, SIZE, torch.Generator())
-    with pytest.raises(ValueError, match='score factors'):
+    with pytest.raises(ValueError, match='score_factors'):
         ours.predict_by_feat(*maps, maps[0], batch_img_metas=[make_meta(SIZE)])
 
 

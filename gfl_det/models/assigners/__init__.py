@@ -1,4 +1,4 @@
-"""Assigners: which priors are trained for which gt."""
+"""Assigners of gts to priors for training."""
 
 from gfl_det.models.assigners.atss import ATSSAssigner
 

@@ -1,4 +1,4 @@
-"""The registered ATSS assigner: chooses between the closed form and the general path."""
+"""Registered ATSS assigner, which chooses between the closed form and the general path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gfl_det.models.assigners.lattice import Lattice, fit_lattice
 from gfl_det.models.assigners.positives import Positives
 from gfl_det.registry import TASK_UTILS
 
-# MMDetection's mark for "no overlap" in AssignResult.max_overlaps.
+# MMDetection's value for "no overlap" in AssignResult.max_overlaps.
 NO_OVERLAP = -100000000.0
 
 
@@ -26,18 +26,18 @@ NO_OVERLAP = -100000000.0
 class ATSSAssigner(BaseAssigner):
     """Adaptive Training Sample Selection (Zhang et al., CVPR 2020), a drop-in for mmdet's.
 
-    :meth:`assign_batch` serves heads that keep positives as a list; :meth:`assign` has mmdet's
-    signature and result for all others.
+    :meth:`assign_batch` is for heads that keep positives as a list; :meth:`assign` has mmdet's
+    signature and result for other heads.
 
     Args:
-        topk: candidates per level for each gt, k in the paper.
-        alpha: share of IoU in DDOD's dynamic cost ``score^(1 - alpha) * IoU^alpha``; None: IoU
-            between prior and gt alone.
-        iou_calculator: mmdet's config of the overlap.
-        ignore_iof_thr: a prior with more than this share inside an ignored gt counts neither as
-            positive nor as negative; negative: ignored gts are not looked at.
-        with_best_prior: a gt that ATSS leaves without a positive, such as one smaller than the
-            finest stride, takes the free candidate with the largest overlap. Not in mmdet.
+        topk: Candidates per level and gt, k in the paper.
+        alpha: Exponent of IoU in DDOD's dynamic cost ``score^(1 - alpha) * IoU^alpha``; None uses
+            only the IoU between prior and gt.
+        iou_calculator: mmdet config of the overlap.
+        ignore_iof_thr: A prior with more than this fraction inside an ignored gt is neither
+            positive nor negative; a negative value disregards ignored gts.
+        with_best_prior: Assign gts that ATSS leaves without a positive, such as those smaller than
+            the finest stride, to the free candidate with the largest overlap. Not in mmdet.
     """
 
     def __init__(
@@ -56,23 +56,23 @@ class ATSSAssigner(BaseAssigner):
 
     @property
     def has_closed_form(self) -> bool:
-        """Whether the overlap is the plain IoU that the closed form computes."""
+        """Whether the overlap is plain IoU, as the closed form requires."""
         return self.alpha is None and type(self.iou_calculator) is BboxOverlaps2D
 
     def ignores(self, regions: Tensor | None) -> bool:
-        """Whether these ignored gts ``(R, 4)`` change the assignment."""
+        """Whether ignored gts ``(R, 4)`` affect the assignment."""
         return self.ignore_iof_thr > 0 and regions is not None and len(regions) > 0
 
     def assign_batch(self, lattice: Lattice, gts: Tensor, image: Tensor) -> Positives:
-        """Positives of a whole batch, without ignored gts and without a synchronisation.
+        """Assign a whole batch without ignored gts and without device synchronisation.
 
         Args:
-            lattice: of the batch's priors.
-            gts: ``(T, 4)`` xyxy px, images one after the other.
-            image: ``(T,)`` int64.
+            lattice: Lattice of the batch's priors.
+            gts: ``(T, 4)`` xyxy px, grouped by image.
+            image: ``(T,)`` int64, image index of each gt.
 
         Returns:
-            The positives.
+            Positives of the batch.
         """
         return assign_on_lattice(lattice, gts, image, self.topk, self.with_best_prior)
 
@@ -86,19 +86,18 @@ class ATSSAssigner(BaseAssigner):
         """Assign one image's priors, with mmdet's signature.
 
         Args:
-            pred_instances: with ``priors`` ``(P, 4)`` xyxy px, level by level; for ``alpha`` also
-                ``scores`` ``(P, C)`` logits and ``bboxes`` ``(P, 4)``.
-            num_level_priors: priors of each level.
-            gt_instances: with ``bboxes`` ``(T, 4)`` and ``labels`` ``(T,)``.
-            gt_instances_ignore: with ``bboxes`` ``(R, 4)``.
+            pred_instances: ``priors`` ``(P, 4)`` xyxy px by level; for ``alpha`` also ``scores``
+                ``(P, C)`` logits and ``bboxes`` ``(P, 4)``.
+            num_level_priors: Number of priors per level.
+            gt_instances: Gts with ``bboxes`` ``(T, 4)`` and ``labels`` ``(T,)``.
+            gt_instances_ignore: Ignored gts with ``bboxes`` ``(R, 4)``.
 
         Returns:
             ``gt_inds`` ``(P,)``: 0 background, -1 ignored, else 1 + index of the gt;
-            ``max_overlaps`` ``(P,)``, -1e8 where there is no gt, and ``labels`` ``(P,)``, -1
-            where there is none.
+            ``max_overlaps`` ``(P,)``, -1e8 without a gt; ``labels`` ``(P,)``, -1 without a gt.
 
         Raises:
-            ValueError: ``alpha`` is set and scores or boxes are missing.
+            ValueError: If ``alpha`` is set and scores or boxes are missing.
         """
         priors = get_box_tensor(pred_instances.priors)[:, :4]
         gts, labels = get_box_tensor(gt_instances.bboxes), gt_instances.labels
@@ -113,7 +112,7 @@ class ATSSAssigner(BaseAssigner):
         lattice = None
         if ignored is None and self.has_closed_form:
             if 'scores' in pred_instances or 'bboxes' in pred_instances:
-                warnings.warn('scores and boxes count only when alpha is set', stacklevel=2)
+                warnings.warn('scores and bboxes are unused unless alpha is set', stacklevel=2)
             lattice = fit_lattice(priors, num_level_priors)
         if lattice is not None:
             found = self._assign_lattice(lattice, gts)
@@ -125,7 +124,7 @@ class ATSSAssigner(BaseAssigner):
         return _with_positives(gt_inds, found, labels)
 
     def _ignored(self, priors: Tensor, instances: InstanceData | None) -> Tensor | None:
-        """Which priors ``(P,)`` lie in ignored gts; None where those do not count."""
+        """Mask ``(P,)`` of priors in ignored gts; None if ignored gts have no effect."""
         regions = None if instances is None else get_box_tensor(instances.bboxes)
         if regions is None or not self.ignores(regions):
             return None
@@ -159,7 +158,7 @@ class ATSSAssigner(BaseAssigner):
             priors = get_box_tensor(pred_instances.priors)[:, :4]
             return lambda prior, gt: overlap_with(priors, prior, gt)
         if 'scores' not in pred_instances or 'bboxes' not in pred_instances:
-            raise ValueError('alpha needs the scores and bboxes of pred_instances')
+            raise ValueError('alpha needs scores and bboxes in pred_instances: add both')
         scores, boxes = pred_instances.scores, pred_instances.bboxes
 
         def dynamic_cost(prior: Tensor, gt: Tensor) -> Tensor:
@@ -170,7 +169,7 @@ class ATSSAssigner(BaseAssigner):
 
 
 def _with_positives(gt_inds: Tensor, found: general.Assignment, labels: Tensor) -> AssignResult:
-    """Write positives ``(P,)`` over background and ignored priors, in mmdet's form."""
+    """Add positives to background and ignored priors ``(P,)``, in mmdet's format."""
     positive = found.gt >= 0
     gt = found.gt[positive]
     gt_inds[positive] = gt + 1

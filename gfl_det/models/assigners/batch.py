@@ -1,4 +1,4 @@
-"""Assignment of a batch: in closed form where it applies, else image by image."""
+"""Assignment of a batch, in closed form where possible, otherwise image by image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gfl_det.ops.boxes import box_centres
 
 
 class PriorLevels(NamedTuple):
-    """A pyramid's priors, one per cell, as far as they are known before any image."""
+    """Priors of a pyramid, one per cell, independent of image sizes."""
 
     generator: AnchorGenerator
     base: list[list[float]]  # per level xyxy px, the prior of cell (0, 0)
@@ -29,13 +29,13 @@ class PriorLevels(NamedTuple):
 
     @classmethod
     def of(cls, generator: AnchorGenerator) -> PriorLevels:
-        """The priors that a generator with one prior per cell makes."""
+        """Read the priors of a generator with one prior per cell."""
         base = torch.cat(list(generator.base_anchors)).tolist()
         return cls(generator, base, list(generator.strides))
 
 
 class Grid(NamedTuple):
-    """A batch's grid of priors and, for each image, the cells that count."""
+    """Prior grid of a batch and the valid cells of each image."""
 
     priors: PriorLevels
     sizes: Sequence[tuple[int, int]]  # rows and columns
@@ -43,28 +43,28 @@ class Grid(NamedTuple):
     device: torch.device
 
     def lattice(self) -> Lattice:
-        """What assignment in closed form works on."""
+        """Lattice for assignment in closed form."""
         return make_lattice(
             self.priors.base, self.priors.strides, self.sizes, self.rectangles, self.device
         )
 
 
 class BatchAssignment(NamedTuple):
-    """What was assigned: a batch's gts, the grid of priors, and which prior answers for which."""
+    """Assignment of a batch: its gts, its grid of priors and the positives."""
 
-    boxes: Tensor  # (T, 4) float32 xyxy px, gts of all images one after the other
+    boxes: Tensor  # (T, 4) float32 xyxy px, gts grouped by image
     labels: Tensor  # (T,) int64
-    image: Tensor  # (T,) int64, the gt's image
+    image: Tensor  # (T,) int64, image index of each gt
     grid: Grid
     positives: Positives  # M slots
     ignored: list[Tensor] | None  # per level (B, H, W) bool, neither positive nor negative
-    quality: Tensor | None = None  # (M,) soft labels of the assigner; None: it gives none
+    quality: Tensor | None = None  # (M,) soft labels of the assigner, if any
 
     def of_known_labels(self, num_classes: int) -> BatchAssignment:
-        """The same without what a gt of an unknown class would train: nothing, as in mmdet.
+        """Copy in which gts of unknown classes train nothing, as in mmdet.
 
-        Data sets refuse labels outside 0..num_classes - 1 with a sentence; here an index out of
-        range would be worse. Their gts keep their place, without area and positives.
+        Data sets reject labels outside 0..num_classes - 1 with an error; here they would cause an
+        index out of range. Such gts keep their index but lose their area and positives.
         """
         known = (self.labels >= 0) & (self.labels < num_classes)
         valid = self.positives.valid & known[self.positives.gt]
@@ -77,19 +77,19 @@ class BatchAssignment(NamedTuple):
 def make_grid(
     priors: PriorLevels, maps: Sequence[Tensor], metas: Sequence[dict], allowed_border: int
 ) -> Grid:
-    """The grid of a pyramid's maps.
+    """Build the grid of a pyramid's maps.
 
     Args:
-        priors: of the pyramid.
-        maps: per level ``(B, C, H, W)``.
-        metas: per image ``pad_shape`` and ``img_shape``.
-        allowed_border: px by which a prior may leave its image; negative: any.
+        priors: Priors of the pyramid.
+        maps: Per level ``(B, C, H, W)``.
+        metas: Per image ``pad_shape`` and ``img_shape``.
+        allowed_border: Pixels by which a prior may extend beyond its image; negative: any.
 
     Returns:
-        The grid, on the maps' device.
+        Grid on the maps' device.
 
     Raises:
-        ConfigError: an image has no valid prior at all.
+        ConfigError: If an image has no valid prior.
     """
     sizes = [(level.shape[-2], level.shape[-1]) for level in maps]
     rectangles = []
@@ -118,14 +118,14 @@ def assign_batch(
     """Assign the priors of a batch.
 
     Args:
-        assigner: ours, or any with mmdet's ``assign``.
-        grid: the priors.
-        instances: per image, ``bboxes`` and ``labels`` of the gts.
-        ignored: per image, ``bboxes`` of regions whose objects are not labelled, or None.
-        predictions: of the batch, for an assigner that reads them.
+        assigner: Our assigner, or any with mmdet's ``assign``.
+        grid: Prior grid of the batch.
+        instances: Per image, ``bboxes`` and ``labels`` of the gts.
+        ignored: Per image, ``bboxes`` of ignored gts, or None.
+        predictions: Predictions of the batch, for an assigner that uses them.
 
     Returns:
-        The assignment; positives are ordered by gt in the closed form, by prior otherwise.
+        Assignment with positives ordered by gt in closed form, otherwise by prior.
     """
     counts = [len(each.labels) for each in instances]
     image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]).long()
@@ -191,7 +191,7 @@ def _assign_image_by_image(
 
 
 def _place(grid: Grid, prior: Tensor) -> tuple[Tensor, Tensor]:
-    """Level and cell of priors by their index among those of all levels."""
+    """Level and cell of priors, given their index among the priors of all levels."""
     counts = [rows * columns for rows, columns in grid.sizes]
     first = torch.tensor([sum(counts[:level]) for level in range(len(counts))])
     first = first.to(prior.device)
@@ -200,7 +200,7 @@ def _place(grid: Grid, prior: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _inside(grid: Grid, image: int) -> list[Tensor]:
-    """Per level ``(H * W,)`` bool: the cells that count for an image."""
+    """Mask of an image's valid cells, per level ``(H * W,)`` bool."""
     levels = []
     for size, (left, top, right, bottom) in zip(grid.sizes, grid.rectangles[image]):
         inside = torch.zeros(size, dtype=torch.bool, device=grid.device)

@@ -1,16 +1,16 @@
-"""ATSS on lattices, in closed form: pure functions on tensors, torch alone.
+"""ATSS on lattices in closed form, as pure functions on tensors; torch only.
 
-Adaptive Training Sample Selection (Zhang et al., CVPR 2020, algorithm 1) takes for each gt the k
-nearest priors of every level, and calls positive those whose IoU reaches the mean plus the standard
-deviation of these candidates' IoUs and whose centre lies inside the gt. On a lattice the k nearest
-need no search: order columns and rows by their distance from the gt's centre; the prior of the i-th
-column and the j-th row (from 1) is one of i * j at least as near, so it can be among the k nearest
-only if i * j <= k (drawn in :func:`nearest_priors`). For k = 9 that leaves 23 of any number of
-priors, wherever the centre lies and however narrow the level is. The cost grows with the gts and
-not with the image, and no step waits for a value from the device.
+Adaptive Training Sample Selection (Zhang et al., CVPR 2020, algorithm 1) takes the k nearest priors
+per gt and level as candidates. A candidate is positive if its IoU reaches the mean plus the
+standard deviation of the candidates' IoUs and its centre lies inside the gt. On a lattice the k
+nearest priors need no search: with columns and rows sorted by distance from the gt's centre, the
+prior at the i-th column and j-th row (from 1) is one of i * j priors at least as near, so it can be
+among the k nearest only if i * j <= k (drawn in :func:`nearest_priors`). For k = 9 that leaves 23
+priors, wherever the centre lies and however narrow the level is. The cost depends on the number of
+gts, not on the image size, and nothing synchronises the device.
 
-In this order: the nearest priors, ATSS's threshold, one gt per prior, a prior for gts left without
-one, and all of it as a list of positives.
+In order: nearest priors, ATSS's threshold, one gt per prior, best priors for gts without a
+positive, and the list of positives.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from gfl_det.models.assigners.positives import LevelSlots, Positives
 from gfl_det.ops.boxes import MIN_UNION, box_areas
 
 MIN_INSIDE_PX = 0.01  # a centre on the border counts as outside
-# Rounds of choosing: so many gts that want the same priors get one each. A fixed number, as to
-# ask whether a gt is still without one would wait for the device.
+# Rounds of choosing: this many gts that compete for the same priors get one each. The number is
+# fixed, since checking for gts without a prior would synchronise the device.
 ROUNDS = 9
 
 
 class NearestPriors(NamedTuple):
-    """The k nearest priors of each gt on each level; K = L * k, level by level."""
+    """The k nearest priors per gt and level; K = L * k, by level."""
 
-    valid: Tensor  # (T, K) bool; false where a level has fewer than k cells
+    valid: Tensor  # (T, K) bool; false if a level has fewer than k cells
     cell: Tensor  # (T, K) int64
-    iou: Tensor  # (T, K) of prior and gt; 0 where not valid
+    iou: Tensor  # (T, K) of prior and gt; 0 if invalid
     centre: Tensor  # (T, K, 2) px, of the priors
     margin: Tensor  # (T, K) px from the prior's centre to the gt's nearest edge; outside < 0
 
 
 class Lines(NamedTuple):
-    """The k columns and k rows of each level nearest to a gt's centre, the nearest first.
+    """The k columns and k rows per level nearest to a gt's centre, nearest first.
 
-    All that IoU and position need is separable: the axis before the last is x (columns), y (rows).
+    IoU and position are separable; the second-to-last axis is x (columns), y (rows).
     """
 
     cells: Tensor  # (T, L, 2, k) int64, columns and rows
-    square: Tensor  # (T, L, 2, k) squared distance of the priors' centres; infinite for no cell
+    square: Tensor  # (T, L, 2, k) squared distance of the priors' centres; infinite without a cell
     centre: Tensor  # (T, L, 2, k) px
     side: Tensor  # (T, L, 2, k) px, of the priors
-    shared: Tensor  # (T, L, 2, k) px that prior and gt have in common
+    shared: Tensor  # (T, L, 2, k) px shared by prior and gt
     margin: Tensor  # (T, L, 2, k) px from the prior's centre to the gt's nearer edge
 
 
@@ -61,7 +61,7 @@ def _nearest_lines(lattice: Lattice, gts: Tensor, image: Tensor, k: int) -> Line
     base_low, base_high = lattice.base[:, :2, None], lattice.base[:, 2:, None]  # (L, 2, 1)
     stride = lattice.stride[..., None]
     nearest = ((centre - (base_low + base_high) / 2) / stride).nan_to_num().round()
-    # Two spare cells: where a centre lies midway, rounding may name either neighbour the nearest.
+    # Two spare cells: for a centre midway, rounding may pick either neighbour as the nearest.
     window = k + 2
     start = nearest.clamp(min=begin, max=end - 1).long() - window // 2
     start = torch.maximum(torch.minimum(start, end - window), begin)
@@ -85,10 +85,10 @@ def _nearest_lines(lattice: Lattice, gts: Tensor, image: Tensor, k: int) -> Line
 
 
 def nearest_priors(lattice: Lattice, gts: Tensor, image: Tensor, k: int) -> NearestPriors:
-    """The k nearest valid priors of each gt on each level.
+    """Find the k nearest valid priors per gt and level.
 
-    Each number counts the priors that are at least as near as the one at its place, itself
-    included, whatever the distances; so for k = 9 the k nearest are among these 23::
+    Each number counts the priors that are certainly at least as near as the prior in its place,
+    itself included; so for k = 9 the k nearest are among these 23::
 
                        columns, the nearest first
                        1st 2nd 3rd 4th 5th 6th 7th 8th 9th
@@ -101,13 +101,13 @@ def nearest_priors(lattice: Lattice, gts: Tensor, image: Tensor, k: int) -> Near
                   9th   9
 
     Args:
-        lattice: of the batch.
+        lattice: Lattice of the batch.
         gts: ``(T, 4)`` xyxy px.
-        image: ``(T,)`` int64, the gt's image.
-        k: candidates per level, at least 1.
+        image: ``(T,)`` int64, image index of each gt.
+        k: Candidates per level, at least 1.
 
     Returns:
-        The candidates. Among priors at the same distance the choice is the same on every run.
+        Candidates; ties in distance are broken deterministically.
     """
     lines = _nearest_lines(lattice, gts, image, k)
     pairs = [(i, j) for i in range(k) for j in range(k) if (i + 1) * (j + 1) <= k]
@@ -116,7 +116,7 @@ def nearest_priors(lattice: Lattice, gts: Tensor, image: Tensor, k: int) -> Near
     distance, order = distance.sort(dim=-1, stable=True)
     chosen = ranks[:, order[..., :k]].movedim(0, 2)  # (T, L, 2, k)
     near = Lines(*(each.gather(-1, chosen) for each in lines))
-    # IoU by the operations and in the order of boxes.iou, factor by factor.
+    # IoU with the operations of boxes.iou in the same order, per axis.
     intersection = near.shared[:, :, 0] * near.shared[:, :, 1]
     areas = near.side[:, :, 0] * near.side[:, :, 1] + box_areas(gts)[:, None, None]
     overlap = intersection / (areas - intersection).clamp_(min=MIN_UNION)
@@ -131,64 +131,65 @@ def nearest_priors(lattice: Lattice, gts: Tensor, image: Tensor, k: int) -> Near
 
 
 def adaptive_threshold(candidates: NearestPriors) -> Tensor:
-    """The IoU that makes a candidate positive (algorithm 1, lines 8 to 11).
+    """IoU threshold for positive candidates (algorithm 1, lines 8 to 11).
 
     Args:
-        candidates: of T gts.
+        candidates: Candidates of T gts.
 
     Returns:
-        ``(T, 1)``, mean plus standard deviation; NaN for one candidate alone.
+        ``(T, 1)``, mean plus standard deviation; NaN for a single candidate.
     """
     count = candidates.valid.sum(1, keepdim=True)
-    # Measured from the largest, the mean of equal IoUs is that IoU, not one rounding above it.
+    # Offsets from the largest IoU keep the mean of equal IoUs exact instead of rounded upwards.
     top = candidates.iou.amax(1, keepdim=True)
     below = (candidates.iou - top).masked_fill_(~candidates.valid, 0)
     offset = below.sum(1, keepdim=True) / count
     mean = top + offset
     deviation = (below - offset).masked_fill_(~candidates.valid, 0)
-    # Unbiased, as in the authors' release: one candidate alone has no deviation and stays negative.
+    # Unbiased, as in the authors' release: a single candidate has no deviation, hence stays
+    # negative.
     return mean + (deviation.square_().sum(1, keepdim=True) / (count - 1)).sqrt_()
 
 
 def positive_mask(candidates: NearestPriors) -> Tensor:
-    """ATSS's adaptive threshold (algorithm 1, lines 8 to 14) on the candidates of each gt.
+    """Apply ATSS's adaptive threshold to the candidates of each gt (algorithm 1, lines 8 to 14).
 
     Args:
-        candidates: of T gts.
+        candidates: Candidates of T gts.
 
     Returns:
         ``(T, K)`` bool.
     """
     is_inside = candidates.margin > MIN_INSIDE_PX
-    # A gt so large that its IoU rounds to 0 has all candidates equal, and is not a real object.
+    # If a gt is so large that all its IoUs round to 0, it is not a real object.
     is_object = candidates.iou > 0
     return is_object & (candidates.iou >= adaptive_threshold(candidates)) & is_inside
 
 
 def claim_keys(overlap: Tensor) -> Tensor:
-    """Integers that order the claims of gts on a prior: the larger IoU, then the lower index.
+    """Integer keys that order the claims of gts on a prior by larger IoU, then lower index.
 
-    The bits of a non-negative float32 order as integers do, so (IoU, -index) is packed into 64
-    bits; the maximum over all claims of a prior then finds its gt without a sort.
+    The bits of non-negative float32 values sort like integers, so (IoU, -index) is packed into 64
+    bits, and the maximum over the claims on a prior gives its gt without sorting.
 
     Args:
         overlap: ``(T, K)`` float32, at least 0.
 
     Returns:
-        ``(T, K)`` int64, all above 0, and different for different gts.
+        ``(T, K)`` int64, positive and distinct for distinct gts.
     """
     gt = torch.arange(len(overlap), device=overlap.device)[:, None]
     return overlap.float().contiguous().view(torch.int32).long() * 2**32 + (2**31 - 1 - gt)
 
 
 def resolve_conflicts(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors: int) -> Tensor:
-    """Keep one gt per prior, by the order of :func:`claim_keys`.
+    """Keep one gt per prior, in the order of :func:`claim_keys`.
 
     Args:
         positive: ``(T, K)`` bool.
         overlap: ``(T, K)`` float32 in [0, 1].
-        prior: ``(T, K)`` int64, index over all images' priors.
-        num_priors: of all images together.
+        prior: ``(T, K)`` int64, index among the priors of all images.
+        num_priors: Number of priors of all images.
 
     Returns:
         ``(T, K)`` bool, at most one true entry per prior.
@@ -201,19 +202,19 @@ def resolve_conflicts(positive: Tensor, overlap: Tensor, prior: Tensor, num_prio
 
 
 def choose_free(needy: Tensor, overlap: Tensor, prior: Tensor, taken: Tensor) -> Tensor:
-    """Let gts choose in rounds; a prior wanted by several goes by :func:`claim_keys`.
+    """Let gts choose priors in rounds; :func:`claim_keys` resolves conflicts.
 
     Args:
         needy: ``(T,)`` bool, the gts that choose.
-        overlap: ``(T, K)`` float32 of their candidates, in order of distance within a level; one
-            not above 0 cannot be chosen.
+        overlap: ``(T, K)`` float32 of all candidates, sorted by distance within a level; candidates
+            with overlap 0 or less cannot be chosen.
         prior: ``(T, K)`` int64.
         taken: ``(P,)`` bool, priors that are not free; ``prior`` is below P.
 
     Returns:
         ``(T, K)`` bool: at most one true entry per gt and per prior.
     """
-    # NaN, of a gt with a NaN coordinate, compares as false.
+    # NaN overlaps, of a gt with a NaN coordinate, compare as false.
     overlap = overlap.where(overlap > 0, overlap.new_zeros(()))
     overlap, order = overlap.sort(dim=1, descending=True, stable=True)
     ranked = prior.gather(1, order)
@@ -228,7 +229,7 @@ def choose_free(needy: Tensor, overlap: Tensor, prior: Tensor, taken: Tensor) ->
         wants = needy & free.gather(1, first)[:, 0]
         wanted, claim = (each.gather(1, first)[:, 0] for each in (ranked, claims))
         claim = claim.where(wants, claim.new_zeros(()))
-        # A prior is wanted in one round alone, as it is taken from then on.
+        # A prior is chosen in one round only, as it is taken afterwards.
         best = best.scatter_reduce(0, wanted, claim, 'amax')
         won = wants & (best[wanted] == claim)
         taken = taken.scatter_reduce(0, wanted, won.to(torch.uint8), 'amax')
@@ -239,16 +240,16 @@ def choose_free(needy: Tensor, overlap: Tensor, prior: Tensor, taken: Tensor) ->
 
 
 def add_best_priors(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors: int) -> Tensor:
-    """Give gts without a positive their best free prior.
+    """Assign gts without a positive to their best free prior.
 
     Args:
         positive: ``(T, K)`` bool, at most one true entry per prior.
-        overlap: ``(T, K)`` float32 in [0, 1]; 0 where there is no candidate.
+        overlap: ``(T, K)`` float32 in [0, 1]; 0 without a candidate.
         prior: ``(T, K)`` int64, of all candidates.
-        num_priors: of all images together.
+        num_priors: Number of priors of all images.
 
     Returns:
-        ``(T, K)`` bool, ``positive`` and at most one entry more for each gt without any.
+        ``(T, K)`` bool, ``positive`` plus at most one entry for each gt without any.
     """
     taken = torch.zeros(num_priors, dtype=torch.uint8, device=prior.device)
     taken = taken.scatter_reduce(0, prior.flatten(), positive.flatten().to(torch.uint8), 'amax')
@@ -256,10 +257,11 @@ def add_best_priors(positive: Tensor, overlap: Tensor, prior: Tensor, num_priors
 
 
 def capacity(num_gts: int, lattice: Lattice, k: int) -> int:
-    """Slots that hold the positives of any batch with so many gts.
+    """Number of slots that suffices for the positives of any batch with ``num_gts`` gts.
 
-    Of K numbers at most K(K-1)/(2K-1), less than half, reach their mean plus unbiased deviation,
-    unless all are equal. All IoUs can be equal where priors have one size, not where levels differ.
+    At most K(K-1)/(2K-1) of K numbers, less than half, reach their mean plus unbiased deviation,
+    unless all are equal. All IoUs can be equal if priors share one size, but not if sizes differ
+    between levels.
     """
     candidates = lattice.num_levels * k
     if lattice.sizes_differ:
@@ -273,15 +275,15 @@ def assign_on_lattice(
     """ATSS for all gts of all images in one call.
 
     Args:
-        lattice: of the batch.
-        gts: ``(T, 4)`` xyxy px, images one after the other; a gt with a NaN
-            or infinite coordinate, or without area, gets no positive.
-        image: ``(T,)`` int64, the gt's image, ascending.
-        k: candidates per level.
-        with_best_prior: gts left without a positive take their best free prior.
+        lattice: Lattice of the batch.
+        gts: ``(T, 4)`` xyxy px, grouped by image; a gt with a NaN or infinite coordinate, or
+            without area, gets no positive.
+        image: ``(T,)`` int64, image index of each gt, ascending.
+        k: Candidates per level.
+        with_best_prior: Assign gts without a positive to their best free prior.
 
     Returns:
-        The positives, ordered by gt.
+        Positives ordered by gt.
     """
     candidates = nearest_priors(lattice, gts, image, k)
     level = torch.arange(lattice.num_levels, device=gts.device).repeat_interleave(k)
@@ -292,12 +294,12 @@ def assign_on_lattice(
 def _choose(
     lattice: Lattice, candidates: NearestPriors, image: Tensor, level: Tensor, with_best_prior: bool
 ) -> Tensor:
-    """Which candidates ``(T, K)`` are positive, each prior for one gt at most."""
+    """Mask ``(T, K)`` of positive candidates, at most one gt per prior."""
     positive = positive_mask(candidates)
     eligible = candidates.valid if with_best_prior else positive
     cell = candidates.cell.where(eligible, candidates.cell.new_zeros(()))
     prior = (image * lattice.num_priors)[:, None] + lattice.first_prior[level] + cell
-    prior = prior.where(eligible, prior.new_zeros(()))  # a last level without cells starts outside
+    prior = prior.where(eligible, prior.new_zeros(()))  # an empty last level starts out of range
     num_priors = len(lattice.begin) * lattice.num_priors
     positive = resolve_conflicts(positive, candidates.iou, prior, num_priors)
     if with_best_prior:
@@ -308,7 +310,7 @@ def _choose(
 def _gather(
     lattice: Lattice, candidates: NearestPriors, positive: Tensor, image: Tensor, level: Tensor
 ) -> Positives:
-    """Move the positive candidates to the front of a fixed number of slots, the rest nowhere."""
+    """Move the positive candidates to the front of a fixed number of slots, others nowhere."""
     k = len(level) // lattice.num_levels
     slots = capacity(len(image), lattice, k)
     flat = positive.flatten()
@@ -317,7 +319,7 @@ def _gather(
     source = source.scatter(0, slot, torch.arange(len(flat), device=slot.device))[:slots]
     valid = torch.arange(slots, device=slot.device) < flat.sum()
     gt = source.div(len(level), rounding_mode='floor')
-    # Candidates that are not positive all name the first cell: reading it again costs little.
+    # Candidates that are not positive all point to the first cell, which is cheap to read again.
     each_image = image[:, None].where(positive, image.new_zeros(()))
     each_cell = candidates.cell.where(positive, candidates.cell.new_zeros(()))
     by_candidate = (each_image, each_cell, slot.view_as(positive))

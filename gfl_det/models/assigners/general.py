@@ -1,6 +1,6 @@
-"""ATSS for priors of any kind, by distance to each of them; memory is bounded by chunks of gts.
+"""ATSS for arbitrary priors, by distance to each prior; chunks of gts bound the memory.
 
-The same rule as :mod:`.closed_form`. Only the k nearest priors per level get an overlap, so that no
+The rule is that of :mod:`.closed_form`. Only the k nearest priors per level get an overlap, so no
 matrix of all priors against all gts is kept.
 """
 
@@ -22,24 +22,24 @@ OverlapFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def _chunk(num_priors: int) -> int:
-    """Gts whose pairs with all priors are held at a time."""
+    """Number of gts per chunk, each paired with all priors."""
     return max(1, MAX_PAIRS // max(1, num_priors))
 
 
 class Assignment(NamedTuple):
-    """For each prior its gt (index, -1 for none) and the overlap with it (0 for none)."""
+    """Gt index (-1 for none) and overlap (0 for none) of each prior."""
 
     gt: Tensor  # (P,) int64
     overlap: Tensor  # (P,)
 
 
 def ignored_priors(priors: Tensor, regions: Tensor, iof_threshold: float) -> Tensor:
-    """Priors of which more than a share lies in a region whose objects are not labelled.
+    """Mask of priors that lie in an ignored region by more than a fraction of their area.
 
     Args:
         priors: ``(P, 4)`` xyxy px.
         regions: ``(R, 4)`` xyxy px.
-        iof_threshold: share of the prior's own area (intersection over foreground), above 0.
+        iof_threshold: Fraction of the prior's area (intersection over foreground), above 0.
 
     Returns:
         ``(P,)`` bool.
@@ -63,16 +63,16 @@ def assign(
     """Assign each prior of one image to a gt or to none.
 
     Args:
-        priors: ``(P, 4)`` xyxy px, level by level.
-        num_level_priors: priors of each level.
+        priors: ``(P, 4)`` xyxy px, by level.
+        num_level_priors: Number of priors per level.
         gts: ``(T, 4)`` xyxy px.
-        overlap_of: IoU, or another measure in [0, 1], of the named pairs.
-        k: candidates per level.
-        ignored: ``(P,)`` bool, priors chosen last.
+        overlap_of: IoU or another measure in [0, 1] of the given pairs.
+        k: Candidates per level.
+        ignored: ``(P,)`` bool, priors to choose last.
 
     Returns:
-        The assignment; a prior claimed by several gts goes to the larger overlap, the lower
-        index at a tie.
+        Assignment; a prior claimed by several gts goes to the largest overlap, at ties to the
+        lowest index.
     """
     best_overlap = priors.new_full((len(priors),), -1)
     best_gt = torch.full((len(priors),), -1, device=priors.device)
@@ -86,7 +86,7 @@ def assign(
         inside = torch.cat([centre - boxes[:, :2], boxes[:, 2:] - centre], dim=-1)
         positive &= inside.amin(-1) > MIN_INSIDE_PX
         prior, value, owner = _claims(positive, candidates, overlap, gt)
-        # A chunk's gts come after those before it, which keep their priors at a tie.
+        # At ties, gts of earlier chunks keep their priors.
         better = value > best_overlap[prior]
         best_overlap[prior[better]] = value[better].to(best_overlap.dtype)
         best_gt[prior[better]] = owner[better]
@@ -102,13 +102,13 @@ def add_best_priors(
     k: int,
     ignored: Tensor | None = None,
 ) -> Assignment:
-    """Give gts without a prior the free candidate with the largest overlap.
+    """Assign gts without a prior to the free candidate with the largest overlap.
 
     Args:
-        found: what :func:`assign` gave for the other arguments, which are its.
+        found: Result of :func:`assign` for the other arguments.
 
     Returns:
-        The assignment; ignored priors are not free.
+        Assignment; ignored priors count as taken.
     """
     has_one = torch.zeros(len(gts), dtype=torch.bool, device=priors.device)
     has_one[found.gt[found.gt >= 0]] = True
@@ -139,7 +139,7 @@ def _candidates(
     k: int,
     ignored: Tensor | None,
 ) -> Tensor:
-    """Indices ``(K, t)`` of the k priors of each level nearest to boxes ``(t, 4)``."""
+    """Indices ``(K, t)`` of the k priors per level nearest to boxes ``(t, 4)``."""
     distance = (centres[:, None] - box_centres(boxes)).pow(2).sum(-1).sqrt()
     if ignored is not None:
         distance = distance.masked_fill(ignored[:, None], 1e8)  # behind all others
@@ -147,7 +147,7 @@ def _candidates(
 
 
 def _nearest(distance: Tensor, num_level_priors: Sequence[int], k: int) -> Tensor:
-    """Indices ``(K, t)`` of the k nearest priors of each level, by distances ``(P, t)``."""
+    """Indices ``(K, t)`` of the k nearest priors per level, by distances ``(P, t)``."""
     found, first = [], 0
     for count in num_level_priors:
         part = distance[first : first + count]
@@ -159,10 +159,10 @@ def _nearest(distance: Tensor, num_level_priors: Sequence[int], k: int) -> Tenso
 def _claims(
     positive: Tensor, candidates: Tensor, overlap: Tensor, gt: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each claimed prior once, with the largest overlap and its gt, the first at a tie."""
+    """Each claimed prior once, with its largest overlap and that gt; ties go to the first gt."""
     rank = positive.T.nonzero().flip(0)  # later gts first
     values = overlap.T[rank[:, 0], rank[:, 1]]
-    order = values.sort(stable=True).indices  # the best last, and of equal ones the first gt
+    order = values.sort(stable=True).indices  # best last; at ties, first gt last
     rank, values = rank[order], values[order]
     prior = candidates.T[rank[:, 0], rank[:, 1]]
     place = torch.arange(len(prior), device=prior.device)

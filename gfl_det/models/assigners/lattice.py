@@ -1,8 +1,8 @@
-"""The priors of a pyramid as regular lattices: what closed-form assignment needs to know.
+"""Priors of a pyramid as regular lattices, the input of closed-form assignment.
 
-The prior of cell ``(column, row)`` on a level is one base box moved by ``(column * stride_x,
-row * stride_y)``. Only a rectangle of cells counts for an image: those inside its own padded shape
-and, with ``allowed_border >= 0``, whose prior stays inside the image.
+The prior of cell ``(column, row)`` on a level is the base box shifted by ``(column * stride_x, row
+* stride_y)``. The valid cells of an image form a rectangle: cells inside its padded shape and, with
+``allowed_border >= 0``, with a prior inside the image.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ CellRectangle = tuple[int, int, int, int]  # first column, first row, end column
 
 
 class Lattice(NamedTuple):
-    """Levels of equal boxes on grids, and each image's rectangle of valid cells."""
+    """Levels of equal boxes on grids, and the valid cells of each image."""
 
     base: Tensor  # (L, 4) float, xyxy px: the prior of cell (0, 0)
     stride: Tensor  # (L, 2) float, px along x and y
-    width: Tensor  # (L,) int64: cells of a row of the feature map
+    width: Tensor  # (L,) int64: cells per row of the feature map
     first_prior: Tensor  # (L,) int64: index of a level's first prior among all levels' priors
     begin: Tensor  # (B, L, 2) int64: first valid column and row
     end: Tensor  # (B, L, 2) int64: one past the last valid column and row
     num_priors: int  # of all levels together
-    sizes_differ: bool  # no two of several levels have priors of one size
+    sizes_differ: bool  # several levels, all with different prior sizes
 
     @property
     def num_levels(self) -> int:
-        """Levels of the pyramid."""
+        """Number of levels of the pyramid."""
         return len(self.width)
 
 
@@ -42,17 +42,17 @@ def make_lattice(
     rectangles: Sequence[Sequence[CellRectangle]],
     device: torch.device,
 ) -> Lattice:
-    """Collect a lattice.
+    """Build a lattice.
 
     Args:
-        base: per level xyxy px, the prior of cell (0, 0).
-        strides: per level, px along x and y.
-        feature_sizes: per level, rows and columns.
-        rectangles: per image and level, the valid cells; may be empty.
-        device: of the lattice's tensors.
+        base: Prior of cell (0, 0) per level, xyxy px.
+        strides: Strides along x and y per level, px.
+        feature_sizes: Rows and columns per level.
+        rectangles: Valid cells per image and level; may be empty.
+        device: Device of the lattice's tensors.
 
     Returns:
-        The lattice.
+        Lattice of the batch.
     """
     counts = [rows * columns for rows, columns in feature_sizes]
     first = [sum(counts[:level]) for level in range(len(counts))]
@@ -81,17 +81,17 @@ def valid_rectangle(
     image_meta: dict,
     allowed_border: int,
 ) -> CellRectangle:
-    """Cells of one level that count for one image.
+    """Valid cells of one level for one image.
 
     Args:
-        base: xyxy px, the prior of cell (0, 0).
-        stride: px along x and y.
-        feature_size: rows and columns of the feature map.
-        image_meta: with ``pad_shape`` and ``img_shape``, both (height, width, ...) in px.
-        allowed_border: px by which a prior may leave the image; negative: any.
+        base: Prior of cell (0, 0), xyxy px.
+        stride: Strides along x and y, px.
+        feature_size: Rows and columns of the feature map.
+        image_meta: Dict with ``pad_shape`` and ``img_shape``, both (height, width, ...) in px.
+        allowed_border: Pixels by which a prior may extend beyond the image; negative: any.
 
     Returns:
-        First column, first row, end column, end row; empty (end <= first) where nothing is valid.
+        First column, first row, end column, end row; empty (end <= first) if no cell is valid.
     """
     first, end = [], []
     for axis in (0, 1):  # x, y
@@ -110,18 +110,18 @@ def valid_rectangle(
 
 
 def fit_lattice(priors: Tensor, num_level_priors: Sequence[int]) -> Lattice | None:
-    """Recognise the lattice in a list of priors, for one image.
+    """Recognise the lattice in a list of priors of one image.
 
-    Heads hand their priors over as a list, row by row; if each level is exactly a lattice, the list
-    can be assigned in closed form.
+    Heads pass priors as a list, row by row; if each level is an exact lattice, closed-form
+    assignment applies.
 
     Args:
-        priors: ``(P, 4)`` xyxy px, level by level.
-        num_level_priors: priors of each level.
+        priors: ``(P, 4)`` xyxy px, by level.
+        num_level_priors: Number of priors per level.
 
     Returns:
-        The lattice with every cell valid, or None if a level is anything else (several priors per
-        cell, a gap, uneven steps, boxes of several sizes).
+        Lattice with all cells valid, or None if a level is no lattice (several priors per cell,
+        gaps, uneven steps, boxes of several sizes).
     """
     bases, strides, sizes = [], [], []
     for level_priors in priors.split(list(num_level_priors)):

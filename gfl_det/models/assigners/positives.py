@@ -1,6 +1,6 @@
-"""Positive priors of a batch as a list, and reading a pyramid's maps at them. Torch alone.
+"""Positive priors of a batch as a list, and lookup of a pyramid's maps at them; torch only.
 
-The list has empty slots, which read and write "nowhere" (:mod:`gfl_det.ops.layout`).
+Empty slots of the list read and write "nowhere" (:mod:`gfl_det.ops.layout`).
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from torch.autograd.function import once_differentiable
 
 from gfl_det.ops.layout import SPARE_PLACES, Layout, spare_places
 
-SPARE_GAP = 16  # cells between two spare places of a map: a line of memory
+SPARE_GAP = 16  # cells between two spare places of a map: a cache line
 
 
 class LevelSlots(NamedTuple):
-    """One level's candidates, and the slots of the list of positives that they fill."""
+    """Candidates of a level and their slots in the list of positives."""
 
     image: Tensor  # (N,) int64, index in the batch
     cell: Tensor  # (N,) int64, row * width + column
-    slot: Tensor  # (N,) int64; the number of slots, nowhere, for what is not positive
+    slot: Tensor  # (N,) int64; nowhere (the number of slots) if not positive
 
 
 class Positives(NamedTuple):
-    """Positive priors of a batch; slots that are not valid name the first gt and cell 0."""
+    """Positive priors of a batch; invalid slots point to the first gt and cell 0."""
 
     valid: Tensor  # (M,) bool
     image: Tensor  # (M,) int64, index in the batch
     level: Tensor  # (M,) int64
     cell: Tensor  # (M,) int64
-    gt: Tensor  # (M,) int64, index in the concatenated gts
+    gt: Tensor  # (M,) int64, index in the gts of the batch
     iou: Tensor  # (M,) of prior and gt
     centre: Tensor  # (M, 2) px, of the prior
-    by_level: list[LevelSlots]  # the same positives, level by level
+    by_level: list[LevelSlots]  # the same positives by level
 
 
 class _TakeCells(torch.autograd.Function):
-    # Untyped: torch passes to forward what apply was given, and annotates neither method.
+    # Untyped: torch annotates neither method.
     @staticmethod
     def forward(ctx, by_level, num_slots, *maps):  # type: ignore[no-untyped-def]
         ctx.by_level, ctx.layouts = by_level, [Layout.of(level) for level in maps]
@@ -57,7 +57,7 @@ class _TakeCells(torch.autograd.Function):
 
 
 def _scatter_rows(rows: Tensor, slots: LevelSlots, layout: Layout) -> Tensor:
-    """Maps ``(B, C, H, W)`` of zeros but for rows ``(M, C)`` written to the positives' cells."""
+    """Zero maps ``(B, C, H, W)`` with rows ``(M, C)`` written to the positives' cells."""
     images, cells = layout.shape[0], layout.shape[2] * layout.shape[3]
     positive = slots.slot < len(rows)
     image = slots.image.where(positive, slots.image.new_full((), images))
@@ -71,13 +71,13 @@ def _scatter_rows(rows: Tensor, slots: LevelSlots, layout: Layout) -> Tensor:
 
 
 def take_cells(maps: Sequence[Tensor], positives: Positives) -> Tensor:
-    """Differentiable reading of all channels at the positives' cells.
+    """Read all channels at the positives' cells, differentiably.
 
     Args:
-        maps: per level ``(B, C, H, W)``.
+        maps: Per level ``(B, C, H, W)``.
         positives: M slots.
 
     Returns:
-        ``(M, C)``; zeros in slots that are not valid.
+        ``(M, C)``; zeros in invalid slots.
     """
     return _TakeCells.apply(positives.by_level, len(positives.valid), *maps)

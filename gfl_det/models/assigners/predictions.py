@@ -1,8 +1,8 @@
-"""Assignment that reads predictions: mmdet's assigners of RTMDet, YOLOX and TOOD for a GFL head.
+"""Prediction-based assignment with mmdet's assigners of RTMDet, YOLOX and TOOD.
 
-Each wants the predictions in another form: logits or probabilities, priors as points with strides
-or as boxes. Two of them say how well a positive answers for its gt, and that soft label is then the
-target of Quality Focal Loss: the IoU of dynamic soft labels, and TOOD's normalised alignment.
+Each expects another form of predictions: logits or probabilities, priors as boxes or as points with
+strides. Two of them give a soft label per positive, the target of Quality Focal Loss: the IoU of
+dynamic soft labels, and TOOD's normalised alignment.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from torch import Tensor
 from gfl_det.ops import distribution
 from gfl_det.ops.boxes import box_centres, distances_to_boxes
 
-ALPHA, BETA = 1, 6  # powers of score and IoU in TOOD's alignment, as its authors set them
-SMALLEST_ALIGNMENT = 10e-8  # keeps a divisor above 0, as in mmdet's TOODHead
+ALPHA, BETA = 1, 6  # powers of score and IoU in TOOD's alignment, from its paper
+SMALLEST_ALIGNMENT = 10e-8  # lower bound of a divisor, as in mmdet's TOODHead
 
 
 class Predictions(NamedTuple):
-    """What a head predicts at all P priors of a batch, detached."""
+    """Detached predictions of a head at all P priors of a batch."""
 
     logits: Tensor  # (B, P, C)
     boxes: Tensor  # (B, P, 4) xyxy px
     priors: Tensor  # (P, 4) xyxy px
     stride: Tensor  # (P,) px
-    alignment: tuple[float, float]  # powers of score and IoU, for TOOD's assigner
+    alignment: tuple[float, float]  # powers of score and IoU for TOOD's assigner
 
     @classmethod
     def of(
@@ -46,14 +46,14 @@ class Predictions(NamedTuple):
         strides: Sequence[int],
         alignment: tuple[float, float] = (ALPHA, BETA),
     ) -> Predictions:
-        """Decode every prior's box.
+        """Decode the box of each prior.
 
         Args:
-            cls_scores: class logits, per level ``(B, C, H, W)``.
-            bbox_preds: edge logits, per level ``(B, 4 * num_bins, H, W)``.
-            priors: per level ``(H * W, 4)`` xyxy px.
-            strides: per level, px.
-            alignment: powers of score and IoU, for TOOD's assigner.
+            cls_scores: Class logits, per level ``(B, C, H, W)``.
+            bbox_preds: Edge logits, per level ``(B, 4 * num_bins, H, W)``.
+            priors: Per level ``(H * W, 4)`` xyxy px.
+            strides: Stride per level, px.
+            alignment: Powers of score and IoU for TOOD's assigner.
         """
         logits = torch.cat([level.detach().flatten(2) for level in cls_scores], 2)
         edges = torch.cat([level.detach().flatten(2) for level in bbox_preds], 2)
@@ -73,17 +73,17 @@ class Predictions(NamedTuple):
         gts: InstanceData,
         regions: InstanceData | None,
     ) -> tuple[AssignResult, Tensor]:
-        """Assign an image's priors.
+        """Assign the priors of an image.
 
         Args:
-            assigner: one that :func:`needs_predictions`.
-            image: index in the batch.
-            kept: ``(N,)`` int64, priors that count.
-            gts: ``bboxes`` and ``labels``; labels out of range are never assigned.
-            regions: of objects that are not labelled; these assigners do not read them.
+            assigner: Assigner accepted by :func:`needs_predictions`.
+            image: Index of the image in the batch.
+            kept: ``(N,)`` int64, indices of valid priors.
+            gts: ``bboxes`` and ``labels``; gts with labels out of range are never assigned.
+            regions: Ignored gts, which these assigners disregard.
 
         Returns:
-            mmdet's result over the N priors, and soft labels ``(N,)``, 0 where none is positive.
+            mmdet's result for the N priors, and soft labels ``(N,)``, 0 unless positive.
         """
         classes = self.logits.shape[2]
         known = ((gts.labels >= 0) & (gts.labels < classes)).nonzero().squeeze(1)
@@ -111,18 +111,18 @@ class Predictions(NamedTuple):
 
 
 def needs_predictions(assigner: BaseAssigner) -> bool:
-    """Whether an assigner is one of mmdet's that read scores and boxes."""
+    """Whether an assigner is one of mmdet's prediction-based ones."""
     return isinstance(assigner, (DynamicSoftLabelAssigner, SimOTAAssigner, TaskAlignedAssigner))
 
 
 def normalised_alignment(result: AssignResult, positive: Tensor) -> Tensor:
     """TOOD's soft labels (Feng et al., ICCV 2021, section 3.2.1).
 
-    The alignments of a gt's positives, scaled so that the largest is the largest of their IoUs.
+    The alignments of a gt's positives are scaled so that their maximum equals the largest IoU.
 
     Args:
-        result: of TOOD's assigner, over N priors.
-        positive: ``(M,)`` int64, the positive ones.
+        result: Result of TOOD's assigner for N priors.
+        positive: ``(M,)`` int64, indices of the positive priors.
 
     Returns:
         ``(M,)`` in [0, 1].

@@ -1,10 +1,9 @@
-"""ShuffleNet V2 (Ma et al., ECCV 2018) with leaky rectifiers, the backbone of NanoDet-Plus.
+"""ShuffleNet V2 (Ma et al., ECCV 2018) with leaky ReLU, the backbone of NanoDet-Plus.
 
-Neither mmdet 3.3 nor timm has it. mmpretrain's would do, and would bring a second framework with
-registries and pinned versions of its own for these hundred lines; torchvision's has plain
-rectifiers in its code, and its wheel does not import on every machine that runs gfl_det. The state
-dict has torchvision's keys, so that its ImageNet weights load: those with which the authors of
-NanoDet-Plus begin.
+Neither mmdet 3.3 nor timm has it. mmpretrain's version would add a framework with its own
+registries and pinned versions for these hundred lines; torchvision's hard-codes plain ReLU, and its
+wheel does not import on every machine that runs gfl_det. The state dict has torchvision's keys, so
+its ImageNet weights load, from which NanoDet-Plus was trained.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from gfl_det.errors import ConfigError
 from gfl_det.registry import MODELS
 
 STEM_CHANNELS = 24
-BLOCKS = (4, 8, 4)  # of the stages at strides 8, 16 and 32
+BLOCKS = (4, 8, 4)  # number per stage at strides 8, 16 and 32
 WIDTHS = {0.5: (48, 96, 192), 1.0: (116, 232, 464), 1.5: (176, 352, 704), 2.0: (244, 488, 976)}
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Interleave the channels of equal groups.
+    """Interleave the channels of groups of equal size.
 
     Args:
         x: ``(B, C, H, W)``.
-        groups: that C is a multiple of.
+        groups: Number of groups, a divisor of C.
 
     Returns:
-        ``(B, C, H, W)``: first the first channel of each group, then the second of each.
+        ``(B, C, H, W)``: the first channel of each group, then the second of each, and so on.
 
     Example:
         >>> channel_shuffle(torch.arange(6).reshape(1, 6, 1, 1), 2).flatten().tolist()
@@ -41,16 +40,16 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class ShuffleBlock(nn.Module):
-    """Two branches of half the output's channels, concatenated and shuffled.
+    """Two branches with half the output channels each, concatenated and shuffled.
 
-    At stride 1 the first branch is half of the input as it is, and the second sees the other half;
-    at stride 2 both see all of the input.
+    At stride 1, the first branch passes half of the input through and the second transforms the
+    other half; at stride 2, both transform the whole input.
 
     Args:
-        in_channels: of the input; those of the output at stride 1.
-        out_channels: of the output.
+        in_channels: Input channels; equal to ``out_channels`` at stride 1.
+        out_channels: Output channels.
         stride: 1 or 2.
-        slope: of the rectifiers below 0.
+        slope: Negative slope of the activations.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, slope: float) -> None:
@@ -89,12 +88,12 @@ class ShuffleNetV2(BaseModule):
 
     Args:
         width: 0.5, 1.0, 1.5 or 2.0.
-        out_stages: of 2, 3 and 4, the stages whose outputs are given.
-        negative_slope: of the rectifiers below 0; 0 for the paper's plain ones.
-        init_cfg: initialisation.
+        out_stages: Stages, from 2, 3 and 4, whose outputs are returned.
+        negative_slope: Negative slope of the activations; 0 for the paper's ReLU.
+        init_cfg: Initialisation config.
 
     Raises:
-        ConfigError: another width.
+        ConfigError: If the width is unknown.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class ShuffleNetV2(BaseModule):
             before = channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features ``(B, C, H / s, W / s)`` of the stages asked for; s is 8, 16 and 32."""
+        """Compute features ``(B, C, H / s, W / s)`` of ``out_stages``; s is 8, 16 and 32."""
         x = self.maxpool(self.conv1(x))
         features = []
         for stage in range(2, max(self.out_stages) + 1):

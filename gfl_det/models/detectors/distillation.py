@@ -1,6 +1,6 @@
-"""A one-stage detector that trains with the maps of a teacher.
+"""One-stage detector distilled from the maps of a teacher.
 
-First the teacher: built, checked against its student, loaded; then the detector with both.
+In order: building, checking and loading the teacher; then the detector.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Callable, Union
 
 import torch
 from mmdet.models.detectors import SingleStageDetector
-from mmdet.registry import MODELS as MMDET_MODELS  # a bare name is mmdet's, as in a runner
+from mmdet.registry import MODELS as MMDET_MODELS  # unscoped names are mmdet's
 from mmdet.structures import SampleList
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import CheckpointLoader
@@ -29,17 +29,16 @@ def build_teacher(config: TeacherConfig) -> nn.Module:
     """Build a teacher with random weights.
 
     Args:
-        config: a config with ``model``, the model's dict, or what :func:`..config.read_config`
-            takes.
+        config: Config with ``model``, a model dict, or an argument of :func:`..config.read_config`.
 
     Raises:
-        ConfigError: there is no such config, or it describes no detector with a dense head.
+        ConfigError: If the config does not exist or has no detector with a dense head.
     """
     read = read_config(str(config)) if isinstance(config, (str, Path)) else config
     settings = ConfigDict(read.get('model', read))
     if 'bbox_head' not in settings:
         raise ConfigError(
-            f'model.teacher_config {_name(config)} has no model with a bbox_head: name the config '
+            f'model.teacher_config {_name(config)} has no model with a bbox_head: use the config '
             'of a GFL detector'
         )
     return MMDET_MODELS.build(settings)
@@ -50,25 +49,25 @@ def _name(config: TeacherConfig) -> str:
 
 
 def check_pair(student: Any, teacher: Any) -> None:
-    """Check that the maps of a teacher mean to its student what they mean to itself.
+    """Check that student and teacher interpret the teacher's maps identically.
 
     Args:
-        student: a detector, or anything with ``bbox_head`` and ``data_preprocessor``.
-        teacher: a detector.
+        student: Detector, or any object with ``bbox_head`` and ``data_preprocessor``.
+        teacher: Detector.
 
     Raises:
-        ConfigError: the teacher predicts no edge distributions, or its classes, levels, strides,
-            priors or the preparation of its images differ. ``reg_max`` may.
+        ConfigError: If the teacher predicts no edge distributions, or its classes, levels, strides,
+            priors or image preprocessing differ. ``reg_max`` may differ.
     """
     ours, theirs = student.bbox_head, teacher.bbox_head
     if not hasattr(theirs, 'reg_max') or not hasattr(theirs, 'integral'):
         raise ConfigError(
             f'model.teacher_config has the head {type(theirs).__name__}, which predicts no '
-            'distributions of edges to learn from: take a GFL detector as the teacher'
+            'edge distributions to learn from: use a GFL detector as the teacher'
         )
     if not hasattr(ours, 'loss_ld'):
         raise ConfigError(
-            f'model.bbox_head is {type(ours).__name__}, which does not learn from a teacher: write '
+            f'model.bbox_head is {type(ours).__name__}, which cannot learn from a teacher: write '
             "type='gfl_det.LDHead'"
         )
     if ours.num_classes != theirs.num_classes:
@@ -84,8 +83,8 @@ def check_pair(student: Any, teacher: Any) -> None:
         )
     if _centres(ours) != _centres(theirs):
         raise ConfigError(
-            'the priors of model.bbox_head and of the teacher have their centres at other places '
-            f'of a cell ({_centres(ours)[0]} and {_centres(theirs)[0]} px on the first level): '
+            'the priors of model.bbox_head and of the teacher have different centre offsets '
+            f'({_centres(ours)[0]} and {_centres(theirs)[0]} px on the first level): '
             'give both the same anchor_generator.center_offset'
         )
     _check_images(student.data_preprocessor, teacher.data_preprocessor)
@@ -108,27 +107,27 @@ def _check_images(ours: Any, theirs: Any) -> None:
         if mine != other:
             name = 'bgr_to_rgb' if key == '_channel_conversion' else key
             raise ConfigError(
-                f'model.data_preprocessor gives images with {name} {mine}, but the teacher was '
-                f'made for {other}: give the student the data_preprocessor of the teacher'
+                f'model.data_preprocessor has {name} {mine}, but the teacher was '
+                f'trained with {other}: use the data_preprocessor of the teacher'
             )
 
 
 def load_teacher(teacher: nn.Module, checkpoint: str) -> dict[str, Any]:
-    """Load the weights of a teacher, all of them.
+    """Load all weights of a teacher.
 
     Args:
-        teacher: of the weights' config.
-        checkpoint: a file, an address or a name; loaded as tensors and plain values alone.
+        teacher: Model built from the weights' config.
+        checkpoint: File, URL or model name; only tensors and plain values are loaded.
 
     Returns:
         The checkpoint's ``meta``.
 
     Raises:
-        CheckpointError: the checkpoint is missing or unsafe, or keys or shapes differ.
+        CheckpointError: If the checkpoint is missing or unsafe, or its keys or shapes differ.
     """
     content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     state = content.get('state_dict', content)
-    # Some writers saved the wrapper of several GPUs around the model.
+    # Some checkpoints contain the multi-GPU wrapper around the model.
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     try:
         lacking, spare = teacher.load_state_dict(state, strict=False)
@@ -141,7 +140,7 @@ def load_teacher(teacher: nn.Module, checkpoint: str) -> dict[str, Any]:
     if faults:
         raise CheckpointError(
             f'The checkpoint {checkpoint} of model.teacher_ckpt does not fit model.teacher_config: '
-            f'it {" and ".join(faults)}; name the config that it was trained with.'
+            f'it {" and ".join(faults)}; use the config that it was trained with.'
         )
     return content.get('meta', {})
 
@@ -151,35 +150,35 @@ def _listed(what: str, keys: Sequence[str]) -> list[str]:
     return [f'{what} {keys[0]}{more}'] if keys else []
 
 
-# mmdet's name as well, so that its configs need nothing but the prefix.
+# Also under mmdet's name, so that its configs only need the prefix.
 @MODELS.register_module(
     name=['KnowledgeDistillationDetector', 'KnowledgeDistillationSingleStageDetector']
 )
 class KnowledgeDistillationDetector(SingleStageDetector):
-    """A student that learns from a teacher, with the constructor of mmdet's counterpart.
+    """Student that learns from a teacher, with the constructor of mmdet's counterpart.
 
     The teacher is built when training begins; testing and export need neither its config nor its
-    checkpoint. It moves and changes type with the student, but is none of its modules: neither the
-    state dict nor an optimizer sees it.
+    checkpoint. It follows the student's device and dtype but is not a submodule, so state dict and
+    optimizer exclude it.
 
     Args:
-        backbone: config of the student's backbone.
-        neck: config of its neck.
-        bbox_head: config of its head, an ``LDHead``.
-        teacher_config: the teacher's config: a dict, a file, the name of a shipped config, or
+        backbone: Config of the student's backbone.
+        neck: Config of the student's neck.
+        bbox_head: Config of the student's head, an ``LDHead``.
+        teacher_config: Teacher config: a dict, a file, the name of a shipped config, or
             ``PACKAGE::FOLDER/NAME.py``.
-        teacher_ckpt: the teacher's weights; None leaves them random.
-        eval_teacher: keep the teacher in eval mode.
-        output_feature: must be False; kept so that the configs of the authors' release fit.
-        train_cfg: of the head.
-        test_cfg: of the head.
-        data_preprocessor: config of the student's; the teacher sees what it gives.
-        init_cfg: initialisation of the student.
+        teacher_ckpt: Teacher weights; None leaves them random.
+        eval_teacher: Keep the teacher in eval mode.
+        output_feature: Must be False; accepted for the configs of the authors' release.
+        train_cfg: Training config of the head.
+        test_cfg: Test config of the head.
+        data_preprocessor: Config of the preprocessor, shared by student and teacher.
+        init_cfg: Initialisation config of the student.
 
     Raises:
-        ConfigError: ``output_feature`` is set; when training begins, student and teacher do not
-            fit together (:func:`check_pair`).
-        CheckpointError: when training begins, the teacher's weights do not fit its config.
+        ConfigError: If ``output_feature`` is set, or, when training begins, student and teacher do
+            not match (:func:`check_pair`).
+        CheckpointError: If, when training begins, the teacher's weights do not fit its config.
     """
 
     def __init__(
@@ -198,8 +197,7 @@ class KnowledgeDistillationDetector(SingleStageDetector):
     ) -> None:
         if output_feature:
             raise ConfigError(
-                'output_feature asks for imitation of features, which there is no loss for here: '
-                'remove it'
+                'output_feature requests feature imitation, which has no loss here: remove it'
             )
         super().__init__(
             backbone=backbone,
@@ -213,11 +211,11 @@ class KnowledgeDistillationDetector(SingleStageDetector):
         self.teacher_config = teacher_config
         self.teacher_ckpt = teacher_ckpt
         self.eval_teacher = eval_teacher
-        self._teacher: list[nn.Module] = []  # in a list torch takes it for no submodule
+        self._teacher: list[nn.Module] = []  # the list keeps torch from registering a submodule
 
     @property
     def teacher_model(self) -> nn.Module:
-        """The teacher; built and loaded when it is first asked for."""
+        """Return the teacher, built and loaded at first use."""
         if not self._teacher:
             teacher = build_teacher(self.teacher_config)
             check_pair(self, teacher)
@@ -228,19 +226,19 @@ class KnowledgeDistillationDetector(SingleStageDetector):
         return self._teacher[0]
 
     def init_weights(self) -> None:
-        """Initialise the student; a runner does so before training alone, so build the teacher."""
+        """Initialise the student and build the teacher; runners call it only before training."""
         super().init_weights()
         _ = self.teacher_model
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """All losses of a batch.
+        """Compute all losses of a batch.
 
         Args:
             batch_inputs: ``(B, 3, H, W)``, preprocessed.
-            batch_data_samples: the gts.
+            batch_data_samples: Data samples with gts.
 
         Returns:
-            The losses of the head.
+            Losses of the head.
         """
         teacher: Any = self.teacher_model
         with torch.no_grad():
@@ -258,7 +256,7 @@ class KnowledgeDistillationDetector(SingleStageDetector):
     def _apply(
         self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any
     ) -> KnowledgeDistillationDetector:
-        # What to(), cuda(), half() and their kin come down to.
+        # to(), cuda(), half() and similar methods all call this.
         for teacher in self._teacher:
             teacher._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)

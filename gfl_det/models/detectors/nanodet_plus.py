@@ -1,8 +1,8 @@
-"""NanoDet-Plus with its auxiliary guidance: a heavier head that assigns while the light one learns.
+"""NanoDet-Plus with auxiliary guidance, a heavier head that assigns gts while the light one learns.
 
-A small head's early predictions are poor judges of which prior should answer for which gt. So a
-second neck and head, of the training alone, predict from the same backbone; the priors are assigned
-by their predictions, and both heads learn from that one assignment.
+Early predictions of a small head are a poor basis for assigning gts to priors. So, in training
+only, a second neck and head predict from the same backbone; their predictions determine the
+assignment that both heads learn from.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from gfl_det.registry import MODELS
 
 @MODELS.register_module()
 class NanoDetPlus(SingleStageDetector):
-    """Single-stage detector that may be trained with auxiliary guidance.
+    """Single-stage detector with optional auxiliary guidance in training.
 
     Args:
-        backbone: config.
-        neck: config; the auxiliary neck is another of the same.
-        bbox_head: config of a GFL head.
-        aux_head: config of the guiding GFL head; ``in_channels`` are those of both necks together.
-            None: the detector is mmdet's ``GFL``.
-        detach_epoch: from this epoch on, counted from 0, the guiding neck and head no longer train
+        backbone: Config of the backbone.
+        neck: Config of the neck and of the auxiliary neck.
+        bbox_head: Config of a GFL head.
+        aux_head: Config of the auxiliary GFL head, whose ``in_channels`` is the sum over both
+            necks; None makes the detector mmdet's ``GFL``.
+        detach_epoch: Epoch, counted from 0, from which the auxiliary neck and head no longer train
             backbone and neck.
-        **kwargs: of mmdet's ``SingleStageDetector``.
+        **kwargs: Keyword arguments of mmdet's ``SingleStageDetector``.
 
     Raises:
-        ConfigError: there is an ``aux_head``, and the assigner reads no predictions.
+        ConfigError: If ``aux_head`` is given and the assigner does not use predictions.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class NanoDetPlus(SingleStageDetector):
         if self.train_cfg and not needs_predictions(self.bbox_head.assigner):
             kind = type(self.bbox_head.assigner).__name__
             raise ConfigError(
-                f'aux_head guides by its predictions, which {kind} does not read: remove aux_head, '
+                f'aux_head guides by its predictions, which {kind} does not use: remove aux_head, '
                 'or train with DynamicSoftLabelAssigner.'
             )
         self.aux_neck = MODELS.build(neck)
@@ -65,7 +65,7 @@ class NanoDetPlus(SingleStageDetector):
         self.aux_head = MODELS.build({**aux_head, **settings})
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """The head's losses, and those of the guiding head as ``aux_loss_*``."""
+        """Compute the head's losses, and those of the auxiliary head as ``aux_loss_*``."""
         if self.aux_head is None:
             return super().loss(batch_inputs, batch_data_samples)
         features = self.backbone(batch_inputs)

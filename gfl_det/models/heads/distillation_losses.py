@@ -1,9 +1,8 @@
-"""The losses of distillation from a teacher's maps, on tensors.
+"""Losses that distil a teacher's maps into a student, on tensors.
 
-Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022. All of them are
-means: over processes, images and positives (or cells of the region), with the weights that the box
-losses have. The authors' release and mmdet sum the first two terms instead, so that they grow with
-the images of a process.
+Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022. All are means over
+processes, images and positives (or cells of the region), weighted like the box losses. The authors'
+release and mmdet sum the first two terms, which then grow with the images per process.
 """
 
 from __future__ import annotations
@@ -24,30 +23,30 @@ from gfl_det.ops.boxes import MIN_UNION, box_areas
 from gfl_det.ops.distribution import fold
 from gfl_det.ops.layout import with_values
 
-LOWEST_SHARE = 0.25  # of the threshold: the paper's gamma, as in the authors' release
-MAX_PAIRS = 2**20  # pairs of prior and gt held at a time: 4 MiB a tensor
+LOWEST_SHARE = 0.25  # fraction of the ATSS threshold, the paper's gamma
+MAX_PAIRS = 2**20  # prior-gt pairs held at a time: 4 MiB per tensor
 
 # (student's logits (N, n), teacher's) -> losses (N,)
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 class TeacherMaps(NamedTuple):
-    """What the teacher says of a batch."""
+    """The teacher's logits of a batch."""
 
     cls_scores: Sequence[Tensor] | None  # per level (B, C, H, W) logits
     bbox_preds: Sequence[Tensor]  # per level (B, 4 * num_bins, H, W) logits
 
 
 def edge_divergence(logits: Tensor, teacher: Tensor, divergence: Divergence) -> Tensor:
-    """Divergence of edges' distributions over the bins that student and teacher both have.
+    """Divergence of edge distributions over the bins that student and teacher share.
 
-    What the teacher sees beyond the student's last bin counts as at that bin. Of the student's bins
-    beyond the teacher's last the teacher knows nothing: they get no gradient.
+    The teacher's probability beyond the student's last bin is added to that bin. The student's bins
+    beyond the teacher's last get no gradient.
 
     Args:
         logits: ``(N, num_bins)`` of the student.
-        teacher: ``(N, its num_bins)``.
-        divergence: of rows of equal length.
+        teacher: ``(N, num_bins)`` of the teacher, which may differ.
+        divergence: Divergence of rows of equal length.
 
     Returns:
         ``(N,)``.
@@ -59,13 +58,13 @@ def edge_divergence(logits: Tensor, teacher: Tensor, divergence: Divergence) -> 
 def positives_loss(
     positives: Positives, terms: PositiveTerms, teacher: TeacherMaps, divergence: Divergence
 ) -> Tensor:
-    """Localization distillation of the positives, weighted and divided as their DFL.
+    """Localization distillation of the positives, weighted and normalised like their DFL.
 
     Args:
         positives: M slots.
-        terms: theirs, of the student.
-        teacher: of the same batch.
-        divergence: of distributions.
+        terms: The student's terms of the positives.
+        teacher: Teacher logits of the same batch.
+        divergence: Divergence of distributions.
 
     Returns:
         Scalar.
@@ -82,23 +81,23 @@ def positives_class_loss(
     teacher: TeacherMaps,
     divergence: Divergence,
 ) -> Tensor:
-    """Distillation of the positives' classes: the mean divergence.
+    """Mean divergence of the positives' class distributions.
 
     Args:
-        cls_scores: class logits, per level ``(B, C, H, W)``.
+        cls_scores: Class logits, per level ``(B, C, H, W)``.
         positives: M slots.
-        terms: theirs, of the student.
-        teacher: of the same batch, with class logits.
-        divergence: of distributions over classes.
+        terms: The student's terms of the positives.
+        teacher: Teacher logits of the same batch, including class logits.
+        divergence: Divergence of distributions over classes.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: the teacher's class logits are missing.
+        ValueError: If the teacher's class logits are missing.
     """
     if teacher.cls_scores is None:
-        raise ValueError('loss_kd compares class logits: give those of the teacher as soft_labels')
+        raise ValueError('loss_kd compares class logits: pass the teacher logits as soft_labels')
     ours, theirs = (take_cells(maps, positives) for maps in (cls_scores, teacher.cls_scores))
     return (divergence(ours, theirs) * positives.valid).sum() / terms.num_positives
 
@@ -109,15 +108,15 @@ def region_loss(
     teacher: TeacherMaps,
     divergence: Divergence,
 ) -> Tensor:
-    """Localization distillation of the cells of a region, their mean by weight.
+    """Localization distillation of the cells of a region, a weighted mean.
 
-    How many cells the region has only the device knows, so all cells are compared.
+    All cells are compared, since counting those of the region would synchronise the device.
 
     Args:
-        bbox_preds: edge logits, per level ``(B, 4 * num_bins, H, W)``.
-        weights: per level ``(B, H, W)``, at least 0.
-        teacher: of the same batch.
-        divergence: of distributions.
+        bbox_preds: Edge logits, per level ``(B, 4 * num_bins, H, W)``.
+        weights: Per level ``(B, H, W)``, at least 0.
+        teacher: Teacher logits of the same batch.
+        divergence: Divergence of distributions.
 
     Returns:
         Scalar.
@@ -132,20 +131,20 @@ def region_loss(
 
 
 def _edge_rows(maps: Tensor) -> Tensor:
-    """Logits ``(B * 4 * H * W, num_bins)`` of maps ``(B, 4 * num_bins, H, W)``."""
+    """Reshape maps ``(B, 4 * num_bins, H, W)`` to rows ``(B * 4 * H * W, num_bins)``."""
     return maps.unflatten(1, (4, -1)).movedim(2, -1).flatten(0, 3)
 
 
 @torch.no_grad()
 def region_weights(assigned: BatchAssignment, k: int) -> list[Tensor]:
-    """Weights of the valuable localization region, without positives and cells that do not count.
+    """Weights of the valuable localization region, without positives and excluded cells.
 
     Args:
-        assigned: the positives, which are distilled by themselves.
-        k: candidates per level of the assigner.
+        assigned: Assignment whose positives are distilled separately.
+        k: Candidates per level of the assigner.
 
     Returns:
-        Per level ``(B, H, W)``, the IoU of prior and gt or 0.
+        Per level ``(B, H, W)``, the IoU of prior and gt, or 0.
     """
     grid, positives = assigned.grid, assigned.positives
     weights = valuable_region(grid.lattice(), grid.sizes, assigned.boxes, assigned.image, k)
@@ -168,18 +167,18 @@ def valuable_region(
 ) -> list[Tensor]:
     """Weights of the cells of the valuable localization region.
 
-    Memory is bounded by chunks of gts, and nothing waits for a value from the device.
+    Chunks of gts bound the memory; no device synchronisation.
 
     Args:
-        lattice: of the batch.
-        sizes: per level, rows and columns.
+        lattice: Lattice of the batch.
+        sizes: Rows and columns per level.
         gts: ``(T, 4)`` xyxy px.
-        image: ``(T,)`` int64, the gt's image.
-        k: candidates per level that ATSS's threshold is made of.
+        image: ``(T,)`` int64, image index of each gt.
+        k: Candidates per level for ATSS's threshold.
 
     Returns:
-        Per level ``(B, H, W)``: the largest IoU of the prior with a gt in whose region it lies,
-        0 outside. Positives and cells outside an image's rectangle are not left out.
+        Per level ``(B, H, W)``: the largest IoU of the prior with a gt whose region contains it, 0
+        elsewhere. Includes positives and cells outside an image's rectangle.
     """
     threshold = adaptive_threshold(nearest_priors(lattice, gts, image, k))[:, :, None]
     return [
@@ -215,10 +214,10 @@ def _level_weights(
 
 
 class _Axis(NamedTuple):
-    """Priors and gts along x or y."""
+    """Overlap of priors and gts along x or y."""
 
-    shared: Tensor  # (T, N) px that prior and gt have in common
-    hull: Tensor  # (T, N) px from the first edge of both to the last
+    shared: Tensor  # (T, N) px shared by prior and gt
+    hull: Tensor  # (T, N) px of the interval that encloses both
     gap: Tensor  # (T, N) px between the centres
     side: Tensor  # scalar, px of a prior
 

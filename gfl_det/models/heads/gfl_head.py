@@ -1,9 +1,9 @@
-"""The Generalized Focal Loss head (Li et al., NeurIPS 2020).
+"""Generalized Focal Loss head (Li et al., NeurIPS 2020).
 
-Its class score is the predicted IoU of the box; its box edges are discrete distributions. The path
-of a training step: :meth:`GFLHead.forward` -> :meth:`GFLHead.match` (:mod:`..assigners`) ->
-:meth:`GFLHead.loss_terms` -> :meth:`GFLHead.losses` (both :mod:`.loss`). The path of a prediction:
-forward -> :meth:`GFLHead.predict_by_feat` (:mod:`.postprocess`).
+The class score is the predicted IoU of the box; box edges are discrete distributions. Training
+path: :meth:`GFLHead.forward` -> :meth:`GFLHead.match` (:mod:`..assigners`) ->
+:meth:`GFLHead.loss_terms` -> :meth:`GFLHead.losses` (both :mod:`.loss`). Prediction path: forward
+-> :meth:`GFLHead.predict_by_feat` (:mod:`.postprocess`).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from gfl_det.registry import MODELS
 
 
 class Integral(nn.Module):
-    """Mean of edge distributions (GFL paper, eq. 5); its buffer is part of mmdet's state dicts.
+    """Mean of edge distributions (GFL paper, eq. 5), with the buffer of mmdet's state dicts.
 
     Args:
-        reg_max: the last bin, in strides.
+        reg_max: Last bin, in strides.
     """
 
     project: Tensor
@@ -49,11 +49,11 @@ class Integral(nn.Module):
         self.register_buffer('project', torch.linspace(0, reg_max, reg_max + 1))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Distances ``(N, 4)`` in strides of logits ``(N, 4 * (reg_max + 1))``."""
+        """Compute distances ``(N, 4)`` in strides from logits ``(N, 4 * (reg_max + 1))``."""
         return distribution.mean(logits.reshape(-1, 4, self.reg_max + 1))
 
 
-# The paper's settings; None in their place keeps mmdet's meaning, such as no norm.
+# The paper's settings; an explicit None keeps mmdet's meaning, such as no norm.
 DEFAULT_NORM = dict(type='GN', num_groups=32, requires_grad=True)
 DEFAULT_ANCHORS = dict(
     type='AnchorGenerator',
@@ -76,38 +76,39 @@ DEFAULT_INIT = dict(
 
 @MODELS.register_module()
 class GFLHead(AnchorHead):
-    """Head of quality scores and edge distributions, a drop-in for mmdet's ``GFLHead``.
+    """Head with quality scores and edge distributions, a drop-in for mmdet's ``GFLHead``.
 
-    Constructor, state dict, losses and detections are mmdet's. In ``test_cfg``,
+    Constructor, state dict, losses and detections match mmdet's. In ``test_cfg``,
     ``with_uncertainty=True`` adds ``edge_std (N, 4)`` and ``interval_level=0.9`` adds ``edge_low``,
     ``edge_high`` and ``edge_entropy (N, 4)``, all explained in :mod:`..inference.results`;
-    ``with_distribution=True`` adds what a box was read from: ``edge_logits (N, 4, reg_max + 1)``,
-    ``bin_widths (N, 4)`` px, and ``prior_centres (N, 2)`` px, from where bins count. The JSON files
+    ``with_distribution=True`` adds the distributions: ``edge_logits (N, 4, reg_max + 1)``,
+    ``bin_widths (N, 4)`` px, and ``prior_centres (N, 2)`` px, where distances start. The JSON files
     ``calibrator`` and ``interval_calibrator`` map scores and stretch intervals.
 
     Args:
-        num_classes: classes without background.
-        in_channels: channels of the features.
-        stacked_convs: convolutions of each of the two towers.
-        conv_cfg: config of the towers' convolutions.
-        norm_cfg: config of the towers' norms.
-        loss_dfl: config of the edge loss, a DistributionFocalLoss; of it and of a QualityFocalLoss
-            or VarifocalLoss, ours, mmdet's or a subclass, only the hyper-parameters are read, as
-            the losses of all positives and logits are summed here.
-        bbox_coder: must be a DistancePointBBoxCoder.
-        reg_max: the last bin of an edge's distribution; an edge reaches so many strides.
-        init_cfg: initialisation.
-        anchor_generator: config of the priors, one per cell.
-        loss_cls: config of the class loss: a QualityFocalLoss, or another of ours with sigmoids
-            (see ``loss_dfl``).
-        loss_bbox: config of the box loss, of the IoU family.
-        **kwargs: of mmdet's ``AnchorHead``: feat_channels, train_cfg, test_cfg.
+        num_classes: Number of classes without background.
+        in_channels: Channels of the features.
+        stacked_convs: Convolutions per tower.
+        conv_cfg: Config of the towers' convolutions.
+        norm_cfg: Config of the towers' norms.
+        loss_dfl: Config of the edge loss, a DistributionFocalLoss. Only the hyper-parameters of
+            DistributionFocalLoss, QualityFocalLoss and VarifocalLoss (ours, mmdet's or a subclass)
+            are used, since the head sums these losses itself.
+        bbox_coder: Must be a DistancePointBBoxCoder.
+        reg_max: Last bin of an edge's distribution, the largest distance in strides.
+        init_cfg: Initialisation config.
+        anchor_generator: Config of the priors, one per cell.
+        loss_cls: Config of the class loss: QualityFocalLoss or another of this package's sigmoid
+            losses (see ``loss_dfl``).
+        loss_bbox: Config of the box loss, from the IoU family.
+        **kwargs: Arguments of mmdet's ``AnchorHead``: feat_channels, train_cfg, test_cfg.
 
     Raises:
-        ConfigError: Several priors per cell, oblong strides, another coder, class loss or sampler.
+        ConfigError: If the config has several priors per cell, unequal strides along x and y, a
+            sampler, or an unsupported coder or loss.
     """
 
-    # Called with the assignment of every batch that is trained on, where a hook wants it.
+    # Set by hooks: called with the assignment of each training batch.
     assignment_observer: Callable[[BatchAssignment], None] | None = None
 
     def __init__(
@@ -152,19 +153,19 @@ class GFLHead(AnchorHead):
                 raise ConfigError('GFLHead needs use_sigmoid=True and reduction="mean" in loss_cls')
         elif not isinstance(self.loss_cls, (QualityFocalLoss, MMDetQualityFocalLoss)):
             raise ConfigError(
-                f'GFLHead trains scores that are qualities: loss_cls is a QualityFocalLoss, not '
+                f'GFLHead trains quality scores: loss_cls must be a QualityFocalLoss, not '
                 f'{type(self.loss_cls).__name__}'
             )
         elif self.loss_cls.activated:
-            raise ConfigError('GFLHead gives logits: set activated=False in loss_cls')
+            raise ConfigError('GFLHead outputs logits: set activated=False in loss_cls')
         if not isinstance(self.loss_dfl, (DistributionFocalLoss, MMDetDistributionFocalLoss)):
             raise ConfigError(
-                'GFLHead trains edge distributions: loss_dfl is a DistributionFocalLoss, not '
+                'GFLHead trains edge distributions: loss_dfl must be a DistributionFocalLoss, not '
                 f'{type(self.loss_dfl).__name__}'
             )
         if not isinstance(self.bbox_coder, DistancePointBBoxCoder):
             raise ConfigError(
-                'GFLHead predicts distances to edges: bbox_coder is a DistancePointBBoxCoder, not '
+                'GFLHead predicts edge distances: bbox_coder must be a DistancePointBBoxCoder, not '
                 f'{type(self.bbox_coder).__name__}'
             )
         if self.train_cfg and not isinstance(self.sampler, PseudoSampler):
@@ -180,7 +181,7 @@ class GFLHead(AnchorHead):
                 'GFLHead has one prior per cell: give anchor_generator one ratio and one scale'
             )
         self.priors = PriorLevels.of(self.prior_generator)
-        # mmdet adds a background channel where loss_cls lacks use_sigmoid=True; none is needed.
+        # mmdet adds a background channel if loss_cls lacks use_sigmoid=True; the head needs none.
         self.cls_out_channels = self.num_classes
         self.cls_convs, self.reg_convs = self._tower(), self._tower()
         self.gfl_cls = nn.Conv2d(self.feat_channels, self.cls_out_channels, 3, padding=1)
@@ -195,20 +196,20 @@ class GFLHead(AnchorHead):
         )
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits of scores and edges.
+        """Compute the logits of scores and edges.
 
         Args:
-            x: features, per level ``(B, in_channels, H, W)``.
+            x: Features, per level ``(B, in_channels, H, W)``.
 
         Returns:
             Per level, class logits ``(B, C, H, W)`` and edge logits ``(B, 4 * (reg_max + 1), H,
-            W)``: left, top, right, bottom; the latter in float32.
+            W)`` in float32, in the order left, top, right, bottom.
         """
         levels = [self.forward_single(*level) for level in zip(x, self.scales)]
         return [cls for cls, _ in levels], [edges for _, edges in levels]
 
     def forward_single(self, x: Tensor, scale: nn.Module) -> tuple[Tensor, Tensor]:
-        """Logits of one level; ``scale`` is its learnt factor of the edge logits."""
+        """Compute the logits of a level; ``scale`` is its learnt factor of the edge logits."""
         cls_features = edge_features = x
         for conv in self.cls_convs:
             cls_features = conv(cls_features)
@@ -224,14 +225,14 @@ class GFLHead(AnchorHead):
         batch_img_metas: Sequence[dict],
         batch_gt_instances_ignore: Sequence[InstanceData | None] | None = None,
     ) -> dict[str, Tensor]:
-        """The three losses of a batch.
+        """Compute the three losses of a batch.
 
         Args:
-            cls_scores: class logits, per level ``(B, C, H, W)``.
-            bbox_preds: edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
-            batch_gt_instances: per image ``bboxes (T, 4)`` xyxy px and ``labels (T,)``.
-            batch_img_metas: per image ``pad_shape`` and ``img_shape``.
-            batch_gt_instances_ignore: per image ``bboxes`` of ignored gts, or None.
+            cls_scores: Class logits, per level ``(B, C, H, W)``.
+            bbox_preds: Edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
+            batch_gt_instances: Per image ``bboxes (T, 4)`` xyxy px and ``labels (T,)``.
+            batch_img_metas: Per image ``pad_shape`` and ``img_shape``.
+            batch_gt_instances_ignore: Per image ``bboxes`` of ignored gts, or None.
 
         Returns:
             Scalars ``loss_cls`` (QFL), ``loss_bbox`` (IoU loss) and ``loss_dfl`` (DFL).
@@ -252,7 +253,7 @@ class GFLHead(AnchorHead):
         ignored: Sequence[InstanceData | None],
         bbox_preds: Sequence[Tensor],
     ) -> BatchAssignment:
-        """Assign a batch's gts to the priors of its maps (arguments of ``loss_by_feat``)."""
+        """Assign a batch's gts to priors (arguments of :meth:`loss_by_feat`)."""
         grid = make_grid(self.priors, cls_scores, metas, self.train_cfg.get('allowed_border', -1))
         predictions = None
         if needs_predictions(self.assigner):
@@ -272,13 +273,13 @@ class GFLHead(AnchorHead):
         bbox_preds: Sequence[Tensor],
         assigned: BatchAssignment,
     ) -> PositiveTerms:
-        """What the losses of the positives are made of (arguments as above)."""
+        """Decode the positives and compare them with their gts (arguments as above)."""
         return positive_terms(cls_scores, bbox_preds, assigned, self.reg_max)
 
     def losses(
         self, cls_scores: Sequence[Tensor], assigned: BatchAssignment, terms: PositiveTerms
     ) -> dict[str, Tensor]:
-        """The three losses, by tensors alone (arguments as above)."""
+        """Compute the three losses from tensors (arguments as above)."""
         pos_weight = self.train_cfg.get('pos_weight', -1)
         box_loss = self.loss_bbox(terms.decoded, terms.targets, reduction_override='none')
         return dict(
@@ -299,27 +300,28 @@ class GFLHead(AnchorHead):
         rescale: bool = False,
         with_nms: bool = True,
     ) -> list[InstanceData]:
-        """Detections of a batch.
+        """Decode the detections of a batch.
 
         Args:
-            cls_scores: class logits, per level ``(B, C, H, W)``.
-            bbox_preds: edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
-            score_factors: must be None; the scores are qualities already.
-            batch_img_metas: per image ``img_shape`` and, for ``rescale``, ``scale_factor`` (w, h).
-            cfg: in place of ``test_cfg``.
-            rescale: give boxes in the original image.
-            with_nms: suppress and keep the ``max_per_img`` best.
+            cls_scores: Class logits, per level ``(B, C, H, W)``.
+            bbox_preds: Edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
+            score_factors: Must be None; the scores already are qualities.
+            batch_img_metas: Per image ``img_shape`` and, for ``rescale``, ``scale_factor`` (w, h).
+            cfg: Config that replaces ``test_cfg``.
+            rescale: Return boxes in the original image.
+            with_nms: Apply NMS and keep the ``max_per_img`` best.
 
         Returns:
-            Per image ``bboxes (N, 4)`` xyxy px, ``scores``, ``labels`` and what ``cfg`` asks for.
+            Per image ``bboxes (N, 4)`` xyxy px, ``scores``, ``labels`` and the fields requested by
+            ``cfg``.
 
         Raises:
-            ValueError: there are ``score_factors``, or no ``batch_img_metas``.
+            ValueError: If ``score_factors`` is given or ``batch_img_metas`` is not.
         """
         if score_factors is not None:
-            raise ValueError('GFLHead has no score factors: its scores are qualities already')
+            raise ValueError('GFLHead scores already are qualities: leave score_factors=None')
         if batch_img_metas is None:
-            raise ValueError('batch_img_metas says how large the images are: give one for each')
+            raise ValueError('batch_img_metas holds the image sizes: pass one for each image')
         cfg = self.test_cfg if cfg is None else cfg
         cls_scores, bbox_preds = ([x.detach() for x in maps] for maps in (cls_scores, bbox_preds))
         device = cls_scores[0].device

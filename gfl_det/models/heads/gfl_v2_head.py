@@ -1,8 +1,8 @@
-"""The Generalized Focal Loss V2 head (Li et al., CVPR 2021).
+"""Generalized Focal Loss V2 head (Li et al., CVPR 2021).
 
-A small network reads the quality of a box from the shape of its edges' distributions, and the score
-is class times quality. The product is handed on as a logit, so everything behind
-:meth:`GFLv2Head.forward_single` is the path of :class:`.gfl_head.GFLHead`.
+A small network predicts the quality of a box from the shape of its edges' distributions, and the
+score is class times quality. The product is returned as a logit, so everything after
+:meth:`GFLv2Head.forward_single` is shared with :class:`.gfl_head.GFLHead`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from gfl_det.registry import MODELS
 
 
 def edge_statistics(edges: Tensor, num_bins: int, count: int, with_mean: bool) -> Tensor:
-    """The largest probabilities of each edge's distribution, and their mean.
+    """Largest probabilities of each edge's distribution, and their mean.
 
-    The mean is that of the largest ones: the mean of all probabilities is the same for every
-    distribution.
+    Only these probabilities are averaged: the mean of all bins is the same for every distribution.
 
     Args:
-        edges: logits ``(B, 4 * num_bins, H, W)``.
-        num_bins: bins of an edge's distribution.
-        count: probabilities taken of each edge, k in the paper, at most ``num_bins``.
-        with_mean: add the mean.
+        edges: Logits ``(B, 4 * num_bins, H, W)``.
+        num_bins: Number of bins per edge.
+        count: Number of probabilities per edge, k in the paper, at most ``num_bins``.
+        with_mean: Append the mean.
 
     Returns:
-        ``(B, 4 * (count + with_mean), H, W)`` in [0, 1], edge by edge: the probabilities in
-        descending order, then their mean.
+        ``(B, 4 * (count + with_mean), H, W)`` in [0, 1]; per edge, the probabilities in descending
+        order, then their mean.
     """
     probabilities = full_precision(edges).unflatten(1, (4, num_bins)).softmax(2)
     largest = probabilities.topk(count, dim=2).values
@@ -43,19 +42,19 @@ def edge_statistics(edges: Tensor, num_bins: int, count: int, with_mean: bool) -
 
 
 def joint_logits(logits: Tensor, quality: Tensor) -> Tensor:
-    """The logit of a product of two probabilities, from their logits.
+    """Logit of the product of two probabilities, from their logits.
 
     GFLv2's score is class times quality, J = C * I in the paper. The odds of ``p = sigmoid(a) *
     sigmoid(b)`` are ``1 / (e^-a + e^-b + e^-(a+b))``, so ``logit(p) = b - softplus(softplus(b) -
-    a)``: no probability is rounded to 0 or 1 on the way, and a loss on logits stays exact where one
-    on the product would take the logarithm of 0.
+    a)``: no intermediate probability is rounded to 0 or 1, and a loss on logits stays exact where a
+    loss on the product would take the logarithm of 0.
 
     Args:
         logits: a, ``(B, C, H, W)``.
-        quality: b, broadcasts with it.
+        quality: b, broadcasts with the logits.
 
     Returns:
-        Of the broadcast shape, float32 at least.
+        Logits of the broadcast shape, float32 at least.
     """
     quality = full_precision(quality)
     return quality - F.softplus(F.softplus(quality) - full_precision(logits))
@@ -66,18 +65,17 @@ class GFLv2Head(GFLHead):
     """GFL head whose scores are guided by the edges' distributions.
 
     The state dict has the keys of the authors' release: those of ``GFLHead``, ``reg_conf.0`` and
-    ``reg_conf.2``. The release has one class channel more than classes, which trains for nothing;
-    it is dropped on loading.
+    ``reg_conf.2``. The unused extra class channel of the release is dropped on loading.
 
     Args:
-        *args: of :class:`GFLHead`.
-        reg_topk: probabilities of each edge that the quality is read from, k in the paper.
-        reg_channels: hidden channels of the quality network.
-        add_mean: read the mean of these probabilities too.
-        **kwargs: of :class:`GFLHead`.
+        *args: Arguments of :class:`GFLHead`.
+        reg_topk: Largest probabilities per edge that enter the quality network, k in the paper.
+        reg_channels: Hidden channels of the quality network.
+        add_mean: Also use the mean of these probabilities.
+        **kwargs: Keyword arguments of :class:`GFLHead`.
 
     Raises:
-        ConfigError: ``reg_topk`` is not from 1 to the number of bins, or what ``GFLHead`` refuses.
+        ConfigError: If ``reg_topk`` is not in 1..num_bins, or as in ``GFLHead``.
     """
 
     def __init__(
@@ -107,23 +105,23 @@ class GFLv2Head(GFLHead):
         )
 
     def forward_single(self, x: Tensor, scale: nn.Module) -> tuple[Tensor, Tensor]:
-        """Logits of class times quality, and of edges, of one level; both in float32."""
+        """Logits of class times quality and of edges for one level, both float32."""
         class_logits, edges = super().forward_single(x, scale)
         with torch.autocast(x.device.type, enabled=False):
             return joint_logits(class_logits, self.quality_logits(edges)), edges
 
     def quality_logits(self, edges: Tensor) -> Tensor:
-        """Logits ``(B, 1, H, W)`` of the boxes' quality.
+        """Logits ``(B, 1, H, W)`` of box quality.
 
         Args:
-            edges: logits ``(B, 4 * (reg_max + 1), H, W)``; gradients reach them.
+            edges: Edge logits ``(B, 4 * (reg_max + 1), H, W)``; they receive gradients.
         """
         statistics = edge_statistics(edges, self.reg_max + 1, self.reg_topk, self.add_mean)
         return self.reg_conf(statistics.to(next(self.reg_conf.parameters()).dtype))
 
-    # Untyped: torch calls it with seven arguments of its own.
+    # Untyped: torch calls this hook with seven arguments.
     def _load_from_state_dict(self, state_dict, prefix, *args):  # type: ignore[no-untyped-def]
-        # Loaders hand over a copy of the dict, so the caller's keeps its channel.
+        # Loaders pass a copy of the dict, so the caller's dict keeps the channel.
         for name in ('weight', 'bias'):
             value = state_dict.get(f'{prefix}gfl_cls.{name}')
             if value is not None and len(value) == self.num_classes + 1:

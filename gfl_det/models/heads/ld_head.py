@@ -1,7 +1,7 @@
-"""The head of a student that learns its boxes from a teacher (Zheng et al., CVPR 2022).
+"""Student head that learns its boxes from a teacher (Zheng et al., CVPR 2022).
 
-It is :class:`.gfl_head.GFLHead` with losses more; the detector
-:class:`..detectors.KnowledgeDistillationDetector` brings it the teacher's maps.
+It adds losses to :class:`.gfl_head.GFLHead`; the detector
+:class:`..detectors.KnowledgeDistillationDetector` passes it the teacher's maps.
 """
 
 from __future__ import annotations
@@ -32,29 +32,30 @@ from gfl_det.models.heads.gfl_head import GFLHead
 from gfl_det.models.heads.loss import PositiveTerms
 from gfl_det.registry import MODELS
 
-# The authors' temperature: softened by it, edges differ in more than the most likely bin.
+# The authors' temperature softens the distributions, so more than the likeliest bin counts.
 DEFAULT_LD = dict(type='gfl_det.DistillationLoss', loss_weight=0.25, T=10)
 
 
 @MODELS.register_module()
 class LDHead(GFLHead):
-    """GFL head with localization distillation; constructor and calls as mmdet's ``LDHead``.
+    """GFL head with localization distillation, a drop-in for mmdet's ``LDHead``.
 
-    ``loss_ld`` is divided as the DFL is, by the sum of the positives' weights over all processes,
-    and averaged over the four edges: it does not grow with the batch, as mmdet's does. The teacher
-    may have another ``reg_max``.
+    Like the DFL, ``loss_ld`` is divided by the sum of the positives' weights over all processes and
+    averaged over the four edges; unlike mmdet's, it does not grow with the batch. The teacher may
+    have another ``reg_max``.
 
     Args:
-        num_classes: classes without background.
-        in_channels: channels of the features.
-        loss_ld: config of the divergence of the positives' edges from the teacher's.
-        loss_ld_vlr: the same for the valuable localization region around them; None: none.
-        loss_kd: config of the divergence of the positives' classes; None: none.
-        **kwargs: of :class:`GFLHead`.
+        num_classes: Classes without background.
+        in_channels: Channels of the features.
+        loss_ld: Config of the divergence between the positives' edges and the teacher's.
+        loss_ld_vlr: The same for the valuable localization region around positives; None disables
+            it.
+        loss_kd: Config of the divergence of the positives' classes; None disables it.
+        **kwargs: Keyword arguments of :class:`GFLHead`.
 
     Raises:
-        ConfigError: ``loss_kd`` with one class, ``loss_ld_vlr`` without ATSS, or what ``GFLHead``
-            refuses.
+        ConfigError: If ``loss_kd`` is used with one class or ``loss_ld_vlr`` without ATSS, or as in
+            ``GFLHead``.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class LDHead(GFLHead):
         self.loss_kd = None if loss_kd is None else MODELS.build(loss_kd)
         if self.loss_kd is not None and num_classes == 1:
             raise ConfigError(
-                'loss_kd compares classes with each other and is 0 for a single one: remove it'
+                'loss_kd compares classes and is always 0 for a single class: remove it'
             )
         if self.loss_ld_vlr is not None and self.train_cfg and not self._has_atss():
             raise ConfigError(
@@ -91,15 +92,15 @@ class LDHead(GFLHead):
         out_teacher: tuple[Sequence[Tensor], Sequence[Tensor]],
         batch_data_samples: SampleList,
     ) -> dict[str, Tensor]:
-        """All losses of a batch.
+        """Compute all losses of a batch.
 
         Args:
-            x: features, per level ``(B, in_channels, H, W)``.
-            out_teacher: class and edge logits of the teacher's head.
-            batch_data_samples: the gts.
+            x: Features, per level ``(B, in_channels, H, W)``.
+            out_teacher: Class and edge logits of the teacher's head.
+            batch_data_samples: Data samples with gts.
 
         Returns:
-            As :meth:`loss_by_feat`.
+            Losses of :meth:`loss_by_feat`.
         """
         gts, ignored, metas = unpack_gt_instances(batch_data_samples)
         soft_labels, soft_targets = out_teacher
@@ -108,7 +109,7 @@ class LDHead(GFLHead):
             cls_scores, bbox_preds, gts, metas, soft_targets, ignored, soft_labels
         )
 
-    # As in mmdet's LDHead, the teacher's maps come in between.
+    # As in mmdet's LDHead, soft_targets precedes the ignored gts.
     def loss_by_feat(  # type: ignore[override]
         self,
         cls_scores: Sequence[Tensor],
@@ -119,20 +120,20 @@ class LDHead(GFLHead):
         batch_gt_instances_ignore: Sequence[InstanceData | None] | None = None,
         soft_labels: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of :class:`GFLHead` and those of distillation.
+        """Compute the losses of :class:`GFLHead` and of distillation.
 
         Args:
-            cls_scores: class logits, per level ``(B, C, H, W)``.
-            bbox_preds: edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
-            batch_gt_instances: per image ``bboxes (T, 4)`` xyxy px and ``labels (T,)``.
-            batch_img_metas: per image ``pad_shape`` and ``img_shape``.
-            soft_targets: the teacher's edge logits, per level ``(B, 4 * num_bins, H, W)``.
-            batch_gt_instances_ignore: per image ``bboxes`` of ignored gts, or None.
-            soft_labels: the teacher's class logits, as ``cls_scores``; for ``loss_kd``.
+            cls_scores: Class logits, per level ``(B, C, H, W)``.
+            bbox_preds: Edge logits, per level ``(B, 4 * (reg_max + 1), H, W)``.
+            batch_gt_instances: Per image ``bboxes (T, 4)`` xyxy px and ``labels (T,)``.
+            batch_img_metas: Per image ``pad_shape`` and ``img_shape``.
+            soft_targets: The teacher's edge logits, per level ``(B, 4 * num_bins, H, W)``.
+            batch_gt_instances_ignore: Per image ``bboxes`` of ignored gts, or None.
+            soft_labels: The teacher's class logits, like ``cls_scores``; for ``loss_kd``.
 
         Returns:
-            Scalars ``loss_cls``, ``loss_bbox``, ``loss_dfl``, ``loss_ld`` and, where they are
-            configured, ``loss_ld_vlr`` and ``loss_kd``.
+            Scalars ``loss_cls``, ``loss_bbox``, ``loss_dfl``, ``loss_ld`` and, if configured,
+            ``loss_ld_vlr`` and ``loss_kd``.
         """
         ignored = batch_gt_instances_ignore or [None] * len(batch_img_metas)
         with torch.autocast(cls_scores[0].device.type, enabled=False):
@@ -152,7 +153,7 @@ class LDHead(GFLHead):
         terms: PositiveTerms,
         teacher: TeacherMaps,
     ) -> dict[str, Tensor]:
-        """The losses of distillation, by tensors alone (arguments as made above)."""
+        """Compute the distillation losses from tensors (arguments as prepared above)."""
         positives = assigned.positives
         losses = dict(loss_ld=positives_loss(positives, terms, teacher, _rows(self.loss_ld)))
         if self.loss_ld_vlr is not None:

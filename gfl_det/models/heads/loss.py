@@ -1,10 +1,10 @@
-"""The three losses of a head, from an assignment and the head's maps.
+"""Losses of a head, from an assignment and the head's maps.
 
-The head (:mod:`.gfl_head`) knows configs and modules; here are tensors. Two tuples pass through:
-:class:`..assigners.batch.BatchAssignment` says which prior answers for which gt, and
-:class:`PositiveTerms` what the positives' losses are made of. Both are lists of M positive slots
-with a mask of the valid ones. Box geometry is in strides of the positive's level, so that distances
-and bins share a unit. First the terms, then the loss of all class logits.
+The head (:mod:`.gfl_head`) handles configs and modules; this module only tensors.
+:class:`..assigners.batch.BatchAssignment` says which prior is assigned to which gt, and
+:class:`PositiveTerms` holds the inputs of the positives' losses. Both are lists of M slots with a
+mask of the valid ones. Box geometry is in strides of the positive's level, the unit of the bins. In
+order: the terms, then the loss of all class logits.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from gfl_det.ops import distribution
 from gfl_det.ops.boxes import boxes_to_distances, distances_to_boxes, iou
 from gfl_det.ops.layout import with_values
 
-# A target at the last bin would have no right neighbour; mmdet's coder stays 0.1 below it.
+# mmdet's coder clamps targets 0.1 below the last bin, which has no right neighbour.
 TARGET_MARGIN = 0.1
 
 
 class PositiveTerms(NamedTuple):
-    """What the losses of a batch's positives are made of; harmless where a slot is not valid."""
+    """Inputs of the losses of a batch's positives; invalid slots hold harmless values."""
 
     labels: Tensor  # (M,) int64, in range
     decoded: Tensor  # (M, 4) predicted boxes, strides
     targets: Tensor  # (M, 4) gt boxes, strides
-    quality: Tensor  # (M,) detached target of the class score: IoU of both, or the assigner's
+    quality: Tensor  # (M,) detached target of the class score: IoU, or the assigner's soft label
     edge_logits: Tensor  # (M, 4, num_bins)
     edge_loss: Tensor  # (M,) DFL without its weight, mean over the four edges
-    weight: Tensor  # (M,) of the box losses, 0 where not valid
+    weight: Tensor  # (M,) weight of the box losses, 0 if invalid
     weight_sum: Tensor  # scalar, divisor of the box losses
     num_positives: Tensor  # scalar, divisor of the class loss
 
@@ -48,13 +48,13 @@ def positive_terms(
     assigned: BatchAssignment,
     reg_max: int,
 ) -> PositiveTerms:
-    """Decode the positives' boxes and compare them and their edges' distributions with the gts.
+    """Decode the positives' boxes, and compare boxes and edge distributions with the gts.
 
     Args:
-        cls_scores: class logits, per level ``(B, C, H, W)``.
-        bbox_preds: edge logits, per level ``(B, 4 * num_bins, H, W)``.
-        assigned: positives of known labels.
-        reg_max: the last bin.
+        cls_scores: Class logits, per level ``(B, C, H, W)``.
+        bbox_preds: Edge logits, per level ``(B, 4 * num_bins, H, W)``.
+        assigned: Assignment whose positives have valid labels.
+        reg_max: Last bin.
 
     Returns:
         The terms; gradients flow through ``decoded``, ``edge_logits`` and ``edge_loss``.
@@ -88,16 +88,16 @@ def gts_in_strides(assigned: BatchAssignment) -> tuple[Tensor, Tensor]:
     step = stride.to(assigned.grid.device, non_blocking=True)[positives.level][:, None]
     points = positives.centre / step
     boxes = assigned.boxes[positives.gt] / step
-    # A slot that is not valid names some gt; were that broken, NaN * 0 would still be NaN.
+    # An invalid slot points to some gt; if that gt were NaN, NaN * 0 would still be NaN.
     unit = torch.cat([points - 1, points + 1], dim=-1)
     return points, boxes.where(positives.valid[:, None], unit)
 
 
 def peak_scores(maps: Sequence[Tensor], positives: Positives) -> Tensor:
-    """The largest class score at each positive, detached: the weight of its box losses.
+    """Largest class score at each positive, detached, as the weight of its box losses.
 
     Args:
-        maps: class logits, per level ``(B, C, H, W)``.
+        maps: Class logits, per level ``(B, C, H, W)``.
         positives: M slots.
 
     Returns:
@@ -105,7 +105,7 @@ def peak_scores(maps: Sequence[Tensor], positives: Positives) -> Tensor:
     """
     detached = [level.detach() for level in maps]
     candidates = sum(len(level.slot) for level in positives.by_level)
-    # A pass over all logits costs about as much as reading all classes of an eighth of the cells.
+    # Reading all classes at an eighth of the cells costs about as much as a pass over all logits.
     if 8 * candidates < sum(level[:, 0].numel() for level in maps):
         peaks = take_cells(detached, positives).amax(1)
     else:
@@ -115,15 +115,15 @@ def peak_scores(maps: Sequence[Tensor], positives: Positives) -> Tensor:
 
 
 def normalisers(positives: Positives, weight: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
-    """Divisors of the class loss and of the box losses, means over the processes of a run.
+    """Divisors of the class loss and the box losses, averaged over the processes of a run.
 
     Args:
         positives: M slots.
-        weight: ``(M,)`` of the box losses, 0 where not valid.
-        num_images: of the batch.
+        weight: ``(M,)`` weight of the box losses, 0 if invalid.
+        num_images: Images in the batch.
 
     Returns:
-        The number of positives, at least 1 an image, and the sum of weights, at least 1.
+        Number of positives, at least 1 per image, and sum of weights, at least 1.
     """
     counted = positives.valid.to(weight.dtype)
     per_image = weight.new_zeros(num_images).index_add(0, positives.image, counted)
@@ -133,13 +133,13 @@ def normalisers(positives: Positives, weight: Tensor, num_images: int) -> tuple[
 
 
 def excluded_cells(assigned: BatchAssignment) -> list[Tensor | None]:
-    """Cells that no class loss is taken at: outside an image's rectangle, or ignored.
+    """Cells excluded from the class loss: outside an image's rectangle, or ignored.
 
     Args:
-        assigned: with the grid's rectangles and the ignored cells.
+        assigned: Assignment with the grid's rectangles and the ignored cells.
 
     Returns:
-        Per level ``(B, 1, H, W)`` bool, or None where all cells count.
+        Per level ``(B, 1, H, W)`` bool, or None if all cells count.
     """
     grid = assigned.grid
     masks: list[Tensor | None] = []
@@ -166,16 +166,16 @@ def class_loss(
     terms: PositiveTerms,
     pos_weight: float,
 ) -> Tensor:
-    """The loss of all class logits, divided by the number of positives.
+    """Loss of all class logits, divided by the number of positives.
 
     Args:
-        loss: a Quality Focal Loss, ours or mmdet's, or our Varifocal Loss, of which only the
-            hyper-parameters are read; or another :class:`..losses.score_losses.ScoreLoss`, which
-            is called.
-        maps: class logits, per level ``(B, C, H, W)``.
-        assigned: the positives.
-        terms: theirs.
-        pos_weight: of the positives; 0 or less for 1.
+        loss: Quality Focal Loss (ours or mmdet's) or our Varifocal Loss, of which only the
+            hyper-parameters are used; or another :class:`..losses.score_losses.ScoreLoss`, which is
+            called.
+        maps: Class logits, per level ``(B, C, H, W)``.
+        assigned: Assignment with the positives.
+        terms: Terms of these positives.
+        pos_weight: Weight of positives; 0 or less means 1.
 
     Returns:
         Scalar.
@@ -200,9 +200,10 @@ def class_loss(
 
 
 def _target_entries(positives: Positives, terms: PositiveTerms, num_classes: int) -> TargetEntries:
-    """The class logits that positives change: M of their labels, or all M * ``num_classes``.
+    """Class logits affected by positives: M at their labels, or all M * ``num_classes``.
 
-    A weight of the positives holds for all their classes, so these are given then, else 0.
+    A weight of positives applies to all their classes and needs them all; otherwise ``num_classes``
+    is 0.
     """
     found = [positives.valid, positives.level, positives.image, positives.cell]
     label, quality = terms.labels, terms.quality
@@ -216,7 +217,7 @@ def _target_entries(positives: Positives, terms: PositiveTerms, num_classes: int
 
 
 class ClassRows(NamedTuple):
-    """Logits and targets of all cells of all levels and images, one row each."""
+    """Logits and targets, a row per cell of all levels and images."""
 
     logits: Tensor  # (N, C)
     labels: Tensor  # (N,) int64, C for background
@@ -227,13 +228,13 @@ class ClassRows(NamedTuple):
 def class_rows(
     maps: Sequence[Tensor], assigned: BatchAssignment, terms: PositiveTerms, pos_weight: float
 ) -> ClassRows:
-    """Lay the levels' logits out as MMDetection's losses take them, with dense targets.
+    """Arrange the levels' logits in rows for MMDetection's losses, with their targets.
 
     Args:
-        maps: class logits, per level ``(B, C, H, W)``.
-        assigned: the positives.
-        terms: theirs.
-        pos_weight: of the positives; 0 or less for 1.
+        maps: Class logits, per level ``(B, C, H, W)``.
+        assigned: Assignment with the positives.
+        terms: Terms of these positives.
+        pos_weight: Weight of positives; 0 or less means 1.
     """
     classes, positives = maps[0].shape[1], assigned.positives
     logits = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, classes) for level in maps])
@@ -255,7 +256,7 @@ def class_rows(
 
 
 def _counted(level: Tensor, excluded: Tensor | None) -> Tensor:
-    """Weights ``(B * H * W,)`` of a level's cells."""
+    """Weights ``(B * H * W,)`` of a level's cells, 0 if excluded."""
     counted = torch.ones_like(level[:, 0], dtype=torch.float32)
     if excluded is not None:
         counted = counted.masked_fill(excluded.expand_as(level)[:, 0], 0)

@@ -1,7 +1,7 @@
-"""The head of NanoDet-Plus: a GFL head of depthwise towers, one for each level.
+"""NanoDet-Plus head, a GFL head with a depthwise tower per level.
 
-Classes and edges share a tower and its last convolution, and no level shares weights with another.
-What comes before and after the two maps of logits is that of :class:`.gfl_head.GFLHead`.
+Classes and edges share a tower and its last convolution; levels share no weights. Everything before
+and after the two maps of logits is inherited from :class:`.gfl_head.GFLHead`.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ DEFAULT_ANCHORS = dict(
 
 @MODELS.register_module()
 class NanoDetPlusHead(GFLHead):
-    """GFL head for processors: a tower of depthwise separable convolutions per level.
+    """GFL head for CPUs with a tower of depthwise separable convolutions per level.
 
     Args:
-        num_classes: classes without background.
-        in_channels: channels of the features.
-        stacked_convs: convolutions of a tower.
-        kernel_size: of their depthwise part.
-        norm_cfg: config of the towers' norms.
-        act_cfg: config of the towers' activations.
-        reg_max: the last bin of an edge's distribution.
-        anchor_generator: config of the priors, one per cell, with a stride for each level.
-        **kwargs: of :class:`GFLHead`.
+        num_classes: Number of classes without background.
+        in_channels: Channels of the features.
+        stacked_convs: Convolutions per tower.
+        kernel_size: Kernel size of the depthwise convolutions.
+        norm_cfg: Config of the towers' norms.
+        act_cfg: Config of the towers' activations.
+        reg_max: Last bin of an edge's distribution.
+        anchor_generator: Config of the priors, one per cell, with a stride per level.
+        **kwargs: Keyword arguments of :class:`GFLHead`.
 
     Raises:
-        ConfigError: what :class:`GFLHead` refuses.
+        ConfigError: As in :class:`GFLHead`.
     """
 
     cls_convs: nn.ModuleList  # per level, a tower
@@ -75,7 +75,7 @@ class NanoDetPlusHead(GFLHead):
 
     def _init_layers(self) -> None:
         super()._init_layers()
-        # GFLHead's towers and outputs are shared by the levels, whose edges it scales.
+        # Unlike this head, GFLHead shares towers and outputs across levels and scales the edges.
         del self.reg_convs, self.gfl_reg, self.scales
         levels = self.prior_generator.strides
         outputs = self.cls_out_channels + 4 * (self.reg_max + 1)

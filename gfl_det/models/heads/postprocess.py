@@ -1,9 +1,9 @@
-"""Detections from class and edge logits: candidates, their boxes, suppression.
+"""Detections from class and edge logits: candidates, boxes and suppression.
 
-:func:`find_candidates` takes the best pairs of cell and class, :class:`Decoder` turns their edge
-logits into boxes, and :func:`detect` decodes few, suppresses in order of score and keeps the best.
-Suppression stops as soon as ``max_per_img`` boxes are kept: greedy NMS decides boxes in order of
-score, so those are final. The results are those of the full computation.
+:func:`find_candidates` selects the best pairs of cell and class, :class:`Decoder` turns their edge
+logits into boxes, and :func:`detect` applies NMS and keeps the best. Suppression stops once
+``max_per_img`` boxes are kept: greedy NMS decides boxes in order of score, so the result equals
+that of the full computation and few candidates need decoding.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from gfl_det.ops import distribution
 from gfl_det.ops.boxes import distances_to_boxes
 from gfl_det.ops.intervals import Factor, FactorTable, edge_intervals, edge_quantiles
 
-# Logits this little below the threshold are looked at too: a rounded sigmoid decides.
+# Logits this close below the threshold are kept as well: the rounded sigmoid decides.
 THRESHOLD_SLACK = 1e-3
-# Candidates the first round of NMS looks at; each further round looks at four times as many.
+# Candidates in the first round of NMS; each further round takes four times as many.
 FIRST_ROUND = 256
 # mmcv's default of split_thr.
 SPLIT_THRESHOLD = 10000
@@ -41,25 +41,26 @@ class Candidates(NamedTuple):
     cell: Tensor  # (N,) int64, row * width + column
 
     def take(self, index: Tensor | slice) -> Candidates:
-        """The candidates at an index."""
+        """Select candidates by index."""
         return Candidates(*(field[index] for field in self))
 
 
-Boxes = tuple[Tensor, Candidates]  # boxes (N, 4) xyxy px, and what they were decoded from
+Boxes = tuple[Tensor, Candidates]  # boxes (N, 4) xyxy px and their candidates
 
 
 def find_candidates(maps: Sequence[Tensor], config: ConfigDict) -> Candidates:
-    """The best pairs of cell and class on each level of each image.
+    """Best pairs of cell and class per level and image.
 
-    The n best pairs lie in the n cells with the largest peaks, so all classes are read there only.
+    The n best pairs lie in the n cells with the largest peaks, so only those cells are read in
+    full.
 
     Args:
-        maps: class logits, per level ``(B, C, H, W)``.
-        config: test config with ``score_thr``, pairs above it count, and ``nms_pre``, the
-            pairs of a level and image at most (not positive: all).
+        maps: Class logits, per level ``(B, C, H, W)``.
+        config: Test config with ``score_thr`` (pairs above it are kept) and ``nms_pre`` (most pairs
+            per level and image; all if not positive).
 
     Returns:
-        The pairs, level by level, in order of image, cell, class.
+        Pairs by level, then image, cell and class.
     """
     threshold, count = config.score_thr, config.get('nms_pre', -1)
     images, levels = maps[0].shape[0], len(maps)
@@ -80,7 +81,7 @@ def find_candidates(maps: Sequence[Tensor], config: ConfigDict) -> Candidates:
 
 
 def _lowest_logit(threshold: float) -> float:
-    """A logit below which no score exceeds a threshold."""
+    """Logit below which no score exceeds a threshold."""
     if threshold <= 0:
         return -math.inf
     if threshold >= 1:
@@ -89,7 +90,7 @@ def _lowest_logit(threshold: float) -> float:
 
 
 def _cells(maps: Tensor, lowest: float, count: int) -> tuple[Tensor, Tensor]:
-    """Image and cell of the ``count`` cells of each image with the largest peaks above a logit."""
+    """Image and cell of the ``count`` largest peaks per image above a logit."""
     peaks = maps.amax(1).flatten(1)
     image, cell = (peaks > lowest).nonzero().unbind(1)
     if 0 < count < len(cell):
@@ -100,16 +101,16 @@ def _cells(maps: Tensor, lowest: float, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _best_of_groups(group: Tensor, values: Tensor, groups: int, count: int) -> Tensor | None:
-    """Where the ``count`` largest values of each group are, in their order.
+    """Positions of the ``count`` largest values of each group, in order.
 
     Args:
         group: ``(N,)`` int64, ascending.
-        values: ``(N,)``; of equal values the first are taken.
-        groups: number of groups.
-        count: of values of a group.
+        values: ``(N,)``; ties go to the first.
+        groups: Number of groups.
+        count: Values to keep per group.
 
     Returns:
-        Indices, or None where no group has more.
+        Indices, or None if no group has more values.
     """
     sizes = torch.bincount(group, minlength=groups).tolist()
     if max(sizes) <= count:
@@ -122,7 +123,7 @@ def _best_of_groups(group: Tensor, values: Tensor, groups: int, count: int) -> T
 
 
 def _best(values: Tensor, count: int) -> Tensor:
-    """Indices, ascending, of the largest values ``(N,)``; of equal values the first."""
+    """Ascending indices of the ``count`` largest values ``(N,)``; ties go to the first."""
     if len(values) <= count:
         return torch.arange(len(values), device=values.device)
     weakest = values.topk(count).values[-1]
@@ -132,11 +133,11 @@ def _best(values: Tensor, count: int) -> Tensor:
 
 
 class Frames(NamedTuple):
-    """The images that boxes are cut at and refer to."""
+    """Image borders for clipping, and scales to the images that boxes refer to."""
 
-    limit: Tensor | None  # (B, 4) px: width, height twice of the network's input; None: no cut
-    scale: Tensor  # (B, 4) along x, y twice, from there to the image that boxes refer to
-    smallest: float  # boxes with a side not above it are dropped, px; negative: none are
+    limit: Tensor | None  # (B, 4) px: width, height, width, height of the input; None: no clipping
+    scale: Tensor  # (B, 4) factors x, y, x, y from the input to the image boxes refer to
+    smallest: float  # px; boxes with a side up to this are dropped; negative: none
 
     @classmethod
     def of(
@@ -150,11 +151,11 @@ class Frames(NamedTuple):
         """Read the images' meta information and the test config.
 
         Args:
-            metas: per image ``img_shape`` and, to rescale, ``scale_factor`` (w, h).
-            config: with ``min_bbox_size``.
-            rescale: boxes refer to the original image.
-            clip: boxes are cut at the image's border.
-            device: of the tensors.
+            metas: Per image ``img_shape`` and, for ``rescale``, ``scale_factor`` (w, h).
+            config: Test config with ``min_bbox_size``.
+            rescale: Boxes refer to the original image.
+            clip: Boxes are clipped to the image.
+            device: Device of the tensors.
         """
         limits, scales = [], []
         for meta in metas:
@@ -170,7 +171,7 @@ class Frames(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """What turns a candidate's edge logits into a box."""
+    """Decoder of candidates' edge logits into boxes."""
 
     edges: Sequence[Tensor]  # per level (B, 4 * num_bins, H, W) logits
     base: Tensor  # (L, 4) xyxy px, the prior of cell (0, 0)
@@ -180,7 +181,7 @@ class Decoder(NamedTuple):
 
     @classmethod
     def of(cls, edges: Sequence[Tensor], priors: PriorLevels, frames: Frames) -> Decoder:
-        """A decoder of maps whose priors are these."""
+        """Create a decoder for maps with the given priors."""
         base = torch.tensor(priors.base)
         stride = torch.tensor([[float(x)] for x, _ in priors.strides])
         width = torch.tensor([level.shape[-1] for level in edges])
@@ -189,7 +190,7 @@ class Decoder(NamedTuple):
 
     @property
     def num_bins(self) -> int:
-        """Bins of an edge's distribution."""
+        """Number of bins of an edge's distribution."""
         return self.edges[0].shape[1] // 4
 
     def logits(self, candidates: Candidates) -> Tensor:
@@ -203,7 +204,7 @@ class Decoder(NamedTuple):
         return rows.unflatten(1, (4, -1))
 
     def centres(self, candidates: Candidates) -> Tensor:
-        """Centres ``(N, 2)`` of the candidates' priors, px, rounded as an anchor generator does."""
+        """Centres ``(N, 2)`` px of the candidates' priors, rounded like the anchor generator's."""
         width = self.width[candidates.level]
         row = candidates.cell.div(width, rounding_mode='floor')
         cell = torch.stack([candidates.cell - row * width, row], dim=1)
@@ -224,32 +225,32 @@ class Decoder(NamedTuple):
         return distribution.std(self.logits(candidates)) * self.bin_widths(candidates)
 
     def bin_widths(self, candidates: Candidates) -> Tensor:
-        """What a bin stands for ``(N, 4)``, ltrb: px of the image that boxes refer to."""
+        """Bin widths ``(N, 4)``, ltrb, in px of the image that boxes refer to."""
         return self.stride[candidates.level] * self.frames.scale[candidates.image]
 
     def original_centres(self, candidates: Candidates) -> Tensor:
-        """Centres ``(N, 2)`` of the candidates' priors, px of the image that boxes refer to."""
+        """Centres ``(N, 2)`` of the candidates' priors in px of the image that boxes refer to."""
         return self.centres(candidates) * self.frames.scale[candidates.image, :2]
 
     def limits(self, candidates: Candidates) -> Tensor | None:
-        """Width and height twice ``(N, 4)`` of the images that boxes refer to; None: no cut."""
+        """Width, height, width, height ``(N, 4)`` of the images that boxes refer to, if clipped."""
         if self.frames.limit is None:
             return None
         return (self.frames.limit * self.frames.scale)[candidates.image]
 
     def is_large(self, boxes: Tensor) -> Tensor:
-        """Which boxes ``(N,)`` have both sides above the smallest."""
+        """Mask ``(N,)`` of the boxes with both sides above the smallest size."""
         if self.frames.smallest < 0:
             return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
         return (boxes[:, 2:] - boxes[:, :2] > self.frames.smallest).all(1)
 
     def largest(self, boxes: Tensor, image: Tensor, top: Tensor) -> Tensor:
-        """The largest coordinate of each image ``(B,)``: of its large boxes, or ``top``."""
+        """Largest coordinate ``(B,)`` among the large boxes of each image, or ``top``."""
         values = boxes.amax(1).masked_fill(~self.is_large(boxes), -math.inf)
         return top.scatter_reduce(0, image, values, 'amax')
 
     def farthest(self, candidates: Candidates) -> Tensor:
-        """Coordinates ``(N,)`` that no box of a candidate exceeds, known without decoding it."""
+        """Upper bounds ``(N,)`` of the candidates' box coordinates, without decoding."""
         reach = self.centres(candidates) + (self.num_bins - 1) * self.stride[candidates.level]
         if self.frames.limit is not None:
             reach = torch.minimum(reach, self.frames.limit[candidates.image][:, :2])
@@ -263,18 +264,19 @@ def detect(
     with_nms: bool,
     interval_factor: Factor = 1.0,
 ) -> list[InstanceData]:
-    """Decode candidates, suppress, and keep the best of each image.
+    """Decode candidates, apply NMS and keep the best of each image.
 
     Args:
-        decoder: of the batch.
-        candidates: N of all images and levels.
-        config: test config with ``nms`` (None: sort only), ``max_per_img`` (not positive: all),
+        decoder: Decoder of the batch.
+        candidates: N candidates of all images and levels.
+        config: Test config with ``nms`` (None: only sort), ``max_per_img`` (all if not positive),
             ``with_uncertainty``, ``with_distribution`` and ``interval_level``.
-        with_nms: False gives all candidates.
-        interval_factor: stretches the edges' intervals: one, one per side, or by class and size.
+        with_nms: False returns all candidates.
+        interval_factor: Stretch of the edges' intervals, one, one per side, or by class and
+            size.
 
     Returns:
-        Per image ``bboxes``, ``scores``, ``labels`` and what was asked for (see
+        Per image ``bboxes``, ``scores``, ``labels`` and the requested fields (see
         :class:`.gfl_head.GFLHead`), by descending score.
     """
     order = candidates.scores.sort(descending=True, stable=True).indices
@@ -297,10 +299,10 @@ def detect(
 
 
 def is_plain_nms(config: ConfigDict | None, count: int) -> bool:
-    """Whether an NMS config asks, for so many boxes, for greedy suppression that can stop early.
+    """Whether an NMS config means greedy suppression that can stop early, for ``count`` boxes.
 
-    Soft NMS cannot, and from ``split_thr`` boxes on mmcv suppresses class by class, which boxes
-    that are to suppress each other across classes must not be.
+    Soft NMS cannot stop early, and from ``split_thr`` boxes on mmcv suppresses per class, which
+    would be wrong for class-agnostic NMS.
     """
     known = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
     if config is None or config.get('type', 'nms') != 'nms' or not known >= set(config):
@@ -313,7 +315,7 @@ def _by_image(candidates: Candidates, counts: list[int]) -> list[Candidates]:
 
 
 def _large_ones(decoder: Decoder, candidates: Candidates, counts: list[int]) -> list[Boxes]:
-    """Per image, all boxes that are large enough."""
+    """All large enough boxes per image."""
     boxes = decoder.boxes(candidates)
     large = decoder.is_large(boxes)
     images = zip(boxes.split(counts), large.split(counts), _by_image(candidates, counts))
@@ -323,29 +325,29 @@ def _large_ones(decoder: Decoder, candidates: Candidates, counts: list[int]) -> 
 def _suppress(
     boxes: Tensor, candidates: Candidates, config: ConfigDict | None, limit: int
 ) -> Boxes:
-    """The first ``limit`` boxes of an image that NMS of any kind keeps."""
+    """First ``limit`` boxes of an image kept by any kind of NMS."""
     if len(boxes) == 0:
         return boxes, candidates
     if config is not None and config.get('class_agnostic', False):
-        config = ConfigDict(config, split_thr=math.inf)  # mmcv would suppress class by class
+        config = ConfigDict(config, split_thr=math.inf)  # mmcv would suppress per class
     scored, kept = batched_nms(boxes, candidates.scores, candidates.labels, config)
     kept = kept[:limit]
-    # Soft NMS lowers scores, so they are those of the result.
+    # Soft NMS lowers scores, so the scores come from its result.
     return boxes[kept], candidates.take(kept)._replace(scores=scored[:limit, -1])
 
 
 def _suppress_early(
     decoder: Decoder, candidates: Candidates, counts: list[int], config: ConfigDict, limit: int
 ) -> list[Boxes]:
-    """Per image, the first ``limit`` boxes that greedy NMS keeps of candidates sorted by score."""
+    """First ``limit`` boxes per image kept by greedy NMS of candidates sorted by score."""
     rank = torch.cat([torch.arange(count) for count in counts]).to(candidates.cell.device)
     first = candidates.take(rank < FIRST_ROUND)
     boxes = decoder.boxes(first)
     step = boxes.new_zeros(len(counts))
     if not config.get('class_agnostic', False):
-        # mmcv moves classes apart by the largest coordinate of all boxes. float32 rounds the moved
-        # boxes, and another move would decide close cases otherwise; so candidates that could hold
-        # the largest coordinate are decoded as well.
+        # mmcv shifts classes apart by the largest coordinate of all boxes. The float32 rounding of
+        # shifted boxes decides close cases, so the shift must be the same: candidates that could
+        # hold the largest coordinate are decoded as well.
         top = decoder.largest(boxes, first.image, step - math.inf)
         rest = candidates.take(rank >= FIRST_ROUND)
         far = rest.take(decoder.farthest(rest) > top[rest.image])
@@ -363,15 +365,15 @@ def _first_kept(
     threshold: float,
     limit: int,
 ) -> Boxes:
-    """The first ``limit`` boxes of an image that NMS keeps.
+    """First ``limit`` boxes of an image kept by greedy NMS.
 
     Args:
-        decoder: of the batch.
+        decoder: Decoder of the batch.
         boxes: ``(M, 4)`` of the first M candidates.
-        candidates: of the image, sorted by score.
-        step: scalar, moves the boxes of neighbouring labels apart.
-        threshold: IoU above which a box goes.
-        limit: of boxes.
+        candidates: Candidates of the image, sorted by score.
+        step: Scalar shift in px between boxes of consecutive labels.
+        threshold: IoU above which a box is suppressed.
+        limit: Most boxes to keep.
     """
     if len(boxes) == 0:
         return boxes, candidates
@@ -393,7 +395,7 @@ def _result(
     config: ConfigDict,
     interval_factor: Factor,
 ) -> InstanceData:
-    """The detections of an image with what the config asks for."""
+    """Detections of an image with the fields that the config requests."""
     result = InstanceData(bboxes=boxes, scores=kept.scores, labels=kept.labels)
     level = config.get('interval_level')
     if config.get('with_uncertainty', False):

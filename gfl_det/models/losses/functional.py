@@ -1,9 +1,9 @@
-"""The equations of all losses: pure, unreduced, torch alone.
+"""Equations of all losses as pure, unreduced functions; torch only.
 
-In this order: Quality Focal Loss, Distribution Focal Loss and the divergence from a teacher; their
-peer Varifocal Loss; the focal family of classification; Brier score and label smoothing; kernel
-calibration errors. The modules around them are in :mod:`.modules` and :mod:`.score_losses`, their
-sums over a pyramid in :mod:`.fused`.
+In order: Quality Focal Loss, Distribution Focal Loss and divergence from a teacher; Varifocal Loss;
+focal losses of classification; Brier score and label smoothing; kernel calibration errors.
+:mod:`.modules` and :mod:`.score_losses` wrap them as modules, :mod:`.fused` sums them over a
+pyramid.
 
 Sources: Li et al., "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for
 Dense Object Detection", NeurIPS 2020; Zhang et al., "VarifocalNet: An IoU-aware Dense Object
@@ -26,13 +26,14 @@ from gfl_det.ops.distribution import full_precision, two_bin_target
 
 
 def power(base: Tensor, exponent: float | Tensor) -> Tensor:
-    """``base ** exponent`` with a finite derivative at a base of 0, where the plain one may have
-    an infinite one that turns into NaN.
+    """``base ** exponent`` with a finite derivative at base 0.
+
+    The derivative of torch's own power may be infinite there and become NaN.
 
     Args:
-        base: at least 0.
-        exponent: broadcasts with base. A base of 0 gives 1 for an exponent of 0, else 0, below 0
-            too; its derivative is 0 unless the exponent is 1.
+        base: At least 0.
+        exponent: Broadcasts with base. At base 0 the result is 1 for exponent 0, otherwise 0, also
+            for negative exponents; the derivative is 0 unless the exponent is 1.
 
     Example:
         >>> power(torch.tensor([0.0, 4.0]), 0.5)
@@ -47,7 +48,7 @@ def power(base: Tensor, exponent: float | Tensor) -> Tensor:
 
 
 def quality_entropy(logits: Tensor, quality: Tensor) -> Tensor:
-    """Binary cross entropy of sigmoid scores against targets in [0, 1], of each element.
+    """Element-wise binary cross entropy of sigmoid scores against targets in [0, 1].
 
     Example:
         >>> quality_entropy(torch.zeros(1), torch.tensor([0.5]))  # log 2
@@ -65,14 +66,14 @@ def quality_focal_loss(
     """Quality Focal Loss, eq. 2: ``|y - s|^beta * BCE(s, y)`` with ``s = sigmoid(logit)``.
 
     Args:
-        logits: any shape.
-        quality: target y in [0, 1], broadcasts with logits; 0 for a negative.
-        beta: focusing parameter, at least 0; may differ from element to element.
-        detach_weight: let no gradient through ``|y - s|^beta``.
+        logits: Any shape.
+        quality: Target y in [0, 1], broadcasts with logits; 0 for a negative.
+        beta: Focusing parameter, at least 0; broadcasts with logits.
+        detach_weight: Block the gradient through ``|y - s|^beta``.
 
     Returns:
-        Loss of each element; at y = 0 it is ``s^beta * softplus(logit)``, and for targets of 0 and
-        1 :func:`focal_loss`. Its gradient is finite: where s = y it is 0.
+        Loss per element: ``s^beta * softplus(logit)`` at y = 0, and :func:`focal_loss` for targets
+        0 and 1. The gradient is finite, and 0 at s = y.
 
     Example:
         >>> logits = torch.logit(torch.tensor([0.5, 0.8]))
@@ -84,18 +85,18 @@ def quality_focal_loss(
 
 
 def quality_focal_loss_from_scores(scores: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
-    """Quality Focal Loss of scores that are probabilities already.
+    """Quality Focal Loss of scores that are already probabilities.
 
-    Written out, because PyTorch refuses its own binary cross entropy under autocast. As there, a
-    logarithm is not taken below -100.
+    Written out because PyTorch rejects its binary cross entropy under autocast. Logarithms are
+    clamped at -100, as in PyTorch.
 
     Args:
-        scores: any shape, in [0, 1].
-        quality: target in [0, 1], broadcasts with scores.
-        beta: focusing parameter, at least 0.
+        scores: Any shape, in [0, 1].
+        quality: Target in [0, 1], broadcasts with scores.
+        beta: Focusing parameter, at least 0.
 
     Returns:
-        Loss of each element.
+        Loss per element.
 
     Example:
         >>> quality_focal_loss_from_scores(torch.tensor([0.5, 0.8]), torch.tensor([0.8, 0.8]))
@@ -108,17 +109,17 @@ def quality_focal_loss_from_scores(scores: Tensor, quality: Tensor, beta: float 
 
 
 def quality_focal_gradient(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
-    """Derivative of :func:`quality_focal_loss` by the logits, in closed form.
+    """Derivative of :func:`quality_focal_loss` with respect to the logits, in closed form.
 
     With d = s - y it is ``|d|^beta * d + beta * |d|^(beta - 1) * sign(d) * s (1 - s) * BCE(s, y)``.
 
     Args:
-        logits: any shape.
-        quality: target in [0, 1], broadcasts with logits.
-        beta: focusing parameter, at least 0.
+        logits: Any shape.
+        quality: Target in [0, 1], broadcasts with logits.
+        beta: Focusing parameter, at least 0.
 
     Returns:
-        Derivative of each element.
+        Derivative per element.
 
     Example:
         >>> quality_focal_gradient(torch.zeros(2), torch.tensor([0.5, 1.0]))
@@ -130,7 +131,7 @@ def quality_focal_gradient(logits: Tensor, quality: Tensor, beta: float = 2.0) -
     if beta == 0:
         return difference
     slope = scores * (1 - scores) * quality_entropy(logits, quality)
-    # At d = 0 the loss has a kink for beta <= 1: 0, the sign, is its subgradient.
+    # At d = 0 the loss has a kink for beta <= 1, with subgradient sign(0) = 0.
     return size.pow(beta) * difference + beta * power(size, beta - 1) * difference.sign() * slope
 
 
@@ -142,7 +143,7 @@ def distribution_focal_loss(logits: Tensor, distances: Tensor) -> Tensor:
         distances: ``(...)`` in strides, clamped to [0, num_bins - 1].
 
     Returns:
-        ``(...)`` loss of each edge.
+        ``(...)`` loss per edge.
 
     Example:
         >>> distribution_focal_loss(torch.zeros(1, 8), torch.tensor([2.25]))  # log 8
@@ -158,13 +159,13 @@ def distribution_focal_loss(logits: Tensor, distances: Tensor) -> Tensor:
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Divergence of softened distributions: ``T^2 * KL(p || q)``, p the teacher's softmax at T.
 
-    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015: the factor keeps
-    the gradients' size as the temperature grows. On the bins of an edge it is the localization
-    distillation of Zheng et al., CVPR 2022.
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015: the factor keeps the scale
+    of the gradients as the temperature grows. On the bins of an edge this is localization
+    distillation (Zheng et al., CVPR 2022).
 
     Args:
-        logits: ``(..., n)`` of the student.
-        teacher: ``(..., n)``; gets no gradient.
+        logits: ``(..., n)`` student logits.
+        teacher: ``(..., n)`` teacher logits; no gradient.
         temperature: T, above 0.
 
     Returns:
@@ -190,17 +191,17 @@ def varifocal_loss(
     gamma: float = 2.0,
     iou_weighted: bool = True,
 ) -> Tensor:
-    """Varifocal Loss (VarifocalNet, eq. 2): focal for negatives alone.
+    """Varifocal Loss (VarifocalNet, eq. 2): focal for negatives only.
 
     Args:
-        logits: any shape.
-        quality: target q in [0, 1], broadcasts with logits; 0 for a negative.
-        alpha: weight of negatives.
-        gamma: focusing parameter of negatives, at least 0.
-        iou_weighted: weigh a positive by its quality, as the paper does.
+        logits: Any shape.
+        quality: Target q in [0, 1], broadcasts with logits; 0 for a negative.
+        alpha: Weight of the negatives.
+        gamma: Focusing parameter of negatives, at least 0.
+        iou_weighted: Weight positives by their quality, as in the paper.
 
     Returns:
-        Loss of each element: ``q * BCE(s, q)`` where q > 0, else ``alpha * s^gamma * softplus``.
+        Loss per element: ``q * BCE(s, q)`` where q > 0, otherwise ``alpha * s^gamma * softplus``.
 
     Example:
         >>> varifocal_loss(torch.zeros(2), torch.tensor([0.0, 0.8]))
@@ -219,7 +220,7 @@ def varifocal_gradient(
     gamma: float = 2.0,
     iou_weighted: bool = True,
 ) -> Tensor:
-    """Derivative of :func:`varifocal_loss`, whose arguments these are, by the logits.
+    """Derivative of :func:`varifocal_loss` with respect to the logits (same arguments).
 
     Example:
         >>> varifocal_gradient(torch.zeros(1), torch.tensor([0.5]))
@@ -231,11 +232,11 @@ def varifocal_gradient(
     return positive.where(quality > 0, negative)
 
 
-# --- Focal losses of a softmax, their gammas, and the inverse focal loss --------------------------
+# --- Softmax focal losses, their gammas, and the inverse focal loss ------------------------------
 
 
 def true_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logarithm of the softmax probability given to the true class.
+    """Log softmax probability of the true class.
 
     Args:
         logits: ``(N, K)``.
@@ -257,13 +258,13 @@ def focal_loss(
     """``-(1 - p)^gamma * log p``.
 
     Args:
-        log_probability: of the true class, any shape.
-        gamma: at least 0, broadcasts; 0 is cross entropy.
-        detach_weight: let no gradient through the weight. That is another loss: of gamma 3 and a
-            chance of .8 the optimum is .586 with, and .594 without.
+        log_probability: Log probability of the true class, any shape.
+        gamma: At least 0, broadcasts; 0 is cross entropy.
+        detach_weight: Block the gradient through the weight. This moves the optimum: at gamma 3 and
+            a true probability of .8, it is .586 with the gradient and .594 without.
 
     Returns:
-        Loss of each element.
+        Loss per element.
 
     Example:
         >>> focal_loss(torch.tensor([0.5]).log(), gamma=2)  # .25 log 2
@@ -276,15 +277,15 @@ def focal_loss(
 def gamma_by_sample(
     probability: Tensor, gammas: Sequence[float] = (5, 3), thresholds: Sequence[float] = (0.2,)
 ) -> Tensor:
-    """Gamma of each sample by the probability it gives to the true class (FLSD-53 by default).
+    """Gamma per sample by the probability of its true class (FLSD-53 by default).
 
     Args:
-        probability: any shape, in [0, 1]; gets no gradient.
-        gammas: one more than thresholds.
-        thresholds: ascending; a probability of exactly a threshold lies above it.
+        probability: Any shape, in [0, 1]; no gradient.
+        gammas: One more than thresholds.
+        thresholds: Ascending; a probability equal to a threshold counts as above it.
 
     Returns:
-        The gammas, of the same shape.
+        Gammas of the same shape.
 
     Example:
         >>> gamma_by_sample(torch.tensor([0.1, 0.6]))
@@ -296,43 +297,44 @@ def gamma_by_sample(
 
 
 def automatic_gamma(p0: float) -> float:
-    """The gamma whose focal loss has the gradient of cross entropy at p0: larger below it.
+    """Gamma at which focal loss and cross entropy have equal gradients at p0.
 
-    It solves ``(1 - p)^g - g p (1 - p)^(g - 1) log p = 1`` by the branch -1 of Lambert's W (Mukhoti
-    et al., appendix). It grows without bound as p0 goes to 0: 4.85 at .2, 14.9 at .1, 253.7 at .01.
+    Below p0 the focal gradient is larger. The equation ``(1 - p)^g - g p (1 - p)^(g - 1) log p =
+    1`` is solved by branch -1 of Lambert's W (Mukhoti et al., appendix). Gamma grows without bound
+    as p0 approaches 0: 4.85 at .2, 14.9 at .1, 253.7 at .01.
 
     Args:
-        p0: in (0, 1); from .5 on the answer is 0, cross entropy.
+        p0: Probability in (0, 1); from .5 on gamma is 0 (cross entropy).
 
     Raises:
-        ValueError: p0 is out of range.
+        ValueError: If p0 is outside (0, 1).
 
     Example:
         >>> round(automatic_gamma(0.25), 6)
         3.070227
     """
-    from scipy.special import lambertw  # with everything else of torch alone
+    from scipy.special import lambertw  # the only import besides torch
 
     if not 0 < p0 < 1:
-        raise ValueError(f'p0 is a probability in (0, 1), not {p0!r}')
+        raise ValueError(f'p0 must be a probability in (0, 1), not {p0!r}')
     if p0 >= 0.5:
         return 0.0
     a = (1 - p0) / (p0 * math.log(p0))
     b = math.log1p(-p0)
     y = (1 - p0) ** (1 - a) / (p0 * math.log(p0)) * b
-    # Towards p0 = .5 the argument nears the branch point; 1e-12 keeps rounding from passing it.
+    # Near p0 = .5 the argument approaches the branch point; 1e-12 keeps rounding from crossing it.
     return float(a + lambertw(-y + 1e-12, k=-1).real / b)
 
 
 def focal_to_posterior(scores: Tensor, gamma: float) -> Tensor:
-    """The probability at which sigmoid focal loss is least at a score: what the score means.
+    """Probability of a positive for which sigmoid focal loss is minimal at a given score.
 
-    Focal loss without alpha, with a gradient in its weight, is not a proper loss: its optimum lies
-    nearer to .5 than the chance. This undoes it in closed form.
+    Focal loss without alpha, with a gradient through its weight, is not a proper loss: its optimum
+    lies closer to .5 than the true probability. This inverts the shift in closed form.
 
     Args:
-        scores: any shape, in [0, 1].
-        gamma: at least 0.
+        scores: Any shape, in [0, 1].
+        gamma: At least 0.
 
     Returns:
         ``h(s) / (h(s) + h(1 - s))`` with ``h(s) = s / ((1-s)^g - g (1-s)^(g-1) s log s)``.
@@ -343,7 +345,7 @@ def focal_to_posterior(scores: Tensor, gamma: float) -> Tensor:
     """
 
     def slope(score: Tensor) -> Tensor:
-        # The divisor of h, written so that it is finite at both ends.
+        # The divisor of h in a form that is finite at both ends.
         rest = 1 - score
         inside = (rest > 0) & (score > 0)
         ratio = torch.where(inside, score, 0.5)
@@ -355,23 +357,23 @@ def focal_to_posterior(scores: Tensor, gamma: float) -> Tensor:
     return right / (right + wrong)
 
 
-# Beyond it the inverse focal loss falls somewhere as the true class gets less likely: this is the
-# least value over p of (1 + p) / (-p log p), at p = .278.
+# The inverse focal loss is monotone in p up to this gamma: the minimum of (1 + p) / (-p log p) over
+# p, at p = .278.
 MAX_INVERSE_GAMMA = 3.591121476668622
 
 
 def inverse_focal_loss(
     log_probability: Tensor, gamma: float, detach_weight: bool = False
 ) -> Tensor:
-    """``-(1 + p)^gamma * log p``: it rewards confidence, and is made for calibration afterwards.
+    """``-(1 + p)^gamma * log p``, which rewards confidence; meant for post-hoc calibration.
 
     Args:
-        log_probability: of the true class, any shape.
-        gamma: see :func:`check_inverse_gamma`; 0 is cross entropy.
-        detach_weight: let no gradient through the weight; the optimum is then unique.
+        log_probability: Log probability of the true class, any shape.
+        gamma: See :func:`check_inverse_gamma`; 0 is cross entropy.
+        detach_weight: Block the gradient through the weight; the optimum is then unique.
 
     Returns:
-        Loss of each element.
+        Loss per element.
 
     Example:
         >>> inverse_focal_loss(torch.tensor([0.5]).log(), gamma=2)  # 2.25 log 2
@@ -384,18 +386,18 @@ def inverse_focal_loss(
 def quality_inverse_focal(
     logits: Tensor, quality: Tensor, gamma: float, detach_weight: bool = False
 ) -> Tensor:
-    """``(2 - |y - s|)^gamma * BCE(s, y)``, the inverse focal loss of a quality.
+    """``(2 - |y - s|)^gamma * BCE(s, y)``, the inverse focal loss for quality targets.
 
-    Unlike Quality Focal Loss it weighs each easy negative by about 2^gamma.
+    Unlike Quality Focal Loss, it weights each easy negative by about 2^gamma.
 
     Args:
-        logits: any shape.
-        quality: target in [0, 1], broadcasts with logits.
-        gamma: see :func:`check_inverse_gamma`.
-        detach_weight: let no gradient through the weight.
+        logits: Any shape.
+        quality: Target in [0, 1], broadcasts with logits.
+        gamma: See :func:`check_inverse_gamma`.
+        detach_weight: Block the gradient through the weight.
 
     Returns:
-        Loss of each element.
+        Loss per element.
 
     Example:
         >>> quality_inverse_focal(torch.zeros(1), torch.tensor([0.5]), gamma=1)  # 2 log 2
@@ -406,28 +408,28 @@ def quality_inverse_focal(
 
 
 def check_inverse_gamma(gamma: float, detach_weight: bool) -> None:
-    """Refuse a gamma at which the inverse focal loss is not monotone in p.
+    """Reject a gamma at which the inverse focal loss is not monotone in p.
 
     Raises:
-        ValueError: gamma is negative, or above `MAX_INVERSE_GAMMA` with a gradient in the weight.
+        ValueError: If gamma is negative, or above ``MAX_INVERSE_GAMMA`` without ``detach_weight``.
 
     Example:
         >>> check_inverse_gamma(1.0, detach_weight=False)
     """
     if not gamma >= 0:
-        raise ValueError(f'gamma of the inverse focal loss is at least 0, not {gamma!r}')
+        raise ValueError(f'gamma of the inverse focal loss must be at least 0, not {gamma!r}')
     if gamma > MAX_INVERSE_GAMMA and not detach_weight:
         raise ValueError(
             f'the inverse focal loss rewards wrong scores at gamma {gamma!r}, above '
-            f'{MAX_INVERSE_GAMMA:.4f}: take a smaller one or detach_weight=True'
+            f'{MAX_INVERSE_GAMMA:.4f}: use a smaller gamma or set detach_weight=True'
         )
 
 
-# --- Other losses that bear on calibration --------------------------------------------------------
+# --- Other losses related to calibration ----------------------------------------------------------
 
 
 def brier_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance of the softmax to the one-hot label, summed over classes.
+    """Squared distance between softmax and one-hot label, summed over classes.
 
     Args:
         logits: ``(N, K)``.
@@ -445,7 +447,7 @@ def brier_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def quality_brier(logits: Tensor, quality: Tensor) -> Tensor:
-    """``(y - s)^2`` with ``s = sigmoid(logit)``, of each element; y broadcasts with logits.
+    """Element-wise ``(y - s)^2`` with ``s = sigmoid(logit)``; y broadcasts with logits.
 
     Example:
         >>> quality_brier(torch.zeros(1), torch.tensor([0.8]))
@@ -475,13 +477,13 @@ def label_smoothing_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Te
 
 
 def smooth_quality(quality: Tensor, positive: Tensor, smoothing: float) -> Tensor:
-    """Targets ``y (1 - e) + e / 2`` at the positives alone.
+    """Smoothed targets ``y (1 - e) + e / 2`` at the positives only.
 
-    Smoothing the far more numerous negatives too would swamp the loss.
+    Smoothing the far more numerous negatives would dominate the loss.
 
     Args:
-        quality: in [0, 1], any shape.
-        positive: bool, of the same shape.
+        quality: Targets in [0, 1], any shape.
+        positive: Boolean mask of the same shape.
         smoothing: e in [0, 1).
 
     Example:
@@ -494,7 +496,7 @@ def smooth_quality(quality: Tensor, positive: Tensor, smoothing: float) -> Tenso
 # --- Kernel calibration errors --------------------------------------------------------------------
 
 KERNEL_WIDTH = 0.4  # of exp(-|a - b| / width)
-MAX_PAIRED = 1024  # samples that a kernel error is taken over: its memory grows with their square
+MAX_PAIRED = 1024  # most samples of a kernel error: memory grows with their square
 
 
 def mmce(confidence: Tensor, correct: Tensor, width: float = KERNEL_WIDTH) -> Tensor:
@@ -502,11 +504,11 @@ def mmce(confidence: Tensor, correct: Tensor, width: float = KERNEL_WIDTH) -> Te
 
     Args:
         confidence: c ``(N,)`` in [0, 1].
-        correct: r ``(N,)`` in [0, 1]: whether each is right, or how right.
-        width: of the kernel ``exp(-|a - b| / width)``.
+        correct: r ``(N,)`` in [0, 1]: correctness, binary or graded.
+        width: Width of the kernel ``exp(-|a - b| / width)``.
 
     Returns:
-        Scalar, at least 0; 0 of nothing.
+        Scalar, at least 0; 0 for no samples.
 
     Example:
         >>> mmce(torch.tensor([0.9, 0.6]), torch.tensor([True, False]))
@@ -523,20 +525,20 @@ def weighted_mmce(
     width: float = KERNEL_WIDTH,
     as_published: bool = False,
 ) -> Tensor:
-    """MMCE with right and wrong samples weighing the same.
+    """MMCE with equal weight for correct and incorrect samples.
 
     ``sqrt(mean_RR (1-c)(1-c')k + mean_WW c c' k - 2 mean_RW (1-c) c' k + 1e-10)`` over pairs of
-    right (R) and wrong (W) samples.
+    correct (R) and incorrect (W) samples.
 
     Args:
         confidence: c ``(N,)`` in [0, 1].
         correct: ``(N,)`` bool.
-        width: of the kernel.
-        as_published: divide each mean by its number of pairs once more, as the published code does,
-            which leaves next to nothing of the term.
+        width: Width of the kernel.
+        as_published: Divide each mean by its number of pairs again, as in the published code, which
+            makes the term negligible.
 
     Returns:
-        Scalar; 0 where all samples are right, or all wrong.
+        Scalar; 0 if all samples are correct or all are incorrect.
 
     Example:
         >>> weighted_mmce(torch.tensor([0.9, 0.6]), torch.tensor([True, True]))
@@ -556,18 +558,18 @@ def weighted_mmce(
     ):
         pairs = pairs.clamp(min=1) ** (2 if as_published else 1)
         total = total + (first[:, None] * second * kernel).sum() / pairs
-    # Outside the mixed case the root gets a harmless value, to keep its derivative from being NaN.
+    # Outside the mixed case the root gets a harmless value, so its derivative is not NaN.
     root = total.clamp(min=0).where(mixed, total.new_ones(())).sqrt()
     return root.where(mixed, root.new_zeros(()))
 
 
 def paired_subset(scores: Tensor, positive: Tensor, limit: int = MAX_PAIRED) -> Tensor:
-    """Positives and as many of the highest-scored negatives, by descending score in both.
+    """Positives and equally many of the highest-scored negatives, each by descending score.
 
     Args:
         scores: ``(M,)`` in [0, 1].
         positive: ``(M,)`` bool.
-        limit: of the whole, an even number.
+        limit: Maximum number of samples, even.
 
     Returns:
         Indices ``(S,)``, S at most ``limit``.

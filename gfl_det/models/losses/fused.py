@@ -1,10 +1,9 @@
-"""Losses that are focal at target 0, summed over a whole pyramid, with their own backward.
+"""Fused sums over a pyramid of losses that are focal at target 0, with a custom backward.
 
-Nearly all targets are 0 and only the positives' entries differ. So the sum is taken as if every
-target were 0, on the maps as they lie in memory, in blocks that stay in cache, and the few others
-are corrected. Value and gradient come from one pass, and all that is kept for backward is the
-gradient, as large as the logits; MMDetection's dense version permutes, copies and keeps five times
-as much.
+Nearly all targets are 0. The sum is therefore computed as if every target were 0, in memory order
+and in blocks that stay in cache, and then corrected at the few entries of positives. One pass gives
+value and gradient, and only the gradient, as large as the logits, is kept for backward;
+MMDetection's dense version permutes, copies and keeps five times as much.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from gfl_det.models.losses.functional import (
 from gfl_det.ops.distribution import bin_positions, full_precision, two_bin_target
 from gfl_det.ops.layout import Layout, write_valid
 
-# Logits a block on a CPU: with three float32 temporaries 3 MiB, within the caches of two cores.
+# Logits per block on a CPU: 3 MiB with three float32 temporaries, within the caches of two cores.
 BLOCK = 2**18
 Equation = Callable[..., Tensor]
-# A logit whose loss and gradient at target 0 are exactly 0, in half precision too.
+# A logit whose loss and gradient at target 0 are exactly 0, also in half precision.
 EXCLUDED_LOGIT = -1e4
 
 
 class TargetEntries(NamedTuple):
-    """Logits whose target or weight differs from (0, 1); the valid ones are all different."""
+    """Logits whose (target, weight) differs from (0, 1); valid entries are distinct."""
 
-    valid: Tensor  # (N,) bool; others change nothing
+    valid: Tensor  # (N,) bool; invalid entries have no effect
     level: Tensor  # (N,) int64
     image: Tensor  # (N,) int64
     label: Tensor  # (N,) int64, the channel
@@ -45,7 +44,7 @@ class TargetEntries(NamedTuple):
     quality: Tensor  # (N,) target in [0, 1]
 
     def of_level(self, level: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Which entries lie on a level ``(N,)``, and their place in its ``(B, C, H * W)``."""
+        """Mask ``(N,)`` of the entries on a level, and their indices in its ``(B, C, H * W)``."""
         on = self.valid & (self.level == level)
         places = (self.image, self.label, self.cell)
         image, label, cell = (place.where(on, place.new_zeros(())) for place in places)
@@ -53,10 +52,10 @@ class TargetEntries(NamedTuple):
 
 
 class ElementLoss(NamedTuple):
-    """A loss of logits against qualities that is ``factor * s^beta * softplus`` at target 0."""
+    """Loss of logits against qualities that equals ``factor * s^beta * softplus`` at target 0."""
 
     equation: Equation
-    gradient: Equation  # its derivative by the logits
+    gradient: Equation  # derivative with respect to the logits
     arguments: tuple[float, ...]  # of both, after logits and qualities
     beta: float
     factor: float
@@ -74,7 +73,7 @@ class ElementLoss(NamedTuple):
 
 
 def _blocks(maps: Tensor) -> Iterator[tuple[slice, ...]]:
-    """Slices of a level ``(B, C, H, W)`` along the axis that leaves long runs of memory."""
+    """Slices of a level ``(B, C, H, W)`` along the axis that keeps memory runs long."""
     images, channels, height, width = maps.shape
     if maps.device.type != 'cpu' or torch.compiler.is_compiling():
         yield (slice(None),)
@@ -98,10 +97,10 @@ def _block(maps: Tensor, excluded: Tensor | None, where: tuple[slice, ...]) -> T
 def _negative_sums(
     maps: Tensor, excluded: Tensor | None, beta: float, scale: Tensor, gradient: Tensor | None
 ) -> list[Tensor]:
-    """Sums, block by block, of ``scale`` times the loss at target 0: ``v = s^beta * softplus``.
+    """Sums per block of ``scale`` times the loss at target 0, ``v = s^beta * softplus``.
 
-    Writes ``scale`` times its derivative ``s^beta (s + beta (1 - s) softplus)`` where a gradient is
-    wanted, as ``s (s^beta - beta v) + beta v``, which needs no more memory than the value.
+    If ``gradient`` is given, also writes ``scale`` times the derivative ``s^beta (s + beta (1 - s)
+    softplus)`` to it, as ``s (s^beta - beta v) + beta v``, which needs no extra memory.
     """
     sums = []
     for where in _blocks(maps):
@@ -109,7 +108,7 @@ def _negative_sums(
         scores, loss = logits.sigmoid(), F.softplus(logits)
         focus = scores.square() if beta == 2 else scores.pow(beta)
         loss.mul_(focus.mul_(scale))
-        # float32 keeps 1e-5 within a block, as torch sums pairwise; across blocks float64 does.
+        # torch's pairwise sum keeps 1e-5 in float32 within a block; blocks are added in float64.
         sums.append(loss.sum().double())
         if gradient is not None:
             loss.mul_(beta)
@@ -118,7 +117,7 @@ def _negative_sums(
 
 
 class _FocalSum(torch.autograd.Function):
-    # Untyped: torch passes to forward what apply was given, and annotates neither method.
+    # Untyped: torch annotates neither method.
     @staticmethod
     def forward(ctx, loss, weight, scale, excluded, entries, *maps):  # type: ignore[no-untyped-def]
         kept = full_precision(maps[0]).dtype
@@ -130,7 +129,7 @@ class _FocalSum(torch.autograd.Function):
         for level, (logits, mask) in enumerate(zip(maps, excluded)):
             gradient = None
             if any(ctx.needs_input_grad):
-                # One place more than the maps need: nowhere, for entries that are not valid.
+                # One place more than the maps need: nowhere, for invalid entries.
                 memories.append(logits.new_empty(logits.numel() + 1, dtype=kept))
                 gradient = ctx.layouts[level].view(memories[-1])
             parts += _negative_sums(logits, mask, loss.beta, loss.factor * scale, gradient)
@@ -150,15 +149,15 @@ class _FocalSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, factor):  # type: ignore[no-untyped-def]
         levels = [layout.view(each) for layout, each in zip(ctx.layouts, ctx.saved_tensors)]
-        # What is handed on belongs to the receiver, who may change it, as .grad.zero_() does: the
-        # saved memory itself may go only if no other walk over the graph will need it.
+        # The receiver may change the returned gradient in place, as .grad.zero_() does: the saved
+        # tensor itself is returned only if no later backward needs it.
         if not _is_one(factor) or graph_is_kept():
             levels = [level * factor for level in levels]
         return None, None, None, None, None, *(level.to(ctx.dtype) for level in levels)
 
 
 def _is_one(factor: Tensor) -> bool:
-    """Whether a scalar is known to be 1 without waiting for a device."""
+    """Whether a scalar is known to be 1 without a device synchronisation."""
     return factor.device.type == 'cpu' and not torch.compiler.is_compiling() and float(factor) == 1
 
 
@@ -170,23 +169,23 @@ def focal_sum(
     weight: float = 1.0,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """Sum of a loss over all classes and cells of all levels and images.
+    """Sum of a loss over all classes, cells, levels and images.
 
-    The gradient is made with the value, so a factor known beforehand, such as the normaliser, is
-    best given as ``scale``: what then comes back in backward is mostly 1, and on a CPU the gradient
-    is handed on as it stands.
+    The gradient is computed with the value, so pass known factors, such as the normaliser, as
+    ``scale``: the incoming gradient is then mostly 1, and on a CPU the saved one is returned
+    unchanged.
 
     Args:
-        maps: logits, per level ``(B, C, H, W)``.
-        entries: where the target is not 0.
-        excluded: per level ``(B, 1, H, W)`` bool, cells that do not count, or None; no valid entry
-            lies in one.
-        loss: of each logit.
-        weight: of the loss at the entries.
-        scale: scalar, factor of the sum; gets no gradient. None: 1.
+        maps: Logits, per level ``(B, C, H, W)``.
+        entries: Entries with a target or weight of their own.
+        excluded: Per level ``(B, 1, H, W)`` bool, cells to leave out, or None; no valid entry may
+            lie in one.
+        loss: Loss per logit.
+        weight: Weight of the loss at the entries.
+        scale: Scalar factor of the sum, without gradient; None is 1.
 
     Returns:
-        Scalar, float32 (float64 for float64 logits), with about 1e-7 of relative error.
+        Scalar, float32 (float64 for float64 logits), with a relative error of about 1e-7.
 
     Example:
         >>> one, label, quality = torch.zeros(1, dtype=int), torch.ones(1, dtype=int), torch.ones(1)
@@ -205,7 +204,7 @@ def _is_dense(maps: Tensor) -> bool:
 
 
 class _MeanAndLoss(torch.autograd.Function):
-    # Untyped: torch passes to forward what apply was given, and annotates neither method.
+    # Untyped: torch annotates neither method.
     @staticmethod
     def forward(ctx, logits, distances):  # type: ignore[no-untyped-def]
         values = full_precision(logits).log_softmax(-1)
@@ -236,14 +235,14 @@ class _MeanAndLoss(torch.autograd.Function):
 
 
 def mean_and_focal_loss(logits: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`..distribution.mean` and :func:`.functional.distribution_focal_loss` together.
+    """:func:`..distribution.mean` and :func:`.functional.distribution_focal_loss` in one pass.
 
     Args:
         logits: ``(..., num_bins)``.
-        distances: ``(...)`` in strides, clamped to [0, num_bins - 1]; get no gradient.
+        distances: ``(...)`` in strides, clamped to [0, num_bins - 1]; no gradient.
 
     Returns:
-        The means ``(...)`` in strides and the losses ``(...)``.
+        Means ``(...)`` in strides and losses ``(...)``.
 
     Example:
         >>> mean, loss = mean_and_focal_loss(torch.zeros(1, 3), torch.tensor([0.5]))

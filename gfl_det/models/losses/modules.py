@@ -1,4 +1,4 @@
-"""Registered shells of the losses: constructor arguments and calls as in MMDetection."""
+"""Registered loss modules with MMDetection's constructor arguments and calls."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from gfl_det.registry import MODELS
 
 Reduction = Literal['none', 'mean', 'sum']
 REDUCTIONS = ('none', 'mean', 'sum')
-# Keeps a division by an avg_factor of 0 finite; float32's epsilon, as in mmdet.
+# float32's epsilon, as in mmdet: division by an avg_factor of 0 stays finite.
 EPS = 1.1920929e-07
 
 
 def reduce_loss(
     loss: Tensor, weight: Tensor | None, reduction: Reduction, avg_factor: float | Tensor | None
 ) -> Tensor:
-    """Weigh and reduce an element-wise loss.
+    """Weight and reduce an element-wise loss.
 
     Args:
         loss: ``(N,)``.
         weight: ``(N,)`` or None.
-        reduction: 'mean' divides the sum by ``avg_factor`` or, without one, by N.
-        avg_factor: divisor of the sum, for 'mean'; without effect for 'none'.
+        reduction: 'none', 'sum' or 'mean'; 'mean' divides the sum by ``avg_factor``, or by N
+            without one.
+        avg_factor: Divisor of the sum for 'mean'; ignored for 'none'.
 
     Returns:
-        ``(N,)`` for 'none', else a scalar.
+        ``(N,)`` for 'none', otherwise a scalar.
 
     Raises:
-        ValueError: the reduction is unknown, or 'sum' is given an ``avg_factor``.
+        ValueError: If the reduction is unknown, or 'sum' is given an ``avg_factor``.
 
     Example:
         >>> import torch
@@ -43,7 +44,7 @@ def reduce_loss(
         tensor(0.2500)
     """
     if reduction not in REDUCTIONS:
-        raise ValueError(f'reduction is one of {REDUCTIONS}, not {reduction!r}')
+        raise ValueError(f'reduction must be one of {REDUCTIONS}, not {reduction!r}')
     if weight is not None:
         loss = loss * weight
     if reduction == 'none':
@@ -51,23 +52,23 @@ def reduce_loss(
     if avg_factor is None:
         return loss.mean() if reduction == 'mean' else loss.sum()
     if reduction == 'sum':
-        raise ValueError('avg_factor goes with reduction "mean", not with "sum"')
+        raise ValueError('avg_factor works only with reduction="mean", not "sum": remove it')
     return loss.sum() / (avg_factor + EPS)
 
 
 def dense_quality(pred: Tensor, target: tuple[Tensor, Tensor] | Tensor) -> Tensor:
-    """Targets of all classes from labels and qualities.
+    """Dense targets of all classes from labels and qualities.
 
     Args:
         pred: ``(N, C)`` scores.
-        target: labels ``(N,)`` (outside 0..C-1: background) with qualities ``(N,)``, or the
-            qualities themselves ``(N, C)``.
+        target: Labels ``(N,)`` (outside 0..C-1: background) with qualities ``(N,)``, or dense
+            qualities ``(N, C)``.
 
     Returns:
-        ``(N, C)``, 0 but for the qualities at their labels.
+        ``(N, C)``: the qualities at their labels, 0 elsewhere.
 
     Raises:
-        ValueError: the target is neither a pair nor of the scores' shape.
+        ValueError: If the target is neither a pair nor a tensor of the scores' shape.
 
     Example:
         >>> import torch
@@ -79,12 +80,12 @@ def dense_quality(pred: Tensor, target: tuple[Tensor, Tensor] | Tensor) -> Tenso
     if isinstance(target, Tensor):
         if target.shape != pred.shape:
             raise ValueError(
-                f'a tensor target has the shape of the scores {tuple(pred.shape)}, '
+                f'a tensor target must have the shape of the scores {tuple(pred.shape)}, '
                 f'not {tuple(target.shape)}'
             )
         return target.to(pred.dtype)
     if len(target) != 2:
-        raise ValueError('a target of QualityFocalLoss is a pair: labels and qualities')
+        raise ValueError('the target of QualityFocalLoss must be a pair of labels and qualities')
     label, quality = target
     is_object = (label >= 0) & (label < pred.shape[1])
     column = label.where(is_object, label.new_zeros(()))[:, None].long()
@@ -97,14 +98,14 @@ class QualityFocalLoss(nn.Module):
     """Quality Focal Loss (GFL paper, eq. 2), a drop-in for mmdet's.
 
     Args:
-        use_sigmoid: must be True; kept so that mmdet's configs fit.
-        beta: focusing parameter, at least 0.
+        use_sigmoid: Must be True; accepted for compatibility with mmdet's configs.
+        beta: Focusing parameter, at least 0.
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: factor of the result.
-        activated: inputs are probabilities and not logits.
+        loss_weight: Factor applied to the result.
+        activated: Inputs are probabilities instead of logits.
 
     Raises:
-        ValueError: ``use_sigmoid`` is False.
+        ValueError: If ``use_sigmoid`` is False.
     """
 
     def __init__(
@@ -139,17 +140,17 @@ class QualityFocalLoss(nn.Module):
 
         Args:
             pred: ``(N, C)`` logits, or probabilities if ``activated``.
-            target: labels ``(N,)`` (outside 0..C-1: background) with qualities ``(N,)``, or the
-                qualities themselves ``(N, C)``.
+            target: Labels ``(N,)`` (outside 0..C-1: background) with qualities ``(N,)``, or dense
+                qualities ``(N, C)``.
             weight: ``(N,)``.
-            avg_factor: divisor of the sum.
-            reduction_override: takes the place of ``reduction``.
+            avg_factor: Divisor of the sum.
+            reduction_override: Replaces ``reduction``.
 
         Returns:
             Scalar, or ``(N,)`` without reduction.
 
         Raises:
-            ValueError: the target is neither a pair nor of the scores' shape.
+            ValueError: If the target is neither a pair nor a tensor of the scores' shape.
         """
         quality = dense_quality(pred, target)
         equation = quality_focal_loss_from_scores if self.activated else quality_focal_loss
@@ -164,7 +165,7 @@ class DistributionFocalLoss(nn.Module):
 
     Args:
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: factor of the result.
+        loss_weight: Factor applied to the result.
     """
 
     def __init__(self, reduction: Reduction = 'mean', loss_weight: float = 1.0) -> None:
@@ -184,10 +185,10 @@ class DistributionFocalLoss(nn.Module):
 
         Args:
             pred: ``(N, num_bins)`` logits.
-            target: ``(N,)`` in [0, num_bins - 1]; clamped to it.
+            target: ``(N,)``, clamped to [0, num_bins - 1].
             weight: ``(N,)``.
-            avg_factor: divisor of the sum.
-            reduction_override: takes the place of ``reduction``.
+            avg_factor: Divisor of the sum.
+            reduction_override: Replaces ``reduction``.
 
         Returns:
             Scalar, or ``(N,)`` without reduction.
@@ -201,16 +202,16 @@ class DistributionFocalLoss(nn.Module):
 class DistillationLoss(nn.Module):
     """Divergence of a student's softened distribution from its teacher's.
 
-    It takes what mmdet's ``KnowledgeDistillationKLDivLoss`` takes. That one averages over the n
-    bins or classes, so it is n times smaller.
+    It takes the arguments of mmdet's ``KnowledgeDistillationKLDivLoss``, which averages over the n
+    bins or classes and is thus n times smaller.
 
     Args:
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: factor of the result.
-        T: temperature, above 0.
+        loss_weight: Factor applied to the result.
+        T: Temperature, above 0.
 
     Raises:
-        ValueError: the temperature is not positive.
+        ValueError: If the temperature is not positive.
     """
 
     def __init__(
@@ -218,7 +219,7 @@ class DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         if T <= 0:
-            raise ValueError(f'T divides logits: choose a temperature above 0, not {T}')
+            raise ValueError(f'T divides the logits: choose a temperature above 0, not {T}')
         self.reduction: Reduction = reduction
         self.loss_weight = loss_weight
         self.T = T
@@ -231,14 +232,14 @@ class DistillationLoss(nn.Module):
         avg_factor: float | Tensor | None = None,
         reduction_override: Reduction | None = None,
     ) -> Tensor:
-        """Loss of logits ``(N, n)`` against the teacher's.
+        """Loss of student logits ``(N, n)`` against the teacher's.
 
         Args:
             pred: ``(N, n)`` logits.
-            soft_label: ``(N, n)`` logits of the teacher.
+            soft_label: ``(N, n)`` teacher logits.
             weight: ``(N,)``.
-            avg_factor: divisor of the sum.
-            reduction_override: takes the place of ``reduction``.
+            avg_factor: Divisor of the sum.
+            reduction_override: Replaces ``reduction``.
 
         Returns:
             Scalar, or ``(N,)`` without reduction.

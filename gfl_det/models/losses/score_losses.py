@@ -1,13 +1,13 @@
-"""Registered losses that bear on calibration, for detectors and classifiers.
+"""Registered losses related to calibration, for detectors and classifiers.
 
-:class:`ScoreLoss` and the functions after it hold what they share; then come the losses: focal,
-inverse focal, Brier, label smoothing, MMCE, Varifocal.
+:class:`ScoreLoss` and the functions below it are shared by the losses: focal, inverse focal, Brier,
+label smoothing, MMCE, Varifocal.
 
-With ``use_sigmoid=False`` they take logits ``(N, K)`` and labels ``(N,)`` as a classifier has them.
-With ``use_sigmoid=True`` they take logits ``(N, C)`` and what a dense head of MMDetection gives:
-labels ``(N,)`` in which C is background, labels with qualities as Quality Focal Loss has them, or
-targets ``(N, C)`` in [0, 1]. Elements are reduced as MMDetection does: a sum over anchors and
-classes by ``avg_factor``, or the mean of all elements.
+With ``use_sigmoid=False`` they take the logits ``(N, K)`` and labels ``(N,)`` of a classifier. With
+``use_sigmoid=True`` they take logits ``(N, C)`` and the targets of MMDetection's dense heads:
+labels ``(N,)`` in which C is background, labels with qualities as in Quality Focal Loss, or dense
+targets ``(N, C)`` in [0, 1]. The reduction is MMDetection's: a sum over anchors and classes divided
+by ``avg_factor``, or the mean of all elements.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Target = Union[Tensor, tuple[Tensor, Tensor]]
 
 
 class ScoreLoss(nn.Module):
-    """What the losses below share: targets, weights and the reduction.
+    """Base class of the losses below: targets, weights and reduction.
 
     Args:
-        use_sigmoid: scores are sigmoids, one per class, and not a softmax.
+        use_sigmoid: Scores are sigmoids, one per class, instead of a softmax.
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: factor of the result.
+        loss_weight: Factor applied to the result.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ScoreLoss(nn.Module):
     ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
-            raise ValueError(f'reduction is one of {REDUCTIONS}, not {reduction!r}')
+            raise ValueError(f'reduction must be one of {REDUCTIONS}, not {reduction!r}')
         self.use_sigmoid = use_sigmoid
         self.reduction: Reduction = reduction
         self.loss_weight = loss_weight
@@ -53,20 +53,20 @@ class ScoreLoss(nn.Module):
         avg_factor: float | Tensor | None = None,
         reduction_override: Reduction | None = None,
     ) -> Tensor:
-        """Loss of logits against their target (see the module for both forms).
+        """Loss of logits against their target (the module docstring lists the forms).
 
         Args:
             pred: ``(N, K)`` logits.
-            target: labels, labels with qualities, or targets of all classes.
-            weight: ``(N,)``, or with sigmoids ``(N, C)``, flat or not.
-            avg_factor: divisor of the sum, for 'mean'.
-            reduction_override: takes the place of ``reduction``.
+            target: Labels, labels with qualities, or dense targets.
+            weight: ``(N,)``, or with sigmoids ``(N, C)`` or its flattened form.
+            avg_factor: Divisor of the sum for 'mean'.
+            reduction_override: Replaces ``reduction``.
 
         Returns:
             Scalar; without reduction ``(N, C)`` with sigmoids, ``(N,)`` with a softmax.
 
         Raises:
-            ValueError: the target has another form.
+            ValueError: If the target has none of these forms.
         """
         pred = full_precision(pred)
         reduction = reduction_override or self.reduction
@@ -80,7 +80,7 @@ class ScoreLoss(nn.Module):
         return self.loss_weight * reduce_loss(loss, weight, reduction, avg_factor)
 
     def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
-        """Loss of each element, all ``(N, C)``; ``positive`` marks the assigned classes."""
+        """Loss per element, all ``(N, C)``; ``positive`` marks the assigned classes."""
         raise NotImplementedError
 
     def softmax_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class ScoreLoss(nn.Module):
 
 
 def quality_and_positive(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """Targets ``(N, C)`` and which of them are of an assigned class.
+    """Dense targets ``(N, C)`` and the mask of assigned classes.
 
     Example:
         >>> quality_and_positive(torch.zeros(2, 2), torch.tensor([1, 2]))
@@ -108,7 +108,7 @@ def quality_and_positive(logits: Tensor, target: Target) -> tuple[Tensor, Tensor
 
 
 def spread_weight(weight: Tensor, logits: Tensor) -> Tensor:
-    """Weights of anchors ``(N,)``, or of elements in any shape, as ``(N, 1)`` or ``(N, C)``.
+    """Reshape anchor weights ``(N,)`` to ``(N, 1)``, or element weights of any shape to ``(N, C)``.
 
     Example:
         >>> spread_weight(torch.ones(3), torch.zeros(3, 2)).shape
@@ -121,7 +121,7 @@ def softmax_labels(target: Target) -> Tensor:
     """The target as labels ``(N,)``.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: If the target is not a tensor of labels.
 
     Example:
         >>> softmax_labels(torch.tensor([0, 2]))
@@ -129,13 +129,13 @@ def softmax_labels(target: Target) -> Tensor:
     """
     if not isinstance(target, Tensor) or target.dim() != 1:
         raise ValueError(
-            'with a softmax the target is labels (N,): set use_sigmoid=True for others'
+            'with a softmax the target must be labels (N,): set use_sigmoid=True for other targets'
         )
     return target
 
 
 def balanced(loss: Tensor, positive: Tensor, alpha: float | None) -> Tensor:
-    """The loss with positives weighing alpha and negatives 1 - alpha; None: as it is.
+    """Weight positives by alpha and negatives by 1 - alpha; None leaves the loss unchanged.
 
     Example:
         >>> balanced(torch.ones(2), torch.tensor([True, False]), alpha=0.25)
@@ -147,44 +147,44 @@ def balanced(loss: Tensor, positive: Tensor, alpha: float | None) -> Tensor:
 
 
 def checked_alpha(alpha: float | None) -> float | None:
-    """Return a weight of positives.
+    """Check and return the weight of positives.
 
     Raises:
-        ValueError: it is out of range.
+        ValueError: If alpha is outside [0, 1].
 
     Example:
         >>> checked_alpha(0.25)
         0.25
     """
     if alpha is not None and not 0 <= alpha <= 1:
-        raise ValueError(f'alpha lies in [0, 1] or is None, not {alpha!r}')
+        raise ValueError(f'alpha must be in [0, 1] or None, not {alpha!r}')
     return alpha
 
 
 @MODELS.register_module()
 class FocalLoss(ScoreLoss):
-    """Focal loss and, of qualities, Quality Focal Loss; in MMDetection's place with its arguments.
+    """Focal loss, or Quality Focal Loss for quality targets; a drop-in for mmdet's ``FocalLoss``.
 
-    Gamma is one of three: ``gamma`` itself; that of ``p0``, at which its gradient is that of cross
-    entropy; or ``gammas`` by the probability given to the true class, as in FLSD-53:
+    Gamma is ``gamma`` itself; or derived from ``p0``, where the gradient equals that of cross
+    entropy; or chosen from ``gammas`` by the probability of the true class, as in FLSD-53:
     ``gammas=(5, 3), thresholds=(0.2,)``.
 
     Args:
-        use_sigmoid: scores are sigmoids, one per class, and not a softmax.
-        gamma: focusing parameter, at least 0.
-        alpha: weight of positives with sigmoids, against 1 - alpha of negatives; None for no
-            weights, as in Quality Focal Loss.
+        use_sigmoid: Scores are sigmoids, one per class, instead of a softmax.
+        gamma: Focusing parameter, at least 0.
+        alpha: With sigmoids, weight of positives, and 1 - alpha of negatives; None for no weights,
+            as in Quality Focal Loss.
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: factor of the result.
-        activated: must be False; kept so that mmdet's configs fit.
-        detach_weight: let no gradient through the weight, which moves the optimum.
-        p0: probability in (0, 1), from .5 on cross entropy.
-        max_gamma: bound of the gamma of ``p0``, which grows without one as p0 goes to 0.
-        gammas: gamma below the first threshold, between the first and the second, and so on.
-        thresholds: of the probability, ascending, one fewer than gammas.
+        loss_weight: Factor applied to the result.
+        activated: Must be False; accepted for compatibility with mmdet's configs.
+        detach_weight: Block the gradient through the weight, which moves the optimum.
+        p0: Probability in (0, 1); from .5 on, cross entropy.
+        max_gamma: Upper bound of the gamma from ``p0``, which diverges as p0 approaches 0.
+        gammas: Gamma below the first threshold, between the first and the second, and so on.
+        thresholds: Ascending probabilities, one fewer than gammas.
 
     Raises:
-        ValueError: an argument is out of range, or ``p0`` and ``gammas`` are both given.
+        ValueError: If an argument is out of range, or ``p0`` and ``gammas`` are both given.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class FocalLoss(ScoreLoss):
     ) -> None:
         super().__init__(use_sigmoid, reduction, loss_weight)
         if activated:
-            raise ValueError('gfl_det.FocalLoss takes logits: leave activated=False')
+            raise ValueError('gfl_det.FocalLoss takes logits: set activated=False')
         if p0 is not None and gammas is not None:
             raise ValueError('give p0 or gammas to FocalLoss, not both')
         if p0 is not None:
@@ -212,7 +212,7 @@ class FocalLoss(ScoreLoss):
         steps = (gamma,) if gammas is None else tuple(gammas)
         edges = () if gammas is None else tuple(thresholds)
         if not all(step >= 0 for step in steps):
-            raise ValueError(f'gamma of FocalLoss is at least 0, not {steps}')
+            raise ValueError(f'gamma of FocalLoss must be at least 0, not {steps}')
         if len(edges) != len(steps) - 1 or list(edges) != sorted(edges):
             raise ValueError(
                 f'FocalLoss needs ascending thresholds, one fewer than {steps}, not {edges}'
@@ -223,13 +223,13 @@ class FocalLoss(ScoreLoss):
         self.thresholds: tuple[float, ...] = edges
 
     def set_gamma(self, gamma: float) -> None:
-        """Take one gamma for all samples from now on.
+        """Set one gamma for all samples.
 
         Raises:
-            ValueError: it is negative.
+            ValueError: If gamma is negative.
         """
         if not gamma >= 0:
-            raise ValueError(f'gamma of FocalLoss is at least 0, not {gamma!r}')
+            raise ValueError(f'gamma of FocalLoss must be at least 0, not {gamma!r}')
         self.gammas, self.thresholds = (gamma,), ()
 
     def _gamma(self, probability: Tensor) -> float | Tensor:
@@ -250,25 +250,25 @@ class FocalLoss(ScoreLoss):
 
 @MODELS.register_module()
 class InverseFocalLoss(ScoreLoss):
-    """Inverse focal loss, which rewards confidence; to be followed by post-hoc calibration.
+    """Inverse focal loss, which rewards confidence; meant for post-hoc calibration.
 
-    With a gradient in the weight and gamma 2, a chance of .5 has two optima and none between them;
-    up to 1.5 there is one.
+    With a gradient through the weight, a true probability of .5 has two separate optima at gamma 2,
+    and one optimum up to gamma 1.5.
 
     Args:
-        use_sigmoid: scores are sigmoids, one per class, and not a softmax.
-        gamma: at least 0; at most 3.59 with a gradient in the weight.
+        use_sigmoid: Scores are sigmoids, one per class, instead of a softmax.
+        gamma: At least 0; at most 3.59 with a gradient through the weight.
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: factor of the result.
-        detach_weight: let no gradient through the weight.
-        negatives: with sigmoids, what negatives get: 'focal', Quality Focal Loss; or 'inverse', the
-            same as positives, and all of it times 2^-gamma, so that easy negatives do not
-            outweigh the rest.
-        beta: focusing parameter of the negatives' Quality Focal Loss.
-        alpha: weight of positives with sigmoids, against 1 - alpha of negatives; None for none.
+        loss_weight: Factor applied to the result.
+        detach_weight: Block the gradient through the weight.
+        negatives: With sigmoids, the loss of negatives: 'focal' for Quality Focal Loss, or
+            'inverse' for the loss of positives, with everything scaled by 2^-gamma so that easy
+            negatives do not dominate.
+        beta: Focusing parameter of the negatives' Quality Focal Loss.
+        alpha: With sigmoids, weight of positives, and 1 - alpha of negatives; None for no weights.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class InverseFocalLoss(ScoreLoss):
         super().__init__(use_sigmoid, reduction, loss_weight)
         functional.check_inverse_gamma(gamma, detach_weight)
         if negatives not in ('focal', 'inverse'):
-            raise ValueError(f"negatives get 'focal' or 'inverse' loss, not {negatives!r}")
+            raise ValueError(f"negatives must be 'focal' or 'inverse', not {negatives!r}")
         self.gamma, self.beta, self.negatives = gamma, beta, negatives
         self.detach_weight = detach_weight
         self.alpha = checked_alpha(alpha)
@@ -308,12 +308,12 @@ class InverseFocalLoss(ScoreLoss):
 
 @MODELS.register_module()
 class BrierLoss(ScoreLoss):
-    """Brier score: the squared distance to the label, with a softmax summed over classes.
+    """Brier score: squared distance to the label, summed over classes with a softmax.
 
     Args:
-        use_sigmoid: scores are sigmoids, one per class, and not a softmax.
+        use_sigmoid: Scores are sigmoids, one per class, instead of a softmax.
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: factor of the result.
+        loss_weight: Factor applied to the result.
     """
 
     def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
@@ -328,15 +328,15 @@ class LabelSmoothingLoss(ScoreLoss):
     """Cross entropy, or Quality Focal Loss, against smoothed targets.
 
     Args:
-        use_sigmoid: scores are sigmoids, one per class, and not a softmax; only positives' targets
-            are smoothed then.
-        smoothing: part of the target that is spread evenly, in [0, 1).
+        use_sigmoid: Scores are sigmoids, one per class, and not a softmax; then only the targets of
+            positives are smoothed.
+        smoothing: Fraction of the target that is spread evenly, in [0, 1).
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: factor of the result.
-        beta: with sigmoids, focusing parameter; 0 is cross entropy, 2 Quality Focal Loss.
+        loss_weight: Factor applied to the result.
+        beta: Focusing parameter with sigmoids; 0 is cross entropy, 2 Quality Focal Loss.
 
     Raises:
-        ValueError: ``smoothing`` is out of range.
+        ValueError: If ``smoothing`` is outside [0, 1).
     """
 
     def __init__(
@@ -350,7 +350,7 @@ class LabelSmoothingLoss(ScoreLoss):
     ) -> None:
         super().__init__(use_sigmoid, reduction, loss_weight)
         if not 0 <= smoothing < 1:
-            raise ValueError(f'smoothing lies in [0, 1), not {smoothing!r}')
+            raise ValueError(f'smoothing must be in [0, 1), not {smoothing!r}')
         self.smoothing, self.beta = smoothing, beta
 
     def sigmoid_loss(self, logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
@@ -363,23 +363,23 @@ class LabelSmoothingLoss(ScoreLoss):
 
 @MODELS.register_module()
 class MMCELoss(ScoreLoss):
-    """Cross entropy, or Quality Focal Loss, with the kernel calibration error MMCE on top.
+    """Cross entropy, or Quality Focal Loss, plus the kernel calibration error MMCE.
 
-    With a softmax the error compares the largest probability with whether it is right; with
-    sigmoids, the scores of positives and of as many of the highest-scored negatives with their
-    qualities. Its memory grows with the square of the samples, at most 1024 with sigmoids.
+    With a softmax, the error compares the largest probability with its correctness; with sigmoids,
+    it compares the scores of positives and of equally many of the highest-scored negatives with
+    their qualities. Memory grows with the square of the samples, at most 1024 with sigmoids.
 
     Args:
-        use_sigmoid: scores are sigmoids, one per class, and not a softmax.
-        mmce_weight: factor of the error beside the mean loss (times N for a sum).
+        use_sigmoid: Scores are sigmoids, one per class, instead of a softmax.
+        mmce_weight: Factor of the error relative to the mean loss (times N for a sum).
         reduction: 'mean' or 'sum'.
-        loss_weight: factor of the result.
-        weighted: right and wrong samples weigh the same; for a softmax alone.
-        beta: with sigmoids, focusing parameter of the loss below the error.
+        loss_weight: Factor applied to the result.
+        weighted: Give correct and incorrect samples equal weight; softmax only.
+        beta: Focusing parameter of the base loss with sigmoids.
 
     Raises:
-        ValueError: a reduction of 'none', which the error does not have, or ``weighted`` with
-            sigmoids.
+        ValueError: If the reduction is 'none', which MMCE does not support, or ``weighted`` is used
+            with sigmoids.
     """
 
     def __init__(
@@ -395,7 +395,7 @@ class MMCELoss(ScoreLoss):
         super().__init__(use_sigmoid, reduction, loss_weight)
         if weighted and use_sigmoid:
             raise ValueError(
-                'a quality is neither right nor wrong: MMCELoss is weighted with a softmax'
+                'MMCELoss(weighted=True) needs right and wrong samples: set use_sigmoid=False'
             )
         self.mmce_weight, self.weighted, self.beta = mmce_weight, weighted, beta
 
@@ -407,10 +407,10 @@ class MMCELoss(ScoreLoss):
         avg_factor: float | Tensor | None = None,
         reduction_override: Reduction | None = None,
     ) -> Tensor:
-        """Loss as in the others, with the error added; samples of weight 0 do not enter it."""
+        """Base loss plus the error, which ignores samples of weight 0."""
         reduction = reduction_override or self.reduction
         if reduction == 'none':
-            raise ValueError('MMCE belongs to no single sample: reduce MMCELoss by mean or sum')
+            raise ValueError('MMCELoss has no loss per sample: use reduction "mean" or "sum"')
         base = super().forward(pred, target, weight, avg_factor, reduction)
         times = len(pred) if reduction == 'sum' else 1
         error = self.error(full_precision(pred), target, weight)
@@ -442,22 +442,22 @@ class MMCELoss(ScoreLoss):
 
 @MODELS.register_module()
 class VarifocalLoss(ScoreLoss):
-    """Varifocal Loss (VarifocalNet, CVPR 2021, eq. 2), a drop-in for mmdet's and for our heads.
+    """Varifocal Loss (VarifocalNet, CVPR 2021, eq. 2), a drop-in for mmdet's.
 
-    Like Quality Focal Loss it trains scores that are qualities, but only negatives are focal, and
-    positives weigh as much as their quality. ``GFLHead`` sums it as it sums Quality Focal Loss;
-    called by itself it takes targets ``(N, C)`` as mmdet's, or labels with qualities.
+    Like Quality Focal Loss, it trains quality scores, but only negatives are focal, and positives
+    are weighted by their quality. ``GFLHead`` sums it in the same fused way; called directly, it
+    takes targets ``(N, C)`` as in mmdet, or labels with qualities.
 
     Args:
-        use_sigmoid: must be True; kept so that mmdet's configs fit.
-        alpha: weight of negatives, at least 0.
-        gamma: focusing parameter of negatives, at least 0.
-        iou_weighted: weigh a positive by its quality, as the paper does.
+        use_sigmoid: Must be True; accepted for compatibility with mmdet's configs.
+        alpha: Weight of negatives, at least 0.
+        gamma: Focusing parameter of negatives, at least 0.
+        iou_weighted: Weight positives by their quality, as in the paper.
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: factor of the result.
+        loss_weight: Factor applied to the result.
 
     Raises:
-        ValueError: ``use_sigmoid`` is False, or ``alpha`` or ``gamma`` is negative.
+        ValueError: If ``use_sigmoid`` is False, or ``alpha`` or ``gamma`` is negative.
     """
 
     def __init__(
@@ -473,7 +473,7 @@ class VarifocalLoss(ScoreLoss):
             raise ValueError('VarifocalLoss has one score per class: leave use_sigmoid=True')
         if not (alpha >= 0 and gamma >= 0):
             raise ValueError(
-                f'alpha and gamma of VarifocalLoss are at least 0, not {alpha!r} and {gamma!r}'
+                f'alpha and gamma of VarifocalLoss must be at least 0, not {alpha!r} and {gamma!r}'
             )
         super().__init__(use_sigmoid, reduction, loss_weight)
         self.alpha, self.gamma, self.iou_weighted = alpha, gamma, iou_weighted

@@ -1,8 +1,8 @@
-"""The neck of NanoDet-Plus: a path aggregation network whose fusions are Ghost bottlenecks.
+"""NanoDet-Plus neck, a path aggregation network fused by Ghost bottlenecks.
 
-Path aggregation: Liu et al., CVPR 2018. Ghost modules: Han et al., CVPR 2020. mmcv's ConvModule and
-DepthwiseSeparableConvModule are the layers. timm has Ghost modules too, but needs torchvision, and
-its bottleneck has other layers at stride 1 than NanoDet's.
+Path aggregation: Liu et al., CVPR 2018. Ghost modules: Han et al., CVPR 2020. The layers are mmcv's
+ConvModule and DepthwiseSeparableConvModule. timm's Ghost modules need torchvision, and its
+bottleneck at stride 1 differs from NanoDet's.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from gfl_det.registry import MODELS
 
 DEFAULT_NORM = dict(type='BN')
 DEFAULT_ACTIVATION = dict(type='LeakyReLU', negative_slope=0.1)
-CHEAP_KERNEL = 3  # of the convolutions that make a Ghost module's second half
+CHEAP_KERNEL = 3  # kernel size of the depthwise half of a Ghost module
 
 
 class GhostModule(nn.Module):
-    """A pointwise convolution to half the channels, and a depthwise one of that for the others.
+    """Pointwise convolution to half the channels, and a depthwise one of its output for the rest.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output, even.
-        norm_cfg: config of the norms.
-        act_cfg: config of the activations; None: none.
+        in_channels: Input channels.
+        out_channels: Output channels, even.
+        norm_cfg: Config of the norms.
+        act_cfg: Config of the activations; None disables them.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class GhostModule(nn.Module):
 
 
 class GhostBottleneck(nn.Module):
-    """Two Ghost modules beside a depthwise separable convolution, added.
+    """Sum of two Ghost modules and a parallel depthwise separable convolution.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output, even.
-        kernel_size: of the depthwise convolution.
-        norm_cfg: config of the norms.
-        act_cfg: config of the activation between the modules.
+        in_channels: Input channels.
+        out_channels: Output channels, even.
+        kernel_size: Kernel size of the depthwise convolution.
+        norm_cfg: Config of the norms.
+        act_cfg: Config of the activation between the modules.
     """
 
     def __init__(
@@ -86,19 +86,19 @@ class GhostBottleneck(nn.Module):
 
 @MODELS.register_module()
 class GhostPAN(BaseModule):
-    """Path aggregation over a backbone's levels, and coarser levels beyond them.
+    """Path aggregation over a backbone's levels and additional coarser levels.
 
     Args:
-        in_channels: of the backbone's features, finest first.
-        out_channels: of every output, even.
-        num_outs: outputs; those beyond the backbone's levels halve the size each.
-        kernel_size: of the depthwise convolutions.
-        norm_cfg: config of the norms.
-        act_cfg: config of the activations.
-        init_cfg: initialisation; by default each layer's own.
+        in_channels: Channels of the backbone's features, finest first.
+        out_channels: Channels of every output, even.
+        num_outs: Number of outputs; each one beyond the backbone's levels halves the size.
+        kernel_size: Kernel size of the depthwise convolutions.
+        norm_cfg: Config of the norms.
+        act_cfg: Config of the activations.
+        init_cfg: Initialisation config; by default each layer's own.
 
     Raises:
-        ConfigError: fewer outputs than inputs, or an odd number of channels.
+        ConfigError: If there are fewer outputs than inputs, or ``out_channels`` is odd.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class GhostPAN(BaseModule):
         super().__init__(init_cfg)
         if num_outs < len(in_channels) or out_channels % 2:
             raise ConfigError(
-                f'GhostPAN gives an output for each of its {len(in_channels)} inputs and halves '
-                f'even channels: num_outs is {num_outs}, out_channels {out_channels}.'
+                f'GhostPAN needs an output for each of its {len(in_channels)} inputs and '
+                f'an even number of channels, not num_outs={num_outs}, out_channels={out_channels}.'
             )
         layers = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         steps, extra = range(len(in_channels) - 1), range(num_outs - len(in_channels))
@@ -143,10 +143,10 @@ class GhostPAN(BaseModule):
         self.extra_out = nn.ModuleList(halving() for _ in extra)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Features of one width.
+        """Compute features with equal channels.
 
         Args:
-            inputs: of the backbone, finest first.
+            inputs: Features of the backbone, finest first.
 
         Returns:
             Per level ``(B, out_channels, H, W)``.
