@@ -128,9 +128,9 @@ def edge_intervals(
 
     Args:
         quantiles: Result of :func:`edge_quantiles`.
-        factor: At least 0, one value, one per edge, or ``(N, 1)`` one per box; 1 keeps the distribution's own interval,
-            other values are fitted (:mod:`.calibration.intervals`). Both sides of the median keep
-            their ratio.
+        factor: At least 0, one value, one per edge, or ``(N, 1)`` one per box; 1 keeps the
+            distribution's own interval, other values are fitted (:mod:`.calibration.intervals`).
+            Both sides of the median keep their ratio.
         limit: ``(4,)`` or ``(N, 4)`` px: width, height, width, height of the image; None does not
             clip.
 

@@ -1,4 +1,4 @@
-"""GFL heads in the configs of other detectors: one call, one report of every change."""
+"""GFL heads for the configs of other detectors, with a report of every change."""
 
 from gfl_det.swap.head_config import Change
 from gfl_det.swap.swap import Swap, swap_head

@@ -1,4 +1,4 @@
-"""A trial of a config with a new head: one training step and one prediction on noise."""
+"""Check of a config with a new head: one training step and one prediction on noise."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from gfl_det.errors import ConfigError
 from gfl_det.registry import MODELS
 from gfl_det.utils.config import walk
 
-# Boxes of the two images as shares of their side: a large one, a small one, a flat one.
+# Boxes of the two images as fractions of their side: large, small and flat.
 TRUTHS = (((0.1, 0.1, 0.9, 0.8), (0.2, 0.3, 0.45, 0.5)), ((0.05, 0.6, 0.95, 0.75),))
 
 
 class Outcome(NamedTuple):
-    """What came out of a checked config."""
+    """Result of checking a config."""
 
     losses: dict[str, float]
-    detections: int  # of both images, at a score threshold of 0
+    detections: int  # of both images, at score threshold 0
     parameters: int  # of the model
 
 
@@ -37,29 +37,29 @@ def check_config(cfg: Config, side: int = 128, device: str = 'cpu') -> Outcome:
     """Build a model with random weights, train it for one step, and predict.
 
     Args:
-        cfg: a complete config.
-        side: of the square images, px.
-        device: to run on.
+        cfg: Complete config.
+        side: Side of the square images, px.
+        device: Device to run on.
 
     Returns:
-        The losses and the number of detections.
+        Losses, number of detections and number of parameters.
 
     Raises:
-        ConfigError: a loss or a gradient is not finite, or a trained parameter gets no gradient.
-        MissingOpError: a part needs compiled mmcv.
+        ConfigError: If a loss or a gradient is not finite, or a trained parameter gets no gradient.
+        MissingOpError: If a part needs compiled mmcv.
     """
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
         model: Any = build_untrained(cfg)
         _initialise(model)
     if MessageHub.get_current_instance().get_info('iter') is None:
-        MessageHub.get_current_instance().update_info('iter', 0)  # some augmentations count steps
+        MessageHub.get_current_instance().update_info('iter', 0)  # read by some augmentations
     model.to(device)
     data = model.data_preprocessor(_batch(cfg, side), training=True)
     total, losses = model.train().parse_losses(model(**data, mode='loss'))
     values = {name: float(value.detach()) for name, value in losses.items()}
     wrong = [name for name, value in values.items() if not math.isfinite(value)]
     if wrong:
-        raise ConfigError(f'The first training step gives a {wrong[0]} that is not finite.')
+        raise ConfigError(f'The first training step gives a NaN or infinite {wrong[0]}.')
     total.backward()
     _check_gradients(model)
     with torch.no_grad():
@@ -69,16 +69,16 @@ def check_config(cfg: Config, side: int = 128, device: str = 'cpu') -> Outcome:
 
 
 def build_untrained(cfg: Config) -> nn.Module:
-    """A model with its initial weights, of which none are fetched."""
+    """Build a model with initial weights, without downloading any."""
     config = without_files(cfg.model)
     for _, node in walk(config.get('test_cfg') or {}, 'test_cfg'):
         if 'score_thr' in node:
-            node['score_thr'] = 0.0  # an untrained head finds nothing above another
+            node['score_thr'] = 0.0  # an untrained head exceeds no other threshold
     return MODELS.build(config)
 
 
 def _initialise(model: Any) -> None:
-    """Draw the initial weights, without mmengine's log of every one of them."""
+    """Initialise the weights without mmengine's log of each of them."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -89,12 +89,12 @@ def _initialise(model: Any) -> None:
 
 
 def without_files(model: dict[str, Any]) -> dict[str, Any]:
-    """A model's config without pretrained weights and without changes of the images' size."""
+    """Copy of a model's config without pretrained weights and image resizing."""
     config = copy.deepcopy(model)
     for _, node in walk(config, 'model'):
         inits = node.get('init_cfg')
         inits = inits if isinstance(inits, (list, tuple)) else [inits]
-        # Some backbones (PVT) load a checkpoint themselves, from an init_cfg without a type.
+        # Some backbones (PVT) load a checkpoint themselves from an init_cfg without a type.
         if any(isinstance(each, dict) and 'checkpoint' in each for each in inits):
             node['init_cfg'] = None
     (config.get('data_preprocessor') or {}).pop('batch_augments', None)
@@ -132,4 +132,4 @@ def _check_gradients(model: nn.Module) -> None:
             if value.grad is None:
                 raise ConfigError(f'{part}.{name} gets no gradient in the first training step.')
             if not value.grad.isfinite().all():
-                raise ConfigError(f'The gradient of {part}.{name} is not finite.')
+                raise ConfigError(f'The gradient of {part}.{name} is NaN or infinite.')

@@ -1,6 +1,6 @@
-"""The config of the new head, and the changes of a swap with their reasons.
+"""Config of the new head, and the changes of a swap with their reasons.
 
-The head follows from the old one and from the pyramid in front of it.
+The new head is derived from the old one and from the pyramid in front of it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from gfl_det.utils.config import type_name
 
 WIDTH = 96
 HeadName = Literal['GFLHead', 'GFLv2Head']
-TOWER = 4  # convolutions of each of the paper's two towers
+TOWER = 4  # convolutions per tower in the paper
 
 
 class Change(NamedTuple):
-    """One change of a config."""
+    """Change of a config."""
 
-    path: str  # dotted, in the config
+    path: str  # dotted path in the config
     before: str
     after: str
     reason: str
 
 
 def format_changes(changes: Sequence[Change]) -> str:
-    """The changes as text, a few lines each; all of every value."""
+    """Format the changes as text, with full values."""
     lines = []
     for path, before, after, reason in changes:
         line = f'{path}: {before} -> {after}'
@@ -48,7 +48,7 @@ def format_changes(changes: Sequence[Change]) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
-    """The settings in which two configs differ, as text before and after."""
+    """Settings in which two configs differ, as text before and after."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     before, after = (
         ', '.join(f'{key}={plain(config[key])}' for key in keys if key in config)
@@ -58,7 +58,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
 
 
 def plain(value: object) -> str:
-    """A value on one line: a part as ``Type(setting=...)``."""
+    """Format a value on one line, and a part as ``Type(setting=...)``."""
     if value is None:
         return 'none'
     if isinstance(value, dict):
@@ -89,14 +89,14 @@ def make_head(
     num_classes: int,
     default_convs: int = TOWER,
 ) -> dict[str, Any]:
-    """The new head's config.
+    """Make the config of the new head.
 
     Args:
-        old: the head it replaces; the size of its towers is kept.
-        name: of the new head.
-        pyramid: with equal channels on all levels.
-        num_classes: without background.
-        default_convs: length of the towers, where the old head says none.
+        old: Config of the old head, whose tower size is kept.
+        name: Type of the new head.
+        pyramid: Pyramid with equal channels on all levels.
+        num_classes: Number of classes without background.
+        default_convs: Tower length if the old head specifies none.
     """
     length = old.get('stacked_convs', old.get('num_convs', default_convs))
     norm = old.get('norm_cfg') or {}
@@ -118,13 +118,13 @@ def make_head(
 
 
 def tower_width(old: dict[str, Any], default: int) -> int:
-    """Channels of the old head's towers, where it says them."""
+    """Channels of the old head's towers, or the default if unspecified."""
     width = old.get('feat_channels')
     return width if isinstance(width, int) else default
 
 
 def train_config() -> dict[str, Any]:
-    """The head's part of ``train_cfg``."""
+    """Training config of the head."""
     return dict(
         assigner=dict(type='gfl_det.ATSSAssigner', topk=9),
         allowed_border=-1,
@@ -134,7 +134,7 @@ def train_config() -> dict[str, Any]:
 
 
 def test_config(old: dict[str, Any]) -> dict[str, Any]:
-    """The head's ``test_cfg``; how many detections an image may have is the data's matter."""
+    """Test config of the head; detections per image depend on the data and are kept."""
     limit = old.get('max_per_img')
     return dict(
         nms_pre=1000,
@@ -146,15 +146,15 @@ def test_config(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_classes(old: dict[str, Any], asked: int | None) -> int:
-    """The number of classes: the one asked for, or the old head's.
+    """Number of classes: as requested, otherwise the old head's.
 
     Raises:
-        ConfigError: neither is a positive number.
+        ConfigError: If neither is a positive number.
     """
     count = asked if asked is not None else old.get('num_classes')
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ConfigError(
-            f'{type_name(old.get("type"))} does not say how many classes there are '
+            f'{type_name(old.get("type"))} does not specify the number of classes '
             f'(num_classes={count!r}): give num_classes.'
         )
     return count
@@ -163,22 +163,22 @@ def count_classes(old: dict[str, Any], asked: int | None) -> int:
 def explain_head(
     path: str, old: dict[str, Any], new: dict[str, Any], pyramid: Pyramid
 ) -> list[Change]:
-    """What is new about the head, setting by setting, and why."""
+    """Changed settings of the head, with reasons."""
     bins = new['reg_max'] + 1
     strides = 'configured' if pyramid.declared else f'measured on {pyramid.side} pixels'
     reasons = {
-        'type': 'scores that are qualities, box edges that are distributions',
-        'num_classes': 'one of proposals, else the number asked for',
-        'in_channels': 'what the neck gives, found by running it',
-        'stacked_convs': f'as many as there were, at most the {TOWER} of the paper',
+        'type': 'quality scores and box edge distributions',
+        'num_classes': 'one for proposals, otherwise the requested number',
+        'in_channels': 'output channels of the neck, measured by running it',
+        'stacked_convs': f'as in the old head, at most {TOWER} as in the paper',
         'feat_channels': "a multiple of the groups of the towers' norms",
-        'norm_cfg': "the towers' norms, which do not depend on the number of images",
-        'anchor_generator': 'one square prior a cell, 8 strides wide; the strides '
+        'norm_cfg': 'norms of the towers, independent of the batch size',
+        'anchor_generator': 'one square prior per cell, 8 strides wide; strides '
         f'{pyramid.strides} are {strides}',
         'loss_cls': 'Quality Focal Loss: the target of a score is the IoU of its box',
         'loss_bbox': 'GIoU, weighted by the scores',
         'loss_dfl': 'Distribution Focal Loss of the edges',
-        'reg_max': f'an edge is a distribution over {bins} bins and reaches {bins - 1} strides, '
+        'reg_max': f'an edge is a distribution over {bins} bins, up to {bins - 1} strides or '
         f'{(bins - 1) * max(pyramid.strides)} pixels on the coarsest level',
     }
     changes = [
@@ -188,13 +188,13 @@ def explain_head(
     ]
     gone = sorted(set(old) - set(new) - {'_scope_'})
     if gone:
-        reason = f'settings of {type_name(old["type"])} alone'
+        reason = f'settings only of {type_name(old["type"])}'
         changes.append(Change(path, ', '.join(gone), 'removed', reason))
     return changes
 
 
 def _anchors(old: Any, pyramid: Pyramid) -> dict[str, Any]:
-    """GFL's priors; the offset of their centres is kept where the old head's were of this kind."""
+    """Config of GFL's priors, with the centre offset of an old head of the same kind."""
     new = {**copy.deepcopy(DEFAULT_ANCHORS), 'strides': list(pyramid.strides)}
     if isinstance(old, dict) and 'center_offset' in old:
         rest = {key: value for key, value in old.items() if key != 'center_offset'}

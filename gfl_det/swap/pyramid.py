@@ -1,4 +1,4 @@
-"""The feature pyramid in front of a head: found by running backbone and neck once."""
+"""Feature pyramid in front of a head, measured by running backbone and neck once."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from gfl_det.models.detectors import KnowledgeDistillationDetector
 from gfl_det.registry import MODELS
 from gfl_det.utils.config import type_name
 
-# Sides of the tried image, px: convolutions without padding (SSD) need more than the smallest.
+# Sides of test images, px: unpadded convolutions (SSD) need more than the smallest.
 SIDES = (128, 320, 512)
-MEASURED_SIDE = 256  # px: two cells at a stride of 128, the coarsest of the zoo's pyramids
-# Where heads keep their strides: in the config of their priors, or as an argument of their own.
+MEASURED_SIDE = 256  # px: two cells at stride 128, the coarsest in the zoo
+# Keys of strides in heads: in the config of their priors, or an argument of the head.
 PRIOR_KEYS = ('anchor_generator', 'prior_generator', 'square_anchor_generator')
 STRIDE_KEYS = ('strides', 'point_strides', 'featmap_strides')
 
 
 class Pyramid(NamedTuple):
-    """What a head is given, and on what image that was tried."""
+    """Channels and strides of a head's inputs, and the image size of the measurement."""
 
     channels: list[int]  # per level
     strides: list[int]  # per level, px
-    declared: bool  # the strides are those the old head was configured with
-    side: int  # of a square image that gives every level at least one cell, px
+    declared: bool  # strides come from the old head's config
+    side: int  # px of a square image with at least one cell per level
 
 
 def read_pyramid(model: dict[str, Any], head: dict[str, Any]) -> Pyramid:
-    """Run backbone and neck on a small image and read off what a head would be given.
+    """Measure the inputs of a head by running backbone and neck on a small image.
 
     Args:
-        model: config of the detector.
-        head: config of its present head, whose strides hold where they fit the features.
+        model: Config of the detector.
+        head: Config of the old head, whose strides are used if they fit the features.
 
     Returns:
         The pyramid.
 
     Raises:
-        ConfigError: backbone or neck cannot be built or run.
+        ConfigError: If the backbone or the neck cannot be built or run.
     """
     declared = declared_strides(head)
     error: Exception | None = None
@@ -70,7 +70,7 @@ def read_pyramid(model: dict[str, Any], head: dict[str, Any]) -> Pyramid:
                 continue
             if declared and _fit(declared, cells, side):
                 return Pyramid(channels, declared, True, side)
-            if side == SIDES[-1]:  # one cell tells least about a stride
+            if side == SIDES[-1]:  # a single cell says little about a stride
                 strides = [_nearest_power(side / each) for each in cells]
                 return Pyramid(channels, strides, False, side)
     raise ConfigError(
@@ -83,7 +83,7 @@ def measure_strides(model: dict[str, Any]) -> list[int]:
     """Run backbone and neck on a small image and return the strides of their levels, px.
 
     Raises:
-        ConfigError: backbone or neck cannot be built or run.
+        ConfigError: If the backbone or the neck cannot be built or run.
     """
     with DefaultScope.overwrite_default_scope('mmdet'), torch.no_grad():
         parts = _build(model)
@@ -95,12 +95,12 @@ def measure_strides(model: dict[str, Any]) -> list[int]:
 
 
 def input_channels(model: dict[str, Any]) -> int:
-    """How many channels the images of a detector have: 3, or what its backbone is told."""
+    """Number of image channels: the backbone's setting, or 3."""
     return int((model.get('backbone') or {}).get('in_channels', 3))
 
 
 def declared_strides(head: dict[str, Any]) -> list[int] | None:
-    """The strides that a head is configured with, px; None where it relies on defaults."""
+    """Configured strides of a head, px; None if it uses defaults."""
     for part in (*(head.get(key) for key in PRIOR_KEYS), head):
         for key in STRIDE_KEYS:
             strides = part.get(key) if isinstance(part, dict) else None
@@ -120,7 +120,7 @@ def _build(model: dict[str, Any]) -> nn.Sequential:
             part = MODELS.build(copy.deepcopy(config))
         except GFLDetError:
             raise
-        except Exception as error:  # of whatever the part's constructor does
+        except Exception as error:  # the part's constructor can raise anything
             raise ConfigError(
                 f'model.{key} cannot be built: {type(error).__name__}: {error}.'
             ) from error
@@ -136,7 +136,7 @@ def _run(parts: nn.Sequential, side: int, channels: int) -> list[Tensor]:
 
 @contextmanager
 def _deformation_left_out(parts: nn.Module) -> Iterator[None]:
-    """Run deformable convolutions as plain ones: the same shapes, and no compiled operator."""
+    """Run deformable convolutions as plain ones, which need no compiled operators."""
     deformable = [
         each for each in parts.modules() if isinstance(each, (DeformConv2d, ModulatedDeformConv2d))
     ]
@@ -157,7 +157,7 @@ def _plain_convolution(module: Any, x: Tensor, *_: Tensor) -> Tensor:
 
 
 def _fit(strides: Sequence[int], cells: Sequence[int], side: int) -> bool:
-    """Whether levels have about the cells of their strides; unpadded convolutions lose a few."""
+    """Whether strides match the levels' cells, allowing for a few lost to unpadded convolutions."""
     return len(strides) == len(cells) and all(
         side / (2 * count) <= stride and (count == 1 or stride <= 2 * side / count)
         for stride, count in zip(strides, cells)
@@ -171,25 +171,23 @@ def _nearest_power(stride: float) -> int:
 Target = Literal['bbox_head', 'rpn_head']
 
 COMPARING_PAIR = (
-    'it is a pair of teacher and student whose losses compare their heads: swap the head of the '
-    "student's own config"
+    "its losses compare the heads of teacher and student: swap the head of the student's own config"
 )
 WHOLE_DETECTORS = (
     (
         detectors.DetectionTransformer,
-        'it predicts a set of boxes from learned queries, without a feature pyramid that a dense '
+        'it predicts a set of boxes from learned queries, without a feature pyramid for a dense '
         'head could read',
     ),
     (
         detectors.LAD,
-        'it is a pair of teacher and student whose assignment comes from the teacher: swap the '
-        "head of the student's own config",
+        "its assignment comes from a teacher: swap the head of the student's own config",
     ),
     (detectors.KnowledgeDistillationSingleStageDetector, COMPARING_PAIR),
     (KnowledgeDistillationDetector, COMPARING_PAIR),
     (
         SingleStageInstanceSegmentor,
-        'its mask head reads what its box head predicts, and a GFL head predicts boxes alone',
+        'its mask head reads what its box head predicts, and a GFL head only predicts boxes',
     ),
     (
         detectors.GLIP,
@@ -199,15 +197,15 @@ WHOLE_DETECTORS = (
 DENSE_HEADS = (
     (
         dense_heads.CornerHead,
-        'it finds boxes as pairs of corners in heat maps of one scale, not in a pyramid',
+        'it finds boxes as pairs of corners in single-scale heat maps, not in a pyramid',
     ),
     (
         dense_heads.CenterNetHead,
-        'it finds boxes as peaks of a heat map of one scale, not in a pyramid',
+        'it finds boxes as peaks of a single-scale heat map, not in a pyramid',
     ),
     (
         dense_heads.RTMDetInsHead,
-        'it predicts masks together with boxes, and a GFL head predicts boxes alone',
+        'it predicts masks together with boxes, and a GFL head only predicts boxes',
     ),
     (
         dense_heads.ATSSVLFusionHead,
@@ -215,7 +213,7 @@ DENSE_HEADS = (
     ),
     (
         dense_heads.EmbeddingRPNHead,
-        'its proposals are learned with the network, not found in the image',
+        'its proposals are learned parameters, not predicted from the image',
     ),
 )
 
@@ -224,21 +222,21 @@ def check_target(model: dict[str, Any], target: Target | None) -> Target:
     """Find the head to replace.
 
     Args:
-        model: config of the detector.
-        target: which head; None: ``bbox_head``, or ``rpn_head`` of a detector of two stages.
+        model: Config of the detector.
+        target: Key of the head; None: ``bbox_head``, or ``rpn_head`` of a two-stage detector.
 
     Returns:
-        The key of the head in the model.
+        Key of the head in the model.
 
     Raises:
-        NotSwappableError: the detector cannot take another head; the sentence says why.
-        ConfigError: it has no such head.
+        NotSwappableError: If the detector cannot take another head; the message says why.
+        ConfigError: If the detector has no such head.
     """
     name = type_name(model.get('type'))
     _refuse(name, model, WHOLE_DETECTORS)
     if 'detector' in model:
         raise NotSwappableError(
-            f'{name} is built around another detector, so its losses and results are not those of '
+            f'{name} wraps another detector, so its losses and results are not those of '
             "a head: swap the head of model.detector's own config."
         )
     found: Target = target or ('bbox_head' if model.get('bbox_head') else 'rpn_head')
@@ -250,13 +248,13 @@ def check_target(model: dict[str, Any], target: Target | None) -> Target:
         )
     if not isinstance(part, dict):
         raise NotSwappableError(
-            f'{name} has a list of heads in {found}, which predict together: there is no single '
+            f'{name} has a list of heads in {found} that predict together: there is no single '
             'one to swap.'
         )
     if model.get('mask_head'):
         raise NotSwappableError(
             f'{name} cannot take another head: its mask head reads what its box head predicts, and '
-            'a GFL head predicts boxes alone.'
+            'a GFL head only predicts boxes.'
         )
     _refuse(name, part, DENSE_HEADS)
     return found

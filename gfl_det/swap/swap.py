@@ -1,4 +1,4 @@
-"""The swap itself: a config in, a config with a GFL head, the changes and fitting weights out."""
+"""Head swap: from a config to a config with a GFL head, the changes and matching weights."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from gfl_det.swap.pyramid import Pyramid, Target, check_target, read_pyramid
 from gfl_det.utils.choices import SWAP_HEADS
 from gfl_det.utils.config import type_name
 
-SAMPLES = 'ATSS assigns by the statistics of IoU, and every prior counts: there is no sampler'
-# Layers that read the last class features of a tower and give one score per class.
+SAMPLES = 'ATSS assigns by IoU statistics and trains all priors: no sampler'
+# Layers that map the class features of a tower to one score per class.
 CLASS_LAYERS = ('gfl_cls', 'atss_cls', 'conv_cls', 'retina_cls')
 
 
 class Swap(NamedTuple):
-    """A config with another head, and what was changed on the way."""
+    """Config with a new head, and its changes."""
 
     config: Config
     changes: list[Change]
     target: Target  # key of the head in the model
-    pyramid: Pyramid  # what the head is given
-    wrapped_neck: bool  # the old neck became the first of a list, so its weights are neck.0
+    pyramid: Pyramid  # inputs of the head
+    wrapped_neck: bool  # the old neck is now the first of a list, with weights under neck.0
 
     @property
     def report(self) -> str:
-        """Every change and why, as text."""
+        """Return every change and its reason as text."""
         return format_changes(self.changes)
 
 
@@ -60,29 +60,31 @@ def swap_head(
     target: Target | None = None,
     num_classes: int | None = None,
 ) -> Swap:
-    """Replace the dense head of a detector; backbone, neck, data and schedule stay.
+    """Replace the dense head of a detector and keep backbone, neck, data and schedule.
 
-    Input channels, strides and levels are read off one run of backbone and neck on a small image of
-    zeros. Levels of different channels get a 1x1 convolution each.
+    Channels, strides and levels are measured by running backbone and neck on a small image of
+    zeros. Levels with different channels get a 1x1 convolution each.
 
     Args:
-        cfg: config of a detector with one dense head, or of two stages; it is not changed.
-        head: the new head.
-        target: ``'bbox_head'``, or ``'rpn_head'`` for the proposals of two stages; None: the one
-            that the detector has.
-        num_classes: in place of the old head's; proposals have one.
+        cfg: Config of a detector with one dense head or two stages; not modified.
+        head: Type of the new head.
+        target: ``'bbox_head'``, or ``'rpn_head'`` for the proposals of a two-stage detector; None:
+            the head that the detector has.
+        num_classes: Replaces the old head's number; proposals have one class.
 
     Returns:
-        The new config, which is complete and loads without its bases, and the changes.
+        New config, complete without its bases, and the changes.
 
     Raises:
-        NotSwappableError: the detector's head cannot give way by nature; one sentence says why.
-        ConfigError: the config has no such head, does not build, or does not say its classes.
+        NotSwappableError: If the detector's head cannot be replaced in principle; the message says
+            why.
+        ConfigError: If the config has no such head, cannot be built, or does not specify its
+            classes.
     """
     if head not in SWAP_HEADS:
-        raise ConfigError(f'head is one of {", ".join(SWAP_HEADS)}, not {head!r}.')
+        raise ConfigError(f'head must be one of {", ".join(SWAP_HEADS)}, not {head!r}.')
     if not cfg.get('model'):
-        raise ConfigError('The config has no model, so there is no head to swap.')
+        raise ConfigError('The config has no model: add model=dict(type=...).')
     cfg = copy.deepcopy(cfg)
     model = cfg.model
     found = check_target(model, target)
@@ -107,11 +109,11 @@ def swap_head(
 def _adapt(
     model: dict[str, Any], target: Target, pyramid: Pyramid, changes: list[Change]
 ) -> Pyramid:
-    """Put a 1x1 convolution a level behind the neck."""
+    """Add a 1x1 convolution per level after the neck."""
     if target == 'rpn_head':
         raise NotSwappableError(
             f'The levels of the neck have {pyramid.channels} channels and the second stage reads '
-            'them as they are, so they cannot be brought to one width for the proposal head.'
+            'them unchanged, so they cannot be brought to one width for the proposal head.'
         )
     neck, levels = model.get('neck'), len(pyramid.channels)
     width = tower_width(model[target], 256)
@@ -146,21 +148,21 @@ def _settle_detections(model: dict[str, Any]) -> list[Change]:
         Change(
             'model.test_cfg',
             *differences(old_test, model['test_cfg']),
-            'scores rank boxes as they are; how many detections an image may have is kept',
+            'scores rank boxes directly; the number of detections per image is kept',
         ),
     ]
     return [change for change in changes if change.before != change.after]
 
 
 def _settle_proposals(model: dict[str, Any]) -> list[Change]:
-    """The proposals' parts of the configs of two stages; those of the second stage stay."""
+    """Adapt the proposal settings of a two-stage detector; the second stage is kept."""
     changes = []
     train, test = (model.get(key) or {} for key in ('train_cfg', 'test_cfg'))
     if 'rpn' in train:
         before = plain(train['rpn'])
         train['rpn'] = train_config()
         changes.append(Change('model.train_cfg.rpn', before, plain(train['rpn']), SAMPLES))
-    reason = 'every proposal may serve: the second stage decides'
+    reason = 'every proposal is kept: the second stage decides'
     for path, config in (
         ('train_cfg.rpn_proposal', train.get('rpn_proposal')),
         ('test_cfg.rpn', test.get('rpn')),
@@ -174,33 +176,33 @@ def _settle_proposals(model: dict[str, Any]) -> list[Change]:
 
 
 def _register(cfg: Config) -> list[Change]:
-    """Have mmengine import gfl_det, whoever loads the config."""
+    """Make mmengine import gfl_det whenever the config is loaded."""
     changes = []
     custom = cfg.get('custom_imports') or {}
     imports = custom.get('imports') or []
     imports = [imports] if isinstance(imports, str) else list(imports)
     if 'gfl_det' not in imports:
         cfg.custom_imports = dict(imports=['gfl_det', *imports], allow_failed_imports=False)
-        reason = "types that begin with gfl_det. are found, by mmdet's own tools too"
+        reason = "registers types with the prefix gfl_det., also in mmdet's own tools"
         after = str(cfg.custom_imports['imports'])
         changes.append(Change('custom_imports.imports', str(imports), after, reason))
     if cfg.get('default_scope') is None:
         cfg.default_scope = 'mmdet'
-        changes.append(Change('default_scope', 'none', 'mmdet', 'plain names are those of mmdet'))
+        changes.append(Change('default_scope', 'none', 'mmdet', 'unscoped names are mmdet types'))
     return changes
 
 
 class Transfer(NamedTuple):
-    """Weights for the new config, and what became of each key."""
+    """Weights for the new config, and the fate of each key."""
 
-    state: dict[str, Tensor]  # by the new keys; the rest starts from its initialisation
+    state: dict[str, Tensor]  # by new key; other weights keep their initialisation
     kept: dict[str, str]  # new key -> old key
-    new: list[str]  # keys of the new model that nothing fits
-    dropped: list[str]  # keys of the old one that nothing takes
+    new: list[str]  # new keys without matching weights
+    dropped: list[str]  # unused old keys
 
     @property
     def report(self) -> str:
-        """The keys as text: what is kept by module, the others one by one."""
+        """Return the keys as text: kept keys by module, the others individually."""
         groups = Counter(_module(key) for key in self.kept)
         renamed = [f'{old} -> {new}' for new, old in self.kept.items() if _is_renamed(old, new)]
         lines = [f'kept {len(self.kept)} keys:']
@@ -212,41 +214,41 @@ class Transfer(NamedTuple):
 
 
 def carry_over(swap: Swap, checkpoint: str) -> Transfer:
-    """Read a checkpoint of the old detector and take what fits the new one.
+    """Read a checkpoint of the old detector and keep the weights that fit the new one.
 
     Args:
-        swap: of the detector's config.
-        checkpoint: file or address.
+        swap: Swap of the detector's config.
+        checkpoint: File or URL.
 
     Raises:
-        CheckpointError: it cannot be read, or nothing in it fits.
+        CheckpointError: If the checkpoint cannot be read, or no key fits.
     """
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     transfer = match_weights(swap, loaded.get('state_dict', loaded))
     if not transfer.kept:
         first = next(iter(transfer.dropped), 'nothing')
         raise CheckpointError(
-            f'No key of {checkpoint} fits the model (its first is {first}): give a checkpoint of '
-            'the very config whose head is swapped.'
+            f'No key of {checkpoint} fits the model (its first is {first}): use a checkpoint of '
+            'the config whose head is swapped.'
         )
     return transfer
 
 
 def save_weights(transfer: Transfer, path: str) -> None:
-    """Write the weights that fit, for ``load_from``."""
+    """Write the matching weights for ``load_from``."""
     torch.save(dict(state_dict=transfer.state, meta={}), path)
 
 
 def match_weights(swap: Swap, old: Mapping[str, Any]) -> Transfer:
     """Match keys by name and shape.
 
-    Backbone, neck and the head's towers keep their names; the class layer is taken whatever it is
-    called, where it has one score per class. The towers' biases are not needed beside norms, and
-    factors of another head's edges (``scales``) mean something else.
+    Backbone, neck and the head's towers keep their names; the class layer is matched under any
+    known name if it has one score per class. The towers' biases are redundant with norms, and the
+    ``scales`` of another head's edges have another meaning.
 
     Args:
-        swap: says where the head and the old neck are.
-        old: the old detector's state dict.
+        swap: Swap with the positions of the head and the old neck.
+        old: State dict of the old detector.
     """
     with DefaultScope.overwrite_default_scope('mmdet'):
         wanted = build_untrained(swap.config).state_dict()
@@ -269,7 +271,7 @@ def match_weights(swap: Swap, old: Mapping[str, Any]) -> Transfer:
 
 
 def _sources(key: str, head: str, wrapped_neck: bool, same_family: bool) -> list[str]:
-    """Old keys that a new key may come from, the likeliest first."""
+    """Old keys that may match a new key, most likely first."""
     if wrapped_neck and key.startswith('neck.'):
         return [f'neck.{key[len("neck.0.") :]}'] if key.startswith('neck.0.') else []
     if key.startswith(f'{head}scales.') and not same_family:

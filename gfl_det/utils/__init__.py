@@ -1,1 +1,1 @@
-"""Configs, files, the console and pixels: what every package may use."""
+"""Shared utilities for configs, files, the console and pixels."""

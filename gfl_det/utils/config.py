@@ -1,6 +1,6 @@
-"""Configs: found by name, read, checked for their shape, overridden, and walked through.
+"""Configs: finding, reading, checking, overriding and walking them.
 
-The shipped ones are also found by mmengine, under the prefix ``gfl_det::``.
+mmengine also finds the shipped configs, under the prefix ``gfl_det::``.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from gfl_det.errors import ConfigError, GFLDetError, SetupError
 
 CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
-# An installed package carries its configs; a source tree has them beside the package.
+# An installed package contains its configs; a source tree has them beside the package.
 CONFIG_FOLDERS = (PACKAGE_FOLDER / '.mim' / 'configs' / 'gfl', PACKAGE_FOLDER.parent / 'configs')
 Node = dict[str, Any]
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-OWN_CONFIG = 'config.py'  # of a work dir, written by gfl-det train --data
-WHOLE_CONFIG = 'config_whole.py'  # mmengine's beside it, or beside another that lies there
+OWN_CONFIG = 'config.py'  # in a work dir, written by gfl-det train --data
+WHOLE_CONFIG = 'config_whole.py'  # mmengine's beside it, or beside another config there
 SPLITS = ('train', 'val', 'test')
 PATH_KEYS = ('data_root', 'ann_file')
-RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters)  # may be added to any config
+RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters)  # allowed in any config
 
 
 def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
@@ -41,10 +41,11 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
         name: A file, a work dir, the name of a shipped config, or ``PACKAGE::FOLDER/NAME.py`` for
             the config of an installed package, such as
             ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
-        settings: What ``--cfg-options`` says.
+        settings: Settings of ``--cfg-options``.
 
     Raises:
-        ConfigError: There is no such config (the nearest names are given), or it cannot be read.
+        ConfigError: If the config does not exist (the message lists the nearest names) or cannot be
+            read.
     """
     try:
         cfg = read_config(name)
@@ -52,9 +53,9 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
         raise
     except SyntaxError as error:
         raise ConfigError(f'{name} is not valid Python: {error}.') from error
-    except SystemExit as error:  # or the tool would end here, and well
-        raise ConfigError(f'{name} ends the program: take the call of exit out of it.') from error
-    except Exception as error:  # a config is a program: anything may go wrong in it
+    except SystemExit as error:  # otherwise the tool would exit here with success
+        raise ConfigError(f'{name} ends the program: remove its call of exit.') from error
+    except Exception as error:  # a config is a program that can raise anything
         raise ConfigError(f'{name} cannot be read: {type(error).__name__}: {error}.') from error
     check_shape(cfg, name)
     for warning in override(cfg, settings or {}):
@@ -63,28 +64,28 @@ def load_config(name: str, settings: dict[str, Any] | None = None) -> Config:
 
 
 def read_config(name: str) -> Config:
-    """Load a config by the ways that the tools know.
+    """Load a config by file or name.
 
     Args:
         name: A file, the name of a shipped config, or ``PACKAGE::FOLDER/NAME.py`` for the config of
             an installed package.
 
     Raises:
-        ConfigError: There is no such config (the nearest names are given).
+        ConfigError: If the config does not exist (the message lists the nearest names).
     """
     package, separator, path = name.partition('::')
     if not separator:
         return Config.fromfile(_config_path(name)) if _looks_like_path(name) else get_config(name)
-    if find_spec(package) is None:  # mmengine would go and install it
-        raise ConfigError(f'{name} is of the package {package}, which is not installed.')
+    if find_spec(package) is None:  # mmengine would try to install it
+        raise ConfigError(f'{name} needs the package {package}: install it.')
     return hub.get_config(f'{package}::{path}')
 
 
 def config_in(work_dir: Path) -> Path:
-    """Return the config of a work dir: the one that was written to be edited, else mmengine's.
+    """Return the config of a work dir: the editable one, otherwise mmengine's.
 
     Raises:
-        ConfigError: There is none, or more than one.
+        ConfigError: If the work dir has no config, or more than one.
     """
     if (work_dir / OWN_CONFIG).is_file():
         return work_dir / OWN_CONFIG
@@ -104,10 +105,11 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _config_path(name: str) -> str:
-    """Return the path if it is a file.
+    """Return the path of an existing config file.
 
     Raises:
-        ConfigError: It is none; the nearest names in its folder and among shipped configs are told.
+        ConfigError: If the file does not exist; the message lists the nearest names in its folder
+            and among shipped configs.
     """
     path = Path(name)
     if path.is_file():
@@ -127,13 +129,13 @@ def get_config(name: str) -> Config:
     """Load a shipped config.
 
     Args:
-        name: The file's name, with or without ``.py``: ``gfl_r50_fpn_1x_coco``.
+        name: Name of the file, with or without ``.py``: ``gfl_r50_fpn_1x_coco``.
 
     Returns:
-        The config with its bases merged, ready for mmengine's ``Runner.from_cfg``.
+        Config with its bases merged, ready for mmengine's ``Runner.from_cfg``.
 
     Raises:
-        ConfigError: No config has this name; the message lists those there are.
+        ConfigError: If no config has this name; the message lists all names.
     """
     names = config_names()
     stem = name.removesuffix('.py')
@@ -145,15 +147,15 @@ def get_config(name: str) -> Config:
 
 
 def config_names() -> list[str]:
-    """Return the names that `get_config` knows, sorted."""
+    """Return the sorted names that :func:`get_config` accepts."""
     return sorted(path.stem for path in config_folder().glob('*.py'))
 
 
 def config_folder() -> Path:
-    """Return the folder that holds the shipped configs.
+    """Return the folder of the shipped configs.
 
     Raises:
-        SetupError: The installation carries no configs.
+        SetupError: If the installation contains no configs.
     """
     for folder in CONFIG_FOLDERS:
         if any(folder.glob('gfl_*.py')):
@@ -176,23 +178,22 @@ def shipped_base(stem: str) -> str:
 def register_package() -> None:
     """Make mmengine resolve ``gfl_det::gfl/NAME.py`` in ``_base_`` and ``mmengine.hub``.
 
-    mmengine looks for the configs in the folder of the table's entry: beside the metadata of the
-    distribution of that name, where an editable install has no configs, or else in the folder of
-    the module of that name. A module at the top of the package leads to the one that was imported,
-    however it was installed.
+    mmengine looks for configs beside the metadata of the distribution of the registered name, where
+    an editable install has none, or otherwise in the folder of the module of that name. Registering
+    a top-level module of the package leads to the imported package, however it was installed.
     """
     MODULE2PACKAGE.setdefault('gfl_det', 'gfl_det.version')
 
 
 def check_shape(cfg: Config, name: str) -> None:
-    """Check the kinds of the model and of the data sets that a config has.
+    """Check that the model and the data sets of a config are dicts.
 
     Args:
-        cfg: The config; it may lack parts.
-        name: Its name for messages.
+        cfg: Config, which may lack parts.
+        name: Name of the config for messages.
 
     Raises:
-        ConfigError: A part is something else than a dict.
+        ConfigError: If a part is not a dict.
     """
     parts = {key: cfg.get(key) for key in ('model', *LOADERS)}
     for key in LOADERS:
@@ -203,7 +204,7 @@ def check_shape(cfg: Config, name: str) -> None:
         is_needed = key.endswith('.dataset')
         if not isinstance(part, dict) and (part is not None or is_needed):
             raise ConfigError(
-                f'{key} of {name} is {part!r:.60}, and not a dict(type=...): correct it.'
+                f'{key} of {name} is {part!r:.60}, not a dict(type=...): correct it.'
             )
     for split in SPLITS:
         for node in (*datasets_of(cfg, split), *metrics_of(cfg, split)):
@@ -211,31 +212,31 @@ def check_shape(cfg: Config, name: str) -> None:
                 path = node.get(key) if isinstance(node, dict) else None
                 if path is not None and not isinstance(path, str):
                     raise ConfigError(
-                        f'{key} of {split} in {name} is {path!r:.60}: give one path as a text; '
-                        'several files are the datasets of a ConcatDataset.'
+                        f'{key} of {split} in {name} is {path!r:.60}: give one path as a string; '
+                        'combine several files with a ConcatDataset.'
                     )
 
 
 def check_model(cfg: Config) -> None:
-    """Check that there is a model.
+    """Check that a config has a model.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: If the config has no model.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename or "The config"} has no model: add model=dict(type=...).')
 
 
 def check_split(cfg: Config, split: str) -> None:
-    """Check that a config has the data of a split, which may be None where it is not used.
+    """Check that a config has the data of a split, which may be None if unused.
 
     Raises:
-        ConfigError: It has none.
+        ConfigError: If the config has no dataloader of the split.
     """
     if not cfg.get(f'{split}_dataloader'):
         raise ConfigError(
-            f'{cfg.filename or "The config"} has no {split}_dataloader: add one, with its '
-            f'{split}_cfg, or take a config that has.'
+            f'{cfg.filename or "The config"} has no {split}_dataloader: add it, with its '
+            f'{split}_cfg, or use another config.'
         )
 
 
@@ -243,10 +244,10 @@ def override(cfg: Config, settings: dict[str, Any]) -> list[str]:
     """Merge ``--cfg-options`` into a config; ``data_root`` moves every path below the old root.
 
     Returns:
-        One warning a key that the config does not have: mmengine adds it without a word.
+        A warning per key that is missing in the config, which mmengine adds silently.
 
     Raises:
-        ConfigError: A value cannot be merged.
+        ConfigError: If a value cannot be merged.
     """
     settings = dict(settings)
     if 'data_root' in settings:
@@ -268,25 +269,25 @@ def override(cfg: Config, settings: dict[str, Any]) -> list[str]:
 
 
 def move_data_root(cfg: Config, new: str) -> None:
-    """Set ``data_root`` and replace the old one at the head of each path that came from it.
+    """Set ``data_root`` and replace the old root at the start of each path.
 
     A config is evaluated when it is read: overriding its variable ``data_root`` afterwards leaves
     ``data_root=data_root`` and ``ann_file=data_root + 'x.json'`` of data sets and metrics as they
     were.
 
     Raises:
-        ConfigError: The config has no ``data_root``, neither at its top nor a common one below it.
+        ConfigError: If the config has no ``data_root`` at its top level and no common one below.
     """
     datasets = [dataset for split in SPLITS for dataset in datasets_of(cfg, split)]
     roots = {dataset.get('data_root') for dataset in datasets} - {None, ''}
     old = cfg.get('data_root') or (roots.pop() if len(roots) == 1 else None)
     if old is None:
         raise ConfigError(
-            'The config has no single data_root to move: set the one of each data set, as in '
+            'The config has no single data_root to move: set data_root of each data set, as in '
             'train_dataloader.dataset.data_root=...'
         )
     parts = [cfg.get(f'{split}_{part}') for split in SPLITS for part in ('dataloader', 'evaluator')]
-    moved = set()  # the splits of a config may share one dict
+    moved = set()  # splits may share a dict
     for _, node in walk(parts, ''):
         if id(node) in moved:
             continue
@@ -299,7 +300,7 @@ def move_data_root(cfg: Config, new: str) -> None:
 
 
 def _paths(value: Any, path: str) -> list[str]:
-    """List the dotted paths of all values, those inside lists too."""
+    """List the dotted paths of all values, including values inside lists."""
     if isinstance(value, dict):
         items = list(value.items())
     elif isinstance(value, (list, tuple)):
@@ -314,7 +315,7 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def walk(value: Any, path: str) -> Iterator[tuple[str, Node]]:
-    """Yield each dict below a value together with its dotted path, the outer ones first."""
+    """Yield each dict inside a value with its dotted path, outer dicts first."""
     if isinstance(value, dict):
         yield path, value
         for key, item in value.items():
@@ -325,7 +326,7 @@ def walk(value: Any, path: str) -> Iterator[tuple[str, Node]]:
 
 
 def type_name(kind: object) -> str:
-    """The name of a part's type, which is a string or, in Python-style configs, the class."""
+    """Name of a part's type, which is a string or, in Python-style configs, a class."""
     return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 
@@ -345,29 +346,29 @@ def datasets_of(cfg: Config | Node, split: str) -> list[Node]:
 
 
 def metrics_of(cfg: Config, split: str) -> list[Node]:
-    """Return the metrics of a split, whether the config holds one or a list."""
+    """Return the metrics of a split as a list."""
     evaluator = cfg.get(f'{split}_evaluator') or []
     return [evaluator] if isinstance(evaluator, dict) else list(evaluator)
 
 
 def annotation_path(dataset: Node) -> str | None:
-    """Return where a data set will look for its annotation file; None if it has none."""
+    """Return the path of a data set's annotation file; None if it has none."""
     name = dataset.get('ann_file')
     return join_root(dataset.get('data_root'), name) if name else None
 
 
 def image_folder(dataset: Node) -> str | None:
-    """Return where a data set will look for its images; None if it does not say."""
+    """Return the path of a data set's image folder; None if unspecified."""
     prefix = dataset.get('data_prefix') or {}
     folder = prefix.get('img', prefix.get('img_path'))
     return join_root(dataset.get('data_root'), folder) if folder is not None else None
 
 
 def join_root(root: str | None, path: str) -> str:
-    """Join as mmengine's data sets do: an absolute path or an address stands alone."""
+    """Join paths like mmengine's data sets: absolute paths and URLs ignore the root."""
     return path if not root or os.path.isabs(path) or is_remote(path) else os.path.join(root, path)
 
 
 def is_remote(path: str) -> bool:
-    """Tell storage addresses such as ``s3://`` from files."""
+    """Whether a path is a storage URL such as ``s3://``."""
     return '://' in path

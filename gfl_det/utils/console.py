@@ -1,7 +1,7 @@
 """Console output: printable characters, tables and progress.
 
-A terminal gets colours, lines and live bars by rich; a file or a pipe gets aligned text, and a line
-of progress now and then.
+A terminal gets rich's colours, lines and live bars; a file or a pipe gets aligned text and
+occasional progress lines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.text import Text
 
 MAX_NAMED = 8
 MAX_CELL = 1000  # characters
-LINE_SECONDS = 10.0  # between plain lines of progress
+LINE_SECONDS = 10.0  # between plain progress lines
 COLOURS = {
     'ok': 'green',
     'note': 'cyan',
@@ -38,14 +38,14 @@ COLOURS = {
 
 
 def printable(text: str) -> str:
-    """Write what is not a printable character as an escape; ends of lines stay."""
+    """Escape unprintable characters except line breaks."""
     if text.isprintable():
         return text
     return ''.join(each if each == '\n' or each.isprintable() else _escape(each) for each in text)
 
 
 def few(items: Sequence[Any]) -> str:
-    """Name the first of many things."""
+    """List the first of many items."""
     named = ', '.join(map(str, items[:MAX_NAMED]))
     return f'{named}, ...' if len(items) > MAX_NAMED else named
 
@@ -63,10 +63,10 @@ def print_table(
     """Print a table.
 
     Args:
-        title: Above it; empty for none.
-        columns: The headings.
-        rows: A cell that is a key of `COLOURS` colours its row.
-        stream: Where to; standard output by default.
+        title: Title above the table; empty for none.
+        columns: Column headings.
+        rows: Cells of each row; a cell that is a key of ``COLOURS`` colours the row.
+        stream: Output stream; standard output by default.
     """
     out = stream or sys.stdout
     cells = [[cut(printable(str(cell))) for cell in row] for row in rows]
@@ -77,12 +77,12 @@ def print_table(
 
 
 def cut(text: str) -> str:
-    """Cut a text that is too long for a table cell."""
+    """Truncate text that is too long for a table cell."""
     return text if len(text) <= MAX_CELL else f'{text[:MAX_CELL]}...'
 
 
 def format_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table as plain text; the last column is as wide as its text."""
+    """Format a table as plain text; the last column is not padded."""
     table = [list(columns), *map(list, rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
     lines = [
@@ -98,19 +98,19 @@ def _print_rich(
     table = Table(*columns, title=title or None, title_justify='left')
     for row in rows:
         colour = next((COLOURS[cell] for cell in row if cell in COLOURS), '')
-        # Text, since what stands in square brackets would be taken for markup.
+        # Text, because rich would parse square brackets in a string as markup.
         table.add_row(*(Text(cell, style=colour if cell in COLOURS else '') for cell in row))
     Console(file=out).print(table)
 
 
 class Progress:
-    """A context that counts steps.
+    """Progress of counted steps; a context manager.
 
     Args:
-        total: of the steps.
-        unit: what a step is: 'images'.
-        show: False shows nothing.
-        terminal: a live bar; None: where standard error is a terminal.
+        total: Number of steps.
+        unit: Plural name of a step, such as 'images'.
+        show: Show progress.
+        terminal: Show a live bar; None: if standard error is a terminal.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Progress:
             print(self._line(time.monotonic()), file=sys.stderr)
 
     def advance(self, steps: int = 1) -> None:
-        """Count steps; more than the total raise the total, as of a video with a wrong header."""
+        """Count steps, raising the total if exceeded, as for a video with a wrong header."""
         self.done += steps
         self.total = max(self.total, self.done)
         if self._bar and self._task is not None:
@@ -176,16 +176,16 @@ class Progress:
 
 
 class ProgressCalls:
-    """Shows what functions tell by calls ``(unit, done, total)``; a context.
+    """Progress bars driven by calls ``(unit, done, total)``; a context manager.
 
-    A bar begins with the first call for a unit, so that work which is found done shows none.
+    A bar starts with the first call for its unit, so work that is already done shows none.
     """
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
 
     def __call__(self, unit: str, done: int, total: int) -> None:
-        """Tell how far it is."""
+        """Update the bar of a unit."""
         if self._bar is None:
             self._bar = Progress(total, unit)
             self._bar.__enter__()
@@ -211,10 +211,10 @@ class ProgressCalls:
 
 
 def live_bar(auto_refresh: bool = True) -> RichProgress:
-    """A bar on standard error, not started.
+    """Return a bar on standard error, not yet started.
 
     Args:
-        auto_refresh: it is drawn by a thread; False: by calls of ``refresh``.
+        auto_refresh: Redraw in a thread; False: only in calls of ``refresh``.
     """
     columns = (
         TextColumn('{task.description}'),

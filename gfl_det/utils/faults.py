@@ -1,7 +1,8 @@
-"""Faults that libraries do not explain, in one sentence, read off the call stack: only here.
+"""Explanations, from the call stack, of faults that libraries leave unexplained.
 
-Python does not say who imports a module; mmengine does not say which part of a config it was
-building when a constructor failed, nor from which settings. Messages to the user name these.
+Python does not say which module imports another; mmengine does not say which part of a config
+failed to build, nor its settings. Messages to the user name them. No other module inspects the
+stack.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 IMPORT_MACHINERY = 'importlib._bootstrap'
-BUILDER = 'build_from_cfg'  # mmengine's function that calls the type of a part with its settings
-# What constructors raise at settings that they cannot use.
+BUILDER = 'build_from_cfg'  # mmengine's function that instantiates a part from its settings
+# Errors that constructors raise for invalid settings.
 FAULTS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
 
 
 def importing_module(*passed_over: str) -> str:
-    """Name the module whose import statement is being carried out, from within an import finder.
+    """Name the module whose import statement is running, from within an import finder.
 
     Args:
         *passed_over: Modules between the statement and the caller, such as the finder's own.
@@ -35,12 +36,12 @@ def importing_module(*passed_over: str) -> str:
 
 
 def modules_of(error: BaseException) -> list[str]:
-    """Name the modules that an error passed through, the one that raised it last."""
+    """Name the modules that an error passed through; the last one raised it."""
     return [_module(frame) for frame, _ in _frames(error)]
 
 
 def calls_of(error: BaseException, function: str) -> list[dict[str, Any]]:
-    """Return the local variables of each call of a function that an error came out of."""
+    """Return the local variables of each call of a function that an error passed through."""
     return [frame.f_locals for frame, _ in _frames(error) if frame.f_code.co_name == function]
 
 
@@ -62,13 +63,13 @@ def _module(frame: FrameType) -> str:
 
 
 def building_fault(error: BaseException) -> str | None:
-    """Say which part of a config could not be built, and from what.
+    """Explain which part of a config could not be built, with its settings.
 
     Args:
-        error: What came out of a command.
+        error: Error raised by a command.
 
     Returns:
-        One sentence; None where no part was being built.
+        One sentence, or None if no part was being built.
     """
     from gfl_det.utils.console import few
 
@@ -82,7 +83,7 @@ def building_fault(error: BaseException) -> str | None:
     settings = few([f'{key}={value!r}' for key, value in _plain(parts[-1].get('args')).items()])
     cure = f'correct its settings ({settings})' if settings else 'correct its settings'
     name = getattr(kind, '__name__', str(kind))
-    where = place_of(error)  # the fault may be one of a class of the user's own
+    where = place_of(error)  # the fault may lie in a user's own class
     return (
         f'{name} of the config cannot be built ({type(error).__name__}: {reason}; at {where}): '
         f'{cure}.'
@@ -93,14 +94,14 @@ def move(model: nn.Module, device: str) -> nn.Module:
     """Move a model to a device.
 
     Raises:
-        SetupError: There is no such device, or torch cannot use it.
+        SetupError: If the device does not exist or torch cannot use it.
     """
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition('\n')[0].rstrip('.')
         raise SetupError(
-            f'The device {device!r} cannot be used ({reason}): take cpu, or see `gfl-det doctor`.'
+            f'The device {device!r} cannot be used ({reason}): use cpu, or run `gfl-det doctor`.'
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""Files written whole: after a crash or on a full disk, either the old content is there or the new.
+"""Atomic writing of files: after a crash or on a full disk, the old or the new content is intact.
 
-What cannot be written is told in one sentence, before the work where possible.
+Errors name what cannot be written, before the work if possible.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from uuid import uuid4
 
 from gfl_det.errors import CheckpointError, DataError
 
-PART_ENDING = '.part'  # no checkpoint: no pattern of checkpoints ends with it
-PART_NAME = 40  # characters of the file's name in its part's: names may be as long as allowed
+PART_ENDING = '.part'  # matches no pattern of checkpoints
+PART_NAME = 40  # characters kept of the file's name, which may have the maximum length
 SUM_ENDING = '.sha256'
 BLOCK_BYTES = 1 << 20
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -30,10 +30,10 @@ AnyPath = Union[str, os.PathLike[str]]
 
 @contextmanager
 def writing(path: AnyPath) -> Iterator[Path]:
-    """Make a file's folder, to write the file then.
+    """Create a file's folder, and explain errors while the file is written.
 
     Raises:
-        DataError: the file or its folder cannot be written.
+        DataError: If the file or its folder cannot be written.
     """
     target = Path(path)
     try:
@@ -45,10 +45,10 @@ def writing(path: AnyPath) -> Iterator[Path]:
 
 
 def check_writable(path: AnyPath) -> None:
-    """Refuse what could not be written after the work; the file's folder is made.
+    """Check before the work that a file can be written; its folder is created.
 
     Raises:
-        DataError: the file or its folder cannot be written.
+        DataError: If the file or its folder cannot be written.
     """
     with writing(path) as target:
         if target.is_dir():
@@ -58,10 +58,10 @@ def check_writable(path: AnyPath) -> None:
 
 
 def make_folder(folder: AnyPath) -> Path:
-    """Make a folder for files, with those that it lies in.
+    """Create a folder for files, including its parents.
 
     Raises:
-        DataError: it cannot be made, or no file in it.
+        DataError: If the folder cannot be created or is not writable.
     """
     target = Path(folder)
     try:
@@ -70,18 +70,18 @@ def make_folder(folder: AnyPath) -> Path:
         reason = 'it is a file' if target.is_file() else error.strerror or error
         raise DataError(f'The folder {target} cannot be made ({reason}): name another.') from error
     if not os.access(target, os.W_OK | os.X_OK):
-        raise DataError(f'The folder {target} may not be written: name another.')
+        raise DataError(f'The folder {target} is not writable: name another.')
     return target
 
 
 def write_text(path: AnyPath, content: str) -> None:
-    """Write text so that whoever opens the file finds the old content or the new one, whole.
+    """Write text atomically: readers see either the old or the new content in full.
 
-    The file's folder is made. In place is written what cannot be replaced: a device, a pipe, a file
-    in a folder that is not writable.
+    The file's folder is created. Files that cannot be replaced (devices, pipes, files in a
+    read-only folder) are written in place.
 
     Raises:
-        DataError: the file or its folder cannot be written; what is replaced is still there.
+        DataError: If the file or its folder cannot be written; the old content remains.
     """
     with writing(path) as named:
         target = Path(os.path.realpath(named))
@@ -90,17 +90,17 @@ def write_text(path: AnyPath, content: str) -> None:
 
 
 def write_json(path: AnyPath, content: Any, indent: int | None = None) -> None:
-    """Write plain values as JSON that every reader accepts, whole as :func:`write_text` does.
+    """Write plain values as standard JSON, atomically like :func:`write_text`.
 
-    JSON has no word for NaN and infinity: they are written as null.
+    NaN and infinity, which JSON lacks, become null.
 
     Args:
-        path: of the file.
-        content: of dicts, lists, tuples, texts and numbers.
-        indent: None for one line.
+        path: Path of the file.
+        content: Dicts, lists, tuples, strings and numbers.
+        indent: Spaces per level; None writes one line.
 
     Raises:
-        DataError: the file or its folder cannot be written.
+        DataError: If the file or its folder cannot be written.
     """
     write_text(path, json.dumps(_finite(content), indent=indent, allow_nan=False) + '\n')
 
@@ -114,15 +114,15 @@ def _finite(value: Any) -> Any:
 
 
 def write_whole(path: AnyPath, content: bytes, checksum: bool = False) -> None:
-    """Write a file that must not be lost, such as a checkpoint: whole, and never in place.
+    """Write a file that must not be lost, such as a checkpoint, atomically and never in place.
 
     Args:
-        path: The file; what it held before stays until the new content is on the disk.
-        content: All of it.
-        checksum: Write its SHA-256 beside it as well.
+        path: Path of the file; its old content stays until the new one is on disk.
+        content: Full content.
+        checksum: Also write the SHA-256 beside the file.
 
     Raises:
-        CheckpointError: It cannot be written; what it held before is still there.
+        CheckpointError: If the file cannot be written; its old content remains.
     """
     target = Path(os.path.realpath(path))
     with _explained(Path(path), len(content)):
@@ -131,10 +131,10 @@ def write_whole(path: AnyPath, content: bytes, checksum: bool = False) -> None:
 
 
 def is_intact(path: AnyPath) -> bool | None:
-    """Tell whether a file has the content that was written.
+    """Whether a file matches its checksum.
 
     Returns:
-        None where no checksum lies beside it.
+        True or False; None if there is no checksum beside the file.
     """
     path = Path(path)
     sums = _sums(path)
@@ -142,7 +142,7 @@ def is_intact(path: AnyPath) -> bool | None:
 
 
 def file_sum(path: AnyPath) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while block := file.read(BLOCK_BYTES):
@@ -151,13 +151,13 @@ def file_sum(path: AnyPath) -> str:
 
 
 def remove_whole(path: AnyPath) -> None:
-    """Remove a file and its checksum, the file first: a sum without a file misleads nobody."""
+    """Remove a file, then its checksum; a checksum without a file does no harm."""
     for each in (Path(path), _sum_path(Path(path))):
         each.unlink(missing_ok=True)
 
 
 def clear_parts(folder: AnyPath) -> list[Path]:
-    """Remove what writers that were killed have left in a folder; return what it was."""
+    """Remove and return the partial files that killed writers left in a folder."""
     parts = sorted(Path(folder).glob(f'*{PART_ENDING}'))
     for part in parts:
         part.unlink(missing_ok=True)
@@ -165,13 +165,13 @@ def clear_parts(folder: AnyPath) -> list[Path]:
 
 
 def _replace(target: Path, content: bytes, checksum: bool = False, in_place: bool = False) -> None:
-    """Put content in the place of a file's: write it beside, flush it to the disk, rename.
+    """Replace a file's content: write a file beside it, flush it to disk, rename it.
 
     Args:
-        target: The file itself, so that a link to it stays one; devices and pipes are written to.
-        content: All of it.
-        checksum: Leave its SHA-256 beside it; otherwise none, not even that of the old content.
-        in_place: Overwrite the file, where no other can be made beside it.
+        target: Resolved path, so links are kept; devices and pipes are written directly.
+        content: Full content.
+        checksum: Write the SHA-256 beside the file; otherwise remove an old one.
+        in_place: Overwrite the file if none can be created beside it.
     """
     if in_place or (target.exists() and not target.is_file()):
         target.write_bytes(content)
@@ -186,9 +186,9 @@ def _replace(target: Path, content: bytes, checksum: bool = False, in_place: boo
 
 
 def _settle_summed(part: Path, path: Path, new: str) -> None:
-    """Rename while the sums of both contents lie beside: each of them is then known to be whole."""
+    """Rename while the checksums of both contents exist, so that either content can be verified."""
     old = _sums(path) if path.exists() else []
-    unsummed = path.exists() and not old  # beside the new sum alone it would look damaged
+    unsummed = path.exists() and not old  # with only the new checksum, it would look damaged
     if not unsummed:
         _write_sums(path, [*old, new])
     _settle(part, path)
@@ -216,7 +216,7 @@ def _sums(path: Path) -> list[str]:
 
 @contextmanager
 def _flushed_part(target: Path, content: bytes) -> Iterator[Path]:
-    """Yield a file beside the target with the content on the disk and the target's permissions."""
+    """Yield a file beside the target with the content, on disk, and the target's permissions."""
     part = target.with_name(f'{target.name[:PART_NAME]}.{uuid4().hex[:8]}{PART_ENDING}')
     try:
         with open(part, 'xb') as file:
@@ -231,7 +231,7 @@ def _flushed_part(target: Path, content: bytes) -> Iterator[Path]:
 
 
 def _settle(part: Path, path: Path) -> None:
-    """Rename, and flush the folder: until then a power cut may undo the renaming."""
+    """Rename, and flush the folder so that a power cut cannot undo it."""
     os.replace(part, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -242,7 +242,7 @@ def _settle(part: Path, path: Path) -> None:
 
 @contextmanager
 def _explained(path: Path, size: int) -> Iterator[None]:
-    """Say of a failed write what was written where, and what it would have needed."""
+    """Explain a failed write: the file, the reason and the space needed."""
     try:
         yield
     except OSError as error:
@@ -250,8 +250,8 @@ def _explained(path: Path, size: int) -> Iterator[None]:
         if error.errno in FULL_DISK:
             free = shutil.disk_usage(path.parent).free
             cure = (
-                f'it needs {_megabytes(size)} and {_megabytes(free)} are free: make room and go '
-                'on with --resume, nothing written before is lost'
+                f'it needs {_megabytes(size)} and {_megabytes(free)} are free: free some space and '
+                'continue with --resume, earlier files are intact'
             )
         raise CheckpointError(f'{path} cannot be written ({error.strerror}): {cure}.') from error
 

@@ -1,4 +1,4 @@
-"""The size that a picture declares, checked before memory is taken for it."""
+"""Declared image sizes, checked before memory is allocated for pixels."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
-MAX_PIXELS = 178_956_970  # where PIL refuses; decoded, 512 MiB, and a few kilobytes can ask for it
+MAX_PIXELS = 178_956_970  # PIL's limit: 512 MiB decoded, which a file of a few kilobytes can demand
 LIMIT_VARIABLE = 'OPENCV_IO_MAX_IMAGE_PIXELS'
 EXIF_ORIENTATION = 0x0112
-TEXT_HEAD = 4096  # bytes of a file in which a head that is a text ends
+TEXT_HEAD = 4096  # bytes of a file that contain a textual header
 
 _raised = threading.Lock()
 
 
 class Header(NamedTuple):
-    """What the head of an image file states."""
+    """Header of an image file."""
 
     pixels: int  # width times height
-    orientation: int = 1  # of EXIF, 1 to 8; 1: as stored
-    stored: tuple[int, int] | None = None  # width and height, px, before any turn
+    orientation: int = 1  # EXIF orientation, 1 to 8; 1: as stored
+    stored: tuple[int, int] | None = None  # width and height, px, before rotation
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height as decoded, px: an orientation from 5 on swaps them."""
+        """Width and height after decoding, px; orientations from 5 on swap them."""
         if self.stored is None or self.orientation < 5:
             return self.stored
         return self.stored[1], self.stored[0]
 
 
 def limit_decoder() -> None:
-    """Let OpenCV refuse pictures of more than `MAX_PIXELS`, unless the environment says otherwise.
+    """Make OpenCV reject images above ``MAX_PIXELS``, unless the environment sets a limit.
 
     OpenCV reads the variable when it is first imported; its own limit is six times as large.
     """
@@ -44,17 +44,17 @@ def limit_decoder() -> None:
 
 
 def pixel_limit() -> int:
-    """Return the number of pixels that a picture may have."""
+    """Return the largest number of pixels that an image may have."""
     given = os.environ.get(LIMIT_VARIABLE, '')
     return int(given) if given.isdecimal() else MAX_PIXELS
 
 
 def too_large(pixels: int, limit: int | None = None) -> str | None:
-    """Say that a picture has more pixels than it may; None where it has not.
+    """Explain that an image has too many pixels; None if it has not.
 
     Args:
         pixels: Width times height.
-        limit: The most; None: :func:`pixel_limit`.
+        limit: Largest allowed number; None: :func:`pixel_limit`.
     """
     most = pixel_limit() if limit is None else limit
     if pixels <= most:
@@ -65,9 +65,9 @@ def too_large(pixels: int, limit: int | None = None) -> str | None:
 
 @contextmanager
 def pillow_opens(pixels: int) -> Iterator[None]:
-    """Let Pillow open pictures of so many pixels meanwhile, which others have been checked for.
+    """Let Pillow open images of this size, already checked by the caller.
 
-    One at a time, where it would refuse them: its limit is one for all threads.
+    Pillow's limit is global to all threads, so only one caller may raise it at a time.
     """
     from PIL import Image
 
@@ -84,22 +84,22 @@ def pillow_opens(pixels: int) -> Iterator[None]:
 
 
 def is_endless(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a device or a pipe: reading one may never come to an end.
+    """Whether a path is a device or a pipe, which may never reach an end.
 
     Raises:
-        OSError: nothing is there.
-        ValueError: the path cannot be the name of a file.
+        OSError: If the path does not exist.
+        ValueError: If the path is not a valid file name.
     """
     mode = os.stat(path).st_mode
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def header_of(content: bytes | BinaryIO, formats: list[str] | None = None) -> Header | None:
-    """Read the head of an image file; None where PIL is absent or cannot read it.
+    """Read the header of an image file; None if PIL is missing or cannot read it.
 
     Args:
-        content: The file, opened or read, or enough of its beginning.
-        formats: Pillow's names of those that are read; None: all.
+        content: Open file, full content, or a sufficient beginning.
+        formats: Pillow's names of the formats to read; None: all.
     """
     try:
         from PIL import Image
@@ -110,20 +110,20 @@ def header_of(content: bytes | BinaryIO, formats: list[str] | None = None) -> He
         return stated
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of half the size that it refuses
+            warnings.simplefilter('ignore')  # about sizes above half of the limit
             file = io.BytesIO(content) if isinstance(content, bytes) else content
             picture = Image.open(file, formats=formats)
             orientation = _orientation(picture)
     except Image.DecompressionBombError as refusal:
         return Header(int(re.findall(r'\d+', str(refusal))[0]))
-    except Exception:  # a damaged head fails in any way
+    except Exception:  # a damaged header can raise anything
         return None
     width, height = picture.size
     return Header(width * height, orientation, (width, height))
 
 
 def text_header_of(content: bytes | BinaryIO) -> Header | None:
-    """Read the head of a Radiance HDR, PAM or PFM file, a text; None of another file."""
+    """Read the textual header of a Radiance HDR, PAM or PFM file; None for other files."""
     if isinstance(content, bytes):
         begin = content[:TEXT_HEAD]
     else:
@@ -143,11 +143,12 @@ def text_header_of(content: bytes | BinaryIO) -> Header | None:
 
 
 def _orientation(picture: Any) -> int:
-    # Of a PNG without an entry PIL would decode all, to look for one behind the pixels.
+    # For a PNG without an EXIF entry before the pixels, PIL would decode all pixels to find one
+    # behind.
     if picture.format == 'PNG' and 'exif' not in picture.info:
         return 1
     try:
         orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # a damaged entry, which decoders pass over; the size counts all the same
+    except Exception:  # decoders ignore a damaged entry; the size is still valid
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1

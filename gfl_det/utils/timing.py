@@ -1,5 +1,7 @@
-"""Clocks, memory, floors. Timings on a shared machine wander, so every figure is a median of runs
-that alternate between the two, and what counts is their ratio.
+"""Timing and memory measurements, with lower bounds of this machine.
+
+Timings on a shared machine drift, so each figure is a median of alternating runs of both functions,
+and only their ratio counts.
 """
 
 from __future__ import annotations
@@ -18,33 +20,33 @@ MIN_RUNS = 3
 
 
 class Row(NamedTuple):
-    """One line of the table: mmdet's figure and ours, in ``unit``.
+    """Row of the table: mmdet's figure and ours, in ``unit``.
 
-    ``ours`` is None where this machine cannot do what the row is about; the ratio is then NaN.
+    ``ours`` is None if this machine cannot run the measured function; the ratio is then NaN.
     """
 
     name: str
     theirs: float
     ours: float | None
     unit: str = 'ms'
-    target: float | None = None  # the least ratio asked for
-    floor: float | None = None  # what no implementation on this machine is below, in ``unit``
+    target: float | None = None  # smallest acceptable ratio
+    floor: float | None = None  # lower bound of any implementation on this machine, in ``unit``
 
     @property
     def ratio(self) -> float:
-        """How many times less ours is."""
+        """Ratio of mmdet's figure to ours."""
         return math.nan if self.ours is None else self.theirs / max(self.ours, 1e-9)
 
 
 class Runs(NamedTuple):
-    """Where functions are timed and how often."""
+    """Device, number and duration of timed runs."""
 
     device: str = 'cpu'
     repeats: int = 15
-    seconds: float = 30.0  # no new run is begun after so long, but for the first three
+    seconds: float = 30.0  # no new run starts later than this, except for the first three
 
     def in_turns(self, *functions: Callable[[], object]) -> list[float]:
-        """Median milliseconds of functions that run in turns, after a warm-up of each."""
+        """Median milliseconds of functions run in turns, after a warm-up of each."""
         times: list[list[float]] = [[] for _ in functions]
         begin = time.perf_counter()
         for repeat in range(1 + max(self.repeats, MIN_RUNS)):
@@ -58,13 +60,13 @@ class Runs(NamedTuple):
         return [statistics.median(record) for record in times]
 
     def now(self) -> float:
-        """Seconds, when all work given to the device is done."""
+        """Time in seconds after all work on the device is done."""
         if self.device.startswith('cuda'):
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def bandwidth(self) -> float:
-        """Bytes a millisecond that a copy reads and writes."""
+        """Bytes per millisecond that a copy reads and writes."""
         source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         (median,) = self.in_turns(lambda: target.copy_(source))
@@ -72,7 +74,7 @@ class Runs(NamedTuple):
 
 
 def kept_for_backward(function: Callable[[], object]) -> float:
-    """MiB of distinct memory that autograd keeps while a function's graph is alive."""
+    """MiB of distinct memory that autograd keeps for a function's graph."""
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ def kept_for_backward(function: Callable[[], object]) -> float:
 
 
 def peak_memory(function: Callable[[], object], device: str = 'cpu') -> float:
-    """MiB that a function's tensors take at most, beyond what was there before."""
+    """Peak MiB of a function's tensors, beyond the memory in use before."""
     if device.startswith('cuda'):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -107,5 +109,5 @@ def peak_memory(function: Callable[[], object], device: str = 'cpu') -> float:
 
 
 def num_bytes(*tensors: Tensor) -> int:
-    """Bytes of tensors."""
+    """Total bytes of tensors."""
     return sum(each.numel() * each.element_size() for each in tensors)

@@ -491,7 +491,7 @@ class TestErrors:
 
     @pytest.mark.parametrize('device', ['xpu9', 'cuda:99'])
     def test_a_device_that_is_not_there(self, device):
-        with pytest.raises(SetupError, match=rf"The device '{device}' cannot be used .*take cpu"):
+        with pytest.raises(SetupError, match=rf"The device '{device}' cannot be used .*use cpu"):
             move(torch.nn.Linear(1, 1), device)
 
     def test_a_folder_that_is_not_there(self, tmp_path, capsys):

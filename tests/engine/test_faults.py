@@ -150,7 +150,7 @@ def test_a_full_disk_loses_nothing(whole, small_disk):
     words = ('--work-dir', 'small/run')
     said = ' '.join(failed(whole, *words).splitlines()[-3:])
     assert 'epoch_2.pth cannot be written (No space left on device): it needs ' in said
-    assert 'make room and go on with --resume' in said
+    assert '--resume' in said
     left = sorted(each.name for each in (small_disk / 'run').iterdir() if each.is_file())
     assert left == ['epoch_1.pth', 'epoch_1.pth.sha256', 'last_checkpoint', 'tiny.py']
     subprocess.run(['mount', '-o', 'remount,size=100m', str(small_disk)], check=True)

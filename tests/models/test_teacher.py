@@ -286,7 +286,7 @@ def test_a_fitting_pair_passes_and_others_are_left_alone(weights: str) -> None:
 
 
 def test_swap_head_leaves_pairs_alone() -> None:
-    with pytest.raises(NotSwappableError, match='pair of teacher and student'):
+    with pytest.raises(NotSwappableError, match='heads of teacher and student'):
         gfl_det.swap_head(gfl_det.get_config(NAME))
 
 
