@@ -1,4 +1,4 @@
-"""The only folder that knows versions: operators without a compiler, safe checkpoint loading."""
+"""Compatibility with package versions, operators without a compiler, and safe loading."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from gfl_det.utils.pixels import limit_decoder
 
 @cache
 def install() -> None:
-    """Prepare mmcv, mmengine and torch for gfl_det; calls after the first do nothing.
+    """Prepare mmcv, mmengine and torch for gfl_det; later calls do nothing.
 
     Raises:
-        SetupError: mmcv is absent, or its compiled operators do not load.
+        SetupError: If mmcv is missing or its compiled operators do not load.
     """
-    limit_decoder()  # before OpenCV is imported
-    # In here, as the others import mmengine and through it, if it is broken, fail less clearly.
+    limit_decoder()  # must precede the import of OpenCV
+    # Imported late: these modules import mmengine, whose failures are explained only after this
+    # point.
     from gfl_det.compat import moved, ops
 
     moved.install()

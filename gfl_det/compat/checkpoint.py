@@ -1,11 +1,11 @@
-"""Checkpoints and YAML files read as data: nothing in them is run, and a bad one is named.
+"""Checkpoints and YAML files, read as data without running anything in them.
 
-``torch.load(weights_only=True)`` calls what is allow-listed with whatever arguments the file has.
-The types that mmengine writes beside tensors are therefore no safe entries: ``numpy.ndarray`` makes
-object arrays out of raw bytes (a wild pointer), the state of a ``numpy.dtype`` can set its memory
+``torch.load(weights_only=True)`` calls allow-listed types with arbitrary arguments from the file.
+The types that mmengine writes beside tensors are therefore unsafe to allow: ``numpy.ndarray`` makes
+object arrays from raw bytes (wild pointers), the state of a ``numpy.dtype`` can set its memory
 flags, and mmengine's ``HistoryBuffer`` needs ``getattr`` and overwrites methods of its class. Each
-entry here answers to the name that a checkpoint uses, and builds plain numbers, arrays and
-histories only.
+entry here replaces a type under the name that checkpoints use, and only builds plain numbers,
+arrays and histories.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from mmengine.runner import CheckpointLoader
 from gfl_det.errors import CheckpointError
 
 NUMBERS = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
-NUMPY_CORES = ('numpy._core', 'numpy.core')  # its name in files written by numpy 2 and numpy 1
+NUMPY_CORES = ('numpy._core', 'numpy.core')  # module names in files of numpy 2 and numpy 1
 MapLocation = Union[str, torch.device, dict[str, str], Callable[..., Any], None]
 
-# torch has no such list before 2.4: there, weights load, and training state is refused.
+# Before 2.4, torch has no allow-list: weights load, training state is rejected.
 HAS_ALLOW_LIST = hasattr(torch.serialization, 'add_safe_globals')
 REFUSED_GLOBAL = re.compile(r'(?:GLOBAL|Unsupported class) ([\w.]+)')
 TORCH_BEGINNINGS = (b'PK', b'\x80')  # a zip archive, a pickle
-SIZED_BYTES = 'builtins.bytearray'  # a call of it with a number takes that much memory
-MAX_UNFOLDING = 4  # times an archive's size
-SMALL = 2**26  # bytes that any archive may unfold to
+SIZED_BYTES = 'builtins.bytearray'  # called with a number, it allocates that much memory
+MAX_UNFOLDING = 4  # multiple of an archive's size
+SMALL = 2**26  # bytes that any archive may decompress to
 UNPICKLER_REASON = re.compile(r'WeightsUnpickler error:\s*(.+)')
 
 
 class NumberType:
-    """A number type under construction, in the place of ``numpy.dtype``."""
+    """A number type under construction; replaces ``numpy.dtype``."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         if code not in NUMBERS:
@@ -56,7 +56,7 @@ class NumberType:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if state[1] in ('<', '>'):  # of all the state only the byte order matters for numbers
+        if state[1] in ('<', '>'):  # only the byte order of the state matters for numbers
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
@@ -64,13 +64,13 @@ class LoadedArray(np.ndarray):
     """A numpy array from a checkpoint; pickles as a plain array again."""
 
     def __new__(cls) -> LoadedArray:
-        """Make an empty array: a file fills it by its state, and cannot pass a buffer."""
+        """Create an empty array, which a file fills by its state; it cannot pass a buffer."""
         return super().__new__(cls, (0,))
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         version, shape, number, fortran, data = state
         if not isinstance(number, NumberType) or not isinstance(data, bytes):
-            raise UnpicklingError('numpy arrays of other things than numbers are not supported')
+            raise UnpicklingError('numpy arrays that do not hold numbers are not supported')
         super().__setstate__((version, shape, number.dtype, fortran, data))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -78,7 +78,7 @@ class LoadedArray(np.ndarray):
 
 
 class LoadedHistory(HistoryBuffer):
-    """A ``HistoryBuffer`` from a checkpoint, which becomes a real one when its state is set."""
+    """A ``HistoryBuffer`` from a checkpoint, converted to a real one when its state is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,40 +90,40 @@ class LoadedHistory(HistoryBuffer):
         self.max_length = int(state['max_length'])
         self._log_history = logs.view(np.ndarray)
         self._count_history = counts.view(np.ndarray)
-        self._set_default_statistics()  # the file's own table of methods is left aside
+        self._set_default_statistics()  # ignores the file's own table of methods
         self.__class__ = HistoryBuffer
 
 
 class OneCycle:
-    """Stands for the class of the one-cycle schedules, whose state names one of its functions."""
+    """Replacement for the class of one-cycle schedules, whose state names a function of it."""
 
 
 def rebuild_array(cls: type, shape: tuple[int, ...], code: bytes) -> LoadedArray:
-    """Start an array as ``numpy._core.multiarray._reconstruct`` does; its state follows."""
+    """Create an array like ``numpy._core.multiarray._reconstruct``; its state follows."""
     return LoadedArray()
 
 
 def rebuild_number(number: NumberType, data: bytes) -> np.generic:
-    """Return the numpy number that ``numpy._core.multiarray.scalar`` makes of its bytes."""
+    """Create a numpy number from bytes like ``numpy._core.multiarray.scalar``."""
     if not isinstance(number, NumberType) or len(data) != number.dtype.itemsize:
         raise UnpicklingError('a numpy number has the wrong type or length')
     return np.frombuffer(data, number.dtype)[0]
 
 
 def config_dict(items: dict[str, Any]) -> ConfigDict:
-    """Return a ``ConfigDict``: dicts inside a data set's ``metainfo`` are saved as such."""
+    """Create a ``ConfigDict``, the saved form of dicts inside a data set's ``metainfo``."""
     if type(items) is not dict:
-        raise UnpicklingError('a ConfigDict is made of something else than a dict')
+        raise UnpicklingError('a ConfigDict is not built from a dict')
     return ConfigDict(items)
 
 
 def raw_bytes(text: str, encoding: str) -> bytes:
-    """Return bytes that pickle wrote as text, in the place of ``_codecs.encode`` (torch 2.4)."""
+    """Decode bytes that pickle wrote as text; replaces ``_codecs.encode`` (torch 2.4)."""
     return text.encode('latin1')
 
 
 def named_attribute(owner: type, name: str) -> Callable[..., Any]:
-    """Return one of the functions that mmengine's state names, in the place of ``getattr``."""
+    """Return a function named in mmengine's state; replaces ``getattr``."""
     known: dict[tuple[type, str], Callable[..., Any]] = {
         (OneCycle, '_annealing_cos'): OneCycleParamScheduler._annealing_cos,
         (OneCycle, '_annealing_linear'): OneCycleParamScheduler._annealing_linear,
@@ -136,7 +136,7 @@ def named_attribute(owner: type, name: str) -> Callable[..., Any]:
 
 
 def _under(name: str, entry: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``entry`` the name that checkpoints use: torch looks it up by these fields."""
+    """Give ``entry`` the name that checkpoints use, by which torch looks it up."""
     entry.__module__, _, entry.__name__ = name.rpartition('.')
     entry.__qualname__ = entry.__name__
     return entry
@@ -159,7 +159,7 @@ for _name, _entry in STATE_TYPES.items():
 
 
 def install() -> None:
-    """Allow mmengine's training state in ``torch.load``, and read local files by this module."""
+    """Allow mmengine's training state in ``torch.load``, and load local files with this module."""
     if HAS_ALLOW_LIST:
         torch.serialization.add_safe_globals(list(STATE_TYPES.values()))
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
@@ -167,14 +167,14 @@ def install() -> None:
 
 
 def load_from_local(filename: str, map_location: MapLocation = None) -> dict[str, Any]:
-    """Load a checkpoint file for mmengine, which names the kind of loader in its log.
+    """Load a local checkpoint file for mmengine, which logs this function's name.
 
     Args:
         filename: Path; ``~`` stands for the home folder.
         map_location: As in ``torch.load``.
 
     Raises:
-        CheckpointError: See :func:`load_file`.
+        CheckpointError: As in :func:`load_file`.
     """
     return load_file(os.path.expanduser(filename), map_location)
 
@@ -183,38 +183,38 @@ def load_file(path: str, map_location: MapLocation = None, mmap: bool = False) -
     """Load a checkpoint with ``weights_only=True``: tensors, plain values, mmengine's state.
 
     Args:
-        path: The file.
+        path: Path of the file.
         map_location: As in ``torch.load``.
-        mmap: Read tensors when they are used; for a look at what else a file holds.
+        mmap: Read tensors on first use, which is fast for inspecting other content.
 
     Raises:
-        CheckpointError: The file is missing, damaged, no checkpoint, or holds anything else, such
-            as a pickled function; that is not run.
+        CheckpointError: If the file is missing, damaged, no checkpoint, or holds anything else,
+            such as a pickled function, which is never run.
     """
     if not os.path.isfile(path):
         kind = 'is a folder: name a file in it' if os.path.isdir(path) else 'does not exist'
         raise CheckpointError(f'The checkpoint {path} {kind}.')
     if not os.access(path, os.R_OK):
-        raise CheckpointError(f'The checkpoint {path} may not be read: change its permissions.')
-    if tarfile.is_tarfile(path):  # torch before 2.6 runs code from these whatever it is told
+        raise CheckpointError(f'The checkpoint {path} is not readable: change its permissions.')
+    if tarfile.is_tarfile(path):  # torch before 2.6 always runs code from these
         raise CheckpointError(
             f'The checkpoint {path} is in the tar format of torch 0.1, which cannot be loaded '
-            'safely: load it where you trust it and write it again with torch.save.'
+            'safely: load it in a trusted environment and write it again with torch.save.'
         )
     _refuse_bomb(path)
     try:
         with _state_types_alone(), _no_sized_bytes(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # an error says it all, and success needs no remark
+            warnings.simplefilter('ignore')  # the error suffices, and success needs no warning
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except torch.cuda.OutOfMemoryError:
         raise
     except MemoryError as error:
         raise CheckpointError(
-            f'The file {path} ({os.path.getsize(path)} bytes) asks for more memory than there is: '
+            f'The file {path} ({os.path.getsize(path)} bytes) needs more memory than available: '
             'it is damaged, or this machine is too small for it.'
         ) from error
-    except Exception as error:  # a damaged pickle fails in any way at all
-        if isinstance(error, RuntimeError) and 'CUDA' in str(error):  # no matter of the file
+    except Exception as error:  # a damaged pickle can raise anything
+        if isinstance(error, RuntimeError) and 'CUDA' in str(error):  # not caused by the file
             raise
         raise CheckpointError(_what_is_wrong(path, error)) from error
     if not isinstance(checkpoint, dict):
@@ -226,31 +226,31 @@ def load_file(path: str, map_location: MapLocation = None, mmap: bool = False) -
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a zip archive with a list of its parts, as torch writes."""
+    """Whether a file is a zip archive with a directory of its parts, as torch writes."""
     try:
         return zipfile.is_zipfile(path)
-    except Exception:  # zipfile lets some damaged ends through as errors
+    except Exception:  # zipfile raises errors on some damaged ends
         return False
 
 
 def _refuse_bomb(path: str) -> None:
-    """Refuse an archive that says it unfolds to far more than it holds; torch compresses nothing.
+    """Reject an archive that declares a far larger decompressed size; torch never compresses.
 
     Raises:
-        CheckpointError: It does.
+        CheckpointError: If the declared size is too large.
     """
     if not is_archive(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
             unfolded = sum(member.file_size for member in archive.infolist())
-    except Exception:  # a torn one, of which torch will say more
+    except Exception:  # truncated; torch's error says more
         return
     size = os.path.getsize(path)
     if unfolded > MAX_UNFOLDING * size + SMALL:
         raise CheckpointError(
-            f'The checkpoint {path} of {size:,} bytes says that it unfolds to {unfolded:,}: it is '
-            'refused unread; torch.save compresses nothing, so write it again with that.'
+            f'The checkpoint {path} of {size:,} bytes declares {unfolded:,} unpacked bytes: it is '
+            'rejected unread; write it again with torch.save, which does not compress.'
         )
 
 
@@ -267,12 +267,12 @@ def _what_is_wrong(path: str, error: Exception) -> str:
         return (
             f'The checkpoint {path} is refused: it holds {refused[1]}, which is neither weights '
             'nor training state of mmengine and could run code when loaded; use a checkpoint of '
-            'tensors, numbers and text alone.'
+            'only tensors, numbers and text.'
         )
     return (
         f'The file {path} ({os.path.getsize(path)} bytes) cannot be loaded '
         f'({_reason(path, message) or type(error).__name__}): '
-        'it is damaged, incomplete or no checkpoint; write or fetch it again.'
+        'it is damaged, incomplete or no checkpoint; write or download it again.'
     )
 
 
@@ -288,7 +288,7 @@ def _reason(path: str, message: str) -> str:
 
 @contextmanager
 def _state_types_alone() -> Iterator[None]:
-    """Let no entry of somebody else stand for one of ours: torch picks any of the same name."""
+    """Allow only our entries: torch picks any entry of the same name."""
     if not HAS_ALLOW_LIST:
         yield
         return
@@ -305,7 +305,7 @@ def _state_types_alone() -> Iterator[None]:
 
 @contextmanager
 def _no_sized_bytes() -> Iterator[None]:
-    """Take ``bytearray`` from torch's own list: sixty bytes of pickle make it fill all memory."""
+    """Remove ``bytearray`` from torch's own list: sixty bytes of pickle could fill all memory."""
     try:
         from torch._weights_only_unpickler import _get_allowed_globals
     except ImportError:  # another version of torch
@@ -324,13 +324,13 @@ def _name_of(entry: Any) -> str:
     return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
 
 
-SafeLoader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # in C where that was built
+SafeLoader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # the C version if available
 
 
 class PlainLoader(SafeLoader):
-    """Plain values, and the tuples that mmengine writes.
+    """YAML loader for plain values and the tuples that mmengine writes.
 
-    mmengine's own reader calls whatever a tag in the file names.
+    mmengine's own loader calls anything named by a tag in the file.
     """
 
 
@@ -342,9 +342,9 @@ PlainLoader.add_constructor('tag:yaml.org,2002:python/tuple', _tuple)
 
 
 class PlainYamlHandler(YamlHandler):
-    """Reads what :class:`PlainLoader` understands; every other tag is an error."""
+    """YAML handler that uses :class:`PlainLoader`, which rejects other tags."""
 
     def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
-        """Read a file; ``Loader`` chooses another loader, as in ``yaml.load``."""
+        """Read a file; ``Loader`` selects another loader, as in ``yaml.load``."""
         kwargs.setdefault('Loader', PlainLoader)
         return super().load_from_fileobj(file, **kwargs)

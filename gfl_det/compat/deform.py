@@ -1,14 +1,14 @@
 """Deformable convolution (Dai et al. 2017, Zhu et al. 2019) without a compiler.
 
-A deformable convolution is a plain one whose kernel reads each of its taps at a place of its own:
-``columns = mask * sample(image, place + offset)``, and then the matrix product of any convolution.
-Sampling is bilinear, so a value is a weighted sum of four pixels, and a whole chunk of values is
-one call of ``embedding_bag`` with four weighted rows a bag. Chunks bound the memory: the columns,
-nine times the size of the image for a kernel of 3 x 3, never exist at once, and the backward pass
-computes those of each chunk again.
+In a deformable convolution each kernel tap samples the image at its own position: ``columns = mask
+* sample(image, place + offset)``, followed by the matrix product of any convolution. Sampling is
+bilinear, so a value is a weighted sum of four pixels, and a chunk of values is one call of
+``embedding_bag`` with four weighted rows per bag. Chunks bound the memory: the columns, nine times
+the size of the image for a 3 x 3 kernel, are never complete, and the backward pass recomputes them
+per chunk.
 
-mmcv's classes and autograd functions stay as they are. They call the operators below, which have
-the arguments of mmcv's compiled ones and, like those, write into the tensors that they are given.
+mmcv's classes and autograd functions are unchanged. They call the operators below, which take the
+arguments of mmcv's compiled operators and, like them, write their results into given tensors.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.utils import _pair
 
-CHUNK_BYTES = 2**24  # of the columns: little memory, and one product is still large
+CHUNK_BYTES = 2**24  # of columns per chunk: little memory, but large matrix products
 
 
 class KernelLayout(NamedTuple):
-    """How a kernel lies on the image; each pair is of height and width."""
+    """Kernel geometry; each pair is height and width."""
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1  # of the convolution
-    deform_groups: int = 1  # of channels that share their places
+    deform_groups: int = 1  # of channels that share sampling positions
 
 
 def deform_conv2d(
     image: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, layout: KernelLayout
 ) -> Tensor:
-    """Deformable convolution, modulated where there is a mask; differentiable by autograd.
+    """Deformable convolution, modulated if a mask is given; differentiable by autograd.
 
     Args:
         image: ``(N, C, H, W)``.
-        offset: ``(N, G * K * 2, H', W')`` px, y before x, of G deform groups and K taps of the
-            kernel in row-major order.
-        mask: ``(N, G * K, H', W')``: what each sample is multiplied by; None: 1.
+        offset: ``(N, G * K * 2, H', W')`` px, y before x, for G deform groups and K kernel taps in
+            row-major order.
+        mask: ``(N, G * K, H', W')``, factor of each sample; None: 1.
         weight: ``(O, C / groups, kernel_h, kernel_w)``.
-        layout: see there.
+        layout: Kernel geometry.
 
     Returns:
-        ``(N, O, H', W')``. Pixels outside the image are 0.
+        ``(N, O, H', W')``. Pixels outside the image count as 0.
 
     Example:
         Without offsets it is a plain convolution.
@@ -79,7 +79,7 @@ def deform_conv2d(
 
 
 def _places(offset: Tensor, kernel: torch.Size | tuple[int, ...], layout: KernelLayout) -> Tensor:
-    """Where the kernel reads: (N, P, K, G, 2) px, y before x, at P places of the output."""
+    """Sampling positions (N, P, K, G, 2) px, y before x, for P output positions."""
     out_height, out_width = offset.shape[2:]
     axes = []
     for axis, size in enumerate((out_height, out_width)):
@@ -94,10 +94,10 @@ def _places(offset: Tensor, kernel: torch.Size | tuple[int, ...], layout: Kernel
 
 
 def _corners(places: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The four pixels around each place: their indices and shares, both (N, P, K, G, 4)."""
+    """Indices and weights of the four pixels around each position, both (N, P, K, G, 4)."""
     low = places.detach().floor()
     beyond = places - low
-    # Far outside, or NaN: any index will do, its share is 0.
+    # Far outside, or NaN: any index works, as its weight is 0.
     size = torch.tensor((height, width), dtype=low.dtype, device=low.device)
     start = torch.minimum(low.nan_to_num(-2).clamp(min=-2), size)
     pixel = start[..., None].long() + torch.tensor((0, 1), device=low.device)  # (..., yx, low/high)
@@ -113,7 +113,7 @@ def _corners(places: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 def _sample(table: Tensor, index: Tensor, share: Tensor) -> Tensor:
     """Weighted sums of four rows each: (N, P, K, C) from (N, P, K, G, 4)."""
-    if torch.compiler.is_compiling():  # which ONNX has in no operator, but gathering it has
+    if torch.compiler.is_compiling():  # ONNX has no embedding_bag, but it can gather
         sums = (table[index] * share[..., None]).sum(-2)
     else:
         sums = F.embedding_bag(
@@ -134,7 +134,7 @@ def _product(columns: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 
 class _Operands(NamedTuple):
-    """What is differentiated by; without a mask ``mask`` is None."""
+    """Differentiable operands; ``mask`` may be None."""
 
     image: Tensor
     offset: Tensor
@@ -142,7 +142,7 @@ class _Operands(NamedTuple):
     weight: Tensor
 
     def prepared(self) -> _Operands:
-        """In a precision that places can be told in, and with pixels as rows in memory."""
+        """Convert to a precision sufficient for positions, with pixels as rows in memory."""
         dtype = torch.promote_types(self.image.dtype, torch.float32)
         given = (None if each is None else each.detach().to(dtype) for each in self)
         image, offset, mask, weight = given
@@ -153,9 +153,9 @@ class _Operands(NamedTuple):
 def _chunks(
     given: _Operands, layout: KernelLayout
 ) -> Iterator[tuple[int, slice, _Operands, KernelLayout]]:
-    """Rows of one image's output at a time: image, rows, operands and layout.
+    """Split the output into rows of single images: image, rows, operands and layout.
 
-    From a later row on, the output is that of an image with so much less padding above.
+    The output from a later row on equals that of an image with less padding above.
     """
     height, width = given.offset.shape[2:]
     taps = given.weight.shape[2] * given.weight.shape[3]
@@ -179,7 +179,7 @@ def _forward(given: _Operands, layout: KernelLayout, output: Tensor) -> None:
 
 
 def _backward(given: _Operands, layout: KernelLayout, grad_output: Tensor) -> _Operands:
-    """Gradients of all operands."""
+    """Compute the gradients of all operands."""
     prepared = given.prepared()
     total = _Operands(*(None if each is None else torch.zeros_like(each) for each in prepared))  # type: ignore[arg-type]
     for number, rows, part, place in _chunks(prepared, layout):
@@ -199,10 +199,10 @@ def _backward(given: _Operands, layout: KernelLayout, grad_output: Tensor) -> _O
 
 @cache
 def _torchvision() -> Any:
-    """The operators of torchvision; None where it is absent or does not fit this torch."""
+    """Operators of torchvision; None if it is missing or does not fit this torch."""
     try:
         import torchvision  # noqa: F401
-    except Exception:  # its extension fails in several ways on another torch
+    except Exception:  # its extension can raise anything on another torch
         return None
     operators = torch.ops.torchvision
     return operators if hasattr(operators, 'deform_conv2d') else None
@@ -218,7 +218,7 @@ def _vision_arguments(given: _Operands, layout: KernelLayout) -> tuple[Any, ...]
 
 
 def forward(given: _Operands, layout: KernelLayout, output: Tensor) -> None:
-    """Write the output; on other devices than processors by torchvision, where it is there."""
+    """Write the output, off the CPU with torchvision if available."""
     operators = None if output.device.type == 'cpu' else _torchvision()
     if operators is None:
         _forward(given, layout, output)
@@ -227,7 +227,7 @@ def forward(given: _Operands, layout: KernelLayout, output: Tensor) -> None:
 
 
 def backward(given: _Operands, layout: KernelLayout, grad_output: Tensor) -> _Operands:
-    """Gradients of all operands; by torchvision as :func:`forward`."""
+    """Compute the gradients of all operands, with torchvision as in :func:`forward`."""
     operators = None if grad_output.device.type == 'cpu' else _torchvision()
     if operators is None:
         return _backward(given, layout, grad_output)
@@ -252,13 +252,13 @@ def _of_v2(sizes: dict[str, Any]) -> KernelLayout:
 
 
 def _as_read(values: Tensor, output: Tensor) -> Tensor:
-    """Offsets or masks as mmcv reads them, whose operator does not look at their height and width.
+    """Reshape offsets or masks as mmcv's operator reads them, ignoring their height and width.
 
-    DyHead gives those of a finer level. The operator then takes the first values in memory for
-    those of a map of the output's size, and published weights were trained with that.
+    DyHead passes offsets and masks of a finer level. mmcv's operator then reads the first values in
+    memory as a map of the output's size, and published weights were trained with this.
 
     Raises:
-        ValueError: there are fewer values than the operator would read.
+        ValueError: If there are fewer values than the operator reads.
     """
     size = output.shape[2:]
     if values.shape[2:] == size:
@@ -275,7 +275,7 @@ def _as_read(values: Tensor, output: Tensor) -> Tensor:
 def deform_conv_forward(
     image: Tensor, weight: Tensor, offset: Tensor, output: Tensor, *_: Tensor, **sizes: Any
 ) -> None:
-    """Write ``output``, as mmcv's operator of this name."""
+    """Write ``output`` like mmcv's operator of this name."""
     forward(_Operands(image, offset, None, weight), _of_v1(sizes), output)
 
 
@@ -289,7 +289,7 @@ def deform_conv_backward_input(
     *_: Tensor,
     **sizes: Any,
 ) -> None:
-    """Write the gradients of image and offset, as mmcv's operator of this name."""
+    """Write the gradients of image and offset like mmcv's operator of this name."""
     found = backward(_Operands(image, offset, None, weight), _of_v1(sizes), grad_output)
     grad_image.copy_(found.image)
     grad_offset.copy_(found.offset)
@@ -304,8 +304,8 @@ def deform_conv_backward_parameters(
     scale: float = 1.0,
     **sizes: Any,
 ) -> None:
-    """Write the gradient of the weight, as mmcv's operator of this name."""
-    # The product needs the weight's shape alone.
+    """Write the gradient of the weight like mmcv's operator of this name."""
+    # The product needs only the weight's shape.
     given = _Operands(image, offset, None, torch.zeros_like(grad_weight))
     grad_weight.copy_(backward(given, _of_v1(sizes), grad_output).weight * scale)
 
@@ -322,7 +322,7 @@ def modulated_deform_conv_forward(
     with_bias: bool,
     **sizes: Any,
 ) -> None:
-    """Write ``output``, as mmcv's operator of this name."""
+    """Write ``output`` like mmcv's operator of this name."""
     offset, mask = (_as_read(each, output) for each in (offset, mask))
     forward(_Operands(image, offset, mask, weight), _of_v2(sizes), output)
     if with_bias:
@@ -330,13 +330,13 @@ def modulated_deform_conv_forward(
 
 
 def modulated_deform_conv_backward(*tensors: Tensor, with_bias: bool, **sizes: Any) -> None:
-    """Write all gradients, as mmcv's operator of this name.
+    """Write all gradients like mmcv's operator of this name.
 
     Args:
-        *tensors: image, weight, bias, a buffer, offset, mask, a buffer; the gradients of image,
+        *tensors: Image, weight, bias, a buffer, offset, mask, a buffer; the gradients of image,
             weight, bias, offset and mask, which are written; the gradient of the output.
-        with_bias: whether there is one.
-        **sizes: of the layout.
+        with_bias: Whether the convolution has a bias.
+        **sizes: Arguments of the kernel geometry.
     """
     image, weight, _, _, offset, mask, _, *grads, grad_output = tensors
     offset, mask = (_as_read(each, grad_output) for each in (offset, mask))
@@ -375,10 +375,10 @@ def _traceable_v2(
 
 @contextmanager
 def traceable() -> Iterator[None]:
-    """Let mmcv's layers call plain tensor functions meanwhile, which exporters can look into.
+    """Make mmcv's layers call plain tensor functions, which exporters can trace.
 
-    mmcv's autograd functions write into tensors of a size that they take as fixed numbers, and its
-    compiled operators are opaque; modules have the functions as names of their own.
+    mmcv's autograd functions write into tensors of fixed sizes, and its compiled operators are
+    opaque. Each module that imported the functions has its own names for them.
     """
     from mmcv.ops import deform_conv, modulated_deform_conv
 

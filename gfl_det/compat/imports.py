@@ -1,7 +1,7 @@
-"""The versions that gfl_det works with, and causes of failed imports in one sentence with the cure.
+"""Supported package versions, and explanations of failed imports with the cure.
 
-Nothing but Python's own library is imported: this is for installations in which nothing else works.
-setup.py asks for the same versions, and a test holds the two together.
+Only the standard library is imported, so this works in broken installations. setup.py requires the
+same versions, which a test verifies.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gfl_det.utils.faults import modules_of
 
 
 class Range(NamedTuple):
-    """Versions from the first up to, but not including, the second; None leaves a side open."""
+    """Version range from the first up to, but excluding, the second; None is unbounded."""
 
     oldest: str | None
     newer: str | None
-    tested: str  # what is installed to cure another version
+    tested: str  # requirement to install instead of other versions
 
     def holds(self, version: str) -> bool:
-        """Whether a version lies in the range; of ``2.1.0+cpu`` or ``2.2.0rc1`` the numbers."""
+        """Whether a version is in the range; ``2.1.0+cpu`` counts as 2.1.0."""
         numbers = release(version)
         return (self.oldest is None or numbers >= release(self.oldest)) and (
             self.newer is None or numbers < release(self.newer)
@@ -35,7 +35,7 @@ class Range(NamedTuple):
         return ','.join(part for part in parts if part)
 
 
-# By the name of the module; numpy and the like go with whatever torch and mmcv were built for.
+# By module name; numpy and similar packages must match the builds of torch and mmcv.
 RANGES = {
     'torch': Range('2.1', None, 'torch==2.13.0'),
     'mmengine': Range('0.10.3', '1', 'mmengine==0.10.7'),
@@ -45,7 +45,7 @@ RANGES = {
 
 
 def release(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version without zeros at the end, so that 2.1 equals 2.1.0."""
+    """Return the numbers of a version without trailing zeros, so that 2.1 equals 2.1.0."""
     match = re.match(r'\d+(?:\.\d+)*', version.strip())
     numbers = [int(part) for part in match.group().split('.')] if match else []
     while numbers and numbers[-1] == 0:
@@ -54,7 +54,7 @@ def release(version: str) -> tuple[int, ...]:
 
 
 DOCTOR = 'gfl_det.cli.doctor'
-DOCTOR_NAMES = ('gfl_det.doctor', 'gfl_det.__main__', DOCTOR)  # what is typed, where it lies
+DOCTOR_NAMES = ('gfl_det.doctor', 'gfl_det.__main__', DOCTOR)  # typed names, and the module
 SCRIPT_NAMES = ('gfl-det', 'gfl-det.exe', 'gfl-det-script.py')
 LITE_LINE = 'pip install mmcv-lite==2.1.0'
 BUILD_LINE = (
@@ -65,7 +65,7 @@ SETUPTOOLS_LINE = 'pip install "setuptools<81"'
 HEADLESS_LINE = (
     'pip uninstall -y opencv-python; pip install --force-reinstall opencv-python-headless'
 )
-# Modules whose distribution has another name, or which come with another package.
+# Modules whose distribution has another name or belongs to another package.
 LINES = {
     'mmcv': LITE_LINE,
     'cv2': 'pip install opencv-python',
@@ -80,7 +80,7 @@ LINES = {
     },
 }
 
-# How a failure reads -> what it means and the line that cures it; the first match counts.
+# Pattern of a failure -> its meaning and the command that cures it; the first match counts.
 FAILURES: tuple[tuple[str, str, str], ...] = (
     (
         r"No module named '(?P<name>mmcv\._ext)'",
@@ -131,18 +131,18 @@ FAILURES: tuple[tuple[str, str, str], ...] = (
         'pip install --force-reinstall torch',
     ),
 )
-# Whose assertions and missing names are the installation's fault and not the user's.
+# Packages whose assertions and missing names point to a broken installation.
 FAMILY = ('torch', 'mmengine', 'mmcv', 'mmdet', 'cv2', 'numpy', 'pycocotools', 'scipy', 'sklearn')
 
 
 def is_own_command() -> bool:
     """Whether this process was started as ``gfl-det``, ``-m gfl_det`` or ``-m gfl_det.doctor``.
 
-    Python imports a package before anything in it. These commands answer a ``--help`` without
-    torch, or look at what does not import; they register the parts when the work begins. Nobody
-    else may skip that, so the process's own command line is asked: a user's program, or a spawned
-    worker of a data loader, was started by another. Python 3.9 does not keep the command line:
-    there help takes seconds, and the doctor needs an installation that imports.
+    Python imports a package before its modules. These commands answer ``--help`` without torch, or
+    diagnose failing imports, and register the components later. Other programs must register at
+    import, so the process's command line is checked: user programs and spawned data loader workers
+    have different ones. Python 3.9 does not keep the command line, so there help takes seconds and
+    the doctor needs an importable installation.
     """
     words = iter(getattr(sys, 'orig_argv', ())[1:])
     for word in words:
@@ -150,7 +150,7 @@ def is_own_command() -> bool:
             return re.split(r'[/\\]', word)[-1] in SCRIPT_NAMES
         if word.startswith('--') or word == '-':
             continue
-        option = re.search('[cmWX]', word)  # those that take a value, joined or as the next word
+        option = re.search('[cmWX]', word)  # options with a value, joined or as the next word
         if option is None:
             continue
         value = word[option.end() :] or next(words, '')
@@ -163,16 +163,16 @@ def is_own_command() -> bool:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn a failure to import the family into a SetupError; errors of other origin pass unchanged.
+    """Convert failed imports of the OpenMMLab family to a SetupError; other errors pass unchanged.
 
     Raises:
-        SetupError: A package is missing, broken or of a version that another refuses.
+        SetupError: If a package is missing, broken or of an incompatible version.
     """
     try:
         yield
     except GFLDetError:
         raise
-    except Exception as error:  # an import runs any code, so it fails in any way
+    except Exception as error:  # an import can raise anything
         said = explain(error)
         if said is None:
             raise
@@ -180,12 +180,12 @@ def explained() -> Iterator[None]:
 
 
 def explain(error: BaseException) -> SetupError | None:
-    """Say what a failed import means; None where the installation is not to blame."""
+    """Explain a failed import; None if the installation is not the cause."""
     text = re.sub(r'\s+', ' ', str(error)).strip()
     for pattern, meaning, line in FAILURES:
         match = re.search(pattern, text)
         if match:
-            # The text itself may hold braces: only the meaning is a template.
+            # The text may contain braces: only the meaning is a template.
             named = {key: value.rstrip('.,') for key, value in match.groupdict().items()}
             return SetupError(f'{_first_upper(meaning.format(**named))}: run `{line}`.')
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -193,7 +193,7 @@ def explain(error: BaseException) -> SetupError | None:
         if top == 'gfl_det':
             return None
         line = LINES.get(top, f'pip install {top}')
-        if top != error.name:  # the package is there, a part of it is not
+        if top != error.name:  # the package exists but lacks a module
             line = line.replace('pip install', 'pip install --force-reinstall --no-deps')
         return SetupError(f'The package {error.name} is not installed: run `{line}`.')
     culprit = _culprit(error)
@@ -211,7 +211,7 @@ def explain(error: BaseException) -> SetupError | None:
 
 
 def _culprit(error: BaseException) -> str | None:
-    """Name the package of the family that an error was raised in, or what could not be found."""
+    """Name the package of the family that raised an error, or the missing module."""
     found = None
     for module in modules_of(error):
         top = module.partition('.')[0]

@@ -1,8 +1,8 @@
-"""Import paths of version 0.1: ``gfl_det.heads`` and its like, by one table.
+"""Import paths of version 0.1, such as ``gfl_det.heads``, in one table.
 
-The code lies in :mod:`gfl_det.models`, :mod:`gfl_det.engine` and :mod:`gfl_det.inference`
-since 0.2. An old path gives the very module of the new one, whatever lies below it included: a
-second copy would register every class twice.
+Since 0.2 the code is in :mod:`gfl_det.models`, :mod:`gfl_det.engine` and :mod:`gfl_det.inference`.
+An old path and its submodules resolve to the same module objects as the new one: a second copy
+would register every class twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOVED = {
 
 
 class MovedFinder(MetaPathFinder, Loader):
-    """Finds modules under their old names."""
+    """Finder of modules under their old names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -38,11 +38,11 @@ class MovedFinder(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        # import reads sys.modules again after a module has run, so that it may put another there.
+        # After running a module, import reads sys.modules again, so it may be replaced there.
         sys.modules[module.__name__] = import_module(str(module.__spec__.origin))
 
 
 def install() -> None:
-    """Let Python find modules under their old names; again: nothing changes."""
+    """Let Python find modules under their old names; later calls do nothing."""
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, MovedFinder())

@@ -1,8 +1,8 @@
-"""Convolutions of an ncnn network: the pair of a ``.param`` text and a ``.bin`` of weights.
+"""Convolutions of an ncnn network, from its ``.param`` text and ``.bin`` weights.
 
 The format (ncnn's wiki, "param and model file structure"): a magic number, the numbers of layers
-and blobs, then a line per layer of type, name, blobs and ``key=value`` settings. The ``.bin`` holds
-the weights in the order of the lines; of a convolution a 4-byte tag that says how they are stored,
+and blobs, then a line per layer with type, name, blobs and ``key=value`` settings. The ``.bin``
+holds the weights in the order of the lines: for a convolution, a 4-byte tag of the storage format,
 the weights padded to 4 bytes, and float32 biases.
 """
 
@@ -20,7 +20,7 @@ from gfl_det.errors import CheckpointError
 MAGIC = '7767517'
 TAGS: dict[int, type[np.floating]] = {0: np.float32, 0x01306B47: np.float16}
 CONVOLUTIONS = ('Convolution', 'ConvolutionDepthWise')
-# Types of layers of a detector that have no weights; of any other the .bin could not be read on.
+# Layer types without weights; after any other type, the .bin could not be read further.
 WEIGHTLESS = (
     *(
         'Input',
@@ -35,12 +35,12 @@ WEIGHTLESS = (
     ),
     *('UnaryOp', 'Sigmoid', 'ReLU', 'Reshape', 'Permute', 'Softmax', 'Flatten', 'Noop', 'Padding'),
 )
-LEAKY = 2  # code of the activation; 0 is none, 1 a plain rectifier
-ARRAYS = -23300  # keys of arrays count down from here
+LEAKY = 2  # activation code; 0 is none, 1 ReLU
+ARRAYS = -23300  # array keys count down from here
 
 
 class NcnnConvolution(NamedTuple):
-    """A convolution with its batch norm folded in."""
+    """Convolution with folded batch norm."""
 
     name: str
     weight: NDArray[np.float32]  # (out_channels, in_channels / groups, k, k)
@@ -48,11 +48,11 @@ class NcnnConvolution(NamedTuple):
     stride: int
     padding: int
     groups: int
-    slope: float | None  # of the leaky rectifier behind it; None: there is none
+    slope: float | None  # of the leaky ReLU after it; None: no activation
 
 
 class _Geometry(NamedTuple):
-    """What a line of the ``.param`` says about a convolution."""
+    """Geometry of a convolution from a line of the ``.param``."""
 
     name: str
     outputs: int
@@ -67,15 +67,15 @@ class _Geometry(NamedTuple):
 def read_pair(
     param: str | os.PathLike[str], weights: str | os.PathLike[str]
 ) -> list[NcnnConvolution]:
-    """The convolutions of a network in the order of its lines.
+    """Read the convolutions of a network in the order of its lines.
 
     Args:
-        param: the ``.param`` file.
-        weights: the ``.bin`` file.
+        param: Path of the ``.param`` file.
+        weights: Path of the ``.bin`` file.
 
     Raises:
-        CheckpointError: A file is missing, of another format, is cut short, or holds layers with
-            weights that are not convolutions.
+        CheckpointError: If a file is missing, truncated or of another format, or has weights of
+            layers other than convolutions.
     """
     geometries = [_geometry(*layer, str(param)) for layer in _layers(str(param))]
     content, offset, found = _bytes_of(weights), 0, []
@@ -85,7 +85,7 @@ def read_pair(
     if offset != len(content):
         raise CheckpointError(
             f'{weights} holds {len(content) - offset:,} bytes behind the last weights that {param} '
-            'lists: give the pair of one network.'
+            'lists: give both files of one network.'
         )
     return found
 
@@ -100,10 +100,10 @@ def _bytes_of(path: str | os.PathLike[str]) -> bytes:
 
 
 def _layers(path: str) -> list[tuple[str, str, dict[int, str]]]:
-    """Type, name and settings of each line.
+    """Type, name and settings of each layer.
 
     Raises:
-        CheckpointError: It is not a ``.param`` file, or one cut short.
+        CheckpointError: If the file is not a ``.param`` file, or is truncated.
     """
     try:
         lines = _bytes_of(path).decode('ascii').split('\n')
@@ -119,7 +119,7 @@ def _layers(path: str) -> list[tuple[str, str, dict[int, str]]]:
     count, layers = int(words[1][0]), words[2:]
     if len(layers) != count:
         raise CheckpointError(
-            f'{path} lists {len(layers)} of the {count} layers that it announces: fetch it again.'
+            f'{path} lists {len(layers)} of the {count} announced layers: download it again.'
         )
     return [_layer(line, path) for line in layers]
 
@@ -132,21 +132,22 @@ def _layer(line: list[str], path: str) -> tuple[str, str, dict[int, str]]:
         return kind, name, {int(key): value for key, value in pairs}
     except ValueError as error:
         raise CheckpointError(
-            f'{path} has a line that is not a layer: {" ".join(line)[:80]!r}; fetch it again.'
+            f'{path} has a line that is not a layer: {" ".join(line)[:80]!r}; download it again.'
         ) from error
 
 
 def _geometry(kind: str, name: str, settings: dict[int, str], path: str) -> _Geometry | None:
-    """What a convolution's line says; None for a layer without weights.
+    """Geometry of a convolution; None for a layer without weights.
 
     Raises:
-        CheckpointError: a layer of another kind, or a convolution of another form.
+        CheckpointError: If the layer has an unsupported type, or the convolution an unsupported
+            form.
     """
     if kind in WEIGHTLESS:
         return None
     if kind not in CONVOLUTIONS:
         raise CheckpointError(
-            f'{path} has a layer {name} of type {kind}, which NanoDet-Plus has none of: give the '
+            f'{path} has a layer {name} of type {kind}, which NanoDet-Plus does not use: give the '
             '.param of its release.'
         )
     try:
@@ -159,16 +160,16 @@ def _geometry(kind: str, name: str, settings: dict[int, str], path: str) -> _Geo
         slope = float(settings[ARRAYS - 10].split(',')[1]) if plain[9] == LEAKY else None
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
-            f'{path} has a convolution {name} with unreadable settings: fetch it again.'
+            f'{path} has a convolution {name} with unreadable settings: download it again.'
         ) from error
     sizes = plain[0], plain[1], plain[6], across[3], across[7]
     if min(sizes) < 1 or plain[6] % (plain[0] * plain[1] ** 2):
         raise CheckpointError(
-            f'{path} has a convolution {name} of an impossible size: fetch it again.'
+            f'{path} has a convolution {name} of an impossible size: download it again.'
         )
     if unequal or across[2] != 1 or not plain[5] or plain[8] or plain[9] not in (0, LEAKY):
         raise CheckpointError(
-            f'{path} has a convolution {name} that NanoDet-Plus has none of (oblong, dilated, '
+            f'{path} has a convolution {name} that NanoDet-Plus does not use (oblong, dilated, '
             'quantized, without bias or with another activation): give the .param of its release.'
         )
     return _Geometry(name, plain[0], plain[1], across[3], plain[4], across[7], plain[6], slope)
@@ -177,16 +178,16 @@ def _geometry(kind: str, name: str, settings: dict[int, str], path: str) -> _Geo
 def _take(
     content: bytes, offset: int, geometry: _Geometry, path: str
 ) -> tuple[NcnnConvolution, int]:
-    """A convolution's weights and biases, and where the next one's begin.
+    """Read a convolution's weights and biases; also return the offset after them.
 
     Raises:
-        CheckpointError: the file ends before them, or stores them in another way.
+        CheckpointError: If the file ends too early or has another storage format.
     """
     tag = int.from_bytes(content[offset : offset + 4], 'little')
     if len(content) - offset >= 4 and tag not in TAGS:
         raise CheckpointError(
-            f'{path} has the tag {tag:#010x} before the weights of {geometry.name}, not that of '
-            'float32 or float16: it is damaged, quantized or of another network.'
+            f'{path} has the tag {tag:#010x} before the weights of {geometry.name} instead of '
+            "float32's or float16's: it is damaged, quantized or of another network."
         )
     kind = TAGS.get(tag, np.float32)
     size = geometry.size * np.dtype(kind).itemsize
@@ -196,14 +197,14 @@ def _take(
     if end > len(content):
         raise CheckpointError(
             f'{path} ends within the weights of {geometry.name} ({len(content):,} bytes, at least '
-            f'{end:,} are needed): it is cut short; fetch it again.'
+            f'{end:,} are needed): it is truncated; download it again.'
         )
     flat = np.frombuffer(content, kind, geometry.size, first).astype(np.float32)
     bias = np.frombuffer(content, np.float32, geometry.outputs, second).copy()
     if not (np.isfinite(flat).all() and np.isfinite(bias).all()):
         raise CheckpointError(
             f'{path} has NaN or infinite weights in {geometry.name}: it is damaged or of another '
-            'network; fetch it again.'
+            'network; download it again.'
         )
     weight = flat.reshape(geometry.outputs, -1, geometry.kernel, geometry.kernel)
     sizes = geometry.stride, geometry.padding, geometry.groups, geometry.slope

@@ -1,7 +1,7 @@
-"""Greedy and soft non-maximum suppression that keep what the CPU operators of compiled mmcv keep.
+"""Greedy and soft non-maximum suppression, identical to the CPU operators of compiled mmcv.
 
-The arithmetic is float32 in mmcv's order of operations, so that a box whose IoU lands exactly on
-the threshold is decided the same way (OpenCV and torchvision compare in double precision there).
+The arithmetic is float32 in mmcv's order of operations, so a box whose IoU equals the threshold is
+decided in the same way (OpenCV and torchvision compare in double precision).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Indices = NDArray[np.int64]
 
-FIRST_BLOCK = 128  # a few objects settle most boxes, so the first block need not be large
-BLOCK = 256  # candidates decided together
-CHUNK = 512  # kept boxes compared at once: a chunk times a block stays in a core's cache
+FIRST_BLOCK = 128  # a few objects decide most boxes, so the first block can be small
+BLOCK = 256  # candidates per block
+CHUNK = 512  # kept boxes per comparison: chunk times block fits a core's cache
 
-NAIVE, LINEAR, GAUSSIAN = 0, 1, 2  # mmcv's numbers for the ways to lower a score
+NAIVE, LINEAR, GAUSSIAN = 0, 1, 2  # mmcv's codes of the decay methods
 
 
 class _Boxes(NamedTuple):
@@ -33,22 +33,22 @@ class _Boxes(NamedTuple):
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Keep boxes in order of score; drop those that overlap a kept one by more than the threshold.
+    """Keep boxes in order of score and drop boxes that overlap a kept box above the threshold.
 
     Args:
         boxes: (N, 4) float32, xyxy; any values, empty and inverted boxes included.
         scores: (N,) of any real type and sign.
-        iou_threshold: a box goes when its IoU with a kept one is larger; two boxes without area
-            have the IoU 0/0 and both stay.
-        offset: 0, or 1 where a box from x1 to x2 is x2 - x1 + 1 pixels wide.
+        iou_threshold: IoU with a kept box above which a box is dropped; two boxes without area have
+            IoU 0/0 and are both kept.
+        offset: 0, or 1 if a box from x1 to x2 is x2 - x1 + 1 pixels wide.
 
     Returns:
-        (K,) int64, the kept indices, best score first. Equal scores come in the order of
-        ``torch.sort``, as in compiled mmcv: the lower index first among up to 16 boxes, unspecified
-        (but the same on every run) among more.
+        (K,) int64, the kept indices, best score first. Equal scores are in the order of
+        ``torch.sort``, as in compiled mmcv: lower index first for up to 16 boxes, otherwise
+        unspecified but deterministic.
 
     Raises:
-        TypeError: boxes are not float32, which compiled mmcv refuses too.
+        TypeError: If boxes are not float32, as in compiled mmcv.
     """
     if boxes.numel() == 0:
         return torch.empty(0, dtype=torch.long, device=boxes.device)
@@ -64,14 +64,14 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def greedy_nms(boxes: Floats, iou_threshold: float, offset: int) -> Indices:
-    """Suppress among boxes (N, 4) sorted by falling score; returns the kept positions, rising."""
+    """Suppress among boxes (N, 4) in descending order of score; return ascending kept indices."""
     count = len(boxes)
     kept = _Boxes(np.empty((4, count), np.float32), np.empty(count, np.float32))
     positions = np.empty(count, np.int64)
     num_kept, start, size = 0, 0, FIRST_BLOCK
     scratch = np.empty((3, min(BLOCK, count) * min(CHUNK, count)), np.float32)
     overlaps = _Overlaps(np.float32(iou_threshold), offset, scratch)
-    with np.errstate(all='ignore'):  # 0/0 and infinite sides have a meaning here
+    with np.errstate(all='ignore'):  # 0/0 and infinite sides are meaningful here
         candidates = _with_areas(boxes, offset)
         while start < count:
             where = np.arange(start, min(start + size, count))
@@ -100,25 +100,25 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft NMS (Bodla et al. 2017, equations 1 to 3): overlap lowers scores in place of dropping.
+    """Soft NMS (Bodla et al. 2017, equations 1 to 3), which lowers scores of overlapping boxes.
 
     Args:
         boxes: (N, 4) float32, xyxy, on the CPU.
         scores: (N,) float32.
         dets: (N, 5) float32, overwritten in place: its first K rows become the boxes and their
             lowered scores, best first.
-        iou_threshold: for methods 0 and 1, the IoU from which on a score is lowered.
-        sigma: for method 2, the width of the Gaussian.
-        min_score: boxes whose score falls below are dropped.
+        iou_threshold: For methods 0 and 1, the IoU from which a score is lowered.
+        sigma: For method 2, the width of the Gaussian.
+        min_score: Score below which boxes are dropped.
         method: 0 sets the score to zero, 1 multiplies by 1 - IoU, 2 by exp(-IoU^2 / sigma).
-        offset: as in :func:`nms`.
+        offset: As in :func:`nms`.
 
     Returns:
-        (K,) int64, the index in ``boxes`` of each row of ``dets``. As in mmcv, among equal scores
-        the one that stands first wins, and a dropped box gives its place to the last.
+        (K,) int64, the index in ``boxes`` of each row of ``dets``. As in mmcv, the first of equal
+        scores wins, and the last box takes the place of a dropped one.
 
     Raises:
-        TypeError: one of the tensors is not float32, which compiled mmcv refuses too.
+        TypeError: If a tensor is not float32, as in compiled mmcv.
     """
     if boxes.numel() == 0:
         return torch.empty(0, dtype=torch.long, device=boxes.device)
@@ -137,7 +137,7 @@ def softnms(
 def soft_nms(
     boxes: Floats, scores: Floats, decay: _Decay, min_score: float, offset: int
 ) -> tuple[Floats, Indices]:
-    """Return the rows (K, 5) of boxes and lowered scores, and their indices (K,)."""
+    """Return rows (K, 5) of boxes and lowered scores, and their indices (K,)."""
     floor = np.float32(min_score)
     with np.errstate(all='ignore'):
         areas = _with_areas(boxes, offset).areas
@@ -161,10 +161,10 @@ def soft_nms(
 class _Overlaps(NamedTuple):
     threshold: np.float32
     offset: int
-    scratch: Floats  # (3, cells) work space: fresh memory for each block costs more than the sums
+    scratch: Floats  # (3, cells) workspace: new memory per block costs more than the sums
 
     def __call__(self, first: _Boxes, second: _Boxes) -> Bools:
-        """Return (M, N), whether the IoU of a first and a second box exceeds the threshold."""
+        """Return a mask (M, N) of pairs whose IoU exceeds the threshold."""
         shape = (first.areas.size, second.areas.size)
         width, height, low = (row[: shape[0] * shape[1]].reshape(shape) for row in self.scratch)
         for side, near, far in ((width, 0, 2), (height, 1, 3)):
@@ -186,10 +186,10 @@ class _Decay(NamedTuple):
     method: int
 
     def __call__(self, iou: Floats) -> Floats | np.float32:
-        """Return the factors (N,) for the scores of boxes that overlap the best one by ``iou``."""
+        """Return score factors (N,) for boxes that overlap the best one by ``iou``."""
         if self.method == GAUSSIAN:
-            # Rounding a double gives the float32 result of the C library's expf; numpy's own
-            # float32 exponential is off by one unit in the last place now and then.
+            # Rounding a double gives the float32 result of the C library's expf; numpy's float32
+            # exponential is sometimes off by one unit in the last place.
             return np.exp((-(iou * iou) / self.sigma).astype(np.float64)).astype(np.float32)
         lowered = np.float32(0) if self.method == NAIVE else np.float32(1) - iou
         if self.method in (NAIVE, LINEAR):
@@ -204,7 +204,7 @@ def _with_areas(boxes: Floats, offset: int) -> _Boxes:
 
 
 def _decide(overlapping: Bools) -> list[int]:
-    """Greedy pass over (N, N) by bit sets: a row of the matrix is one integer."""
+    """Greedy pass over (N, N) with bit sets: each row of the matrix is an integer."""
     width = (overlapping.shape[1] + 7) // 8
     rows = np.packbits(overlapping, axis=1, bitorder='little').tobytes()
     dropped, kept = 0, []
@@ -216,7 +216,7 @@ def _decide(overlapping: Bools) -> list[int]:
 
 
 def _iou(box: Floats, others: Floats, offset: int) -> Floats:
-    """IoU (N,) of one row x1, y1, x2, y2, score, area with rows (N, 6) of the same kind."""
+    """IoU (N,) of a row (x1, y1, x2, y2, score, area) with rows (N, 6)."""
     sides = np.minimum(box[2:4], others[:, 2:4]) - np.maximum(box[:2], others[:, :2]) + offset
     sides = np.maximum(sides, 0)
     intersection = sides[:, 0] * sides[:, 1]
@@ -224,14 +224,14 @@ def _iou(box: Floats, others: Floats, offset: int) -> Floats:
 
 
 def _first_largest(scores: Floats) -> int:
-    """Position of the first largest score; NaN is never larger, and never beaten when first."""
+    """Index of the first largest score; NaN wins only in first place, where it always does."""
     if np.isnan(scores[0]):
         return 0
     return int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
 
 
 def _close_gaps(dropped: Bools) -> Indices:
-    """Order that fills each dropped place with the last box that is still there."""
+    """Order that fills each dropped place with the last remaining box."""
     alive = np.flatnonzero(~dropped)
     order = np.arange(len(alive))
     order[dropped[: len(alive)]] = alive[alive >= len(alive)][::-1]
@@ -239,11 +239,11 @@ def _close_gaps(dropped: Bools) -> Indices:
 
 
 def _torchvision_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor | None:
-    """Return torchvision's answer, or None where it is absent, broken or built without CUDA."""
+    """Return torchvision's result; None if it is missing, broken or built without CUDA."""
     try:
         from torchvision.ops import nms as torchvision_nms
 
-        # torchvision compares in double precision: hand over the threshold that float32 means
+        # torchvision compares in double precision: pass the float32 value of the threshold
         return torchvision_nms(boxes, scores.to(boxes.dtype), float(np.float32(iou_threshold)))
     except (ImportError, NotImplementedError, OSError, RuntimeError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""A stand-in for ``mmcv._ext``: mmdet works with an mmcv that has no compiled operators."""
+"""Stand-in for ``mmcv._ext``, so that mmdet works without mmcv's compiled operators."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ EXTENSION = 'mmcv._ext'
 
 @dataclass(frozen=True)
 class MissingOp:
-    """An operator that the stand-in lacks: layers that use it can be built but not run."""
+    """Operator missing in the stand-in: layers that use it can be built but not run."""
 
     name: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse the call.
+        """Raise an error.
 
         Raises:
-            MissingOpError: always; names the operator and how to get it.
+            MissingOpError: Always; the message names the operator and the command that builds it.
         """
         raise MissingOpError(
-            f'The operator {self.name} exists only in compiled mmcv, and this mmcv came without '
+            f'The operator {self.name} exists only in compiled mmcv, and this mmcv has no '
             f'compiled operators: build it by `{BUILD_LINE}` (needs a C++ compiler and about '
             '15 minutes on two cores).'
         )
 
 
 class StandInOps(ModuleType):
-    """The module ``mmcv._ext`` with suppression and deformable convolution; the rest is missing."""
+    """Module ``mmcv._ext`` with NMS and deformable convolution only."""
 
     nms = staticmethod(suppression.nms)
     softnms = staticmethod(suppression.softnms)
@@ -51,20 +51,20 @@ class StandInOps(ModuleType):
     modulated_deform_conv_backward = staticmethod(deform.modulated_deform_conv_backward)
 
     def __init__(self) -> None:
-        super().__init__(EXTENSION, 'Operators of gfl_det in the place of compiled ones.')
+        super().__init__(EXTENSION, 'Operators of gfl_det that replace compiled ones.')
         self.__spec__ = ModuleSpec(EXTENSION, loader=None, origin=__file__)
 
     def __getattr__(self, name: str) -> MissingOp:
-        if name.startswith('_'):  # no operator: Python asks modules for __path__ and the like
+        if name.startswith('_'):  # not an operator: Python queries __path__ and similar names
             raise AttributeError(f'module {EXTENSION!r} has no attribute {name!r}')
         return MissingOp(name)
 
 
 def install() -> None:
-    """Put the stand-in in place unless compiled operators are there, which must then load.
+    """Install the stand-in unless there are compiled operators, which must then load.
 
     Raises:
-        SetupError: mmcv is absent, or its compiled operators fail to load.
+        SetupError: If mmcv is missing or its compiled operators fail to load.
     """
     if EXTENSION in sys.modules:
         return
@@ -83,7 +83,7 @@ def install() -> None:
 
 
 def stand_in_is_used() -> bool:
-    """Tell whether ``mmcv._ext`` is the stand-in rather than the compiled module."""
+    """Whether ``mmcv._ext`` is the stand-in instead of the compiled module."""
     return isinstance(sys.modules.get(EXTENSION), StandInOps)
 
 

@@ -1,7 +1,7 @@
-"""Weights behind names and addresses: where each file is, and how to load it safely.
+"""Pretrained weights by name or URL: finding and safely loading their files.
 
-mmengine's own loaders of these names need torchvision for a table of addresses, and hand downloads
-to ``torch.hub``, which unpickles them without restrictions.
+mmengine's own loaders need torchvision for a table of URLs and pass downloads to ``torch.hub``,
+which unpickles them without restrictions.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ MMCLS = ('mmcls://',)
 
 
 class PretrainedFile(NamedTuple):
-    """Where the weights behind a name are."""
+    """Location of the weights of a name."""
 
-    checkpoint: str  # the name asked for
-    url: str | None  # where it comes from; None for a file of one's own
-    path: str  # where it is, or will be once it is downloaded
-    cached: bool  # whether it is there
+    checkpoint: str  # requested name
+    url: str | None  # URL; None for a local file
+    path: str  # path, possibly of a future download
+    cached: bool  # whether the file exists
 
 
 def install() -> None:
-    """Load what ``resolve`` knows by this module, whether or not torchvision is there."""
+    """Make mmengine load names known to ``resolve`` with this module, without torchvision."""
     CheckpointLoader.register_scheme(WEB, load_from_http, force=True)
     CheckpointLoader.register_scheme(TORCHVISION, load_from_torchvision, force=True)
     CheckpointLoader.register_scheme(OPENMMLAB, load_from_openmmlab, force=True)
@@ -46,14 +46,14 @@ def install() -> None:
 
 
 def resolve(checkpoint: str) -> PretrainedFile:
-    """Find out where the weights behind a name are, without any network access.
+    """Locate the weights of a name without network access.
 
     Args:
-        checkpoint: ``torchvision://resnet50``, ``open-mmlab://...``, ``mmcls://...``, an address,
-            or a path. Other schemes (``s3://``) are mmengine's matter and come back as they are.
+        checkpoint: ``torchvision://resnet50``, ``open-mmlab://...``, ``mmcls://...``, a URL, or a
+            path. Other schemes (``s3://``) are left to mmengine and returned unchanged.
 
     Raises:
-        CheckpointError: the name is not in mmengine's table of that scheme.
+        CheckpointError: If the name is missing in mmengine's table of its scheme.
     """
     scheme, separator, name = checkpoint.partition('://')
     prefix = scheme + separator
@@ -63,7 +63,7 @@ def resolve(checkpoint: str) -> PretrainedFile:
     elif prefix in OPENMMLAB:
         name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
         location = _look_up(checkpoint, name, mmengine_checkpoint.get_external_models())
-        if not location.startswith(WEB):  # a file that the user has entered in mmengine's table
+        if not location.startswith(WEB):  # a local file in mmengine's table, added by the user
             location = os.path.join(mmengine_checkpoint._get_mmengine_home(), location)
     elif prefix in MMCLS:
         location = _look_up(checkpoint, name, mmengine_checkpoint.get_mmcls_models())
@@ -78,27 +78,27 @@ def resolve(checkpoint: str) -> PretrainedFile:
 
 
 def load_from_http(filename: str, map_location: MapLocation = None) -> dict[str, Any]:
-    """Load weights by name or address; one process a machine downloads, the others wait for it.
+    """Load weights by name or URL; one process per machine downloads, the others wait.
 
     Args:
-        filename: What :func:`resolve` takes.
+        filename: Argument of :func:`resolve`.
         map_location: As in ``torch.load``.
 
     Raises:
-        CheckpointError: the name is unknown, the download fails, or the file is unusable (see
+        CheckpointError: If the name is unknown, the download fails, or the file is unusable (see
             :func:`gfl_det.compat.checkpoint.load_file`).
     """
     weights = resolve(filename)
     try:
         if weights.url and not weights.cached and os.environ.get('LOCAL_RANK', '0') == '0':
             download(weights.url, weights.path)
-    finally:  # a failure here must not leave the other processes waiting
+    finally:  # after a failure, the other processes must not wait forever
         barrier()
     return load_file(weights.path, map_location)
 
 
 def load_from_torchvision(filename: str, map_location: MapLocation = None) -> dict[str, Any]:
-    """Load ``torchvision://`` weights; mmengine logs the loader's name, hence one for each."""
+    """Load ``torchvision://`` weights (one loader per scheme, since mmengine logs its name)."""
     return load_from_http(filename, map_location)
 
 
@@ -108,7 +108,7 @@ def load_from_openmmlab(filename: str, map_location: MapLocation = None) -> dict
 
 
 def load_from_mmcls(filename: str, map_location: MapLocation = None) -> dict[str, Any]:
-    """Load the backbone of ``mmcls://`` weights, as mmengine does: a classifier has other parts."""
+    """Load only the backbone of ``mmcls://`` classifier weights, like mmengine."""
     checkpoint = load_from_http(filename, map_location)
     state = checkpoint.get('state_dict', checkpoint)
     part = 'backbone.'
@@ -120,9 +120,9 @@ def _torchvision_addresses(name: str) -> dict[str, str]:
     addresses = mmengine.load(table)
     if name in addresses:
         return addresses
-    try:  # torchvision itself knows more names, such as resnet50.imagenet1k_v2
+    try:  # torchvision has more names, such as resnet50.imagenet1k_v2
         return mmengine_checkpoint.get_torchvision_models()
-    except (ImportError, OSError, RuntimeError):  # absent, or built for another torch
+    except (ImportError, OSError, RuntimeError):  # missing, or built for another torch
         return addresses
 
 
@@ -135,23 +135,23 @@ def _look_up(checkpoint: str, name: str, addresses: dict[str, str]) -> str:
 
 
 def download(url: str, path: str, hash_prefix: str | None = None) -> None:
-    """Fetch a file; what is broken off or another file leaves nothing behind.
+    """Download a file; failed downloads leave nothing behind.
 
     Args:
-        url: its address.
-        path: where it goes; the folder is made.
-        hash_prefix: what its SHA-256 begins with; None: it is not checked.
+        url: URL of the file.
+        path: Destination, whose folder is created.
+        hash_prefix: Required beginning of the SHA-256; None: no check.
 
     Raises:
-        CheckpointError: it cannot be fetched, or is another file.
+        CheckpointError: If the download fails or the SHA-256 differs.
     """
     print_log(f'Downloading {url} to {path}', 'current')
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         torch.hub.download_url_to_file(url, path, hash_prefix, progress=os.isatty(2))
     except (OSError, ValueError, HTTPException, RuntimeError) as error:
-        # No network, no such file, no space; the last: it is not what its name says.
+        # No network, no such file, no space; RuntimeError: the SHA-256 differs.
         raise CheckpointError(
-            f'The weights {url} cannot be fetched ({error}): get that file on a machine with '
+            f'The weights {url} cannot be downloaded ({error}): get the file on a machine with '
             f'network and put it at {path}.'
         ) from error

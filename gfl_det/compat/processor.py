@@ -1,7 +1,7 @@
-"""The kind of processor, and whether it computes in bfloat16.
+"""Detection of the CPU type and its bfloat16 instructions.
 
-Where it does not, oneDNN and torch take bfloat16 all the same and are several times slower than in
-float32, without a word: convolutions of ResNet-50 seven times on a processor with AVX2 alone.
+Without them, oneDNN and torch silently run bfloat16 several times slower than float32: convolutions
+of ResNet-50 seven times on a CPU with AVX2 only.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from gfl_det.errors import SetupError
 
 CPUINFO = Path('/proc/cpuinfo')
-# oneDNN, which does torch's convolutions, can be told to leave instructions unused.
+# oneDNN, which runs torch's convolutions, can be limited to fewer instructions.
 LIMIT_VARIABLE = 'ONEDNN_MAX_CPU_ISA'
 LIMITS_WITHOUT_BFLOAT16 = ('SSE41', 'AVX', 'AVX2', 'AVX2_VNNI', 'AVX512_CORE', 'AVX512_CORE_VNNI')
 
 
 class Instructions(NamedTuple):
-    """How to find out about a group of instructions."""
+    """Detection of an instruction set."""
 
-    query: str  # of torch.cpu, where this torch has it
+    query: str  # function of torch.cpu, if this torch has it
     flag: str  # in /proc/cpuinfo
 
 
@@ -35,9 +35,9 @@ AMX = Instructions('_is_amx_tile_supported', 'amx_bf16')
 
 
 def computes_bfloat16() -> bool:
-    """Whether convolutions in bfloat16 are fast: with AVX512-BF16, AMX, or ARM's instructions.
+    """Whether bfloat16 convolutions are fast: with AVX512-BF16, AMX, or ARM's instructions.
 
-    A processor that nothing is known about counts as one that does.
+    Unknown CPUs count as fast.
     """
     if os.environ.get(LIMIT_VARIABLE, '').upper() in LIMITS_WITHOUT_BFLOAT16:
         return False
@@ -49,14 +49,14 @@ def computes_bfloat16() -> bool:
 
 
 def require_bfloat16(what: str, cure: str) -> None:
-    """Refuse bfloat16 on a processor that does not compute in it.
+    """Reject bfloat16 on a CPU without its instructions.
 
     Args:
-        what: What would run in bfloat16.
-        cure: What to do.
+        what: Subject of the message: what would run in bfloat16.
+        cure: Advice in the message.
 
     Raises:
-        SetupError: The processor lacks the instructions.
+        SetupError: If the CPU lacks the instructions.
     """
     if not computes_bfloat16():
         raise SetupError(
@@ -66,7 +66,7 @@ def require_bfloat16(what: str, cure: str) -> None:
 
 
 def processor_kind() -> str:
-    """The widest instructions, as ``AVX-512 + BF16``; the architecture where it is not x86."""
+    """Widest instruction set, such as ``AVX-512 + BF16``; the architecture if not x86."""
     if not is_x86():
         return platform.machine()
     if _has(AMX):
@@ -82,7 +82,7 @@ def processor_kind() -> str:
 
 
 def is_x86() -> bool:
-    """Whether the processor is one of Intel's or AMD's."""
+    """Whether the CPU is from Intel or AMD."""
     return platform.machine().lower() in ('x86_64', 'amd64', 'i386', 'i686')
 
 

@@ -1,9 +1,9 @@
-"""Weights by name: what others publish for GFL, LD and NanoDet-Plus, and how a file gets here.
+"""Published weights of GFL, LD and NanoDet-Plus by name, and their download.
 
-MMDetection's addresses are in the metafiles that it installs beside its configs, those of
-NanoDet-Plus stand below. A file is fetched once into torch's cache, and its SHA-256 must begin as
-its name says; the names of NanoDet-Plus's release say nothing of it. Nothing but Python's own
-library is imported with this module, so that listing the names takes no time.
+MMDetection's URLs come from the metafiles installed beside its configs; NanoDet-Plus's are listed
+below. A file is downloaded once into torch's cache, and its SHA-256 must begin as stated in its
+name; NanoDet-Plus's names state none. This module imports only the standard library, so listing
+names is fast.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 FOLDERS = ('gfl', 'ld')
-NANODET = 'nanodet'  # in the place of a folder: the authors' release, under their names of weights
+NANODET = 'nanodet'  # folder name of the authors' release
 NANODET_URL = (
     'https://github.com/RangiLyu/nanodet/releases/download/v1.0.0-alpha-1/{}_checkpoint.ckpt'
 )
@@ -35,7 +35,7 @@ NANODET_AP = {
 }
 HASH = re.compile(r'-([0-9a-f]{8,})\.pth$')
 READ_BYTES = 2**20
-# Of the detectors that run, counted (the metafiles do not say): millions.
+# Counted parameters in millions (the metafiles state none).
 PARAMETERS = {
     'gfl_r50_fpn_1x_coco': 32.44,
     'gfl_r50_fpn_ms-2x_coco': 32.44,
@@ -55,7 +55,7 @@ FLOAT_BYTES = 4
 
 
 class PublishedModel(NamedTuple):
-    """A detector whose weights can be had by its name."""
+    """Detector with published weights."""
 
     name: str
     folder: str  # of mmdet's configs, or 'nanodet'
@@ -64,28 +64,28 @@ class PublishedModel(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """Where the file is, or will be once it is fetched."""
+        """Path of the file, possibly of a future download."""
         return cache_folder() / os.path.basename(urlsplit(self.url).path)
 
     @property
     def parameters(self) -> int | None:
-        """How many there are; None where nobody has counted."""
+        """Number of parameters; None if not counted."""
         millions = PARAMETERS.get(self.name)
         return None if millions is None else round(millions * 1e6)
 
     @property
     def size(self) -> int | None:
-        """Bytes of the file, where it is not here as the parameters will have."""
+        """Bytes of the file; before the download, estimated from the parameters."""
         if self.path.is_file():
             return self.path.stat().st_size
-        # The release of NanoDet-Plus holds the state of its training too.
+        # NanoDet-Plus's release also holds its training state.
         if self.folder == NANODET:
             return None
         return None if self.parameters is None else FLOAT_BYTES * self.parameters
 
 
 def cache_folder() -> Path:
-    """The folder that ``torch.hub`` keeps weights in (``TORCH_HOME`` moves it)."""
+    """Weight folder of ``torch.hub`` (``TORCH_HOME`` moves it)."""
     base = os.environ.get('TORCH_HOME') or os.path.join(
         os.environ.get('XDG_CACHE_HOME') or os.path.join('~', '.cache'), 'torch'
     )
@@ -94,10 +94,10 @@ def cache_folder() -> Path:
 
 @cache
 def published_models() -> tuple[PublishedModel, ...]:
-    """All of them: in the order of mmdet's metafiles, then NanoDet-Plus.
+    """All published models, in the order of mmdet's metafiles, then NanoDet-Plus.
 
     Raises:
-        SetupError: mmdet is not installed, or its metafiles are not.
+        SetupError: If mmdet or its metafiles are not installed.
     """
     import yaml
 
@@ -108,7 +108,7 @@ def published_models() -> tuple[PublishedModel, ...]:
             content = yaml.safe_load(path.read_text(encoding='utf-8'))
         except (OSError, yaml.YAMLError) as error:
             raise SetupError(
-                f'{path} cannot be read ({error}): install mmdet again with pip.'
+                f'{path} cannot be read ({error}): reinstall mmdet with pip.'
             ) from error
         for model in content['Models']:
             if model.get('Weights'):
@@ -121,28 +121,28 @@ def published_models() -> tuple[PublishedModel, ...]:
 
 
 def config_folder() -> Path:
-    """The folder of mmdet's configs.
+    """Folder of mmdet's configs.
 
     Raises:
-        SetupError: mmdet is not installed, or its configs are not.
+        SetupError: If mmdet or its configs are not installed.
     """
     spec = find_spec('mmdet')
     folder = Path(((spec and spec.submodule_search_locations) or ['mmdet'])[0], '.mim', 'configs')
     if not folder.is_dir():
-        raise SetupError(f'mmdet has no configs at {folder}: install it again with pip.')
+        raise SetupError(f'mmdet has no configs at {folder}: reinstall mmdet with pip.')
     return folder
 
 
 def find_published(name: str) -> PublishedModel | None:
-    """The published model of this name; None where there is none."""
+    """Published model of a name; None if there is none."""
     return next((each for each in published_models() if each.name == name), None)
 
 
 def refuse_unpublished(name: str) -> None:
-    """Say of a name that no weights are published under it.
+    """Raise an error for a name without published weights.
 
     Raises:
-        CheckpointError: always.
+        CheckpointError: Always.
     """
     names = [each.name for each in published_models()]
     nearest = difflib.get_close_matches(name, names, n=1)
@@ -154,12 +154,12 @@ def refuse_unpublished(name: str) -> None:
 
 
 def fetch(model: PublishedModel) -> Path:
-    """The file of a model, which is fetched unless it is there; checked against its name.
+    """Return a model's file, downloaded if missing and checked against the hash in its name.
 
     Raises:
-        CheckpointError: it cannot be fetched, or is not what its name says.
+        CheckpointError: If the file cannot be downloaded or does not match its hash.
     """
-    from gfl_det.compat.pretrained import download  # torch, which is slow to import
+    from gfl_det.compat.pretrained import download  # imports torch, which is slow
 
     expected = HASH.search(model.url)
     path = model.path
@@ -168,15 +168,15 @@ def fetch(model: PublishedModel) -> Path:
     elif expected and not _sum(path).startswith(expected[1]):
         raise CheckpointError(
             f'The file {path} is damaged, as its SHA-256 does not begin with {expected[1]}: '
-            f'remove it, and it is fetched again from {model.url}.'
+            f'remove it to download it again from {model.url}.'
         )
     return path
 
 
 def config_of(model: PublishedModel) -> Config:
-    """The config that a published model runs with: the shipped one of its name, or mmdet's.
+    """Config of a published model: the shipped one of its name, or mmdet's.
 
-    Of a distilled student it is the student alone, whose weights are all that is published.
+    For a distilled model it describes only the student, whose weights are published.
     """
     from mmengine.config import Config
 

@@ -1,4 +1,4 @@
-"""The versions at work, a cure for a package that is too new, and what old ones lack."""
+"""Installed versions, and workarounds for packages that are too new or too old."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from gfl_det.compat import ops
 from gfl_det.errors import SetupError
 from gfl_det.utils.faults import importing_module
 
-# The versions whose numbers were compared with pycocotools'; setup.py asks for the same.
+# Versions whose results were compared with pycocotools; setup.py requires the same.
 FASTER_COCO_EVAL = 'faster-coco-eval>=1.6.5,<1.9'
 PACKAGES = ('torch', 'numpy', 'mmengine', 'mmcv', 'mmdet')
 
 
 class MissingPackageError(SetupError, ModuleNotFoundError):
-    """A package that an import inside mmengine needs; also what such an import may expect."""
+    """Missing package that mmengine needs; also the error type that its import expects."""
 
 
 class PkgResourcesGuard:
-    """An import finder after Python's own: explains ``pkg_resources`` where mmengine misses it.
+    """Last import finder, which explains a missing ``pkg_resources`` to users of mmengine.
 
-    mmengine 0.10 resolves ``mmdet::`` in configs with it, and setuptools 81 dropped it. Others who
-    only try whether it is there see the usual outcome.
+    mmengine 0.10 needs it to resolve ``mmdet::`` in configs, and setuptools 81 dropped it. Other
+    importers get the usual error.
     """
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Find nothing.
+        """Find nothing, and explain a missing ``pkg_resources``.
 
         Raises:
-            MissingPackageError: mmengine imports ``pkg_resources``.
+            MissingPackageError: If mmengine imports ``pkg_resources``.
         """
         if name == 'pkg_resources' and importing_module(__name__).split('.')[0] == 'mmengine':
             raise MissingPackageError(
@@ -49,19 +49,19 @@ class PkgResourcesGuard:
 
 
 def install() -> None:
-    """Explain a missing ``pkg_resources`` when, and only when, mmengine asks for it."""
+    """Explain a missing ``pkg_resources`` if, and only if, mmengine imports it."""
     if PkgResourcesGuard not in sys.meta_path:
         sys.meta_path.append(PkgResourcesGuard)
 
 
 def report() -> dict[str, str]:
-    """Return versions by package, the kind of mmcv's operators, and which NMS is in use."""
+    """Return versions by package, the kind of mmcv's operators, and the NMS in use."""
     versions = {'python': platform.python_version()}
     for name in PACKAGES:
         versions[name] = str(importlib.import_module(name).__version__)
     if ops.stand_in_is_used():
         versions['mmcv'] += ' (lite, with stand-in operators)'
-        versions['nms'] = 'gfl_det, the boxes that compiled mmcv keeps'
+        versions['nms'] = 'gfl_det, with the results of compiled mmcv'
     else:
         versions['mmcv'] += ' (compiled)'
         versions['nms'] = 'compiled mmcv'
@@ -69,7 +69,7 @@ def report() -> dict[str, str]:
 
 
 def has_faster_coco_eval() -> bool:
-    """Whether faster_coco_eval is installed, in one of the versions that were compared."""
+    """Whether faster_coco_eval is installed in a compared version."""
     name, oldest, newer = re.split('>=|,<', FASTER_COCO_EVAL)
     try:
         installed = digit_version(metadata.version(name))
@@ -79,6 +79,6 @@ def has_faster_coco_eval() -> bool:
 
 
 def graph_is_kept() -> bool:
-    """Whether the backward pass that runs now may be followed by another (``retain_graph``)."""
+    """Whether another backward pass may follow the current one (``retain_graph``)."""
     ask = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
-    return True if ask is None else ask()  # torch before 2.6 does not tell
+    return True if ask is None else ask()  # torch before 2.6 cannot tell

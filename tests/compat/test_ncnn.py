@@ -55,7 +55,7 @@ def test_a_bin_cut_short_is_refused_wherever_it_ends(size, tmp_path):
     message = refusal(param, weights)
     assert str(weights) in message
     assert ('first' if size < len(FIRST) else 'second') in message
-    assert 'cut short' in message
+    assert 'truncated' in message
 
 
 def test_a_bin_with_more_than_the_param_lists_is_refused(tmp_path):
