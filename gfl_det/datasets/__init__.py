@@ -1,4 +1,4 @@
-"""Data sets: COCO files with checks, and the generator of the embedded one."""
+"""Data sets in COCO format with checks, and the generator of the embedded data set."""
 
 from gfl_det.datasets.coco import CocoDataset
 

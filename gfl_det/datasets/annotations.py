@@ -1,7 +1,7 @@
-"""Checks of a COCO annotation file: its JSON, its structure, its ids and its class names.
+"""Checks of a COCO annotation file: JSON, structure, ids and class names.
 
-Format: https://cocodataset.org/#format-data. Pure functions, no framework is imported. What cannot
-be trained on stops with a `DataError` that names the file and the entry.
+Format: https://cocodataset.org/#format-data. Pure functions without framework imports. Faults that
+prevent training raise a ``DataError`` that names the file and the entry.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 
 from gfl_det.errors import DataError
 
-NAMED = 3  # entries that a message names before it only counts
-MAX_LISTED = 25  # class names that a message lists
-MAX_SHOWN = 80  # characters of a value
+NAMED = 3  # entries named in a message; further ones are only counted
+MAX_LISTED = 25  # class names listed in a message
+MAX_SHOWN = 80  # characters of a value in a message
 ID_TYPES = {int, float, str}  # some tools write 12.0 for 12
 PACKED = (b'PK', b'\x1f\x8b')  # zip, gzip
-LISTS = {  # fields of the entries -> what such a list is
+LISTS = {  # fields of the entries -> format of the list
     ('image_id', 'score'): 'results of a detector',
     ('data', 'annotations'): "tasks of Label Studio's own export",
     ('image', 'annotations'): 'CreateML annotations',
@@ -35,7 +35,7 @@ Entry = dict[str, Any]
 
 
 class Findings(NamedTuple):
-    """How many entries share a fault, and the ids of the first few."""
+    """Number of entries with a fault, and the ids of the first few."""
 
     number: int
     ids: list[Any]
@@ -52,13 +52,13 @@ def find(ids: Iterable[Any]) -> Findings:
 
 
 def shown(value: Any) -> str:
-    """Return a value as Python writes it, cut where it is long."""
+    """Return the Python repr of a value, truncated if long."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f'{text[:MAX_SHOWN]}...'
 
 
 def as_number(value: Any) -> float | None:
-    """Return a JSON number as a float, and None for all else, true and false among it."""
+    """Return a JSON number as a float; None for anything else, including booleans."""
     if type(value) is float:
         return value
     if isinstance(value, bool) or not isinstance(value, int):
@@ -70,7 +70,7 @@ def as_number(value: Any) -> float | None:
 
 
 def listed(values: Sequence[Any]) -> str:
-    """Show the first values and, of a long list, how many there are."""
+    """Show the first values and, for a long list, their number."""
     first = ', '.join(map(shown, values[:MAX_LISTED]))
     return f'[{first}{f", ... {len(values)} in all" if len(values) > MAX_LISTED else ""}]'
 
@@ -79,11 +79,12 @@ def parse(content: bytes, source: str) -> Entry:
     """Parse a COCO annotation file.
 
     Args:
-        content: The file's bytes.
-        source: The file's name for messages.
+        content: Bytes of the file.
+        source: File name for messages.
 
     Raises:
-        DataError: The content is not JSON (with the position) or its top level is not an object.
+        DataError: If the content is not valid JSON (the message states the position) or not an
+            object.
     """
     try:
         dataset = json.loads(content)
@@ -92,13 +93,13 @@ def parse(content: bytes, source: str) -> Entry:
         where = f'{error.msg} at line {error.lineno}, column {error.colno}'
         raise DataError(f'{source} {what} ({where}): give a COCO annotation file.') from error
     except UnicodeDecodeError as error:
-        what = 'is a packed file, so unpack it' if content[:2] in PACKED else 'is not UTF-8'
+        what = 'is a compressed file, so extract it' if content[:2] in PACKED else 'is not UTF-8'
         raise DataError(
             f'{source} {what}: give a COCO annotation file in UTF-8 ({error}).'
         ) from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nested lists
+    except (ValueError, RecursionError) as error:  # huge numbers, deeply nested lists
         raise DataError(
-            f'{source} holds JSON beyond all measure ({error}): it is not a COCO file.'
+            f'{source} holds unreadable JSON ({error}): it is not a COCO file.'
         ) from error
     check_object(dataset, source)
     return dataset
@@ -107,15 +108,15 @@ def parse(content: bytes, source: str) -> Entry:
 def _kind_of_text(content: bytes) -> str:
     begin = content.lstrip()[:1]
     if content[:2] in PACKED:
-        return 'is a packed file, so unpack it'
+        return 'is a compressed file, so extract it'
     return {b'': 'is empty', b'<': 'is XML'}.get(begin, 'is not valid JSON')
 
 
 def check_object(dataset: Any, source: str) -> None:
-    """Check the top level of a parsed file, and name what other lists are known for.
+    """Check that a parsed file is an object, and name known formats of lists.
 
     Raises:
-        DataError: It is not an object.
+        DataError: If the file is not an object.
     """
     if isinstance(dataset, dict):
         return
@@ -125,21 +126,21 @@ def check_object(dataset: Any, source: str) -> None:
         known = (name for keys, name in LISTS.items() if set(keys) <= set(first))
         kind = next(known, kind)
     raise DataError(
-        f'{source} holds {kind} where COCO has an object with the lists "images", "annotations" '
+        f'{source} holds {kind} instead of an object with the lists "images", "annotations" '
         'and "categories".'
     )
 
 
 def check_structure(dataset: Entry, source: str, need_annotations: bool = True) -> None:
-    """Check that the three lists are there and that their entries have the fields COCO demands.
+    """Check the three lists and the required COCO fields of their entries.
 
     Args:
-        dataset: A parsed annotation file.
-        source: The file's name for messages.
-        need_annotations: False for files that only list images, as COCO's test sets do.
+        dataset: Parsed annotation file.
+        source: File name for messages.
+        need_annotations: False for files that only list images, such as COCO's test sets.
 
     Raises:
-        DataError: A list, an entry or a field is missing or of the wrong kind.
+        DataError: If a list, an entry or a field is missing or of the wrong type.
     """
     for key in ('images', 'annotations', 'categories'):
         if key == 'annotations' and not need_annotations and key not in dataset:
@@ -151,7 +152,7 @@ def check_structure(dataset: Entry, source: str, need_annotations: bool = True) 
         wrong = next((i for i, entry in enumerate(entries) if not isinstance(entry, dict)), None)
         if wrong is not None:
             raise DataError(
-                f'{source}: {key}[{wrong}] is {entries[wrong]!r:.60} where COCO has an object.'
+                f'{source}: {key}[{wrong}] is {entries[wrong]!r:.60} instead of an object.'
             )
     _need(dataset['images'], 'images', source, file_name=is_name, height=is_size, width=is_size)
     _need(dataset['categories'], 'categories', source, name=is_name)
@@ -159,10 +160,10 @@ def check_structure(dataset: Entry, source: str, need_annotations: bool = True) 
 
 
 def check_ids(dataset: Entry, source: str) -> None:
-    """Check that ids are unique and that every annotation refers to an image and a category.
+    """Check that ids are unique and that every annotation refers to a listed image and category.
 
     Raises:
-        DataError: An id occurs twice, or an annotation names an unknown image or category.
+        DataError: If an id occurs twice, or an annotation refers to an unknown image or category.
     """
     annotations = dataset.get('annotations', [])
     for key in ('images', 'categories', 'annotations'):
@@ -181,19 +182,19 @@ def check_ids(dataset: Entry, source: str) -> None:
 
 
 def match_classes(classes: Sequence[str], categories: list[Entry], source: str) -> list[Any]:
-    """Return the category ids of the classes, in the file's order, as mmdet numbers its labels.
+    """Return the category ids of the classes, in file order, as mmdet numbers its labels.
 
     Args:
-        classes: The names in ``metainfo['classes']``.
-        categories: The file's categories.
-        source: The file's name for messages.
+        classes: Class names of ``metainfo['classes']``.
+        categories: Categories of the file.
+        source: File name for messages.
 
     Raises:
-        DataError: A name is missing in the file or occurs twice, or the order differs from the
-            file's: mmdet and its metric number labels by the file, names would be swapped.
+        DataError: If a name is missing in the file or occurs twice, or the order differs from the
+            file's: mmdet numbers labels in file order, so names would be swapped.
     """
     if isinstance(classes, str):
-        raise DataError(f'metainfo classes is the text {classes!r}: write ({classes!r},).')
+        raise DataError(f'metainfo classes is the string {classes!r}: write ({classes!r},).')
     in_file = [category['name'] for category in categories]
     both = f'metainfo lists {listed(classes)}; the file lists {listed(in_file)}'
     for names, where in ((in_file, f'"categories" of {source}'), (list(classes), 'metainfo')):
@@ -211,28 +212,28 @@ def match_classes(classes: Sequence[str], categories: list[Entry], source: str) 
     chosen = [category for category in categories if category['name'] in wanted]
     if [category['name'] for category in chosen] != list(classes):
         raise DataError(
-            f'The classes of metainfo come in another order than in {source}: {both}. Labels are '
+            f'The classes of metainfo are in another order than in {source}: {both}. Labels are '
             "numbered in the file's order, so put metainfo's classes in that order."
         )
     return [category['id'] for category in chosen]
 
 
 def add_absent(categories: list[Entry], classes: Sequence[str]) -> tuple[list[Entry], list[str]]:
-    """Add the classes that one split's file does not list, because it has no box of them.
+    """Add classes that the file of a split omits because it has no box of them.
 
-    Only where every name of the file is among the classes: another name may be a class that is
-    spelled otherwise, and `match_classes` refuses the file.
+    Only if every name in the file is among the classes: another name may be a misspelled class, and
+    :func:`match_classes` rejects the file.
 
     >>> add_absent([{'id': 7, 'name': 'cat'}], ('cat', 'cow'))
     ([{'id': 7, 'name': 'cat'}, {'id': 8, 'name': 'cow'}], ['cow'])
 
     Args:
-        categories: The file's categories; they are not changed.
-        classes: The names in ``metainfo['classes']``.
+        categories: Categories of the file; not modified.
+        classes: Class names of ``metainfo['classes']``.
 
     Returns:
-        The categories with the absent classes, each in its place among the others, and the names
-        of the absent classes.
+        Categories including the absent classes, each in its place, and the names of the absent
+        classes.
     """
     in_file = [category['name'] for category in categories]
     absent = [name for name in classes if name not in in_file]
@@ -241,7 +242,7 @@ def add_absent(categories: list[Entry], classes: Sequence[str]) -> tuple[list[En
         return categories, []
     ids = dict(zip(absent, free_ids([category['id'] for category in categories], len(absent))))
     added = list(categories)
-    for place, name in enumerate(classes):  # file's order stays, be it the right one or not
+    for place, name in enumerate(classes):  # keeps the file's order, right or wrong
         if name in ids:
             before = [each['name'] for each in added].index(classes[place - 1]) if place else -1
             added.insert(before + 1, dict(id=ids[name], name=name))
@@ -249,14 +250,14 @@ def add_absent(categories: list[Entry], classes: Sequence[str]) -> tuple[list[En
 
 
 def absent_text(absent: Sequence[str]) -> str:
-    """Say which classes `add_absent` added."""
+    """Describe the classes added by :func:`add_absent`."""
     return (
-        f'classes that the file does not list are taken as classes without a box: {listed(absent)}'
+        f'classes missing in the file count as classes without a box: {listed(absent)}'
     )
 
 
 def free_ids(ids: Sequence[Any], number: int) -> list[int]:
-    """Return ids that are not taken: those after the largest."""
+    """Return unused ids, following the largest one."""
     numbers = [int(each) for each in ids if not isinstance(each, str) and math.isfinite(each)]
     first = max(numbers, default=0) + 1
     return list(range(first, first + number))
@@ -265,7 +266,7 @@ def free_ids(ids: Sequence[Any], number: int) -> list[int]:
 def _need(
     entries: list[Entry], key: str, source: str, **fields: Callable[[Any], bool] | None
 ) -> None:
-    """Check that each entry has an ``id`` and the given fields, and the fields their kind."""
+    """Check that each entry has an ``id`` and the given fields with valid values."""
     for field, is_right in {'id': None, **fields}.items():
         try:
             values = [entry[field] for entry in entries]
@@ -276,7 +277,7 @@ def _need(
                 f'{source}: {key} {name} has no "{field}": add it{_cure(field)}.'
             ) from None
         check = is_right or is_id
-        # The kinds of a million ids are checked at once; only a fault is worth a search.
+        # The types of a million ids are checked at once; only a fault needs a search.
         if check is is_id and set(map(type, values)) <= ID_TYPES:
             continue
         wrong = next((i for i, value in enumerate(values) if not check(value)), None)
@@ -299,7 +300,7 @@ def is_id(value: Any) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    """Whether a JSON value can be a name: of a file or a class."""
+    """Whether a JSON value can be the name of a file or a class."""
     return isinstance(value, str) and bool(value)
 
 
@@ -314,21 +315,21 @@ def _refuse_duplicates(entries: list[Entry], key: str, source: str) -> None:
     if len(set(ids)) == len(ids):
         return
     twice = find(value for value, times in Counter(ids).items() if times > 1)
-    raise DataError(f'{source}: {key} have ids that occur twice: {twice}; make ids unique.')
+    raise DataError(f'{source}: {key} have duplicate ids: {twice}; make ids unique.')
 
 
 def with_nearest(name: Any, names: Sequence[str]) -> str:
-    """Show a name and the one of a list that is most like it."""
+    """Show a name and the most similar name of a list."""
     by_lower = {other.lower(): other for other in names}
     nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
     hint = f' (nearest: {shown(by_lower[nearest[0]])})' if nearest else ''
     return f'{shown(name)}{hint}'
 
 
-MIN_SIDE_PX = 1.0  # mmdet trains on no box that is thinner
-ROUNDING_PX = 1.0  # annotation tools round: a box this far outside still counts as inside
+MIN_SIDE_PX = 1.0  # mmdet drops thinner boxes in training
+ROUNDING_PX = 1.0  # rounding tolerance: a box this far outside counts as inside
 
-# Why a box is dropped, in order of precedence: an entry counts once, under the first that applies.
+# Reasons to drop a box, in order of precedence: an entry counts under the first that applies.
 BAD_FORMAT = 'bbox is not four numbers [x, y, width, height]'
 NOT_FINITE = 'NaN or infinite coordinates'
 NO_AREA = 'zero or negative width or height'
@@ -339,16 +340,16 @@ DROPPED = (BAD_FORMAT, NOT_FINITE, NO_AREA, TOO_THIN, OUTSIDE, AREA_FIELD)
 
 
 class BoxReport(NamedTuple):
-    """What became of the annotation entries of one file.
+    """Outcome for the annotation entries of a file.
 
     Attributes:
-        total: Entries in the file.
-        kept: Entries that remain, boxes of crowds among them.
-        dropped: Reason -> findings, for boxes that cannot be used.
-        ignored: Entries marked ``ignore``, which mmdet skips.
-        other_classes: Entries of classes that the dataset does not ask for.
-        partly_outside: Kept boxes that reach over the image's edge by more than a pixel.
-        area_filled: Kept entries whose missing ``area`` was set to width * height.
+        total: Number of entries in the file.
+        kept: Number of remaining entries, including crowds.
+        dropped: Findings of unusable boxes by reason.
+        ignored: Number of entries marked ``ignore``, which mmdet skips.
+        other_classes: Number of entries of classes that the data set does not use.
+        partly_outside: Number of kept boxes that exceed the image by more than a pixel.
+        area_filled: Number of kept entries whose missing ``area`` was set to width * height.
     """
 
     total: int
@@ -360,7 +361,7 @@ class BoxReport(NamedTuple):
     area_filled: Findings
 
     def warning(self) -> str | None:
-        """Return the counts of dropped boxes by reason, or None where all is well."""
+        """Return the counts of dropped boxes by reason, or None if none was dropped."""
         if not self.dropped:
             return None
         number = sum(found.number for found in self.dropped.values())
@@ -368,10 +369,10 @@ class BoxReport(NamedTuple):
         return f'{number} of {self.total} boxes cannot be used and are dropped: {reasons}'
 
     def notes(self) -> list[str]:
-        """Return sentences on what was kept or left out on purpose, without the dropped boxes."""
+        """Return sentences on kept, ignored and left out boxes, without the dropped ones."""
         notes = []
         if self.partly_outside.number:
-            notes.append(f'boxes that reach outside their image, kept: {self.partly_outside}')
+            notes.append(f'boxes partly outside their image, kept: {self.partly_outside}')
         if self.area_filled.number:
             notes.append(f'boxes without a usable area field, set to w * h: {self.area_filled}')
         if self.other_classes:
@@ -382,14 +383,14 @@ class BoxReport(NamedTuple):
 
 
 def usable_boxes(dataset: Entry, category_ids: Iterable[Any]) -> tuple[list[Entry], BoxReport]:
-    """Select the entries to train on: those of the given categories with a usable box.
+    """Select the entries to train on: entries of the given categories with a usable box.
 
     Args:
         dataset: A parsed annotation file that passed `check_structure` and `check_ids`.
-        category_ids: The categories asked for; entries of others are left out and counted.
+        category_ids: Categories to keep; entries of others are left out and counted.
 
     Returns:
-        The remaining entries, in order, each with a numeric ``area``; and the report.
+        Remaining entries, in order, each with a numeric ``area``, and the report.
     """
     wanted, entries = set(category_ids), dataset.get('annotations', [])
     asked = [entry for entry in entries if entry['category_id'] in wanted]
@@ -425,12 +426,12 @@ def usable_boxes(dataset: Entry, category_ids: Iterable[Any]) -> tuple[list[Entr
 
 
 def is_crowd(value: Any) -> bool:
-    """Whether a value of "iscrowd" marks a crowd: 1 or true, and nothing else."""
+    """Whether a value of "iscrowd" marks a crowd: only 1 or true does."""
     return value is True or as_number(value) == 1
 
 
 def odd_crowds(entries: list[Entry]) -> list[int]:
-    """Return the places of entries whose "iscrowd" is there and is not 0 or 1."""
+    """Return the indices of entries whose "iscrowd" is present but not 0 or 1."""
     values = [entry.get('iscrowd', 0) for entry in entries]
     if set(map(type, values)) <= {int} and set(values) <= {0, 1}:
         return []
@@ -440,7 +441,7 @@ def odd_crowds(entries: list[Entry]) -> list[int]:
 def box_faults(
     boxes: np.ndarray, is_numeric: np.ndarray, area: np.ndarray, image_wh: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return a mask (N,) for each reason in `DROPPED`; an entry is set in one at most."""
+    """Return a mask (N,) for each reason in ``DROPPED``; each entry is set in at most one."""
     corner, side = boxes[:, :2], boxes[:, 2:]
     overlap = np.minimum(corner + side, image_wh) - np.maximum(corner, 0)
     masks = (
@@ -459,7 +460,7 @@ def box_faults(
 
 
 def image_sizes(entries: list[Entry], images: list[Entry]) -> np.ndarray:
-    """Return the width and height (N, 2), px, of the image of each entry."""
+    """Return width and height (N, 2), px, of each entry's image."""
     sizes = np.array([(image['width'], image['height']) for image in images], float)
     rows = {image['id']: row for row, image in enumerate(images)}
     chosen = np.fromiter((rows[entry['image_id']] for entry in entries), np.int64, len(entries))
@@ -470,13 +471,13 @@ _flat = chain.from_iterable
 
 
 def as_boxes(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes (N, 4) float64 and which of them (N,) are four real numbers; others are NaN."""
+    """Return boxes (N, 4) float64, NaN unless four real numbers, and a mask (N,) of valid ones."""
     number, all_lists = len(values), set(map(type, values)) <= {list}
     if all_lists and set(map(len, values)) <= {4} and set(map(type, _flat(values))) <= {int, float}:
         with suppress(OverflowError):  # an integer beyond float64
             boxes = np.fromiter(_flat(values), float, 4 * number).reshape(-1, 4)
             return boxes, np.ones(number, bool)
-    # Something is wrong: look at each value.
+    # Some value is invalid: check each one.
     rows = [
         [as_number(v) for v in value] if isinstance(value, list) and len(value) == 4 else [None] * 4
         for value in values
@@ -487,10 +488,10 @@ def as_boxes(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def areas_of(entries: list[Entry], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return areas (N,), w * h where the field is invalid, and which (N,) come from the file."""
+    """Return areas (N,), w * h if the field is invalid, and a mask (N,) of areas from the file."""
     given = [as_number(entry.get('area')) for entry in entries]
     area = np.array([np.nan if value is None else value for value in given], float)
     from_file = ~np.isnan(area)
-    with np.errstate(over='ignore'):  # of the largest floats; what is infinite is refused later
+    with np.errstate(over='ignore'):  # infinite areas are rejected later
         products = boxes[:, 2] * boxes[:, 3]
     return np.where(from_file, area, products), from_file

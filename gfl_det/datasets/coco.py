@@ -1,4 +1,4 @@
-"""MMDetection's COCO data set that reports every silent fault in a sentence."""
+"""MMDetection's COCO data set with a message for every silent fault."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from gfl_det.errors import DataError, GFLDetError
 from gfl_det.registry import DATASETS
 from gfl_det.utils.pixels import Header, header_of, is_endless, too_large
 
-Key = tuple[str, int, int]  # path, time of the last change, bytes
+Key = tuple[str, int, int]  # path, modification time, bytes
 _kept: dict[Key, Entry] = {}
 
 
@@ -44,7 +44,7 @@ def keep(path: str, dataset: Entry) -> None:
 
 
 def take(path: str) -> Entry | None:
-    """Hand over a file that was kept and has not changed since; it is kept no longer."""
+    """Return and forget a kept file, if it has not changed since."""
     key = _key(path)
     return _kept.pop(key, None) if key is not None and _kept else None
 
@@ -52,25 +52,25 @@ def take(path: str) -> Entry | None:
 def _key(path: str) -> Key | None:
     try:
         state = os.stat(path)
-    except OSError:  # an address, or gone
+    except OSError:  # a URL, or deleted
         return None
     return os.path.realpath(path), state.st_mtime_ns, state.st_size
 
 
-MAX_PATH = 1000  # characters that a message shows
+MAX_PATH = 1000  # characters shown in a message
 
 
 @DATASETS.register_module()
 class CocoDataset(MMDetCocoDataset):
-    """Drop-in for mmdet's ``CocoDataset``: same arguments, same samples from a sound file.
+    """Drop-in for mmdet's ``CocoDataset``: same arguments, same samples for valid files.
 
-    Unusable boxes are dropped with one warning that counts them. What cannot be trained on raises a
-    `DataError` that names file and entry: a file that is not a COCO file, class names that the file
-    lacks, ids that contradict each other, a data set with nothing left in it, and, while training,
-    an image file that is missing or broken.
+    Unusable boxes are dropped with one warning that counts them. Faults that prevent training raise
+    a ``DataError`` that names file and entry: a file that is not COCO JSON, class names missing in
+    the file, inconsistent ids, a data set without remaining images, and, during training, missing
+    or damaged image files.
 
     Attributes:
-        box_report: What became of the file's boxes (None before the file was read).
+        box_report: Outcome for the file's boxes (None before the file is read).
     """
 
     box_report: BoxReport | None = None
@@ -79,11 +79,11 @@ class CocoDataset(MMDetCocoDataset):
         """Read and check ``ann_file``.
 
         Raises:
-            DataError: See the class.
+            DataError: As described in the class.
         """
-        # mmdet's own default is img_path, which its parse_data_info does not read.
+        # mmdet's own default is img_path, which its parse_data_info ignores.
         self.data_prefix.setdefault('img', self.data_prefix.get('img_path', self.data_root))
-        dataset = take(self.ann_file)  # the check before a training has read it
+        dataset = take(self.ann_file)  # already parsed by the check before training
         if dataset is None:
             dataset = parse(self._read(self.ann_file), self.ann_file)
         dataset, changes = tidy(dataset, self.ann_file)
@@ -102,7 +102,7 @@ class CocoDataset(MMDetCocoDataset):
         files = self._files(dataset['images'])
 
         boxes_by_image = defaultdict(list)
-        self.cat_img_map = defaultdict(list)  # mmdet's samplers and filters read it
+        self.cat_img_map = defaultdict(list)  # used by mmdet's samplers and filters
         for box in boxes:
             boxes_by_image[box['image_id']].append(box)
             self.cat_img_map[box['category_id']].append(box['image_id'])
@@ -121,10 +121,10 @@ class CocoDataset(MMDetCocoDataset):
         ]
 
     def filter_data(self) -> list[Entry]:
-        """Apply ``filter_cfg`` as mmdet does and say how many images it took.
+        """Apply ``filter_cfg`` like mmdet and log the number of removed images.
 
         Raises:
-            DataError: No image remains.
+            DataError: If no image remains.
         """
         remaining = super().filter_data()
         filters = self.filter_cfg or {}
@@ -147,7 +147,7 @@ class CocoDataset(MMDetCocoDataset):
         """Run the pipeline on one image.
 
         Raises:
-            DataError: The image file is missing or broken. Errors of other origin pass unchanged.
+            DataError: If the image file is missing or damaged. Other errors pass unchanged.
         """
         info = self.get_data_info(idx)
         path, image_id = info['img_path'], info['img_id']
@@ -174,7 +174,7 @@ class CocoDataset(MMDetCocoDataset):
         return subset
 
     def _files(self, images: list[Entry]) -> dict[str, str]:
-        """Return the files that are meant by names of other machines, of addresses, and encoded."""
+        """Return the files matched by names with foreign paths, URLs or encoded characters."""
         folder = (self.data_prefix or {}).get('img', '')
         if self.backend_args or '://' in folder:
             return {}
@@ -186,7 +186,7 @@ class CocoDataset(MMDetCocoDataset):
         return files
 
     def _needs_boxes(self) -> bool:
-        """Test sets and unlabelled training sets may only list images."""
+        """Whether annotations are required; test sets and unlabelled sets may list only images."""
         return not self.test_mode and bool((self.filter_cfg or {}).get('filter_empty_gt', False))
 
     def _read(self, path: str) -> bytes:
@@ -201,10 +201,10 @@ class CocoDataset(MMDetCocoDataset):
             raise DataError(f'The annotation file {path} cannot be read: {error}.') from error
 
     def _early_fault(self, path: str) -> str | None:
-        """Say what forbids to read a file on this machine at all; None of others.
+        """Explain why a file must not be read at all; None if it may be read.
 
-        Not every decoder has a limit of pixels, and OpenCV's holds only where gfl_det was imported
-        before it.
+        Not every decoder has a pixel limit, and OpenCV's works only if gfl_det was imported before
+        it.
         """
         if self.backend_args or '://' in path:
             return None
@@ -215,13 +215,13 @@ class CocoDataset(MMDetCocoDataset):
                 header = header_of(file)
                 file.seek(0)
                 is_pfm = file.read(2) in (b'PF', b'Pf')
-        except (OSError, ValueError):  # the pipeline may know what to do without it
+        except (OSError, ValueError):  # the pipeline may not need the file
             return None
         fault = _too_large(header)
         return dark_floats(Path(path).read_bytes()) if is_pfm and fault is None else fault
 
     def _image_fault(self, path: str) -> str | None:
-        """Say what is wrong with an image file; None where it loads."""
+        """Explain why an image file does not load; None if it loads."""
         try:
             content = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
@@ -235,21 +235,21 @@ class CocoDataset(MMDetCocoDataset):
             return fault
         try:
             image = mmcv.imfrombytes(content)
-        except Exception:  # each decoding backend has its own kinds
+        except Exception:  # decoding backends raise their own types
             image = None
         if image is not None:
             return None
-        return why_not(content) or 'is not an image that can be decoded, or is damaged'
+        return why_not(content) or 'is damaged or not a readable image'
 
     def _tell_no_boxes(self) -> None:
-        """Say that all is background, unless it only became so: where every box was dropped."""
+        """Warn that all images are background; raise an error if every box was dropped."""
         report = self.box_report
         if report is not None and report.dropped and not report.kept:
             raise DataError(
-                f'{self.ann_file} leaves not one box to train on: {report.warning()}; see '
+                f'{self.ann_file} leaves no box to train on: {report.warning()}; run '
                 f'gfl-det check {self.ann_file} --fix OUT.json.'
             )
-        self._log('not one box to train on: every image is background', logging.WARNING)
+        self._log('no box to train on: every image is background', logging.WARNING)
 
     def _refuse_empty(self, total: int, taken: str) -> None:
         if not total:

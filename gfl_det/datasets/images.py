@@ -1,7 +1,7 @@
-"""Image files of unknown origin, read with a limit of pixels before anything is decoded.
+"""Untrusted image files, read with a pixel limit that applies before decoding.
 
-A few kilobytes can promise an image of many gigabytes. Headers are therefore read first, and only
-by the readers of the formats below.
+A few kilobytes can declare an image of many gigabytes. Headers are therefore read first, and only
+for the formats below.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ ENDINGS = frozenset(
     ]
 )
 FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'MPO', 'GIF', 'AVIF', 'SUN')
-TEXT_FORMATS = ('Radiance HDR', 'PAM', 'PFM')  # OpenCV decodes all, Pillow not all
+TEXT_FORMATS = ('Radiance HDR', 'PAM', 'PFM')  # OpenCV decodes all, Pillow only some
 ODD_TIFF = (
-    'is a TIFF that cannot be decoded as colours (such as one of floats, or of more than four '
+    'is a TIFF that cannot be decoded as colours (for example of floats or of more than four '
     'channels), or is damaged: save it with 8 bits and three channels'
 )
 TIFF_HEADS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
@@ -70,18 +70,18 @@ JPEG_SCAN, JPEG_END = 0xDA, b'\xff\xd9'
 
 
 def read_image(path: str | Path, max_pixels: int | None = None, **decoding: Any) -> np.ndarray:
-    """Read an image file; what comes out is what mmcv's ``LoadImageFromFile`` gives.
+    """Read an image file, with the result of mmcv's ``LoadImageFromFile``.
 
     Args:
-        path: of the file.
-        max_pixels: the most that are decoded; None: :func:`..pixels.pixel_limit`.
-        **decoding: of ``mmcv.imfrombytes``: ``flag`` and ``backend``.
+        path: Path of the file.
+        max_pixels: Limit above which images are rejected; None: :func:`..pixels.pixel_limit`.
+        **decoding: Arguments of ``mmcv.imfrombytes``: ``flag`` and ``backend``.
 
     Returns:
-        ``(H, W, 3)`` uint8, BGR, turned as its EXIF entry says.
+        ``(H, W, 3)`` uint8, BGR, rotated by its EXIF entry.
 
     Raises:
-        DataError: The file is missing, too large, torn, or not an image.
+        DataError: If the file is missing, too large, truncated, or not an image.
     """
     path = Path(path)
     try:
@@ -92,7 +92,7 @@ def read_image(path: str | Path, max_pixels: int | None = None, **decoding: Any)
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f'{path} cannot be read: {error.strerror or error}.') from error
-    except ValueError as error:  # a name with a zero byte
+    except ValueError as error:  # name with a zero byte
         if isinstance(error, DataError):
             raise
         raise DataError(f'{str(path)!r} is not a valid file name: {error}.') from error
@@ -102,17 +102,17 @@ def read_image(path: str | Path, max_pixels: int | None = None, **decoding: Any)
 def decode_image(
     content: bytes, name: str, max_pixels: int | None = None, **decoding: Any
 ) -> np.ndarray:
-    """The image in an image file's content; as :func:`read_image`, which says more.
+    """Decode an image from a file's content, with the arguments of :func:`read_image`.
 
     Raises:
-        DataError: the image is too large, torn, or none.
+        DataError: If the content is too large, truncated, or not an image.
     """
     pixels = _check_header(content, name, max_pixels)
     if is_torn(content):
-        raise DataError(f'{name} is torn: its end is missing; copy or fetch it again.')
+        raise DataError(f'{name} is truncated: its end is missing; copy or download it again.')
     image = decode(content, pixels, **decoding)
     if image is None:
-        reason = why_not(content) or 'is torn or damaged: it cannot be decoded'
+        reason = why_not(content) or 'is truncated or damaged: it cannot be decoded'
         raise DataError(f'{name} {reason}.')
     fault = dark_floats(content)
     if fault is not None:
@@ -121,9 +121,9 @@ def decode_image(
 
 
 def dark_floats(content: bytes) -> str | None:
-    """Say that a PFM file holds floats from 0 to 1; None of others.
+    """Explain that a PFM file holds floats from 0 to 1; None for other files.
 
-    OpenCV casts floats to whole numbers as they are, so these become a black image.
+    OpenCV truncates floats to integers, so these decode to a black image.
     """
     if not content.startswith((b'PF', b'Pf')):
         return None
@@ -131,13 +131,13 @@ def dark_floats(content: bytes) -> str | None:
     if floats is None or not 0 < floats.max() <= 1:
         return None
     return (
-        f'holds floats up to {floats.max():.3g}, which are decoded as whole numbers, so black: '
+        f'holds floats up to {floats.max():.3g}, which are decoded as integers, so black: '
         'multiply them by 255, or save it with 8 bits'
     )
 
 
 def why_not(content: bytes) -> str | None:
-    """Say why an image was not decoded, as far as Pillow knows better; None of a damaged one."""
+    """Explain, with Pillow, why an image was not decoded; None for a damaged one."""
     if content.startswith(TIFF_HEADS) and header_of(content, _formats()) is None:
         return ODD_TIFF
     try:
@@ -145,36 +145,36 @@ def why_not(content: bytes) -> str | None:
             file.load()
             kind = {'F': 'floats', 'I': '32-bit integers'}.get(file.mode)
             packed = file.info.get('compression', 'another')
-    except Exception:  # a damaged one fails in any way
+    except Exception:  # a damaged image can raise anything
         return None
     if kind is None:
-        return f'is whole, but OpenCV does not decode it ({packed} compression): save it as PNG'
-    return f'is whole, but its pixels ({kind}) cannot be decoded as colours: save it with 8 bits'
+        return f'is intact, but OpenCV cannot decode it ({packed} compression): save it as PNG'
+    return f'is intact, but its pixels ({kind}) cannot be decoded as colours: save it with 8 bits'
 
 
 def decode(content: bytes, pixels: int, **decoding: Any) -> np.ndarray | None:
-    """Decode an image file whose size was judged; None where it is damaged.
+    """Decode an image file of checked size; None if it is damaged.
 
     Args:
-        content: the file.
-        pixels: that its header promises.
-        **decoding: of ``mmcv.imfrombytes``.
+        content: Content of the file.
+        pixels: Number of pixels declared by its header.
+        **decoding: Arguments of ``mmcv.imfrombytes``.
     """
     with pillow_opens(pixels):
         image = _attempt(mmcv.imfrombytes, content, **decoding)
-        # OpenCV's own limit stands since it was loaded, whatever the caller allows.
+        # OpenCV's own limit is fixed at its import, whatever the caller allows.
         if image is None and pixels > min(MAX_PIXELS, pixel_limit()):
             image = _attempt(by_pillow, content, **decoding)
     return image
 
 
 def by_pillow(content: bytes, flag: str = 'color', **_: Any) -> np.ndarray:
-    """The values that ``mmcv.imfrombytes`` gives, decoded by Pillow, which has no fixed limit."""
+    """Decode with Pillow, which has no fixed limit, to the values of ``mmcv.imfrombytes``."""
     if flag == 'unchanged':
         return mmcv.imfrombytes(content, flag=flag, backend='pillow')
     with Image.open(io.BytesIO(content), formats=_formats()) as file:
         image = file if flag.endswith('ignore_orientation') else ImageOps.exif_transpose(file)
-        if image.mode.startswith('I'):  # 16 bits, whose upper 8 OpenCV takes
+        if image.mode.startswith('I'):  # 16 bits, of which OpenCV keeps the upper 8
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if flag.startswith('grayscale'):
             return np.array(image.convert('L'))
@@ -184,19 +184,19 @@ def by_pillow(content: bytes, flag: str = 'color', **_: Any) -> np.ndarray:
 def _attempt(read: Callable[..., np.ndarray], content: bytes, **decoding: Any) -> np.ndarray | None:
     try:
         return read(content, **decoding)
-    except Exception:  # each decoding backend has its own kinds
+    except Exception:  # decoding backends raise their own types
         return None
 
 
 def check_array(array: Any, name: str) -> np.ndarray:
-    """An image that is an array already, as ``(H, W, 3)`` uint8 in BGR.
+    """Check an image array and convert it to ``(H, W, 3)`` uint8 in BGR.
 
     Args:
         array: ``(H, W)`` or ``(H, W, 1)`` grey, ``(H, W, 3)`` BGR or ``(H, W, 4)`` BGRA; uint8.
-        name: for messages.
+        name: Name for messages.
 
     Raises:
-        DataError: it has another shape or type, or is empty.
+        DataError: If the array has another shape or type, or is empty.
     """
     array = np.asarray(array)
     if array.ndim == 2:
@@ -212,7 +212,7 @@ def check_array(array: Any, name: str) -> np.ndarray:
 
 
 def _check_header(file: Any, name: str, max_pixels: int | None) -> int:
-    """Refuse what is not an image or too large a one; return how many pixels it has."""
+    """Reject files that are not images or too large; return the number of pixels."""
     header = image_header(file)
     if header is None and _begin(file) in TIFF_HEADS:
         raise DataError(f'{name} {ODD_TIFF}.')
@@ -223,12 +223,12 @@ def _check_header(file: Any, name: str, max_pixels: int | None) -> int:
         )
     fault = too_large(header.pixels, max_pixels)
     if fault is not None:
-        raise DataError(f'{name} {fault}: it is refused undecoded.')
+        raise DataError(f'{name} {fault}: it is rejected undecoded.')
     return header.pixels
 
 
 def image_header(file: bytes | BinaryIO) -> Header | None:
-    """Read the head of a file of the formats that are decoded here; None of others."""
+    """Read the header of a file in a supported format; None for other formats."""
     return text_header_of(file) or header_of(file, _formats())
 
 
@@ -245,7 +245,7 @@ def _formats() -> list[str]:
 
 
 def is_torn(content: bytes) -> bool:
-    """Whether a JPEG or PNG file has lost its end: OpenCV fills the missing part with grey."""
+    """Whether a JPEG or PNG file is truncated: OpenCV would fill the missing part with grey."""
     if content.startswith(b'\x89PNG'):
         return b'IEND' not in content
     if content.startswith(b'\xff\xd8'):
@@ -254,7 +254,7 @@ def is_torn(content: bytes) -> bool:
 
 
 def _jpeg_scan(content: bytes) -> int:
-    """Where the first scan begins: earlier segments may hold a thumbnail with an end of its own."""
+    """Offset of the first scan; earlier segments may hold a thumbnail with its own end marker."""
     place = 2
     while place + 4 <= len(content) and content[place] == 0xFF:
         marker = content[place + 1]
@@ -270,7 +270,7 @@ def _jpeg_scan(content: bytes) -> int:
 def write_preview(
     root: Path, path: Path, split: str = 'val', columns: int = 4, rows: int = 4
 ) -> None:
-    """Write one PNG with the first pictures of a split at double size, boxes and classes drawn."""
+    """Write a PNG with the first images of a split at double size, with boxes and classes."""
     content = json.loads((root / 'annotations' / f'{split}.json').read_text())
     tiles = []
     for image in content['images'][: columns * rows]:
@@ -284,7 +284,7 @@ def write_preview(
     strips = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), np.vstack(strips)):
-        raise DataError(f'{path} cannot be written: name a .png file in a folder that is writable.')
+        raise DataError(f'{path} cannot be written: name a .png file in a writable folder.')
 
 
 def _draw_box(tile: np.ndarray, box: list[int], label: int) -> None:

@@ -1,8 +1,7 @@
-"""One annotation file in columns: what every reader of COCO JSON works on.
+"""Column table of an annotation file, used by every reader of COCO JSON.
 
-Ids are labels. Images, categories and annotations are known by their row here, whatever the file
-calls them (0, negative, beyond 64 bits, a text), and the file's own ids are kept beside for what is
-written out.
+Ids are only labels: images, categories and annotations are addressed by their row, whatever their
+ids (0, negative, beyond 64 bits, strings). The file's own ids are kept for output.
 """
 
 from __future__ import annotations
@@ -32,44 +31,44 @@ EVALUATOR_IDS = 2**53  # pycocotools keeps ids as float64
 
 
 class CocoTable(NamedTuple):
-    """The I images, K categories and N annotations of a file, in its order."""
+    """The I images, K categories and N annotations of a file, in file order."""
 
     source: str
-    image_ids: list[Any]  # I, the file's own
-    file_names: list[str]  # I, empty where the file has none
-    image_wh: np.ndarray  # (I, 2) float64, px, NaN where the file has no usable size
+    image_ids: list[Any]  # I, as in the file
+    file_names: list[str]  # I, empty if missing
+    image_wh: np.ndarray  # (I, 2) float64, px, NaN if unusable
     category_ids: list[Any]  # K
     class_names: list[str]  # K
     annotation_ids: list[Any]  # N
     image: np.ndarray  # (N,) int64, index into image_ids
     label: np.ndarray  # (N,) int64, index into category_ids
     boxes: np.ndarray  # (N, 4) float64, xywh px
-    area: np.ndarray  # (N,) float64, px^2: as annotated, width * height where that is unusable
+    area: np.ndarray  # (N,) float64, px^2: as annotated, or width * height if unusable
     crowd: np.ndarray  # (N,) bool
     ignored: np.ndarray  # (N,) bool: marked "ignore"
-    outlines: list[Any]  # N, the "segmentation" of each, None where there is none
-    changes: list[Correction]  # what was read otherwise than it is written
+    outlines: list[Any]  # N, the "segmentation" of each, or None
+    changes: list[Correction]  # normalised entries
 
 
 def read_table(content: bytes, source: str) -> CocoTable:
-    """Parse a file and read it into columns.
+    """Parse a file into columns.
 
     Raises:
-        DataError: See `table_of`; or it is not JSON.
+        DataError: If the content is not JSON, or as in :func:`table_of`.
     """
     return table_of(parse(content, source), source)
 
 
 def table_of(dataset: Any, source: str) -> CocoTable:
-    """Read a parsed file into columns.
+    """Convert a parsed file to columns.
 
     Args:
-        dataset: The parsed file; it is not changed.
-        source: Its name for messages.
+        dataset: Parsed file; not modified.
+        source: File name for messages.
 
     Raises:
-        DataError: It is not a COCO file, its ids contradict each other, it lists no image or no
-            category, or a box is not four finite numbers.
+        DataError: If the file is not COCO JSON, has inconsistent ids, no image or no category, or a
+            box is not four finite numbers.
     """
     check_object(dataset, source)
     dataset, changes = tidy(dataset, source)
@@ -79,7 +78,7 @@ def table_of(dataset: Any, source: str) -> CocoTable:
     entries = dataset.get('annotations', [])
     if not images or not categories:
         what = 'categories' if images else 'images'
-        raise DataError(f'{source} lists no {what}: give the annotations of the data set judged.')
+        raise DataError(f'{source} lists no {what}: give the annotations of the data set.')
     image_ids = [each['id'] for each in images]
     category_ids = [each['id'] for each in categories]
     annotation_ids = [each['id'] for each in entries]
@@ -104,9 +103,9 @@ def table_of(dataset: Any, source: str) -> CocoTable:
 
 
 def with_absent(table: CocoTable, classes: Sequence[str]) -> tuple[CocoTable, list[str]]:
-    """Return the table with the classes that the file does not list, and their names.
+    """Return the table including absent classes, and their names.
 
-    See `add_absent`, which says which classes are added.
+    :func:`add_absent` defines which classes are added.
     """
     pairs = zip(table.category_ids, table.class_names)
     categories, absent = add_absent([dict(id=each, name=name) for each, name in pairs], classes)
@@ -128,13 +127,13 @@ def _sizes(images: list[Entry]) -> np.ndarray:
 
 
 def rows_of(values: Sequence[Any], known: Sequence[Any]) -> np.ndarray:
-    """Return the places of values in a list of ids, (N,) int64."""
+    """Return the indices (N,) int64 of values in a list of ids."""
     place = {value: index for index, value in enumerate(known)}
     return np.fromiter((place[value] for value in values), np.int64, len(values))
 
 
 def usable_areas(entries: list[Entry], boxes: np.ndarray) -> np.ndarray:
-    """Return areas (N,): as annotated, width * height where that is not positive and finite."""
+    """Return areas (N,): as annotated, or width * height unless positive and finite."""
     given, _ = areas_of(entries, boxes)
     with np.errstate(invalid='ignore', over='ignore'):
         usable = np.isfinite(given) & (given > 0)
@@ -142,15 +141,15 @@ def usable_areas(entries: list[Entry], boxes: np.ndarray) -> np.ndarray:
 
 
 def crowds_of(entries: list[Entry]) -> np.ndarray:
-    """Return which entries (N,) are marked as crowds: by 1 or true, and by nothing else."""
+    """Return a mask (N,) of crowd entries, marked by 1 or true only."""
     return np.array([is_crowd(each.get('iscrowd')) for each in entries], bool)
 
 
 def finite_boxes(entries: Sequence[Entry], what: str, names: Sequence[Any]) -> np.ndarray:
-    """Return boxes (N, 4) float64, xywh px; a fault names its entry by ``what`` and one of names.
+    """Return boxes (N, 4) float64, xywh px; errors name the entry by ``what`` and its name.
 
     Raises:
-        DataError: A box is not four finite numbers.
+        DataError: If a box is not four finite numbers.
     """
     try:
         boxes = np.array([entry['bbox'] for entry in entries], float).reshape(len(entries), 4)
@@ -174,10 +173,10 @@ def _row(value: Any) -> list[float]:
 
 
 def check_lists(dataset: Entry, source: str) -> None:
-    """Check the lists, and the fields without which nothing can be judged.
+    """Check the lists and the fields required for evaluation.
 
     Raises:
-        DataError: One is missing or of another kind.
+        DataError: If a list or field is missing or of another type.
     """
     for key, fields in (
         ('images', ('id',)),
@@ -196,27 +195,27 @@ def check_lists(dataset: Entry, source: str) -> None:
 
 
 def check_id_kinds(entries: Sequence[Entry], field: str, what: str) -> None:
-    """Check that a field holds numbers or texts.
+    """Check that a field holds numbers or strings.
 
     Raises:
-        DataError: A value is something else.
+        DataError: If a value is neither a number nor a string.
     """
     values = [entry[field] for entry in entries]
     if not set(map(type, values)) <= ID_TYPES:
         wrong = next(i for i, value in enumerate(values) if type(value) not in ID_TYPES)
         raise DataError(
             f'{what}[{wrong}] has the {field} {values[wrong]!r:.60}, which is neither a number nor '
-            'a text: correct it.'
+            'a string: correct it.'
         )
 
 
 def misjudged_ids(values: Sequence[Any]) -> list[Any]:
-    """Return annotation ids that pycocotools misjudges or refuses: 0 counts as not found.
+    """Return annotation ids that pycocotools misjudges or rejects; 0 counts as not found.
 
-    Its matches are float64, so texts stop it and numbers beyond 2 ** 53 lose digits.
+    Its matches are float64, so strings raise errors and numbers beyond 2 ** 53 lose digits.
     """
     if set(map(type, values)) <= {int} and values:
-        if min(values) > 0 and max(values) < EVALUATOR_IDS:  # a million at once
+        if min(values) > 0 and max(values) < EVALUATOR_IDS:  # fast path for millions of ids
             return []
         return [each for each in values if not each or abs(each) >= EVALUATOR_IDS]
     return [

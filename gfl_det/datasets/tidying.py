@@ -1,11 +1,10 @@
-"""Annotation files as labelling tools write them, read for what they mean.
+"""Normalisation of annotation files as written by labelling tools.
 
-Image files are found by the names that annotation files give them, whatever machine these are
-of. Numbers written as texts become numbers, references join ids by value, boxes that are absent are
-taken from outlines, and images that have an address alone take its last part as their file name.
-Every reader of the package begins here, so that what one of them accepts every other accepts, with
-the same numbers. The parsed file is never changed: an odd entry is copied, a sound one is passed on
-as it is, and a sound column costs one look at the types in it.
+Image files are matched by name even with paths of other machines. Numbers written as strings become
+numbers, references match ids by value, missing boxes are computed from outlines, and images with
+only a URL take its last part as file name. Every reader of the package starts here, so all accept
+the same files with the same values. The parsed file is never modified: only changed entries are
+copied, and a valid column costs a single check of its types.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from gfl_det.errors import DataError
 
 NUMBER = r'[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?'
 FOUR_NUMBERS = re.compile(rf'\s*[\[(]?\s*({NUMBER}(?:\s*[,;\s]\s*{NUMBER}){{3}})\s*[\])]?\s*')
-MAX_DIGITS = 40  # of a number written as a text
-ADDRESSES = ('coco_url', 'url', 'flickr_url', 'path')  # of an image without a file_name
-ODD_SIGNS = frozenset('\\%:?')  # of paths of other machines, encoded ones, addresses
+MAX_DIGITS = 40  # of a number written as a string
+ADDRESSES = ('coco_url', 'url', 'flickr_url', 'path')  # fields used for images without a file_name
+ODD_SIGNS = frozenset('\\%:?')  # in foreign paths, encoded names and URLs
 
 
 class Correction(NamedTuple):
-    """Entries that are read for what they mean, and not as they are written.
+    """Entries whose values are normalised on reading.
 
-    Without a ``fix`` they are read as they stand, and what they mean cannot be said in COCO JSON.
+    Without a ``fix`` they are read unchanged, as COCO JSON cannot express their meaning.
     """
 
     code: str
@@ -46,18 +45,18 @@ class Correction(NamedTuple):
 
 
 def tidy(dataset: Entry, source: str) -> tuple[Entry, list[Correction]]:
-    """Read a parsed file for what it means.
+    """Normalise a parsed file.
 
     Args:
-        dataset: A parsed file; it is not changed. Lists and entries may be of any kind: what is
-            wrong with them is left to the checks that follow.
-        source: The file's name for messages.
+        dataset: Parsed file; not modified. Lists and entries may have any type: later checks report
+            faults.
+        source: File name for messages.
 
     Returns:
-        The file as it is meant, and what was read otherwise than it is written.
+        Normalised file, and the corrections.
 
     Raises:
-        DataError: It is of another format: COCO panoptic JSON, or a labelling tool's own.
+        DataError: If the file has another format: COCO panoptic JSON, or a labelling tool's own.
     """
     refuse_other_formats(dataset, source)
     changes: list[Correction] = []
@@ -83,17 +82,17 @@ def tidy(dataset: Entry, source: str) -> tuple[Entry, list[Correction]]:
 
 
 def refuse_other_formats(dataset: Entry, source: str) -> None:
-    """Name a file of another format for what it is.
+    """Reject files of other known formats by name.
 
     Raises:
-        DataError: It is one.
+        DataError: If the file has another known format.
     """
     entries = dataset.get('annotations')
     first = entries[0] if isinstance(entries, list) and entries else None
     if isinstance(first, dict) and isinstance(first.get('segments_info'), list):
         raise DataError(
             f'{source} is COCO panoptic JSON (its annotations hold "segments_info"): give the '
-            'instances file of the same images, or make an annotation with a bbox of each segment.'
+            'instances file of the same images, or write an annotation with a bbox per segment.'
         )
     if 'images' in dataset:
         return
@@ -115,7 +114,7 @@ def refuse_other_formats(dataset: Entry, source: str) -> None:
 
 
 def from_text(value: Any) -> Any:
-    """Return the number that a text shows; anything else as it is."""
+    """Convert a numeric string to a number; return anything else unchanged."""
     if not isinstance(value, str) or len(value) > MAX_DIGITS:
         return value
     text = value.strip()
@@ -125,7 +124,7 @@ def from_text(value: Any) -> Any:
 
 
 def box_from_text(value: Any) -> Any:
-    """Return a box whose numbers are texts, or that is one text, as numbers."""
+    """Convert a box given as strings, or as one string, to numbers."""
     if isinstance(value, list) and len(value) == 4 and str in map(type, value):
         numbers = [from_text(each) for each in value]
         return value if str in map(type, numbers) else numbers
@@ -144,7 +143,7 @@ def _map_fields(
     key: str,
     what: str,
 ) -> list[Any]:
-    """Apply a reader of texts to fields; an entry is copied where a value changes."""
+    """Apply a string reader to fields, and copy entries whose values change."""
     ids = []
     for field in fields:
         values = [entry.get(field) if isinstance(entry, dict) else None for entry in entries]
@@ -157,7 +156,7 @@ def _map_fields(
                 entries[index] = {**entries[index], field: number}
                 ids.append(_name(index, entries[index]))
     if ids:
-        text = f'{" or ".join(fields)} of {key} written as texts'
+        text = f'{" or ".join(fields)} of {key} written as strings'
         ids = list(dict.fromkeys(ids))
         changes.append(Correction(f'{key}.texts', text, ids, f'read as {what}'))
     return entries
@@ -173,7 +172,7 @@ def _holds_text(values: list[Any]) -> bool:
 
 
 def _name_files(images: list[Any], changes: list[Correction]) -> list[Any]:
-    """Give images without a file_name the last part of their address."""
+    """Name images without a file_name by the last part of their URL."""
     named, ids = images, []
     for index, image in enumerate(images):
         if not isinstance(image, dict) or image.get('file_name') not in (None, ''):
@@ -185,13 +184,13 @@ def _name_files(images: list[Any], changes: list[Correction]) -> list[Any]:
             named[index] = {**image, 'file_name': tails[-1]}
             ids.append(_name(index, image))
     if ids:
-        text = 'images without a file_name that have an address'
-        changes.append(Correction('images.address', text, ids, 'its last part is their file_name'))
+        text = 'images with a URL instead of a file_name'
+        changes.append(Correction('images.address', text, ids, 'file_name set to its last part'))
     return named
 
 
 def path_tails(name: str) -> list[str]:
-    r"""Return what a stored path may mean on this machine, the longest first.
+    r"""Return possible local paths for a stored path, longest first.
 
     >>> path_tails('https://host/val/My%20cat.png')
     ['val/My cat.png', 'My cat.png']
@@ -202,8 +201,8 @@ def path_tails(name: str) -> list[str]:
     if '://' in name or '?' in name:
         try:
             parts = urlsplit(name)
-            stored = parse_qs(parts.query).get('d')  # as Label Studio writes local files
-        except ValueError:  # a part in square brackets that is not an address
+            stored = parse_qs(parts.query).get('d')  # local files of Label Studio
+        except ValueError:  # brackets that do not hold an IP address
             return []
         text = stored[0] if stored else parts.path
     steps = [each for each in unquote(text).replace('\\', '/').split('/') if each not in ('', '.')]
@@ -213,7 +212,7 @@ def path_tails(name: str) -> list[str]:
 
 
 def _outline_boxes(annotations: list[Any], changes: list[Correction]) -> list[Any]:
-    """Give annotations without a box of four numbers the box of their outline."""
+    """Compute missing boxes from outlines."""
     values = [entry.get('bbox') if isinstance(entry, dict) else None for entry in annotations]
     _, is_numeric = as_boxes(values)
     made, ids = annotations, []
@@ -225,13 +224,13 @@ def _outline_boxes(annotations: list[Any], changes: list[Correction]) -> list[An
             made[index] = {**entry, 'bbox': box}
             ids.append(_name(int(index), entry))
     if ids:
-        text = 'annotations without a box that have an outline'
-        changes.append(Correction('boxes.outline', text, ids, 'the box of the outline'))
+        text = 'annotations with an outline but without a box'
+        changes.append(Correction('boxes.outline', text, ids, 'box set to that of the outline'))
     return made
 
 
 def outline_box(segmentation: Any) -> list[float] | None:
-    """Return the xywh box of polygons or of a mask in COCO's run lengths; None of anything else.
+    """Return the xywh box of polygons or of a run-length encoded mask; None for anything else.
 
     >>> outline_box([[60, 39, 117, 39, 117, 135]])
     [60, 39, 57, 96]
@@ -255,7 +254,7 @@ def outline_box(segmentation: Any) -> list[float] | None:
 
 
 def _mask_box(mask: Entry) -> list[float] | None:
-    """Return the box of a mask: its runs go down the columns and begin with the background."""
+    """Return the box of a mask, whose runs follow the columns and start with background."""
     size, counts = mask.get('size'), mask.get('counts')
     if not (isinstance(size, list) and len(size) == 2 and {type(each) for each in size} == {int}):
         return None
@@ -268,13 +267,13 @@ def _mask_box(mask: Entry) -> list[float] | None:
     if sum(runs) != height * width:
         return None
     ends = np.cumsum(runs)
-    first, last = ends[:-1:2], ends[1::2] - 1  # pixels of each run of the object
+    first, last = ends[:-1:2], ends[1::2] - 1  # first and last pixels of the object's runs
     there = last >= first[: len(last)]
     first, last = first[: len(last)][there], last[there]
     if not len(first):
         return None
     columns = first // height, last // height
-    whole = columns[1] > columns[0]  # the run passes the foot of a column
+    whole = columns[1] > columns[0]  # the run continues in the next column
     top = np.where(whole, 0, first % height).min()
     foot = np.where(whole, height - 1, last % height).max()
     left, right = columns[0].min(), columns[1].max()
@@ -282,9 +281,10 @@ def _mask_box(mask: Entry) -> list[float] | None:
 
 
 def _decoded_runs(text: Any) -> list[int] | None:
-    """Return the run lengths of COCO's compressed text: six bits a letter, five of them a digit.
+    """Decode the run lengths of COCO's compressed string: six bits per character, five of them
+    data.
 
-    From the third run on, the difference to the one before the last is stored.
+    From the third run on, differences to the run two places before are stored.
     """
     if not isinstance(text, str):
         return None
@@ -310,7 +310,7 @@ def _decoded_runs(text: Any) -> list[int] | None:
 def _join(
     annotations: list[Any], field: str, targets: list[Any], key: str, changes: list[Correction]
 ) -> list[Any]:
-    """Join references to ids of the same value: "7" to 7, and 7 to "7"."""
+    """Match references to ids of the same value: "7" to 7, and 7 to "7"."""
     ids = [entry.get('id') for entry in targets if isinstance(entry, dict)]
     known = {each for each in ids if is_id(each)}
     unknown = {
@@ -329,13 +329,13 @@ def _join(
             joined[index] = {**entry, field: new[entry[field]]}
             found.append(_name(index, entry))
     if found:
-        text = f'annotations whose {field} is an id of the {key} in another type'
+        text = f'annotations whose {field} has another type than the id in {key}'
         changes.append(Correction(f'annotations.{field}_type', text, found, 'joined by value'))
     return joined
 
 
 def _tell_rotated(annotations: list[Any], changes: list[Correction]) -> None:
-    """Tell boxes that CVAT turned: ``bbox`` holds the box before the turn."""
+    """Report boxes rotated in CVAT, whose ``bbox`` holds the unrotated box."""
     ids = []
     for index, entry in enumerate(annotations):
         attributes = entry.get('attributes') if isinstance(entry, dict) else None
@@ -345,14 +345,14 @@ def _tell_rotated(annotations: list[Any], changes: list[Correction]) -> None:
             ids.append(_name(index, entry))
     if ids:
         text = (
-            'boxes that are rotated (attributes.rotation), so that their bbox is not where the '
-            'object is: export them unrotated, or as polygons'
+            'rotated boxes (attributes.rotation), whose bbox does not enclose the '
+            'object: export them unrotated, or as polygons'
         )
         changes.append(Correction('boxes.rotated', text, ids))
 
 
 def _tell_lvis(images: list[Any], changes: list[Correction]) -> None:
-    """Tell LVIS, whose images are labelled for some of the classes alone."""
+    """Report LVIS, whose images are labelled only for some classes."""
     ids = [
         _name(index, image)
         for index, image in enumerate(images)
@@ -360,14 +360,14 @@ def _tell_lvis(images: list[Any], changes: list[Correction]) -> None:
     ]
     if ids:
         text = (
-            "LVIS annotations, whose images are not labelled for every class: COCO's metric takes "
-            'right detections of the others for false ones'
+            "LVIS annotations, whose images are not labelled for every class: COCO's metric counts "
+            'correct detections of the others as false'
         )
         changes.append(Correction('images.lvis', text, ids))
 
 
 def _by_value(known: Iterable[Any]) -> dict[Any, Any]:
-    """Return ids by the number that they are or show; those that two ids share are left out."""
+    """Return ids by numeric value, without ambiguous values."""
     meant: dict[Any, Any] = {}
     shared = set()
     for each in known:
@@ -379,40 +379,40 @@ def _by_value(known: Iterable[Any]) -> dict[Any, Any]:
 
 
 def _name(index: int, entry: Entry) -> Any:
-    """Return an entry's id, or its place in the list where it has none."""
+    """Return an entry's id, or its index in the list if it has none."""
     return entry['id'] if is_id(entry.get('id')) else index
 
 
 def find_file(folder: str, name: str) -> str | None:
-    """Return the name below a folder of the file that is meant; None where there is none.
+    """Return the name below a folder of the matching file; None if there is none.
 
-    Paths of other machines (with backslashes, ``%20``, an address of a storage) are found by their
-    decoded ends, the longest first.
+    Foreign paths (with backslashes, ``%20``, storage URLs) are matched by their decoded ends,
+    longest first.
     """
     try:
         if os.path.isfile(os.path.join(folder, name)):
             return name
         tails = (tail for tail in path_tails(name) if os.path.isfile(os.path.join(folder, tail)))
         return next(tails, None)
-    except (OSError, ValueError):  # no possible name of a file
+    except (OSError, ValueError):  # invalid file name
         return None
 
 
 def is_there(folder: str, name: str) -> bool:
-    """Whether our data set will find an image."""
+    """Whether the data set will find an image."""
     if os.path.exists(os.path.join(folder, name)):
         return True
     return not ODD_SIGNS.isdisjoint(name) and find_file(folder, name) is not None
 
 
 def renamed_files(folder: str, names: Iterable[str]) -> dict[str, str]:
-    """Return the files that names with odd signs mean, where none has that name; each once."""
+    """Return unique files that match names with unusual characters and no file of that name."""
     listed = list(names)
     found = {name: find_file(folder, name) for name in listed if not ODD_SIGNS.isdisjoint(name)}
     return meant_once({n: file for n, file in found.items() if file not in (None, n)}, listed)
 
 
 def meant_once(new: Mapping[str, str | None], listed: Iterable[str]) -> dict[str, str]:
-    """Return those of the new names that no other image has or gets."""
+    """Return the new names that no other image has or gets."""
     times = Counter(new.get(name, name) for name in set(listed))
     return {name: file for name, file in new.items() if file is not None and times[file] == 1}

@@ -582,7 +582,7 @@ def test_a_broken_image_stops_a_training_with_one_sentence(pets):
     )
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith('error: pets/img/5.png is not an image that can be decoded')
+    assert last.startswith('error: pets/img/5.png is damaged or not a readable image')
     assert 'image id 5 of pets/labels.json' in last
     assert 'Traceback' not in result.stderr
 

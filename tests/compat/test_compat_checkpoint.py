@@ -234,7 +234,7 @@ NOT_STATE['a list in the place of a history']._log_history = [1.0]
 
 @needs_allow_list
 @pytest.mark.parametrize('kind', NOT_STATE)
-def test_what_is_neither_weights_nor_state_is_refused(tmp_path: Path, kind: str) -> None:
+def test_other_content_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / 'bad.pth'
     torch.save(dict(state_dict={}, meta=NOT_STATE[kind]), path)
     with pytest.raises(CheckpointError, match='bad') as caught:
@@ -267,7 +267,7 @@ def test_without_a_list_of_safe_types_state_is_refused_and_weights_load(
         torch.serialization.add_safe_globals(before)
 
 
-def test_what_a_published_checkpoint_holds_loads(tmp_path: Path) -> None:
+def test_content_of_a_published_checkpoint_loads(tmp_path: Path) -> None:
     meta = dict(
         env_info='sys.platform: linux', mmdet_version='2.3.0', time='Sun Jun 28 2020', epoch=12,
         CLASSES=('person', 'bicycle'), PALETTE=[(220, 20, 60)], hook_msgs=dict(), seed=None,
@@ -316,7 +316,7 @@ def test_a_damaged_file_is_named_in_one_sentence(tmp_path: Path, kind: str) -> N
     assert '\n' not in str(caught.value)
 
 
-def test_what_is_not_there_or_of_another_kind(tmp_path: Path) -> None:
+def test_missing_files_and_other_kinds(tmp_path: Path) -> None:
     missing = str(tmp_path / 'missing.pth')
     with pytest.raises(CheckpointError, match=r'missing\.pth does not exist'):
         load_checkpoint(Line(), missing)

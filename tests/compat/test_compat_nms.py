@@ -78,7 +78,7 @@ def run_softnms(op, boxes, scores, threshold, floor, method, offset):
 
 @settings(max_examples=300, deadline=None)
 @given(scenes())
-def test_nms_keeps_what_the_slow_loop_keeps(scene) -> None:
+def test_nms_equals_the_slow_loop(scene) -> None:
     boxes, scores, threshold, offset = scene
     kept = nms.nms(boxes, scores, threshold, offset)
     assert kept.dtype == torch.int64
@@ -93,7 +93,7 @@ def test_equal_scores_come_in_order_in_small_scenes() -> None:
 
 @pytest.mark.parametrize('count', [128, 129, 385])  # around the borders of the blocks
 @pytest.mark.parametrize('spread', [30.0, 600.0])  # nearly all suppressed, nearly none
-def test_nms_of_several_blocks_keeps_what_the_slow_loop_keeps(count: int, spread: float) -> None:
+def test_nms_of_several_blocks_equals_the_slow_loop(count: int, spread: float) -> None:
     corners = torch.rand(count, 2) * spread
     boxes = torch.cat((corners, corners + 5 + 20 * torch.rand(count, 2)), dim=1)
     scores = torch.rand(count)
@@ -157,7 +157,7 @@ def test_other_types_of_boxes_are_refused_as_by_compiled_mmcv(dtype: torch.dtype
 
 @settings(max_examples=200, deadline=None)
 @given(scenes(), st.sampled_from(METHODS), st.sampled_from([0.0, 1e-3, 0.3]))
-def test_softnms_chooses_what_the_slow_loop_chooses(scene, method: str, floor: float) -> None:
+def test_softnms_equals_the_slow_loop(scene, method: str, floor: float) -> None:
     boxes, scores, threshold, offset = scene
     kept, dets = run_softnms(nms.softnms, boxes, scores, threshold, floor, method, offset)
     expected = oracles_nms.soft_nms(
@@ -170,7 +170,7 @@ def test_softnms_chooses_what_the_slow_loop_chooses(scene, method: str, floor: f
 
 @needs_compiled_mmcv
 @pytest.mark.parametrize('first_seed', range(0, 1000, 100))
-def test_nms_keeps_what_compiled_mmcv_keeps(first_seed: int) -> None:
+def test_nms_equals_compiled_mmcv(first_seed: int) -> None:
     from mmcv import _ext
 
     for seed in range(first_seed, first_seed + 100):
@@ -182,7 +182,7 @@ def test_nms_keeps_what_compiled_mmcv_keeps(first_seed: int) -> None:
 
 @needs_compiled_mmcv
 @pytest.mark.parametrize('method', METHODS)
-def test_softnms_chooses_what_compiled_mmcv_chooses(method: str) -> None:
+def test_softnms_equals_compiled_mmcv(method: str) -> None:
     from mmcv import _ext
 
     for seed in range(100):

@@ -91,7 +91,7 @@ def test_a_deprecated_name_leads_to_its_successor() -> None:
     assert resolve(f'open-mmlab://{old}')[1:] == resolve(f'open-mmlab://{new}')[1:]
 
 
-def test_paths_and_what_is_there(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_and_cached_files(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('HOME', str(homes))
     monkeypatch.setenv('USERPROFILE', str(homes))
     assert resolve('~/own.pth') == ('~/own.pth', None, str(homes / 'own.pth'), False)

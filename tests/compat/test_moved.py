@@ -35,7 +35,7 @@ def test_packages_that_stayed(name: str) -> None:
     assert importlib.import_module(f'gfl_det.{name}').__name__ == f'gfl_det.{name}'
 
 
-def test_what_is_nowhere_is_named() -> None:
+def test_missing_modules_are_named() -> None:
     with pytest.raises(ModuleNotFoundError, match=r'gfl_det\.models\.heads\.nothing'):
         importlib.import_module('gfl_det.heads.nothing')
 

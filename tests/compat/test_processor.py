@@ -68,7 +68,7 @@ def test_torch_and_kernel_agree_about_this_processor(monkeypatch) -> None:
     assert (processor.processor_kind(), processor.computes_bfloat16()) == asked
 
 
-def test_what_onednn_is_told_to_leave_unused_is_not_there(monkeypatch) -> None:
+def test_instructions_disabled_in_onednn_do_not_count(monkeypatch) -> None:
     monkeypatch.setenv(processor.LIMIT_VARIABLE, 'avx2')
     assert not processor.computes_bfloat16()
     with pytest.raises(SetupError, match=r'Inference.*ONEDNN_MAX_CPU_ISA=avx2.*use float32'):

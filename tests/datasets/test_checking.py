@@ -497,7 +497,7 @@ class TestImages:
         (pictures / '2.png').rename(pictures / 'other.png')
         report = check(tmp_path, sound(), folder=str(pictures))
         assert codes(report)['images.missing'].ids == [2]
-        assert 'list: 1' in codes(report)['images.unlisted'].text
+        assert 'annotations: 1' in codes(report)['images.unlisted'].text
         assert len(report.repaired['images']) == 3
         assert len(report.repaired['annotations']) == 6
 
@@ -519,7 +519,7 @@ class TestImages:
         cv2.imwrite(str(path), noise)
         assert image_files.look_at(str(path)).fault is None
         path.write_bytes(path.read_bytes()[:-500])
-        assert 'torn' in image_files.look_at(str(path)).fault
+        assert 'truncated' in image_files.look_at(str(path)).fault
 
     def test_another_size_than_stated(self, tmp_path, pictures):
         dataset = change(sound(), 'images', 0, width=WIDTH * 2)
@@ -588,7 +588,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, 'Mi
 
 
 class TestPixelLimit:
-    def test_opencv_refuses_what_would_take_half_a_gigabyte(self):
+    def test_opencv_refuses_images_of_half_a_gigabyte(self):
         environment = {k: v for k, v in os.environ.items() if k != pixels.LIMIT_VARIABLE}
         done = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', BOMB],
@@ -667,7 +667,7 @@ class TestPriors:
         assert bare
         assert sorted(codes(report)['priors.none'].ids) == sorted(bare)
 
-    def test_small_boxes_and_short_reach_are_told(self, tmp_path):
+    def test_small_boxes_and_short_regression_range_are_reported(self, tmp_path):
         dataset = sound()
         for i in range(4):
             dataset = change(dataset, 'annotations', i, bbox=[10 + i, 10, 1.5, 1.5])
@@ -759,7 +759,7 @@ class TestCommand:
             check_dataset.run(args)
 
     @pytest.mark.parametrize('content', [None, '[1', '[1]'])
-    def test_what_cannot_be_read_has_no_table(self, tmp_path, capsys, content):
+    def test_unreadable_files_have_no_table(self, tmp_path, capsys, content):
         path = tmp_path / 'labels.json'
         if content is not None:
             path.write_text(content)
@@ -783,7 +783,7 @@ class TestCommand:
                 check_dataset.run(args)
         assert capsys.readouterr().out == ''
 
-    def test_what_is_read_is_not_overwritten(self, tmp_path):
+    def test_inputs_are_not_overwritten(self, tmp_path):
         path = tmp_path / 'labels.json'
         path.write_text(json.dumps(sound()))
         with pytest.raises(ConfigError, match='is the file that is read'):
@@ -814,7 +814,7 @@ class TestBeforeTraining:
         with DefaultScope.overwrite_default_scope('mmdet'):
             return gfl_det.registry.DATASETS.build(cfg.train_dataloader.dataset)
 
-    def test_what_would_stop_it_is_one_message(self, tmp_path, cfg):
+    def test_errors_are_one_message(self, tmp_path, cfg):
         path = tmp_path / 'annotations' / 'train.json'
         dataset = change(change(sound(), 'annotations', 0, image_id=99), 'images', 1, width=0)
         path.write_text(json.dumps(dataset))
@@ -831,7 +831,7 @@ class TestBeforeTraining:
         path.write_text(json.dumps(change(sound(), 'annotations', 0, bbox=[1, 2, 0, 4])))
         preflight.check_training(cfg)
 
-    def test_what_was_parsed_is_parsed_once(self, tmp_path, cfg, monkeypatch):
+    def test_files_are_parsed_once(self, tmp_path, cfg, monkeypatch):
         preflight.check_training(cfg)
         path = str(tmp_path / 'annotations' / 'train.json')
         with monkeypatch.context() as patch:

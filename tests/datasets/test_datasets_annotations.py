@@ -91,8 +91,8 @@ class TestParse:
         ('content', 'words'),
         [
             (b'<annotation></annotation>', 'is XML'),
-            (b'PK\x03\x04', 'is a packed file'),
-            (gzip.compress(b'{}'), 'is a packed file'),
+            (b'PK\x03\x04', 'is a compressed file'),
+            (gzip.compress(b'{}'), 'is a compressed file'),
             ('{"name": "caf\u00e9"}'.encode('cp1252'), 'is not UTF-8'),
         ],
     )
@@ -180,7 +180,7 @@ class TestIds:
         dataset = sound()
         dataset[key][1]['id'] = dataset[key][0]['id']
         message = refused(dataset)
-        assert f'{key} have ids that occur twice: 1 (id {dataset[key][0]["id"]})' in message
+        assert f'{key} have duplicate ids: 1 (id {dataset[key][0]["id"]})' in message
 
     def test_an_unknown_category(self):
         dataset = sound()
@@ -345,7 +345,7 @@ class TestBoxes:
         assert report.dropped == {AREA_FIELD: (2, [1, 2])}
 
     @pytest.mark.parametrize('area', [None, NAN, 'big'])
-    def test_an_area_that_is_no_number_becomes_the_boxs(self, area):
+    def test_an_unusable_area_becomes_the_boxs(self, area):
         dataset = sound()
         dataset['annotations'][0]['area'] = area
         del dataset['annotations'][1]['area']
@@ -355,7 +355,7 @@ class TestBoxes:
         assert dataset['annotations'][0]['area'] is area  # the file's own entry stays as it was
         assert 'w * h: 2 (id 11, 12)' in report.notes()[0]
 
-    def test_boxes_that_reach_outside_are_kept_and_counted(self):
+    def test_boxes_partly_outside_are_kept_and_counted(self):
         dataset = sound()
         dataset['annotations'] = [
             box(1, [-30, 10, 40, 10]),

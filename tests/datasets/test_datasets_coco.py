@@ -211,7 +211,7 @@ class TestTheFile:
     def test_ids_that_occur_twice(self, root):
         dataset = sound()
         dataset['annotations'][3]['id'] = 1
-        assert 'annotations have ids that occur twice' in refused(root, dataset)
+        assert 'annotations have duplicate ids' in refused(root, dataset)
 
 
 class TestBadBoxes:
@@ -250,7 +250,7 @@ class TestBadBoxes:
         build(root, self.with_bad_boxes(10), test_mode=True)
         assert 'a metric that reads this file by itself still counts them' in logs[0][1]
 
-    def test_an_image_with_none_but_bad_boxes_has_no_object(self, root, logs):
+    def test_an_image_with_only_bad_boxes_has_no_object(self, root, logs):
         dataset = build(
             root, self.with_bad_boxes(40), filter_cfg={'filter_empty_gt': True, 'min_size': 32}
         )
@@ -260,7 +260,7 @@ class TestBadBoxes:
         dataset = build(root)
         boxes = [instance['bbox'] for instance in dataset.get_data_info(0)['instances']]
         assert [-5, -5, 25, 25] in boxes
-        assert any('reach outside their image, kept: 1 (id 6)' in text for _, text in logs)
+        assert any('outside their image, kept: 1 (id 6)' in text for _, text in logs)
 
     def test_a_missing_area_field_is_filled_in(self, root, logs):
         content = sound()
@@ -367,7 +367,7 @@ class TestImageFiles:
         with pytest.raises(DataError) as caught:
             dataset[1]
         message = str(caught.value)
-        what = 'does not exist' if fault == 'missing' else 'is not an image that can be decoded'
+        what = 'does not exist' if fault == 'missing' else 'is damaged or not a readable image'
         assert f'{root}/img/2.png {what}' in message
         assert 'image id 20 of' in message
         assert 'labels.json' in message

@@ -347,12 +347,12 @@ def test_other_peoples_folders_are_never_touched(tmp_path):
     thesis = tmp_path / 'thesis.txt'
     thesis.write_text('years of work')
     for root in (tmp_path, thesis):
-        with pytest.raises(DataError, match='holds something else'):
+        with pytest.raises(DataError, match='does not hold this data set'):
             build_digits(root, DigitsRecipe(train=1, val=1), force=True)
     annotations = tmp_path / 'coco' / 'annotations'
     annotations.mkdir(parents=True)
     (annotations / 'train.json').write_text('{"info": {"version": "2017"}, "images": []}')
-    with pytest.raises(DataError, match='holds something else'):
+    with pytest.raises(DataError, match='does not hold this data set'):
         build_digits(tmp_path / 'coco', DigitsRecipe(train=1, val=1), force=True)
     assert thesis.read_text() == 'years of work'
 

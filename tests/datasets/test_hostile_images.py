@@ -121,7 +121,7 @@ def test_the_check_counts_pixels_before_it_decodes(tmp_path: Path, monkeypatch) 
 
 
 @pytest.mark.parametrize('place', ['/dev/zero', 'pipe'])
-def test_what_never_ends_is_not_read(tmp_path: Path, place: str) -> None:
+def test_endless_files_are_not_read(tmp_path: Path, place: str) -> None:
     path = tmp_path / 'x.png'
     if place == 'pipe':
         os.mkfifo(path)

@@ -88,7 +88,7 @@ def test_an_image_of_too_many_pixels_is_refused_undecoded(tmp_path, monkeypatch,
     path = tmp_path / 'bomb.png'
     path.write_bytes(bomb(*size))
     assert path.stat().st_size < 200
-    with pytest.raises(DataError, match='refused undecoded') as caught:
+    with pytest.raises(DataError, match='more than the limit') as caught:
         read_image(path)
     assert str(path) in str(caught.value)
 
@@ -179,14 +179,14 @@ def test_a_thumbnails_end_is_not_the_images() -> None:
     segment = b'\xff\xe1' + struct.pack('>H', len(inner) + 8) + b'Exif\0\0' + inner
     whole = content[:2] + segment + content[2:]
     assert decode_image(whole, 'x').shape == (40, 60, 3)
-    with pytest.raises(DataError, match='torn'):
+    with pytest.raises(DataError, match='truncated'):
         decode_image(whole[:-200], 'x')
 
 
 @pytest.mark.parametrize(
     'content', [b'', b'torn', b'\x89PNG', b'\xff\xd8\xff', b'GIF89a', b'%!PS-Adobe', b'<svg/>' * 50]
 )
-def test_what_is_no_image_is_refused(tmp_path, content: bytes) -> None:
+def test_files_that_are_not_images_are_refused(tmp_path, content: bytes) -> None:
     path = tmp_path / 'x.png'
     path.write_bytes(content)
     with pytest.raises(DataError, match=r'x\.png is '):
@@ -225,7 +225,7 @@ def test_other_arrays_are_refused(array, match) -> None:
 
 
 @pytest.mark.parametrize('ending', ['gif', 'avif', 'pnm', 'sr'])
-def test_what_opencv_decodes_is_read(tmp_path, ending) -> None:
+def test_formats_of_opencv_are_read(tmp_path, ending) -> None:
     try:
         written, content = cv2.imencode(f'.{ending}', PIXELS)
     except cv2.error:
@@ -242,9 +242,9 @@ def test_what_opencv_decodes_is_read(tmp_path, ending) -> None:
 def test_a_whole_tiff_of_floats_is_not_called_torn(tmp_path) -> None:
     path = tmp_path / 'a.tif'
     Image.fromarray(np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)).save(path)
-    with pytest.raises(DataError, match=r'is whole, but its pixels \(floats\) cannot be decoded'):
+    with pytest.raises(DataError, match=r'a\.tif .*\(floats\)'):
         read_image(path)
-    with pytest.raises(DataError, match=r'torn or damaged|not an image of a known format'):
+    with pytest.raises(DataError, match=r'^x is (truncated|not an image)'):
         decode_image(path.read_bytes()[:900], 'x')
 
 
@@ -261,7 +261,7 @@ def test_a_compression_that_opencv_lacks_is_named(tmp_path) -> None:
     Image.fromarray(PIXELS).save(path, compression='zstd')
     if cv2.imread(str(path)) is not None:
         pytest.skip('this OpenCV decodes it')
-    with pytest.raises(DataError, match=r'is whole, but OpenCV .* \(zstd compression\)'):
+    with pytest.raises(DataError, match=r'\(zstd compression\): save it as PNG'):
         read_image(path)
 
 
@@ -293,7 +293,7 @@ def test_floats_that_would_become_black_are_refused_everywhere(tmp_path, grey) -
 
 
 @pytest.mark.parametrize('ending', ['.hdr', '.pic', '.pam'])
-def test_formats_whose_head_is_a_text_are_read_as_training_reads_them(tmp_path, ending) -> None:
+def test_formats_with_text_headers_are_read_as_in_training(tmp_path, ending) -> None:
     drawn = PIXELS[:20, :30]
     path = tmp_path / f'a{ending}'
     assert cv2.imwrite(str(path), drawn if ending == '.pam' else drawn / np.float32(256))

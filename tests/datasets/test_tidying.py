@@ -95,7 +95,7 @@ def loaded(path: str, folder: str = '') -> list:
 
 class TestReaders:
     @pytest.mark.parametrize('name', FILES)
-    def test_all_read_what_is_meant(self, tmp_path, name):
+    def test_all_readers_agree(self, tmp_path, name):
         right = write(tmp_path, sound())
         expected, boxes = loaded(right), read_table(Path(right).read_bytes(), right)
         path = write(tmp_path, FILES[name])
@@ -280,6 +280,6 @@ class TestFileNames:
         assert renamed_files(str(folder), ['2.png', 'y\\2.png']) == {}
 
     @pytest.mark.parametrize('name', ['', '/', '..', 'http://[', '%', 'a\0b:', '?d=', '\\'])
-    def test_odd_names_mean_nothing(self, folder, name):
+    def test_unusual_names_match_nothing(self, folder, name):
         assert find_file(str(folder), name) is None
         assert all(path_tails(name)) or path_tails(name) == []

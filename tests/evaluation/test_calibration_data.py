@@ -111,7 +111,7 @@ def test_fingerprints_tell_data_apart() -> None:
 @pytest.mark.parametrize(
     ('dataset', 'words'),
     [
-        ([], 'holds a JSON list where COCO has an object'),
+        ([], 'holds a JSON list instead of an object'),
         (dict(images=[], categories=[]), 'lists no images'),
         (dict(images=[dict(id=1)], categories=[]), 'lists no categories'),
         (dict(images=[dict(id=1)]), 'has no list "categories"'),
@@ -119,7 +119,7 @@ def test_fingerprints_tell_data_apart() -> None:
         (changed(dict(id=3, image_id=7, category_id=5), 'annotations', 0), 'has no "bbox"'),
         (changed(9, 'annotations', 0, 'image_id'), 'image_id 9'),
         (changed(9, 'annotations', 0, 'category_id'), 'category_id 9'),
-        (changed(1, 'annotations', 0, 'id'), 'occur twice'),
+        (changed(1, 'annotations', 0, 'id'), 'annotations have duplicate ids'),
         (changed([0, 0, 1], 'annotations', 1, 'bbox'), r'annotation 1 has the bbox \[0, 0, 1\]'),
         (changed([0, 0, 1, float('nan')], 'annotations', 0, 'bbox'), 'annotation 0 has the bbox'),
         (changed('big', 'annotations', 1, 'bbox'), "annotation 1 has the bbox 'big'"),

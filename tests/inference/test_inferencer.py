@@ -244,7 +244,7 @@ def test_faults_leave_the_others_done(detect, images, folder, capsys) -> None:
     errors = [each.error for each in results]
     assert errors[1] is None
     assert errors[5] is None
-    assert errors[0] == f'{torn} is torn: its end is missing; copy or fetch it again.'
+    assert errors[0] == f'{torn} is truncated: its end is missing; copy or download it again.'
     assert 'is empty (subfolders are not searched)' in str(errors[2])
     assert 'has the extension .txt: use one of .apng .avi .avif .bmp' in str(errors[3])
     assert errors[4] == f'{folder / "absent.png"} does not exist: check the path.'

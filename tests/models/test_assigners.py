@@ -245,7 +245,7 @@ def test_a_batch_is_its_images() -> None:
         (-500.0, -500.0, -400.0, -400.0),
     ],
 )
-def test_a_broken_truth_gets_nothing_and_harms_none(box: tuple) -> None:
+def test_an_invalid_gt_gets_nothing_and_changes_no_other(box: tuple) -> None:
     priors, counts, truths = scene(0)
     lattice = fit_lattice(priors, counts)
     assert lattice is not None
@@ -265,7 +265,7 @@ def test_empty_inputs() -> None:
     assert len(run(ATSSAssigner(topk=9), priors[:0], [0] * 5, truths).gt_inds) == 0
 
 
-def test_two_identical_truths_go_to_the_first() -> None:
+def test_two_identical_gts_go_to_the_first() -> None:
     priors, counts, truths = scene(0)
     twice = torch.cat([truths, truths])
     found = run(ATSSAssigner(topk=9), priors, counts, twice).gt_inds
@@ -356,7 +356,7 @@ def test_one_level_keeps_all_equal_candidates() -> None:
     assert torch.equal(found.gt_inds, expected.gt_inds)
 
 
-def test_fit_lattice_refuses_what_is_none() -> None:
+def test_fit_lattice_refuses_other_priors() -> None:
     priors, counts = grid(64, 64)
     assert fit_lattice(priors, counts) is not None
     moved = priors.clone()
@@ -371,7 +371,7 @@ def assignment_memory(size: tuple[int, int], truths: int) -> float:
     return peak_memory(ours)
 
 
-def test_memory_grows_with_truths_and_not_with_the_image() -> None:
+def test_memory_grows_with_gts_and_not_with_the_image() -> None:
     usual = assignment_memory((800, 1344), 1000)
     assert assignment_memory((800, 1344), 2000) == pytest.approx(2 * usual, rel=0.1)
     assert assignment_memory((800, 1344), 2000) < 50  # MiB

@@ -96,7 +96,7 @@ def test_equal_to_the_slow_oracle(seed: int, on_lattice: bool) -> None:
 
 
 @pytest.mark.parametrize('on_lattice', [True, False])
-def test_every_truth_gets_one_and_nothing_else_changes(on_lattice: bool, monkeypatch) -> None:
+def test_every_gt_gets_one_and_others_stay(on_lattice: bool, monkeypatch) -> None:
     monkeypatch.setattr(general, 'MAX_PAIRS', 4000)  # several chunks
     priors, counts = grid()
     priors = priors if on_lattice else priors + 0.3 * torch.rand_like(priors)
@@ -133,7 +133,7 @@ def test_it_is_the_best_of_all_priors() -> None:
     assert alone > 20
 
 
-def test_truths_that_want_one_prior_share_out_its_neighbours() -> None:
+def test_gts_that_compete_for_a_prior_get_its_neighbours() -> None:
     """Equal 2 px boxes in the middle of a cell: each gets a prior, the first one the nearest."""
     priors, counts = grid()
     box = torch.tensor([[65.5, 66.5, 67.5, 68.5]])  # off the centres at multiples of 8
@@ -180,7 +180,7 @@ INFINITE = (0.0, 0.0, math.inf, math.inf)
     ('box', 'on_lattice'),
     [(box, flag) for box in BROKEN for flag in (True, False)] + [(INFINITE, True)],
 )
-def test_a_broken_truth_still_gets_nothing(box: tuple, on_lattice: bool) -> None:
+def test_an_invalid_gt_still_gets_nothing(box: tuple, on_lattice: bool) -> None:
     priors, counts = grid()
     priors = priors if on_lattice else priors + 0.25 * torch.rand_like(priors)
     truths = tiny_truths(6, torch.Generator().manual_seed(0))

@@ -51,7 +51,7 @@ def test_focal_loss_without_alpha_is_quality_focal_loss(counts: tuple, train: di
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-7)
 
 
-def test_cells_in_ignored_truths_do_not_count() -> None:
+def test_cells_in_ignored_gts_do_not_count() -> None:
     maps, truths, metas = batch(padded=False)
     ignored = [
         InstanceData(bboxes=torch.tensor([[0.0, 0, 60, 60]]), labels=torch.tensor([0]))
@@ -101,7 +101,7 @@ def test_losses_that_do_not_fit_are_refused(loss: dict) -> None:
         head(loss)
 
 
-def test_a_weight_of_0_for_positives_is_none() -> None:
+def test_a_weight_of_0_for_positives_means_1() -> None:
     """As in mmdet, where 0 and below mean 1."""
     data = batch((3, 5))
     for loss in (QFL, SAME):

@@ -62,7 +62,7 @@ def terms_of(head, maps, truths, metas):
 # --- Folding a teacher's bins ------------------------------------------------------------------
 
 
-def test_fold_sums_what_lies_beyond() -> None:
+def test_fold_sums_bins_beyond_the_last() -> None:
     logits = noise(5, 4, 17)
     folded = distribution.fold(logits, 9)
     expected = logits.softmax(-1)
@@ -74,7 +74,7 @@ def test_fold_sums_what_lies_beyond() -> None:
     assert distribution.fold(logits.half(), 9).dtype == torch.float32
 
 
-def test_fold_keeps_the_mean_where_nothing_lies_beyond() -> None:
+def test_fold_keeps_the_mean_if_the_folded_bins_are_empty() -> None:
     logits = noise(6, 17)
     logits[:, 9:] = -80.0
     torch.testing.assert_close(
@@ -246,7 +246,7 @@ def test_cells_outside_an_image_are_in_no_region() -> None:
     assert not weights[0][0, :, 12:].any()
 
 
-def test_a_teacher_of_the_same_mind_has_nothing_to_say() -> None:
+def test_an_identical_teacher_gives_zero_loss() -> None:
     ours, _, truths, metas = scene()
     for value in _terms(ld_head(**EVERYTHING), ours, ours, truths, metas).values():
         assert abs(value) < 1e-5
@@ -345,7 +345,7 @@ def test_half_precision_maps_are_distilled_in_float32() -> None:
         torch.testing.assert_close(one.float(), other, rtol=1e-2, atol=1e-5)
 
 
-def test_a_truth_of_an_unknown_class_teaches_nothing() -> None:
+def test_gt_of_an_unknown_class_has_no_loss() -> None:
     ours, theirs, truths, metas = scene((1, 0))
     truths[0].labels.fill_(NUM_CLASSES)
     assert _terms(ld_head(**EVERYTHING), ours, theirs, truths, metas) == dict.fromkeys(TERMS, 0.0)

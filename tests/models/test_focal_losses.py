@@ -341,7 +341,7 @@ class TestExtremes:
         assert functional.focal_loss(logs, functional.gamma_by_sample(logs.exp())).shape == (0,)
 
 
-def test_inverse_gammas_at_which_a_likelier_truth_costs_more_are_refused() -> None:
+def test_non_monotone_inverse_gammas_are_refused() -> None:
     logs = torch.linspace(0.001, 0.999, 9999, dtype=torch.float64).log()
     limit = functional.MAX_INVERSE_GAMMA
     assert (functional.inverse_focal_loss(logs, limit).diff() < 0).all()

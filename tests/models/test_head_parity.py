@@ -77,7 +77,7 @@ def test_losses_and_gradients_with(option: str) -> None:
         assert_same(*(losses_and_gradients(head, *batch) for head in heads))
 
 
-def test_ignored_truths() -> None:
+def test_ignored_gts() -> None:
     generator = torch.Generator().manual_seed(5)
     logits, truths, metas = make_batch('different sizes')
     ignored = [make_truths(4, (200, 200), generator), None]
@@ -88,7 +88,7 @@ def test_ignored_truths() -> None:
     assert without[0]['loss_cls'] != found[0]['loss_cls']
 
 
-def test_ignored_truths_beside_a_border() -> None:
+def test_ignored_gts_beside_a_border() -> None:
     """One image has ignored truths and one has none; the coarsest level has no prior inside."""
     generator = torch.Generator().manual_seed(5)
     logits, truths, metas = make_batch('full images')
@@ -266,7 +266,7 @@ def test_the_whole_head_from_features() -> None:
     assert set(losses) == {'loss_cls', 'loss_bbox', 'loss_dfl'}
 
 
-def test_no_truths_leave_defined_gradients() -> None:
+def test_no_gts_leave_defined_gradients() -> None:
     ours, _ = head_pair()
     sizes = [(16, 20), (8, 10), (4, 5), (2, 3), (1, 2)]
     outputs = ours([torch.randn(1, 16, *size) for size in sizes])

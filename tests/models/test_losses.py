@@ -406,7 +406,7 @@ def test_gradients_of_gradients_are_refused(name: str) -> None:
         gradient.sum().backward()
 
 
-def test_without_another_walk_the_gradient_is_handed_on_as_it_stands(monkeypatch) -> None:
+def test_without_another_backward_the_gradient_is_not_copied(monkeypatch) -> None:
     kept = []
     plain = fused.Layout.view
     monkeypatch.setattr(

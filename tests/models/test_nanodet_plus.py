@@ -87,10 +87,10 @@ def test_neck_without_a_coarser_level():
     assert [tuple(each.shape) for each in outputs] == [(1, 12, 8, 8), (1, 12, 4, 4)]
 
 
-def test_neck_refuses_what_it_cannot_build():
-    with pytest.raises(ConfigError, match='num_outs is 2'):
+def test_neck_refuses_invalid_sizes():
+    with pytest.raises(ConfigError, match='num_outs=2'):
         GhostPAN([8, 16, 32], 12, num_outs=2)
-    with pytest.raises(ConfigError, match='out_channels 13'):
+    with pytest.raises(ConfigError, match='out_channels=13'):
         GhostPAN([8, 16, 32], 13)
 
 
@@ -139,7 +139,7 @@ def test_boxes_come_with_intervals(detector):
     assert (found.edge_std >= 0).all()
 
 
-def test_head_refuses_what_gfls_head_refuses():
+def test_head_refuses_the_same_configs_as_gfl_head():
     with pytest.raises(ConfigError, match='one prior per cell'):
         NanoDetPlusHead(
             3,

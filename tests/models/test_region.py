@@ -59,7 +59,7 @@ def flat(maps, image: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_region_is_what_the_definition_says(seed: int) -> None:
+def test_region_equals_its_definition(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     counts = (4, 0, 3)
     truths = [random_truths(count, *SIZE, generator, smallest=8, spread=2.5) for count in counts]
@@ -72,7 +72,7 @@ def test_region_is_what_the_definition_says(seed: int) -> None:
         assert (expected > 0).any() == (counts[index] > 0)
 
 
-def test_chunks_of_truths_change_nothing(monkeypatch) -> None:
+def test_chunks_of_gts_change_nothing(monkeypatch) -> None:
     truths = random_truths(9, *SIZE, torch.Generator().manual_seed(0), smallest=8)
     image = torch.tensor([0] * 5 + [1] * 4)
     whole = valuable_region(lattice_of(2), SIZES, truths, image, 9)
@@ -91,7 +91,7 @@ def test_chunks_of_truths_change_nothing(monkeypatch) -> None:
         (1e20, 1e20, 3e20, 3e20),
     ],
 )
-def test_a_broken_truth_has_no_region(box: tuple) -> None:
+def test_an_invalid_gt_has_no_region(box: tuple) -> None:
     good = random_truths(2, *SIZE, torch.Generator().manual_seed(1), smallest=16)
     both = torch.cat([good, torch.tensor([box])])
     found = valuable_region(lattice_of(1), SIZES, both, torch.zeros(3, dtype=torch.long), 9)
@@ -99,7 +99,7 @@ def test_a_broken_truth_has_no_region(box: tuple) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected))
 
 
-def test_no_truths() -> None:
+def test_no_gts() -> None:
     none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
     found = valuable_region(lattice_of(2), SIZES, *none, 9)
     assert all((level == 0).all() for level in found)

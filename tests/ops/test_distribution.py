@@ -26,7 +26,7 @@ def test_a_certain_edge() -> None:
         assert float(distribution.entropy(logits)) == pytest.approx(0, abs=1e-6)
 
 
-def test_an_edge_that_knows_nothing() -> None:
+def test_uniform_edge() -> None:
     logits = torch.zeros(2, 3, NUM_BINS)
     assert distribution.mean(logits).shape == (2, 3)
     torch.testing.assert_close(distribution.mean(logits), torch.full((2, 3), 8.0))
@@ -46,7 +46,7 @@ def test_two_equal_bins() -> None:
 
 
 @given(st.lists(st.floats(-8, 8), min_size=2, max_size=20), st.floats(0, 1), st.floats(0, 1))
-def test_quantiles_rise_and_stay_in_reach(values: list, first: float, second: float) -> None:
+def test_quantiles_rise_and_stay_in_range(values: list, first: float, second: float) -> None:
     logits = torch.tensor(values, dtype=torch.float64)
     low = float(distribution.quantile(logits, min(first, second)))
     high = float(distribution.quantile(logits, max(first, second)))
@@ -68,7 +68,7 @@ def test_the_two_bins_have_the_target_as_mean(distance: float) -> None:
     assert float(mean) == pytest.approx(distance, abs=1e-9)
 
 
-def test_targets_out_of_reach_are_clamped() -> None:
+def test_targets_out_of_range_are_clamped() -> None:
     target = distribution.two_bin_target(torch.tensor([-3.0, 40.0]), NUM_BINS)
     assert target.left.tolist() == [0, 15]
     assert target.right_weight.tolist() == [0, 1]

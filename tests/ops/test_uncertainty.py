@@ -142,13 +142,13 @@ def test_the_head_gives_the_intervals_of_its_distributions() -> None:
         assert centred.float().mean() > 0.9
 
 
-def test_results_lack_what_was_not_asked_for() -> None:
+def test_results_lack_fields_that_were_not_requested() -> None:
     _, (found, _) = predict()
     assert not {'edge_low', 'edge_high', 'edge_entropy', 'edge_std'} & set(found.keys())
 
 
 @pytest.mark.parametrize('level', [0, 1, 90, 'high'])
-def test_a_level_that_is_no_share_is_refused(level) -> None:
+def test_invalid_levels_are_refused(level) -> None:
     with pytest.raises(ConfigError, match=r'interval_level .*not'):
         predict(interval_level=level)
 

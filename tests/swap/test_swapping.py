@@ -308,14 +308,14 @@ def test_weights_of_a_wrapped_neck_and_of_gfl_itself(tmp_path: Path) -> None:
         carry_over(gfl_det.swap_head(cfg), str(tmp_path / 'other.pth'))
 
 
-def test_a_check_finds_what_does_not_train() -> None:
+def test_check_finds_non_finite_losses() -> None:
     cfg = gfl_det.swap_head(zoo_config(RETINA)).config
     outcome = check_config(cfg, 64)
     assert {'loss_cls', 'loss_bbox', 'loss_dfl', 'loss'} == set(outcome.losses)
     assert 0 < outcome.detections <= 200
     infinite = copy.deepcopy(cfg)
     infinite.model.bbox_head.loss_dfl.loss_weight = float('inf')
-    with pytest.raises(ConfigError, match='not finite'):
+    with pytest.raises(ConfigError, match='NaN or infinite loss'):
         check_config(infinite, 64)
 
 

@@ -30,7 +30,7 @@ def test_folders_are_made_and_a_file_is_left_alone(tmp_path: Path) -> None:
     ('name', 'reason'),
     [('folder', 'Is a directory'), ('file/x.json', 'File exists')],
 )
-def test_what_cannot_be_written_is_told_before(tmp_path: Path, name: str, reason: str) -> None:
+def test_unwritable_paths_are_reported_before(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'file').touch()
     with pytest.raises(DataError, match=rf'{name} cannot be written \({reason}\): name another'):
@@ -62,7 +62,7 @@ def test_values_of_a_command_line(kind, taken: dict, refused: list) -> None:
             kind(text)
 
 
-def test_what_json_has_no_word_for_is_null(tmp_path: Path) -> None:
+def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
     path = tmp_path / 'new' / 'values.json'
     nan, infinity = np.float64('nan'), float('inf')
     write_json(path, [dict(a=nan, b=(1.5, infinity)), 'NaN', True, None])

@@ -48,7 +48,7 @@ def test_a_wrong_total_grows(clock, capsys) -> None:
     assert capsys.readouterr().err == '5/5 frames, 5.0 a second, 1 s in all\n'
 
 
-def test_nothing_is_shown_where_nothing_is_asked_for(clock, capsys) -> None:
+def test_nothing_is_shown_unless_requested(clock, capsys) -> None:
     for bar in (Progress(9, 'images', show=False), Progress(1, 'images', terminal=False)):
         with bar:
             clock[0] += 100

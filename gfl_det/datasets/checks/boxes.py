@@ -1,4 +1,4 @@
-"""Boxes of an annotation file, all at once: which cannot be trained on, and which look wrong."""
+"""Vectorised checks of the boxes of an annotation file: unusable and suspicious ones."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ CODES = {
     TOO_THIN: 'boxes.thin',
     OUTSIDE: 'boxes.outside',
 }
-ENOUGH = 10  # boxes from which on their format can be told
-OVERHANGING = 0.2  # share of boxes beyond their image that makes a format suspect
+ENOUGH = 10  # number of boxes needed to infer their format
+OVERHANGING = 0.2  # fraction of boxes beyond their image that makes the format suspicious
 
 
 class Table(NamedTuple):
-    """The boxes that are left, as arrays in the order of the annotations."""
+    """Remaining boxes, as arrays in the order of the annotations."""
 
     boxes: np.ndarray  # (N, 4) float64 xywh, px
     image: np.ndarray  # (N,) int64, index into the images
@@ -48,18 +48,18 @@ class Table(NamedTuple):
     crowd: np.ndarray  # (N,) bool
 
     def take(self, keep: np.ndarray) -> Table:
-        """Those of a mask."""
+        """Select boxes by a mask."""
         return Table(*(values[keep] for values in self))
 
 
 def check_boxes(draft: Draft) -> Table:
-    """Check all boxes; those that mmdet cannot use are taken away, the others cut to their image.
+    """Check all boxes, remove those that mmdet cannot use, and clip the others to their image.
 
     Args:
-        draft: With sound ids and references.
+        draft: Draft with valid ids and references.
 
     Returns:
-        The boxes that are left.
+        Remaining boxes.
     """
     boxes, is_numeric = as_boxes([entry.get('bbox') for entry in draft.annotations])
     table = Table(
@@ -97,7 +97,7 @@ def _drop_unusable(draft: Draft, table: Table, is_numeric: np.ndarray) -> Table:
 
 
 def _drop_repeated(draft: Draft, table: Table) -> Table:
-    """Take away boxes that are there twice, which weigh double; tell those of two classes."""
+    """Remove duplicate boxes, which count double; report those with different classes."""
     keys = (*table.boxes.T, table.crowd, table.image)
     order = np.lexsort((table.label, *keys))
 
@@ -113,18 +113,18 @@ def _drop_repeated(draft: Draft, table: Table) -> Table:
     same_place = equals_previous(*keys)
     repeated = same_place & equals_previous(*keys, table.label)
     if repeated.any():
-        text = 'boxes that are there twice, with the same class'
+        text = 'duplicate boxes with the same class'
         draft.tell('warning', 'boxes.repeated', text, _ids(draft, repeated), 'one is kept')
     two_classes = same_place & ~repeated
     if two_classes.any():
-        text = 'boxes of two classes in exactly one place'
+        text = 'identical boxes with different classes'
         draft.tell('warning', 'boxes.two_classes', text, _ids(draft, two_classes))
     draft.annotations = list(compress(draft.annotations, (~repeated).tolist()))
     return table.take(~repeated)
 
 
 def _cut(draft: Draft, table: Table) -> Table:
-    """Cut boxes to their image, as training does, and tell those that are far too large."""
+    """Clip boxes to their image, like training, and report those that are far too large."""
     low, high = table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]
     huge = np.any(table.boxes[:, 2:] > table.image_wh + ROUNDING_PX, axis=1)
     outside = np.maximum(-low, high - table.image_wh).max(1, initial=-np.inf) > ROUNDING_PX
@@ -134,10 +134,10 @@ def _cut(draft: Draft, table: Table) -> Table:
         draft.tell('warning', 'boxes.huge', text, _ids(draft, huge), fix)
     overhanging = np.logical_and(outside, ~huge)
     if overhanging.any():
-        text = 'boxes that reach beyond their image'
+        text = 'boxes that extend beyond their image'
         draft.tell('note', 'boxes.overhanging', text, _ids(draft, overhanging), fix)
     low, high = np.clip(low, 0, table.image_wh), np.clip(high, 0, table.image_wh)
-    cut = (huge | outside) & (high - low >= MIN_SIDE_PX).all(1)  # a sliver is left as it is
+    cut = (huge | outside) & (high - low >= MIN_SIDE_PX).all(1)  # a sliver is kept unchanged
     boxes = np.where(cut[:, None], np.hstack([low, high - low]), table.boxes)
     for i in np.flatnonzero(cut):
         box = boxes[i].tolist()
@@ -147,7 +147,7 @@ def _cut(draft: Draft, table: Table) -> Table:
 
 
 def _cut_area(entry: Entry, box: list[float]) -> float:
-    """Return the area of a cut box; of an outline, which may be smaller, at most as large."""
+    """Return the area of a clipped box, at most that of its outline."""
     given = as_number(entry.get('area'))
     full = box[2] * box[3]
     return full if given is None else min(given, full)
@@ -168,7 +168,7 @@ def _fill_fields(draft: Draft, table: Table) -> None:
 
 
 def _is_usable(entry: Entry, field: str) -> bool:
-    """Whether the COCO metric can read an area, a number, or a crowd mark, 0 or 1."""
+    """Whether the COCO metric can use a field: a number as area, 0 or 1 as crowd mark."""
     value = entry.get(field)
     if field == 'iscrowd':
         return isinstance(value, (int, float)) and value in (0, 1)
@@ -177,7 +177,7 @@ def _is_usable(entry: Entry, field: str) -> bool:
 
 
 def _tell_format(draft: Draft, table: Table, is_numeric: np.ndarray) -> None:
-    """Tell boxes that are corners, or fractions of the image, in the place of xywh pixels."""
+    """Report boxes that hold corners or fractions of the image instead of xywh pixels."""
     boxes, image_wh = table.boxes[is_numeric], table.image_wh[is_numeric]
     with np.errstate(invalid='ignore', over='ignore'):
         finite = np.isfinite(boxes).all(1)
@@ -189,12 +189,12 @@ def _tell_format(draft: Draft, table: Table, is_numeric: np.ndarray) -> None:
         are_corners = ((second > low) & (second <= image_wh + ROUNDING_PX)).all(1).mean()
         are_fractions = ((boxes >= 0) & (boxes <= 1)).all(1).mean()
     if are_fractions > 0.99:
-        text = 'the boxes look like fractions of the image: COCO has pixels, [x, y, width, height]'
+        text = 'the boxes look like fractions of the image: COCO uses pixels, [x, y, width, height]'
         draft.tell('error', 'boxes.fractions', text)
     elif overhang > OVERHANGING and are_corners > 0.99:
         text = (
-            f'{overhang:.0%} of the boxes leave their image, and all would fit as corners '
-            '[x1, y1, x2, y2]: COCO has [x, y, width, height]'
+            f'{overhang:.0%} of the boxes exceed their image, but all would fit as corners '
+            '[x1, y1, x2, y2]: COCO uses [x, y, width, height]'
         )
         draft.tell('error', 'boxes.corners', text)
 

@@ -1,4 +1,4 @@
-"""The whole check of one annotation file."""
+"""Complete check of an annotation file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from gfl_det.utils.config import is_remote
 
 
 class AnnotationSource(NamedTuple):
-    """An annotation file and what a config says of it."""
+    """Annotation file with its settings from a config."""
 
-    name: str  # of the split; empty for a file alone
+    name: str  # of the split; empty for a single file
     path: str
     folder: str | None = None  # of the images
     classes: Sequence[str] | None = None
-    further: Callable[[Draft, Table], None] | None = None  # a check of what is left
-    dataset: Entry | None = None  # the content, of a file that is no COCO JSON
+    further: Callable[[Draft, Table], None] | None = None  # additional check of the remaining boxes
+    dataset: Entry | None = None  # content of a file in another format
 
 
 class Decoding(NamedTuple):
-    """How images are decoded."""
+    """Settings for decoding images."""
 
     workers: int
     max_pixels: int
@@ -37,27 +37,27 @@ class Decoding(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a check found."""
+    """Result of a check."""
 
     source: AnnotationSource
     images: int  # in the file
     boxes: int
-    classes: list[ClassCount]  # of what is left
+    classes: list[ClassCount]  # of the remaining boxes
     findings: list[Finding]
     seconds: float
-    repaired: Entry | None  # None where the file could not even be read
+    repaired: Entry | None  # None if the file could not be read
 
     @property
     def errors(self) -> list[Finding]:
-        """Those that stop a training or spoil it."""
+        """Return the findings that stop or spoil training."""
         return [finding for finding in self.findings if finding.level == 'error']
 
     def result(self) -> Entry:
         """Return the repaired file.
 
         Raises:
-            ConfigError: There is none.
-            DataError: Nothing is left in it.
+            ConfigError: If the file could not be read.
+            DataError: If no image or no category remains.
         """
         if self.repaired is None:
             raise ConfigError(f'{self.source.path} cannot be repaired: {self.findings[0].text}')
@@ -65,13 +65,13 @@ class Report(NamedTuple):
             if number and not self.repaired[key]:
                 causes = '; '.join(str(each) for each in self.findings if 'removed' in each.fix)
                 raise DataError(
-                    f'{self.source.path} cannot be repaired, for none of its {number} {key} would '
+                    f'{self.source.path} cannot be repaired: none of its {number} {key} would '
                     f'be left: {causes}.'
                 )
         return self.repaired
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the repaired file, for other programs."""
+        """Return everything but the repaired file, for other programs."""
         return {
             'split': self.source.name,
             'file': self.source.path,
@@ -89,11 +89,11 @@ def check_file(source: AnnotationSource, decoding: Decoding | None = None) -> Re
     """Read a file and run every check on it.
 
     Args:
-        source: The file.
-        decoding: Also decode the images.
+        source: Annotation file.
+        decoding: Settings to also decode the images; None: do not decode.
 
     Returns:
-        The report; a file that is not a COCO file has one finding.
+        Report, with a single finding for a file that is not COCO JSON.
     """
     begin = time.monotonic()
     try:
@@ -112,7 +112,7 @@ def read(path: str) -> Entry:
     """Read and parse an annotation file.
 
     Raises:
-        DataError: It cannot be read, or is not a JSON object.
+        DataError: If the file cannot be read or is not a JSON object.
     """
     try:
         content = Path(path).read_bytes()
@@ -126,10 +126,10 @@ def read(path: str) -> Entry:
 def run(
     draft: Draft, source: AnnotationSource, decoding: Decoding | None = None
 ) -> list[ClassCount]:
-    """Run the checks in the order in which they rest on each other.
+    """Run the checks in the order of their dependencies.
 
     Returns:
-        How often each class occurs in what is left.
+        Counts of each class among the remaining boxes.
     """
     is_local = source.folder is not None and not is_remote(source.folder)
     check_structure(draft, sizes_follow=is_local and decoding is not None)
@@ -145,17 +145,17 @@ def run(
 
 
 def check_annotations_alone(source: AnnotationSource, dataset: Entry) -> list[Finding]:
-    """Run what needs no image and no prior: the fast part, before a training.
+    """Run the fast checks before training, which need neither images nor priors.
 
     Args:
-        source: The file.
-        dataset: Its content; it is not changed.
+        source: Annotation file.
+        dataset: Content of the file; not modified.
 
     Returns:
-        The findings.
+        Findings.
 
     Raises:
-        DataError: It is not a COCO file.
+        DataError: If the file is not COCO JSON.
     """
     draft = start(dataset, source.path)
     run(draft, source._replace(folder=None, further=None))

@@ -1,4 +1,4 @@
-"""Class names of an annotation file against a config's, and how often each class occurs."""
+"""Class names of an annotation file compared with a config's, and counts per class."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from gfl_det.errors import DataError
 
 
 class ClassCount(NamedTuple):
-    """How often a class occurs."""
+    """Number of boxes and images of a class."""
 
     name: str
-    boxes: int  # crowds included
+    boxes: int  # including crowds
     images: int
 
 
 def check_classes(draft: Draft, classes: Sequence[str] | None) -> None:
     """Compare the categories with the classes of a config.
 
-    Of names that differ in capitals, spaces or signs alone, and of the order, a repaired file has
-    the config's.
+    A repaired file takes the config's order, and its spelling of names that differ only in
+    capitals, spaces or punctuation.
 
     Args:
-        draft: With sound categories.
-        classes: The names in ``metainfo``; None to leave them unchecked.
+        draft: Draft with valid categories.
+        classes: Names in ``metainfo``; None skips the check.
     """
     if classes is None:
         return
@@ -55,15 +55,15 @@ def check_classes(draft: Draft, classes: Sequence[str] | None) -> None:
             lost.append(name)
     if new:
         pairs = ', '.join(f'{old!r} for {name!r}' for old, name in new.items())
-        text = f'the file spells classes otherwise than the config: {pairs}'
+        text = f'the file spells classes differently than the config: {pairs}'
         draft.tell('error', 'classes.spelling', text, fix='renamed as in the config')
         draft.categories = [
             {**each, 'name': new.get(each['name'], each['name'])} for each in draft.categories
         ]
     if lost and len(lost) < len(classes) and _are_new(lost, [*in_file, *new.values()], classes):
-        text = f'classes of the config that the file does not list: {listed(lost)}'
+        text = f'classes of the config missing in the file: {listed(lost)}'
         completed, absent = add_absent(draft.categories, classes)
-        level: Level = 'warning' if absent else 'error'  # training takes only sure ones as absent
+        level: Level = 'warning' if absent else 'error'  # training needs clearly absent ones
         draft.tell(level, 'classes.absent', text, fix='added, without a box')
         ids = free_ids([each['id'] for each in draft.categories], len(lost))
         new_ones = [dict(id=new_id, name=name) for new_id, name in zip(ids, lost)]
@@ -74,7 +74,7 @@ def check_classes(draft: Draft, classes: Sequence[str] | None) -> None:
         more = f' and {len(lost) - 10} more' if len(lost) > 10 else ''
         text = (
             f'the file has no class {hints}{more}; the config lists {listed(list(classes))}, the '
-            f'file {listed(in_file)}: give one the names of the other'
+            f'file {listed(in_file)}: make the names match'
         )
         draft.tell('error', 'classes.unknown', text)
         return
@@ -86,15 +86,15 @@ def check_classes(draft: Draft, classes: Sequence[str] | None) -> None:
 
 
 def count_classes(draft: Draft, table: Table, classes: Sequence[str] | None) -> list[ClassCount]:
-    """Count boxes and images of each class, and tell images and classes without boxes.
+    """Count boxes and images per class, and report images and classes without boxes.
 
     Args:
-        draft: After all checks.
-        table: Its boxes.
-        classes: Those that are trained on; None for all.
+        draft: Draft after all checks.
+        table: Boxes of the draft.
+        classes: Names of the trained classes; None for all.
 
     Returns:
-        One for each category, in order.
+        Counts of each category, in order.
     """
     number = len(draft.categories)
     boxes = np.bincount(table.label, minlength=number)
@@ -109,12 +109,12 @@ def count_classes(draft: Draft, table: Table, classes: Sequence[str] | None) -> 
     filled = set(np.unique(table.image[trained]).tolist())
     empty = [image['id'] for row, image in enumerate(draft.images) if row not in filled]
     if draft.images and not filled:
-        draft.tell('error', 'boxes.none', 'not one box to train on is left')
+        draft.tell('error', 'boxes.none', 'no box to train on remains')
     elif empty:
-        text = f'images without a box, of {len(draft.images)}: they train as background'
+        text = f'images without a box, of {len(draft.images)}: used as background'
         draft.tell('note', 'images.empty', text, empty)
     if not draft.images:
-        draft.tell('error', 'images.none', 'not one image is left')
+        draft.tell('error', 'images.none', 'no image remains')
     crowds = int(table.crowd.sum())
     if crowds:
         draft.tell('note', 'boxes.crowd', f'boxes of crowds, not trained on: {crowds}')
@@ -122,7 +122,7 @@ def count_classes(draft: Draft, table: Table, classes: Sequence[str] | None) -> 
 
 
 def _are_new(lost: Sequence[str], in_file: Sequence[str], classes: Sequence[str]) -> bool:
-    """Whether no name of the file that the config lacks may be meant by one of the lost names."""
+    """Whether no additional name of the file can be a variant of a lost name."""
     others = [name for name in in_file if name not in set(classes)]
     return not any(with_nearest(name, others) != shown(name) for name in lost)
 
@@ -134,8 +134,8 @@ def _check_order(draft: Draft, classes: Sequence[str]) -> None:
         order = {name: place for place, name in enumerate(classes)}
         names = [each['name'] for each in draft.categories if each['name'] in order]
         text = (
-            f'the file numbers its classes {listed(names)}, the config {listed(list(classes))}: '
-            'mmdet goes by the file'
+            f'the file orders its classes {listed(names)}, the config {listed(list(classes))}: '
+            'mmdet uses the order of the file'
         )
         draft.tell('error', 'classes.order', text, fix='put in the order of the config')
         draft.categories = sorted(

@@ -1,4 +1,4 @@
-"""An annotation file while it is checked: the entries that are left, and the findings."""
+"""Draft of a checked annotation file: the remaining entries and the findings."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from gfl_det.datasets.annotations import ID_TYPES, Entry, find
 
 Level = Literal['error', 'warning', 'note']
 LEVELS: tuple[Level, ...] = ('error', 'warning', 'note')
-WITH_BOXES = 'removed, with their boxes'  # what a repair does to images
+WITH_BOXES = 'removed, with their boxes'  # effect of a repair on images
 
 
 class Finding(NamedTuple):
-    """One fault or remark, and the entries that it is about.
+    """Fault or remark, and the affected entries.
 
-    An error stops a training or spoils it, a warning costs boxes or images, a note is worth
-    knowing.
+    An error stops or spoils training, a warning costs boxes or images, a note informs.
     """
 
     level: Level
-    code: str  # such as boxes.outside: the list, and what is wrong
+    code: str  # list and fault, such as boxes.outside
     text: str
-    ids: list[Any]  # of all entries; positions where there is no id
-    fix: str = ''  # what a repaired file has in their place; empty: nothing is changed
+    ids: list[Any]  # of all entries; positions of entries without id
+    fix: str = ''  # repair in the fixed file; empty: no change
 
     def __str__(self) -> str:
         return f'{self.text}: {find(self.ids)}' if self.ids else self.text
 
 
 class Draft:
-    """The lists of a file; checks replace lists and entries, and edit none in place.
+    """Lists of a file; checks replace lists and entries instead of editing them in place.
 
     Args:
-        source: The file's name for messages.
-        dataset: What was parsed; it is not changed.
+        source: File name for messages.
+        dataset: Parsed content; not modified.
     """
 
     def __init__(self, source: str, dataset: Entry) -> None:
@@ -44,16 +43,16 @@ class Draft:
         self.annotations: list[Entry] = list(dataset.get('annotations', []))
         self.categories: list[Entry] = list(dataset['categories'])
         self.findings: list[Finding] = []
-        self.gone: set[Any] = set()  # ids of images taken away
+        self.gone: set[Any] = set()  # ids of removed images
 
     def tell(
         self, level: Level, code: str, text: str, ids: Iterable[Any] = (), fix: str = ''
     ) -> None:
-        """Note a finding."""
+        """Add a finding."""
         self.findings.append(Finding(level, code, text, list(ids), fix))
 
     def remove_images(self, ids: Sequence[Any]) -> None:
-        """Take images away together with their annotations."""
+        """Remove images and their annotations."""
         if not ids:
             return
         self.gone |= set(ids)
@@ -61,12 +60,12 @@ class Draft:
         self.annotations = [
             entry
             for entry in self.annotations
-            # What is not an id may not even be hashable.
+            # Invalid ids may not be hashable.
             if type(entry.get('image_id')) not in ID_TYPES or entry['image_id'] not in self.gone
         ]
 
     def result(self) -> Entry:
-        """Return the file as it is left."""
+        """Return the file with the remaining entries."""
         lists = (self.images, self.annotations, self.categories)
         return {**self.rest, **dict(zip(LISTS, lists))}
 

@@ -1,4 +1,4 @@
-"""The image files behind an annotation file: there, readable, and of the size that is stated."""
+"""Checks of the image files of an annotation file: existence, readability and size."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Size = tuple[int, int]  # width and height, px
 
 
 class Look(NamedTuple):
-    """What an image file turned out to be."""
+    """Properties of an image file."""
 
     fault: str | None = None
     size: Size | None = None  # as decoded
-    orientation: int = 1  # of EXIF; 1: as stored
+    orientation: int = 1  # EXIF orientation; 1: as stored
 
 
 def check_present(draft: Draft, folder: str) -> None:
     """Check that each image's file exists; each folder is listed once.
 
     Args:
-        draft: With file names.
-        folder: Where they lie.
+        draft: Draft with file names.
+        folder: Folder of the images.
     """
     by_folder: dict[str, list[tuple[str, Entry]]] = defaultdict(list)
     for image in draft.images:
@@ -46,7 +46,7 @@ def check_present(draft: Draft, folder: str) -> None:
             there = {
                 item.name for item in os.scandir(os.path.join(folder, place)) if item.is_file()
             }
-        except (OSError, ValueError):  # no such folder, or no possible name of one
+        except (OSError, ValueError):  # missing folder, or invalid name
             there = set()
         missing += [image for name, image in members if name not in there]
         unlisted += len(there - {name for name, _ in members})
@@ -59,11 +59,11 @@ def check_present(draft: Draft, folder: str) -> None:
         draft.tell('error', 'images.missing', text, ids, WITH_BOXES)
         draft.remove_images(ids)
     if unlisted > 0:
-        draft.tell('note', 'images.unlisted', f'files that the annotations do not list: {unlisted}')
+        draft.tell('note', 'images.unlisted', f'files missing in the annotations: {unlisted}')
 
 
 def _find_again(draft: Draft, folder: str, missing: list[Entry]) -> tuple[list[Entry], int]:
-    """Name files that are in the folder under the end of a path; return the others."""
+    """Rename entries to existing files that match the end of their path; return the others."""
     names = [image['file_name'] for image in draft.images]
     lost = [image['file_name'] for image in missing]
     found_names = {name: find_file(folder, name) for name in lost}
@@ -72,11 +72,11 @@ def _find_again(draft: Draft, folder: str, missing: list[Entry]) -> tuple[list[E
     if found:
         first = next(image['file_name'] for image in missing if image['file_name'] in new)
         text = (
-            f'images whose file_name is a path of another machine, an address or encoded: '
+            f'images whose file_name is a foreign path, a URL or encoded: '
             f'{shown(first)} is {shown(new[first])} in {folder}'
         )
         ids = [image['id'] for image in missing if image['id'] in found]
-        draft.tell('warning', 'images.renamed', text, ids, 'the name of the file that is there')
+        draft.tell('warning', 'images.renamed', text, ids, 'renamed to the existing file')
         draft.images = [
             {**image, 'file_name': new[image['file_name']]} if image['id'] in found else image
             for image in draft.images
@@ -87,14 +87,14 @@ def _find_again(draft: Draft, folder: str, missing: list[Entry]) -> tuple[list[E
 def check_decoded(
     draft: Draft, folder: str, workers: int, max_pixels: int = MAX_PIXELS, bar: bool = True
 ) -> None:
-    """Decode every image: unreadable ones, other sizes than stated, turned ones.
+    """Decode every image and find unreadable images, wrong sizes and rotations.
 
     Args:
-        draft: With the images that exist.
-        folder: Where they lie.
-        workers: Threads; decoders release Python's lock.
-        max_pixels: An image of more is refused by its header, before memory is taken for it.
-        bar: Show how far it is.
+        draft: Draft with existing images.
+        folder: Folder of the images.
+        workers: Number of threads; decoders release the GIL.
+        max_pixels: Larger images are rejected by their header, before memory is allocated.
+        bar: Show progress.
     """
     ids_of = [image['id'] for image in draft.images]
     paths = [os.path.join(folder, image['file_name']) for image in draft.images]
@@ -118,10 +118,10 @@ def check_decoded(
     for fault, ids in faults.items():
         draft.tell('error', 'images.unreadable', f'images that {fault}', ids, WITH_BOXES)
     if lying:
-        text = 'images that EXIF turns when they are loaded, with boxes of the unturned picture'
+        text = 'images rotated by EXIF on loading, with boxes for the unrotated image'
         draft.tell('error', 'images.turned', text, lying, WITH_BOXES)
     if turned:
-        text = 'images that EXIF turns when they are loaded; the stated size is that of the turned'
+        text = 'images rotated by EXIF on loading, with the size of the rotated image'
         draft.tell('note', 'images.exif', text, turned)
     draft.remove_images([each for ids in (*faults.values(), lying) for each in ids])
     true = {each: look.size for each, look in zip(ids_of, looks) if look.size is not None}
@@ -130,7 +130,7 @@ def check_decoded(
 
 
 def _stated_size(image: Entry) -> Size | None:
-    """Return the size in the file; None where it is missing or no size."""
+    """Return the stated size; None if it is missing or invalid."""
     width, height = (as_number(image.get(key)) for key in ('width', 'height'))
     if width is None or height is None or not (is_size(width) and is_size(height)):
         return None
@@ -138,11 +138,11 @@ def _stated_size(image: Entry) -> Size | None:
 
 
 def _state_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
-    """State the size of pictures where the file has none."""
+    """Add missing sizes from the images."""
     if not sizes:
         return
     text = 'images without a usable width and height'
-    draft.tell('error', 'images.no_size', text, list(sizes), 'read from the pictures')
+    draft.tell('error', 'images.no_size', text, list(sizes), 'read from the images')
     draft.images = _with_sizes(draft.images, sizes)
 
 
@@ -156,7 +156,7 @@ def _with_sizes(images: list[Entry], sizes: dict[Any, Size]) -> list[Entry]:
 
 
 def _correct_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
-    """State the true size where the boxes agree with it; take the other images away."""
+    """Correct the size if the boxes fit the true size; otherwise remove the image."""
     if not sizes:
         return
     misfits = set()
@@ -167,16 +167,16 @@ def _correct_sizes(draft: Draft, sizes: dict[Any, Size]) -> None:
     right = [each for each in sizes if each not in misfits]
     if right:
         text = 'images of another size than stated, with boxes that fit the true size'
-        draft.tell('warning', 'images.size', text, right, 'the true size is stated')
+        draft.tell('warning', 'images.size', text, right, 'size corrected')
         draft.images = _with_sizes(draft.images, sizes)
     if misfits:
-        text = 'images of another size than stated, with boxes that leave the true size'
+        text = 'images of another size than stated, with boxes that exceed the true size'
         draft.tell('error', 'images.size_boxes', text, sorted(misfits, key=repr), WITH_BOXES)
         draft.remove_images(list(misfits))
 
 
 def _leaves(box: Any, size: Size) -> bool:
-    """Whether an xywh box ends outside the image; what is not a box does not."""
+    """Whether an xywh box ends outside the image; False for invalid boxes."""
     numbers = [as_number(each) for each in box] if isinstance(box, list) else []
     if len(numbers) != 4 or None in numbers:
         return False
@@ -185,11 +185,11 @@ def _leaves(box: Any, size: Size) -> bool:
 
 
 def look_at(path: str, max_pixels: int = MAX_PIXELS) -> Look:
-    """Read a file's header and decode it as training does.
+    """Read a file's header and decode it like training.
 
     Args:
-        path: The file.
-        max_pixels: More are not decoded.
+        path: Path of the image file.
+        max_pixels: Larger images are not decoded.
     """
     try:
         with open(path, 'rb') as file:
@@ -202,18 +202,18 @@ def look_at(path: str, max_pixels: int = MAX_PIXELS) -> Look:
     if header is not None and header.pixels > max_pixels:
         return Look(f'have more than {max_pixels:,} pixels')
     if is_torn(content):
-        return Look('are torn: their end is missing')
+        return Look('are truncated: their end is missing')
     picture = decode(content, header.pixels if header else 0)
     if picture is None:
         return Look('cannot be decoded')
     if dark_floats(content) is not None:
-        return Look('hold floats from 0 to 1, which are decoded as black: multiply them by 255')
+        return Look('hold floats from 0 to 1, which decode to black: multiply them by 255')
     height, width = picture.shape[:2]
     return Look(None, (width, height), header.orientation if header else 1)
 
 
 def _with_bar(looks: Iterator[Look], total: int) -> Iterator[Look]:
-    """Show how far it is: a bar in a terminal, lines elsewhere."""
+    """Show progress as a bar in a terminal, otherwise as lines."""
     with Progress(total, 'images decoded') as bar:
         for look in looks:
             yield look

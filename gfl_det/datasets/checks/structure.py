@@ -1,4 +1,4 @@
-"""Entries, fields, ids and references of an annotation file."""
+"""Checks of entries, fields, ids and references of an annotation file."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from gfl_det.datasets.tidying import tidy
 from gfl_det.errors import DataError
 
 REMOVED = 'removed'
-WITHOUT_SIZE = f'{WITH_BOXES}; --images DIR --decode reads sizes from the pictures instead'
-MAX_GIVEN = EVALUATOR_IDS // 2  # new ids follow the highest below
+WITHOUT_SIZE = f'{WITH_BOXES}; --images DIR --decode reads sizes from the images instead'
+MAX_GIVEN = EVALUATOR_IDS // 2  # new ids follow the highest id below this
 
 
 def start(dataset: Entry, source: str) -> Draft:
-    """Begin a check: the three lists must be there, and are read for what they mean.
+    """Start a check: require the three lists and normalise their values.
 
     Args:
-        dataset: A parsed annotation file.
-        source: Its name for messages.
+        dataset: Parsed annotation file.
+        source: File name for messages.
 
     Raises:
-        DataError: A list is missing or none, or the file is of another format: nothing can be
-            repaired.
+        DataError: If a list is missing or not a list, or the file has another format: no repair is
+            possible.
     """
     dataset, changes = tidy(dataset, source)
     for key in ('images', 'categories', *(['annotations'] if 'annotations' in dataset else [])):
         if not isinstance(dataset.get(key), list):
-            state = 'has no list' if key not in dataset else 'holds something else as'
+            state = 'has no list' if key not in dataset else 'has no list but another value for'
             raise DataError(f'{source} {state} "{key}": it is not a COCO annotation file.')
     draft = Draft(source, dataset)
     for change in changes:
         draft.tell('warning', *change)
     if 'annotations' not in dataset:
-        draft.tell('warning', 'annotations.none', 'the file has no list "annotations": no boxes')
+        draft.tell('warning', 'annotations.none', 'the file has no list "annotations", so no boxes')
     for key in LISTS:
         entries = getattr(draft, key)
         if set(map(type, entries)) <= {dict}:
@@ -51,11 +51,11 @@ def start(dataset: Entry, source: str) -> Draft:
 
 
 def check_structure(draft: Draft, sizes_follow: bool = False) -> None:
-    """Check fields, ids and references; what is broken is taken away.
+    """Check fields, ids and references, and remove invalid entries.
 
     Args:
-        draft: As begun.
-        sizes_follow: Images without a size stay, for their pictures will be decoded.
+        draft: Draft from :func:`start`.
+        sizes_follow: Keep images without a size, because they will be decoded.
     """
     check_images(draft, sizes_follow)
     check_categories(draft)
@@ -63,7 +63,7 @@ def check_structure(draft: Draft, sizes_follow: bool = False) -> None:
 
 
 def check_images(draft: Draft, sizes_follow: bool = False) -> None:
-    """Check that each image has an id and a file of its own, and a size."""
+    """Check that each image has a unique id and file, and a size."""
     _keep(draft, 'images', 'id', is_id, WITH_BOXES)
     _refuse_shared_ids(draft)
     for field, is_right, text in (
@@ -82,7 +82,7 @@ def check_images(draft: Draft, sizes_follow: bool = False) -> None:
 
 
 def check_categories(draft: Draft) -> None:
-    """Check that each category has an id and a name of its own."""
+    """Check that each category has a unique id and name."""
     _keep(draft, 'categories', 'id', is_id, REMOVED)
     _keep(draft, 'categories', 'name', is_name, REMOVED)
     by_id: dict[Any, Entry] = {}
@@ -91,7 +91,7 @@ def check_categories(draft: Draft) -> None:
         if by_id.setdefault(category['id'], category) is not category:
             wrong.append(category['id'])
     if wrong:
-        text = 'categories that share an id, so that nobody knows which is meant'
+        text = 'categories that share an id, so references are ambiguous'
         draft.tell('error', 'categories.id_twice', text, wrong, 'the first is kept')
         draft.categories = list(by_id.values())
     first: dict[str, Any] = {}
@@ -99,13 +99,13 @@ def check_categories(draft: Draft) -> None:
     twice = [old for old, kept in new.items() if old != kept]
     if twice:
         text = 'categories that share a name'
-        draft.tell('error', 'categories.name_twice', text, twice, 'joined to the first')
+        draft.tell('error', 'categories.name_twice', text, twice, 'merged into the first')
         draft.categories = [each for each in draft.categories if each['id'] not in set(twice)]
         draft.annotations = _renamed(draft.annotations, 'category_id', new)
 
 
 def check_annotations(draft: Draft) -> None:
-    """Check that annotations have ids of their own, a known image and a known category."""
+    """Check that annotations have unique ids, a known image and a known category."""
     for field, key in (('image_id', 'images'), ('category_id', 'categories')):
         _keep(draft, 'annotations', field, is_id, REMOVED)
         known = {entry['id'] for entry in getattr(draft, key)}
@@ -119,12 +119,12 @@ def check_annotations(draft: Draft) -> None:
     for key in ('images', 'categories'):
         odd = _unordered([entry['id'] for entry in getattr(draft, key)])
         if odd:
-            text = f'ids of {key} that pycocotools cannot keep apart or sort'
+            text = f'ids of {key} that pycocotools cannot distinguish or sort'
             draft.tell('warning', f'{key}.id_pycocotools', text, odd)
 
 
 def _give_ids(draft: Draft) -> None:
-    """Number anew what has no id, or one that was there before."""
+    """Assign new ids to annotations with missing or duplicate ids."""
     ids = [entry.get('id') for entry in draft.annotations]
     misjudged = set(misjudged_ids(ids))
     if set(map(type, ids)) <= ID_TYPES and len(set(ids)) == len(ids) and not misjudged:
@@ -150,21 +150,21 @@ def _give_ids(draft: Draft) -> None:
         entries.append({**entry, 'id': next(free)})
     for code, text, found in (
         ('id', 'annotations without an id, at', lacking),
-        ('id_twice', 'annotations with an id that another has', twice),
+        ('id_twice', 'annotations with a duplicate id', twice),
     ):
         if found:
             draft.tell('error', f'annotations.{code}', text, found, 'numbered anew')
     if odd:
         text = (
-            'annotations with ids that plain pycocotools judges wrongly: 0 counts as not found, '
-            'texts and numbers beyond 2**53 are refused or mixed up'
+            'annotations with ids that pycocotools misjudges: 0 counts as not found, '
+            'strings and numbers beyond 2**53 are rejected or confused'
         )
         draft.tell('warning', 'annotations.id_pycocotools', text, odd, 'numbered anew')
     draft.annotations = entries
 
 
 def _unordered(ids: list[Any]) -> list[Any]:
-    """Return ids beyond float64's integers, and texts among numbers."""
+    """Return ids beyond float64's integers, and strings mixed with numbers."""
     if set(map(type, ids)) <= {int} and (not ids or max(map(abs, ids)) < EVALUATOR_IDS):
         return []
     numbers = [each for each in ids if not isinstance(each, str)]
@@ -198,20 +198,20 @@ def _refuse_shared_ids(draft: Draft) -> None:
         ]
     if ambiguous:
         found = sorted(ambiguous, key=repr)
-        text = 'ids that different images share, so that nobody knows whose the boxes are'
+        text = 'ids shared by different images, so their boxes are ambiguous'
         draft.tell('error', 'images.id_twice', text, found, WITH_BOXES)
         draft.remove_images(found)
 
 
 def _merge_same_files(draft: Draft) -> None:
-    """Join images of one file: each would be background where only the other has boxes."""
+    """Merge images of the same file: each one lacks the boxes of the other."""
     first: dict[str, Any] = {}
     new = {each['id']: first.setdefault(each['file_name'], each['id']) for each in draft.images}
     if len(first) == len(new):
         return
     twice = [old for old, kept in new.items() if old != kept]
-    text = 'images of a file that another image has too, so that each lacks the boxes of the other'
-    draft.tell('warning', 'images.file_twice', text, twice, 'joined to the first')
+    text = 'images with the same file, so that each lacks the boxes of the other'
+    draft.tell('warning', 'images.file_twice', text, twice, 'merged into the first')
     left_out = set(twice)
     draft.images = [image for image in draft.images if image['id'] not in left_out]
     draft.annotations = _renamed(draft.annotations, 'image_id', new)
@@ -227,10 +227,10 @@ def _renamed(entries: list[Entry], field: str, new: dict[Any, Any]) -> list[Entr
 
 
 def _keep(draft: Draft, key: str, field: str, is_right: Callable[[Any], bool], fix: str) -> None:
-    """Keep the entries whose field is right."""
+    """Keep the entries with a valid field."""
     entries = getattr(draft, key)
     values = [entry.get(field) for entry in entries]
-    if is_right is is_id and set(map(type, values)) <= ID_TYPES:  # a million at once
+    if is_right is is_id and set(map(type, values)) <= ID_TYPES:  # fast path for millions of ids
         return
     right = [is_right(value) for value in values]
     if all(right):
@@ -242,5 +242,5 @@ def _keep(draft: Draft, key: str, field: str, is_right: Callable[[Any], bool], f
 
 
 def _name(index: int, entry: Entry) -> Any:
-    """Return an entry's id, or its place in the list where it has none."""
+    """Return an entry's id, or its index in the list if it has none."""
     return entry['id'] if is_id(entry.get('id')) else index

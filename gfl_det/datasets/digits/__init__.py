@@ -1,1 +1,1 @@
-"""The embedded data set: scans of digits, composed into pictures."""
+"""Embedded data set of digit scans composed into scenes."""

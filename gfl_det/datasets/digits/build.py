@@ -1,9 +1,9 @@
-"""The embedded data set: real handwritten digits in synthetic scenes, as COCO JSON and PNG files.
+"""Embedded data set of real handwritten digits in synthetic scenes, as COCO JSON and PNG files.
 
 The scans are scikit-learn's ``load_digits`` (E. Alpaydin and C. Kaynak, "Optical Recognition of
-Handwritten Digits", UCI Machine Learning Repository, CC BY 4.0), which every installation carries.
-Training and validation pictures show different scans. The same seed gives the same bytes with the
-same versions of NumPy (random streams) and OpenCV (PNG encoder), whatever the number of processes.
+Handwritten Digits", UCI Machine Learning Repository, CC BY 4.0), part of every installation.
+Training and validation images show different scans. The same seed gives the same bytes with the
+same versions of NumPy (random streams) and OpenCV (PNG encoder), for any number of processes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from gfl_det.errors import DataError
 CLASSES = tuple('0123456789')
 SPLITS = ('train', 'val')
 GENERATOR = 'gfl_det digits'
-VERSION = 1  # raise it when the same recipe gives other pictures
+VERSION = 1  # increase it when the same recipe gives other images
 SCANS_LICENCE = 'CC BY 4.0: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI'
 SCANS_URL = 'https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits'
-MIN_PARALLEL = 32  # fewer pictures than this are drawn sooner than processes start
+MIN_PARALLEL = 32  # fewer images are drawn faster than processes start
 PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 4]
 
 
 @dataclass(frozen=True)
 class DigitsRecipe:
-    """Everything that decides the bytes: counts, seed, share of the scans for val, the scenes."""
+    """All settings that determine the bytes: counts, seed, fraction of scans for val, scenes."""
 
     train: int = 1000
     val: int = 200
@@ -46,13 +46,13 @@ class DigitsRecipe:
     scene: SceneRecipe = field(default_factory=SceneRecipe)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the recipe and the generator's version."""
+        """Return the SHA-256 of the recipe and the generator's version."""
         text = json.dumps({'version': VERSION, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Picture(NamedTuple):
-    """A written picture: its number from 1, file name, file length in bytes, digits."""
+    """Written image: number from 1, file name, file size in bytes, digits."""
 
     number: int
     file_name: str
@@ -61,7 +61,7 @@ class Picture(NamedTuple):
 
 
 class DigitsSummary(NamedTuple):
-    """What lies in a data set's folder: pictures and boxes of each split; built now or found."""
+    """Content of a data set's folder: images and boxes per split, built now or found."""
 
     root: Path
     images: dict[str, int]
@@ -70,15 +70,15 @@ class DigitsSummary(NamedTuple):
 
 
 def load_scans() -> ScanSet:
-    """All 1,797 scans; an id is the scan's position in ``load_digits``."""
-    from sklearn.datasets import load_digits  # slow to import, and only the generator needs it
+    """Load all 1,797 scans; an id is the scan's position in ``load_digits``."""
+    from sklearn.datasets import load_digits  # slow to import and only needed here
 
     digits = load_digits()
     return ScanSet(digits.images.astype(np.uint8), digits.target, np.arange(len(digits.target)))
 
 
 def split_scans(scans: ScanSet, share: float, seed: int) -> tuple[ScanSet, ScanSet]:
-    """Split scans at random into (1 - share, share), class by class, keeping the balance."""
+    """Split scans at random into fractions (1 - share, share) of each class."""
     rng = _generator(seed, 'split', 0)
     second = np.zeros(len(scans.ids), bool)
     for label in np.unique(scans.labels):
@@ -95,34 +95,32 @@ def build_digits(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DigitsSummary:
-    """Write the data set to ``root``, or do nothing where the same one lies there complete.
+    """Write the data set to ``root`` unless the same one is already there and complete.
 
-    It is written beside ``root`` and renamed, so that a killed run leaves no half data set; the
-    next run removes what it left.
+    It is written beside ``root`` and renamed, so a killed run leaves no partial data set; the next
+    run removes the remains.
 
     Args:
-        root: Folder of the data set; its parent is made if missing.
-        recipe: What to build.
-        force: Build again even if it is there.
-        workers: Processes; all cores by default, 0 for none but this one.
-        progress: Called with (pictures done, pictures in all).
+        root: Folder of the data set; its parent is created if missing.
+        recipe: Recipe of the data set.
+        force: Build again even if the data set exists.
+        workers: Number of processes; all cores by default, 0 for the current process only.
+        progress: Called with (images done, total images).
 
     Raises:
-        DataError: a count below 1, a negative seed, a folder that cannot be written, or one that
-            holds something else.
+        DataError: If a count is below 1, the seed is negative, or the folder cannot be written or
+            holds other content.
     """
     if min(recipe.train, recipe.val) < 1 or recipe.seed < 0:
         raise DataError(
-            f'{recipe.train} train and {recipe.val} val pictures from seed {recipe.seed}: '
-            'ask for at least 1 picture each and a seed from 0.'
+            f'{recipe.train} train and {recipe.val} val images from seed {recipe.seed}: '
+            'choose at least 1 image each and a seed from 0.'
         )
-    root = Path(root).resolve()  # a link to the folder stays a link
+    root = Path(root).resolve()  # keeps links to the folder
     if not force and is_complete(root, recipe):
         return _summary(root, built=False)
     if root.exists() and not _is_ours(root):
-        raise DataError(
-            f'{root} holds something else than this data set: move it or name another --out.'
-        )
+        raise DataError(f'{root} does not hold this data set: move it or name another --out.')
     try:
         _replace(root, recipe, workers, progress)
     except OSError as error:
@@ -149,7 +147,7 @@ def _replace(
 
 
 def is_complete(root: Path, recipe: DigitsRecipe) -> bool:
-    """Whether ``root`` holds exactly this recipe's data set, every picture in its full length."""
+    """Whether ``root`` holds exactly this recipe's data set, with images of full length."""
     for split in SPLITS:
         content = _read_annotations(root, split)
         if content is None or content['info'].get('fingerprint') != recipe.fingerprint():
@@ -162,14 +160,14 @@ def is_complete(root: Path, recipe: DigitsRecipe) -> bool:
 
 
 def _is_ours(root: Path) -> bool:
-    """An empty folder, or one where at least one annotation file bears the generator's name."""
+    """Whether a folder is empty or has an annotation file with the generator's name."""
     if root.is_dir() and not any(root.iterdir()):
         return True
     return any(_read_annotations(root, split) for split in SPLITS)
 
 
 def _read_annotations(root: Path, split: str) -> dict[str, Any] | None:
-    """The content of a split's JSON, or None if it is missing, torn or somebody else's."""
+    """Content of a split's JSON; None if it is missing, truncated or from another source."""
     try:
         content = json.loads((root / 'annotations' / f'{split}.json').read_text())
         return content if content['info']['generator'] == GENERATOR else None
@@ -208,7 +206,7 @@ def _write_all(
 def write_pictures(
     folder: Path, count: int, scans: ScanSet, recipe: DigitsRecipe, workers: int | None = None
 ) -> Iterator[Picture]:
-    """Write ``count`` PNG files into a new folder, whose name decides the random streams."""
+    """Write ``count`` PNG files into a new folder, whose name selects the random streams."""
     folder.mkdir(parents=True)
     write = partial(_write_picture, folder, scans, recipe)
     processes = (os.cpu_count() or 1) if workers is None else workers
@@ -228,7 +226,7 @@ def _write_picture(folder: Path, scans: ScanSet, recipe: DigitsRecipe, number: i
 
 
 def _generator(seed: int, stream: str, number: int) -> np.random.Generator:
-    """A stream of its own for each picture: the order of drawing does not matter."""
+    """Random generator of an image, independent of the order of drawing."""
     entropy = [seed, int.from_bytes(stream.encode(), 'big'), number]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
@@ -270,6 +268,6 @@ def write_annotations(path: Path, pictures: Iterable[Picture], recipe: DigitsRec
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder that only this module writes, if it is there."""
+    """Delete a folder written by this module, if it exists."""
     if folder.exists():
         shutil.rmtree(folder)

@@ -1,9 +1,10 @@
-"""Scenes with handwritten digits: 8x8 scans at many sizes on textured ground, with tight boxes.
+"""Scenes with handwritten digits: 8x8 scans at many sizes on textured backgrounds, with tight
+boxes.
 
-A scene is a pure function of its scans, its recipe and its random generator. Backgrounds and
-distractors take NumPy element by element: no sums, matrix products or transcendental functions take
-part, so that a picture does not depend on the processor's vector width or on the maths library.
-Pictures are float32, grey levels 0..255.
+A scene is a pure function of its scans, recipe and random generator. Backgrounds and distractors
+use only element-wise NumPy operations without sums, matrix products or transcendental functions, so
+an image does not depend on the CPU's vector width or the maths library. Images are float32, grey
+levels 0..255.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 
 Array = np.ndarray
 
-INK_LEVEL = 0.5  # coverage from which a pixel belongs to the digit, so to its box
-MARGIN = 2  # empty cells around a scan: its strokes touch the rim and have to fade out
-TORN_LABELS = (2, 4, 5, 7)  # digits whose swapped halves resemble no digit (halves of an 8 are 3s)
+INK_LEVEL = 0.5  # coverage from which a pixel belongs to the digit and its box
+MARGIN = 2  # empty cells around a scan, whose strokes touch the border and must fade out
+TORN_LABELS = (2, 4, 5, 7)  # digits whose swapped halves resemble no digit (an 8 would give 3s)
 PLACEMENT_TRIES = 25
 
 
@@ -41,7 +42,7 @@ def value_noise(rng: np.random.Generator, height: int, width: int, cells: int) -
 
 
 def random_direction(rng: np.random.Generator) -> tuple[float, float]:
-    """A unit vector by rejection from the square, without sine and cosine."""
+    """Random unit vector by rejection from the square, without sine and cosine."""
     while True:
         x, y = rng.uniform(-1, 1, 2)
         length = float(np.sqrt(x * x + y * y))
@@ -75,21 +76,21 @@ def pattern(rng: np.random.Generator, height: int, width: int) -> Array:
 
 
 def triangle_wave(phase: Array) -> Array:
-    """A wave of period 1 with straight flanks, in [-1, 1]."""
+    """Triangle wave of period 1, in [-1, 1]."""
     return np.abs(phase - np.floor(phase) - np.float32(0.5)) * 4 - 1
 
 
 def background(rng: np.random.Generator, height: int, width: int, strength: float) -> Array:
-    """A tinted ground with a gradient, noise at four scales, patterns and large flat patches.
+    """Tinted background with a gradient, noise at four scales, patterns and large flat patches.
 
     Args:
-        rng: The picture's own generator.
-        height: Pixels.
-        width: Pixels.
-        strength: 0 leaves one flat colour, 1 is the full texture.
+        rng: Random generator of the image.
+        height: Height in pixels.
+        width: Width in pixels.
+        strength: 0 for a flat colour, 1 for the full texture.
 
     Returns:
-        (height, width, 3) float32; values may leave 0..255 until the scene is finished.
+        (height, width, 3) float32; values may exceed 0..255 until the scene is finished.
     """
     rows, columns = coordinates(height, width)
     dx, dy = random_direction(rng)
@@ -108,7 +109,7 @@ def background(rng: np.random.Generator, height: int, width: int, strength: floa
 
 
 def patch(rng: np.random.Generator, height: int, width: int) -> Array:
-    """A tilted half plane, slab or ellipse, larger than any digit: (height, width) in [0, 1]."""
+    """Tilted half plane, slab or ellipse, larger than any digit: (height, width) in [0, 1]."""
     rows, columns = coordinates(height, width)
     x0, y0 = np.float32(rng.uniform(0, width)), np.float32(rng.uniform(0, height))
     dx, dy = random_direction(rng)
@@ -126,7 +127,7 @@ def patch(rng: np.random.Generator, height: int, width: int) -> Array:
 
 
 def scratch(rng: np.random.Generator, height: int, width: int) -> Array:
-    """A hair-thin bow across most of the picture (no digit is that long): coverage in [0, 1]."""
+    """Thin arc across most of the image, longer than any digit: coverage in [0, 1]."""
     rows, columns = coordinates(height, width)
     dx, dy = random_direction(rng)
     x0, y0 = rng.uniform(0.2, 0.8) * width, rng.uniform(0.2, 0.8) * height
@@ -137,7 +138,7 @@ def scratch(rng: np.random.Generator, height: int, width: int) -> Array:
 
 
 def blot(rng: np.random.Generator, size: int) -> Array:
-    """A filled triangle, bar cross or disc with a ragged rim: (size, size) coverage in [0, 1]."""
+    """Filled triangle, cross or disc with a ragged border: (size, size) coverage in [0, 1]."""
     rows, columns = coordinates(size, size)
     half = np.float32(size / 2)
     x, y = columns - half, rows - half
@@ -162,21 +163,21 @@ def blot(rng: np.random.Generator, size: int) -> Array:
 
 @dataclass(frozen=True)
 class SceneRecipe:
-    """What pictures look like; a digit's size is the height of its 8x8 frame in pixels."""
+    """Appearance of images; a digit's size is the height of its 8x8 frame in pixels."""
 
     width: int = 256
     height: int = 192
     min_size: int = 24
     max_size: int = 112
     max_objects: int = 8
-    max_overlap: float = 0.2  # shared area over the smaller box, so that every digit stays legible
+    max_overlap: float = 0.2  # shared area over the smaller box; keeps digits legible
     max_distractors: int = 3
     texture: float = 0.8
-    noise: int = 8  # grey levels either way
+    noise: int = 8  # grey levels in either direction
 
 
 class DigitObject(NamedTuple):
-    """One digit: its tight box (x, y, width, height) in whole pixels, its class, its scan."""
+    """Digit with its tight box (x, y, width, height) in whole pixels, its class and its scan."""
 
     box: tuple[int, int, int, int]
     label: int
@@ -184,7 +185,7 @@ class DigitObject(NamedTuple):
 
 
 class DigitScene(NamedTuple):
-    """A picture, (H, W, 3) uint8, blue first as OpenCV writes it, and the digits in it."""
+    """Image (H, W, 3) uint8 in BGR, as OpenCV writes it, and its digits."""
 
     image: Array
     objects: list[DigitObject]
@@ -199,7 +200,7 @@ class ScanSet(NamedTuple):
 
 
 def draw_scene(rng: np.random.Generator, scans: ScanSet, recipe: SceneRecipe) -> DigitScene:
-    """Draw one picture with 1 to ``max_objects`` digits over distractors; digits are on top."""
+    """Draw an image with 1 to ``max_objects`` digits on top of distractors."""
     canvas = background(rng, recipe.height, recipe.width, recipe.texture)
     for _ in range(rng.integers(0, recipe.max_distractors + 1)):
         _draw_distractor(rng, canvas, scans, recipe)
@@ -216,7 +217,7 @@ def draw_scene(rng: np.random.Generator, scans: ScanSet, recipe: SceneRecipe) ->
 
 
 def random_glyph(rng: np.random.Generator, scan: Array, recipe: SceneRecipe) -> Array:
-    """A scan at a random size (small ones most often), aspect, slant, weight, sharpness."""
+    """Render a scan with random size (mostly small), aspect, slant, weight and sharpness."""
     share = rng.uniform() ** 1.5
     size = recipe.min_size + (recipe.max_size - recipe.min_size) * share
     return render_glyph(
@@ -232,19 +233,19 @@ def random_glyph(rng: np.random.Generator, scan: Array, recipe: SceneRecipe) -> 
 def render_glyph(
     scan: Array, height: float, aspect: float, slant: float, threshold: float, sharpness: float
 ) -> Array:
-    """Enlarge a scan smoothly and cut it to its ink.
+    """Enlarge a scan smoothly and crop it to its ink.
 
     Args:
         scan: (8, 8), 0 for paper and 16 for full ink.
         height: Height of the frame of eight cells, pixels.
         aspect: Width over height of the frame.
-        slant: Cells that a row moves to the side for each cell of height.
-        threshold: Interpolated ink (0..1) where coverage is a half.
+        slant: Horizontal shift in cells per cell of height.
+        threshold: Interpolated ink (0..1) at which coverage is one half.
         sharpness: Slope of coverage there; large values give hard edges.
 
     Returns:
-        (h, w) float32 coverage in [0, 1]; each outermost row and column holds a pixel of at least
-        ``INK_LEVEL``, so that the array's own frame is the tight box.
+        (h, w) float32 coverage in [0, 1]; each outermost row and column contains a pixel of at
+        least ``INK_LEVEL``, so the array's frame is the tight box.
     """
     ink = np.pad(scan.astype(np.float32), MARGIN) / np.float32(max(1.0, float(scan.max())))
     cells = ink.shape[0]
@@ -282,7 +283,7 @@ def _interpolate(values: Array, position: Array, axis: int) -> Array:
 def _draw_distractor(
     rng: np.random.Generator, canvas: Array, scans: ScanSet, recipe: SceneRecipe
 ) -> None:
-    """Draw something that is not a digit: a scratch, a blot, or the strokes of a torn scan."""
+    """Draw a distractor: a scratch, a blot, or the strokes of a torn scan."""
     kind = rng.integers(3)
     if kind == 0:
         coverage = scratch(rng, recipe.height, recipe.width)
@@ -320,7 +321,7 @@ def _free_place(
 
 
 def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """Shared area over the smaller box's area; never less than their IoU. Boxes are x, y, w, h."""
+    """Shared area over the smaller box's area, at least the IoU; boxes are x, y, w, h."""
     wide = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     high = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     return max(0, wide) * max(0, high) / min(a[2] * a[3], b[2] * b[3])
@@ -333,10 +334,10 @@ def _paint(
     box: tuple[int, int, int, int],
     contrast: tuple[float, float],
 ) -> None:
-    """Blend ink over the canvas, darker or lighter than the ground below it, sometimes coloured."""
+    """Blend ink over the canvas, darker or lighter than the background, sometimes coloured."""
     x, y, width, height = box
     region = canvas[y : y + height, x : x + width]
-    # A mean of whole numbers is exact in every order of summation.
+    # A mean of integers is exact in any order of summation.
     ground = int(_to_uint8(region).astype(np.int64).sum()) / region.size
     difference = float(rng.uniform(*contrast))
     lighter = bool(rng.uniform() < 0.5)
