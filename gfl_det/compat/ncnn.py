@@ -119,7 +119,7 @@ def _layers(path: str) -> list[tuple[str, str, dict[int, str]]]:
     count, layers = int(words[1][0]), words[2:]
     if len(layers) != count:
         raise CheckpointError(
-            f'{path} lists {len(layers)} of the {count} announced layers: download it again.'
+            f'{path} lists {len(layers)} of the {count} layers announced: download it again.'
         )
     return [_layer(line, path) for line in layers]
 
