@@ -251,9 +251,7 @@ def add_absent(categories: list[Entry], classes: Sequence[str]) -> tuple[list[En
 
 def absent_text(absent: Sequence[str]) -> str:
     """Describe the classes added by :func:`add_absent`."""
-    return (
-        f'classes missing in the file count as classes without a box: {listed(absent)}'
-    )
+    return f'classes missing in the file count as classes without a box: {listed(absent)}'
 
 
 def free_ids(ids: Sequence[Any], number: int) -> list[int]:

@@ -203,9 +203,7 @@ def check_shape(cfg: Config, name: str) -> None:
     for key, part in parts.items():
         is_needed = key.endswith('.dataset')
         if not isinstance(part, dict) and (part is not None or is_needed):
-            raise ConfigError(
-                f'{key} of {name} is {part!r:.60}, not a dict(type=...): correct it.'
-            )
+            raise ConfigError(f'{key} of {name} is {part!r:.60}, not a dict(type=...): correct it.')
     for split in SPLITS:
         for node in (*datasets_of(cfg, split), *metrics_of(cfg, split)):
             for key in PATH_KEYS:
