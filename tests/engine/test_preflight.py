@@ -263,7 +263,7 @@ class TestData:
         ('change', 'words'),
         [
             (dict(id=0), r'mixes up: 1 \(id 0\)'),
-            (dict(area='4'), 'texts'),
+            (dict(area='4'), 'strings'),
             (dict(area=None), 'no area'),
             (dict(iscrowd=None), 'no iscrowd'),
             (dict(image_id='0'), 'joined by value'),
