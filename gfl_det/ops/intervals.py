@@ -19,8 +19,8 @@ from gfl_det.ops import distribution
 SIDES = ('left', 'top', 'right', 'bottom')  # of a box: the order of its edges everywhere
 # Distances count outwards from the prior's centre: left and up, right and down.
 OUTWARDS = (-1.0, -1.0, 1.0, 1.0)
-SIZES = ('small', 'medium', 'large')  # COCO's, of the predicted box
-SIZE_AREAS = (32.0**2, 96.0**2)  # px, where one ends and the next begins
+SIZES = ('small', 'medium', 'large')  # COCO's size classes, of the predicted box
+SIZE_AREAS = (32.0**2, 96.0**2)  # px^2, limits between the sizes
 
 
 class EdgeIntervals(NamedTuple):
@@ -94,7 +94,7 @@ def edge_positions(distances: Tensor, bin_widths: Tensor, prior_centres: Tensor)
 
 
 def size_of(boxes: Tensor) -> Tensor:
-    """Which of `SIZES` boxes ``(..., 4)`` xyxy px have: 0, 1 or 2.
+    """Size class ``(...)`` of boxes ``(..., 4)`` xyxy px, an index into ``SIZES``.
 
     Example:
         >>> size_of(torch.tensor([[0.0, 0.0, 20.0, 20.0], [0.0, 0.0, 200.0, 100.0]]))
@@ -105,12 +105,12 @@ def size_of(boxes: Tensor) -> Tensor:
 
 
 class FactorTable(NamedTuple):
-    """Factors for whole boxes by class and size of the box."""
+    """Factors for whole boxes, by class and size of the box."""
 
     factors: Tensor  # (K, 3)
 
     def of(self, labels: Tensor, boxes: Tensor) -> Tensor:
-        """The factors ``(..., 1)`` of boxes ``(..., 4)`` xyxy px of classes ``(...)``."""
+        """Look up factors ``(..., 1)`` for boxes ``(..., 4)`` xyxy px with labels ``(...)``."""
         table = self.factors.to(boxes).flatten()
         place = labels.long().clamp(min=0) * len(SIZES) + size_of(boxes)
         return table[place].unsqueeze(-1)
@@ -128,7 +128,7 @@ def edge_intervals(
 
     Args:
         quantiles: Result of :func:`edge_quantiles`.
-        factor: At least 0, one value, one per edge, or ``(N, 1)`` one per box; 1 keeps the
+        factor: At least 0, one value, one per edge or ``(N, 1)`` per box; 1 keeps the
             distribution's own interval, other values are fitted (:mod:`.calibration.intervals`).
             Both sides of the median keep their ratio.
         limit: ``(4,)`` or ``(N, 4)`` px: width, height, width, height of the image; None does not

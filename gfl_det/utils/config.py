@@ -28,7 +28,7 @@ CONFIG_FOLDERS = (PACKAGE_FOLDER / '.mim' / 'configs' / 'gfl', PACKAGE_FOLDER.pa
 Node = dict[str, Any]
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 OWN_CONFIG = 'config.py'  # in a work dir, written by gfl-det train --data
-WHOLE_CONFIG = 'config_whole.py'  # mmengine's beside it, or beside another config there
+WHOLE_CONFIG = 'config_whole.py'  # mmengine's full config beside another config
 SPLITS = ('train', 'val', 'test')
 PATH_KEYS = ('data_root', 'ann_file')
 RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters)  # allowed in any config
@@ -166,9 +166,9 @@ def config_folder() -> Path:
 
 
 def shipped_base(stem: str) -> str:
-    """Return what a config writes into ``_base_`` for a shipped one.
+    """Return the ``_base_`` entry for a shipped config.
 
-    mmengine finds the prefix in an installation alone: a bare checkout names the file.
+    mmengine finds the prefix only in an installation: a plain checkout names the file.
     """
     if CONFIG_FOLDERS[0].is_dir():
         return f'gfl_det::gfl/{stem}.py'

@@ -272,8 +272,7 @@ def detect(
         config: Test config with ``nms`` (None: only sort), ``max_per_img`` (all if not positive),
             ``with_uncertainty``, ``with_distribution`` and ``interval_level``.
         with_nms: False returns all candidates.
-        interval_factor: Stretch of the edges' intervals, one, one per side, or by class and
-            size.
+        interval_factor: Stretch of the edges' intervals: one, one per side, or by class and size.
 
     Returns:
         Per image ``bboxes``, ``scores``, ``labels`` and the requested fields (see
