@@ -153,7 +153,7 @@ class TestDiagnosis:
             (curve([1.0, 2.0, 3.0], (0, 0), 0.1), FLAT, None, 'learning rate', 'the loss rose'),
             (curve([1.0] * 60, (0, 0), 1e-5), FLAT, FLAT, 'learning rate', 'moved by 1.0e-05'),
             (curve([1.0, *[0.05] * 99], (0.5, 0.95)), FLAT, FLAT, 'labels', 'classes are not'),
-            (curve([1.0, *[0.05] * 99], (0.5, 0.55)), FLAT, FLAT, 'boxes', 'whatever the class'),
+            (curve([1.0, *[0.05] * 99], (0.5, 0.55)), FLAT, FLAT, 'boxes', 'regardless of class'),
             (
                 curve([1.0, *[0.2] * 99], (0.95, 0.95), loss_cls=0.0),
                 FLAT,
