@@ -197,12 +197,8 @@ def judged_config(args: argparse.Namespace, checkpoint: str | None) -> tuple[Con
         from gfl_det.engine.training.checkpoints import best_checkpoint
 
         work_dir = work_dir_of(args)
-        if not work_dir.is_dir():
-            raise CheckpointError(
-                f'{args.data} has no detector in {work_dir}: train one by gfl-det train --data '
-                f'{args.data}, or name a checkpoint.'
-            )
-        return load_config(str(work_dir), options), str(best_checkpoint(work_dir))
+        best = str(best_checkpoint(work_dir))
+        return load_config(str(work_dir), options), best
     from gfl_det.utils.config import override
 
     cfg = _stored(checkpoint) if args.model is None else load_config(args.model)

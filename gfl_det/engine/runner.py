@@ -244,6 +244,10 @@ def run_split(
         with redirect_stdout(io.StringIO()):  # pycocotools tells of each step
             _ = runner.test_loop  # reads the annotations
         runner.test()
+        for handler in list(runner.logger.handlers):  # whose folder is about to go
+            if isinstance(handler, logging.FileHandler):
+                runner.logger.removeHandler(handler)
+                handler.close()
         results = read_json(f'{prefix}.bbox.json')
         rows = _label(keep.samples, read_annotations(path))
     place = {each: index for index, each in enumerate(gts.image_ids)}
