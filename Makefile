@@ -17,7 +17,7 @@ help: ## list the targets
 
 demo: $(RUNS) ## build the embedded dataset, train on it, print COCO AP, draw pictures, write a report
 	$(RUN) tools/build_digits.py
-	$(RUN) tools/train.py configs/gfl_r18_fpn_digits_short.py --work-dir $(DEMO_DIR)
+	$(RUN) tools/train.py configs/gfl_r18-w16_fpn_digits_short.py --work-dir $(DEMO_DIR)
 	$(RUN) tools/test.py $(DEMO_DIR) --show-dir $(DEMO_DIR)/pictures
 	$(RUN) tools/report.py $(DEMO_DIR) --out $(DEMO_DIR)/report.html
 	@echo "picture: $$(ls $(DEMO_DIR)/pictures/* | head -n 1)"
