@@ -153,7 +153,7 @@ def print_outcome(curve: OverfitCurve, suspects: Sequence[Suspect]) -> None:
     ]
     print_table('', ('loss', 'first', 'highest', 'last'), rows)
     if curve.scores is not None:
-        print(f'AP {curve.scores.ap:.3f}, whatever the class {curve.scores.ap_any_class:.3f}')
+        print(f'AP {curve.scores.ap:.3f}, class-agnostic {curve.scores.ap_any_class:.3f}')
     print(verdict(curve, suspects))
     for suspect in suspects:
         print(f'  {suspect.part}: {suspect.reason}')
@@ -164,7 +164,7 @@ def _try_rate(
 ) -> OverfitCurve | None:
     from gfl_det.engine.sanity.overfit import overfit
 
-    print(f'not learnt: trying {factor:g} times the learning rate', file=sys.stderr)
+    print(f'not overfitted: trying {factor:g} times the learning rate', file=sys.stderr)
     try:
         return overfit(cfg, batch, steps, device, factor)
     except GFLDetError:
