@@ -64,9 +64,9 @@ def test_options_without_what_they_are_of(words, sentence, capsys):
 @pytest.mark.parametrize(
     ('words', 'sentence'),
     [
-        ('--size 100 100', '--size 100 100 is not a pair of positive multiples of 32: take 96 96'),
-        ('--size 0 64', '--size 0 64 is not a pair of positive multiples of 32: take 32 64'),
-        ('--time -32 64', '--time -32 64 is not a pair of positive multiples of 32: take 32 64'),
+        ('--size 100 100', '--size 100 100 is not a pair of positive multiples of 32: use 96 96'),
+        ('--size 0 64', '--size 0 64 is not a pair of positive multiples of 32: use 32 64'),
+        ('--time -32 64', '--time -32 64 is not a pair of positive multiples of 32: use 32 64'),
         ('--size 96 96 --time 96 64', '--time 96 64 is not the fixed --size 96 96 of the file'),
     ],
 )

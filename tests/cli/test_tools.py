@@ -367,7 +367,7 @@ class TestCommandLine:
     def test_a_config_without_the_data_of_the_command(self, tmp_path, command):
         (tmp_path / 'c.py').write_text('model = dict(type="GFL")\ntrain_dataloader = None\n')
         words = [str(tmp_path / 'c.py'), *(['x.pth'] if command is testing else [])]
-        with pytest.raises(ConfigError, match=r'c\.py has no (train|test)_dataloader: add one'):
+        with pytest.raises(ConfigError, match=r'c\.py has no (train|test)_dataloader: add it'):
             command.run(command.parse_arguments(words))
 
     def test_a_loop_without_one_of_its_parts(self, tmp_path):
