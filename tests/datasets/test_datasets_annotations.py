@@ -92,7 +92,7 @@ class TestParse:
         [
             (b'<annotation></annotation>', 'is XML'),
             (b'PK\x03\x04', 'is a compressed file'),
-            (gzip.compress(b'{}'), 'is a compressed file'),
+            (gzip.compress(b'{}', mtime=0), 'is a compressed file'),
             ('{"name": "caf\u00e9"}'.encode('cp1252'), 'is not UTF-8'),
         ],
     )
