@@ -78,7 +78,7 @@ def register() -> None:
     ``gfl-det`` and ``python -m gfl_det`` do it when their work begins, and not for a ``--help``.
 
     Raises:
-        SetupError: A package is missing, broken, or of a version that another refuses.
+        SetupError: If a package is missing, broken, or of a version that another refuses.
     """
     with imports.explained():
         _install_compat()  # before the first import of mmdet.models, which needs mmcv's operators

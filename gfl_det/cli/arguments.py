@@ -27,9 +27,9 @@ def parsing(
     """The ``parse_arguments(argv=None, prog=None)`` of a command.
 
     Args:
-        make_parser: of the command.
+        make_parser: Function that makes the command's parser.
         finish: called with the arguments, to set what follows from others.
-        check: of a command whose positional arguments may be left out: refuses combinations.
+        check: Refuses combinations, where positional arguments may be left out.
     """
 
     def parse_arguments(
@@ -131,7 +131,7 @@ def parse_value(text: str) -> Any:
         ([1, 'b'], [(1, 2), (3, 4)], ())
 
     Raises:
-        ValueError: The brackets do not match.
+        ValueError: If the brackets do not match.
     """
     text = text.strip('\'"').replace(' ', '')
     is_tuple = text.startswith('(') and text.endswith(')')

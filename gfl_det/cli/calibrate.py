@@ -70,7 +70,7 @@ def read_data(
         Ground truth and detections, and the name of the head of the scores.
 
     Raises:
-        GFLDetError: both or neither are given, or one of them cannot be used, or, before the
+        GFLDetError: If both or neither are given, or one of them cannot be used, or, before the
             detector runs, the calibrator does not fit.
     """
     from gfl_det.calibration.splits import Judged, split
@@ -111,7 +111,7 @@ def _detector(args: argparse.Namespace) -> tuple[Config, str] | None:
     """Return the config and the checkpoint that the arguments name; None where they name neither.
 
     Raises:
-        GFLDetError: One cannot be read, or is missing.
+        GFLDetError: If one cannot be read, or is missing.
     """
     config, checkpoint = getattr(args, 'config', None), getattr(args, 'checkpoint', None)
     if getattr(args, 'data', None) is not None:
@@ -141,8 +141,8 @@ def read_edges(
         Ground truth, detections, and the name of the head.
 
     Raises:
-        GFLDetError: no detector is given, or it cannot be used, or, before it runs, the calibrator
-            does not fit.
+        GFLDetError: If no detector is given, or it cannot be used, or, before it runs, the
+            calibrator does not fit.
     """
     from gfl_det.calibration.splits import split_images, take_edge_images
 

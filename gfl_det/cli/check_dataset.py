@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, print, write; return the exit status.
 
     Raises:
-        GFLDetError: There is no such config or nothing to check, or --fix has no single file.
+        GFLDetError: If there is no such config or nothing to check, or --fix has no single file.
     """
     from gfl_det.datasets.checks.check import Decoding, check_file
 
@@ -160,7 +160,7 @@ def voc_part(dataset: Node, path: str, names: Sequence[str]) -> DataPart | None:
     """Read a data set of VOC's XMLs; None of another.
 
     Raises:
-        DataError: An XML is invalid, or a picture is missing.
+        DataError: If an XML is invalid, or a picture is missing.
     """
     from mmdet.datasets import XMLDataset
     from mmdet.registry import DATASETS
@@ -212,8 +212,8 @@ def write_fixed(report: Report, out: str, quiet: bool = False) -> None:
     """Write the repaired file and list what was changed.
 
     Raises:
-        ConfigError: It would overwrite what was read, or the file could not be read.
-        DataError: Nothing of it would be left.
+        ConfigError: If it would overwrite what was read, or the file could not be read.
+        DataError: If nothing of it would be left.
     """
     from gfl_det.datasets.annotations import find
 

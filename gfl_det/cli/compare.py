@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     """Compare, print a table and the verdict, and write what was asked for.
 
     Raises:
-        GFLDetError: a side cannot be read or run, or a file cannot be written.
+        GFLDetError: If a side cannot be read or run, or a file cannot be written.
     """
     from gfl_det.evaluation.comparison import JUDGED, compare_detections, verdict
     from gfl_det.inference.coverage import read_split
@@ -98,10 +98,10 @@ def read_side(source: str, split: Split, args: argparse.Namespace) -> Detections
     Args:
         source: a file, a folder, or what a checkpoint can be named by.
         split: images and gt boxes.
-        args: of the command.
+        args: Arguments of the command.
 
     Raises:
-        GFLDetError: it cannot be read or run.
+        GFLDetError: If it cannot be read or run.
     """
     from gfl_det.evaluation.detections import detections_from_coco, read_json
     from gfl_det.inference import GFLInferencer

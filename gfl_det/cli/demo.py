@@ -72,7 +72,7 @@ def build_server(args: argparse.Namespace) -> DemoServer:
     """Load the detector and bind the address.
 
     Raises:
-        GFLDetError: the config or the checkpoint is unusable, or the address is taken.
+        GFLDetError: If the config or the checkpoint is unusable, or the address is taken.
     """
     from gfl_det.inference import GFLInferencer
     from gfl_det.visualization.demo.payload import UploadLimits

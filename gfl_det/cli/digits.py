@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     """Build the data set, and say what is in it.
 
     Raises:
-        GFLDetError: The folder cannot be written, or holds something else.
+        GFLDetError: If the folder cannot be written, or holds something else.
     """
     from functools import partial
 

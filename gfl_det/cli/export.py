@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
     """Export, and judge what was written.
 
     Raises:
-        GFLDetError: something does not fit, or is missing, or the file differs from torch.
+        GFLDetError: If something does not fit, or is missing, or the file differs from torch.
     """
     from gfl_det.engine.preflight.data import check_data
     from gfl_det.inference.export.evaluation import check_judged

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     """Detect, print, write.
 
     Raises:
-        GFLDetError: nothing could be done at all; or, when all else is done, images could not be
+        GFLDetError: If nothing could be done at all; or, when all else is done, images could not be
             read.
     """
     from gfl_det.datasets.checks.check import read
@@ -172,7 +172,7 @@ def _film(args: argparse.Namespace, sources: list[ImageSource]) -> VideoDrawer |
     """What --save-video asks for.
 
     Raises:
-        DataError: the inputs are not one video, or the file cannot be written.
+        DataError: If the inputs are not one video, or the file cannot be written.
     """
     from gfl_det.inference.drawing import VideoDrawer, frame_rate
     from gfl_det.inference.sources import VIDEO_ENDINGS

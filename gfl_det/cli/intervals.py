@@ -67,7 +67,7 @@ def fit(args: argparse.Namespace) -> None:
     """Fit factors on a split and write them.
 
     Raises:
-        GFLDetError: a file cannot be used, or there are too few matches.
+        GFLDetError: If a file cannot be used, or there are too few matches.
     """
     from gfl_det.calibration.files import save_interval_calibrator
     from gfl_det.calibration.intervals import IntervalCalibrator, fit_factors, fit_whole_boxes
@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace) -> None:
     """Print coverage before and after, on images that the calibrator has not seen.
 
     Raises:
-        GFLDetError: a file cannot be used, or the calibrator has seen an image.
+        GFLDetError: If a file cannot be used, or the calibrator has seen an image.
     """
     from gfl_det.calibration.apply import check_interval_class_names
     from gfl_det.calibration.files import load_interval_calibrator
@@ -188,7 +188,7 @@ def draw(before: Coverage, after: Coverage, path: Path) -> None:
     """Draw coverage against level, before and after, as a PNG.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: If the file cannot be written.
     """
     from gfl_det.visualization.charts import figure
 

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the list.
 
     Raises:
-        SetupError: mmdet's list cannot be read.
+        SetupError: If mmdet's list cannot be read.
     """
     found = published_models()
     width = max(len(each.name) for each in found)

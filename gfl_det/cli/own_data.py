@@ -66,11 +66,11 @@ def read_data_set(args: argparse.Namespace, classes: Sequence[str] = ()) -> OwnD
     """Read ``--data``; splits that are in no COCO file are written into the work dir.
 
     Args:
-        args: Of the command.
-        classes: Of a detector, whose order is taken.
+        args: Arguments of the command.
+        classes: Classes of a detector, in the order to take.
 
     Raises:
-        DataError: It is no data set.
+        DataError: If it is no data set.
     """
     from gfl_det.datasets.formats.own_data import in_order, read_own, write_parts
 
@@ -85,11 +85,11 @@ def planned_config(args: argparse.Namespace, anew: bool = False) -> str:
     """Return the config of ``--data``: the one in its work dir, else a plan's, written there.
 
     Args:
-        args: Of the command.
+        args: Arguments of the command.
         anew: Plan in any case; an edited config is kept beside.
 
     Raises:
-        GFLDetError: The data or the model cannot be used.
+        GFLDetError: If the data or the model cannot be used.
     """
     from gfl_det.utils.config import OWN_CONFIG
 
@@ -122,7 +122,7 @@ def starting_point(model: str, work_dir: Path) -> StartingPoint:
         work_dir: For weights that have to be converted.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: If there is no such model.
     """
     from gfl_det.compat.published import find_published
     from gfl_det.engine.own_data.plan import StartingPoint
@@ -183,12 +183,12 @@ def judged_config(args: argparse.Namespace, checkpoint: str | None) -> tuple[Con
     """Return the config and the checkpoint that judge a detector on ``--data``.
 
     Args:
-        args: Of the command.
+        args: Arguments of the command.
         checkpoint: A file, whose own config is taken with the data in the place of its data; None:
             the best one of the work dir of the data, and the config there.
 
     Raises:
-        GFLDetError: One of them is missing, or they have no class in common.
+        GFLDetError: If one of them is missing, or they have no class in common.
     """
     from gfl_det.utils.config import load_config
 
@@ -229,7 +229,7 @@ def _classes(cfg: Config, checkpoint: str) -> list[str]:
     """Return the classes of a detector.
 
     Raises:
-        ConfigError: Its config does not say them.
+        ConfigError: If its config does not say them.
     """
     from gfl_det.engine.preflight.agreement import class_names
     from gfl_det.utils.config import datasets_of

@@ -102,7 +102,7 @@ def report(args: argparse.Namespace) -> Path:
         Its file.
 
     Raises:
-        GFLDetError: something is missing, does not belong together, or cannot be written.
+        GFLDetError: If something is missing, does not belong together, or cannot be written.
     """
     from gfl_det.visualization.report.analysis import analyse
     from gfl_det.visualization.report.gallery import draw_gallery

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Look at the data, overfit, diagnose, print; return the exit status.
 
     Raises:
-        GFLDetError: Data or weights are missing, or contradict the config.
+        GFLDetError: If data or weights are missing, or contradict the config.
     """
     from mmengine.registry import DefaultScope
 

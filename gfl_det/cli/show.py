@@ -109,8 +109,8 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
         The files, as they are written.
 
     Raises:
-        GFLDetError: something is missing or cannot be written; or, when all others are done, images
-            could not be read.
+        GFLDetError: If something is missing or cannot be written; or, when all others are done,
+            images could not be read.
     """
     from gfl_det.inference import GFLInferencer
     from gfl_det.inference.drawing import PictureNames, check_apart
@@ -178,7 +178,7 @@ class CocoTruths:
     """The boxes of a COCO file, by the image file: its path, its end, or its name if one has it.
 
     Raises:
-        DataError: The file is missing or holds no COCO annotations.
+        DataError: If the file is missing or holds no COCO annotations.
     """
 
     def __init__(self, path: Path) -> None:
@@ -208,7 +208,7 @@ class CocoTruths:
         """The gt boxes of an image file; those of other classes than the detector's are left out.
 
         Raises:
-            DataError: the file does not know the image.
+            DataError: If the file does not know the image.
         """
         import numpy as np
 

@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print, and write ``reach.json`` and ``reach.png``.
 
     Raises:
-        GFLDetError: The annotations or the config cannot be used.
+        GFLDetError: If the annotations or the config cannot be used.
     """
     import numpy as np
 
@@ -233,7 +233,7 @@ def annotations_of(config: str) -> str:
     """Return the annotation file of a config's training.
 
     Raises:
-        ConfigError: It has none.
+        ConfigError: If it has none.
     """
     from gfl_det.utils.config import annotation_path, datasets_of, load_config
 
@@ -247,7 +247,7 @@ def read_setting(args: argparse.Namespace) -> Setting:
     """Take each value from its option, else from the config, else the paper's.
 
     Raises:
-        ConfigError: The config has no head with a pyramid of square priors, or no resizing.
+        ConfigError: If the config has no head with a pyramid of square priors, or no resizing.
     """
     from gfl_det.engine.preflight.agreement import class_names
     from gfl_det.engine.reach.measure import LARGEST, PriorPyramid

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     """Test, and say where detections and pictures are.
 
     Raises:
-        GFLDetError: Data, weights or settings are missing, or contradict each other.
+        GFLDetError: If data, weights or settings are missing, or contradict each other.
     """
     from gfl_det.engine import config_edits, preflight
     from gfl_det.engine.runner import build_runner

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     """Train.
 
     Raises:
-        GFLDetError: Data, weights or settings are missing, or contradict each other.
+        GFLDetError: If data, weights or settings are missing, or contradict each other.
     """
     import torch
 

@@ -81,7 +81,8 @@ def extract(args: argparse.Namespace) -> None:
     """Write the weights and say what they are.
 
     Raises:
-        CheckpointError: There are no such weights in the checkpoint, or the file cannot be written.
+        CheckpointError: If there are no such weights in the checkpoint, or the file cannot be
+            written.
     """
     from gfl_det.engine.training.checkpoints import extract_weights
 
@@ -93,8 +94,8 @@ def convert(args: argparse.Namespace) -> None:
     """Write the checkpoint and say what it holds.
 
     Raises:
-        CheckpointError: A file is missing, damaged, or of another network than the config's.
-        ConfigError: There is no config of the file's name, and none was given.
+        CheckpointError: If a file is missing, damaged, or of another network than the config's.
+        ConfigError: If there is no config of the file's name, and none was given.
     """
     from gfl_det.inference.foreign_weights import convert as convert_weights
 

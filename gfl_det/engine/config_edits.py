@@ -54,7 +54,7 @@ def use_amp(cfg: Config, has_gpu: bool) -> None:
     """Train in mixed precision: float16 with scaled losses on a GPU, bfloat16 on a processor.
 
     Raises:
-        SetupError: The processor does not compute in bfloat16.
+        SetupError: If the processor does not compute in bfloat16.
     """
     if has_gpu:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')
@@ -100,7 +100,7 @@ def resume(cfg: Config, checkpoint: str | None) -> list[str]:
         Lines that say what is gone on from, and which damaged files were passed over.
 
     Raises:
-        CheckpointError: The checkpoint is missing or damaged, or all in the work dir are.
+        CheckpointError: If the checkpoint is missing or damaged, or all in the work dir are.
     """
     if checkpoint is None:
         if not cfg.get('resume'):
@@ -241,7 +241,7 @@ def draw_sample(cfg: Config, number: int) -> None:
     """Draw the same validation images after each validation.
 
     Raises:
-        ConfigError: The config validates nothing, or the number is not positive.
+        ConfigError: If the config validates nothing, or the number is not positive.
     """
     if number < 1:
         raise ConfigError(f'--pictures {number}: give the number of images to draw, at least 1.')
@@ -260,7 +260,7 @@ def log_to(cfg: Config, names: Sequence[str]) -> None:
     """Send losses, metrics and pictures to TensorBoard or W&B as well.
 
     Raises:
-        SetupError: The package is not installed.
+        SetupError: If the package is not installed.
     """
     missing = [name for name in names if find_spec(name) is None]
     if missing:
@@ -283,7 +283,7 @@ def draw_into(cfg: Config, folder: str) -> None:
     """Draw every tested image into exactly this folder.
 
     Raises:
-        ConfigError: The config has no hook that draws.
+        ConfigError: If the config has no hook that draws.
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
@@ -299,7 +299,7 @@ def write_results(cfg: Config, out: str) -> None:
     """Write detections to ``out``: pickled samples (.pkl) or COCO's result format (.json).
 
     Raises:
-        ConfigError: The ending is another, or .json is asked for without a COCO metric.
+        ConfigError: If the ending is another, or .json is asked for without a COCO metric.
     """
     metrics = metrics_of(cfg, 'test')
     stem, ending = os.path.splitext(out)
@@ -333,7 +333,7 @@ def resample_metrics(cfg: Config, resamples: int) -> None:
     """Let metrics of boxes and of calibration give intervals; mmdet's ``CocoMetric`` becomes ours.
 
     Raises:
-        ConfigError: the config has no metric that does.
+        ConfigError: If the config has no metric that does.
     """
     known = [each for each in metrics_of(cfg, 'test') if str(each['type']).endswith(RESAMPLED)]
     if not known:

@@ -80,8 +80,8 @@ def build_runner(cfg: Config, launcher: str = 'none', quiet: Quiet | None = None
             training by iterations, and one by a strategy, tells all of it in any case.
 
     Raises:
-        ConfigError: A part has an unknown type, or an argument that its type does not take.
-        SetupError: ``pytorch`` without torchrun.
+        ConfigError: If a part has an unknown type, or an argument that its type does not take.
+        SetupError: If the launcher is ``pytorch`` without torchrun.
     """
     cfg.launcher = launcher
     if launcher == 'pytorch':
@@ -158,7 +158,7 @@ def detect_split(cfg: Config, checkpoint: str, split: Split, check: Check | None
     """Run a detector over a split; its scores are raw, whatever calibrator the config names.
 
     Args:
-        cfg: of the detector; it is not changed.
+        cfg: Config of the detector; not changed.
         checkpoint: a file or an address.
         split: the data of ``val_dataloader`` or of ``test_dataloader``.
         check: called with the ground truth before the detector runs; raises where it is of no use.
@@ -167,7 +167,7 @@ def detect_split(cfg: Config, checkpoint: str, split: Split, check: Check | None
         Ground truth and detections, classes in the order of the detector's labels.
 
     Raises:
-        GFLDetError: the checkpoint or the data are missing, or the config lacks the split.
+        GFLDetError: If the checkpoint or the data are missing, or the config lacks the split.
     """
     gts, results, _ = run_split(cfg, checkpoint, split, check)
     return Judged(gts, detections_from_coco(results, gts, f'detections of {checkpoint}'))
@@ -179,7 +179,7 @@ def detect_edges(
     """The same of a GFL head, with the distributions that its edges were read from.
 
     Raises:
-        GFLDetError: as above, or the head gives no distributions.
+        GFLDetError: As for :func:`detect_split`, or if the head gives no distributions.
     """
     cfg = deepcopy(cfg)
     cfg.model.setdefault('test_cfg', {})['with_distribution'] = True
@@ -276,7 +276,7 @@ def truths_path(cfg: Config, split: Split) -> str:
     """The annotation file of a split: that of its metric, else that of its only data set.
 
     Raises:
-        ConfigError: the config lacks the split, or names no annotation file for it.
+        ConfigError: If the config lacks the split, or names no annotation file for it.
     """
     datasets = datasets_of(cfg, split)
     if not datasets:

@@ -54,7 +54,7 @@ def image_weights(num_images: int, resamples: int, seed: int = 0) -> Iterator[np
     Args:
         num_images: I.
         resamples: in all.
-        seed: of the draws; equal seeds pair the resamples of two detectors.
+        seed: Seed of the draws; equal seeds pair the resamples of two detectors.
 
     Yields:
         ``(R, I)`` float64 with rows that sum to I.
@@ -228,10 +228,10 @@ def resample(
     """Confidence intervals of every metric.
 
     Args:
-        statistics: of one detector.
+        statistics: Statistics of one detector.
         resamples: how many, about 1,000.
-        seed: of the draws.
-        level: of the intervals.
+        seed: Seed of the draws.
+        level: Level of the intervals.
 
     Returns:
         An interval per name; of values per class one with ``_class_k`` behind the name.
@@ -274,10 +274,10 @@ def precision_intervals(
     """Confidence intervals of ``AP``, ``AP50``, ``AP75``, and of each class (``AP_class_k``).
 
     Args:
-        detections: of one detector.
-        truths: of the same images.
-        resamples: of the images.
-        seed: of the draws.
+        detections: Detections of one detector.
+        truths: Ground truth of the same images.
+        resamples: Number of resamples of the images.
+        seed: Seed of the draws.
         max_dets: the best of an image and class that count.
 
     Example:

@@ -55,13 +55,13 @@ class CalibrationMetric(BaseMetric):
         classwise: log a table of the classes at the first threshold.
         collect_device: where results of several processes meet, 'cpu' or 'gpu'.
         prefix: before the names.
-        resamples: of the images, for the ends of each metric's .95 interval; 0 for none.
-        seed: of the resamples.
-        backend_args: of the file storage that ``ann_file`` lies in.
+        resamples: Resamples of the images, for the ends of each metric's .95 interval; 0 for none.
+        seed: Seed of the resamples.
+        backend_args: Arguments of the file storage that ``ann_file`` lies in.
 
     Raises:
-        DataError: the annotations, a score or a box cannot be used.
-        ConfigError: ``score_thr`` has another number of entries than there are classes.
+        DataError: If the annotations, a score or a box cannot be used.
+        ConfigError: If ``score_thr`` has another number of entries than there are classes.
     """
 
     default_prefix = 'calibration'

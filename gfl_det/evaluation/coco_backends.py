@@ -70,8 +70,8 @@ def choose_backend(wanted: Backend) -> Backend:
     """Settle on one of the two backends.
 
     Raises:
-        ConfigError: There is no such backend.
-        SetupError: It is asked for by name and not installed.
+        ConfigError: If there is no such backend.
+        SetupError: If it is asked for by name and not installed.
     """
     if wanted not in get_args(Backend):
         raise ConfigError(

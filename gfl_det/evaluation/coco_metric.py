@@ -81,18 +81,18 @@ class CocoMetric(MMDetCocoMetric):
         *args: mmdet's.
         backend: the library that evaluates. ``'auto'`` is ``'faster_coco_eval'`` where a version
             is installed that was compared with pycocotools, else ``'pycocotools'``, the reference.
-        resamples: of the images, for .95 intervals of mAP, mAP_50 and mAP_75 and, with
+        resamples: Resamples of the images, for .95 intervals of mAP, mAP_50 and mAP_75 and, with
             ``classwise``, of each class: ``bbox_mAP_low``, ``bbox_mAP_high`` and so on
             (:mod:`.bootstrap`); 0 for none.
-        seed: of the resamples.
+        seed: Seed of the resamples.
         **kwargs: mmdet's. ``iou_thrs`` may be one number or a list, as mmdet documents, and
             ``proposal_nums`` one number or any count of them.
 
     Raises:
-        ConfigError: An unknown backend or metric item, ``proposal_nums`` are not positive
+        ConfigError: If a backend or metric item is unknown, ``proposal_nums`` are not positive
             integers, or resamples of other than COCO's IoU thresholds.
-        DataError: ``ann_file`` cannot be judged, or an image that was shown is not in it.
-        SetupError: ``'faster_coco_eval'`` is asked for by name and not installed.
+        DataError: If ``ann_file`` cannot be judged, or an image that was shown is not in it.
+        SetupError: If ``'faster_coco_eval'`` is asked for by name and not installed.
     """
 
     iou_thrs: np.ndarray
@@ -139,7 +139,7 @@ class CocoMetric(MMDetCocoMetric):
             data_samples: As mmdet's metric takes them; ``img_path`` tells images of one id apart.
 
         Raises:
-            ConfigError: There is no ``ann_file``, and the samples hold no gt.
+            ConfigError: If there is no ``ann_file``, and the samples hold no gt.
         """
         if self.table is None and not all('instances' in sample for sample in data_samples):
             raise ConfigError(
@@ -345,7 +345,7 @@ def _detection_numbers(value: Any) -> list[int]:
     [300]
 
     Raises:
-        ConfigError: They are not positive integers.
+        ConfigError: If they are not positive integers.
     """
     listed = value.tolist() if isinstance(value, np.ndarray) else value
     values = list(listed) if isinstance(listed, (list, tuple)) else [listed]

@@ -75,9 +75,9 @@ def compare_detections(
     Args:
         a: detections of the first, or of each of its trainings.
         b: those of the second.
-        truths: of the same images.
-        resamples: of the images, and of the trainings where a side has several.
-        seed: of the resamples.
+        truths: Ground truth of the same images.
+        resamples: Resamples of the images, and of the trainings if a side has several.
+        seed: Seed of the resamples.
         taus: as for :func:`.evaluate.evaluate_detections`.
         zero_overlap: likewise.
 
@@ -88,7 +88,7 @@ def compare_detections(
         has no value.
 
     Raises:
-        ConfigError: a side is empty, or ``resamples`` is below 1.
+        ConfigError: If a side is empty, or ``resamples`` is below 1.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]]).repeat(20, 0)
@@ -199,9 +199,9 @@ def verdict(
     """One sentence on a comparison, at .05 after Holm's correction over the judged metrics.
 
     Args:
-        found: of :func:`compare_detections`.
+        found: Result of :func:`compare_detections`.
         a: name of the first side.
-        b: of the second.
+        b: Name of the second.
         judged: the metrics that it is about.
 
     Example:

@@ -52,7 +52,7 @@ class Truths(NamedTuple):
         A class that is absent for sure (`add_absent`) has no box.
 
         Raises:
-            DataError: a class is unknown.
+            DataError: If a class is unknown.
         """
         pairs = zip(self.category_ids, self.class_names)
         known, _ = add_absent([dict(id=each, name=name) for each, name in pairs], names)
@@ -109,7 +109,7 @@ def check_detections(detections: Detections, source: str = 'the detections') -> 
     """Return detections whose numbers can be judged.
 
     Raises:
-        DataError: a score is NaN or outside [0, 1], or a box is not finite.
+        DataError: If a score is NaN or outside [0, 1], or a box is not finite.
 
     Example:
         >>> image = label = np.zeros(1, int)
@@ -168,7 +168,7 @@ def read_json(path: str | PathLike[str], backend_args: dict | None = None) -> An
     """Read a JSON file, from wherever mmengine's file backends reach.
 
     Raises:
-        DataError: The file is missing, or not JSON.
+        DataError: If the file is missing, or not JSON.
 
     Example:
         >>> from pathlib import Path
@@ -199,7 +199,7 @@ def read_annotations(path: str | PathLike[str], backend_args: dict | None = None
     """Read a COCO annotation file into columns, from wherever mmengine's file backends reach.
 
     Raises:
-        DataError: the file is missing, or `.table.table_of` refuses it.
+        DataError: If the file is missing, or `.table.table_of` refuses it.
 
     Example:
         >>> import json
@@ -226,7 +226,7 @@ def truths_from_coco(dataset: Any, source: str = 'the ground truth') -> Truths:
         source: its name for messages.
 
     Raises:
-        DataError: Not a COCO file, ids that contradict each other, or a box of other than four
+        DataError: If it is not a COCO file, ids contradict each other, or a box has other than four
             numbers.
 
     Example:
@@ -303,8 +303,8 @@ def detections_from_coco(
         source: the list's name for messages.
 
     Raises:
-        DataError: Not a list of results, an image or class that the ground truth lacks, a box that
-            is not four finite numbers, or a score outside [0, 1] or NaN.
+        DataError: If it is not a list of results, an image or class is not in the ground truth, a
+            box is not four finite numbers, or a score is outside [0, 1] or NaN.
 
     Example:
         >>> dataset = dict(images=[dict(id=7)], categories=[dict(id=3, name='cat')], annotations=[])

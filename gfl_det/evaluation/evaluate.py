@@ -50,11 +50,11 @@ def evaluate_detections(
 
     Args:
         detections: with calibrated scores or raw ones.
-        truths: of the same images.
+        truths: Ground truth of the same images.
         taus: thresholds below 1 of the IoU for LaECE, LaACE and LRP.
         zero_overlap: see :func:`.matching.match`; at tau 0 the other way is given too.
-        resamples: of the images, about 1,000, for confidence intervals; 0 for none.
-        seed: of the resamples and of the floors' draws.
+        resamples: Resamples of the images for confidence intervals, about 1,000; 0 for none.
+        seed: Seed of the resamples and of the floors' draws.
 
     Returns:
         Fractions, NaN where no class has a value: ``LaECE_{tau}``, ``LaACE_{tau}`` and
@@ -70,7 +70,7 @@ def evaluate_detections(
         ``NAME_low`` and ``NAME_high`` (:mod:`.bootstrap`).
 
     Raises:
-        ConfigError: a threshold or the number of resamples is out of range.
+        ConfigError: If a threshold or the number of resamples is out of range.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -161,7 +161,7 @@ def format_metrics(metrics: Mapping[str, float], names: Sequence[str] | None = N
     """A table of metrics beside their counts, floors and intervals.
 
     Args:
-        metrics: of :func:`evaluate_detections`.
+        metrics: Result of :func:`evaluate_detections`.
         names: rows, in order; None: all that are neither a count, a floor nor an end.
 
     Example:
@@ -213,7 +213,7 @@ def errors_by_class(
 
     Args:
         detections: with calibrated scores or raw ones.
-        truths: of the same images.
+        truths: Ground truth of the same images.
         tau: threshold below 1 of the IoU.
         zero_overlap: see :func:`.matching.match`.
 

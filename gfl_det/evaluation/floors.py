@@ -146,8 +146,8 @@ def binned_floor(
         num_classes: K; the mean is over those with detections.
         binary: targets are 0 or 1 and drawn with the score as their chance; else residuals are
             drawn from detections of similar scores.
-        seed: of the draws.
-        draws: of the perfectly calibrated detector.
+        seed: Seed of the draws.
+        draws: Number of draws of the perfectly calibrated detector.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -191,7 +191,7 @@ def laece_floor(matches: Matches, num_bins: int = LAECE_BINS, seed: int = 0) -> 
     Args:
         matches: as for :func:`.functional.laece`.
         num_bins: equal bins of the score.
-        seed: of the draws.
+        seed: Seed of the draws.
 
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
@@ -258,7 +258,7 @@ def dece_floor(matches: Matches, num_bins: int = DECE_BINS, seed: int = 0) -> Er
     Args:
         matches: as for :func:`.functional.dece`.
         num_bins: equal bins of the score.
-        seed: of the draws.
+        seed: Seed of the draws.
 
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))

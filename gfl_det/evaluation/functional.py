@@ -376,7 +376,7 @@ def average_precision(matches: Sequence[Matches]) -> AveragePrecision:
     """Average precision over 101 recalls, as pycocotools computes it, to the last digit.
 
     Args:
-        matches: of one set of detections, at T thresholds: for COCO's AP at `COCO_TAUS`.
+        matches: Matches of one set of detections at T thresholds: for COCO's AP at `COCO_TAUS`.
 
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))

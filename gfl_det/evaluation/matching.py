@@ -75,8 +75,8 @@ def match(
     makes it IGNORED.
 
     Args:
-        detections: of any order.
-        truths: of the same images and classes.
+        detections: Detections in any order.
+        truths: Ground truth of the same images and classes.
         taus: thresholds in [0, 1].
         zero_overlap: at tau = 0 an IoU of 0 is a match ('oracle', as published figures have it), or
             is none ('reject').
@@ -86,7 +86,7 @@ def match(
         One for each threshold.
 
     Raises:
-        ConfigError: a threshold or ``zero_overlap`` is out of range.
+        ConfigError: If a threshold or ``zero_overlap`` is out of range.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])

@@ -38,15 +38,15 @@ def match_samples(
 
     Args:
         samples: What the data set showed, in order.
-        image_ids: Of the file.
-        file_names: Of the file's images; empty where it has none.
+        image_ids: Image ids of the file.
+        file_names: File names of these images; empty where the file has none.
         source: The reader of the file and the file's name, for messages.
 
     Returns:
         A row of the file for each sample.
 
     Raises:
-        DataError: An image is not in the file, or two are one image of it.
+        DataError: If an image is not in the file, or two are one image of it.
 
     Example:
         >>> match_samples([Sample(7, '/data/img/a.png')], [5, 7], ['b.png', 'a.png'], 'labels.json')
@@ -208,7 +208,7 @@ def ids_by_name(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> di
     """The ids of images or categories by ``key``, a name.
 
     Raises:
-        DataError: two have the same.
+        DataError: If two of them are the same.
 
     Example:
         >>> ids_by_name([dict(id=7, name='cat')], 'name', 'class')
@@ -238,7 +238,7 @@ def image_ids(images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The ids of images by file name, and by the ends of names of other machines and addresses.
 
     Raises:
-        DataError: two have the same name.
+        DataError: If two of them have the same name.
 
     Example:
         >>> image_ids([dict(id=7, file_name='my%20pictures/a.png')])['a.png']
@@ -255,7 +255,7 @@ def find_id(ids: Mapping[str, Any], names: Sequence[str], shown: str, what: str)
     """The id of the first of the names that is known.
 
     Raises:
-        DataError: none is.
+        DataError: If none is known.
 
     Example:
         >>> find_id({'b.png': 3}, ['a/b.png', 'b.png'], 'a/b.png', 'image')

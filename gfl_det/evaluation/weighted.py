@@ -26,7 +26,7 @@ class DetectionStatistics:
             behind the names: nothing, or ``_reject``.
         coco: the matches at :data:`.functional.COCO_TAUS`.
         detections: that were matched.
-        truths: of the same images.
+        truths: Ground truth of the same images.
         precision_alone: AP, AP50, AP75 and AP per class, no other metric.
     """
 

@@ -166,7 +166,7 @@ def import_one(name: str) -> dict[str, str]:
         Its version.
 
     Raises:
-        SetupError: It does not import; the message says what it means.
+        SetupError: If it does not import; the message says what it means.
     """
     try:
         module = importlib.import_module(name)

@@ -53,7 +53,7 @@ def try_device(device: str) -> dict[str, Any]:
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        GFLDetError: A loss or gradient is not finite, or a part is missing.
+        GFLDetError: If a loss or gradient is not finite, or a part is missing.
     """
     begin = time.perf_counter()
     outcome = check_config(get_config(CONFIG), SIDE, device)

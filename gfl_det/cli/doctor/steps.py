@@ -68,7 +68,7 @@ def run_steps(arguments: Sequence[str], time_limit: float = TIME_LIMIT) -> list[
     """Run a child that takes steps, and read how they ended.
 
     Args:
-        arguments: Of Python; the file to write to is added.
+        arguments: Arguments of Python; the file to write to is added.
         time_limit: Seconds.
 
     Returns:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 EXPORTED = re.compile(r'\.rf\.[0-9a-zA-Z]{8,}$')  # what Roboflow adds to the name of a picture
 GRID = (9, 8)
@@ -28,26 +30,15 @@ def group_near_copies(paths: Sequence[Path]) -> list[int]:
     """Return the group of each picture, named by its first member.
 
     Args:
-        paths: Of N pictures; one that cannot be decoded is a group of its own.
+        paths: Files of N pictures; one that cannot be decoded is a group of its own.
     """
-    parent = list(range(len(paths)))
-
-    def head(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    def join(first: int, second: int) -> None:
-        low, high = sorted((head(first), head(second)))
-        parent[high] = low
-
+    pairs: list[tuple[int, int]] = []
     by_name: dict[str, int] = {}
     for index, path in enumerate(paths):
         if EXPORTED.search(path.stem):
-            join(by_name.setdefault(EXPORTED.sub('', path.stem), index), index)
+            pairs.append((by_name.setdefault(EXPORTED.sub('', path.stem), index), index))
     signs = [sign_of(path) for path in paths]
-    known = [index for index, sign in enumerate(signs) if sign is not None]
+    known = np.array([index for index, sign in enumerate(signs) if sign is not None], int)
     bits = np.array([signs[index] for index in known], np.uint8).reshape(-1, BITS)
     for start in range(0, BITS, BAND_BITS):
         bands = defaultdict(list)
@@ -58,9 +49,13 @@ def group_near_copies(paths: Sequence[Path]) -> list[int]:
             for place, row in enumerate(rows[:-1]):
                 others = np.array(rows[place + 1 :])
                 different = (bits[others] != bits[row]).sum(1)
-                for other in others[different <= MOST_DIFFERENT]:
-                    join(known[row], known[other])
-    return [head(index) for index in range(len(paths))]
+                alike = others[different <= MOST_DIFFERENT]
+                pairs += [(known[row], other) for other in known[alike]]
+    ends = np.array(pairs, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs)), tuple(ends)), shape=(len(paths), len(paths)))
+    _, group = connected_components(graph, directed=False)
+    _, first = np.unique(group, return_index=True)
+    return first[group].tolist()
 
 
 def sign_of(path: Path) -> np.ndarray | None:
@@ -83,11 +78,11 @@ def split_groups(
     What falls where depends on the seed and on the names alone.
 
     Args:
-        groups: Of each of N pictures.
-        keys: Their names.
-        share: Of the second part, as near as groups allow; neither part is empty where there are
-            two groups or more.
-        seed: Another one, another split.
+        groups: Group of each of N pictures.
+        keys: Names of the pictures.
+        share: Share of the second part, as near as groups allow; neither part is empty if there
+            are two groups or more.
+        seed: Seed of the split.
 
     Returns:
         Ascending indices of the first and the second part.

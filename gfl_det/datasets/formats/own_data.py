@@ -38,7 +38,7 @@ def read_own(path: str | Path, image_dir: str | Path | None = None) -> OwnData:
         is set apart where there is none, near copies together.
 
     Raises:
-        DataError: It is no data set, or one that cannot be read.
+        DataError: If it is no data set, or one that cannot be read.
     """
     source = Path(path)
     if not source.exists():
@@ -149,7 +149,7 @@ def _image_folder(dataset: Entry, file: Path, root: Path, split: str) -> Path:
     """Find the folder of the pictures that a COCO file names.
 
     Raises:
-        DataError: None of the folders that are looked into has one of them.
+        DataError: If none of the folders that are looked into has one of them.
     """
     images = dataset['images']
     step = max(1, len(images) // SAMPLED)
@@ -178,7 +178,7 @@ def with_validation(data: OwnData) -> OwnData:
     """Set a part of the pictures of training apart to validate on.
 
     Raises:
-        DataError: There are fewer than two groups of near copies.
+        DataError: If there are fewer than two groups of near copies.
     """
     dataset, folder, _ = data.parts['train']
     images = dataset['images']
@@ -212,7 +212,7 @@ def in_order(data: OwnData, classes: Sequence[str]) -> OwnData:
 
     Args:
         data: The data set.
-        classes: Of the detector; others of the data follow them.
+        classes: Classes of the detector; the data set's others follow.
     """
     place = {name: index for index, name in enumerate(classes)}
 

@@ -91,7 +91,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     """Read width and height, px, from the head of a picture, turned as EXIF says.
 
     Raises:
-        DataError: It cannot be read or is not a picture.
+        DataError: If it cannot be read or is not a picture.
     """
     try:
         if is_endless(path):

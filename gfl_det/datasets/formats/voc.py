@@ -51,7 +51,7 @@ def read_voc(folder: Path) -> OwnData:
         folder: That holds ``Annotations`` or folders of splits.
 
     Raises:
-        DataError: An XML is invalid, a picture is missing, or nothing is listed.
+        DataError: If an XML is invalid, a picture is missing, or nothing is listed.
     """
     notes: list[str] = []
     files = _listed(folder, notes) or _xml_folders(folder)
@@ -81,7 +81,7 @@ def read_list(file: Path, xmls: Path, pictures: Path, classes: Sequence[str]) ->
         classes: Those that come first; others that are found follow.
 
     Raises:
-        DataError: The list or an XML is invalid or missing.
+        DataError: If the list or an XML is invalid or missing.
     """
     try:
         names = [line.split()[0] for line in file.read_text(encoding='utf-8').splitlines() if line]
@@ -158,7 +158,7 @@ def _read_xml(path: Path) -> list[VocObject]:
     """Read the objects of an XML.
 
     Raises:
-        DataError: It is invalid.
+        DataError: If it is invalid.
     """
     try:
         content = path.read_bytes()
@@ -212,7 +212,7 @@ class _Pictures:
         """Return the picture.
 
         Raises:
-            DataError: There is none.
+            DataError: If there is none.
         """
         if xml.parent not in self.beside:
             there = (path for path in xml.parent.iterdir() if is_picture(path))

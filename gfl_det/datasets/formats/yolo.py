@@ -41,8 +41,8 @@ def read_yolo(path: Path) -> OwnData:
         path: The file.
 
     Raises:
-        DataError: It is no ``data.yaml``, or names pictures that are not there, or a text of boxes
-            is invalid.
+        DataError: If it is no ``data.yaml``, or names pictures that are not there, or a text of
+            boxes is invalid.
     """
     content = _parse(path)
     classes = _class_names(content, path)
@@ -174,7 +174,7 @@ def _box(words: list[str], size: tuple[int, int], num_classes: int, where: str) 
     """Read a line: a class and a box or an outline, in fractions of the picture.
 
     Raises:
-        DataError: It is none.
+        DataError: If the line is neither a box nor an outline.
     """
     try:
         numbers = [float(word) for word in words]
@@ -228,7 +228,7 @@ def refuse_without_yaml(folder: Path) -> None:
     """Say of labels without a data.yaml what they lack.
 
     Raises:
-        DataError: There are such labels.
+        DataError: If there are such labels.
     """
     labels = [path for path in folder.rglob('labels') if path.is_dir()]
     if labels:

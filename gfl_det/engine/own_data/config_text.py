@@ -101,9 +101,9 @@ def config_text(data: OwnData, plan: TrainingPlan, name: str, work_dir: Path) ->
     """Write the config of a plan.
 
     Args:
-        data: Whose parts are in files.
-        plan: Of it.
-        name: Of the data set.
+        data: Data set whose parts are in files.
+        plan: Plan for the data set.
+        name: Name of the data set.
         work_dir: For logs and checkpoints.
     """
     root = str((data.source if data.source.is_dir() else data.source.parent).absolute())

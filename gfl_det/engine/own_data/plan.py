@@ -88,11 +88,11 @@ def make_plan(data: OwnData, start: StartingPoint) -> TrainingPlan:
     """Derive the settings from the training split.
 
     Args:
-        data: Whose parts are in files.
+        data: Data set whose parts are in files.
         start: The model.
 
     Raises:
-        DataError: The annotations cannot be used, or hold no box.
+        DataError: If the annotations cannot be used, or hold no box.
     """
     part = data.parts['train']
     table = table_of(part.dataset, str(part.file))
@@ -137,9 +137,9 @@ def choose_scale(table: CocoTable, cfg: Config) -> tuple[tuple[int, int] | None,
     """Choose the size that pictures are fitted into, ratio kept: as small as the boxes allow.
 
     Args:
-        table: Of the training split.
-        cfg: Of the model: its size stays where it keeps no ratio, and is otherwise the largest
-            (where that is below `MOST_LONG`: this).
+        table: Table of the training split.
+        cfg: Config of the model. Its size stays if it keeps no ratio; otherwise it is the largest
+            allowed, but at least `MOST_LONG`.
     """
     given = _own_resizing(cfg)
     if given is not None and not given.keep_ratio:
@@ -228,8 +228,8 @@ def edit_pyramid(model: Entry, now: PriorPyramid, new: PriorPyramid) -> dict[str
     """Return what backbone and neck need for other levels; None where they cannot give them.
 
     Args:
-        model: Of the config, with an FPN.
-        now: Its pyramid.
+        model: Model of the config, with an FPN.
+        now: Pyramid of the model.
         new: The same levels, one more at either end.
     """
     if new.strides == now.strides:
@@ -265,7 +265,7 @@ def choose_rate(cfg: Config, batch: int) -> tuple[float, str]:
     """Scale the model's learning rate to a batch, and say from what.
 
     Raises:
-        ConfigError: The config has no rate.
+        ConfigError: If the config has no rate.
     """
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     rate, kind = optimizer.get('lr'), str(optimizer.get('type'))

@@ -95,7 +95,7 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         splits: The splits that the run reads: ``train``, ``val``, ``test``.
 
     Raises:
-        DataError: Something is missing. The one message lists all of it, where it belongs, and how
+        DataError: If something is missing. One message lists all of it, where it belongs, and how
             to get it.
     """
     missing: list[str] = []
@@ -197,7 +197,7 @@ def check_annotations(cfg: Config, splits: Sequence[str]) -> None:
         splits: The splits that the run reads. A split that is only tested may have no box.
 
     Raises:
-        DataError: Entries or classes would stop the run or spoil it. One message lists all.
+        DataError: If entries or classes would stop the run or spoil it. One message lists all.
     """
     checked: set[tuple] = set()
     faults = []
@@ -245,8 +245,8 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
     its place, which takes the same arguments; that is told.
 
     Raises:
-        ConfigError: The samples lack what a metric takes from them.
-        DataError: A file cannot be judged, or lacks a class or an image of the data sets.
+        ConfigError: If the samples lack what a metric takes from them.
+        DataError: If a file cannot be judged, or lacks a class or an image of the data sets.
     """
     for split in splits:
         for metric in metrics_of(cfg, split):
@@ -282,7 +282,7 @@ def settle_best(cfg: Config) -> None:
     first validation.
 
     Raises:
-        ConfigError: ``CocoMetric`` gives no number of the name.
+        ConfigError: If ``CocoMetric`` gives no number of the name.
     """
     saver = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     best, metrics = saver.get('save_best'), metrics_of(cfg, 'val')
@@ -310,7 +310,7 @@ def _check_packed(metric: Node, kind: type, split: str, datasets: Sequence[Node]
     """Check that the pipelines pack what a metric takes from the samples: ids, gt boxes.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: If they do not.
     """
     if not issubclass(kind, (MMDetCocoMetric, CalibrationMetric)):
         return
@@ -415,7 +415,7 @@ def _check_boxes(boxes: list[np.ndarray], table: CocoTable, rows: Sequence[int])
     boxes that were corrected, still has most of them.
 
     Raises:
-        DataError: Most boxes of both files have no counterpart in the other.
+        DataError: If most boxes of both files have no counterpart in the other.
     """
     totals, found = np.zeros(2), np.zeros(2)
     for own, row in zip(boxes, rows):
