@@ -58,6 +58,16 @@ def compare_intervals(
 
     Raises:
         DataError: If there is only one image, or a half has too few boxes for the level.
+
+    Example:
+        >>> import torch
+        >>> number, edges = 200, torch.rand(200, 4) + torch.tensor([16.0, 16.0, 48.0, 48.0])
+        >>> bins = (torch.zeros(number, 4, 5), torch.full((number, 4), 8.0))
+        >>> centres, limits = torch.full((number, 2), 32.0), torch.full((number, 4), 64.0)
+        >>> label, image = torch.zeros(number, dtype=int), torch.arange(number)
+        >>> matched = MatchedEdges(*bins, centres, limits, edges, label, image)
+        >>> list(compare_intervals(matched, splits=2))
+        ['distributions', 'constant', 'share of the side', 'size group']
     """
     assert edges.images is not None  # set by detectors
     image = np.unique(edges.images.numpy(), return_inverse=True)[1]

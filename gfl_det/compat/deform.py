@@ -57,7 +57,8 @@ def deform_conv2d(
         Without offsets it is a plain convolution.
 
         >>> image, weight = torch.randn(1, 4, 5, 5), torch.randn(2, 4, 3, 3)
-        >>> found = deform_conv2d(image, torch.zeros(1, 18, 3, 3), None, weight, Layout())
+        >>> offset = torch.zeros(1, 18, 3, 3)
+        >>> found = deform_conv2d(image, offset, None, weight, KernelLayout())
         >>> torch.allclose(found, F.conv2d(image, weight), atol=1e-5)
         True
     """

@@ -48,6 +48,12 @@ def counts_alike(truths: COCO, detections: Sequence[dict[str, Any]]) -> bool:
 
     It reads ids as integers, a missing ``area`` or ``iscrowd`` as 0, and has no place for a score
     that is not a number; pycocotools takes any id and score, and refuses what is missing.
+
+    Example:
+        >>> known = COCO()
+        >>> known.dataset = dict(images=[dict(id=7)], categories=[dict(id='cat')], annotations=[])
+        >>> counts_alike(known, [])  # faster_coco_eval cannot read the category's id
+        False
     """
     ids = [entry['id'] for part in ('images', 'categories') for entry in truths.dataset[part]]
     annotations = truths.dataset.get('annotations', [])
@@ -72,6 +78,10 @@ def choose_backend(wanted: Backend) -> Backend:
     Raises:
         ConfigError: If there is no such backend.
         SetupError: If it is asked for by name and not installed.
+
+    Example:
+        >>> choose_backend('pycocotools')
+        'pycocotools'
     """
     if wanted not in get_args(Backend):
         raise ConfigError(
