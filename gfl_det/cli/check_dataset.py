@@ -140,7 +140,7 @@ def sources_of_split(cfg: Config, split: str) -> Iterator[AnnotationSource]:
     """Yield the files of a split; addresses such as ``s3://`` are left to their backends."""
     from gfl_det.datasets.checks.check import AnnotationSource
     from gfl_det.engine.preflight.agreement import class_names
-    from gfl_det.engine.reach.priors import check_priors
+    from gfl_det.engine.reach.advice import check_priors
     from gfl_det.utils.config import annotation_path, datasets_of, image_folder, is_remote
 
     for dataset in datasets_of(cfg, split):

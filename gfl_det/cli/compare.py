@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> None:
     from gfl_det.evaluation.comparison import JUDGED, compare_detections, verdict
     from gfl_det.inference.coverage import read_split
     from gfl_det.utils.console import print_table
-    from gfl_det.visualization.charts import save_figure
-    from gfl_det.visualization.differences import difference_figure
+    from gfl_det.visualization.charts import difference_figure, save_figure
 
     if args.picture and Path(args.picture).suffix not in CHART_ENDINGS:
         raise DataError(f'--picture {args.picture} must end in {", ".join(CHART_ENDINGS)}.')

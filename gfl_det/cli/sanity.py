@@ -17,8 +17,7 @@ from gfl_det.utils.files import check_writable, write_json
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-    from gfl_det.engine.sanity.diagnosis import Suspect
-    from gfl_det.engine.sanity.overfit import OverfitCurve
+    from gfl_det.engine.sanity.overfit import OverfitCurve, Suspect
 
 LOOKED_AT = 64  # pictures whose boxes and labels are looked at without a model
 TRIAL_STEPS = 60  # with another learning rate, where the config's fails
@@ -72,9 +71,8 @@ def _run(cfg: Config, args: argparse.Namespace) -> int:
     from gfl_det.engine.preflight.agreement import check_classes
     from gfl_det.engine.preflight.data import check_data
     from gfl_det.engine.preflight.weights import check_weights
-    from gfl_det.engine.sanity.diagnosis import suspects_of_curve
     from gfl_det.engine.sanity.evidence import Examples, build_dataset, load
-    from gfl_det.engine.sanity.overfit import overfit
+    from gfl_det.engine.sanity.overfit import overfit, suspects_of_curve
 
     begin, begin_busy = time.monotonic(), time.process_time()
     if args.json:
@@ -114,7 +112,6 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
     """
     from gfl_det.datasets import coco
     from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
-    from gfl_det.engine.sanity.diagnosis import suspects_of_data
     from gfl_det.engine.sanity.evidence import (
         Examples,
         box_chance,
@@ -122,6 +119,7 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
         label_chance,
         load,
     )
+    from gfl_det.engine.sanity.overfit import suspects_of_data
     from gfl_det.utils.config import annotation_path, datasets_of, is_remote
 
     format_fault = None
@@ -143,7 +141,7 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
 
 def print_outcome(curve: OverfitCurve, suspects: Sequence[Suspect]) -> None:
     """Print the losses before and after, the verdict, and each suspect."""
-    from gfl_det.engine.sanity.diagnosis import verdict
+    from gfl_det.engine.sanity.overfit import verdict
     from gfl_det.utils.console import print_table
 
     first, last = curve.losses[0], curve.losses[-1]

@@ -21,8 +21,8 @@ def install() -> None:
 
     moved.install()
     ops.install()
-    from gfl_det.compat import checkpoint, pretrained, versions
+    from gfl_det.compat import checkpoint, environment, pretrained
 
     checkpoint.install()
     pretrained.install()
-    versions.install()
+    environment.install()

@@ -11,7 +11,7 @@ from typing import Any
 from mmdet.registry import MODELS  # a bare name is mmdet's, as in a runner
 from mmengine.config import Config, ConfigDict
 
-from gfl_det.compat.processor import require_bfloat16
+from gfl_det.compat.environment import require_bfloat16
 from gfl_det.engine.amp import CPUAmpOptimWrapper
 from gfl_det.engine.hooks import (
     AssignmentLogHook,

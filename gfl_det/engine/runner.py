@@ -28,8 +28,7 @@ from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.calibration.splits import Judged
 from gfl_det.datasets.table import CocoTable
 from gfl_det.engine import preflight
-from gfl_det.engine.hooks.epoch_lines import EpochLinesHook, for_people
-from gfl_det.engine.hooks.progress import ProgressHook, has_terminal
+from gfl_det.engine.hooks.console import EpochLinesHook, ProgressHook, for_people, has_terminal
 from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.evaluation.detections import (

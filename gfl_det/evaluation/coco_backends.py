@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from gfl_det.compat.versions import FASTER_COCO_EVAL, has_faster_coco_eval
+from gfl_det.compat.environment import FASTER_COCO_EVAL, has_faster_coco_eval
 from gfl_det.errors import ConfigError, SetupError
 
 Backend = Literal['auto', 'pycocotools', 'faster_coco_eval']

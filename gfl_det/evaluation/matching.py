@@ -35,8 +35,8 @@ class Matches(NamedTuple):
     scores: np.ndarray  # (N,) float64
     state: np.ndarray  # (N,) int8: TRUE, FALSE or IGNORED (in a crowd, or an area below 0)
     iou: np.ndarray  # (N,) float64, with the gt box of a TRUE one; else 0
-    truth: np.ndarray  # (N,) int64, index of the truth of a TRUE one; else -1
-    truths: np.ndarray  # (K,) int64, truths of each class without crowds
+    truth: np.ndarray  # (N,) int64, index of the gt of a TRUE one; else -1
+    truths: np.ndarray  # (K,) int64, gts of each class without crowds
 
     def judged(self) -> np.ndarray:
         """Mask ``(N,)`` of those that are right or wrong, of classes that have gt boxes."""

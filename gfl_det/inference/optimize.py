@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gfl_det.compat.processor import require_bfloat16
-from gfl_det.engine.hooks.channels_last import CastInput
+from gfl_det.compat.environment import require_bfloat16
+from gfl_det.engine.amp import CastInput
 from gfl_det.errors import SetupError
 from gfl_det.ops.convolutions import use_packed, use_winograd
 

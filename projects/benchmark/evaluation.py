@@ -14,7 +14,7 @@ import numpy as np
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from pycocotools.cocoeval import COCOeval
 
-from gfl_det.compat.versions import has_faster_coco_eval
+from gfl_det.compat.environment import has_faster_coco_eval
 from gfl_det.errors import SetupError
 from gfl_det.evaluation.coco_metric import CocoMetric
 from gfl_det.utils.timing import Row, Runs

@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         height, width = self.size
-        return f'{self.batch} x {height}x{width}, {self.truths} truths, {self.classes} classes'
+        return f'{self.batch} x {height}x{width}, {self.truths} gt boxes, {self.classes} classes'
 
     def without_classes(self) -> str:
         """The same as text where classes do not matter."""
@@ -183,7 +183,7 @@ def prediction_rows(case: Case, runs: Runs, scores: str, target: float | None = 
     slow, fast = runs.in_turns(partial(predict, theirs), partial(predict, ours))
     floor = num_bytes(*inputs.cls_scores) / runs.bandwidth()
     name = f'post-processing, {scores} scores, {case._replace(truths=0)}'
-    return [Row(name.replace(' 0 truths,', ''), slow, fast, target=target, floor=floor)]
+    return [Row(name.replace(' 0 gt boxes,', ''), slow, fast, target=target, floor=floor)]
 
 
 def contract_rows(case: Case, runs: Runs) -> list[Row]:

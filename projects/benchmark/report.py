@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gfl_det.compat.processor import processor_kind
+from gfl_det.compat.environment import processor_kind
 from gfl_det.errors import DataError
 from gfl_det.utils.timing import Row
 

@@ -12,9 +12,8 @@ from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
-from gfl_det.compat.processor import computes_bfloat16
-from gfl_det.engine.amp import CPUAmpOptimWrapper
-from gfl_det.engine.hooks.channels_last import lay_channels_last
+from gfl_det.compat.environment import computes_bfloat16
+from gfl_det.engine.amp import CPUAmpOptimWrapper, lay_channels_last
 from gfl_det.inference import optimize_for_inference
 from gfl_det.utils.timing import Row, Runs
 from projects.benchmark.models import build_detectors

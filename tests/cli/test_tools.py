@@ -19,7 +19,7 @@ import gfl_det
 from gfl_det.cli import main as cli
 from gfl_det.cli import test as testing
 from gfl_det.cli import train
-from gfl_det.compat import processor
+from gfl_det.compat import environment
 from gfl_det.engine import amp, config_edits, runner
 from gfl_det.errors import CheckpointError, ConfigError, DataError, SetupError
 from gfl_det.utils.config import load_config, move_data_root, override, walk
@@ -284,7 +284,7 @@ class TestOptions:
 
 class TestMixedPrecision:
     def test_by_device(self, monkeypatch):
-        monkeypatch.setattr(processor, 'computes_bfloat16', lambda: True)
+        monkeypatch.setattr(environment, 'computes_bfloat16', lambda: True)
         cfg = shipped()
         config_edits.use_amp(cfg, has_gpu=True)
         assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ('AmpOptimWrapper', 'float16')
@@ -295,7 +295,7 @@ class TestMixedPrecision:
         assert cfg.optim_wrapper.optimizer == shipped().optim_wrapper.optimizer
 
     def test_a_processor_without_bfloat16(self, monkeypatch):
-        monkeypatch.setattr(processor, 'computes_bfloat16', lambda: False)
+        monkeypatch.setattr(environment, 'computes_bfloat16', lambda: False)
         cfg = shipped()
         with pytest.raises(SetupError, match='float32, without --amp'):
             config_edits.use_amp(cfg, has_gpu=False)
@@ -525,7 +525,7 @@ def test_without_coco_training_stops_before_anything_is_made(tmp_path):
 
 
 def test_training_in_two_processes_resuming_and_testing(pets):
-    amp_option = ['--amp'] if processor.computes_bfloat16() else []
+    amp_option = ['--amp'] if environment.computes_bfloat16() else []
     here = ['--cfg-options', 'data_root=pets']
     trained = run_script(
         *('dist_train.sh', 'tiny.py', 2, '--work-dir', 'run'),

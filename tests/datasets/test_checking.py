@@ -31,8 +31,8 @@ from gfl_det.datasets.checks import image_files
 from gfl_det.datasets.checks.check import AnnotationSource, Decoding, Report, check_file
 from gfl_det.datasets.checks.draft import Finding
 from gfl_det.engine import preflight
-from gfl_det.engine.reach import priors
-from gfl_det.engine.reach.priors import check_priors
+from gfl_det.engine.reach import advice
+from gfl_det.engine.reach.advice import check_priors
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.models.assigners import ATSSAssigner
 from gfl_det.registry import TASK_UTILS
@@ -701,11 +701,11 @@ class TestPriors:
         )
 
     def test_of_many_images_the_same_are_drawn(self, monkeypatch):
-        monkeypatch.setattr(priors, 'SAMPLE', 10)
-        assert priors._sample(10).tolist() == list(range(10))
-        drawn = priors._sample(1000)
+        monkeypatch.setattr(advice, 'SAMPLE', 10)
+        assert advice._sample(10).tolist() == list(range(10))
+        drawn = advice._sample(1000)
         assert len(set(drawn.tolist())) == 10
-        assert drawn.tolist() == sorted(priors._sample(1000).tolist())
+        assert drawn.tolist() == sorted(advice._sample(1000).tolist())
 
 
 class TestCommand:

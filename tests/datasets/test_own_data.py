@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gfl_det.datasets.formats.near_copies import group_near_copies, split_groups
-from gfl_det.datasets.formats.own_data import read_own, write_parts
+from gfl_det.datasets.formats.own_data import group_near_copies, read_own, split_groups, write_parts
 from gfl_det.datasets.formats.pictures import OwnData
 from gfl_det.datasets.table import read_table
 from gfl_det.errors import DataError

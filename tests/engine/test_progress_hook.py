@@ -52,7 +52,7 @@ def train(hook: ProgressHook, runner: SimpleNamespace) -> None:
 
 
 def test_a_terminal_has_a_bar_and_whole_lines(runner, capsys, monkeypatch) -> None:
-    monkeypatch.setattr('gfl_det.engine.hooks.progress.REDRAW_SECONDS', 0)
+    monkeypatch.setattr('gfl_det.engine.hooks.console.REDRAW_SECONDS', 0)
     out = sys.stdout
     train(ProgressHook(terminal=True), runner)
     printed, shown = capsys.readouterr()

@@ -15,10 +15,17 @@ from mmengine.structures import InstanceData
 
 import gfl_det
 from gfl_det.cli import sanity
-from gfl_det.engine.sanity import diagnosis, evidence
-from gfl_det.engine.sanity.diagnosis import suspects_of_curve, suspects_of_data, verdict
+from gfl_det.engine.sanity import evidence
 from gfl_det.engine.sanity.evidence import Examples, load
-from gfl_det.engine.sanity.overfit import OverfitCurve, Scores, score
+from gfl_det.engine.sanity.overfit import (
+    OverfitCurve,
+    Scores,
+    Suspect,
+    score,
+    suspects_of_curve,
+    suspects_of_data,
+    verdict,
+)
 from tests.helpers.commands import run_tool
 
 SIDE = 96
@@ -370,7 +377,7 @@ class TestTool:
         status, found = run(cfg_file, '--images', 2, '--steps', 40, '--cfg-options', option)
         assert status == 1
         assert [part for part, reason in found['suspects'] if words in reason] == ['learning rate']
-        assert diagnosis.Suspect(*found['suspects'][0]).part == 'learning rate'
+        assert Suspect(*found['suspects'][0]).part == 'learning rate'
 
     def test_classes_that_do_not_fit_stop_it(self, cfg_file):
         option = 'model.bbox_head.num_classes=7'

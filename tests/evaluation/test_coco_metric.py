@@ -15,7 +15,7 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from pycocotools.cocoeval import COCOeval
 
 import gfl_det
-from gfl_det.compat import versions
+from gfl_det.compat import environment
 from gfl_det.errors import ConfigError, DataError, SetupError
 from gfl_det.evaluation import CocoMetric, coco_backends, coco_metric
 from gfl_det.evaluation.calibration_metric import CalibrationMetric
@@ -34,7 +34,8 @@ from projects.benchmark.evaluation import (
 from tests.helpers.paths import ROOT
 
 needs_faster = pytest.mark.skipif(
-    not versions.has_faster_coco_eval(), reason=f'{versions.FASTER_COCO_EVAL} is not installed'
+    not environment.has_faster_coco_eval(),
+    reason=f'{environment.FASTER_COCO_EVAL} is not installed',
 )
 BACKENDS = ['pycocotools', pytest.param('faster_coco_eval', marks=needs_faster)]
 OPTIONS = {
@@ -514,11 +515,11 @@ class TestBackend:
             return version
 
         monkeypatch.setattr(metadata, 'version', tell)
-        assert versions.has_faster_coco_eval() == expected
+        assert environment.has_faster_coco_eval() == expected
 
     def test_setup_asks_for_these_versions(self):
         text = (ROOT / 'setup.py').read_text()
-        assert f"'faster': ['{versions.FASTER_COCO_EVAL}']" in text
+        assert f"'faster': ['{environment.FASTER_COCO_EVAL}']" in text
 
     def test_unknown_values_are_named(self):
         with pytest.raises(ConfigError, match=r"'fast' .* faster_coco_eval"):

@@ -18,7 +18,7 @@ from mmdet.utils import register_all_modules
 from torch import nn
 
 import gfl_det
-from gfl_det.compat import processor
+from gfl_det.compat import environment
 from gfl_det.errors import SetupError
 from gfl_det.inference import optimize_for_inference
 from gfl_det.inference.optimize import fold_batch_norms
@@ -259,7 +259,7 @@ def test_an_optimized_detector_finds_the_same(model) -> None:
 
 
 def test_bfloat16_gives_float32_results(model, monkeypatch) -> None:
-    monkeypatch.setattr(processor, 'computes_bfloat16', lambda: True)
+    monkeypatch.setattr(environment, 'computes_bfloat16', lambda: True)
     fast = optimize_for_inference(model, torch.bfloat16)
     for found, expected in zip(predict(fast, IMAGES), predict(model, IMAGES)):
         assert found.scores.dtype == found.bboxes.dtype == torch.float32
@@ -267,7 +267,7 @@ def test_bfloat16_gives_float32_results(model, monkeypatch) -> None:
 
 
 def test_bfloat16_is_refused_where_the_processor_lacks_it(model, monkeypatch) -> None:
-    monkeypatch.setattr(processor, 'computes_bfloat16', lambda: False)
+    monkeypatch.setattr(environment, 'computes_bfloat16', lambda: False)
     with pytest.raises(SetupError, match=r'bfloat16.*optimize for float32'):
         optimize_for_inference(model, torch.bfloat16)
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from gfl_det.cli.doctor.steps import Steps
-from gfl_det.compat import versions
-from gfl_det.compat.processor import computes_bfloat16, processor_kind
+from gfl_det.compat import environment
+from gfl_det.compat.environment import computes_bfloat16, processor_kind
 from gfl_det.swap.check import check_config
 from gfl_det.utils.config import get_config
 from gfl_det.version import __version__
@@ -72,7 +72,7 @@ def main(path: str, with_test: bool = True) -> None:
         with_test: Also build, train and predict.
     """
     with Steps(path) as steps:
-        steps.take('versions', lambda: {**versions.report(), 'gfl_det': __version__})
+        steps.take('versions', lambda: {**environment.report(), 'gfl_det': __version__})
         steps.take('devices', devices)
         if with_test:
             kinds = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]

@@ -1,12 +1,11 @@
 """Hooks for mmengine's runner."""
 
+from gfl_det.engine.amp import ChannelsLastHook
 from gfl_det.engine.hooks.assignment_log import AssignmentLogHook
-from gfl_det.engine.hooks.channels_last import ChannelsLastHook
 from gfl_det.engine.hooks.checkpoint import CheckpointHook, StopSignalHook
-from gfl_det.engine.hooks.epoch_lines import EpochLinesHook
+from gfl_det.engine.hooks.console import EpochLinesHook, ProgressHook
 from gfl_det.engine.hooks.gamma_schedule import GammaScheduleHook
 from gfl_det.engine.hooks.loss_guard import LossGuardHook
-from gfl_det.engine.hooks.progress import ProgressHook
 from gfl_det.engine.hooks.sample_pictures import SamplePicturesHook
 
 __all__ = [

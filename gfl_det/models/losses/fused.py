@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gfl_det.compat.versions import graph_is_kept
+from gfl_det.compat.environment import graph_is_kept
 from gfl_det.models.losses.functional import (
     quality_focal_gradient,
     quality_focal_loss,

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.stats import spearmanr
 
-from gfl_det.compat.versions import has_faster_coco_eval
+from gfl_det.compat.environment import has_faster_coco_eval
 from gfl_det.evaluation.coco_metric import FastCOCOeval
 from gfl_det.evaluation.detections import Detections, Truths
 from gfl_det.evaluation.matching import FALSE, TRUE, Matches

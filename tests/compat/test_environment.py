@@ -17,12 +17,12 @@ import torch
 from mmengine.config import Config
 from mmengine.utils import is_installed
 
-from gfl_det.compat import ops, versions
+from gfl_det.compat import environment, ops
 from gfl_det.errors import SetupError
 
 
 def test_the_report_names_versions_and_the_operators_in_use() -> None:
-    report = versions.report()
+    report = environment.report()
     for name, module in dict(torch=torch, numpy=np, mmengine=mmengine, mmdet=mmdet).items():
         assert report[name] == module.__version__
     assert report['python'] == platform.python_version()
@@ -42,7 +42,7 @@ def no_pkg_resources(monkeypatch: pytest.MonkeyPatch) -> None:
         def find_spec(self, name: str, path=None, target=None):
             return None if name == 'pkg_resources' else self.finder.find_spec(name, path, target)
 
-    guard = versions.PkgResourcesGuard
+    guard = environment.PkgResourcesGuard
     finders = [finder for finder in sys.meta_path if finder is not guard]
     monkeypatch.setattr(sys, 'meta_path', [*map(Blind, finders), guard])
     monkeypatch.delitem(sys.modules, 'pkg_resources', raising=False)
@@ -72,7 +72,7 @@ def test_others_miss_pkg_resources_as_usual() -> None:
 
 
 def test_the_guard_comes_once_and_after_pythons_own_finders() -> None:
-    versions.install()
-    assert sys.meta_path.count(versions.PkgResourcesGuard) == 1
-    guard = sys.meta_path.index(versions.PkgResourcesGuard)
+    environment.install()
+    assert sys.meta_path.count(environment.PkgResourcesGuard) == 1
+    guard = sys.meta_path.index(environment.PkgResourcesGuard)
     assert sys.meta_path.index(PathFinder) < guard
