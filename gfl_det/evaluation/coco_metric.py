@@ -252,11 +252,21 @@ class CocoMetric(MMDetCocoMetric):
         return match_classes((self.dataset_meta or {})['classes'], categories, table.source)
 
     def _fast_recalls(self, truths: Any, predictions: Sequence[dict]) -> dict[str, float]:
-        known, self._coco_api = self._coco_api, truths
-        recalls = self.fast_eval_recall(
-            predictions, self.proposal_nums, self.iou_thrs, logger='current'
-        )
-        self._coco_api = known
+        """Count image by image: mmdet's count fails where images differ in their number of gts."""
+        known, shown = self._coco_api, self.img_ids
+        self._coco_api = truths
+        found, gts = np.zeros(len(self.proposal_nums)), 0
+        for row, prediction in zip(shown, predictions):
+            entries = truths.load_anns(truths.get_ann_ids(img_ids=row))
+            number = sum(not (each.get('ignore', False) or each['iscrowd']) for each in entries)
+            if number:
+                self.img_ids = [row]
+                found += number * self.fast_eval_recall(
+                    [prediction], self.proposal_nums, self.iou_thrs, logger='silent'
+                )
+                gts += number
+        self._coco_api, self.img_ids = known, shown
+        recalls = found / gts if gts else np.full(len(found), np.nan)
         return {f'AR@{number}': recall for number, recall in zip(self.proposal_nums, recalls)}
 
     def _detections(self, shown: _Shown, labels: list[int], with_masks: bool) -> list[dict]:

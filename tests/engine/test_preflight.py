@@ -156,7 +156,7 @@ class TestTheWholeCheck:
             'val2017.zip',
             'annotations_trainval2017.zip',
             'data_root=/path/to/coco',
-            'README.md',
+            'gfl-det train --data',
             '`make demo` trains on an embedded data set and needs no download',
             'Also, the weights torchvision://resnet50 of model.backbone',
             '--from-scratch',
@@ -280,6 +280,25 @@ class TestData:
         check_metrics(cfg, TRAINING)
         assert cfg.val_evaluator.type == 'gfl_det.CocoMetric'
         assert re.search(words, capsys.readouterr().err)
+
+    @pytest.mark.parametrize(
+        ('options', 'words'),
+        [
+            (dict(iou_thrs=[0.5, 0.75]), r'iou_thrs=\[0.5, 0.75\]'),
+            (dict(metric=['bbox', 'proposal_fast']), 'proposal_fast'),
+        ],
+    )
+    def test_settings_at_which_mmdets_metric_stops(self, here, capsys, options, words):
+        metric = dict(type='CocoMetric', ann_file='data/pets/val.json', **options)
+        cfg = config(val_evaluator=metric)
+        check_metrics(cfg, TRAINING)
+        assert cfg.val_evaluator.type == 'gfl_det.CocoMetric'
+        assert re.search(words, capsys.readouterr().err)
+
+    def test_a_metric_without_its_package(self, here, monkeypatch):
+        monkeypatch.setattr('gfl_det.engine.preflight.data.find_spec', lambda name: None)
+        with pytest.raises(ConfigError, match='package lvis'):
+            check_metrics(config(val_evaluator=dict(type='LVISMetric')), TRAINING)
 
     def test_a_class_that_one_split_does_not_list(self, here, capsys):
         path = here / 'data/pets/val.json'

@@ -234,6 +234,13 @@ class TestNumbers:
         assert same_numbers(ours, count(MMDetCocoMetric, coco_set, **options))
         assert ours == {'AR@1': 0.5, 'AR@2': pytest.approx(0.7), 'AR@3': pytest.approx(0.7)}
 
+    def test_of_fast_proposals_on_images_with_different_numbers_of_boxes(self):
+        truths = [(1, 0, 0, 0, 50, 50), (1, 0, 200, 200, 50, 50), (2, 1, 100, 100, 50, 50)]
+        found = {1: [(0, 0, 50, 50, 0.9, 0)], 2: [(100, 100, 50, 50, 0.8, 1)], 3: []}
+        coco_set = make_drawn(truths, found)
+        options = dict(metric='proposal_fast', proposal_nums=(1,), iou_thrs=[0.5])
+        assert count(CocoMetric, coco_set, **options) == {'AR@1': pytest.approx(2 / 3)}
+
     @pytest.mark.parametrize('thresholds', [0.5, [0.5, 0.75]])
     @pytest.mark.parametrize('backend', BACKENDS)
     def test_at_thresholds_in_any_form(self, drawn, thresholds, backend):

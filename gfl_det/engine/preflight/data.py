@@ -14,12 +14,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmdet.evaluation import LVISMetric
 from mmdet.evaluation import VOCMetric as MMDetVOCMetric
 from mmdet.registry import (
     DATASETS,  # a bare name is mmdet's, as in a runner
@@ -65,11 +67,11 @@ so that you have
   {root}/train2017/  118,287 images
   {root}/val2017/    5,000 images
 COCO lies elsewhere on this machine: add --cfg-options data_root=/path/to/coco
-Your own data, as COCO JSON: see "your own data" in README.md"""
+Your own data, in COCO, YOLO or VOC format: gfl-det train --data PATH"""
 DIGITS_HELP = 'This data set is built, not downloaded: gfl-det digits'
 OWN_HELP = """\
 The data lies elsewhere: add --cfg-options data_root=/path/to/data
-Your own data, as COCO JSON: see "your own data" in README.md"""
+Your own data, in COCO, YOLO or VOC format: gfl-det train --data PATH"""
 DEMO_HELP = 'No data at hand: `make demo` trains on an embedded data set and needs no download.'
 OUR_METRIC, OUR_VOC_METRIC = 'gfl_det.CocoMetric', 'gfl_det.VOCMetric'
 PREFIXES = {'CocoMetric': 'coco', 'VOCMetric': 'pascal_voc'}  # of the numbers they give
@@ -245,7 +247,7 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
     its place, which takes the same arguments; that is told.
 
     Raises:
-        ConfigError: If the samples lack what a metric takes from them.
+        ConfigError: If the samples lack what a metric takes from them, or its package is missing.
         DataError: If a file cannot be judged, or lacks a class or an image of the data sets.
     """
     for split in splits:
@@ -257,12 +259,21 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
                 if (names := class_names(dataset)) is not None
             ):
                 metric['type'] = OUR_VOC_METRIC  # mmdet's gives own classes the names of VOC's
+            if kind is LVISMetric and find_spec('lvis') is None:
+                raise ConfigError(
+                    f'{split}_evaluator is LVISMetric, which needs the package lvis: install it, '
+                    f'or use {OUR_METRIC} for annotations that are complete.'
+                )
             if kind is not None:
                 _check_packed(metric, kind, split, datasets_of(cfg, split))
             if kind is None or not path or is_remote(path) or metric.get('backend_args'):
                 continue
             if kind is MMDetCocoMetric:
-                fault = plain_fault(path) or _absent_fault(path, datasets_of(cfg, split))
+                fault = (
+                    _setting_fault(metric)
+                    or plain_fault(path)
+                    or _absent_fault(path, datasets_of(cfg, split))
+                )
                 if fault is None:
                     continue
                 print(
@@ -342,6 +353,15 @@ def _check_packed(metric: Node, kind: type, split: str, datasets: Sequence[Node]
 def _type_name(node: Node) -> str:
     kind = node.get('type')
     return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _setting_fault(metric: Node) -> str | None:
+    """Say which setting stops mmdet's metric after the detections are made."""
+    if metric.get('iou_thrs') is not None:
+        return f'iou_thrs={metric["iou_thrs"]!r} stops it'
+    if 'proposal_fast' in (metric.get('metric') or ()):
+        return 'proposal_fast stops it where images have different numbers of boxes'
+    return None
 
 
 def plain_fault(path: str) -> str | None:
