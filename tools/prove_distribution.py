@@ -1,8 +1,8 @@
 """Show what a box's edges and neighbours tell of its IoU that its score does not.
 
     python tools/prove_distribution.py NAME CONFIG CHECKPOINT [CHECKPOINT ...]
-                                       [--splits val test] [--seeds 5] [--cfg-options KEY=VALUE ...]
-                                       [--out FILE.json]
+                                       [--splits val test] [--seeds 5] [--suppressions]
+                                       [--cfg-options KEY=VALUE ...] [--out FILE.json]
 
 Runs a GFL detector on held-out images, cuts them in two at random, fits isotonic regression and
 distribution calibrators on one half and judges them on the other. Prints a Markdown table.

@@ -1,4 +1,9 @@
-"""Claims of the papers on training losses, tested on the same runs in pairs."""
+"""Claims of the papers on training losses, tested on the same runs in pairs.
+
+Seeds that cut the same samples anew are not independent, so the variance of their mean is corrected
+as in Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003; and as
+many claims are tested at once, verdicts follow p values adjusted by Holm's procedure.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from gfl_det.evaluation.comparison import holm
 from projects.calibration_study.classification import Run
 
 MUKHOTI = 'Mukhoti 2020'
 WANG = 'Wang 2021'
-LEVEL = 0.05  # of the two-sided paired t test that decides
+LEVEL = 0.05  # of the two-sided paired t tests that decide, all together
 Verdict = Literal['for', 'undecided', 'against']
 
 
@@ -35,7 +41,8 @@ class Finding(NamedTuple):
     difference: float  # mean over seeds of the lower one minus the higher one: below 0 is for it
     seeds_for: int  # seeds in which it is below 0
     seeds: int
-    p_value: float
+    p_value: float  # of this claim alone
+    p_holm: float  # adjusted for all claims that are tested together
     verdict: Verdict
 
 
@@ -74,17 +81,30 @@ def value_of(run: Run, measure: str) -> float:
     return {'before': run.before, 'after': run.after}[when][name]
 
 
-def judge(claim: Claim, runs: Sequence[Run]) -> Finding:
-    """Compare the two losses of a claim seed by seed.
+def judge_all(claims: Sequence[Claim], runs: Sequence[Run], ratio: float = 0.0) -> list[Finding]:
+    """Judge claims that are tested together.
 
     Args:
-        claim: of two losses.
-        runs: at least two seeds of both.
+        claims: of losses that the runs have.
+        runs: at least two seeds of each loss.
+        ratio: judged samples over training samples, where seeds cut the same samples anew; 0 for
+            independent seeds.
+    """
+    findings = [judge(claim, runs, ratio) for claim in claims]
+    adjusted = holm({str(number): each.p_value for number, each in enumerate(findings)})
+    return [
+        each._replace(p_holm=p, verdict=_verdict(each.difference, p))
+        for each, p in zip(findings, adjusted.values())
+    ]
+
+
+def judge(claim: Claim, runs: Sequence[Run], ratio: float = 0.0) -> Finding:
+    """Compare the two losses of a claim seed by seed; arguments as for :func:`judge_all`.
 
     Returns:
         'for' or 'against' where a paired t test at `LEVEL` tells them apart.
     """
-    from scipy.stats import ttest_rel  # slow to import
+    from scipy.stats import t as student  # slow to import
 
     sides = [
         {run.seed: value_of(run, claim.measure) for run in runs if run.loss == loss}
@@ -93,14 +113,20 @@ def judge(claim: Claim, runs: Sequence[Run]) -> Finding:
     seeds = sorted(sides[0])
     lower, higher = (np.array([side[seed] for seed in seeds]) for side in sides)
     difference = lower - higher
-    # Without any spread the test has no answer: then the sign is the answer.
-    same = np.ptp(difference) == 0
-    p_value = float(difference[0] == 0) if same else float(ttest_rel(lower, higher).pvalue)
-    verdict: Verdict = 'undecided'
-    if p_value < LEVEL:
-        verdict = 'for' if difference.mean() < 0 else 'against'
+    mean, deviation = float(difference.mean()), float(difference.std(ddof=1))
+    if np.ptp(difference) == 0:  # without any spread the sign is the answer
+        p_value = float(difference[0] == 0)
+    else:
+        statistic = mean / (deviation * math.sqrt(1 / len(seeds) + ratio))
+        p_value = float(2 * student.sf(abs(statistic), len(seeds) - 1))
     number = int((difference < 0).sum())
-    return Finding(claim, float(difference.mean()), number, len(seeds), p_value, verdict)
+    return Finding(claim, mean, number, len(seeds), p_value, p_value, _verdict(mean, p_value))
+
+
+def _verdict(difference: float, p_value: float) -> Verdict:
+    if p_value >= LEVEL:
+        return 'undecided'
+    return 'for' if difference < 0 else 'against'
 
 
 def finding_to_json(finding: Finding) -> dict[str, Any]:

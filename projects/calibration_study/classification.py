@@ -34,6 +34,7 @@ from projects.calibration_study.classification_metrics import (
 from projects.calibration_study.softmax_temperature import fit_softmax_temperature
 
 CLASSES = 10
+SCANS = 1797
 WIDTH = 256  # enough to remember every wrong label
 LOSSES: dict[str, Callable[[], ScoreLoss]] = {
     'CE': lambda: FocalLoss(use_sigmoid=False, gamma=0),
@@ -75,10 +76,10 @@ class Recipe:
             raise ConfigError(f'the noise of the labels lies in [0, 1), not {self.noise!r}')
         if self.epochs < 1:
             raise ConfigError(f'training takes at least 1 epoch, not {self.epochs!r}')
-        if min(self.train, self.held_out) < 1 or self.train + self.held_out >= 1797:
+        if min(self.train, self.held_out) < 1 or self.train + self.held_out >= SCANS:
             raise ConfigError(
                 f'{self.train} scans to train on and {self.held_out} to fit the temperature on '
-                'leave none of the 1797 to judge'
+                f'leave none of the {SCANS} to judge'
             )
 
 

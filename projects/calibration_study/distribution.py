@@ -3,12 +3,16 @@
 Held-out images are cut in two at random, for several seeds: calibrators are fitted on one half and
 judged on the other, in two views (see :mod:`.detection`): of all detections, and of those above
 each class's least LRP, the published protocol.
+
+Two further baselines change the suppression and read scores alone: isotonic regression after NMS at
+the threshold that is best on the half to fit on, and after soft-NMS (Bodla et al., ICCV 2017, with
+its Gaussian of sigma .5), which lowers the scores of boxes that overlap a better one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +36,14 @@ CALIBRATORS: dict[str, tuple[Group, ...] | None] = {
     'score, edges': ('score', 'distribution'),
     'score, overlap': ('score', 'overlap'),
     'score, edges, overlap': ('score', 'distribution', 'overlap'),
+    'score, box': ('score', 'box'),
+    'score, edges, overlap, box': ('score', 'distribution', 'overlap', 'box'),
+}
+TUNED, SOFT = 'isotonic, tuned NMS', 'isotonic, soft-NMS'
+# Tests of suppression by the name of their detections.
+SUPPRESSIONS: dict[str, dict[str, Any]] = {
+    **{f'nms {t:g}': dict(type='nms', iou_threshold=t) for t in (0.4, 0.5, 0.6, 0.7, 0.8)},
+    SOFT: dict(type='soft_nms', method='gaussian', sigma=0.5, min_score=0.05),
 }
 METRICS = ('LaECE_0', 'LaACE_0', 'LRP_0', 'AP')
 
@@ -41,7 +53,7 @@ class Outcome(NamedTuple):
 
     name: str  # of the data and detector
     seed: int
-    calibrator: str  # of CALIBRATORS
+    calibrator: str  # of CALIBRATORS, or TUNED or SOFT
     view: str  # of VIEWS
     metrics: dict[str, float]  # METRICS; AP is of all detections in either view
 
@@ -74,7 +86,13 @@ def pool(parts: Sequence[tuple[Truths, EdgeDetections]]) -> tuple[Truths, EdgeDe
     )
 
 
-def compare(name: str, truths: Truths, found: EdgeDetections, seeds: int) -> Iterator[Outcome]:
+def compare(
+    name: str,
+    truths: Truths,
+    found: EdgeDetections,
+    seeds: int,
+    suppressed: Mapping[str, EdgeDetections] | None = None,
+) -> Iterator[Outcome]:
     """Every calibrator and view for each seed.
 
     Args:
@@ -82,10 +100,12 @@ def compare(name: str, truths: Truths, found: EdgeDetections, seeds: int) -> Ite
         truths: of the held-out images.
         found: their detections, raw.
         seeds: how many random cuts.
+        suppressed: detections of the same images by the names of SUPPRESSIONS; adds TUNED and SOFT.
 
     Raises:
         DataError: nothing can be fitted.
     """
+    suppressed = suppressed or {}
     for seed in range(seeds):
         first, second = split_images(truths, seed)
         fitting, judged = (take_edge_images(truths, found, part) for part in (first, second))
@@ -93,6 +113,26 @@ def compare(name: str, truths: Truths, found: EdgeDetections, seeds: int) -> Ite
             for calibrator, groups in CALIBRATORS.items():
                 metrics = _judge(fitting, judged, groups, cuts)
                 yield Outcome(name, seed, calibrator, view, metrics)
+        for calibrator, kind in _baselines(truths, suppressed, first).items():
+            fitting, judged = (
+                take_edge_images(truths, suppressed[kind], part) for part in (first, second)
+            )
+            for view, cuts in VIEWS.items():
+                yield Outcome(name, seed, calibrator, view, _judge(fitting, judged, (), cuts))
+
+
+def _baselines(
+    truths: Truths, suppressed: Mapping[str, EdgeDetections], chosen: np.ndarray
+) -> dict[str, str]:
+    """Name the suppression of each baseline, tuned on the chosen images."""
+    if not suppressed:
+        return {}
+    precision = {}
+    for kind, found in suppressed.items():
+        if kind != SOFT:
+            gts, part = take_edge_images(truths, found, chosen)
+            precision[kind] = evaluate_detections(part.detections, gts)['AP']
+    return {TUNED: max(precision, key=precision.__getitem__), SOFT: SOFT}
 
 
 def _judge(

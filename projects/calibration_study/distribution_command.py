@@ -14,8 +14,8 @@ from gfl_det.errors import ConfigError
 from gfl_det.utils.config import load_config
 from gfl_det.utils.files import check_writable, write_json
 from projects.calibration_study.distribution import (
-    CALIBRATORS,
     METRICS,
+    SUPPRESSIONS,
     VIEWS,
     Outcome,
     compare,
@@ -43,6 +43,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='held-out data of the config that are pooled and cut in two at random',
     )
     parser.add_argument('--seeds', type=int, default=5, help='random cuts, at least 2')
+    parser.add_argument(
+        '--suppressions',
+        action='store_true',
+        help='also judge isotonic maps after a tuned NMS threshold and after soft-NMS; runs the '
+        f'detector {len(SUPPRESSIONS)} times more',
+    )
     add_cfg_options(parser)
     parser.add_argument('--out', type=Path, help='file for all values')
     return parser.parse_args(argv)
@@ -66,7 +72,12 @@ def prove(args: argparse.Namespace) -> None:
     for number, checkpoint in enumerate(args.checkpoints):
         cfg = load_config(args.config, args.cfg_options)
         gts, found = pool([detect_edges(cfg, checkpoint, each) for each in args.splits])
-        for outcome in compare(args.name, gts, found, args.seeds):
+        suppressed = {}
+        for kind, nms in SUPPRESSIONS.items() if args.suppressions else ():
+            cfg.model.test_cfg.nms = nms
+            parts = [detect_edges(cfg, checkpoint, each) for each in args.splits]
+            suppressed[kind] = pool(parts)[1]
+        for outcome in compare(args.name, gts, found, args.seeds, suppressed):
             outcomes.append(outcome)
             if outcome.calibrator == 'raw' and outcome.view == 'all':
                 place = f'{number + 1}/{len(args.checkpoints)}'
@@ -80,7 +91,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     rows = []
     for view in VIEWS:
         reference = _values(outcomes, 'isotonic', view, 'LaACE_0').mean()
-        for calibrator in CALIBRATORS:
+        for calibrator in dict.fromkeys(each.calibrator for each in outcomes):
             cells = [_values(outcomes, calibrator, view, metric) for metric in METRICS]
             change = f'{100 * (cells[1].mean() / reference - 1):+.0f} %'
             rows.append([view, calibrator, *(spread(each.tolist()) for each in cells), change])

@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.datasets import load_digits
 
 from gfl_det.errors import ConfigError
-from projects.calibration_study.claims import CLAIMS, Claim, judge
+from projects.calibration_study.claims import CLAIMS, Claim, judge, judge_all
 from projects.calibration_study.classification import (
     LOSSES,
     MEASURES,
@@ -111,6 +112,31 @@ def test_equal_sides_decide_nothing_and_temperatures_count_on_both_sides_of_1() 
     assert judge(claim, [*runs, *same]).verdict == 'undecided'
     far = [run('B', seed, 0, temperature=0.25) for seed in range(3)]
     assert judge(claim, [*runs, *far]).verdict == 'for'
+
+
+def test_seeds_that_share_samples_count_for_less() -> None:
+    """Nadeau and Bengio: the variance of the mean of n seeds is (1/n + judged/trained) s^2."""
+    claim = Claim('a paper', 'ECE before', 'A', 'B')
+    lower = [run('A', seed, 0, ece=0.0) for seed in range(5)]
+    errors = [0.01 + 0.002 * seed for seed in range(5)]
+    higher = [run('B', seed, 0, ece=error) for seed, error in enumerate(errors)]
+    witness = stats.ttest_rel([0.0] * 5, errors)
+    assert judge(claim, [*lower, *higher]).p_value == pytest.approx(witness.pvalue)
+    found = judge(claim, [*lower, *higher], ratio=1.0)
+    shrunk = witness.statistic * (0.2 / 1.2) ** 0.5
+    assert found.p_value == pytest.approx(2 * stats.t.cdf(shrunk, 4))
+    assert found.verdict == 'for'
+
+
+def test_many_claims_are_adjusted_together() -> None:
+    claims = [Claim('a paper', 'ECE before', 'A', other) for other in 'BCD']
+    runs = [run('A', seed, 0, ece=0.0) for seed in range(5)]
+    for other, shift in zip('BCD', (0.002, 0.002, 0.02)):
+        runs += [run(other, seed, 0, ece=shift * (1 + seed)) for seed in range(5)]
+    alone = [judge(claim, runs).p_value for claim in claims]
+    together = judge_all(claims, runs)
+    assert [each.p_holm for each in together] == pytest.approx([3 * alone[0]] * 3)
+    assert {each.verdict for each in together} == {'for'}
 
 
 def test_every_claim_names_losses_and_measures_that_there_are() -> None:

@@ -29,6 +29,18 @@ def test_pooled_splits_keep_their_own_images_apart() -> None:
     np.testing.assert_array_equal(second.bin_widths, parts[1][1].bin_widths)
 
 
+def test_the_threshold_of_nms_is_tuned_on_the_half_to_fit_on() -> None:
+    """Two suppressions, of which one loses every second detection: the other is chosen."""
+    truths, found = scene(2)
+    half = found.take(np.arange(len(found.detections.image)) % 2 == 0)
+    by_kind = {'nms 0.4': half, 'nms 0.6': found, distribution.SOFT: half}
+    outcomes = list(distribution.compare('scene', truths, found, 1, by_kind))
+    metrics = {(each.calibrator, each.view): each.metrics for each in outcomes}
+    for view in distribution.VIEWS:
+        assert metrics[distribution.TUNED, view] == metrics['isotonic', view]
+        assert metrics[distribution.SOFT, view]['AP'] < metrics['isotonic', view]['AP'] - 0.1
+
+
 def test_each_calibrator_is_judged_on_the_half_it_has_not_seen() -> None:
     truths, found = scene(2)
     outcomes = list(distribution.compare('scene', truths, found, seeds=1))
