@@ -56,6 +56,9 @@ class HeadCalibration:
     def calibrate(self, results: Sequence[InstanceData], config: ConfigDict) -> list[InstanceData]:
         """Calibrate detections after NMS; adds ``raw_scores`` and sorts by calibrated score.
 
+        Where the results have ``class_scores``, these are calibrated too, and ``raw_class_scores``
+        are added.
+
         No detection is dropped, so AP changes only where a map makes different scores equal, or
         where a distribution calibrator ranks detections anew.
 
@@ -161,11 +164,21 @@ def detection_config(config: ConfigDict, calibrator: AnyCalibrator | ScoreMaps) 
 def _calibrated(
     result: InstanceData, calibrator: DistributionCalibrator | ScoreMaps
 ) -> InstanceData:
-    raw = result.scores
+    raw, every = result.scores, result.get('class_scores')
     if isinstance(calibrator, ScoreMaps):
-        scores = calibrator.to(raw.device)(raw, result.labels)
+        maps = calibrator.to(raw.device)
+        scores = maps(raw, result.labels)
+        if every is not None:
+            labels = torch.arange(every.shape[1], device=every.device).expand_as(every)
+            result.class_scores = maps(every, labels)
     else:
-        scores = torch.from_numpy(calibrator.calibrate(edge_detections([result]))).to(raw)
+        found = edge_detections([result])
+        scores = torch.from_numpy(calibrator.calibrate(found)).to(raw)
+        if every is not None:
+            mapped = calibrator.calibrate_classes(found, every.double().cpu().numpy())
+            result.class_scores = torch.from_numpy(mapped).to(every)
+    if every is not None:
+        result.raw_class_scores = every
     result.raw_scores, result.scores = raw, scores
     return result[scores.sort(descending=True, stable=True).indices]
 

@@ -103,8 +103,7 @@ def evidence(found: EdgeDetections, groups: Sequence[Group] = DEFAULT_GROUPS) ->
         >>> evidence(edges, groups=['score', 'overlap']).round(3)
         array([[0.405, 0.   , 0.   ]])
     """
-    make = dict(score=_score, distribution=_distribution, overlap=_overlap, box=_box)
-    return np.concatenate([make[group](found) for group in groups], axis=1)
+    return np.concatenate([EVIDENCE[group](found) for group in groups], axis=1)
 
 
 def _score(found: EdgeDetections) -> np.ndarray:
@@ -141,7 +140,10 @@ def _box(found: EdgeDetections) -> np.ndarray:
 
 
 def _overlap(found: EdgeDetections) -> np.ndarray:
-    """Largest IoU with a higher-scored box of the image; earlier boxes win ties."""
+    """Largest IoU with a higher-scored box of the image, its class's and another's.
+
+    Earlier boxes win ties.
+    """
     detections = found.detections
     nearest = np.zeros((len(detections.scores), 2))
     order = np.lexsort((-detections.scores, detections.image))
@@ -154,6 +156,27 @@ def _overlap(found: EdgeDetections) -> np.ndarray:
         other = labels[worse] != labels[better]
         np.maximum.at(nearest, (mine[worse], other.astype(int)), iou)
     return nearest
+
+
+EVIDENCE = dict(score=_score, distribution=_distribution, overlap=_overlap, box=_box)
+
+
+def _overlap_of_classes(found: EdgeDetections, scores: np.ndarray) -> np.ndarray:
+    """As :func:`_overlap`, ``(N * C, 2)``, if each box had each class with its score ``(N, C)``."""
+    image, label, boxes, own = found.detections
+    number, classes = scores.shape
+    nearest = np.zeros((number, classes, 2))
+    for index in np.unique(image):
+        mine = np.flatnonzero(image == index)
+        row, other = (each.ravel() for each in np.meshgrid(mine, mine, indexing='ij'))
+        iou = overlaps(boxes[row], boxes[other], np.zeros(len(row), bool))
+        iou[row == other] = 0
+        above = own[other][:, None] > scores[row]
+        above |= (own[other][:, None] == scores[row]) & (other < row)[:, None]
+        better = np.where(above, iou[:, None], 0).reshape(len(mine), len(mine), classes)
+        same = (label[mine][:, None] == np.arange(classes))[None]
+        nearest[mine] = np.stack([(better * same).max(1), (better * ~same).max(1)], axis=-1)
+    return nearest.reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -213,6 +236,31 @@ class DistributionCalibrator(FittedCalibrator):
         return self.finish(
             self.model(evidence(found, self.settings.groups), found.detections.label), found
         )
+
+    def calibrate_classes(self, found: EdgeDetections, scores: np.ndarray) -> np.ndarray:
+        """Predict the IoU of every box for every class; for its own, as :meth:`calibrate`.
+
+        Args:
+            found: N detections, all that NMS kept per image.
+            scores: ``(N, C)`` raw scores of all classes.
+
+        Returns:
+            ``(N, C)`` float64 in [0, 1].
+
+        Raises:
+            DataError: As :meth:`calibrate`.
+        """
+        self.check_input(found)
+        number, classes = scores.shape
+        rows = found.take(np.repeat(np.arange(number), classes))
+        label, values = np.tile(np.arange(classes), number), scores.ravel()
+        rows = rows._replace(detections=rows.detections._replace(label=label, scores=values))
+        columns = [
+            _overlap_of_classes(found, scores) if group == 'overlap' else EVIDENCE[group](rows)
+            for group in self.settings.groups
+        ]
+        predicted = self.model(np.concatenate(columns, axis=1), label)
+        return self.finish(predicted, rows).reshape(number, classes)
 
     def check_input(self, found: EdgeDetections) -> None:
         """Refuse detections of another kind; see :meth:`calibrate`."""

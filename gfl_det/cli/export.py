@@ -107,6 +107,7 @@ def _add_contents(parser: argparse.ArgumentParser) -> None:
         '--uncertainty', action='store_true', help='add edge_std, edge_low, edge_high, edge_entropy'
     )
     add('--distribution', action='store_true', help="add the edges' distributions")
+    add('--class-scores', action='store_true', help="every class's score of each detection")
     add_calibrator(parser)
     add_intervals(parser)
     add('--level', type=float, metavar='L', help='of these intervals (0.9)')
@@ -142,6 +143,7 @@ def run(args: argparse.Namespace) -> None:
     source = load_source(
         cfg, args.config, args.checkpoint, args.calibrator, args.intervals, args.level
     )
+    source.model.bbox_head.test_cfg.with_class_scores = args.class_scores  # --check compares them
     if args.ap:
         check_judged(cfg, args.ap)
     if args.int8:
@@ -164,7 +166,9 @@ def _settings(args: argparse.Namespace) -> ExportSettings:
     _check_out(args.out)
     size = tuple(args.size) if args.size else None
     settings = ExportSettings(
-        Outputs(args.nms, args.uncertainty, args.distribution), size, args.opset
+        Outputs(args.nms, args.uncertainty, args.distribution, args.class_scores),
+        size,
+        args.opset,
     )
     if args.time:
         check_size(tuple(args.time), '--time')

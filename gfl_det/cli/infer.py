@@ -61,6 +61,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
     add_calibrator(parser)
     add_intervals(parser)
+    add('--class-scores', action='store_true', help="every class's score of each box, for --out")
     add('--joint', action='store_true', help='intervals for whole boxes: all four edges at once')
     add_batch_size(parser)
     add_optimize(parser)
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
         calibrator=args.calibrator,
         intervals=args.intervals,
         joint=args.joint,
+        with_class_scores=args.class_scores,
         distributions=args.show_dir is not None or args.save_video is not None,
         optimize=args.optimize,
     )

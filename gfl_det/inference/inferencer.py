@@ -21,6 +21,7 @@ from gfl_det.inference.loading import load_detector
 from gfl_det.inference.optimize import optimize_for_inference
 from gfl_det.inference.sources import Item
 from gfl_det.inference.stream import ImageDetector, PreparedImage, check_share
+from gfl_det.models.heads import GFLHead
 from gfl_det.utils.choices import DTYPES
 
 
@@ -44,6 +45,7 @@ class GFLInferencer(ImageDetector):
         distributions: Keep ``edge_logits``, ``bin_widths`` and ``prior_centres`` in results.
         joint: Let the intervals contain whole boxes, all four gt edges at once, at the level; needs
             ``intervals``.
+        with_class_scores: Add ``class_scores (N, C)`` to results: every class's score of each box.
         optimize: ``float32``, ``bfloat16`` or ``float16``: run the copy made by
             :func:`.optimize_for_inference` in this dtype. None: run the detector itself.
 
@@ -64,6 +66,7 @@ class GFLInferencer(ImageDetector):
         intervals: str | Path | None = None,
         distributions: bool = False,
         joint: bool = False,
+        with_class_scores: bool = False,
         optimize: str | None = None,
     ) -> None:
         settings = dict(
@@ -74,6 +77,7 @@ class GFLInferencer(ImageDetector):
             calibrator=None if calibrator is None else str(calibrator),
             interval_calibrator=None if intervals is None else str(intervals),
             interval_joint=True if joint else None,
+            with_class_scores=True if with_class_scores else None,
         )
         if score_thr is not None:
             check_share(score_thr, 'score_thr')
@@ -83,6 +87,12 @@ class GFLInferencer(ImageDetector):
             raise ConfigError(f'optimize must be one of {", ".join(DTYPES)}, not {optimize!r}.')
         loaded = load_detector(checkpoint, config, device or get_device(), settings)
         self.model, self.classes, self.level = loaded.model, loaded.classes, loaded.level
+        head = getattr(self.model, 'bbox_head', self.model)
+        if with_class_scores and not isinstance(head, GFLHead):
+            raise ConfigError(
+                f'The {type(head).__name__} of {checkpoint} does not give the scores of all '
+                'classes, a GFL head of gfl_det does: leave out class scores.'
+            )
         if optimize is not None:
             self.model = optimize_for_inference(self.model, getattr(torch, optimize))
         self.score_thr = score_thr

@@ -8,6 +8,9 @@ bottom; px of the original image):
 ``scores``         ``(N,)``    in [0, 1]: predicted IoU, calibrated if a calibrator is set
 ``labels``         ``(N,)``    index into ``classes``
 ``raw_scores``     ``(N,)``    scores before calibration; only present if calibrated
+``class_scores``   ``(N, C)``  in [0, 1], of every class, in label order; calibrated if a calibrator
+                               is set, not lowered by soft NMS; only on request
+                               (``with_class_scores``), with ``raw_class_scores`` if calibrated
 ``edge_std``       ``(N, 4)``  px, standard deviation of the edge's distribution
 ``edge_low``       ``(N, 4)``  px, lower end of the edge's interval: x for left and right, y for
                                top and bottom
@@ -17,7 +20,8 @@ bottom; px of the original image):
                                bins, regardless of bin width
 =================  ==========  ====================================================================
 
-The ``edge_*`` fields need a GFL head of gfl_det; other heads do not provide them.
+The ``edge_*`` fields and ``class_scores`` need a GFL head of gfl_det; other heads do not provide
+them.
 
 A result prints as a table, also in notebooks, and is a sequence of detections: an index gives one
 detection as a dict; a slice, mask or list of indices gives a result with those detections.
@@ -180,7 +184,7 @@ class ImageResult:
     def to_supervision(self) -> Any:
         """Convert to ``supervision.Detections``, with class names as ``data['class_name']``.
 
-        Edge fields are added to ``data`` too.
+        Edge fields and class scores are added to ``data`` too.
 
         Raises:
             SetupError: If supervision is not installed.
@@ -197,7 +201,8 @@ class ImageResult:
             empty.data = dict(class_name=np.zeros(0, '<U1'))
             return empty
         labels = found.labels.numpy().astype(int)
-        extra = {name: found[name].numpy() for name in EDGE_FIELDS if name in found}
+        names = (*EDGE_FIELDS, 'class_scores')
+        extra = {name: found[name].numpy() for name in names if name in found}
         return supervision.Detections(
             xyxy=found.bboxes.numpy(),
             confidence=found.scores.numpy(),
@@ -233,6 +238,8 @@ class ImageResult:
     ) -> list[dict[str, Any]]:
         """COCO results with ``bbox`` in xywh px, plus edge fields and raw scores.
 
+        ``class_scores``, if requested, becomes an object from category id to score.
+
         Args:
             image_id: Image id.
             category_ids: Category id per class, in label order; None: labels counted from 1.
@@ -243,6 +250,8 @@ class ImageResult:
             left, top, right, bottom = each.pop('bbox')
             entry = dict(image_id=image_id, category_id=ids[each.pop('label')])
             entry['bbox'] = [left, top, right - left, bottom - top]
+            if 'class_scores' in each:
+                each['class_scores'] = dict(zip(map(str, ids), each['class_scores']))
             entries.append({**entry, **each})
         return entries
 
@@ -271,7 +280,7 @@ class ImageResult:
         columns['class'] = [self.classes[label] for label in columns['label']]
         if 'raw_scores' in found:
             columns['raw_score'] = found.raw_scores.tolist()
-        for name in EDGE_FIELDS:
+        for name in ('class_scores', *EDGE_FIELDS):
             if name in found:
                 columns[name] = found[name].tolist()
         return [dict(zip(columns, row)) for row in zip(*columns.values())]
@@ -410,7 +419,8 @@ class Results(Sequence[ImageResult]):
         """Pandas table with one row per detection.
 
         Columns: ``source, frame, class, label, score, raw_score, left, top, right, bottom``, and
-        one per side and edge field, such as ``left_std`` and ``top_low``.
+        one per side and edge field, such as ``left_std`` and ``top_low``; with ``class_scores``
+        one per class, such as ``score of cat``.
 
         Raises:
             SetupError: If pandas is not installed.
@@ -470,4 +480,6 @@ def _row(image: ImageResult, detection: dict[str, Any]) -> dict[str, Any]:
     for name in EDGE_FIELDS:
         kind = name.removeprefix('edge_')
         row.update((f'{side}_{kind}', value) for side, value in zip(SIDES, detection.get(name, ())))
+    scores = zip(image.classes, detection.get('class_scores', ()))
+    row.update((f'score of {name}', value) for name, value in scores)
     return row

@@ -396,6 +396,28 @@ def test_a_head_ranks_by_the_predicted_iou(fitted_head) -> None:
         assert 'bin_widths' not in found
 
 
+def test_every_class_is_calibrated_and_the_own_as_the_detection_is(fitted_head) -> None:
+    """Another class of a box is what a calibrator would say of it beside the other detections."""
+    ours, maps, metas, fitted, path = fitted_head
+    cfg = ours.test_cfg.copy()
+    cfg.update(with_class_scores=True)
+    (raw, _) = ours.predict_by_feat(*maps, batch_img_metas=metas, cfg=cfg)
+    cfg.update(calibrator=path)
+    (found, _) = ours.predict_by_feat(*maps, batch_img_metas=metas, cfg=cfg)
+    rows = torch.arange(len(found))
+    torch.testing.assert_close(found.class_scores[rows, found.labels], found.scores)
+    own = found.raw_class_scores[rows, found.labels]
+    torch.testing.assert_close(own, found.raw_scores, rtol=0, atol=1e-7)
+    order = fitted.calibrate(edge_detections([raw])).argsort(kind='stable')[::-1][:5]
+    every = fitted.calibrate_classes(edge_detections([raw]), raw.class_scores.double().numpy())
+    for row in order:
+        other = int(raw.labels[row] + 3) % 8
+        changed = edge_detections([raw])
+        changed.detections.label[row] = other
+        changed.detections.scores[row] = float(raw.class_scores[row, other])
+        assert every[row, other] == pytest.approx(fitted.calibrate(changed)[row], abs=1e-12)
+
+
 def test_a_pool_is_ranked_before_the_best_are_kept(fitted_head) -> None:
     ours, maps, metas, fitted, path = fitted_head
     cfg = ours.test_cfg.copy()

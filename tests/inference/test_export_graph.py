@@ -104,6 +104,25 @@ def test_calibrated_scores_come_in_their_order_and_choose_no_boxes(nms, folder):
     assert not torch.equal(found.scores, raw.scores)
 
 
+@pytest.mark.parametrize('nms', [True, False])
+@pytest.mark.parametrize(
+    'maps', [(Platt(0.5, 1.0), Identity(), Isotonic((0.2, 0.6), (0.3, 0.3))), ()]
+)
+def test_scores_of_all_classes_are_the_heads_raw_and_calibrated(nms, maps, folder):
+    given = dict(calibrator=save_maps(folder, maps)) if maps else {}
+    source = random_source(tiny_config(with_class_scores=True), folder, **given)
+    pictures = noise_pictures([(192, 256)])
+    assert assert_same(source, Outputs(nms, class_scores=True), pictures)  # all classes too
+    (found,) = EagerDetector(source, Outputs(nms, class_scores=True)).detect(pictures)
+    rows = torch.arange(len(found))
+    for name in ('', 'raw_') if maps else ('',):
+        own = found[f'{name}class_scores'][rows, found.labels]
+        torch.testing.assert_close(own, found[f'{name}scores'], rtol=0, atol=1e-7)
+    want = torch_detector(source, None)(pictures[0])
+    assert {*found.keys(), *EDGES} == {*want.keys()}
+    assert 'class_scores' not in EagerDetector(source, Outputs(nms)).detect(pictures)[0]
+
+
 def test_boxes_stay_finite_where_no_image_has_a_candidate():
     boxes, labels = torch.rand(2, 3, 4), torch.tensor([[0, 1, 2], [0, 0, 5]])
     assert apart(boxes, torch.full((2, 3), ABSENT), labels).isfinite().all()

@@ -52,7 +52,8 @@ def source(folder):
 
 @pytest.fixture(scope='module')
 def detector(source, folder):
-    write_onnx(source, folder / 'all.onnx', ExportSettings(Outputs(True, True, True)))
+    source.model.bbox_head.test_cfg.with_class_scores = True
+    write_onnx(source, folder / 'all.onnx', ExportSettings(Outputs(True, True, True, True)))
     return OnnxDetector(folder / 'all.onnx', threads=1)
 
 
@@ -105,6 +106,7 @@ def test_results_are_the_inferencers(detector, folder, capsys):
     assert first['level'] == 0.6
     edges = {'edge_std', 'edge_low', 'edge_high', 'edge_entropy'}
     assert {'bbox', 'score', 'raw_score', 'label', 'class', *edges} <= set(first['detections'][0])
+    assert len(first['detections'][0]['class_scores']) == 3
     with pytest.raises(DataError, match=r'torn\.png'):
         detector(str(folder / 'torn.png'), progress=False)
     with pytest.raises(ConfigError, match=r'batch_size .*not 0'):

@@ -37,13 +37,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def source(folder):
     calibrator = save_maps(folder, MAPS, 'GFLv2Head')
-    return random_source(tiny_config('GFLv2Head'), folder, calibrator=calibrator)
+    cfg = tiny_config('GFLv2Head', with_class_scores=True)
+    return random_source(cfg, folder, calibrator=calibrator)
 
 
 @pytest.fixture(scope='module')
 def written(source, folder):
     """Paths of the float32 and the int8 file of one graph."""
-    settings = Settings(Outputs(True, True), size=SIZE)
+    settings = Settings(Outputs(True, True, class_scores=True), size=SIZE)
     description = write_onnx(source, folder / 'tiny.onnx', settings)
     inputs = [description.preprocessing([each]) for each in PICTURES]
     paths = folder / 'tiny.xml', folder / 'tiny_int8.xml'
@@ -58,6 +59,7 @@ def test_float32_gives_what_torch_gives(source, written):
     found = compare(torch_detector(source, SIZE), detector, PICTURES)
     assert found.detections > 20
     assert found.is_small, found
+    assert detector.detect(PICTURES[:1])[0].class_scores.shape[1] == 3
 
 
 def feeder(node):

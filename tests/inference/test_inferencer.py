@@ -424,6 +424,20 @@ def two_stages() -> Config:
     )
 
 
+def test_class_scores_come_from_gfl_heads_alone(checkpoint, images, folder) -> None:
+    path = folder / 'classes.json'
+    argv = [str(checkpoint), str(images[0]), '--class-scores', '--out', str(path), '--quiet']
+    infer.run(parse_arguments([*argv, '--device', 'cpu', '--score-thr', '0.3']))
+    (first, *_) = json.loads(path.read_text())
+    assert first['class_scores'][str(first['category_id'])] == pytest.approx(first['score'])
+    assert len(first['class_scores']) == len(CLASSES)
+    cfg = two_stages()
+    register_all_modules()
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), folder / 'two.pth')
+    with pytest.raises(ConfigError, match=r'FasterRCNN .*two\.pth.* class scores'):
+        GFLInferencer(folder / 'two.pth', cfg, device='cpu', with_class_scores=True)
+
+
 def test_the_least_score_holds_where_no_test_config_has_one() -> None:
     """Detectors without suppression, as DETR, read none; scores count before calibration."""
     found = InstanceData(scores=torch.tensor([0.9, 0.4]), raw_scores=torch.tensor([0.2, 0.5]))

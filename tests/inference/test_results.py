@@ -84,6 +84,24 @@ def test_coco_results_load_with_the_ids_of_a_data_set(tmp_path) -> None:
     assert found[1]['edge_low'] == [0, 4, 8, 22]
 
 
+def test_scores_of_all_classes_leave_under_the_ids_and_names_of_the_classes() -> None:
+    result = one()
+    result.instances.class_scores = torch.tensor([[0.75, 0.5], [0.125, 0.25]])
+    assert json.loads(json.dumps(result.to_dict()))['detections'][1]['class_scores'] == [
+        0.125,
+        0.25,
+    ]
+    assert [each['class_scores'] for each in result.to_coco(1, [20, 30])] == [
+        {'20': 0.75, '30': 0.5},
+        {'20': 0.125, '30': 0.25},
+    ]
+    assert Results([result]).to_coco()[0]['class_scores'] == {'1': 0.75, '2': 0.5}
+    assert result.compact().instances.class_scores.shape == (2, 2)
+    table = pytest.importorskip('pandas') and result.to_pandas()
+    assert list(table['score of dog']) == [0.5, 0.25]
+    assert not any(name.startswith('score of') for name in one().to_pandas().columns)
+
+
 def test_without_a_data_set_images_count_from_1() -> None:
     entries = Results([one(), FAILED, one('b.png', 1)]).to_coco()
     assert [(each['image_id'], each['category_id']) for each in entries] == [(1, 1), (1, 2), (3, 1)]

@@ -107,6 +107,32 @@ def test_uncertainty_changes_no_detection() -> None:
     assert (unsure.edge_std > 0).all()
 
 
+def test_every_class_has_the_score_of_its_logit_at_the_boxs_cell() -> None:
+    """Its own score is the box's; and no detection changes."""
+    maps = make_maps(2, SIZE, torch.Generator().manual_seed(3), bias=-1.0)
+    metas = [make_meta(SIZE)] * 2
+    plain, asked = (
+        head_pair(test_cfg=dict(with_class_scores=flag, score_thr=0.3))[0].predict_by_feat(
+            *maps, batch_img_metas=metas
+        )
+        for flag in (False, True)
+    )
+    for image, (before, found) in enumerate(zip(plain, asked)):
+        assert 'class_scores' not in before
+        assert torch.equal(before.bboxes, found.bboxes)
+        own = found.class_scores[torch.arange(len(found)), found.labels]
+        torch.testing.assert_close(own, found.scores, rtol=0, atol=1e-7)
+        cells = torch.cat([level[image].flatten(1).T for level in maps[0]]).sigmoid()
+        for row in found.class_scores:
+            assert ((cells - row).abs().amax(1) < 1e-6).sum() == 1
+    (empty,) = head_pair(test_cfg=dict(with_class_scores=True))[0].predict_by_feat(
+        [level[:1] - 40 for level in maps[0]],
+        [level[:1] for level in maps[1]],
+        batch_img_metas=metas[:1],
+    )
+    assert empty.class_scores.shape == (0, 8)
+
+
 def test_score_factors_are_refused() -> None:
     ours, _ = head_pair()
     maps = make_maps(1, SIZE, torch.Generator())

@@ -30,10 +30,19 @@ class Pool(NamedTuple):
     logits: Tensor  # (B, N, 4, num_bins) of the edges
     centres: Tensor  # (B, N, 2) px of the network's input
     strides: Tensor  # (B, N, 1) px
+    class_scores: Tensor | None = None  # (B, N, C), if requested
 
     def take(self, index: Tensor) -> Pool:
         """Select candidates at indices ``(B, K)`` per image."""
-        return Pool(*(take(field, index) for field in self))
+        every = None if self.class_scores is None else take(self.class_scores, index)
+        return Pool._make([*(take(field, index) for field in self[:-1]), every])
+
+    @classmethod
+    def joined(cls, pools: Sequence[Pool]) -> Pool:
+        """Candidates of all levels."""
+        fields = (torch.cat(each, 1) for each in zip(*(pool[:-1] for pool in pools)))
+        every = [pool.class_scores for pool in pools if pool.class_scores is not None]
+        return cls._make([*fields, torch.cat(every, 1) if every else None])
 
 
 class ExportFrames(NamedTuple):
@@ -87,7 +96,7 @@ def all_cells(
         centres = cell_centres(edges, base, stride).expand(logits.shape[0], -1, -1)
         strides = (blank + stride).unsqueeze(-1)
         pools.append(Pool(blank, blank.long(), logits, centres, strides))
-    return torch.cat(scores, 1), Pool(*(torch.cat(each, 1) for each in zip(*pools)))
+    return torch.cat(scores, 1), Pool.joined(pools)
 
 
 def best_pairs(
@@ -96,6 +105,7 @@ def best_pairs(
     priors: PriorLevels,
     threshold: float,
     count: int,
+    with_class_scores: bool = False,
 ) -> Pool:
     """The ``count`` best pairs of cell and class per level.
 
@@ -108,6 +118,7 @@ def best_pairs(
         priors: Priors of the pyramid.
         threshold: Pairs with a score not above it become padding.
         count: Number of pairs per level, at least 1.
+        with_class_scores: Keep the scores of all classes in their cells.
 
     Returns:
         ``levels * count`` candidates.
@@ -129,9 +140,10 @@ def best_pairs(
                 logits=take(edges.flatten(2).transpose(1, 2), cell).unflatten(2, (4, -1)),
                 centres=take(centres, cell),
                 strides=torch.full_like(scores, stride).unsqueeze(-1),
+                class_scores=take(rows, place) if with_class_scores else None,
             )
         )
-    return Pool(*(torch.cat(each, 1) for each in zip(*pools)))
+    return Pool.joined(pools)
 
 
 def decode(pool: Pool, frames: ExportFrames) -> Tensor:

@@ -42,7 +42,7 @@ EAGER, OPTIMISED = 'torch, eager', 'torch, optimize_for_inference'
 class Difference(NamedTuple):
     """Largest differences between two lists of detections."""
 
-    score: float
+    score: float  # of the detections, and of all classes where both have these
     box: float  # px
     edge: float  # px, of edge_std, edge_low and edge_high
     entropy: float  # nats, of edge_entropy
@@ -133,10 +133,10 @@ def difference(expected: InstanceData, found: InstanceData) -> Difference:
     pairs = rows[matched], nearest[matched]
     unmatched = sum(many) - 2 * int(matched.sum())
     return Difference(
-        _largest(scores[pairs]),
+        float(np.max([_largest(scores[pairs]), _field(expected, found, 'class_scores', pairs)])),
         _largest(boxes[pairs]),
-        float(np.max([_edges(expected, found, name, pairs) for name in EDGES_PX])),
-        _edges(expected, found, 'edge_entropy', pairs),
+        float(np.max([_field(expected, found, name, pairs) for name in EDGES_PX])),
+        _field(expected, found, 'edge_entropy', pairs),
         unmatched,
         many[0],
     )
@@ -157,7 +157,7 @@ def _largest(values: Tensor) -> float:
     return float(values.max()) if values.numel() else 0.0
 
 
-def _edges(
+def _field(
     expected: InstanceData, found: InstanceData, name: str, pairs: tuple[Tensor, Tensor]
 ) -> float:
     if name not in expected or name not in found:

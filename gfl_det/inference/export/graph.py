@@ -53,16 +53,21 @@ class Outputs:
         uncertainty: Add ``edge_std``, ``edge_low`` and ``edge_high`` (px) and ``edge_entropy``
             (nats) of each edge, ltrb: see :mod:`..inference.results`.
         distribution: Add ``edge_logits``, ``bin_widths`` and ``prior_centres``.
+        class_scores: Give every class's score of each detection. With ``nms`` these are the outputs
+            ``class_scores`` and, if calibrated, ``raw_class_scores``; otherwise ``scores``.
     """
 
     nms: bool = False
     uncertainty: bool = False
     distribution: bool = False
+    class_scores: bool = False
 
     def names(self, calibrated: bool) -> list[str]:
         """Tensor names in order."""
         if self.nms:
             names = ['boxes', 'scores', 'labels', 'counts', *['raw_scores'] * calibrated]
+            if self.class_scores:
+                names += ['class_scores', *['raw_class_scores'] * calibrated]
         else:
             names = ['boxes', 'scores', 'levels', *['calibrated_scores'] * calibrated]
         names += [*EDGE_FIELDS] * self.uncertainty
@@ -105,7 +110,8 @@ class DetectionGraph(nn.Module):
         """Compute the tensors listed in ``outputs.names``.
 
         With ``nms``, K detections per image by descending score: ``boxes (B, K, 4)`` xyxy px,
-        ``scores (B, K)``, ``labels (B, K)`` int64, ``counts (B,)`` int64; beyond an image's count
+        ``scores (B, K)``, ``labels (B, K)`` int64, ``counts (B,)`` int64, and on request
+        ``class_scores (B, K, C)``; beyond an image's count
         boxes and scores are 0, labels -1 and other values undefined. Otherwise P cells:
         ``boxes (B, P, 4)``, ``scores (B, P, C)``, ``levels (P,)`` int64. A calibrator adds
         ``raw_scores (B, K)``, or ``calibrated_scores (B, P, C)`` beside the raw ones, which NMS
@@ -123,8 +129,7 @@ class DetectionGraph(nn.Module):
         levels = [(blank + index).flatten() for index, blank in enumerate(levels)]
         found = [decode(pool, frames), scores, torch.cat(levels)]
         if self.calibration is not None:
-            labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
-            found.append(self.calibration(scores, labels))
+            found.append(self._of_classes(scores)[0])
         return found + self._extras(pool, frames)
 
     def _detections(
@@ -132,7 +137,8 @@ class DetectionGraph(nn.Module):
     ) -> list[Tensor]:
         settings = self.settings
         threshold = float(settings.score_thr)
-        pool = best_pairs(cls, edges, self.bbox_head.priors, threshold, settings.nms_pre)
+        every = self.outputs.class_scores
+        pool = best_pairs(cls, edges, self.bbox_head.priors, threshold, settings.nms_pre, every)
         boxes = decode(pool, frames)
         smallest = settings.get('min_bbox_size', -1)
         if smallest >= 0:
@@ -161,7 +167,16 @@ class DetectionGraph(nn.Module):
             present.sum(1),
             *raw,
         ]
+        if pool.class_scores is not None:
+            found += self._of_classes(pool.class_scores)
         return found + self._extras(pool, frames)
+
+    def _of_classes(self, scores: Tensor) -> list[Tensor]:
+        """All classes' scores ``(B, K, C)``; with a calibrator also the raw ones."""
+        if self.calibration is None:
+            return [scores]
+        labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
+        return [self.calibration(scores, labels), scores]
 
     def _extras(self, pool: Pool, frames: ExportFrames) -> list[Tensor]:
         extras: list[Tensor] = []

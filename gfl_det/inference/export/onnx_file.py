@@ -122,7 +122,8 @@ def describe(source: ExportSource, settings: ExportSettings) -> Description:
         head=type(head).__name__,
         classes=list(source.classes),
         preprocessing=replace(source.preprocessing, size=settings.size, divisor=divisor),
-        settings={key: test_cfg[key] for key in KEPT if key in test_cfg},
+        settings={key: test_cfg[key] for key in KEPT if key in test_cfg}
+        | ({'with_class_scores': True} if outputs.class_scores else {}),
         outputs=outputs.names(calibrated),
         nms=outputs.nms,
         calibrated=calibrated,

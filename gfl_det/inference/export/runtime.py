@@ -57,8 +57,8 @@ class ExportedDetector(ImageDetector):
 
         Returns:
             Per picture ``bboxes (N, 4)`` xyxy px, ``scores (N,)`` and ``labels (N,)`` by descending
-            score, ``raw_scores`` if a calibrator is included, and the exported ``edge_*`` fields,
-            see :mod:`..inference.results`.
+            score, ``raw_scores`` if a calibrator is included, and the exported ``edge_*`` fields
+            and ``class_scores (N, C)``, see :mod:`..inference.results`.
         """
         return self.finish(self.run(self.description.preprocessing(pictures)))
 
@@ -98,9 +98,14 @@ class ExportedDetector(ImageDetector):
         for name in EXTRAS:
             if name in outputs:
                 found[name] = torch.from_numpy(outputs[name][image])[cell]
+        every = settings.get('with_class_scores', False)
+        if every:
+            found.class_scores = scores[cell]
         if self.description.calibrated:
-            found.raw_scores = values
-            found.scores = torch.from_numpy(outputs['calibrated_scores'][image])[cell, label]
+            calibrated = torch.from_numpy(outputs['calibrated_scores'][image])
+            found.raw_scores, found.scores = values, calibrated[cell, label]
+            if every:
+                found.raw_class_scores, found.class_scores = scores[cell], calibrated[cell]
             found = found[found.scores.sort(descending=True, stable=True).indices]
         return found
 

@@ -114,7 +114,7 @@ class Description:
         classes: Class names in label order.
         preprocessing: Steps from a picture to the inputs.
         settings: The head's ``test_cfg``: ``score_thr``, ``nms_pre``, ``nms``, ``min_bbox_size``
-            and ``max_per_img``.
+            and ``max_per_img``; and ``with_class_scores``, if results have them.
         outputs: Names of the graph's outputs.
         nms: Whether the graph includes NMS.
         calibrated: Whether the graph includes a calibrator.

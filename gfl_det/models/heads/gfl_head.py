@@ -82,7 +82,8 @@ class GFLHead(AnchorHead):
     ``with_uncertainty=True`` adds ``edge_std (N, 4)`` and ``interval_level=0.9`` adds ``edge_low``,
     ``edge_high`` and ``edge_entropy (N, 4)``, all explained in :mod:`..inference.results`;
     ``with_distribution=True`` adds the distributions: ``edge_logits (N, 4, reg_max + 1)``,
-    ``bin_widths (N, 4)`` px, and ``prior_centres (N, 2)`` px, where distances start. The JSON files
+    ``bin_widths (N, 4)`` px, and ``prior_centres (N, 2)`` px, where distances start;
+    ``with_class_scores=True`` adds ``class_scores (N, num_classes)`` of each box. The JSON files
     ``calibrator`` and ``interval_calibrator`` map scores and stretch intervals.
 
     Args:
@@ -330,5 +331,7 @@ class GFLHead(AnchorHead):
         with torch.autocast(device.type, enabled=False):
             frames = Frames.of(batch_img_metas, cfg, rescale, self.bbox_coder.clip_border, device)
             decoder = Decoder.of(bbox_preds, self.priors, frames)
-            results = detect(decoder, find_candidates(cls_scores, cfg), wanted, with_nms, factor)
+            every = cls_scores if cfg.get('with_class_scores', False) else None
+            candidates = find_candidates(cls_scores, cfg)
+            results = detect(decoder, candidates, wanted, with_nms, factor, every)
         return self.calibration.calibrate(results, cfg) if with_nms else results

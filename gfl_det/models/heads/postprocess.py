@@ -48,6 +48,17 @@ class Candidates(NamedTuple):
 Boxes = tuple[Tensor, Candidates]  # boxes (N, 4) xyxy px and their candidates
 
 
+def _rows(maps: Sequence[Tensor], candidates: Candidates) -> Tensor:
+    """Values ``(N, C)`` of maps, per level ``(B, C, H, W)``, at the candidates' cells."""
+    rows = maps[0].new_empty(len(candidates.cell), maps[0].shape[1])
+    for level, values in enumerate(maps):
+        where = (candidates.level == level).nonzero().squeeze(1)
+        if len(where) > 0:
+            place = candidates.image[where], slice(None), candidates.cell[where]
+            rows[where] = values.flatten(2)[place]
+    return rows
+
+
 def find_candidates(maps: Sequence[Tensor], config: ConfigDict) -> Candidates:
     """Best pairs of cell and class per level and image.
 
@@ -195,13 +206,7 @@ class Decoder(NamedTuple):
 
     def logits(self, candidates: Candidates) -> Tensor:
         """Edge logits ``(N, 4, num_bins)``."""
-        rows = self.edges[0].new_empty(len(candidates.cell), 4 * self.num_bins)
-        for level, edges in enumerate(self.edges):
-            where = (candidates.level == level).nonzero().squeeze(1)
-            if len(where) > 0:
-                place = candidates.image[where], slice(None), candidates.cell[where]
-                rows[where] = edges.flatten(2)[place]
-        return rows.unflatten(1, (4, -1))
+        return _rows(self.edges, candidates).unflatten(1, (4, -1))
 
     def centres(self, candidates: Candidates) -> Tensor:
         """Centres ``(N, 2)`` px of the candidates' priors, rounded like the anchor generator's."""
@@ -263,6 +268,7 @@ def detect(
     config: ConfigDict,
     with_nms: bool,
     interval_factor: Factor = 1.0,
+    class_maps: Sequence[Tensor] | None = None,
 ) -> list[InstanceData]:
     """Decode candidates, apply NMS and keep the best of each image.
 
@@ -273,6 +279,7 @@ def detect(
             ``with_uncertainty``, ``with_distribution`` and ``interval_level``.
         with_nms: False returns all candidates.
         interval_factor: Stretch of the edges' intervals: one, one per side, or by class and size.
+        class_maps: Class logits, per level ``(B, C, H, W)``, to add ``class_scores (N, C)`` from.
 
     Returns:
         Per image ``bboxes``, ``scores``, ``labels`` and the requested fields (see
@@ -294,7 +301,12 @@ def detect(
                 _suppress(boxes, each, config.get('nms'), limit)
                 for boxes, each in _large_ones(decoder, candidates, counts)
             ]
-    return [_result(decoder, *each, config, interval_factor) for each in found]
+    results = [_result(decoder, *each, config, interval_factor) for each in found]
+    if class_maps is not None:
+        for result, (_, kept) in zip(results, found):
+            logits = distribution.full_precision(_rows(class_maps, kept))
+            result.class_scores = logits.sigmoid()
+    return results
 
 
 def is_plain_nms(config: ConfigDict | None, count: int) -> bool:
