@@ -199,9 +199,10 @@ def print_report(report: Report) -> None:
         print_table('', ('level', 'check', 'number', 'found', '--fix'), rows)
     else:
         print('nothing to remark')
-    shown = sorted(report.classes, key=lambda count: -count.boxes)[:MAX_CLASSES]
+    trained = report.trained_classes()
+    shown = sorted(trained, key=lambda count: -count.boxes)[:MAX_CLASSES]
     if shown:
-        left_out = len(report.classes) - len(shown)
+        left_out = len(trained) - len(shown)
         print()
         print_table('', ('class', 'boxes', 'images'), shown)
         if left_out:

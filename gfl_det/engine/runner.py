@@ -6,14 +6,16 @@ import io
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from copy import deepcopy
 from datetime import timedelta
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
@@ -168,8 +170,9 @@ def detect_split(cfg: Config, checkpoint: str, split: Split, check: Check | None
     Raises:
         GFLDetError: If the checkpoint or the data are missing, or the config lacks the split.
     """
-    gts, results, _ = run_split(cfg, checkpoint, split, check)
-    return Judged(gts, detections_from_coco(results, gts, f'detections of {checkpoint}'))
+    found = run_split(cfg, checkpoint, split, check)
+    what = f'detections of {checkpoint}'
+    return Judged(found.truths, detections_from_coco(found.results, found.truths, what))
 
 
 def detect_edges(
@@ -182,7 +185,7 @@ def detect_edges(
     """
     cfg = deepcopy(cfg)
     cfg.model.setdefault('test_cfg', {})['with_distribution'] = True
-    gts, _, samples = run_split(cfg, checkpoint, split, check)
+    gts, _, samples, _ = run_split(cfg, checkpoint, split, check)
     found = [sample.pred_instances for sample in samples]
     if not all('edge_logits' in each for each in found):
         raise ConfigError(
@@ -194,21 +197,57 @@ def detect_edges(
 
 
 class _Keep(Hook):
-    """Keeps what a test loop finds."""
+    """Keeps what a test loop finds, and how long it takes per image."""
 
     def __init__(self) -> None:
         self.samples: list[Any] = []
+        self.seconds: list[float] = []
+        self.batch = 0
+        self._begin = 0.0
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._begin = time.perf_counter()
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        self.samples += [sample.cpu() for sample in outputs or ()]
+        samples = [sample.cpu() for sample in outputs or ()]  # waits for a GPU
+        self.seconds.append((time.perf_counter() - self._begin) / max(len(samples), 1))
+        self.batch = max(self.batch, len(samples))
+        self.samples += samples
+
+    def facts(self, model: torch.nn.Module) -> ModelFacts:
+        """Describe the model that was run."""
+        device = next(model.parameters()).device
+        gpu = device.type == 'cuda'
+        name = torch.cuda.get_device_name(device) if gpu else device.type
+        where = f'{name}, {torch.get_num_threads()} threads' if device.type == 'cpu' else name
+        after_first = self.seconds[1:] or self.seconds  # which allocates and warms up
+        milliseconds = 1000 * float(np.median(after_first)) if after_first else float('nan')
+        parameters = sum(each.numel() for each in model.parameters())
+        return ModelFacts(parameters, milliseconds, self.batch, where)
 
 
-def run_split(
-    cfg: Config, checkpoint: str, split: Split, check: Check | None = None
-) -> tuple[Truths, Any, list[Any]]:
-    """Ground truth, COCO results, and the data samples that they were written from.
+class ModelFacts(NamedTuple):
+    """Size and speed of a model that was run over a split."""
+
+    parameters: int
+    milliseconds: float  # per image, median of the batches: all but reading the image
+    batch: int  # images
+    device: str
+
+
+class SplitRun(NamedTuple):
+    """What a detector found on a split."""
+
+    truths: Truths
+    results: Any  # of COCO
+    samples: list[Any]  # that the results were written from
+    model: ModelFacts
+
+
+def run_split(cfg: Config, checkpoint: str, split: Split, check: Check | None = None) -> SplitRun:
+    """Run a detector over a split.
 
     Arguments and errors are those of :func:`detect_split`.
     """
@@ -251,7 +290,7 @@ def run_split(
         rows = _label(keep.samples, read_annotations(path))
     place = {each: index for index, each in enumerate(gts.image_ids)}
     chosen = sorted(place[image_id] for image_id in rows)
-    return gts.of_images(chosen), results, keep.samples
+    return SplitRun(gts.of_images(chosen), results, keep.samples, keep.facts(runner.model))
 
 
 def _label(samples: list[Any], table: CocoTable) -> list[Any]:

@@ -15,6 +15,7 @@ from gfl_det.visualization.labels import class_colours, draw_labels, font
 
 INK = 0.75  # opacity where a distribution puts all its probability
 FAINT = 0.01  # lower probabilities are not drawn
+VEIL = 0.35  # of a box, the most that soft edges wider than it may cover
 CASING = 0.3  # opacity of the dark line below a box's own, for contrast on light ground
 # Small images are enlarged until their longer side reaches this, so that labels do not hide them.
 LEGIBLE_SIDE = 960
@@ -50,6 +51,9 @@ def edge_opacity(bins: EdgeBins, index: int, xs: np.ndarray, ys: np.ndarray) -> 
 def draw_soft_edges(canvas: np.ndarray, boxes: Boxes, colours: np.ndarray) -> None:
     """Blend the edge distributions of boxes over a picture, in place.
 
+    Soft edges never hide what is smaller than they are: within a box that is narrower than the
+    widest edge drawn over it, edges leave at least ``1 - VEIL`` of the picture.
+
     Args:
         canvas: ``(H, W, 3)`` float32 RGB in 0..255.
         boxes: N boxes with ``edges``, px of the canvas; the first is drawn on top.
@@ -58,6 +62,8 @@ def draw_soft_edges(canvas: np.ndarray, boxes: Boxes, colours: np.ndarray) -> No
     if boxes.edges is None:
         return
     height, width = canvas.shape[:2]
+    picture = np.ones((height, width), np.float32)  # share of it that is still to be seen
+    sides = (boxes.boxes[:, 2:] - boxes.boxes[:, :2]).min(1)
     for index in range(len(boxes.boxes) - 1, -1, -1):
         spans = [
             reach(*edge, FAINT)
@@ -68,8 +74,12 @@ def draw_soft_edges(canvas: np.ndarray, boxes: Boxes, colours: np.ndarray) -> No
         if len(columns) == 0 or len(rows) == 0:
             continue
         opacity = INK * edge_opacity(boxes.edges, index, columns + 0.5, rows + 0.5)
-        patch = canvas[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        patch += opacity[..., None].astype(np.float32) * (colours[index] - patch)
+        part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        narrower = boxes.boxes[sides < max(high - low for low, high in spans)]
+        most = 1 - (1 - VEIL) / np.maximum(picture[part], 1 - VEIL)
+        opacity = np.where(_inside(narrower, columns, rows), np.minimum(opacity, most), opacity)
+        canvas[part] += opacity[..., None].astype(np.float32) * (colours[index] - canvas[part])
+        picture[part] *= 1 - opacity
 
 
 def draw_lines(canvas: np.ndarray, boxes: Boxes, colours: np.ndarray, width: int) -> None:
@@ -107,6 +117,16 @@ def _frame(box: tuple[int, int, int, int], thick: int) -> list[tuple[slice, slic
 
 def _cut(low: int, high: int) -> slice:
     return slice(max(0, low), max(0, high))
+
+
+def _inside(boxes: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Whether each pixel of a part of the picture ``(rows, columns)`` touches one of the boxes."""
+    inside = np.zeros((len(rows), len(columns)), bool)
+    low = np.floor(boxes[:, :2]).astype(int) - (columns[0], rows[0])
+    high = np.ceil(boxes[:, 2:]).astype(int) - (columns[0], rows[0])
+    for (left, top), (right, bottom) in zip(low, high):
+        inside[_cut(top, bottom), _cut(left, right)] = True
+    return inside
 
 
 def _pixels(low: float, high: float, size: int) -> np.ndarray:

@@ -96,6 +96,15 @@ def without(dataset: dict, key: str, index: int, field: str) -> dict:
     return dataset
 
 
+def test_a_super_category_that_is_dropped_is_no_class(tmp_path):
+    plain = check(tmp_path, sound(), classes=('cat', 'dog'))
+    dataset = sound()
+    dataset['categories'].insert(0, dict(id=0, name='pets'))
+    report = check(tmp_path, dataset, classes=('cat', 'dog'))
+    assert [each.name for each in report.classes] == ['pets', 'cat', 'dog']
+    assert report.trained_classes() == plain.classes
+
+
 class TestASoundFile:
     def test_nothing_is_found_and_nothing_changes(self, tmp_path):
         dataset = sound()

@@ -33,11 +33,14 @@ from gfl_det.evaluation.detections import detections_from_coco, truths_from_coco
 from gfl_det.visualization.report import analyse, draw_gallery, render
 from gfl_det.visualization.report.data import (
     NORMAL_BINS,
+    annotated_sizes,
     read_results,
     run_work_dir,
 )
 from gfl_det.visualization.report.errors import choose_images
+from gfl_det.visualization.report.gallery import MAX_BOXES, size_of
 from gfl_det.visualization.report.page import embed, plain
+from gfl_det.visualization.report.statistics import data_statistics
 from tests.helpers import reporting
 from tests.helpers.commands import run_tool
 from tests.helpers.inferring import CLASSES, write_checkpoint
@@ -213,7 +216,10 @@ def test_no_detections_and_no_gts(files, tmp_path):
     data = read(nothing)
     analysis = analyse(data)
     assert analysis.values['ap'][0][1:4] == [0, 0, 0]
-    assert draw_gallery(data, analysis, 3)[0]['errors']
+    (picture, *_) = draw_gallery(data, analysis, 3)
+    assert picture['found'] == []
+    assert picture['truths']
+    assert all(missed and lost for *_, missed, lost in picture['truths'])
     dataset = json.loads(files['truths'].read_text())
     bare = tmp_path / 'bare.json'
     bare.write_text(json.dumps({**dataset, 'annotations': []}))
@@ -236,7 +242,7 @@ def test_pictures_stop_at_a_size_and_pass_over_broken_images(files, monkeypatch,
     assert [each['image'] for each in shown] == sorted(
         (each['image'] for each in shown), key=lambda image: analysis.judged.quality[image]
     )
-    size = {each['image']: len(each['truth']) + len(each['found']) for each in shown}
+    size = {each['image']: size_of(each) for each in shown}
     chosen = [image for image in choose_images(analysis.judged, 10) if image != 3]
     monkeypatch.setattr(
         'gfl_det.visualization.report.gallery.MAX_BYTES', sum(map(size.get, chosen[:5]))
@@ -244,6 +250,63 @@ def test_pictures_stop_at_a_size_and_pass_over_broken_images(files, monkeypatch,
     few = draw_gallery(data, analysis, 10)
     assert {each['image'] for each in few} == set(chosen[:5])
     assert draw_gallery(data._replace(folder=None), analysis, 10) == []
+
+
+def test_a_picture_has_what_the_page_counts(files):
+    data = read(files)
+    analysis = analyse(data)
+    matrix = np.zeros((4, 4), int)
+    kinds = np.zeros((3, 6), int)
+    for picture in draw_gallery(data, analysis, 10):
+        mine = data.detections.image == picture['image']
+        scores = [entry[1] for entry in picture['found']]
+        assert scores == sorted(scores, reverse=True)
+        assert len(scores) <= min(mine.sum(), MAX_BOXES)
+        assert picture['kept'] == mine[analysis.kept].sum()
+        for place, (label, score, _, kind, row, edges) in enumerate(picture['found']):
+            assert (row >= 0) == (place < picture['kept'])
+            assert len(edges) == 4
+            if place < picture['kept']:
+                assert score >= analysis.values['cut']['threshold'] - 1e-4
+                matrix[row, label] += 1
+                kinds[label, kind] += kind >= 0
+        for label, _, cover, missed, lost in picture['truths']:
+            kinds[label, 5] += missed
+            matrix[label, 3] += lost
+            assert not missed or cover < analysis.values['cut']['threshold']
+    cells = np.zeros_like(matrix)
+    for row in analysis.values['images']:
+        for i, j, number in np.reshape(row[6], (-1, 3)):
+            cells[i, j] += number
+    whole = {(i, j): number for i, j, number in analysis.values['confusion']}
+    assert {(i, j): cells[i, j] for i, j in np.argwhere(cells)} == whole
+    np.testing.assert_array_equal(matrix, cells)  # all images have pictures here
+    np.testing.assert_array_equal(kinds, analysis.values['errors']['kept'][1:])
+
+
+def test_statistics_of_a_drawn_data_set():
+    dataset = dict(
+        images=[
+            dict(id=i, file_name=f'{i}.jpg', width=64 + 2 * (i > 1), height=48) for i in range(3)
+        ],
+        categories=[dict(id=i, name=name) for i, name in enumerate('ab')],
+        annotations=[
+            dict(id=i + 1, image_id=image, category_id=0, bbox=[0, 0, *size], iscrowd=crowd)
+            for i, (image, size, crowd) in enumerate(
+                [(0, (10, 10), 0), (0, (8, 32), 0), (2, (40, 40), 0), (2, (9, 9), 1)]
+            )
+        ],
+    )
+    truths = truths_from_coco(dataset)
+    found = data_statistics(truths, *annotated_sizes(dataset, truths))
+    assert [tuple(row[:3]) for row in found['classes']] == [(2, 1, 16.0), (0, 0, None)]
+    assert found['classes'][0][3:] == pytest.approx((2 / 3, 1 / 3, 0))
+    assert found['per_image'].tolist() == [1, 1, 1]
+    assert found['sizes'] == [[64, 48, 2], [66, 48, 1]]
+    for name, values in (('sides', [10, 16, 40]), ('ratios', [1, 0.25, 1])):
+        borders, counts = found[name]['borders'], found[name]['counts']
+        np.testing.assert_array_equal(counts, [np.histogram(values, borders)[0]] * 2 + [counts[2]])
+        assert counts[2].sum() == 0
 
 
 @pytest.mark.parametrize('area', [None, 'large', float('nan'), [1]])
@@ -419,6 +482,8 @@ def test_a_work_dir_is_run(trained, tmp_path):
     assert values['training']['training'][0]['values'] == [1.5]
     assert values['uncertainty']['level'] == 0.9
     assert len(values['pictures']) == 2
+    assert values['model']['parameters'] > 1e6
+    assert values['model']['milliseconds'] > 0
     (work_dir / 'best_coco_bbox_mAP_epoch_1.pth').unlink()
     with pytest.raises(CheckpointError, match='has no checkpoint'):
         best_checkpoint(work_dir)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,12 @@ import numpy as np
 import pytest
 
 from gfl_det.calibration import Settings, evaluate_detections, fit_calibrator
+from gfl_det.visualization import Boxes, EdgeBins
+from gfl_det.visualization.picture import draw_soft_edges
 from gfl_det.visualization.report import analyse, draw_gallery, render
 from gfl_det.visualization.report.calibration import write_report
 from gfl_det.visualization.report.data import read_results
+from gfl_det.visualization.report.page import plain
 from tests.helpers import browser, reporting
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=browser.missing() or '')
@@ -56,7 +61,7 @@ def test_it_opens_with_every_section_and_no_complaint(desk):
     titles = desk.run("return [...document.querySelectorAll('h2')].map(each => each.textContent)")
     assert titles == [
         *('Summary', 'Precision and recall', 'Reliability', 'Uncertainty'),
-        *('Errors', 'Confusion', 'Training', 'Images'),
+        *('Errors', 'Confusion', 'Training', 'Data', 'Images'),
     ]
     desk.until("document.querySelectorAll('.chart svg').length >= 6")
     assert desk.run('return [...document.images].every(each => each.complete)')
@@ -224,3 +229,172 @@ def test_the_page_of_a_calibrator_has_its_two_sections(tmp_path):
         row = window.run("return document.querySelector('#cuts tr.chosen').textContent")
         assert row.startswith(gts.class_names[1])
         assert window.console() == []
+
+
+SLIDE = (
+    "const s = document.getElementById('cut'); s.value = String(arguments[0]);"
+    "s.dispatchEvent(new Event('input'))"
+)
+TILES = "return [...document.querySelectorAll('#counts-here b')].map(each => each.textContent)"
+
+
+def kept_at(values: dict, cut: float) -> list[int]:
+    """True positives, errors of each kind, and gt boxes that are not missed."""
+    return np.sum(values['by_score'], 0)[:, round(100 * cut) :].sum(-1).tolist()
+
+
+@pytest.mark.parametrize('cut', [0.2, 0.7])
+def test_the_score_slider_updates_counts_and_pictures(desk, report, cut):
+    values = report[1]
+    default = desk.run(TILES)
+    assert default[0] == str(values['cut']['kept'])
+    desk.run(SLIDE, cut)
+    right, *wrong, covered = kept_at(values, cut)
+    boxes = sum(row[0] for row in values['per_class'])
+    assert desk.run(TILES)[:4] == [
+        str(each) for each in (right + sum(wrong), right, sum(wrong), boxes - right)
+    ]
+    column = desk.run(
+        "return [...document.querySelectorAll('#errors tbody tr')].map(e => e.cells[2].textContent)"
+    )
+    assert column == [str(each) for each in (*wrong, boxes - covered)]
+    hint = "document.querySelector('#images .hint').textContent.includes('score of %s')"
+    desk.until(hint % f'{cut:.3f}'[1:])
+    numbers = desk.run(
+        'const all = values => values.reduce((a, b) => a + b, 0);'
+        "const data = JSON.parse(document.getElementById('data').textContent);"
+        'return data.pictures.map(each => [each.image, shownBoxes(data, each, arguments[0]).length,'
+        'all(errorCounts(data, data.images[each.image], each, arguments[0]).map(e => e[2]))])',
+        cut,
+    )
+    for image, shown, errors in numbers:
+        picture = next(each for each in values['pictures'] if each['image'] == image)
+        high = [entry for entry in picture['found'] if entry[1] >= cut]
+        missed = [entry for entry in picture['truths'] if entry[2] is not None and entry[2] < cut]
+        assert shown == len(high)
+        assert errors == sum(entry[3] >= 0 for entry in high) + len(missed)
+    desk.run("document.getElementById('best').click()")
+    assert desk.run(TILES) == default
+    desk.until(hint % f'{values["cut"]["threshold"]:.3f}'[1:])
+    assert desk.console() == []
+
+
+def test_a_confusion_cell_filters_the_images(desk, report):
+    values = report[1]
+    row, column, _ = max(
+        (cell for cell in values['confusion'] if cell[0] != cell[1]), key=lambda cell: cell[2]
+    )
+    desk.run(
+        "const cells = document.querySelectorAll('#confusion .cell');"
+        "cells[arguments[0]].dispatchEvent(new MouseEvent('click'))",
+        [cell[:2] for cell in values['confusion']].index([row, column]),
+    )
+    wanted = [
+        index
+        for index, entry in enumerate(values['images'])
+        if [row, column] in np.reshape(entry[6], (-1, 3))[:, :2].tolist()
+    ]
+    pictured = {entry['image'] for entry in values['pictures']} & set(wanted)
+    assert desk.text('#found') == f'{len(wanted)} images, {len(pictured)} with pictures'
+    assert desk.run('return document.activeElement.id') == 'cell'
+    assert desk.run("return document.querySelectorAll('#images rect.over').length") > 0
+    desk.run("document.getElementById('cell').click()")
+    assert desk.text('#found').startswith(f'{len(values["images"])} images')
+    desk.run(  # and with the keyboard: the first cell, true positives of the first class
+        "const region = document.querySelector('#confusion .chart');"
+        "for (const key of ['ArrowDown', 'Enter'])"
+        "region.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}))"
+    )
+    assert desk.text('#cell').startswith(f'{NAMES[0]}, found')
+    desk.run("document.getElementById('cell').click()")
+
+
+def test_a_picture_is_enlarged(desk):
+    desk.run("document.querySelectorAll('#images .open')[1].click()")
+    assert desk.run('return document.activeElement.className') == 'stage'
+    wide = "document.querySelector('.stage .holder').getBoundingClientRect().width"
+    before = desk.run(f'return {wide}')
+    assert before > 700
+    desk.click_at('.stage', 500, 300)
+    desk.click_at('.stage', 500, 300)
+    assert desk.run(f'return {wide}') == pytest.approx(2 * before, abs=2)
+    assert desk.run("return document.querySelector('.stage').scrollWidth") > 1.9 * before
+    desk.until("document.querySelector('.stage canvas').dataset.drawn === 'yes'")
+    name = desk.text('#zoom-title')
+    desk.run(
+        "const dialog = document.querySelector('dialog');"
+        "for (const key of ['0', 'PageDown'])"
+        "dialog.dispatchEvent(new KeyboardEvent('keydown', {key}))"
+    )
+    assert desk.text('#zoom-title') != name
+    label = "return document.querySelector('.stage canvas').getAttribute('aria-label')"
+    assert 'ground truth' not in desk.run(label)
+    desk.run("document.querySelector('dialog input').click()")
+    assert 'ground truth' in desk.run(label)
+    desk.run("document.querySelector('dialog').close()")
+    desk.until("!document.querySelector('dialog')")
+    assert desk.console() == []
+
+
+def test_a_table_is_saved_as_csv(desk, report):
+    text = desk.run(
+        'const make = URL.createObjectURL; let blob; URL.createObjectURL = (each) => {'
+        'blob = each; return make(each); };'
+        "document.querySelectorAll('#summary .csv')[1].click();"
+        'URL.createObjectURL = make; return blob.text()'
+    )
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0][:3] == ['class', 'gt boxes', 'AP']
+    assert {row[0] for row in rows[1:]} == set(NAMES)
+    found = {row[0]: row[1:] for row in rows[1:]}
+    for name, row in zip(NAMES, plain(report[1]['per_class'])):
+        assert [float(value) if value else None for value in found[name]] == row
+    assert desk.run("return csv([['=1', 'a \"b\"', null, -2.5]])") == '\'=1,"a ""b""",,-2.5\r\n'
+
+
+def test_soft_edges_are_blended_as_in_python(desk):
+    rng = np.random.default_rng(0)
+    boxes = np.array([[20.0, 20, 60, 50], [30, 25, 36, 34], [0, 0, 90, 70]])
+    positions = boxes[..., None] + np.linspace(-6, 6, 5)
+    edges = EdgeBins(positions, rng.dirichlet(np.ones(5), (3, 4)))
+    canvas = np.full((80, 100, 3), 128, np.float32)
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.float32)
+    draw_soft_edges(canvas, Boxes(boxes, np.arange(3), edges=edges), colours)
+    entries = [
+        dict(
+            box=box.tolist(),
+            colour='#{:02x}{:02x}{:02x}'.format(*colour.astype(int)),
+            edges=[
+                dict(start=place[0], step=3, probabilities=shares)
+                for place, shares in zip(places.tolist(), probabilities.tolist())
+            ],
+        )
+        for box, colour, places, probabilities in zip(boxes, colours, *edges)
+    ]
+    drawn = desk.run(
+        'const pixels = new ImageData(100, 80); pixels.data.fill(128);'
+        'drawing.blendEdges(pixels, arguments[0], 1); return [...pixels.data]',
+        entries,
+    )
+    drawn = np.reshape(drawn, (80, 100, 4))[..., :3]
+    # Whole numbers after each box, and tails of bins below a hundredth that are not drawn.
+    np.testing.assert_allclose(drawn, canvas, atol=3)
+
+
+def test_letters_on_pictures_keep_their_size_on_a_phone(report):
+    with browser.Browser(390, 844, mobile=True) as phone:
+        phone.open(report[0].as_uri())
+        phone.until(READY)
+        phone.run(
+            'window.fonts_ = []; const write = CanvasRenderingContext2D.prototype.fillText;'
+            'CanvasRenderingContext2D.prototype.fillText = function (...given) {'
+            'fonts_.push(parseFloat(this.font) * this.canvas.clientWidth / this.canvas.width);'
+            'return write.apply(this, given); };'
+            "document.getElementById('images').scrollIntoView({behavior: 'instant'})"
+        )
+        phone.until('fonts_.length > 3')
+        assert min(phone.run('return fonts_')) > 11  # px of the screen
+        phone.run("document.querySelector('#images .open').click()")
+        phone.until("document.querySelector('.stage canvas').dataset.drawn === 'yes'")
+        assert phone.run('return innerWidth') == 390
+        assert phone.console() == []

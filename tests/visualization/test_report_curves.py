@@ -25,7 +25,7 @@ from gfl_det.visualization.report.curves import (
     sample_points,
     spread,
 )
-from gfl_det.visualization.report.data import MAX_POINTS, box_areas, read_curves, scalar_files
+from gfl_det.visualization.report.data import MAX_POINTS, annotated_sizes, read_curves, scalar_files
 from gfl_det.visualization.report.errors import (
     MISSED,
     ImageErrors,
@@ -55,7 +55,7 @@ def test_the_table_is_pycocotools(data, faster, monkeypatch):
     if faster and not curves.has_faster_coco_eval():
         pytest.skip('faster_coco_eval is not installed')
     monkeypatch.setattr(curves, 'has_faster_coco_eval', lambda: faster)
-    table = coco_table(truths, box_areas(dataset, truths), found)
+    table = coco_table(truths, annotated_sizes(dataset, truths)[0], found)
     known = COCO()
     known.dataset = deepcopy(dataset)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -77,7 +77,9 @@ def test_the_table_is_pycocotools(data, faster, monkeypatch):
 
 def test_a_table_of_nothing(data):
     dataset, _, truths, found = data
-    table = coco_table(truths, box_areas(dataset, truths), found.take(np.zeros(0, np.int64)))
+    table = coco_table(
+        truths, annotated_sizes(dataset, truths)[0], found.take(np.zeros(0, np.int64))
+    )
     assert table.ap[0].tolist() == [0, 0, 0]
     bare = truths._replace(**{name: getattr(truths, name)[:0] for name in truths._fields[4:]})
     assert np.isnan(coco_table(bare, np.zeros(0), found).ap).all()
@@ -93,8 +95,8 @@ def test_areas_are_those_annotated_or_of_the_boxes():
         ],
     )
     truths = truths_from_coco(dataset)
-    assert box_areas(dataset, truths).tolist() == [20, 7]
-    assert box_areas(dataset, truths.of_classes(['b'])).tolist() == [7]
+    assert annotated_sizes(dataset, truths)[0].tolist() == [20, 7]
+    assert annotated_sizes(dataset, truths.of_classes(['b']))[0].tolist() == [7]
 
 
 def f1_of(found: Detections, truths, least: float, label: int | None) -> float:

@@ -11,7 +11,7 @@ from gfl_det.calibration import Detections, Truths
 from gfl_det.evaluation.functional import average_precision
 from gfl_det.evaluation.matching import FALSE, TRUE, match, overlaps
 from gfl_det.visualization.report import KINDS, confusion_matrix, find_errors, oracle_gains
-from gfl_det.visualization.report.errors import nearest
+from gfl_det.visualization.report.errors import count_by_score, nearest
 from tests.helpers.calibration_cases import scene as scene_with_crowds
 
 UNIT = (0, 0, 10, 10)
@@ -176,6 +176,26 @@ def test_pairs_in_small_pieces_are_the_same(seed, monkeypatch):
     monkeypatch.setattr('gfl_det.visualization.report.errors.CHUNK', 3)
     for one, other in zip(whole, nearest(found, truths)):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_counts_by_score_are_those_of_a_cut(seed):
+    found, truths = random_scene(seed)  # scores are tenths
+    least = np.linspace(0, 1, 11)
+    counts = count_by_score(find_errors(found, truths), truths, least)
+    for place, cut in enumerate(least):
+        above = counts[:, :, place:].sum(-1)
+        kept = found.take(found.scores >= cut)
+        errors = find_errors(kept, truths)
+        label = errors.found.label
+        assert (
+            above[:, 0].tolist() == np.bincount(label[errors.found.state == TRUE], None, 3).tolist()
+        )
+        for kind in range(5):
+            number = np.bincount(label[errors.kind == kind], None, 3)
+            assert above[:, 1 + kind].tolist() == number.tolist()
+        missed = np.bincount(truths.label[errors.missed], None, 3)
+        assert (truths.counts() - above[:, 6]).tolist() == missed.tolist()
 
 
 def mended(found: Detections, truths: Truths, kind: str) -> tuple[Detections, Truths]:

@@ -26,6 +26,7 @@ from gfl_det.visualization.edges import presence, reach, share_below
 from gfl_det.visualization.labels import luminance, oklab, place_labels, text_colour
 from gfl_det.visualization.picture import (
     INK,
+    VEIL,
     box_texts,
     draw_lines,
     draw_soft_edges,
@@ -210,6 +211,26 @@ class TestSoftEdges:
         xs, ys = np.arange(96) + 0.5, np.arange(80) + 0.5
         opacity = INK * edge_opacity(edges, 0, xs, ys)[..., None]
         np.testing.assert_allclose(canvas, 100 + opacity * (ORANGE[0] - 100), atol=1e-3)
+
+    def test_soft_edges_never_hide_what_is_smaller(self):
+        small, large = (40.0, 40.0, 48.0, 48.0), (8.0, 8.0, 88.0, 88.0)
+        unsure = bins_of(small, 4.0, [[0.5, 0.5, 0.0]] * 4)  # 12 px wide
+        edges = EdgeBins(
+            *map(np.concatenate, zip(*[unsure] * 9, bins_of(large, 20.0, [[0, 0, 1]] * 4)))
+        )
+        boxes = Boxes(np.array([small] * 9 + [large]), np.zeros(10, int), edges=edges)
+        canvas = np.full((96, 96, 3), 255, np.float32)
+        colours = np.zeros((10, 3), np.float32)
+        draw_soft_edges(canvas, boxes, colours)
+        seen = canvas[..., 0] / 255
+        assert seen[40:48, 40:48].min() == pytest.approx(1 - VEIL, abs=1e-3)
+        around = edge_opacity(unsure, 0, np.array([38.5]), np.array([44.5])).item()
+        assert seen[44, 38] == pytest.approx((1 - INK * around) ** 9, abs=1e-3)  # as ever
+        alone = np.full((96, 96, 3), 255, np.float32)
+        draw_soft_edges(
+            alone, boxes._replace(boxes=boxes.boxes[9:], edges=edges.take([9])), colours
+        )
+        np.testing.assert_array_equal(canvas[:, :24], alone[:, :24])
 
     def test_edges_outside_the_picture_draw_nothing_there(self):
         far = (500.0, 500.0, 564.0, 564.0)

@@ -52,6 +52,14 @@ class Report(NamedTuple):
         """Return the findings that stop or spoil training."""
         return [finding for finding in self.findings if finding.level == 'error']
 
+    def trained_classes(self) -> list[ClassCount]:
+        """Return the counts but those of categories without a box that are no class.
+
+        A category such as the super-category of an export is in the file, and not trained on.
+        """
+        names = self.source.classes
+        return [each for each in self.classes if each.boxes or names is None or each.name in names]
+
     def result(self) -> Entry:
         """Return the repaired file.
 

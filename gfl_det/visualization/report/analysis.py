@@ -14,6 +14,7 @@ from gfl_det.evaluation.matching import Matches, match
 from gfl_det.utils.console import Progress
 from gfl_det.visualization import class_colours
 from gfl_det.visualization.report.curves import (
+    GRID,
     SIZES,
     CocoSummary,
     F1Cuts,
@@ -28,13 +29,16 @@ from gfl_det.visualization.report.data import Curve, ReportData, read_curves
 from gfl_det.visualization.report.errors import (
     KINDS,
     TAU,
+    Confusions,
     Errors,
     ImageErrors,
-    confusion_matrix,
+    count_by_score,
+    find_confusions,
     find_errors,
     judge_images,
     oracle_gains,
 )
+from gfl_det.visualization.report.statistics import data_statistics
 
 NUM_BINS = 20  # for reliability
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP')
@@ -43,7 +47,7 @@ PRECISIONS = ('AP', 'AP50', 'AP75')
 STEPS = 7
 SECTIONS = (
     *('summary', 'precision', 'reliability', 'uncertainty'),
-    *('errors', 'confusion', 'training', 'images'),
+    *('errors', 'confusion', 'training', 'dataset', 'images'),
 )
 EDGES = ('left', 'top', 'right', 'bottom')
 
@@ -54,7 +58,9 @@ class Analysis(NamedTuple):
     values: dict[str, Any]
     kept: np.ndarray  # (C,) rows of the detections above the common threshold
     errors: Errors  # errors of these detections
+    confusions: Confusions  # of these detections
     judged: ImageErrors
+    all_errors: Errors  # errors of all detections
 
 
 def analyse(data: ReportData, show_progress: bool = False, resamples: int = 0) -> Analysis:
@@ -77,9 +83,11 @@ def analyse(data: ReportData, show_progress: bool = False, resamples: int = 0) -
         errors = find_errors(found.take(kept), gts)
         judged = judge_images(errors, found.image[kept], gts)
         progress.advance()
-        error_values = _errors(find_errors(found, gts), judged, gts)
+        all_errors = find_errors(found, gts)
+        error_values = _errors(all_errors, judged, gts)
         progress.advance()
-        matrix = confusion_matrix(found.take(kept), gts, errors)
+        confusions = find_confusions(found.take(kept), gts, errors)
+        matrix = confusions.matrix(errors, gts)
         progress.advance()
         sides = _sides(data, resamples)
         progress.advance()
@@ -107,10 +115,13 @@ def analyse(data: ReportData, show_progress: bool = False, resamples: int = 0) -
         uncertainty=edges,
         errors=error_values,
         confusion=[[int(i), int(j), int(matrix[i, j])] for i, j in np.argwhere(matrix)],
+        by_score=count_by_score(all_errors, gts, GRID),
         training=_training(data),
-        images=_images(data.names, judged, gts),
+        dataset=data_statistics(gts, data.area, data.image_wh),
+        model=None if data.model is None else data.model._asdict(),
+        images=_images(data.names, judged, gts, _cells(confusions, errors, found.image[kept], gts)),
     )
-    return Analysis(values, kept, errors, judged)
+    return Analysis(values, kept, errors, confusions, judged, all_errors)
 
 
 def heading(
@@ -253,12 +264,34 @@ def _training(data: ReportData) -> dict[str, Any] | None:
     return dict(training=plain(curves.training), validation=plain(curves.validation))
 
 
-def _images(names: Sequence[str], judged: ImageErrors, truths: Truths) -> list[list[Any]]:
-    """Per image: name, quality, gt boxes, true positives, errors by kind and class, gt classes."""
+def _cells(confusions: Confusions, errors: Errors, image: np.ndarray, truths: Truths) -> np.ndarray:
+    """Cells of the confusion matrix per image ``(C, 4)``: image, row, column, number; sorted.
+
+    ``image`` are the images of the detections of the errors.
+    """
+    classes = len(truths.category_ids)
+    counted, lost = confusions.found >= 0, confusions.truth == classes
+    rows = [
+        (image[errors.found.row[counted]], confusions.found[counted], errors.found.label[counted]),
+        (truths.image[lost], truths.label[lost], confusions.truth[lost]),
+    ]
+    cells, number = np.unique(np.hstack(rows), axis=1, return_counts=True)
+    return np.vstack([cells, number]).T
+
+
+def _images(
+    names: Sequence[str], judged: ImageErrors, truths: Truths, cells: np.ndarray
+) -> list[list[Any]]:
+    """Values of each image.
+
+    They are its name, quality, gt boxes, true positives, errors by kind and class, gt classes, and
+    cells of the confusion matrix.
+    """
     counts, classes = judged.counts, len(truths.class_names)
-    starts = np.searchsorted(counts[:, 0], np.arange(len(names) + 1))
+    places = np.arange(len(names) + 1)
+    starts, begins = (np.searchsorted(each[:, 0], places) for each in (counts, cells))
     there = np.unique(truths.image * classes + truths.label)
-    place = np.searchsorted(there, np.arange(len(names) + 1) * classes)
+    place = np.searchsorted(there, places * classes)
     return [
         [
             name,
@@ -267,6 +300,7 @@ def _images(names: Sequence[str], judged: ImageErrors, truths: Truths) -> list[l
             int(judged.right[index]),
             counts[starts[index] : starts[index + 1], 1:].reshape(-1),
             there[place[index] : place[index + 1]] % classes,
+            cells[begins[index] : begins[index + 1], 1:].reshape(-1),
         ]
         for index, name in enumerate(names)
     ]

@@ -23,6 +23,8 @@ PAGE = 'report.html'  # file name of the page
 # Classes with their own diagram: those with the most detections; the page has all.
 MAX_DIAGRAMS = 20
 METRICS = ('LaECE_0', 'LaACE_0', 'D-ECE', 'LRP_0.5', 'oLRP', 'AP', 'AP50', 'AP75')
+MAX_TITLE = 24  # characters of a class name
+FEW = 10  # detections; dots of bins with fewer are faint
 COLOURS = ('#8d99ae', '#2b7a78')  # raw scores, calibrated scores
 
 
@@ -117,37 +119,49 @@ def _facts(calibrator: FittedCalibrator) -> str:
 
 
 def _figure(panels: list[tuple[str, int]], sides: list[dict[str, Any]]) -> Any:
-    """Draw a row of panels: reliability diagram above a histogram of scores."""
+    """Draw small multiples: reliability diagrams above histograms, with one legend for all."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     width = 6 if len(panels) == 1 else 3
     drawing = figure(width * columns, 1.3 * width * rows)
     grid = drawing.subplots(
-        2 * rows, columns, squeeze=False, sharex=True, height_ratios=[3, 1] * rows
+        2 * rows, columns, squeeze=False, sharex=True, sharey='row', height_ratios=[3, 1] * rows
     )
     for axes in grid.flat:
         axes.set_visible(False)
     for index, (title, panel) in enumerate(panels):
         row, column = divmod(index, columns)
-        _panel(grid[2 * row, column], grid[2 * row + 1, column], title, panel, sides)
+        diagram, histogram = grid[2 * row : 2 * row + 2, column]
+        _panel(diagram, histogram, panel, sides)
+        number = int(sides[0]['number'][panel].sum())
+        name = title if len(title) <= MAX_TITLE else f'{title[: MAX_TITLE - 1]}…'
+        diagram.set_title(f'{name}, {number:,} detections', fontsize=9)
+        if column == 0:
+            diagram.set_ylabel('mean IoU', fontsize=9)
+            histogram.set_ylabel('detections', fontsize=9)
+        if index + columns >= len(panels):  # nothing below
+            histogram.set_xlabel('score', fontsize=9)
+    drawing.legend(
+        *grid[0, 0].get_legend_handles_labels(), loc='outside upper left', ncols=2, frameon=False
+    )
     return drawing
 
 
-def _panel(diagram: Any, histogram: Any, title: str, row: int, sides: list[dict[str, Any]]) -> None:
+def _panel(diagram: Any, histogram: Any, row: int, sides: list[dict[str, Any]]) -> None:
     edges = np.linspace(0, 1, NUM_BINS + 1)
     diagram.plot([0, 1], [0, 1], color='black', linewidth=0.8, linestyle=':')
     for side, colour in zip(sides, COLOURS):
-        score, iou = side['score'][row], side['iou'][row]
-        diagram.plot(score, iou, 'o-', color=colour, label=side['name'], markersize=3)
-        histogram.stairs(side['number'][row], edges, color=colour)
-    diagram.set_title(title, fontsize=9)
-    diagram.set_ylabel('mean IoU', fontsize=8)
-    histogram.set_xlabel('score', fontsize=8)
+        score, iou, number = (side[key][row] for key in ('score', 'iou', 'number'))
+        there = number > 0  # joined over empty bins
+        diagram.plot(score[there], iou[there], color=colour, linewidth=1.2, label=side['name'])
+        opacity = np.where(number < FEW, 0.25, 1.0)
+        diagram.scatter(score, iou, color=colour, s=16, alpha=opacity, zorder=3)
+        histogram.stairs(number, edges, color=colour, linewidth=1.2)
     histogram.set_yscale('symlog')
-    diagram.legend(fontsize=7, frameon=False)
+    diagram.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for axes in (diagram, histogram):
         axes.set_visible(True)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=8, labelbottom=axes is histogram)
         axes.spines[['top', 'right']].set_visible(False)
 
 

@@ -21,6 +21,7 @@ from gfl_det.evaluation.matching import FALSE, TRUE, Matches
 from gfl_det.ops.boxes import xywh_to_xyxy
 
 SIZES = ('all', 'small', 'medium', 'large')
+COCO_SIDES = (32, 96)  # px, square roots of the areas between these sizes
 MAX_DETS = (1, 10, 100)
 GRID = np.linspace(0, 1, 101)  # recalls, and score thresholds
 SPREAD_BINS = 12

@@ -16,7 +16,7 @@ from gfl_det.calibration.apply import detection_config, edge_detections
 from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
 from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator
 from gfl_det.datasets.table import table_of
-from gfl_det.engine.runner import Split, run_split, score_type, truths_path
+from gfl_det.engine.runner import ModelFacts, Split, run_split, score_type, truths_path
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import (
     Detections,
@@ -60,6 +60,7 @@ class ReportData(NamedTuple):
     facts: list[tuple[str, str]]  # data sources
     truths: Truths
     area: np.ndarray  # (M,) px, from the annotations
+    image_wh: np.ndarray  # (I, 2) px, from the annotations; NaN where unknown
     names: list[str]  # image file names, in the order of truths.image_ids
     folder: Path | None  # folder of the image files
     detections: Detections  # with the scores to report
@@ -69,6 +70,7 @@ class ReportData(NamedTuple):
     level: float | None = None  # share of gt edges that the intervals should contain
     distributions: EdgeLogits | None = None
     scalars: Sequence[Path] = ()  # log files of the training, oldest first
+    model: ModelFacts | None = None  # if the detector was run
 
     def take(self, rows: np.ndarray) -> ReportData:
         """Select detections by indices."""
@@ -94,18 +96,25 @@ class ReportData(NamedTuple):
         return EdgeBins(positions, np.broadcast_to(density / density.sum(), positions.shape))
 
 
-def box_areas(dataset: dict, truths: Truths) -> np.ndarray:
-    """Areas ``(M,)`` of gt boxes in px: as annotated, else of the boxes.
+def annotated_sizes(dataset: dict, truths: Truths) -> tuple[np.ndarray, np.ndarray]:
+    """Read the areas of gt boxes and the sizes of images.
 
     Args:
         dataset: Parsed annotation file.
         truths: Ground truth of the file, or of some of its classes and images.
+
+    Returns:
+        Areas ``(M,)`` px, as annotated, else of the boxes; widths and heights ``(I, 2)`` px.
     """
     table = table_of(dataset, 'the annotations')
     images, classes = set(truths.image_ids), set(truths.category_ids)
     images_kept = np.array([each in images for each in table.image_ids], bool)
     classes_kept = np.array([each in classes for each in table.category_ids], bool)
-    return table.area[images_kept[table.image] & classes_kept[table.label]]
+    size = dict(zip(table.image_ids, table.image_wh))
+    return (
+        table.area[images_kept[table.image] & classes_kept[table.label]],
+        np.array([size[each] for each in truths.image_ids]).reshape(-1, 2),
+    )
 
 
 def file_names(dataset: dict, truths: Truths) -> list[str]:
@@ -147,7 +156,7 @@ def read_results(
         Path(results).stem,
         facts,
         gts,
-        box_areas(dataset, gts),
+        *annotated_sizes(dataset, gts),
         names,
         _folder(images),
         found,
@@ -252,7 +261,7 @@ def run_work_dir(
         fitted.check_score_type(head)
         cfg.model.test_cfg = detection_config(ConfigDict(test_cfg, calibrator=calibrator), fitted)
     check = None if fitted is None else fitted.check_judged
-    gts, results, samples = run_split(cfg, checkpoint, split, check)
+    gts, results, samples, model = run_split(cfg, checkpoint, split, check)
     path = truths_path(cfg, split)
     dataset = read_json(path)
     folder = image_folder(datasets_of(cfg, split)[0])
@@ -262,11 +271,12 @@ def run_work_dir(
         Path(cfg.filename).stem,
         facts if calibrator is None else [*facts, ('calibrator', calibrator)],
         gts,
-        box_areas(dataset, gts),
+        *annotated_sizes(dataset, gts),
         file_names(dataset, gts),
         None if folder is None else Path(folder),
         edges.detections if edges else detections_from_coco(results, gts, checkpoint),
         scalars=scalar_files(work_dir),
+        model=model,
     )
     if edges:
         data = _with_edges(data, edges, samples, test_cfg['interval_level'])

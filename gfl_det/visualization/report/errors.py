@@ -204,8 +204,25 @@ def _mean_precision(found: Matches, present: np.ndarray) -> float:
     return float(np.nan_to_num(per_class).mean()) if len(per_class) else float('nan')
 
 
-def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> np.ndarray:
-    """Count the confusion matrix of gt boxes and detections.
+class Confusions(NamedTuple):
+    """The class at which each detection and each gt box is counted, K for "nothing"."""
+
+    found: np.ndarray  # (N,) int64, gt class of each of ``errors.found``; -1 in a crowd
+    truth: np.ndarray  # (M,) int64, predicted class of each gt box; -1 for a crowd
+
+    def matrix(self, errors: Errors, truths: Truths) -> np.ndarray:
+        """Count ``(K + 1, K + 1)`` int64: rows are gt classes and "nothing", columns predicted."""
+        classes = len(truths.category_ids)
+        matrix = np.zeros((classes + 1, classes + 1), np.int64)
+        counted = self.found >= 0
+        np.add.at(matrix, (self.found[counted], errors.found.label[counted]), 1)
+        lost = self.truth == classes
+        np.add.at(matrix, (truths.label[lost], self.truth[lost]), 1)
+        return matrix
+
+
+def find_confusions(detections: Detections, truths: Truths, errors: Errors) -> Confusions:
+    """Pair detections with gt boxes of any class.
 
     Detections that match a gt box of their class, as in COCO, come first, so that the diagonal
     equals the true positives elsewhere. The others, by descending score, take the unmatched gt box
@@ -216,29 +233,38 @@ def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> 
         detections: The detections of ``errors``, cut at the chosen score.
         truths: Ground truth of the same images.
         errors: Their errors.
+    """
+    classes = len(truths.category_ids)
+    found = errors.found
+    partner = np.where(found.state == TRUE, found.truth, -1)
+    free = ~truths.crowd
+    free[partner[partner >= 0]] = False
+    wrong = np.flatnonzero(found.state == FALSE)
+    others, taken = detections.take(found.row[wrong]), np.full(len(wrong), -1)
+    for pairs in pairs_in_images(others, truths):
+        near = pairs.take((pairs.iou >= found.tau) & free[pairs.truth])
+        _pair_off(near, others.scores, free, taken)
+    partner[wrong] = taken
+    paired = partner >= 0
+    of_found = np.where(found.state == FALSE, classes, -1)
+    of_found[paired] = truths.label[partner[paired]]
+    of_truth = np.where(truths.crowd, -1, classes)
+    of_truth[partner[paired]] = found.label[paired]
+    return Confusions(of_found, of_truth)
+
+
+def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> np.ndarray:
+    """Count the confusion matrix of gt boxes and detections.
+
+    Args:
+        detections: The detections of ``errors``, cut at the chosen score.
+        truths: Ground truth of the same images.
+        errors: Their errors.
 
     Returns:
         ``(K + 1, K + 1)`` int64: rows are gt classes and last "nothing", columns predicted ones.
     """
-    classes = len(truths.category_ids)
-    matrix = np.zeros((classes + 1, classes + 1), np.int64)
-    found = errors.found
-    right = found.state == TRUE
-    np.add.at(matrix, (found.label[right], found.label[right]), 1)
-    free = ~truths.crowd
-    free[found.truth[right]] = False
-    wrong = np.flatnonzero(found.state == FALSE)
-    others = detections.take(found.row[wrong])
-    partner = np.full(len(wrong), -1)
-    for pairs in pairs_in_images(others, truths):
-        near = pairs.take((pairs.iou >= found.tau) & free[pairs.truth])
-        _pair_off(near, others.scores, free, partner)
-    label = found.label[wrong]
-    confused = partner >= 0
-    np.add.at(matrix, (truths.label[partner[confused]], label[confused]), 1)
-    np.add.at(matrix, (np.full((~confused).sum(), classes), label[~confused]), 1)
-    np.add.at(matrix, (truths.label[free], np.full(free.sum(), classes)), 1)
-    return matrix
+    return find_confusions(detections, truths, errors).matrix(errors, truths)
 
 
 def _pair_off(pairs: Pairs, scores: np.ndarray, free: np.ndarray, partner: np.ndarray) -> None:
@@ -248,6 +274,50 @@ def _pair_off(pairs: Pairs, scores: np.ndarray, free: np.ndarray, partner: np.nd
         if free[gt] and partner[detection] < 0:
             free[gt] = False
             partner[detection] = gt
+
+
+def best_cover(errors: Errors) -> np.ndarray:
+    """Score ``(M,)`` up to which each gt box is not missed: -1 without any.
+
+    A gt box is missed where a cut leaves no match and no localisation or class error on it.
+    """
+    found = errors.found
+    cover = np.full(len(errors.missed), -1.0)
+    for which, on in (
+        (found.truth, found.state == TRUE),
+        (errors.truth, (errors.kind == LOCALISATION) | (errors.kind == CLASS)),
+    ):
+        np.maximum.at(cover, which[on], found.scores[on])
+    return cover
+
+
+def count_by_score(errors: Errors, truths: Truths, least: np.ndarray) -> np.ndarray:
+    """Count detections and gt boxes by score, so that sums from a bin upwards are those of a cut.
+
+    A cut removes whole detections and changes the kind of no other: only gt boxes become missed.
+
+    Args:
+        errors: Errors of detections that were not cut.
+        truths: Ground truth of the same images, K classes.
+        least: ``(B,)`` lowest score of each bin, ascending from 0.
+
+    Returns:
+        ``(K, 1 + len(KINDS), B)`` int64: true positives, errors of each kind but missed, and last
+        gt boxes that are not missed.
+    """
+    found = errors.found
+    counts = np.zeros((len(truths.category_ids), 1 + len(KINDS), len(least)), np.int64)
+
+    def add(label: np.ndarray, row: np.ndarray, scores: np.ndarray) -> None:
+        np.add.at(counts, (label, row, np.searchsorted(least, scores, side='right') - 1), 1)
+
+    right, wrong = found.state == TRUE, errors.kind != NO_ERROR
+    add(found.label[right], np.zeros(right.sum(), np.int64), found.scores[right])
+    add(found.label[wrong], 1 + errors.kind[wrong], found.scores[wrong])
+    cover = best_cover(errors)
+    there = (cover >= 0) & ~truths.crowd
+    add(truths.label[there], np.full(there.sum(), 1 + MISSED), cover[there])
+    return counts
 
 
 class ImageErrors(NamedTuple):

@@ -1,10 +1,10 @@
-"""Pictures of a report: selected, drawn, and limited in total size."""
+"""Pictures of a report: selected images, and what the page draws on them, limited in total size."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import json
 from typing import Any
 
 import numpy as np
@@ -12,50 +12,28 @@ from PIL import Image
 
 from gfl_det.datasets.images import read_image
 from gfl_det.errors import DataError
-from gfl_det.evaluation.detections import Truths
 from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.utils.console import Progress
-from gfl_det.visualization import Boxes, draw_boxes
-from gfl_det.visualization.picture import MAX_ENLARGEMENT
+from gfl_det.visualization.edges import EdgeBins
 from gfl_det.visualization.report.analysis import Analysis
 from gfl_det.visualization.report.data import ReportData
-from gfl_det.visualization.report.errors import MISSED, NO_ERROR, Errors, choose_images
+from gfl_det.visualization.report.errors import best_cover, choose_images
+from gfl_det.visualization.report.page import plain
 
-SIDE_PX = 640  # longer side of a picture
+SIDE_PX = 960  # longer side of a picture
 QUALITY = 80
-
-
-def draw(image: np.ndarray, boxes: Boxes, classes: Sequence[str]) -> bytes:
-    """Draw boxes, with soft edges where boxes have distributions.
-
-    Args:
-        image: ``(H, W, 3)`` uint8 RGB.
-        boxes: Boxes in px of the image.
-        classes: Class names in label order.
-
-    Returns:
-        A JPEG with a longer side of at most `SIDE_PX`.
-    """
-    height, width = image.shape[:2]
-    factor = SIDE_PX / max(height, width)
-    if factor < 1:
-        size = max(1, round(width * factor)), max(1, round(height * factor))
-        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-        boxes, factor = boxes.scaled(factor), 1.0
-    picture = draw_boxes(image, boxes, classes, scale=min(factor, MAX_ENLARGEMENT))
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, 'JPEG', quality=QUALITY, optimize=True)
-    return file.getvalue()
-
-
-MAX_BYTES = 10_000_000  # all pictures together, as base64
-MAX_DRAWN = 60  # detections per image, best first
+MAX_BYTES = 10_000_000  # all pictures together, with their boxes
+MAX_BOXES = 100  # detections per image, best first
+LEAST_SCORE = 0.05  # of detections below the common threshold, which the page can lower
+STEPS = 10_000  # of scores, which are rounded down: a cut on the page keeps what it should
+PERMILLE = 1000  # for probabilities
+LEAST_PERMILLE = 5  # lower probabilities at the ends are left out
 
 
 def draw_gallery(
     data: ReportData, analysis: Analysis, limit: int, show_progress: bool = False
 ) -> list[dict[str, Any]]:
-    """Draw the selected images, ground truth and detections separately.
+    """Collect the selected images with ground truth and detections.
 
     Unreadable images are reported on standard error and skipped.
 
@@ -71,17 +49,18 @@ def draw_gallery(
     if data.folder is None:
         return []
     chosen = choose_images(analysis.judged, limit)
+    cover = best_cover(analysis.all_errors)
     entries: list[dict[str, Any]] = []
     size = 0
     with Progress(len(chosen), 'pictures', show_progress) as progress:
         for image in chosen:
             try:
-                entry = _entry(data, analysis, image)
+                entry = _entry(data, analysis, cover, image)
             except DataError as error:
                 progress.say(f'warning: {error}')
                 progress.advance()
                 continue
-            size += len(entry['truth']) + len(entry['found'])
+            size += size_of(entry)
             if size > MAX_BYTES:
                 progress.say(
                     f'pictures: {len(entries)} of {len(chosen)}, limited by their total size'
@@ -92,36 +71,98 @@ def draw_gallery(
     return sorted(entries, key=lambda each: (analysis.judged.quality[each['image']], each['image']))
 
 
-def _entry(data: ReportData, analysis: Analysis, image: int) -> dict[str, Any]:
+def size_of(entry: dict[str, Any]) -> int:
+    """Bytes of an entry in the page."""
+    return len(json.dumps(plain(entry), separators=(',', ':')))
+
+
+def _entry(data: ReportData, analysis: Analysis, cover: np.ndarray, image: int) -> dict[str, Any]:
+    """Values of an image; ``cover`` are the scores up to which each gt box is not missed."""
     assert data.folder is not None  # checked by the caller
     pixels = np.ascontiguousarray(read_image(data.folder / data.names[image])[..., ::-1])
-    names = data.truths.class_names
-    rows = analysis.kept[data.detections.image[analysis.kept] == image]
-    rows = rows[np.argsort(-data.detections.scores[rows], kind='stable')][:MAX_DRAWN]
-    found = data.detections.take(rows)
-    boxes = Boxes(xywh_to_xyxy(found.boxes), found.label, found.scores, data.bins(rows))
-    mine = data.truths.image == image
-    given = Boxes(xywh_to_xyxy(data.truths.boxes[mine]), data.truths.label[mine])
-    pictures = (draw(pixels, each, names) for each in (given, boxes))
-    gt, drawn = (base64.b64encode(picture).decode() for picture in pictures)
+    height, width = pixels.shape[:2]
+    shrink = min(1.0, SIDE_PX / max(height, width))
+    found, kept = _detections(data, analysis, image)
     return dict(
         image=image,
-        size=[pixels.shape[1], pixels.shape[0]],
-        truth=gt,
-        found=drawn,
-        errors=_boxes_of_errors(data, analysis, image),
+        size=[width, height],
+        jpeg=base64.b64encode(_jpeg(pixels, shrink)).decode(),
+        kept=kept,
+        found=found,
+        truths=_truths(data, analysis, cover, image),
     )
 
 
-def _boxes_of_errors(data: ReportData, analysis: Analysis, image: int) -> list[list[Any]]:
-    """Kind, class, box (xywh px) and score of each error of an image; missed gt boxes: no score."""
-    errors: Errors = analysis.errors
-    rows = analysis.kept[errors.found.row]
-    wrong = np.flatnonzero((errors.kind != NO_ERROR) & (data.detections.image[rows] == image))
+def _jpeg(pixels: np.ndarray, shrink: float) -> bytes:
+    picture = Image.fromarray(pixels)
+    if shrink < 1:
+        size = [max(1, round(side * shrink)) for side in picture.size]
+        picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, 'JPEG', quality=QUALITY, optimize=True)
+    return file.getvalue()
+
+
+def _detections(data: ReportData, analysis: Analysis, image: int) -> tuple[list[list[Any]], int]:
+    """Detections of an image by descending score, and how many reach the common threshold.
+
+    Each has class, score, box (xyxy px), kind of error or -1, row of its cell of the confusion
+    matrix or -1, and its edges, if known.
+    """
+    known = analysis.all_errors
+    mine = np.flatnonzero(data.detections.image[known.found.row] == image)
+    mine = mine[np.argsort(-known.found.scores[mine], kind='stable')]
+    row_of = np.full(len(data.detections.scores), -1)  # of the confusion matrix
+    row_of[analysis.kept[analysis.errors.found.row]] = analysis.confusions.found
+    is_kept = np.zeros(len(row_of), bool)
+    is_kept[analysis.kept] = True
+    rows = known.found.row[mine]
+    shown = (is_kept[rows] | (known.found.scores[mine] >= LEAST_SCORE))[:MAX_BOXES]
+    mine, rows = mine[:MAX_BOXES][shown], rows[:MAX_BOXES][shown]
+    bins = data.bins(rows)
+    scores = np.floor(known.found.scores[mine] * STEPS + 1e-9) / STEPS
+    boxes = xywh_to_xyxy(data.detections.boxes[rows])
     entries = [
-        [int(errors.kind[i]), int(errors.found.label[i]), data.detections.boxes[rows[i]], score]
-        for i, score in zip(wrong, errors.found.scores[wrong].tolist())
+        [
+            known.found.label[place],
+            score,
+            box,
+            known.kind[place],
+            row_of[row],
+            [] if bins is None else _edges(bins.take(index)),
+        ]
+        for index, (place, row, score, box) in enumerate(zip(mine, rows, scores, boxes))
     ]
-    gts: Truths = data.truths
-    missed = np.flatnonzero(errors.missed & (gts.image == image))
-    return entries + [[MISSED, int(gts.label[i]), gts.boxes[i], None] for i in missed]
+    return entries, int(is_kept[rows].sum())
+
+
+def _edges(bins: EdgeBins) -> list[list[float]]:
+    """Position of the first bin and step (px), and probabilities per mille, of each edge."""
+    edges = []
+    for positions, probabilities in zip(*bins):
+        shares = np.rint(probabilities * PERMILLE).astype(int)
+        there = np.flatnonzero(shares >= min(LEAST_PERMILLE, shares.max()))
+        first, last = there[0], there[-1]
+        step = positions[1] - positions[0]
+        edges.append([positions[first], step, *shares[first : last + 1].tolist()])
+    return edges
+
+
+def _truths(data: ReportData, analysis: Analysis, cover: np.ndarray, image: int) -> list[list[Any]]:
+    """Gt boxes of an image.
+
+    Each has class, box (xyxy px), the score up to which it is not missed (-1: missed at any; None
+    for a crowd), whether it is missed at the common threshold, and whether it is in no pair of the
+    confusion matrix.
+    """
+    gts = data.truths
+    mine = np.flatnonzero(gts.image == image)
+    boxes = xywh_to_xyxy(gts.boxes[mine])
+    scores = np.where(cover[mine] < 0, -1, np.floor(cover[mine] * STEPS + 1e-9) / STEPS)
+    lost = analysis.confusions.truth[mine] == len(gts.class_names)
+    missed = analysis.errors.missed[mine]
+    crowd = gts.crowd[mine]
+    return [
+        [gts.label[row], box, None if crowd[i] else scores[i], missed[i], lost[i]]
+        for i, (row, box) in enumerate(zip(mine, boxes))
+    ]

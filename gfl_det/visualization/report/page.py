@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 
 PAGE = Path(__file__).parent / 'page'
 DIGITS = 4  # significant digits; counts keep all digits
-SCRIPTS = ('charts.js', 'sections.js', 'images.js', 'report.js')
+# Soft edges are drawn by the demo page's module, inlined as an object of this name.
+DRAWING = PAGE.parent.parent / 'demo' / 'page' / 'drawing.js'
+SCRIPTS = ('charts.js', 'sections.js', 'pictures.js', 'images.js', 'report.js')
 
 
 def render(values: dict[str, Any]) -> str:
@@ -21,17 +24,32 @@ def render(values: dict[str, Any]) -> str:
     Args:
         values: Values from :func:`.analysis.analyse`, with ``pictures``.
     """
-    page = (PAGE / 'report.html').read_text(encoding='utf-8')
+    page = _text('report.html')
     parts = dict(
         TITLE=html.escape(str(values['title'])),
-        STYLE=(PAGE / 'report.css').read_text(encoding='utf-8'),
+        STYLE=_text('report.css'),
         DATA=embed(values),
-        SCRIPT='\n'.join((PAGE / name).read_text(encoding='utf-8') for name in SCRIPTS),
+        SCRIPT='\n'.join([module_as_object(DRAWING), *map(_text, SCRIPTS)]),
     )
     for name, text in parts.items():
         before, _, after = page.partition(f'<!--{name}-->')
         page = before + text + after
     return page
+
+
+def _text(name: str) -> str:
+    return (PAGE / name).read_text(encoding='utf-8')
+
+
+def module_as_object(path: Path) -> str:
+    """Script that defines an object, named like the file, with the exports of a module.
+
+    Pages opened from a file cannot import modules.
+    """
+    text = path.read_text(encoding='utf-8')
+    names = re.findall(r'^export (?:const|function) (\w+)', text, re.MULTILINE)
+    body = re.sub(r'^export ', '', text, flags=re.MULTILINE)
+    return f'const {path.stem} = (() => {{\n{body}\nreturn {{{", ".join(names)}}};\n}})();'
 
 
 def embed(values: Any) -> str:

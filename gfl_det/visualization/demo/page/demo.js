@@ -1,4 +1,4 @@
-import { INK, barChart, blendEdges, placeLabel, textColour } from './drawing.js';
+import { INK, barChart, blendEdges, drawFrames, drawLabels } from './drawing.js';
 
 const part = (id) => document.getElementById(id);
 const [main, canvas, status] = [document.querySelector('main'), part('canvas'), part('status')];
@@ -58,44 +58,15 @@ function draw() {
   paper.drawImage(state.image, 0, 0, canvas.width, canvas.height);
   const entries = visible();
   const pixels = paper.getImageData(0, 0, canvas.width, canvas.height);
-  [...entries].reverse().forEach((entry) => {
-    const ink = !state.chosen || entry === state.chosen ? INK : 0.15;
-    if (entry.edges.length) blendEdges(pixels, entry, scale, ink);
-  });
+  blendEdges(pixels, entries, scale,
+    (entry) => (!state.chosen || entry === state.chosen ? INK : 0.15));
   paper.putImageData(pixels, 0, 0);
-  [...entries].reverse().forEach((entry) => frame(paper, entry, scale, ratio));
-  labels(paper, entries, scale, ratio);
-  showList(entries);
-}
-
-function frame(paper, entry, scale, ratio) {
-  const [x1, y1, x2, y2] = entry.box.map((value) => value * scale);
-  const thick = (entry === state.chosen ? 3 : 1.5) * ratio;
-  [['rgba(0, 0, 0, .4)', thick + 2 * ratio], [entry.colour, thick]].forEach(([colour, line]) => {
-    paper.strokeStyle = colour;
-    paper.lineWidth = line;
-    paper.strokeRect(x1, y1, x2 - x1, y2 - y1);
-  });
-}
-
-function labels(paper, entries, scale, ratio) {
+  drawFrames(paper, entries, scale, ratio, (entry) => (entry === state.chosen ? 3 : 1.5));
+  const order = [...entries].sort((a, b) => (b === state.chosen) - (a === state.chosen));
   const size = Math.max(9.5, Math.min(12, canvas.clientWidth / 55)) * ratio;
-  paper.font = `${size}px system-ui, sans-serif`;
-  paper.textBaseline = 'middle';
-  const placed = [];
-  const order = state.chosen ? [state.chosen, ...entries.filter((each) => each !== state.chosen)] : entries;
-  order.filter((entry) => entries.includes(entry)).forEach((entry) => {
-    const text = `${entry.name} ${entry.score.toFixed(2)}`;
-    const [w, h] = [paper.measureText(text).width + size * 0.7, size * 1.4];
-    const spot = placeLabel(entry.box.map((value) => value * scale), w, h, placed, canvas.width, canvas.height);
-    placed.push({ ...spot, entry, text });
-  });
-  placed.reverse().forEach((spot) => {
-    paper.fillStyle = spot.entry.colour;
-    paper.fillRect(spot.x, spot.y, spot.w, spot.h);
-    paper.fillStyle = textColour(spot.entry.colour);
-    paper.fillText(spot.text, spot.x + size * 0.35, spot.y + spot.h / 2);
-  });
+  const texts = order.map((each) => ({ ...each, text: `${each.name} ${each.score.toFixed(2)}` }));
+  drawLabels(paper, texts, scale, size);
+  showList(entries);
 }
 
 function showList(entries) {

@@ -2,6 +2,7 @@
 
 export const INK = 0.75; // opacity where a distribution puts all its probability
 const FAINT = 0.01; // lower probabilities are not drawn
+const VEIL = 0.35; // of a box, the most that soft edges wider than it may cover
 
 /** Bins with ascending positions: {first, step, heights}, step > 0 px. */
 function ascending(edge, scale) {
@@ -43,7 +44,8 @@ function axis(low, high, size, before, after) {
     along.push(Math.max(presence(before, pixel + 0.5), presence(after, pixel + 0.5)));
     inside.push(shareBelow(before, pixel + 0.5) * (1 - shareBelow(after, pixel + 0.5)));
   }
-  return { from, along, inside };
+  const reach = Math.max(...[before, after].map((bins) => span(bins)[1] - span(bins)[0]));
+  return { from, along, inside, reach };
 }
 
 /** How likely a box's outline passes each pixel of a part of the canvas, rows of columns. */
@@ -53,23 +55,85 @@ export function edgeOpacity(entry, scale, width, height) {
   const rows = axis(Infinity, -Infinity, height, top, bottom);
   const opacity = rows.along.map((alongY, y) => columns.along.map(
     (alongX, x) => Math.max(rows.inside[y] * alongX, alongY * columns.inside[x])));
-  return { left: columns.from, top: rows.from, opacity };
+  return { left: columns.from, top: rows.from, opacity, reach: Math.max(columns.reach, rows.reach) };
 }
 
 function rgb(colour) {
   return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 }
 
-/** Blend a box's distributions into pixels, its colour at most by `ink`. */
-export function blendEdges(pixels, entry, scale, ink) {
-  const { left, top, opacity } = edgeOpacity(entry, scale, pixels.width, pixels.height);
-  const colour = rgb(entry.colour);
-  opacity.forEach((row, y) => row.forEach((alpha, x) => {
-    const at = 4 * ((top + y) * pixels.width + left + x);
-    for (let band = 0; band < 3; band += 1) {
-      pixels.data[at + band] += ink * alpha * (colour[band] - pixels.data[at + band]);
+/** Which pixels of a part of the canvas touch a box that is narrower than `reach`, row by row. */
+function narrowBoxes(entries, scale, reach, left, top, wide, tall) {
+  const touched = new Uint8Array(wide * tall);
+  entries.forEach(({ box }) => {
+    const [x1, y1, x2, y2] = box.map((value) => value * scale);
+    if (Math.min(x2 - x1, y2 - y1) >= reach) return;
+    const [from, to] = [Math.max(0, Math.floor(x1) - left), Math.min(wide, Math.ceil(x2) - left)];
+    const end = Math.min(tall, Math.ceil(y2) - top);
+    for (let y = Math.max(0, Math.floor(y1) - top); y < end && from < to; y += 1) {
+      touched.fill(1, y * wide + from, y * wide + to);
     }
-  }));
+  });
+  return touched;
+}
+
+/** Blend the distributions of boxes into pixels, the first on top, each at most by its ink.
+
+Soft edges never hide what is smaller than they are: they cover a narrower box at most by VEIL. */
+export function blendEdges(pixels, entries, scale, inkOf = () => INK) {
+  const { width, height, data } = pixels;
+  const seen = new Float32Array(width * height).fill(1); // share of the picture still to be seen
+  [...entries].reverse().filter((entry) => entry.edges.length).forEach((entry) => {
+    const { left, top, opacity, reach } = edgeOpacity(entry, scale, width, height);
+    if (!opacity.length || !opacity[0].length) return;
+    const [wide, ink, colour] = [opacity[0].length, inkOf(entry), rgb(entry.colour)];
+    const narrow = narrowBoxes(entries, scale, reach, left, top, wide, opacity.length);
+    opacity.forEach((row, y) => row.forEach((presence, x) => {
+      const at = (top + y) * width + left + x;
+      let alpha = ink * presence;
+      if (narrow[y * wide + x]) alpha = Math.min(alpha, 1 - (1 - VEIL) / Math.max(seen[at], 1 - VEIL));
+      if (alpha <= 0) return;
+      seen[at] *= 1 - alpha;
+      for (let band = 0; band < 3; band += 1) {
+        data[4 * at + band] += alpha * (colour[band] - data[4 * at + band]);
+      }
+    }));
+  });
+}
+
+/** Draw the outlines of boxes, the first on top; `thick` px of the screen, of which there are `ratio`. */
+export function drawFrames(paper, entries, scale, ratio, thickOf = () => 1.5) {
+  [...entries].reverse().forEach((entry) => {
+    const [x1, y1, x2, y2] = entry.box.map((value) => value * scale);
+    const thick = thickOf(entry) * ratio;
+    [['rgba(0, 0, 0, .4)', thick + 2 * ratio], [entry.colour, thick]].forEach(([colour, line]) => {
+      paper.strokeStyle = colour;
+      paper.lineWidth = line;
+      paper.strokeRect(x1, y1, x2 - x1, y2 - y1);
+    });
+  });
+}
+
+/** Write `entry.text` at each box, the first best placed.
+
+`crowding`: the share of a label that others may cover; one that is covered more is left out. */
+export function drawLabels(paper, entries, scale, size, crowding = 1) {
+  const { width, height } = paper.canvas;
+  paper.font = `${size}px system-ui, sans-serif`;
+  paper.textBaseline = 'middle';
+  const placed = [];
+  entries.forEach((entry) => {
+    const [w, h] = [paper.measureText(entry.text).width + size * 0.7, size * 1.4];
+    const spot = placeLabel(entry.box.map((value) => value * scale), w, h, placed, width, height);
+    const covered = placed.reduce((sum, other) => sum + overlap(spot, other), 0);
+    if (covered <= crowding * w * h || crowding >= 1) placed.push({ ...spot, entry });
+  });
+  placed.reverse().forEach(({ x, y, w, h, entry }) => {
+    paper.fillStyle = entry.colour;
+    paper.fillRect(x, y, w, h);
+    paper.fillStyle = textColour(entry.colour);
+    paper.fillText(entry.text, x + size * 0.35, y + h / 2);
+  });
 }
 
 /** Black or white, the more legible on a colour (WCAG luminance). */
@@ -89,7 +153,7 @@ function overlap(a, b) {
 }
 
 /** The place for a label that covers least of the labels placed before it. */
-export function placeLabel(box, w, h, placed, width, height) {
+function placeLabel(box, w, h, placed, width, height) {
   const [x1, y1, x2, y2] = box;
   const corners = [[x1, y1 - h], [x1, y1], [x2 - w, y1 - h], [x1, y2], [x2 - w, y1],
     [x1, y2 - h], [x2 - w, y2], [x2 - w, y2 - h]];

@@ -76,7 +76,7 @@ const redraw = new ResizeObserver((entries) => {
 
 /* A chart of lines, dots, bands and bars over one pair of axes.
    spec: {title, x: {label, domain, log}, y: {...}, diagonal, height,
-          series: [{name, colour, kind, points: [[x, y], [x, y, radius] or of bands [x, low, high]], dash}]} */
+          series: [{name, colour, kind, points: [[x, y], [x, y, radius], of bands [x, low, high], of columns [x, y, from, to]], dash}]} */
 function chart(spec) {
   const plot = make('div', {class: 'chart'});
   const readout = make('p', {class: 'readout'}, 'Point at the chart to read values.');
@@ -141,6 +141,10 @@ function marks(series, x, y, box) {
     const path = [...known.map((point) => [x(point[0]), y(point[2])]), ...known.reverse().map((point) => [x(point[0]), y(point[1])])];
     return [draw('polygon', {points: path.map((place) => place.map((v) => v.toFixed(1)).join()).join(' '), fill: series.colour, opacity: 0.16})];
   }
+  if (series.kind === 'columns') {
+    return known.filter((point) => point[1] > 0).map(([, b, low, high]) => draw('rect', {x: x(low) + 0.5, y: y(b),
+      width: Math.max(1, x(high) - x(low) - 1), height: Math.max(0, box.bottom - y(b)), fill: series.colour, opacity: 0.5}));
+  }
   if (series.kind === 'bars') {
     return known.filter((point) => point[1] > 0).map(([a, b]) => draw('rect', {x: x(a - series.width / 2) + 0.5,
       y: y(b), width: Math.max(1, x(series.width) - x(0) - 1), height: Math.max(0, box.bottom - y(b)), fill: series.colour, opacity: 0.5}));
@@ -182,9 +186,26 @@ function describe(spec) {
   return `${spec.title}: ${spec.y.label} over ${spec.x.label}. ${parts.join('; ')}`;
 }
 
-/* A table whose columns sort at a click. columns: [name, formatter]; rows: arrays of values. */
+// Values as RFC 4180 has them; a text that a spreadsheet would take for a formula gets an apostrophe.
+function csv(rows) {
+  const cell = (value) => {
+    const text = value === null || value === undefined ? '' : typeof value === 'string' && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return rows.map((row) => row.map(cell).join()).join('\r\n') + '\r\n';
+}
+
+function download(name, text) {
+  const address = URL.createObjectURL(new Blob([text], {type: 'text/csv;charset=utf-8'}));
+  make('a', {href: address, download: name}).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+}
+
+/* A table whose columns sort at a click, and that can be saved as CSV, as it is sorted.
+   columns: [name, formatter, 'action' if it holds no value]; rows: arrays of values. */
 function table(columns, rows, options = {}) {
-  const body = make('tbody');
+  const body = make('tbody'), label = options.label || 'Table';
+  let current = rows;
   const heads = columns.map(([name], index) => make('th', {scope: 'col'}, options.sorted === false ? name :
     make('button', {type: 'button', onclick: () => sort(index)}, name)));
   const fill = (list) => body.replaceChildren(...list.map((row) => make('tr', {class: options.chosen && options.chosen(row) ? 'chosen' : null},
@@ -194,9 +215,14 @@ function table(columns, rows, options = {}) {
     heads.forEach((head) => head.removeAttribute('aria-sort'));
     heads[index].setAttribute('aria-sort', down ? 'descending' : 'ascending');
     const order = (a, b) => (typeof a === 'string' ? a.localeCompare(b) : (a ?? -Infinity) - (b ?? -Infinity));
-    fill([...rows].sort((a, b) => (down ? -1 : 1) * order(a[index], b[index])));
+    fill(current = [...rows].sort((a, b) => (down ? -1 : 1) * order(a[index], b[index])));
   }
   fill(rows);
-  return make('div', {class: rows.length > 12 ? 'wide tall' : 'wide', tabindex: 0, role: 'region', 'aria-label': options.label || 'Table'},
-    make('table', {}, make('thead', {}, make('tr', {}, heads)), body));
+  const valued = columns.map((each, index) => index).filter((index) => columns[index][2] !== 'action');
+  const save = () => download(`${label.toLowerCase().replace(/\W+/g, '_')}.csv`,
+    csv([valued.map((index) => columns[index][0]), ...current.map((row) => valued.map((index) => row[index]))]));
+  return make('div', {class: 'table'},
+    make('div', {class: rows.length > 12 ? 'wide tall' : 'wide', tabindex: 0, role: 'region', 'aria-label': label},
+      make('table', {}, make('thead', {}, make('tr', {}, heads)), body)),
+    make('button', {type: 'button', class: 'csv', 'aria-label': `Save the table "${label}" as CSV`, onclick: save}, 'CSV'));
 }

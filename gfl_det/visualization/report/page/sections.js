@@ -7,15 +7,49 @@ const colour = (index) => `var(--s${index % 5})`;
 const named = (data, label) => (label < 0 ? 'all classes' : data.classes[label]);
 const COLUMNS = ['gt boxes', 'AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large', 'F1', 'threshold', 'precision', 'recall'];
 
-function summary(data, label) {
+// Counts at a cut, or at the common threshold: {right, kinds, boxes} of a class, or of all.
+function countsAt(data, label, cut) {
+  const classes = label < 0 ? data.classes.map((_, index) => index) : [label];
+  const boxes = classes.reduce((sum, index) => sum + data.per_class[index][0], 0);
+  if (cut === null) {
+    const right = data.confusion.reduce((sum, [row, column, count]) => sum + (row === column && classes.includes(row) ? count : 0), 0);
+    return {right, kinds: data.errors.kept[label + 1], boxes};
+  }
+  const first = Math.round(cut * 100);
+  const above = (row) => classes.reduce((sum, index) => sum + data.by_score[index][row].slice(first).reduce((a, b) => a + b, 0), 0);
+  const [right, ...kinds] = [0, 1, 2, 3, 4, 5, 6].map(above);
+  kinds[5] = boxes - kinds[5];
+  return {right, kinds, boxes};
+}
+
+function counts(data, label, state) {
+  const {right, kinds, boxes} = countsAt(data, label, state.cut);
+  const wrong = kinds.slice(0, 5).reduce((a, b) => a + b, 0);
+  const ratio = (a, b) => (b ? a / b : null);
+  const tile = (value, name) => make('div', {class: 'tile'}, make('b', {}, value), make('span', {}, name));
+  return [
+    make('h3', {}, `At a score of ${share(state.cut ?? data.cut.threshold)} or more, IoU .5, ${named(data, label)}`),
+    make('div', {class: 'tiles', id: 'counts-here'}, tile(number(right + wrong), 'detections'), tile(number(right), 'true positives'), tile(number(wrong), 'false positives'),
+      tile(number(boxes - right), 'gt boxes not found'), tile(share(ratio(right, right + wrong)), 'precision'), tile(share(ratio(right, boxes)), 'recall'), tile(share(ratio(2 * right, right + wrong + boxes)), 'F1')),
+  ];
+}
+
+function model(data) {
+  if (!data.model) return [];
+  const {parameters, milliseconds, batch, device} = data.model;
+  const speed = milliseconds === null ? '' : `, ${number(milliseconds, milliseconds < 10 ? 1 : 0)} ms per image without reading it (${device}, batches of ${batch}, median)`;
+  return [make('p', {id: 'model'}, `${number(parameters / 1e6, 1)} million parameters${speed}.`)];
+}
+
+function summary(data, label, state) {
   const own = label < 0 ? null : data.per_class[label];
   const [ap, ap50, ap75] = own ? own.slice(1, 4) : data.ap[0].slice(1, 4);
   const cut = own ? {f1: own[7], threshold: own[8], precision: own[9], recall: own[10]} : data.cut;
   const tile = (value, name) => make('div', {class: 'tile'}, make('b', {}, share(value)), make('span', {}, name));
   const rows = data.classes.map((name, index) => [name, ...data.per_class[index]]);
   return [
-    make('div', {class: 'tiles'}, tile(ap, 'AP'), tile(ap50, 'AP50'), tile(ap75, 'AP75'), tile(cut.f1, 'best F1'),
-      tile(cut.threshold, 'at this score'), tile(cut.precision, 'precision there'), tile(cut.recall, 'recall there')),
+    make('div', {class: 'tiles'}, tile(ap, 'AP'), tile(ap50, 'AP50'), tile(ap75, 'AP75'), tile(cut.f1, 'best F1'), tile(cut.threshold, 'at this score')),
+    ...model(data), ...counts(data, label, state),
     make('h3', {}, 'By size of the gt box, all classes'),
     table([['size'], ['AP', share], ['AP50', share], ['AP75', share], ['recall', share]], data.ap, {sorted: false, label: 'AP by size'}),
     ...intervals(data),
@@ -48,7 +82,36 @@ function marked(name, sides) {
   return inside.length ? `${name} * ${sides.length > 1 ? inside.join(', ') : ''}` : name;
 }
 
-function reliability(data, label) {
+// A small reliability diagram of each class, those with the most detections first; a click selects the class.
+const SMALL = 150, MULTIPLES = 12, FEW = 10;
+
+function multiples(data, state) {
+  const total = (index) => data.reliability[0].number[index + 1].reduce((a, b) => a + b, 0);
+  const order = data.classes.map((_, index) => index).sort((a, b) => total(b) - total(a));
+  const cells = make('div', {class: 'multiples'}), more = make('button', {type: 'button'}, `Show all ${order.length} classes`);
+  const add = (list) => cells.append(...list.map((index) => make('button', {type: 'button', 'aria-label': `Select ${data.classes[index]}, ${number(total(index))} detections`,
+    onclick: () => state.choose(index)}, make('b', {}, data.classes[index]), small(data.reliability, index + 1), make('span', {}, `${number(total(index))} detections`))));
+  add(order.slice(0, MULTIPLES));
+  more.hidden = order.length <= MULTIPLES;
+  more.addEventListener('click', () => { add(order.slice(MULTIPLES)); more.hidden = true; });
+  return [make('h3', {}, 'By class'), make('p', {class: 'hint'}, `Mean IoU against score from 0 to 1, as above; bins with fewer than ${FEW} detections are faint.`), cells, more];
+}
+
+function small(sides, row) {
+  const [low, high] = [6, SMALL - 6];
+  const x = scale([0, 1], [low, high]), y = scale([0, 1], [high, low]);
+  const svg = draw('svg', {viewBox: `0 0 ${SMALL} ${SMALL}`, 'aria-hidden': 'true'},
+    draw('rect', {class: 'frame', x: low, y: low, width: high - low, height: high - low}),
+    draw('line', {class: 'cursor', x1: low, y1: high, x2: high, y2: low}));
+  sides.forEach((side, index) => {
+    const points = side.score[row].map((score, bin) => [score, side.iou[row][bin], side.number[row][bin]]).filter((point) => point[0] !== null);
+    svg.append(draw('path', {d: points.map(([a, b], place) => `${place ? 'L' : 'M'}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join(''), fill: 'none', stroke: colour(index), opacity: 0.45}),
+      ...points.map(([a, b, count]) => draw('circle', {cx: x(a), cy: y(b), r: 2.6, fill: colour(index), opacity: count < FEW ? 0.25 : 1})));
+  });
+  return svg;
+}
+
+function reliability(data, label, state) {
   const sides = data.reliability, row = label + 1;
   const bins = sides[0].number[0].length, unit = [0, 1];
   const curves = sides.map((side, index) => ({name: side.name, kind: 'linedots', colour: colour(index), stroke: 1.3,
@@ -63,6 +126,7 @@ function reliability(data, label) {
     make('div', {class: 'pair'},
       chart({title: `Reliability, ${named(data, label)}`, diagonal: true, x: {label: 'mean score', domain: unit}, y: {label: 'mean IoU', domain: unit}, series: curves}),
       chart({title: 'Number of detections', x: {label: 'score', domain: unit}, y: {label: 'log10 of 1 + number', domain: [0, highest]}, series: bars})),
+    ...(label < 0 && data.classes.length > 1 ? multiples(data, state) : []),
     make('h3', {}, 'Calibration errors, all classes'),
     table([['error'], ...sides.flatMap((side) => [[side.name, share], ['detections', (value) => number(value)], ['.95 of floor', share], ['debiased', share]])],
       metrics.map((name) => [marked(name, sides), ...sides.flatMap((side) => [side.metrics[name], ...(side.floors[name] || [null, null, null])])]),
@@ -130,9 +194,10 @@ function errors(data, label, state) {
     make('div', {class: 'track'}, make('div', {class: 'fill', style: `width:${Math.max(0, 100 * gains[index] / largest)}%`})),
     make('span', {class: 'number'}, `+${share(gains[index])}`),
   ]);
-  const rows = data.kinds.map((kind, index) => [kind, data.errors.all[index], data.errors.kept[label + 1][index], index]);
+  const here = countsAt(data, label, state.cut).kinds;
+  const rows = data.kinds.map((kind, index) => [kind, data.errors.all[index], here[index], index]);
   const show = (index) => make('button', {type: 'button', onclick: () => state.showKind(index)}, 'Show');
-  const threshold = share(data.cut.threshold);
+  const threshold = share(state.cut ?? data.cut.threshold);
   return [
     make('p', {class: 'hint'}, 'Kinds as TIDE defines them (Bolya et al., ECCV 2020). A bar is the gain in AP50 if only the errors of this kind were fixed.'),
     make('div', {class: 'pair'},
@@ -140,35 +205,42 @@ function errors(data, label, state) {
         make('div', {class: 'bars', role: 'img', 'aria-label': data.kinds.map((kind, index) => `${kind} ${share(gains[index])}`).join(', ')}, bars),
         make('p', {class: 'hint'}, `All false positives +${share(data.errors.gains['false positives'])}, all false negatives +${share(data.errors.gains['false negatives'])}.`)),
       make('div', {class: 'phrases'}, make('h3', {}, `Number of errors, ${named(data, label)}`),
-        table([['kind', (kind) => make('div', {class: 'meaning'}, kind, make('small', {}, MEANING[kind]))], [label < 0 ? 'of all' : 'of all classes', number], [`score from ${threshold}`, number], ['images', show]], rows, {sorted: false, label: 'Numbers of errors'}))),
+        table([['kind', (kind) => make('div', {class: 'meaning'}, kind, make('small', {}, MEANING[kind]))], [label < 0 ? 'of all' : 'of all classes', number], [`score from ${threshold}`, number], ['images', show, 'action']], rows, {sorted: false, label: 'Numbers of errors'}))),
   ];
 }
 
-function confusion(data, label) {
+function cellPhrase(data, [row, column]) {
+  const size = data.classes.length, [of, as] = [data.classes[row], data.classes[column]];
+  if (column === size) return `${of}, not found`;
+  if (row === size) return `nothing, taken for ${as}`;
+  return row === column ? `${of}, found` : `${of}, taken for ${as}`;
+}
+
+function confusion(data, label, state) {
   const names = [...data.classes, 'nothing'], size = names.length;
   const sums = new Array(size).fill(0);
   for (const [row, , count] of data.confusion) sums[row] += count;
-  const phrase = ([row, column]) => (column === size - 1 ? `${names[row]}, not found` : row === size - 1 ? `nothing, taken for ${names[column]}` : `${names[row]}, taken for ${names[column]}`);
   const own = ([row, column]) => label < 0 || row === label || column === label;
   const mixed = data.confusion.filter((cell) => cell[0] !== cell[1] && cell[0] < size - 1 && cell[1] < size - 1 && own(cell));
-  const list = mixed.sort((a, b) => b[2] - a[2]).slice(0, 15).map((cell) => [phrase(cell), cell[2], cell[2] / sums[cell[0]]]);
-  const readout = make('p', {class: 'readout'}, 'Point at a cell to read it.');
+  const list = mixed.sort((a, b) => b[2] - a[2]).slice(0, 15).map((cell) => [cellPhrase(data, cell), cell[2], cell[2] / sums[cell[0]], cell.slice(0, 2)]);
+  const show = (cell) => make('button', {type: 'button', 'aria-label': `Show ${cellPhrase(data, cell)}`, onclick: () => state.showCell(cell)}, 'Show');
+  const readout = make('p', {class: 'readout', 'aria-live': 'polite'}, 'Point at a cell to read it, click it to see its images. With the keyboard: arrows and Enter.');
   return [
     make('p', {class: 'hint'}, `Detections with a score of ${share(data.cut.threshold)} or more, at IoU .5. Darker cells have a larger share of their row.`),
     make('div', {class: size > 25 ? 'stack' : 'pair'},
       make('figure', {}, make('h3', {}, 'True class (rows), predicted class (columns)'),
-        make('div', {class: 'wide chart', tabindex: 0, role: 'region', 'aria-label': 'Confusion matrix'}, matrix(data, names, sums, label, readout, phrase)), readout),
+        matrix(data, names, sums, label, readout, state), readout),
       make('div', {class: 'phrases'}, make('h3', {}, `Most frequent confusions, ${named(data, label)}`), list.length ?
-        table([['true class'], ['number', number], ['of its row', share]], list, {label: 'Most frequent confusions'}) : make('p', {class: 'hint'}, 'No class is confused with another.'))),
+        table([['true class'], ['number', number], ['of its row', share], ['images', show, 'action']], list, {sorted: false, label: 'Most frequent confusions'}) : make('p', {class: 'hint'}, 'No class is confused with another.'))),
   ];
 }
 
-function matrix(data, names, sums, label, readout, phrase) {
+function matrix(data, names, sums, label, readout, state) {
   const size = names.length, written = size <= 13;
   const side = written ? 38 : size <= 40 ? 18 : 11;
   const turn = side > 11 ? -55 : -90;
   const clip = (name) => (name.length > 14 ? `${name.slice(0, 13)}…` : name);
-  const left = 8 + 6.6 * Math.max(...names.map((name) => clip(name).length)), top = left * (turn === -90 ? 1 : 0.85) + 6;
+  const left = 8 + 7.2 * Math.max(...names.map((name) => clip(name).length)), top = left * (turn === -90 ? 1 : 0.85) + 6;
   const svg = draw('svg', {role: 'img', 'aria-label': `Confusion matrix of ${size - 1} classes`, style: `width:${left + size * side + 40}px`,
     viewBox: `0 0 ${left + size * side + 40} ${top + size * side + 4}`});
   const text = Math.min(11.5, side - 0.5);
@@ -178,17 +250,65 @@ function matrix(data, names, sums, label, readout, phrase) {
       draw('text', {x: 0, y: 0, transform: `translate(${left + middle + (turn === -90 ? 4 : 3)} ${top - 5}) rotate(${turn})`, style: `font-size:${text}px;font-weight:${weight}`}, clip(name)));
   });
   svg.append(draw('rect', {x: left, y: top, width: size * side, height: size * side, fill: 'none', stroke: 'var(--line)'}));
+  const known = new Map(data.confusion.map(([row, column, count]) => [row * size + column, count]));
+  const read = (row, column) => {
+    const count = known.get(row * size + column) || 0;
+    readout.textContent = `${cellPhrase(data, [row, column])}: ${number(count)} (${share(count / (sums[row] || 1))} of the row)`;
+  };
   for (const [row, column, count] of data.confusion) {
     const part = count / (sums[row] || 1), faded = label >= 0 && row !== label && column !== label;
     svg.append(draw('rect', {x: left + column * side, y: top + row * side, width: side - 1, height: side - 1,
       fill: `rgba(var(--heat), ${(0.08 + 0.92 * part).toFixed(3)})`, opacity: faded ? 0.3 : 1,
-      onpointerenter: () => { readout.textContent = `${row === column ? `${names[row]}, found` : phrase([row, column])}: ${number(count)} (${share(part)} of the row)`; }}));
+      class: 'cell', onpointerenter: () => read(row, column), onclick: () => state.showCell([row, column])}));
     if (written) {
       svg.append(draw('text', {x: left + (column + 0.5) * side - 0.5, y: top + (row + 0.5) * side + 3.5, 'text-anchor': 'middle',
         style: `font-size:10.5px;pointer-events:none;fill:${part > 0.55 ? 'var(--card)' : 'var(--text)'}`}, short(count)));
     }
   }
-  return svg;
+  // One stop of the keyboard for all cells: arrows move, Enter shows the images.
+  const mark = draw('rect', {class: 'mark', width: side - 1, height: side - 1, visibility: 'hidden'});
+  let place = null;
+  svg.append(mark);
+  const steps = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]};
+  return make('div', {class: 'wide chart', tabindex: 0, role: 'region', 'aria-label': 'Confusion matrix: arrows read its cells, Enter shows the images of one',
+    onkeydown: (event) => {
+      if (event.key in steps) {
+        place = place ? place.map((value, axis) => Math.max(0, Math.min(size - 1, value + steps[event.key][axis]))) : [0, 0];
+        set(mark, {x: left + place[1] * side, y: top + place[0] * side, visibility: 'visible'}, []);
+        read(...place);
+        mark.scrollIntoView({block: 'nearest', inline: 'nearest'});
+      } else if (event.key === 'Enter' && place && known.has(place[0] * size + place[1])) state.showCell(place);
+      else return;
+      event.preventDefault();
+    }}, svg);
+}
+
+function histogram(title, unit, {borders, counts: all}, label, name) {
+  const points = all[label + 1].map((count, bin) => [Math.sqrt(borders[bin] * borders[bin + 1]), count, borders[bin], borders[bin + 1]]);
+  const used = all[0].map((count, bin) => (count ? bin : -1)).filter((bin) => bin >= 0);
+  const [first, last] = used.length ? [used[0], used[used.length - 1]] : [0, borders.length - 2];
+  const domain = [0, Math.max(1, ...points.map((point) => point[1]))];
+  return chart({title: `${title}, ${name}`, height: 240, x: {label: unit, log: true, domain: [borders[first], borders[last + 1]]},
+    y: {label: 'gt boxes', domain}, series: [{name: 'gt boxes', kind: 'columns', colour: colour(0), points: points.slice(first, last + 1)}]});
+}
+
+function dataset(data, label) {
+  const {classes, per_image: perImage, sides, ratios, sizes, all_sizes: allSizes} = data.dataset;
+  const rows = data.classes.map((name, index) => [name, data.per_class[index][0], ...classes[index]]);
+  const bars = perImage.map((count, index) => [index, count, index - 0.5, index + 0.5]);
+  const most = perImage.length - 1;
+  return [
+    make('div', {class: 'pair'},
+      histogram('Size of the gt boxes', 'square root of the area, px', sides, label, named(data, label)),
+      histogram('Shape of the gt boxes', 'width / height', ratios, label, named(data, label)),
+      chart({title: 'Gt boxes per image', height: 240, x: {label: most >= 30 ? 'gt boxes; 30 stands for more too' : 'gt boxes', domain: [-0.5, Math.max(most, 1) + 0.5]},
+        y: {label: 'images', domain: [0, Math.max(1, ...perImage)]}, series: [{name: 'images', kind: 'columns', colour: colour(0), points: bars}]}),
+      make('figure', {}, make('h3', {}, 'Sizes of the images'), sizes.length ? table([['width, px', number], ['height, px', number], ['images', number]], sizes, {label: 'Sizes of the images'}) : null,
+        allSizes > sizes.length ? make('p', {class: 'hint'}, `the most frequent of ${number(allSizes)}`) : null)),
+    make('h3', {}, 'By class'),
+    table([['class'], ['gt boxes', number], ['images', number], ['crowds', number], ['median side, px', (value) => number(value, 1)], ['small', share], ['medium', share], ['large', share]], rows,
+      {label: 'Data by class', chosen: (row) => label >= 0 && row[0] === data.classes[label]}),
+  ];
 }
 
 function training(data) {
