@@ -82,11 +82,17 @@ class TrainingRun(NamedTuple):
 
 def studies() -> dict[str, list[Arm]]:
     """Arms of each study; the first is what the others are compared with."""
-    both = {'bccd': 5, 'face_masks': 1}
+    both = {'bccd': 4, 'face_masks': 1}
     return {
         'tuning': [
-            Arm(f'rate{rate:g}', NANODET, {'bccd': 2}, published=True, rate=rate, split='val')
-            for rate in (2e-4, 1e-3, 2e-3)
+            Arm(name, NANODET, {'bccd': epochs}, published=True, rate=rate, split='val')
+            for name, rate, epochs in (
+                ('rate0.0002', 2e-4, 2),
+                ('rate0.001', 1e-3, 2),
+                ('rate0.002', 2e-3, 2),
+                ('rate0.001_long', 1e-3, 4),
+                ('rate0.002_long', 2e-3, 4),
+            )
         ],
         'weights': [
             Arm('r18_random', R18, both),
