@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,15 @@ from gfl_det.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+    from torch import Tensor
 
+    from gfl_det.compat.published import PublishedModel
     from gfl_det.datasets.formats.pictures import DataPart, OwnData
     from gfl_det.engine.own_data.plan import StartingPoint
 
-DEFAULT_MODEL = 'gfl_r18_fpn_bccd'
+DEFAULT_MODEL = 'nanodet-plus-m_416_coco'  # where its weights can be had
+SCRATCH_MODEL = 'gfl_r18_fpn_bccd'  # from random weights
+CHECKPOINT_ENDING = '.pth'
 KEPT_NAME = 'config.py.before'
 DATA_HELP = (
     'own data in the place of a config: a COCO folder or JSON, a YOLO data.yaml, a VOC folder'
@@ -36,8 +40,8 @@ def add_own_data(parser: argparse._ActionsContainer, model: bool = True) -> None
         parser.add_argument(
             '--model',
             metavar='NAME',
-            help='that --data trains: a config, or a name that gfl-det models lists '
-            f'({DEFAULT_MODEL})',
+            help='that --data trains: a config, a name that gfl-det models lists, or a checkpoint '
+            f'of gfl-det weights convert ({DEFAULT_MODEL}; without its weights {SCRATCH_MODEL})',
         )
 
 
@@ -99,9 +103,10 @@ def planned_config(args: argparse.Namespace, anew: bool = False) -> str:
         return str(path)
     from gfl_det.engine.own_data.config_text import config_text
     from gfl_det.engine.own_data.plan import make_plan, name_of
+    from gfl_det.utils.config import load_config
     from gfl_det.utils.files import write_text
 
-    start = starting_point(args.model or DEFAULT_MODEL, path.parent)
+    start = choose_start(args.model, path.parent, getattr(args, 'from_scratch', False))
     data = read_data_set(args)
     plan = make_plan(data, start)
     text = config_text(data, plan, name_of(args.data), path.parent)
@@ -110,45 +115,74 @@ def planned_config(args: argparse.Namespace, anew: bool = False) -> str:
         path.replace(path.with_name(KEPT_NAME))
         print(f'kept      {path.with_name(KEPT_NAME)}: the config that was there')
     write_text(path, text)
+    if start.copied:
+        from gfl_det.engine.own_data.start_weights import fit_weights
+
+        fit_weights(load_config(str(path)), Path(str(start.weights)))
     print(f'config    {path}: edit it, then gfl-det train {path.parent}', flush=True)
     return str(path)
 
 
-def starting_point(model: str, work_dir: Path) -> StartingPoint:
+def choose_start(model: str | None, work_dir: Path, scratch: bool) -> StartingPoint:
+    """Find the model that is named; without one, the default for what weights can be had.
+
+    Raises:
+        GFLDetError: As in :func:`starting_point`.
+    """
+    if model is not None or scratch:
+        return starting_point(model or SCRATCH_MODEL, work_dir, scratch)
+    start = starting_point(DEFAULT_MODEL, work_dir)
+    if start.weights is not None:
+        return start
+    return starting_point(SCRATCH_MODEL, work_dir)._replace(reason=start.reason)
+
+
+def starting_point(model: str, work_dir: Path, scratch: bool = False) -> StartingPoint:
     """Find a model, and the weights that are published of it.
 
     Args:
-        model: A config, or a name that ``gfl-det models`` lists.
+        model: A config, a name that ``gfl-det models`` lists, or a checkpoint that ``gfl-det
+            weights convert`` wrote.
         work_dir: For weights that have to be converted.
+        scratch: Random weights in any case.
 
     Raises:
         ConfigError: If there is no such model.
+        CheckpointError: If a checkpoint cannot be read.
     """
     from gfl_det.compat.published import find_published
     from gfl_det.engine.own_data.plan import StartingPoint
     from gfl_det.engine.preflight.weights import pretrained_parts, unreachable_part
     from gfl_det.utils.config import config_names, load_config, shipped_base
 
-    published = find_published(model.removesuffix('.py'))
-    name = model if published is None else _student(published.name)
+    name, state = _converted(model) if model.endswith(CHECKPOINT_ENDING) else (model, None)
+    published = find_published(name.removesuffix('.py'))
+    name = name if published is None else _student(published.name)
     cfg = load_config(name)
     base = name if '::' in name else str(Path(name).absolute())
     if name.removesuffix('.py') in config_names():
         base = shipped_base(name.removesuffix('.py'))
+    start = StartingPoint(base, model, cfg, scratch=True)
+    if scratch:
+        return start._replace(reason='from random weights (--from-scratch)')
+    if state is not None:
+        copy = _copy(state, work_dir / f'{name}.pth')
+        return StartingPoint(base, model, cfg, copy, copied=True, reason=f'starts from {model}')
     if published is not None:
         try:
-            weights = _weights(published, work_dir)
-            return StartingPoint(base, model, cfg, weights, False, f'starts from {weights}')
+            weights, copied = _weights(published, work_dir)
+            reason = f'starts from {weights}'
+            return StartingPoint(base, model, cfg, weights, copied=copied, reason=reason)
         except CheckpointError as error:
             sentence = str(error).splitlines()[0].rstrip('.')
             reason = f'from random weights, as {sentence[0].lower()}{sentence[1:]}'
-            return StartingPoint(base, model, cfg, None, True, reason)
+            return start._replace(reason=reason)
     missing = unreachable_part(cfg)
     if missing:
-        return StartingPoint(base, model, cfg, None, True, f'from random weights, as {missing}')
+        return start._replace(reason=f'from random weights, as {missing}')
     parts = [init['checkpoint'] for _, init in pretrained_parts(cfg.model)]
     reason = f'starts from {parts[0]}' if parts else 'from random weights'
-    return StartingPoint(base, model, cfg, None, False, reason)
+    return StartingPoint(base, model, cfg, reason=reason)
 
 
 def _student(name: str) -> str:
@@ -162,21 +196,53 @@ def _student(name: str) -> str:
     return next((each for each in config_names() if plain.fullmatch(each)), name)
 
 
-def _weights(published: object, work_dir: Path) -> str:
-    import torch
+def _converted(path: str) -> tuple[str, Mapping[str, Tensor]]:
+    """Return the config's name and the state dict of a checkpoint of ``weights convert``.
 
+    Raises:
+        CheckpointError: If it cannot be read, or does not name a shipped config.
+    """
     from gfl_det.compat.checkpoint import load_file
-    from gfl_det.compat.published import NANODET, PublishedModel, fetch
+    from gfl_det.engine.preflight import check_checkpoint
+    from gfl_det.utils.config import config_names
+
+    check_checkpoint(path)
+    content = load_file(path, 'cpu')
+    name = (content.get('meta') or {}).get('config')
+    if name not in config_names() or not content.get('state_dict'):
+        raise CheckpointError(
+            f'{path} does not name its config, as checkpoints of gfl-det weights convert do: give '
+            '--model the config, with load_from in it.'
+        )
+    return name, content['state_dict']
+
+
+def _weights(published: PublishedModel, work_dir: Path) -> tuple[str, bool]:
+    """Fetch weights; say whether they are a copy, which is fitted to the data."""
+    from gfl_det.compat.checkpoint import load_file
+    from gfl_det.compat.published import NANODET, fetch
+    from gfl_det.engine.preflight.weights import unreachable
     from gfl_det.inference.foreign_weights import take_authors
 
-    assert isinstance(published, PublishedModel)
+    reason = None if published.path.is_file() else unreachable(published.url)
+    if reason:
+        raise CheckpointError(
+            f'The weights {published.url} are not available ({reason}): put that file at '
+            f'{published.path} to start from it.'
+        )
     path = str(fetch(published).absolute())
     if published.folder != NANODET:
-        return path
-    work_dir.mkdir(parents=True, exist_ok=True)
-    converted = (work_dir / f'{published.name}.pth').absolute()
-    torch.save(dict(state_dict=take_authors(load_file(path, 'cpu'), path)[0]), converted)
-    return str(converted)
+        return path, False
+    state = take_authors(load_file(path, 'cpu'), path)[0]
+    return _copy(state, work_dir / f'{published.name}.pth'), True
+
+
+def _copy(state: Mapping[str, Tensor], path: Path) -> str:
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state_dict=state), path)
+    return str(path.absolute())
 
 
 def judged_config(args: argparse.Namespace, checkpoint: str | None) -> tuple[Config, str]:

@@ -83,6 +83,7 @@ def log_assignment(cfg: Config) -> None:
 
 def train_from_scratch(cfg: Config) -> None:
     """Drop pretrained weights, and train the layers that would rest on them."""
+    cfg.load_from = None
     for path, _ in list(pretrained_parts(cfg.model)):
         part = _at(cfg, path)
         part['init_cfg'] = None

@@ -101,7 +101,13 @@ def convert(
             f'{" ".join(paths)}: give the NAME.param and the NAME.bin of ncnn, in this order, or '
             'one checkpoint.'
         )
-    meta = dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=classes), kind=kind, epoch=None)
+    meta = dict(
+        cfg=cfg.pretty_text,
+        config=name,
+        dataset_meta=dict(classes=classes),
+        kind=kind,
+        epoch=None,
+    )
     with io.BytesIO() as file:
         torch.save(dict(meta=meta, state_dict=state), file)
         write_whole(Path(out), file.getvalue())

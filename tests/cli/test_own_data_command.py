@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 import gfl_det
@@ -19,6 +20,7 @@ from gfl_det.utils.config import load_config, shipped_base
 from tests.helpers.commands import run_command
 from tests.helpers.own_data_files import write_coco, write_voc, write_yolo
 
+MODEL = ['--model', own_data.SCRATCH_MODEL]  # the default may be fetched
 SMALL = [
     'model.backbone.base_channels=8',
     'model.backbone.stem_channels=8',
@@ -45,7 +47,7 @@ def trained(tmp_path_factory) -> Path:
     write_coco(folder / 'coco')
     write_yolo(folder / 'yolo')
     write_voc(folder / 'voc')
-    done = run_command('train', '--data', 'voc', '--cfg-options', *SMALL, cwd=folder)
+    done = run_command('train', '--data', 'voc', *MODEL, '--cfg-options', *SMALL, cwd=folder)
     (folder / 'printed.txt').write_text(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -164,19 +166,22 @@ class TestOtherCommands:
 
     def test_suggestions_are_for_the_planned_config(self, trained, monkeypatch, capsys):
         monkeypatch.chdir(trained)
-        suggest_reg_max.run(suggest_reg_max.parse_arguments(['--data', 'voc', '--out', 'reach']))
+        suggest_reg_max.run(
+            suggest_reg_max.parse_arguments(['--data', 'voc', *MODEL, '--out', 'reach'])
+        )
         assert 'train.json: ' in capsys.readouterr().out
         assert (trained / 'reach' / 'reach.json').is_file()
 
     def test_sanity_plans_a_config_where_there_is_none_and_keeps_one(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         write_coco(tmp_path / 'mine')
-        args = sanity.parse_arguments(['--data', 'mine', '--images', '2'])
+        args = sanity.parse_arguments(['--data', 'mine', *MODEL, '--images', '2'])
         path = own_data.planned_config(args)
-        text = Path(path).read_text()
+        text, args.model = Path(path).read_text(), None
         Path(path).write_text(text + '# mine\n')
         assert own_data.planned_config(args) == path
         assert Path(path).read_text().endswith('# mine\n')
+        args.model = own_data.SCRATCH_MODEL
         own_data.planned_config(args, anew=True)
         assert Path(path).read_text() == text
         assert Path(f'{path}.before').read_text().endswith('# mine\n')
@@ -233,9 +238,56 @@ class TestModels:
             own_data.starting_point('gfl_r18_fpn_bcc', tmp_path)
 
     def test_weights_that_are_here_are_started_from(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(own_data, '_weights', lambda model, folder: f'/cache/{model.name}.pth')
+        monkeypatch.setattr(
+            own_data, '_weights', lambda model, folder: (f'/cache/{model.name}.pth', False)
+        )
         found = own_data.starting_point('gfl_r50_fpn_1x_coco', tmp_path)
         assert found.weights == '/cache/gfl_r50_fpn_1x_coco.pth'
+
+    def test_the_default_is_the_model_whose_weights_are_here(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(own_data, '_weights', lambda model, folder: ('/cache/a.pth', True))
+        found = own_data.choose_start(None, tmp_path, False)
+        assert (found.name, found.weights, found.copied) == (
+            own_data.DEFAULT_MODEL,
+            '/cache/a.pth',
+            True,
+        )
+        found = own_data.choose_start(None, tmp_path, True)
+        assert (found.name, found.weights) == (own_data.SCRATCH_MODEL, None)
+        found = own_data.choose_start(own_data.DEFAULT_MODEL, tmp_path, True)
+        assert (found.name, found.weights) == (own_data.DEFAULT_MODEL, None)
+        assert '--from-scratch' in found.reason
+
+    def test_without_its_weights_the_default_is_another_and_one_sentence_says_why(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+        monkeypatch.setattr(
+            'gfl_det.engine.preflight.weights.unreachable', lambda url: 'no network'
+        )
+        found = own_data.choose_start(None, tmp_path / 'work', False)
+        assert (found.name, found.weights) == (own_data.SCRATCH_MODEL, None)
+        assert found.reason.startswith('from random weights')
+        for text in ('nanodet-plus-m_416_checkpoint.ckpt', 'no network', str(tmp_path)):
+            assert text in found.reason
+        assert '\n' not in found.reason
+        assert not (tmp_path / 'work').exists()
+
+    def test_a_converted_checkpoint_names_its_config(self, tmp_path):
+        path = tmp_path / 'mine.pth'
+        state = {'bbox_head.gfl_cls.0.bias': torch.zeros(112)}
+        meta = dict(config='nanodet-plus-m_320_coco')
+        torch.save(dict(meta=meta, state_dict=state), path)
+        found = own_data.starting_point(str(path), tmp_path / 'work')
+        assert found.base == shipped_base('nanodet-plus-m_320_coco')
+        assert (found.name, found.copied) == (str(path), True)
+        assert Path(found.weights) == tmp_path / 'work' / 'nanodet-plus-m_320_coco.pth'
+        assert Path(found.weights).is_file()
+        torch.save(dict(state_dict=state), path)
+        with pytest.raises(CheckpointError, match=r'mine\.pth'):
+            own_data.starting_point(str(path), tmp_path)
+        with pytest.raises(CheckpointError, match=r'none\.pth'):
+            own_data.starting_point(str(tmp_path / 'none.pth'), tmp_path)
 
 
 class TestVocConfigs:

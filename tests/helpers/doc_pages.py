@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gfl_det.cli.own_data import SCRATCH_MODEL
 from tests.helpers.commands import run_command
 from tests.helpers.paths import ROOT
 
@@ -106,6 +107,8 @@ def run_block(
 def _run_command(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     program, *rest = words
     assert program == 'gfl-det', f'{shlex.join(words)}: only gfl-det is run; mark the block'
+    if rest[0] in ('train', 'suggest-reg-max') and '--data' in rest:
+        rest += ['--model', SCRATCH_MODEL]  # the default may be fetched
     if rest[0] == 'train' and '--data' in rest:  # which plans a hundred epochs of two pictures
         rest += ['--cfg-options', 'train_cfg.max_epochs=1']
     return run_command(*rest, cwd=folder)

@@ -47,6 +47,7 @@ class StartingPoint(NamedTuple):
     cfg: Config
     weights: str | None = None  # of a whole detector
     scratch: bool = False  # random weights where the config names some
+    copied: bool = False  # the weights are a copy, to be fitted to the classes and pictures
     reason: str = ''
 
 

@@ -1,0 +1,157 @@
+"""Weights that a training on own data starts from: new classes, and norms that were folded.
+
+A detector's last convolution has a row per class, and in NanoDet-Plus the rows of the edges follow
+them in the same tensor: with another number of classes its shape differs, and mmengine would leave
+all of it at random. The edges' rows are kept here.
+
+Weights taken from a runtime have their batch norms folded into the convolutions, so that a norm
+with mean 0 and variance 1 only adds a bias. In training a norm divides by the deviation of its
+batch, which throws away the folded scale and the first forward pass finds nothing. The norms get
+their statistics back from pictures: the detector computes the same as before, and can be trained.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.model import BaseModel, bias_init_with_prob
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from gfl_det.compat.checkpoint import load_file
+from gfl_det.utils.files import write_whole
+
+OUTPUT = re.compile(r'bbox_head\.gfl_cls\.\d+\.')  # NanoDet-Plus's last convolutions
+PRIOR = 0.01  # score of a new class before training, as in the heads' initialisation
+PICTURES = 32  # for the statistics of folded norms
+
+
+def fit_weights(cfg: Config, path: Path) -> None:
+    """Fit a file of weights to the classes and pictures of a config, in place.
+
+    Args:
+        cfg: Config of the training.
+        path: Checkpoint of the same architecture, for any number of classes.
+    """
+    model = _build(cfg)
+    state = fit_classes(load_file(str(path), 'cpu')['state_dict'], model.state_dict())
+    model.load_state_dict(state, strict=False)
+    norms = folded_norms(model)
+    if norms:
+        unfold_norms(model, norms, _pictures(cfg, model))
+        state = model.state_dict()
+    with io.BytesIO() as file:
+        torch.save(dict(state_dict=state), file)
+        write_whole(path, file.getvalue())
+
+
+def fit_classes(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Replace the rows of classes in NanoDet-Plus's last convolutions, and keep those of edges.
+
+    Args:
+        state: State dict of a trained detector.
+        needed: State dict of the detector to train, whose number of classes may differ.
+
+    Returns:
+        The state dict; new rows have weight 0 and the bias of a score of 0.01.
+
+    Example:
+        >>> project = {'bbox_head.integral.project': torch.arange(8.0)}
+        >>> old = {'bbox_head.gfl_cls.0.bias': torch.ones(80 + 32), **project}
+        >>> new = fit_classes(old, {'bbox_head.gfl_cls.0.bias': torch.zeros(3 + 32)})
+        >>> new['bbox_head.gfl_cls.0.bias'][[0, 2, 3, 34]]
+        tensor([-4.5951, -4.5951,  1.0000,  1.0000])
+    """
+    fitted = dict(state)
+    for key, value in needed.items():
+        if not OUTPUT.match(key) or state[key].shape == value.shape:
+            continue
+        edges = 4 * len(state['bbox_head.integral.project'])
+        fitted[key] = torch.zeros_like(value)
+        if key.endswith('bias'):
+            fitted[key].fill_(bias_init_with_prob(PRIOR))
+        fitted[key][-edges:] = state[key][-edges:]
+    return fitted
+
+
+def folded_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """Batch norms that only add a bias: mean 0, variance 1, and a weight that cancels epsilon.
+
+    Norms of a new model are none of them: their weight is 1.
+    """
+    return [each for each in model.modules() if isinstance(each, nn.BatchNorm2d) and _folded(each)]
+
+
+def _folded(norm: nn.BatchNorm2d) -> bool:
+    mean, var, weight = norm.running_mean, norm.running_var, norm.weight
+    if mean is None or var is None:
+        return False
+    scale = torch.full_like(weight, (1 + norm.eps) ** 0.5)
+    return bool((mean == 0).all() and (var == 1).all() and (weight == scale).all())
+
+
+@torch.no_grad()
+def unfold_norms(
+    model: BaseModel, norms: Iterable[nn.BatchNorm2d], batches: Iterable[Tensor]
+) -> None:
+    """Give folded norms the statistics of their inputs; what the model computes stays the same.
+
+    A norm that adds ``b`` becomes one with the mean m and the variance v of its input, the weight
+    ``sqrt(v + eps)`` and the bias ``b + m``.
+
+    Args:
+        model: Single-stage detector.
+        norms: Norms of :func:`folded_norms`.
+        batches: Preprocessed pictures, each ``(B, 3, H, W)``.
+    """
+    sums: dict[Any, list[Any]] = {}
+
+    def add(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].double()
+        dims = (0, 2, 3)
+        found = [values.numel() / values.shape[1], values.sum(dims), values.square().sum(dims)]
+        before = sums.get(norm, [0, 0, 0])
+        sums[norm] = [old + new for old, new in zip(before, found)]
+
+    model.eval()
+    with ExitStack() as hooks:
+        for norm in norms:
+            hooks.callback(norm.register_forward_pre_hook(add).remove)
+        for images in batches:
+            model.bbox_head(model.extract_feat(images))
+    for norm, (count, total, squares) in sums.items():
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.add_(mean)
+
+
+def _build(cfg: Config) -> BaseModel:
+    settings = Config(dict(model=cfg.model.to_dict())).model
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmdet'):
+        return MODELS.build(settings)
+
+
+def _pictures(cfg: Config, model: BaseModel) -> Iterator[Tensor]:
+    """Pictures of the training split, spread evenly over it, as a test would see them."""
+    settings = cfg.train_dataloader.dataset.to_dict()
+    settings['pipeline'] = cfg.test_dataloader.dataset.pipeline
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmdet'):
+        dataset = DATASETS.build(settings)
+    step = max(1, len(dataset) // PICTURES)
+    for index in range(0, len(dataset), step)[:PICTURES]:
+        batch = pseudo_collate([dataset[index]])
+        yield model.data_preprocessor(batch, False)['inputs']
