@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn import build_conv_layer
 
 from gfl_det.calibration.files import save_interval_calibrator
 from gfl_det.calibration.intervals import IntervalCalibrator
+from gfl_det.compat.deform import traceable
 from gfl_det.errors import ConfigError, DataError, SetupError
 from gfl_det.inference.export import ExportSettings, OnnxDetector, Outputs, onnx_file, write_onnx
 from gfl_det.inference.export.evaluation import (
@@ -27,8 +29,8 @@ from tests.helpers.exporting import FITTED_ON, MAPS, random_source, save_maps, t
 from tests.helpers.paths import ROOT
 
 onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
-pytest.importorskip('onnxruntime')
 
 LEVELS, FACTORS = (0.5, 0.7), ((0.5, 1.0, 2.0, 3.0), (0.7, 1.2, 2.0, 3.2))
 
@@ -180,17 +182,16 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
         onnx_file.require('onnxruntime')
 
 
-@pytest.mark.parametrize('kind', ['DCN', 'DCNv2'])
-def test_deformable_convolutions_are_exported_as_a_plain_graph(folder, kind):
+def test_a_detector_with_deformable_convolutions_is_exported(folder):
     cfg = tiny_config()
-    dcn = dict(type=kind, deform_groups=2, fallback_on_stride=False)
+    dcn = dict(type='DCN', deform_groups=2, fallback_on_stride=False)
     cfg.model.backbone.update(depth=50, dcn=dcn, stage_with_dcn=(True, False, False))
     cfg.model.neck.in_channels = [64, 128]
     source = random_source(cfg, folder)
     for name, parameter in source.model.named_parameters():
         if 'conv_offset.weight' in name:
             torch.nn.init.normal_(parameter, 0, 0.3)
-    path = folder / f'{kind}.onnx'
+    path = folder / 'DCN.onnx'
     write_onnx(source, path, ExportSettings(Outputs(nms=True)))
     pictures = noise_pictures([(96, 128), (64, 96)])
     found = compare(torch_detector(source, None), OnnxDetector(path), pictures)
@@ -198,3 +199,30 @@ def test_deformable_convolutions_are_exported_as_a_plain_graph(folder, kind):
     assert found.unmatched == 0
     assert found.score <= SCORE_LIMIT
     assert found.box <= BOX_LIMIT
+
+
+@pytest.mark.parametrize('kind', ['DCN', 'DCNv2'])
+def test_a_deformable_convolution_is_exported_as_a_plain_graph(folder, kind):
+    torch.manual_seed(0)
+    layer = build_conv_layer(dict(type=kind, deform_groups=2), 8, 6, 3, stride=2, padding=1)
+    for name, parameter in layer.named_parameters():
+        if 'conv_offset' in name:
+            torch.nn.init.normal_(parameter, 0, 0.3)
+    images = torch.randn(2, 8, 13, 10)
+    with torch.no_grad(), traceable():
+        program = torch.onnx.export(
+            layer.eval(),
+            (images,),
+            dynamo=True,
+            opset_version=ExportSettings().opset,
+            custom_translation_table=onnx_file.translations(),
+            verbose=False,
+        )
+        expected = layer(images)
+    path = folder / f'{kind}_layer.onnx'
+    program.save(path, external_data=False)
+    domains = {node.domain for node in onnx.load(path).graph.node}
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert domains == {''}
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
