@@ -31,6 +31,7 @@ from gfl_det.engine.training.checkpoints import best_checkpoint
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.evaluation.detections import detections_from_coco, truths_from_coco
 from gfl_det.visualization.report import analyse, draw_gallery, render
+from gfl_det.visualization.report.analysis import data_statistics
 from gfl_det.visualization.report.data import (
     NORMAL_BINS,
     annotated_sizes,
@@ -40,7 +41,6 @@ from gfl_det.visualization.report.data import (
 from gfl_det.visualization.report.errors import choose_images
 from gfl_det.visualization.report.gallery import MAX_BOXES, size_of
 from gfl_det.visualization.report.page import embed, plain
-from gfl_det.visualization.report.statistics import data_statistics
 from tests.helpers import reporting
 from tests.helpers.commands import run_tool
 from tests.helpers.inferring import CLASSES, write_checkpoint
