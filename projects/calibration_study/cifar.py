@@ -230,11 +230,15 @@ def mechanism(network: Any, test: Pictures) -> dict[str, float]:
     return dict(
         error=float(wrong.mean()),
         entropy=float(entropy.mean()),
-        entropy_of_wrong=float(entropy[wrong].mean()),
-        nll_of_right=float(true[~wrong].mean()),
-        nll_of_wrong=float(true[wrong].mean()),
-        last_layer_norm=float(network[-1].weight.norm()),
+        entropy_of_wrong=_mean(entropy[wrong]),
+        nll_of_right=_mean(true[~wrong]),
+        nll_of_wrong=_mean(true[wrong]),
+        last_layer_norm=float(network[-1].weight.detach().norm()),
     )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
 
 
 def focal_posterior(probabilities: np.ndarray, gamma: float) -> np.ndarray:
