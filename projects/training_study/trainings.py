@@ -283,7 +283,7 @@ def table(study: str) -> str:
             cells = [[_metric(each, arm, name) for each in runs.values()] for name in METRICS]
             pairs = sorted(set(base) & set(runs))
             gains = [_metric(runs[s], arm, 'AP') - _metric(base[s], arms[0], 'AP') for s in pairs]
-            gain = '' if arm is arms[0] else interval(gains)
+            gain = '' if arm is arms[0] or not pairs else interval(gains)
             first = next(iter(runs.values()))
             minutes = [each['minutes'] for each in runs.values()]
             rows.append(
