@@ -41,6 +41,7 @@ def requirements() -> list[str]:
         *mmcv,
         'mmdet>=3.3,<4',
         'mmengine>=0.10.3,<1',
+        'msgspec>=0.18',  # annotation files of millions of boxes; 0.2 MB, without dependencies
         'numpy',
         'opencv-python',
         'pillow',  # letters in pictures; matplotlib needs it anyway

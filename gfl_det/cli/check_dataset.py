@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.json, args.fix):
         if path not in (None, '-'):
             check_writable(path)
-    reports = [check_file(source, decoding) for source in sources]
+    reports = [check_file(source, decoding, repair=bool(args.fix)) for source in sources]
     if args.json:
         found = [report.as_json() for report in reports]
         if args.json == '-':
@@ -184,7 +184,7 @@ def print_report(report: Report) -> None:
     from gfl_det.utils.console import print_table
 
     source = report.source
-    if report.repaired is None:  # there was nothing to check
+    if not report.is_read:  # there was nothing to check
         print(f'error: {report.findings[0].text}', file=sys.stderr)
         return
     title = f'{source.name}: {source.path}' if source.name else source.path

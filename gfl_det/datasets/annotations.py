@@ -394,33 +394,50 @@ def usable_boxes(dataset: Entry, category_ids: Iterable[Any]) -> tuple[list[Entr
     asked = [entry for entry in entries if entry['category_id'] in wanted]
     used = [entry for entry in asked if not entry.get('ignore', False)]
     boxes, is_numeric = as_boxes([entry.get('bbox') for entry in used])  # (N, 4) xywh, px
+    area, has_area = areas_of(used, boxes)
     image_wh = image_sizes(used, dataset['images'])
-
-    with np.errstate(invalid='ignore', over='ignore'):
-        area, has_area = areas_of(used, boxes)
-        faults = box_faults(boxes, is_numeric, area, image_wh)
-        overhang = np.maximum(-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - image_wh)
-    keep = ~np.logical_or.reduce(list(faults.values()))
-
-    def where(mask: np.ndarray) -> Findings:
-        return Findings(int(mask.sum()), [used[i]['id'] for i in np.flatnonzero(mask)[:NAMED]])
-
+    ids = [entry['id'] for entry in used]
+    keep, report = judge_boxes(ids, BoxColumns(boxes, is_numeric, area, has_area, image_wh))
     kept, kept_area = list(compress(used, keep.tolist())), area[keep]
     for i in np.flatnonzero(~has_area[keep]):
         kept[i] = {**kept[i], 'area': float(kept_area[i])}
     for place in odd_crowds(kept):
         entry = kept[place]
         kept[place] = {**entry, 'iscrowd': int(is_crowd(entry['iscrowd']))}
-    report = BoxReport(
-        total=len(entries),
-        kept=len(kept),
+    ignored, other = len(asked) - len(used), len(entries) - len(asked)
+    return kept, report._replace(total=len(entries), ignored=ignored, other_classes=other)
+
+
+class BoxColumns(NamedTuple):
+    """Boxes of N entries, with what decides whether they are usable."""
+
+    boxes: np.ndarray  # (N, 4) float64 xywh, px
+    is_numeric: np.ndarray  # (N,) bool: four real numbers
+    area: np.ndarray  # (N,) float64, px^2
+    has_area: np.ndarray  # (N,) bool: the area is from the file
+    image_wh: np.ndarray  # (N, 2), px
+
+
+def judge_boxes(ids: Sequence[Any], rows: BoxColumns) -> tuple[np.ndarray, BoxReport]:
+    """Return a mask (N,) of usable boxes and the report, as if these were all entries."""
+    corner, size = rows.boxes[:, :2], rows.boxes[:, 2:]
+    with np.errstate(invalid='ignore', over='ignore'):
+        faults = box_faults(rows.boxes, rows.is_numeric, rows.area, rows.image_wh)
+        overhang = np.maximum(-corner, corner + size - rows.image_wh)
+    keep = ~np.logical_or.reduce(list(faults.values()))
+
+    def where(mask: np.ndarray) -> Findings:
+        return Findings(int(mask.sum()), [ids[i] for i in np.flatnonzero(mask)[:NAMED].tolist()])
+
+    return keep, BoxReport(
+        total=len(rows.boxes),
+        kept=int(keep.sum()),
         dropped={reason: where(mask) for reason, mask in faults.items() if mask.any()},
-        ignored=len(asked) - len(used),
-        other_classes=len(entries) - len(asked),
+        ignored=0,
+        other_classes=0,
         partly_outside=where(keep & (overhang > ROUNDING_PX).any(-1)),
-        area_filled=where(keep & ~has_area),
+        area_filled=where(keep & ~rows.has_area),
     )
-    return kept, report
 
 
 def is_crowd(value: Any) -> bool:
@@ -488,8 +505,12 @@ def as_boxes(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
 def areas_of(entries: list[Entry], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return areas (N,), w * h if the field is invalid, and a mask (N,) of areas from the file."""
     given = [as_number(entry.get('area')) for entry in entries]
-    area = np.array([np.nan if value is None else value for value in given], float)
-    from_file = ~np.isnan(area)
-    with np.errstate(over='ignore'):  # infinite areas are rejected later
+    return fill_areas(np.array([np.nan if each is None else each for each in given], float), boxes)
+
+
+def fill_areas(given: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return areas (N,) with w * h where NaN is given, and a mask (N,) of the given ones."""
+    from_file = ~np.isnan(given)
+    with np.errstate(invalid='ignore', over='ignore'):  # infinite areas are rejected later
         products = boxes[:, 2] * boxes[:, 3]
-    return np.where(from_file, area, products), from_file
+    return np.where(from_file, given, products), from_file

@@ -26,24 +26,26 @@ from gfl_det.datasets.annotations import (
     shown,
     usable_boxes,
 )
+from gfl_det.datasets.columns import Columns, read_columns
 from gfl_det.datasets.images import dark_floats, why_not
-from gfl_det.datasets.tidying import renamed_files, tidy
+from gfl_det.datasets.samples import Samples, usable_rows
+from gfl_det.datasets.tidying import Correction, renamed_files, tidy
 from gfl_det.errors import DataError, GFLDetError
 from gfl_det.registry import DATASETS
 from gfl_det.utils.pixels import Header, header_of, is_endless, too_large
 
 Key = tuple[str, int, int]  # path, modification time, bytes
-_kept: dict[Key, Entry] = {}
+_kept: dict[Key, Entry | Columns] = {}
 
 
-def keep(path: str, dataset: Entry) -> None:
+def keep(path: str, dataset: Entry | Columns) -> None:
     """Keep a parsed file for the next :func:`take`."""
     key = _key(path)
     if key is not None:
         _kept[key] = dataset
 
 
-def take(path: str) -> Entry | None:
+def take(path: str) -> Entry | Columns | None:
     """Return and forget a kept file, if it has not changed since."""
     key = _key(path)
     return _kept.pop(key, None) if key is not None and _kept else None
@@ -84,22 +86,19 @@ class CocoDataset(MMDetCocoDataset):
         # mmdet's own default is img_path, which its parse_data_info ignores.
         self.data_prefix.setdefault('img', self.data_prefix.get('img_path', self.data_root))
         dataset = take(self.ann_file)  # already parsed by the check before training
-        if dataset is None:
+        if self._takes_columns():
+            columns = read_columns(self.ann_file) if dataset is None else dataset
+            if isinstance(columns, Columns):
+                return self._samples(columns)
+        if not isinstance(dataset, dict):
             dataset = parse(self._read(self.ann_file), self.ann_file)
         dataset, changes = tidy(dataset, self.ann_file)
         check_structure(dataset, self.ann_file, need_annotations=self._needs_boxes())
         check_ids(dataset, self.ann_file)
-        classes = self.metainfo['classes']
-        categories, absent = add_absent(dataset['categories'], classes)
-        self.cat_ids = match_classes(classes, categories, self.ann_file)
-        self.cat2label = {cat_id: label for label, cat_id in enumerate(self.cat_ids)}
+        absent = self._match_classes(dataset['categories'])
         boxes, self.box_report = usable_boxes(dataset, self.cat_ids)
-        if absent:
-            self._log(absent_text(absent), logging.WARNING)
-        for change in changes:
-            self._log(str(change), logging.WARNING)
-        self._log_boxes(self.box_report)
-        files = self._files(dataset['images'])
+        self._log_reading(absent, changes, self.box_report)
+        files = self._files([image['file_name'] for image in dataset['images']])
 
         boxes_by_image = defaultdict(list)
         self.cat_img_map = defaultdict(list)  # used by mmdet's samplers and filters
@@ -120,16 +119,59 @@ class CocoDataset(MMDetCocoDataset):
             for image in dataset['images']
         ]
 
+    def _takes_columns(self) -> bool:
+        """Whether records can be made one by one: nothing else reads or edits all of them."""
+        is_ours = type(self).parse_data_info is MMDetCocoDataset.parse_data_info
+        is_local = not self.backend_args and '://' not in self.ann_file
+        return is_ours and is_local and self.proposal_file is None
+
+    def _samples(self, columns: Columns) -> Any:  # Samples, where mmdet has lists
+        absent = self._match_classes(columns.category_list())
+        rows, self.box_report = usable_rows(columns, self.cat_ids)
+        self._log_reading(absent, [], self.box_report)
+        files = self._files(columns.file_names())
+        self.serialize_data = False  # processes share the columns as they are
+        samples = Samples(columns, rows, self.cat2label, files, self._describe)
+        self.cat_img_map = defaultdict(list, samples.images_by_category())
+        return samples
+
+    def _describe(self, image: Entry) -> Entry:
+        """Return mmdet's record of an image without its boxes."""
+        image = {**image, 'img_id': image['id']}
+        return self.parse_data_info({'raw_img_info': image, 'raw_ann_info': []})
+
+    def _match_classes(self, categories: list[Entry]) -> list[str]:
+        """Number the labels; return the classes that the file lacks."""
+        categories, absent = add_absent(categories, self.metainfo['classes'])
+        self.cat_ids = match_classes(self.metainfo['classes'], categories, self.ann_file)
+        self.cat2label = {cat_id: label for label, cat_id in enumerate(self.cat_ids)}
+        return absent
+
+    def get_data_info(self, idx: int) -> Entry:
+        """Return the record of an image."""
+        if not isinstance(self.data_list, Samples):
+            return super().get_data_info(idx)
+        return {**self.data_list[idx], 'sample_idx': idx if idx >= 0 else len(self) + idx}
+
     def filter_data(self) -> list[Entry]:
         """Apply ``filter_cfg`` like mmdet and log the number of removed images.
 
         Raises:
             DataError: If no image remains.
         """
-        remaining = super().filter_data()
-        filters = self.filter_cfg or {}
-        min_size, total = filters.get('min_size', 0), len(self.data_list)
-        small = sum(min(info['height'], info['width']) < min_size for info in self.data_list)
+        remaining: Any
+        samples, filters = self.data_list, self.filter_cfg or {}
+        min_size, total = filters.get('min_size', 0), len(samples)
+        if isinstance(samples, Samples):
+            is_small = samples.sides < min_size
+            is_empty = filters.get('filter_empty_gt', False) & (samples.counts == 0)
+            has_all = self.test_mode or self.filter_cfg is None
+            remaining = samples if has_all else samples.take(~is_small & ~is_empty)
+            small, boxes = int(is_small.sum()), bool(remaining.counts.any())
+        else:
+            remaining = super().filter_data()
+            small = sum(min(info['height'], info['width']) < min_size for info in samples)
+            boxes = any(info['instances'] for info in remaining)
         taken = (
             f'{total - len(remaining)} of {total} images are left out: {small} with a side below '
             f'min_size={min_size} px, {total - len(remaining) - small} without a box to train on '
@@ -139,7 +181,7 @@ class CocoDataset(MMDetCocoDataset):
             self._refuse_empty(total, taken)
         if len(remaining) < total:
             self._log(taken, logging.INFO)
-        if not self.test_mode and not any(info['instances'] for info in remaining):
+        if not self.test_mode and not boxes:
             self._tell_no_boxes()
         return remaining
 
@@ -168,17 +210,20 @@ class CocoDataset(MMDetCocoDataset):
         ) from cause
 
     def _get_unserialized_subset(self, indices: Sequence[int] | int) -> list[Entry]:
-        subset = super()._get_unserialized_subset(indices)
+        if isinstance(self.data_list, Samples) and not isinstance(indices, int):
+            subset: Any = self.data_list.take(indices)
+        else:
+            subset = super()._get_unserialized_subset(indices)
         if not subset:
             raise DataError(f'{self.ann_file}: indices={indices!r:.60} selects no image.')
         return subset
 
-    def _files(self, images: list[Entry]) -> dict[str, str]:
+    def _files(self, names: list[str]) -> dict[str, str]:
         """Return the files matched by names with foreign paths, URLs or encoded characters."""
         folder = (self.data_prefix or {}).get('img', '')
         if self.backend_args or '://' in folder:
             return {}
-        files = renamed_files(folder, (image['file_name'] for image in images))
+        files = renamed_files(folder, names)
         if files:
             name, file = next(iter(files.items()))
             text = f'{len(files)} images are found by the end of their file_name: {shown(name)}'
@@ -261,7 +306,12 @@ class CocoDataset(MMDetCocoDataset):
             boxes = '; '.join(part for part in parts if part)
         raise DataError(f'{self.ann_file} leaves nothing to train on: {taken}; {boxes}.')
 
-    def _log_boxes(self, report: BoxReport) -> None:
+    def _log_reading(self, absent: list[str], changes: list[Correction], report: BoxReport) -> None:
+        """Log what the file lacks, what was normalised, and which boxes are not used."""
+        for text in [absent_text(absent)] if absent else []:
+            self._log(text, logging.WARNING)
+        for change in changes:
+            self._log(str(change), logging.WARNING)
         warning = report.warning()
         if warning is not None:
             where = (

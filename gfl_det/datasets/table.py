@@ -23,6 +23,7 @@ from gfl_det.datasets.annotations import (
     is_size,
     parse,
 )
+from gfl_det.datasets.columns import Columns, Outlines
 from gfl_det.datasets.tidying import Correction, tidy
 from gfl_det.errors import DataError
 
@@ -46,7 +47,7 @@ class CocoTable(NamedTuple):
     area: np.ndarray  # (N,) float64, px^2: as annotated, or width * height if unusable
     crowd: np.ndarray  # (N,) bool
     ignored: np.ndarray  # (N,) bool: marked "ignore"
-    outlines: list[Any]  # N, the "segmentation" of each, or None
+    outlines: Sequence[Any]  # N, the "segmentation" of each, or None
     changes: list[Correction]  # normalised entries
 
 
@@ -99,6 +100,30 @@ def table_of(dataset: Any, source: str) -> CocoTable:
         np.array([bool(each.get('ignore', False)) for each in entries], bool),
         [each.get('segmentation') for each in entries],
         changes,
+    )
+
+
+def table_of_columns(columns: Columns, source: str) -> CocoTable:
+    """Convert the columns of a plain file, with the values of :func:`table_of`."""
+    categories = columns.category_list()
+    given = columns.area
+    usable = np.where(np.isfinite(given) & (given > 0), given, columns.boxes[:, 2:].prod(1))
+    return CocoTable(
+        source,
+        columns.image_ids.tolist(),
+        columns.file_names(),
+        columns.image_wh.astype(float),
+        [each['id'] for each in categories],
+        [each['name'] for each in categories],
+        columns.ids.tolist(),
+        columns.image.astype(np.int64),
+        columns.label.astype(np.int64),
+        np.asarray(columns.boxes),
+        usable,
+        columns.crowd == 1,
+        np.asarray(columns.ignored),
+        Outlines(columns),
+        [],
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from mmengine import fileio
 
 from gfl_det.datasets.annotations import Entry, add_absent, as_number, find, listed
+from gfl_det.datasets.columns import read_columns
 from gfl_det.datasets.table import (
     CocoTable,
     check_id_kinds,
@@ -23,6 +24,7 @@ from gfl_det.datasets.table import (
     read_table,
     rows_of,
     table_of,
+    table_of_columns,
 )
 from gfl_det.errors import DataError
 from gfl_det.ops.boxes import xyxy_to_xywh
@@ -212,6 +214,9 @@ def read_annotations(path: str | PathLike[str], backend_args: dict | None = None
         >>> read_annotations(path).class_names
         ['cat']
     """
+    columns = None if backend_args else read_columns(path)
+    if columns is not None:
+        return table_of_columns(columns, str(path))
     return read_table(_content(path, backend_args), str(path))
 
 

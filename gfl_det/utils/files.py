@@ -11,13 +11,16 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 from uuid import uuid4
 
 from gfl_det.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 PART_ENDING = '.part'  # matches no pattern of checkpoints
 PART_NAME = 40  # characters kept of the file's name, which may have the maximum length
@@ -130,6 +133,17 @@ def write_whole(path: AnyPath, content: bytes, checksum: bool = False) -> None:
         _replace(target, content, checksum)
 
 
+def write_blocks(path: AnyPath, blocks: Iterable[Buffer]) -> None:
+    """Write a large file atomically, block by block; an OSError leaves the old content.
+
+    The target appears complete and on disk, or not at all.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _flushed_part(target, blocks) as part:
+        _settle(part, target)
+
+
 def is_intact(path: AnyPath) -> bool | None:
     """Whether a file matches its checksum.
 
@@ -215,12 +229,12 @@ def _sums(path: Path) -> list[str]:
 
 
 @contextmanager
-def _flushed_part(target: Path, content: bytes) -> Iterator[Path]:
+def _flushed_part(target: Path, content: bytes | Iterable[Buffer]) -> Iterator[Path]:
     """Yield a file beside the target with the content, on disk, and the target's permissions."""
     part = target.with_name(f'{target.name[:PART_NAME]}.{uuid4().hex[:8]}{PART_ENDING}')
     try:
         with open(part, 'xb') as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         if target.exists():

@@ -22,10 +22,11 @@ from gfl_det.datasets.annotations import (
     as_boxes,
     as_number,
     box_faults,
+    fill_areas,
     image_sizes,
     is_crowd,
 )
-from gfl_det.datasets.checks.draft import Draft
+from gfl_det.datasets.checks.draft import BoxRows, Draft
 
 CODES = {
     BAD_FORMAT: 'boxes.format',
@@ -34,6 +35,8 @@ CODES = {
     TOO_THIN: 'boxes.thin',
     OUTSIDE: 'boxes.outside',
 }
+COLUMNS = {'area': 'area', 'bbox': 'boxes', 'iscrowd': 'crowd'}  # of BoxRows
+HASH_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, so that no key loses bits
 ENOUGH = 10  # number of boxes needed to infer their format
 OVERHANGING = 0.2  # fraction of boxes beyond their image that makes the format suspicious
 
@@ -49,7 +52,7 @@ class Table(NamedTuple):
 
     def take(self, keep: np.ndarray) -> Table:
         """Select boxes by a mask."""
-        return Table(*(values[keep] for values in self))
+        return self if keep.all() else Table(*(values[keep] for values in self))
 
 
 def check_boxes(draft: Draft) -> Table:
@@ -61,14 +64,7 @@ def check_boxes(draft: Draft) -> Table:
     Returns:
         Remaining boxes.
     """
-    boxes, is_numeric = as_boxes([entry.get('bbox') for entry in draft.annotations])
-    table = Table(
-        boxes,
-        _rows(draft.annotations, 'image_id', draft.images),
-        _rows(draft.annotations, 'category_id', draft.categories),
-        image_sizes(draft.annotations, draft.images),
-        np.fromiter((is_crowd(e.get('iscrowd')) for e in draft.annotations), bool, len(boxes)),
-    )
+    table, is_numeric = _table(draft)
     _tell_format(draft, table, is_numeric)
     table = _drop_unusable(draft, table, is_numeric)
     table = _drop_repeated(draft, table)
@@ -77,9 +73,44 @@ def check_boxes(draft: Draft) -> Table:
     return table
 
 
+def _table(draft: Draft) -> tuple[Table, np.ndarray]:
+    """Return all boxes and a mask (N,) of those that are four real numbers."""
+    entries, number = draft.annotations, len(draft.annotations)
+    if isinstance(entries, BoxRows):
+        image, label = entries.among(draft.images, draft.categories)
+        sizes = np.array([(each['width'], each['height']) for each in draft.images], float)
+        image_wh = sizes.reshape(-1, 2)[image]
+        table = Table(entries.boxes, image, label, image_wh, entries.crowd == 1)
+        return table, np.ones(number, bool)
+    boxes, is_numeric = as_boxes([entry.get('bbox') for entry in entries])
+    table = Table(
+        boxes,
+        _rows(entries, 'image_id', draft.images),
+        _rows(entries, 'category_id', draft.categories),
+        image_sizes(entries, draft.images),
+        np.fromiter((is_crowd(each.get('iscrowd')) for each in entries), bool, number),
+    )
+    return table, is_numeric
+
+
+def _keep(draft: Draft, keep: np.ndarray) -> None:
+    """Keep the annotations of a mask."""
+    entries = draft.annotations
+    is_rows = isinstance(entries, BoxRows)
+    draft.annotations = entries.take(keep) if is_rows else list(compress(entries, keep.tolist()))
+
+
+def _areas(draft: Draft, boxes: np.ndarray) -> np.ndarray:
+    """Return the areas (N,) of the annotations, w * h where the field is invalid."""
+    entries = draft.annotations
+    if isinstance(entries, BoxRows):
+        return fill_areas(entries.area, boxes)[0]
+    return areas_of(entries, boxes)[0]
+
+
 def _drop_unusable(draft: Draft, table: Table, is_numeric: np.ndarray) -> Table:
     with np.errstate(invalid='ignore', over='ignore'):
-        area, _ = areas_of(draft.annotations, table.boxes)
+        area = _areas(draft, table.boxes)
         faults = box_faults(table.boxes, is_numeric, area, table.image_wh)
     bad_area = faults.pop(AREA_FIELD)
     for reason, mask in faults.items():
@@ -88,30 +119,30 @@ def _drop_unusable(draft: Draft, table: Table, is_numeric: np.ndarray) -> Table:
     if bad_area.any():
         fix = 'area set to width * height'
         draft.tell('warning', 'boxes.area', f'boxes: {AREA_FIELD}', _ids(draft, bad_area), fix)
-        for i in np.flatnonzero(bad_area):
-            width, height = table.boxes[i, 2:].tolist()
-            draft.annotations[i] = {**draft.annotations[i], 'area': width * height}
+        _set(draft, 'area', np.flatnonzero(bad_area), table.boxes[bad_area, 2:].prod(1))
     keep = ~np.logical_or.reduce(list(faults.values()))
-    draft.annotations = list(compress(draft.annotations, keep.tolist()))
+    _keep(draft, keep)
     return table.take(keep)
 
 
 def _drop_repeated(draft: Draft, table: Table) -> Table:
     """Remove duplicate boxes, which count double; report those with different classes."""
-    keys = (*table.boxes.T, table.crowd, table.image)
-    order = np.lexsort((table.label, *keys))
+    alike = _alike(table)
+    few = table if len(alike) == len(table.label) else Table(*(each[alike] for each in table))
+    keys = (*few.boxes.T, few.crowd, few.image)
+    order = np.lexsort((few.label, *keys))
 
     def equals_previous(*columns: np.ndarray) -> np.ndarray:
         same = np.ones(max(len(order) - 1, 0), bool)
         for column in columns:
             values = column[order]
             same &= values[1:] == values[:-1]
-        mask = np.zeros(len(order), bool)
-        mask[order[1:][same]] = True
+        mask = np.zeros(len(table.label), bool)
+        mask[alike[order[1:][same]]] = True
         return mask
 
     same_place = equals_previous(*keys)
-    repeated = same_place & equals_previous(*keys, table.label)
+    repeated = same_place & equals_previous(*keys, few.label)
     if repeated.any():
         text = 'duplicate boxes with the same class'
         draft.tell('warning', 'boxes.repeated', text, _ids(draft, repeated), 'one is kept')
@@ -119,8 +150,20 @@ def _drop_repeated(draft: Draft, table: Table) -> Table:
     if two_classes.any():
         text = 'identical boxes with different classes'
         draft.tell('warning', 'boxes.two_classes', text, _ids(draft, two_classes))
-    draft.annotations = list(compress(draft.annotations, (~repeated).tolist()))
+    _keep(draft, ~repeated)
     return table.take(~repeated)
+
+
+def _alike(table: Table) -> np.ndarray:
+    """Return the indices of all boxes that may have an equal one: few, and quick to sort."""
+    key = table.image * len(table.image)  # wraps around; equal boxes have equal keys
+    for column in table.boxes.T:
+        key = key * HASH_FACTOR + (column + 0.0).view(np.int64)  # -0.0 equals 0.0
+    ordered = np.sort(key)
+    shared = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(shared):
+        return np.zeros(0, int)
+    return np.flatnonzero(shared[np.searchsorted(shared, key).clip(max=len(shared) - 1)] == key)
 
 
 def _cut(draft: Draft, table: Table) -> Table:
@@ -136,35 +179,59 @@ def _cut(draft: Draft, table: Table) -> Table:
     if overhanging.any():
         text = 'boxes that extend beyond their image'
         draft.tell('note', 'boxes.overhanging', text, _ids(draft, overhanging), fix)
-    low, high = np.clip(low, 0, table.image_wh), np.clip(high, 0, table.image_wh)
-    cut = (huge | outside) & (high - low >= MIN_SIDE_PX).all(1)  # a sliver is kept unchanged
-    boxes = np.where(cut[:, None], np.hstack([low, high - low]), table.boxes)
-    for i in np.flatnonzero(cut):
-        box = boxes[i].tolist()
-        entry = draft.annotations[i]
-        draft.annotations[i] = {**entry, 'bbox': box, 'area': _cut_area(entry, box)}
+    rows = np.flatnonzero(huge | outside)
+    low, high = (np.clip(each[rows], 0, table.image_wh[rows]) for each in (low, high))
+    cut = (high - low >= MIN_SIDE_PX).all(1)  # a sliver is kept unchanged
+    if not cut.any():
+        return table
+    rows, new = rows[cut], np.hstack([low, high - low])[cut]
+    boxes = table.boxes.copy()
+    boxes[rows] = new
+    _set(draft, 'bbox', rows, new)
+    _set(draft, 'area', rows, _cut_areas(draft, rows, new[:, 2:].prod(1)))
     return table._replace(boxes=boxes)
 
 
-def _cut_area(entry: Entry, box: list[float]) -> float:
-    """Return the area of a clipped box, at most that of its outline."""
-    given = as_number(entry.get('area'))
-    full = box[2] * box[3]
-    return full if given is None else min(given, full)
+def _cut_areas(draft: Draft, rows: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Return the areas of clipped boxes, at most those of their outlines."""
+    entries = draft.annotations
+    if isinstance(entries, BoxRows):
+        return np.fmin(entries.area[rows], full)
+    given = [as_number(entries[row].get('area')) for row in rows.tolist()]
+    pairs = zip(given, full.tolist())
+    return np.array([most if own is None else min(own, most) for own, most in pairs], float)
+
+
+def _set(draft: Draft, field: str, rows: np.ndarray, values: np.ndarray) -> None:
+    """Set a field of some annotations."""
+    entries = draft.annotations
+    if isinstance(entries, BoxRows):
+        if len(rows) and field in COLUMNS:
+            entries.update(COLUMNS[field], rows, values)
+        return
+    for row, value in zip(rows.tolist(), values.tolist()):
+        entries[row] = {**entries[row], field: value}
+
+
+def _lacking(draft: Draft, field: str) -> np.ndarray:
+    """Return the indices of annotations without a usable field."""
+    entries = draft.annotations
+    if isinstance(entries, BoxRows):
+        given = {'area': np.isfinite(entries.area), 'iscrowd': entries.crowd >= 0}[field]
+        return np.flatnonzero(~given)
+    return np.array([i for i, e in enumerate(entries) if not _is_usable(e, field)], int)
 
 
 def _fill_fields(draft: Draft, table: Table) -> None:
     for field in ('area', 'iscrowd'):
-        lacking = [i for i, entry in enumerate(draft.annotations) if not _is_usable(entry, field)]
-        if not lacking:
+        lacking = _lacking(draft, field)
+        if not len(lacking):
             continue
         text = f'annotations without a usable {field}, which the COCO metric reads'
         fix = 'area set to width * height' if field == 'area' else 'iscrowd set to 0'
-        ids = [draft.annotations[i]['id'] for i in lacking]
-        draft.tell('warning', f'annotations.{field}', text, ids, fix)
-        for i in lacking:
-            value = float(table.boxes[i, 2:].prod()) if field == 'area' else 0
-            draft.annotations[i] = {**draft.annotations[i], field: value}
+        draft.tell('warning', f'annotations.{field}', text, _ids_of(draft, lacking), fix)
+        areas = table.boxes[lacking, 2:].prod(1)
+        _set(draft, field, lacking, areas if field == 'area' else np.zeros(len(lacking), int))
 
 
 def _is_usable(entry: Entry, field: str) -> bool:
@@ -178,10 +245,9 @@ def _is_usable(entry: Entry, field: str) -> bool:
 
 def _tell_format(draft: Draft, table: Table, is_numeric: np.ndarray) -> None:
     """Report boxes that hold corners or fractions of the image instead of xywh pixels."""
-    boxes, image_wh = table.boxes[is_numeric], table.image_wh[is_numeric]
+    usable = is_numeric & np.isfinite(table.boxes).all(1)
+    boxes, image_wh = table.take(usable).boxes, table.take(usable).image_wh
     with np.errstate(invalid='ignore', over='ignore'):
-        finite = np.isfinite(boxes).all(1)
-        boxes, image_wh = boxes[finite], image_wh[finite]
         if len(boxes) < ENOUGH:
             return
         low, second = boxes[:, :2], boxes[:, 2:]
@@ -200,7 +266,14 @@ def _tell_format(draft: Draft, table: Table, is_numeric: np.ndarray) -> None:
 
 
 def _ids(draft: Draft, mask: np.ndarray) -> list:
-    return [draft.annotations[i]['id'] for i in np.flatnonzero(mask)]
+    return _ids_of(draft, np.flatnonzero(mask))
+
+
+def _ids_of(draft: Draft, rows: np.ndarray) -> list:
+    entries = draft.annotations
+    if isinstance(entries, BoxRows):
+        return entries.ids[rows].tolist()
+    return [entries[row]['id'] for row in rows.tolist()]
 
 
 def _rows(entries: list[Entry], field: str, targets: list[Entry]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from gfl_det.datasets.checks.boxes import Table, check_boxes
 from gfl_det.datasets.checks.classes import ClassCount, check_classes, count_classes
 from gfl_det.datasets.checks.draft import Draft, Finding
 from gfl_det.datasets.checks.image_files import check_decoded, check_present
-from gfl_det.datasets.checks.structure import check_structure, start
+from gfl_det.datasets.checks.structure import check_structure, start, start_columns
+from gfl_det.datasets.columns import Columns, NotPlainError, read_columns
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.utils.config import is_remote
 
@@ -45,7 +47,8 @@ class Report(NamedTuple):
     classes: list[ClassCount]  # of the remaining boxes
     findings: list[Finding]
     seconds: float
-    repaired: Entry | None  # None if the file could not be read
+    repaired: Entry | None  # None if the file could not be read, or no repair was asked for
+    is_read: bool = True
 
     @property
     def errors(self) -> list[Finding]:
@@ -93,23 +96,37 @@ class Report(NamedTuple):
         }
 
 
-def check_file(source: AnnotationSource, decoding: Decoding | None = None) -> Report:
+def check_file(
+    source: AnnotationSource, decoding: Decoding | None = None, repair: bool = True
+) -> Report:
     """Read a file and run every check on it.
 
     Args:
         source: Annotation file.
         decoding: Settings to also decode the images; None: do not decode.
+        repair: Make the repaired file too, which takes a dict per box. Without it and without
+            decoding, a plain file is checked in columns: the same findings in a tenth of the time.
 
     Returns:
         Report, with a single finding for a file that is not COCO JSON.
     """
     begin = time.monotonic()
+    if not repair and decoding is None and source.dataset is None:
+        columns = read_columns(source.path)
+        with suppress(NotPlainError):
+            if columns is not None:
+                draft = start_columns(columns, source.path)
+                counts = len(draft.images), len(draft.annotations)
+                classes = run(draft, source)
+                seconds = time.monotonic() - begin
+                return Report(source, *counts, classes, draft.findings, seconds, None)
     try:
         dataset = read(source.path) if source.dataset is None else source.dataset
         draft = start(dataset, source.path)
     except DataError as error:
         finding = Finding('error', 'file', str(error), [])
-        return Report(source, 0, 0, [], [finding], time.monotonic() - begin, None)
+        seconds = time.monotonic() - begin
+        return Report(source, 0, 0, [], [finding], seconds, None, is_read=False)
     counts = len(draft.images), len(draft.annotations)
     classes = run(draft, source, decoding)
     seconds = time.monotonic() - begin
@@ -152,12 +169,12 @@ def run(
     return count_classes(draft, table, source.classes)
 
 
-def check_annotations_alone(source: AnnotationSource, dataset: Entry) -> list[Finding]:
+def check_annotations_alone(source: AnnotationSource, dataset: Entry | Columns) -> list[Finding]:
     """Run the fast checks before training, which need neither images nor priors.
 
     Args:
         source: Annotation file.
-        dataset: Content of the file; not modified.
+        dataset: Content of the file, parsed or in columns; not modified.
 
     Returns:
         Findings.
@@ -165,6 +182,13 @@ def check_annotations_alone(source: AnnotationSource, dataset: Entry) -> list[Fi
     Raises:
         DataError: If the file is not COCO JSON.
     """
+    alone = source._replace(folder=None, further=None)
+    if isinstance(dataset, Columns):
+        with suppress(NotPlainError):
+            draft = start_columns(dataset, source.path)
+            run(draft, alone)
+            return draft.findings
+        dataset = read(source.path)
     draft = start(dataset, source.path)
-    run(draft, source._replace(folder=None, further=None))
+    run(draft, alone)
     return draft.findings

@@ -98,7 +98,8 @@ def count_classes(draft: Draft, table: Table, classes: Sequence[str] | None) -> 
     """
     number = len(draft.categories)
     boxes = np.bincount(table.label, minlength=number)
-    pairs = np.unique(table.image * max(number, 1) + table.label)
+    pairs = np.sort(table.image * max(number, 1) + table.label)
+    pairs = pairs[np.diff(pairs, prepend=-1) != 0]
     images = np.bincount(pairs % max(number, 1), minlength=number)
     names = [category['name'] for category in draft.categories]
     wanted = np.array([classes is None or name in set(classes) for name in names], bool)
@@ -106,9 +107,9 @@ def count_classes(draft: Draft, table: Table, classes: Sequence[str] | None) -> 
     if bare:
         draft.tell('warning', 'classes.empty', f'classes without a box: {listed(bare)}')
     trained = wanted[table.label] & ~table.crowd if number else np.zeros(0, bool)
-    filled = set(np.unique(table.image[trained]).tolist())
-    empty = [image['id'] for row, image in enumerate(draft.images) if row not in filled]
-    if draft.images and not filled:
+    filled = np.bincount(table.image[trained], minlength=len(draft.images)) > 0
+    empty = [draft.images[row]['id'] for row in np.flatnonzero(~filled)]
+    if draft.images and not filled.any():
         draft.tell('error', 'boxes.none', 'no box to train on remains')
     elif empty:
         text = f'images without a box, of {len(draft.images)}: used as background'

@@ -8,12 +8,16 @@ from itertools import count
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
 from gfl_det.datasets.annotations import ID_TYPES, Entry, as_number, is_id, is_name, is_size
-from gfl_det.datasets.checks.draft import LISTS, WITH_BOXES, Draft
+from gfl_det.datasets.checks.draft import LISTS, WITH_BOXES, BoxRows, Draft
+from gfl_det.datasets.columns import Columns
 from gfl_det.datasets.table import EVALUATOR_IDS, misjudged_ids
 from gfl_det.datasets.tidying import tidy
 from gfl_det.errors import DataError
 
+REFERENCES = {'image_id': 'images', 'category_id': 'categories'}
 REMOVED = 'removed'
 WITHOUT_SIZE = f'{WITH_BOXES}; --images DIR --decode reads sizes from the images instead'
 MAX_GIVEN = EVALUATOR_IDS // 2  # new ids follow the highest id below this
@@ -48,6 +52,12 @@ def start(dataset: Entry, source: str) -> Draft:
         draft.tell('error', f'{key}.kind', f'{key} that are not objects, at', wrong, REMOVED)
         setattr(draft, key, [entry for entry in entries if isinstance(entry, dict)])
     return draft
+
+
+def start_columns(columns: Columns, source: str) -> Draft:
+    """Start a check of a plain file, to which nothing of the above can apply."""
+    lists = dict(images=columns.images(), categories=columns.category_list())
+    return Draft(source, {**lists, 'annotations': BoxRows(columns)})
 
 
 def check_structure(draft: Draft, sizes_follow: bool = False) -> None:
@@ -106,7 +116,7 @@ def check_categories(draft: Draft) -> None:
 
 def check_annotations(draft: Draft) -> None:
     """Check that annotations have unique ids, a known image and a known category."""
-    for field, key in (('image_id', 'images'), ('category_id', 'categories')):
+    for field, key in REFERENCES.items() if not isinstance(draft.annotations, BoxRows) else ():
         _keep(draft, 'annotations', field, is_id, REMOVED)
         known = {entry['id'] for entry in getattr(draft, key)}
         if {entry[field] for entry in draft.annotations} <= known:
@@ -125,6 +135,9 @@ def check_annotations(draft: Draft) -> None:
 
 def _give_ids(draft: Draft) -> None:
     """Assign new ids to annotations with missing or duplicate ids."""
+    if isinstance(draft.annotations, BoxRows):
+        _number_odd(draft, draft.annotations)
+        return
     ids = [entry.get('id') for entry in draft.annotations]
     misjudged = set(misjudged_ids(ids))
     if set(map(type, ids)) <= ID_TYPES and len(set(ids)) == len(ids) and not misjudged:
@@ -154,13 +167,28 @@ def _give_ids(draft: Draft) -> None:
     ):
         if found:
             draft.tell('error', f'annotations.{code}', text, found, 'numbered anew')
+    _tell_odd(draft, odd)
+    draft.annotations = entries
+
+
+def _tell_odd(draft: Draft, odd: list[Any]) -> None:
     if odd:
         text = (
             'annotations with ids that pycocotools misjudges: 0 counts as not found, '
             'strings and numbers beyond 2**53 are rejected or confused'
         )
         draft.tell('warning', 'annotations.id_pycocotools', text, odd, 'numbered anew')
-    draft.annotations = entries
+
+
+def _number_odd(draft: Draft, rows: BoxRows) -> None:
+    """Assign new ids to misjudged ones, where all are unique integers."""
+    odd = np.flatnonzero((rows.ids == 0) | (np.abs(rows.ids) >= EVALUATOR_IDS))
+    if not len(odd):
+        return
+    _tell_odd(draft, rows.ids[odd].tolist())
+    usable = rows.ids[(rows.ids != 0) & (rows.ids < MAX_GIVEN)]
+    first = max(int(usable.max(initial=0)), 0) + 1
+    rows.update('ids', odd, np.arange(first, first + len(odd)))
 
 
 def _unordered(ids: list[Any]) -> list[Any]:

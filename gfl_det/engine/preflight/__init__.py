@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from gfl_det.datasets.columns import CACHE_VARIABLE
 from gfl_det.engine.preflight.agreement import check_calibrator, check_classes, check_pyramid
 from gfl_det.engine.preflight.data import check_annotations, check_data, check_metrics, settle_best
 from gfl_det.engine.preflight.weights import check_teacher, check_weights
@@ -31,6 +32,7 @@ def check_training(cfg: Config) -> None:
     """
     check_model(cfg)
     check_work_dir(cfg.work_dir)
+    keep_columns(cfg.work_dir)
     check_classes(cfg, TRAINING)
     check_calibrator(cfg, TRAINING)
     faults: list[GFLDetError] = []
@@ -57,12 +59,21 @@ def check_testing(cfg: Config) -> None:
     check_model(cfg)
     check_checkpoint(cfg.load_from)
     check_work_dir(cfg.work_dir)
+    keep_columns(cfg.work_dir)
     check_classes(cfg, TESTING)
     check_calibrator(cfg, TESTING)
     check_data(cfg, TESTING)
     check_pyramid(cfg)
     check_annotations(cfg, TESTING)
     check_metrics(cfg, TESTING)
+
+
+def keep_columns(work_dir: str) -> None:
+    """Let large annotation files be read once for all runs: their columns lie beside the work dir.
+
+    ``GFL_DET_CACHE`` names another folder. Other processes of the run inherit it.
+    """
+    os.environ.setdefault(CACHE_VARIABLE, str(Path(work_dir).absolute().parent / '.annotations'))
 
 
 def check_checkpoint(checkpoint: str) -> None:

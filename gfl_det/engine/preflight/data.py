@@ -35,7 +35,14 @@ from gfl_det.datasets.annotations import Entry, absent_text, as_boxes, find, mat
 from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
 from gfl_det.datasets.checks.draft import Finding
 from gfl_det.datasets.coco import CocoDataset
-from gfl_det.datasets.table import CocoTable, misjudged_ids, table_of, with_absent
+from gfl_det.datasets.columns import read_columns
+from gfl_det.datasets.table import (
+    CocoTable,
+    misjudged_ids,
+    table_of,
+    table_of_columns,
+    with_absent,
+)
 from gfl_det.datasets.tidying import find_file, is_there, refuse_other_formats, tidy
 from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import ConfigError, DataError
@@ -225,7 +232,8 @@ def check_annotations(cfg: Config, splits: Sequence[str]) -> None:
 
 
 def _errors_of(source: AnnotationSource) -> list[Finding]:
-    dataset = read(source.path)
+    columns = read_columns(source.path)
+    dataset = read(source.path) if columns is None else columns
     errors = [each for each in check_annotations_alone(source, dataset) if each.level == 'error']
     if source.name == 'test':  # such sets may list images alone
         errors = [each for each in errors if each.code != 'boxes.none']
@@ -283,7 +291,7 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
                 )
                 metric['type'], kind = OUR_METRIC, CocoMetric
             if issubclass(kind, (CocoMetric, CalibrationMetric)):
-                _check_shown(table_of(read(path), path), kind, datasets_of(cfg, split))
+                _check_shown(_table(path), kind, datasets_of(cfg, split))
 
 
 def settle_best(cfg: Config) -> None:
@@ -370,6 +378,13 @@ def plain_fault(path: str) -> str | None:
         begin = file.read(4)
     if begin.startswith(b'\xef\xbb\xbf') or b'\0' in begin:
         return 'it is not plain UTF-8'
+    columns = read_columns(path)
+    if columns is not None:
+        for field, lacks in (('area', np.isnan(columns.area)), ('iscrowd', columns.crowd < 0)):
+            if lacks.any():
+                return f'annotations have no {field}: {find(columns.ids[lacks].tolist())}'
+        wrong = misjudged_ids(columns.ids.tolist())
+        return f'ids of annotations that it mixes up: {find(wrong)}' if wrong else None
     dataset = read(path)
     _, changes = tidy(dataset, path)
     entries = [each for each in dataset.get('annotations') or [] if isinstance(each, dict)]
@@ -389,10 +404,15 @@ def _absent_fault(path: str, datasets: Sequence[Node]) -> str | None:
     for dataset in datasets:
         names = class_names(dataset)
         if names is not None and is_ours(dataset.get('type')):
-            _, absent = with_absent(table_of(read(path), path), names)
+            _, absent = with_absent(_table(path), names)
             if absent:
                 return absent_text(absent)
     return None
+
+
+def _table(path: str) -> CocoTable:
+    columns = read_columns(path)
+    return table_of(read(path), path) if columns is None else table_of_columns(columns, path)
 
 
 def _check_shown(table: CocoTable, kind: type, datasets: Sequence[Node]) -> None:
