@@ -219,13 +219,14 @@ class _Keep(Hook):
     def facts(self, model: torch.nn.Module) -> ModelFacts:
         """Describe the model that was run."""
         device = next(model.parameters()).device
-        gpu = device.type == 'cuda'
-        name = torch.cuda.get_device_name(device) if gpu else device.type
-        where = f'{name}, {torch.get_num_threads()} threads' if device.type == 'cpu' else name
+        name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
+        threads = torch.get_num_threads()
+        if device.type == 'cpu':
+            name += f', {threads} thread' + 's' * (threads > 1)
         after_first = self.seconds[1:] or self.seconds  # which allocates and warms up
         milliseconds = 1000 * float(np.median(after_first)) if after_first else float('nan')
         parameters = sum(each.numel() for each in model.parameters())
-        return ModelFacts(parameters, milliseconds, self.batch, where)
+        return ModelFacts(parameters, milliseconds, self.batch, name)
 
 
 class ModelFacts(NamedTuple):
