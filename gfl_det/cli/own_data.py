@@ -115,11 +115,11 @@ def planned_config(args: argparse.Namespace, anew: bool = False) -> str:
         path.replace(path.with_name(KEPT_NAME))
         print(f'kept      {path.with_name(KEPT_NAME)}: the config that was there')
     write_text(path, text)
+    print(f'config    {path}: edit it, then gfl-det train {path.parent}', flush=True)
     if start.copied:
         from gfl_det.engine.own_data.start_weights import fit_weights
 
         fit_weights(load_config(str(path)), Path(str(start.weights)))
-    print(f'config    {path}: edit it, then gfl-det train {path.parent}', flush=True)
     return str(path)
 
 
@@ -166,12 +166,13 @@ def starting_point(model: str, work_dir: Path, scratch: bool = False) -> Startin
     if scratch:
         return start._replace(reason='from random weights (--from-scratch)')
     if state is not None:
+        reason = f'starts from {model}, classes anew'
         copy = _copy(state, work_dir / f'{name}.pth')
-        return StartingPoint(base, model, cfg, copy, copied=True, reason=f'starts from {model}')
+        return StartingPoint(base, name, cfg, copy, copied=True, reason=reason)
     if published is not None:
         try:
             weights, copied = _weights(published, work_dir)
-            reason = f'starts from {weights}'
+            reason = f'starts from {weights}{", classes anew" if copied else ""}'
             return StartingPoint(base, model, cfg, weights, copied=copied, reason=reason)
         except CheckpointError as error:
             sentence = str(error).splitlines()[0].rstrip('.')

@@ -83,7 +83,7 @@ class TrainingRun(NamedTuple):
 
 def studies() -> dict[str, list[Arm]]:
     """Arms of each study; the first is what the others are compared with."""
-    both = {'bccd': 4, 'face_masks': 1}
+    both = {'bccd': 3, 'face_masks': 1}
     return {
         'tuning': [
             Arm(name, NANODET, {'bccd': epochs}, published=True, rate=rate, split='val')

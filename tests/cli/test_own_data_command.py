@@ -13,11 +13,13 @@ import gfl_det
 from gfl_det.cli import check_dataset, own_data, report, sanity, suggest_reg_max, test, train
 from gfl_det.cli.calibrate import read_data
 from gfl_det.cli.main import main
+from gfl_det.engine import config_edits
 from gfl_det.engine.preflight import check_testing
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.inference.loading import load_detector
 from gfl_det.utils.config import load_config, shipped_base
 from tests.helpers.commands import run_command
+from tests.helpers.ncnn_files import random_detector
 from tests.helpers.own_data_files import write_coco, write_voc, write_yolo
 
 MODEL = ['--model', own_data.SCRATCH_MODEL]  # the default may be fetched
@@ -280,7 +282,7 @@ class TestModels:
         torch.save(dict(meta=meta, state_dict=state), path)
         found = own_data.starting_point(str(path), tmp_path / 'work')
         assert found.base == shipped_base('nanodet-plus-m_320_coco')
-        assert (found.name, found.copied) == (str(path), True)
+        assert (found.name, found.copied) == ('nanodet-plus-m_320_coco', True)
         assert Path(found.weights) == tmp_path / 'work' / 'nanodet-plus-m_320_coco.pth'
         assert Path(found.weights).is_file()
         torch.save(dict(state_dict=state), path)
@@ -288,6 +290,25 @@ class TestModels:
             own_data.starting_point(str(path), tmp_path)
         with pytest.raises(CheckpointError, match=r'none\.pth'):
             own_data.starting_point(str(tmp_path / 'none.pth'), tmp_path)
+
+    def test_the_plan_starts_from_a_copy_with_the_classes_of_the_data(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.chdir(tmp_path)
+        write_coco(tmp_path / 'mine')
+        state = random_detector().state_dict()
+        name = own_data.DEFAULT_MODEL
+        torch.save(dict(meta=dict(config=name), state_dict=state), tmp_path / 'coco.pth')
+        words = ['--data', 'mine', '--model', 'coco.pth']
+        cfg = load_config(own_data.planned_config(train.parse_arguments(words)))
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 9
+        assert f'model     {name}: starts from coco.pth, classes anew' in lines
+        assert cfg.load_from == str(tmp_path / 'work_dirs' / 'mine' / f'{name}.pth')
+        assert cfg.optim_wrapper.optimizer.lr == 0.002
+        random_detector(cfg).load_state_dict(torch.load(cfg.load_from)['state_dict'])
+        config_edits.train_from_scratch(cfg)
+        assert cfg.load_from is None
 
 
 class TestVocConfigs:

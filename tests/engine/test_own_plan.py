@@ -106,6 +106,7 @@ class TestSchedule:
         assert choose_rate(get_config(COCO), 4)[0] == 0.0025
         nanodet = get_config('nanodet-plus-m_416_coco')  # AdamW, 96 pictures
         assert choose_rate(nanodet, 24)[0] == nanodet.optim_wrapper.optimizer.lr / 2
+        assert choose_rate(nanodet, 4, fitted=True)[0] == 0.002
         with pytest.raises(ConfigError, match='lr'):
             choose_rate(Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD')))), 4)
 
