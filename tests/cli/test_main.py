@@ -208,6 +208,7 @@ def test_annotations_is_an_alias_of_truths():
     assert {name: len(each) for name, each in found.items() if each} == {
         'calibrate': 3,
         'compare': 1,
+        'find-label-errors': 1,
         'intervals': 2,
         'report': 1,
         'show': 1,
