@@ -35,6 +35,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         'suggest-reg-max': Command(
             'suggest_reg_max', 'suggest reg_max, strides and anchor scale for your boxes'
         ),
+        'find-label-errors': Command(
+            'find_label_errors', 'rank labels that are probably wrong, and go through them'
+        ),
         'digits': Command('digits', 'build the embedded data set of handwritten digits'),
     },
     'Training': {

@@ -17,9 +17,13 @@ from gfl_det.datasets.tidying import find_file
 from gfl_det.errors import DataError
 from gfl_det.evaluation.bootstrap import image_weights
 from gfl_det.evaluation.detections import Detections, Truths, read_annotations, truths_of_table
+from gfl_det.evaluation.label_evidence import UncertainDetections
 from gfl_det.evaluation.matching import TRUE, match
 from gfl_det.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 from gfl_det.ops.intervals import FactorTable
+
+# Settings of a head that keep what NMS would suppress; lower scores than this say little.
+UNSUPPRESSED = dict(nms=dict(type='nms', iou_threshold=0.999), max_per_img=500, score_thr=0.1)
 
 if TYPE_CHECKING:  # avoids a cycle at run time
     from gfl_det.inference import GFLInferencer, Results
@@ -120,6 +124,47 @@ def detect(detector: GFLInferencer, split: Split, batch_size: int = 1) -> Detect
     known = np.array([places.get(name, -1) for name in detector.classes], np.int64)
     label = known[found.label]
     return found._replace(label=label).take(label >= 0)
+
+
+def detect_unsuppressed(
+    detector: GFLInferencer, split: Split, batch_size: int = 1, show_progress: bool = True
+) -> UncertainDetections:
+    """Detect in a split without NMS: duplicates that agree are evidence for their edges.
+
+    Args:
+        detector: Detector with a GFL head, of some of the split's classes.
+        split: Images with gt boxes.
+        batch_size: Images per forward pass.
+        show_progress: Show progress on standard error.
+
+    Raises:
+        DataError: If an image cannot be read, the ground truth lacks a class of the detector, or
+            the head gives no uncertainty.
+    """
+    names = split.truths.class_names
+    split.truths.of_classes(detector.classes)  # refuses unknown classes
+    head = getattr(detector.model, 'bbox_head', detector.model)
+    settings = head.test_cfg
+    before = {key: settings[key] for key in UNSUPPRESSED if key in settings}
+    settings.update(UNSUPPRESSED)
+    try:
+        results = detector(
+            [str(path) for path in split.files], batch_size=batch_size, progress=show_progress
+        )
+    finally:
+        settings.update(before)
+    if results.failures:
+        raise DataError(str(results.failures[0].error))
+    if not all('edge_std' in each.instances for each in results if len(each)):
+        raise DataError(
+            'The head of this detector gives no uncertainty of edges: take a GFL head of gfl_det.'
+        )
+    found = _collect(results)
+    known = np.array([names.index(name) if name in names else -1 for name in detector.classes])
+    label = known[found.label]
+    std = [each.instances.edge_std.numpy().astype(float) for each in results if len(each)]
+    stds = np.concatenate([*std, np.zeros((0, 4))])
+    return UncertainDetections(found.image, label, found.boxes, found.scores, stds).take(label >= 0)
 
 
 def check_files(split: Split, annotations: str, images: str) -> None:

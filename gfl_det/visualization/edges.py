@@ -10,6 +10,9 @@ import torch
 from gfl_det.ops import distribution
 from gfl_det.ops.intervals import OUTWARDS
 
+NORMAL_BINS = np.linspace(-3, 3, 17)  # in standard deviations from the mean
+LEAST_STD_PX = 0.25  # narrower bands are invisible
+
 
 class EdgeBins(NamedTuple):
     """Edge distributions of N boxes: left, top, right, bottom."""
@@ -77,6 +80,18 @@ def edge_bins(instances: Any) -> EdgeBins:
     distances = _array(instances.bin_widths)[..., None] * np.arange(logits.shape[-1])
     start = np.tile(_array(instances.prior_centres), 2)[..., None]
     return EdgeBins(start + np.array(OUTWARDS)[:, None] * distances, probabilities)
+
+
+def normal_bins(edges: np.ndarray, std: np.ndarray) -> EdgeBins:
+    """Normal distributions of edges of which only the standard deviations are known.
+
+    Args:
+        edges: ``(N, 4)`` px.
+        std: ``(N, 4)`` px; below `LEAST_STD_PX` it counts as that.
+    """
+    positions = edges[..., None] + np.maximum(std, LEAST_STD_PX)[..., None] * NORMAL_BINS
+    density = np.exp(-(NORMAL_BINS**2) / 2)
+    return EdgeBins(positions, np.broadcast_to(density / density.sum(), positions.shape))
 
 
 def presence(positions: np.ndarray, probabilities: np.ndarray, pixels: np.ndarray) -> np.ndarray:

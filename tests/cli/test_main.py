@@ -97,7 +97,11 @@ class TestCommandNames:
         scripts = {path.stem for path in (ROOT / 'tools').glob('*.py')}
         renamed = dict(check='check_dataset', digits='build_digits', demo='demo_web')
         renamed |= {'export': 'export_onnx'}
-        names = set(main.COMMANDS) - {'models', 'compare'}  # which no script was before
+        names = set(main.COMMANDS) - {
+            'models',
+            'compare',
+            'find-label-errors',
+        }  # which no script was before
         assert {renamed.get(name, name.replace('-', '_')) for name in names} <= scripts
 
 
@@ -204,6 +208,7 @@ def test_annotations_is_an_alias_of_truths():
     assert {name: len(each) for name, each in found.items() if each} == {
         'calibrate': 3,
         'compare': 1,
+        'find-label-errors': 1,
         'intervals': 2,
         'report': 1,
         'show': 1,

@@ -30,10 +30,10 @@ from gfl_det.engine.runner import detect_edges
 from gfl_det.engine.training.checkpoints import best_checkpoint
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.evaluation.detections import detections_from_coco, truths_from_coco
+from gfl_det.visualization.edges import NORMAL_BINS
 from gfl_det.visualization.report import analyse, draw_gallery, render
 from gfl_det.visualization.report.analysis import data_statistics
 from gfl_det.visualization.report.data import (
-    NORMAL_BINS,
     annotated_sizes,
     read_results,
     run_work_dir,

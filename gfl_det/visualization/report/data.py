@@ -27,10 +27,8 @@ from gfl_det.evaluation.detections import (
 )
 from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.utils.config import datasets_of, image_folder
-from gfl_det.visualization.edges import EdgeBins, edge_bins
+from gfl_det.visualization.edges import EdgeBins, edge_bins, normal_bins
 
-NORMAL_BINS = np.linspace(-3, 3, 17)  # in standard deviations from the mean
-LEAST_STD_PX = 0.25  # narrower bands are invisible
 LEVEL = 0.9  # of the edge intervals, unless set in the config
 EDGE_FIELDS = ('prior_centres', 'edge_std', 'edge_low', 'edge_high')
 MAX_POINTS = 400  # per curve; longer ones are averaged
@@ -89,11 +87,7 @@ class ReportData(NamedTuple):
             return self.distributions.bins(rows)
         if self.edge_std is None:
             return None
-        edges = xywh_to_xyxy(self.detections.boxes[rows])
-        std = np.maximum(self.edge_std[rows], LEAST_STD_PX)
-        positions = edges[..., None] + std[..., None] * NORMAL_BINS
-        density = np.exp(-(NORMAL_BINS**2) / 2)
-        return EdgeBins(positions, np.broadcast_to(density / density.sum(), positions.shape))
+        return normal_bins(xywh_to_xyxy(self.detections.boxes[rows]), self.edge_std[rows])
 
 
 def annotated_sizes(dataset: dict, truths: Truths) -> tuple[np.ndarray, np.ndarray]:

@@ -86,14 +86,15 @@ def _entry(data: ReportData, analysis: Analysis, cover: np.ndarray, image: int) 
     return dict(
         image=image,
         size=[width, height],
-        jpeg=base64.b64encode(_jpeg(pixels, shrink)).decode(),
+        jpeg=base64.b64encode(jpeg_of(pixels, shrink)).decode(),
         kept=kept,
         found=found,
         truths=_truths(data, analysis, cover, image),
     )
 
 
-def _jpeg(pixels: np.ndarray, shrink: float) -> bytes:
+def jpeg_of(pixels: np.ndarray, shrink: float) -> bytes:
+    """A JPEG of pixels ``(H, W, 3)`` uint8 RGB, its sides shrunk by a factor of at most 1."""
     picture = Image.fromarray(pixels)
     if shrink < 1:
         size = [max(1, round(side * shrink)) for side in picture.size]
@@ -129,14 +130,14 @@ def _detections(data: ReportData, analysis: Analysis, image: int) -> tuple[list[
             box,
             known.kind[place],
             row_of[row],
-            [] if bins is None else _edges(bins.take(index)),
+            [] if bins is None else edges_of(bins.take(index)),
         ]
         for index, (place, row, score, box) in enumerate(zip(mine, rows, scores, boxes))
     ]
     return entries, int(is_kept[rows].sum())
 
 
-def _edges(bins: EdgeBins) -> list[list[float]]:
+def edges_of(bins: EdgeBins) -> list[list[float]]:
     """Position of the first bin and step (px), and probabilities per mille, of each edge."""
     edges = []
     for positions, probabilities in zip(*bins):

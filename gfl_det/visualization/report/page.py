@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,19 @@ def render(values: dict[str, Any]) -> str:
     Args:
         values: Values from :func:`.analysis.analyse`, with ``pictures``.
     """
-    page = _text('report.html')
+    return fill_page('report.html', ('report.css',), SCRIPTS, values)
+
+
+def fill_page(
+    template: str, styles: Sequence[str], scripts: Sequence[str], values: dict[str, Any]
+) -> str:
+    """Build a page from files in :data:`PAGE` and the values that its scripts read."""
+    page = _text(template)
     parts = dict(
         TITLE=html.escape(str(values['title'])),
-        STYLE=_text('report.css'),
+        STYLE='\n'.join(map(_text, styles)),
         DATA=embed(values),
-        SCRIPT='\n'.join([module_as_object(DRAWING), *map(_text, SCRIPTS)]),
+        SCRIPT='\n'.join([module_as_object(DRAWING), *map(_text, scripts)]),
     )
     for name, text in parts.items():
         before, _, after = page.partition(f'<!--{name}-->')

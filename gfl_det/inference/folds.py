@@ -1,0 +1,78 @@
+"""Detections of images by detectors that were not trained on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+
+from gfl_det.compat.checkpoint import load_file
+from gfl_det.engine.folds import Fold
+from gfl_det.errors import GFLDetError
+from gfl_det.evaluation.detections import Truths, image_key, read_annotations
+from gfl_det.evaluation.label_evidence import UncertainDetections
+from gfl_det.inference.coverage import Split, detect_unsuppressed
+from gfl_det.inference.inferencer import GFLInferencer
+from gfl_det.inference.stored_config import parse
+from gfl_det.utils.config import annotation_path, datasets_of, load_config
+
+
+def detect_folds(
+    folds: Sequence[Fold],
+    split: Split,
+    device: str | None = None,
+    batch_size: int = 1,
+    show_progress: bool = True,
+) -> UncertainDetections:
+    """Run the detector of each fold on the images that it was not trained on.
+
+    Args:
+        folds: Trained folds of the split's images.
+        split: Images with gt boxes.
+        device: ``cpu``, ``cuda`` ...; None: the best available.
+        batch_size: Images per forward pass.
+        show_progress: Show progress on standard error.
+    """
+    place = {image_id: index for index, image_id in enumerate(split.truths.image_ids)}
+    parts = []
+    for fold in folds:
+        chosen = sorted(place[image_id] for image_id in fold.image_ids)
+        part = Split(split.truths.of_images(chosen), [split.files[index] for index in chosen])
+        detector = GFLInferencer(fold.checkpoint, device=device, level=None)
+        found = detect_unsuppressed(detector, part, batch_size, show_progress)
+        parts.append(found._replace(image=np.array(chosen, np.int64)[found.image]))
+    return UncertainDetections(*(np.concatenate(columns) for columns in zip(*parts)))
+
+
+def seen_in_training(checkpoint: str, config: str | None, gts: Truths) -> str | None:
+    """Say that a detector was trained on images whose labels it is to judge; None if it seems not.
+
+    Args:
+        checkpoint: File or work dir; names and addresses are of published weights.
+        config: In place of the one in the checkpoint.
+        gts: Labels to judge.
+    """
+    try:
+        if config is not None or os.path.isdir(checkpoint):
+            cfg = load_config(config or checkpoint)
+        elif Path(checkpoint).is_file():
+            meta = load_file(checkpoint, 'cpu').get('meta') or {}
+            cfg = Config(parse(str(meta.get('cfg') or '')))  # values alone, nothing is run
+        else:
+            return None
+        paths = [path for path in map(annotation_path, datasets_of(cfg, 'train')) if path]
+        tables = [read_annotations(path) for path in paths if Path(path).is_file()]
+    except (GFLDetError, SyntaxError, ValueError):
+        return None  # whatever is wrong is told when the detector is loaded
+    seen = {key for table in tables for key in zip(map(str, table.image_ids), table.file_names)}
+    keys = set(gts.image_keys)
+    common = sum(image_key(*key) in keys for key in seen)
+    if not common:
+        return None
+    return (
+        f'{checkpoint} was trained on {common} of the {len(keys)} images, and a detector repeats '
+        'the errors that it has learnt: take --folds K.'
+    )

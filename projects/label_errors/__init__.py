@@ -1,0 +1,1 @@
+"""Errors put into held-out labels, and how well each method finds them."""
