@@ -91,7 +91,7 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    python_requires='>=3.9',
+    python_requires='>=3.10',  # up to 3.13 in .github/workflows/ci.yml
     packages=find_packages(include=['gfl_det', 'gfl_det.*']),
     package_data={
         'gfl_det': ['py.typed'],

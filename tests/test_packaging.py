@@ -238,7 +238,7 @@ def test_the_metadata_states_license_python_and_ranges(wheel):
         (name,) = (name for name in archive.namelist() if name.endswith('/METADATA'))
         metadata = email.message_from_bytes(archive.read(name))
     assert metadata['License'] == 'Apache-2.0'
-    assert metadata['Requires-Python'] == '>=3.9'
+    assert metadata['Requires-Python'] == '>=3.10'
     required = {line.replace(' ', '') for line in metadata.get_all('Requires-Dist')}
     assert {'torch>=2.1', 'mmdet<4,>=3.3', 'mmengine<1,>=0.10.3', 'setuptools<81'} <= required
 

@@ -23,7 +23,7 @@ from gfl_det.cli.doctor.steps import Steps
 from gfl_det.compat.imports import LINES, RANGES, SETUPTOOLS_LINE, explain
 
 State = Literal['ok', 'note', 'problem']
-OLDEST_PYTHON = (3, 9)
+OLDEST_PYTHON = (3, 10)
 # The distributions that may bring a module; the onedl forks keep the modules' names.
 DISTRIBUTIONS = {
     'torch': ('torch',),
@@ -58,7 +58,7 @@ def check_installed() -> list[Check]:
     checks = [
         Check('python', 'ok', python)
         if fits
-        else Check('python', 'problem', f'{python}: 3.9 is the oldest', 'python3.11 -m venv .venv')
+        else Check('python', 'problem', f'{python}: 3.10 is the oldest', 'python3.11 -m venv .venv')
     ]
     checks += [check_package(module, names) for module, names in DISTRIBUTIONS.items()]
     return [*checks, check_pkg_resources()]

@@ -78,7 +78,7 @@ function card(data, each, fits, outlinedOf, cut, open) {
   const chips = list.map((error) => make('li', {class: fits && fits(error) ? 'on' : null},
     make('span', {class: 'dot', style: `background:${data.colours[error[1]]}`}), `${error[2]} ${data.kinds[error[0]]}: ${data.classes[error[1]]}`));
   const panel = (title, what) => make('figure', {class: 'panel'},
-    make('button', {type: 'button', class: 'open', 'aria-label': `Enlarge ${title} of ${row[0]}`, onclick: () => open(what)}, scene(data, picture, what, cut, outlinedOf(picture, what))),
+    make('button', {type: 'button', class: 'open', title: 'Enlarge', onclick: () => open(what)}, scene(data, picture, what, cut, outlinedOf(picture, what))),
     make('figcaption', {}, title));
   return make('article', {class: 'card'},
     make('h3', {}, `${row[0]} · quality ${share(row[1])} · ${row[3]} of ${row[2]} found`),
