@@ -144,6 +144,18 @@ def test_a_class_changes_numbers_and_charts(desk, report):
     assert 'all classes' in desk.text('#precision h3')
 
 
+def test_a_small_diagram_selects_its_class(desk, report):
+    names = desk.run(
+        "return [...document.querySelectorAll('.multiples b')].map(e => e.textContent)"
+    )
+    assert sorted(names) == sorted(NAMES)
+    assert desk.run("return document.querySelectorAll('.multiples circle').length") > 20
+    desk.run("document.querySelector('.multiples button').click()")
+    assert desk.run("return document.getElementById('class').value") == str(NAMES.index(names[0]))
+    assert desk.run('return document.activeElement.id') == 'class'
+    desk.run(CHOOSE, 'class', -1)
+
+
 def test_a_kind_of_error_leads_to_its_images(desk):
     desk.run("document.querySelectorAll('#errors td button')[4].click()")
     assert desk.run("return document.getElementById('kind').value") == '4'

@@ -90,7 +90,7 @@ function multiples(data, state) {
   const order = data.classes.map((_, index) => index).sort((a, b) => total(b) - total(a));
   const cells = make('div', {class: 'multiples'}), more = make('button', {type: 'button'}, `Show all ${order.length} classes`);
   const add = (list) => cells.append(...list.map((index) => make('button', {type: 'button', 'aria-label': `Select ${data.classes[index]}, ${number(total(index))} detections`,
-    onclick: () => state.choose(index)}, make('b', {}, data.classes[index]), small(data.reliability, index + 1), make('span', {}, `${number(total(index))} detections`))));
+    onclick: () => { state.choose(index); document.getElementById('class').focus({preventScroll: true}); }}, make('b', {}, data.classes[index]), small(data.reliability, index + 1), make('span', {}, `${number(total(index))} detections`))));
   add(order.slice(0, MULTIPLES));
   more.hidden = order.length <= MULTIPLES;
   more.addEventListener('click', () => { add(order.slice(MULTIPLES)); more.hidden = true; });
