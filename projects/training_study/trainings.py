@@ -101,11 +101,11 @@ def studies() -> dict[str, list[Arm]]:
             Arm('nanodet_published', NANODET, both, published=True, rate=RATE),
         ],
         'assigners': [
-            Arm('atss', R18, {'bccd': 5}, options=SMALL),
+            Arm('atss', R18, {'bccd': 4}, options=SMALL),
             Arm(
                 'task_aligned',
                 R18,
-                {'bccd': 5},
+                {'bccd': 4},
                 options=SMALL
                 | {
                     'model.train_cfg.assigner': dict(
