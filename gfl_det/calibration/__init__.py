@@ -11,11 +11,14 @@ from gfl_det.calibration.files import (
     load_any_calibrator,
     load_calibrator,
     load_interval_calibrator,
+    load_operating_point,
     save_calibrator,
     save_distribution_calibrator,
     save_interval_calibrator,
+    save_operating_point,
 )
 from gfl_det.calibration.intervals import IntervalCalibrator
+from gfl_det.calibration.operating_point import OperatingPoint, Promise, choose_cuts
 from gfl_det.evaluation.calibration_metric import CalibrationMetric
 from gfl_det.evaluation.comparison import compare_detections
 from gfl_det.evaluation.detections import (
@@ -37,8 +40,11 @@ __all__ = [
     'EdgeDetections',
     'IntervalCalibrator',
     'Matches',
+    'OperatingPoint',
+    'Promise',
     'Settings',
     'Truths',
+    'choose_cuts',
     'compare_detections',
     'detections_from_coco',
     'evaluate_detections',
@@ -47,10 +53,12 @@ __all__ = [
     'load_any_calibrator',
     'load_calibrator',
     'load_interval_calibrator',
+    'load_operating_point',
     'match',
     'read_json',
     'save_calibrator',
     'save_distribution_calibrator',
     'save_interval_calibrator',
+    'save_operating_point',
     'truths_from_coco',
 ]

@@ -1,6 +1,7 @@
 """Fitted calibrators inside a detector, set in the test config.
 
-``test_cfg.calibrator = 'calibrator.json'`` maps scores, ``test_cfg.interval_calibrator`` intervals.
+``test_cfg.calibrator = 'calibrator.json'`` maps scores, ``test_cfg.interval_calibrator`` intervals,
+and ``test_cfg.operating_point`` cuts each class.
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
-from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator, load_interval_calibrator
+from gfl_det.calibration.files import (
+    AnyCalibrator,
+    file_digest,
+    load_any_calibrator,
+    load_interval_calibrator,
+    load_operating_point,
+)
 from gfl_det.calibration.intervals import IntervalCalibrator, check_applies
 from gfl_det.calibration.maps import ScoreMaps
+from gfl_det.calibration.operating_point import OperatingPoint
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import Detections
@@ -41,6 +49,7 @@ class HeadCalibration:
         self.num_classes = num_classes
         self._scores: dict[str, DistributionCalibrator | ScoreMaps] = {}
         self._intervals: dict[str, IntervalCalibrator] = {}
+        self._cuts: dict[tuple[str, str | None], list[float]] = {}
 
     def detection_config(self, config: ConfigDict) -> ConfigDict:
         """Test config to detect with, see :func:`detection_config`.
@@ -122,6 +131,37 @@ class HeadCalibration:
             )
         return FactorTable(fitted.joint.table_at(level))
 
+    def thresholds(self, config: ConfigDict) -> list[float] | None:
+        """Least score per class; None without an operating point.
+
+        Args:
+            config: Test config with ``operating_point`` and ``calibrator``, both optional.
+
+        Raises:
+            DataError: If the file has no cuts, or cuts of another head, number of classes or
+                calibrator.
+        """
+        path, calibrator = config.get('operating_point'), config.get('calibrator') or None
+        if not path:
+            return None
+        if (path, calibrator) not in self._cuts:
+            point = load_operating_point(path)
+            check_cuts(point, path, calibrator)
+            check_applies(point, path, self.score_type, self.num_classes)
+            self._cuts[path, calibrator] = point.thresholds()
+        return self._cuts[path, calibrator]
+
+    def cut(self, results: Sequence[InstanceData], config: ConfigDict) -> list[InstanceData]:
+        """Drop the detections below the cut of their class, after calibration.
+
+        Raises:
+            DataError: As for :meth:`thresholds`.
+        """
+        thresholds = self.thresholds(config)
+        if thresholds is None:
+            return list(results)
+        return [each[reach_cuts(each, thresholds)] for each in results]
+
     def _of_scores(self, path: str) -> DistributionCalibrator | ScoreMaps:
         if path not in self._scores:
             calibrator = load_any_calibrator(path)
@@ -138,6 +178,47 @@ class HeadCalibration:
                 else ScoreMaps([each.map for each in calibrator.classes])
             )
         return self._scores[path]
+
+
+def reach_cuts(found: InstanceData, thresholds: Sequence[float]) -> torch.Tensor:
+    """Mask ``(N,)`` of the detections that reach the cut of their class.
+
+    Example:
+        >>> found = InstanceData(scores=torch.tensor([0.5, 0.5]), labels=torch.tensor([0, 1]))
+        >>> reach_cuts(found, [0.5, 0.6])
+        tensor([ True, False])
+    """
+    least = torch.tensor(thresholds, dtype=torch.float64, device=found.scores.device)
+    return found.scores.double() >= least[found.labels]
+
+
+def check_cuts(point: OperatingPoint, path: str, calibrator: str | None) -> None:
+    """Refuse cuts that were chosen on the scores of another calibrator, or on raw ones.
+
+    Args:
+        point: The cuts.
+        path: Their file, for the message.
+        calibrator: File of the calibrator in use; None: raw scores are cut.
+
+    Raises:
+        DataError: If the cuts do not fit the scores, or the calibrator cannot be read.
+
+    Example:
+        >>> from gfl_det.calibration.calibrators import FitSource
+        >>> from gfl_det.calibration.operating_point import Promise
+        >>> source = FitSource('', (), 0)
+        >>> point = OperatingPoint(Promise('recall', 0.9), 'GFLHead', None, (), source)
+        >>> check_cuts(point, 'cuts.json', None)
+    """
+    digest = None if calibrator is None else file_digest(calibrator)
+    if digest == point.calibrator:
+        return
+    chosen = 'raw scores' if point.calibrator is None else 'the scores of another calibrator'
+    used = 'raw ones are' if calibrator is None else f'those of {calibrator} are'
+    raise DataError(
+        f'{path} has cuts of {chosen}, but {used} to be cut: choose cuts of these with gfl-det '
+        'operate.'
+    )
 
 
 def detection_config(config: ConfigDict, calibrator: AnyCalibrator | ScoreMaps) -> ConfigDict:
@@ -258,6 +339,28 @@ def check_interval_class_names(
         >>> check_interval_class_names(str(path), ['cat'])
     """
     _compare_names(path, load_interval_calibrator(path).class_names, names, owner)
+
+
+def check_cut_class_names(path: str, names: Sequence[str], owner: str = 'the data set') -> None:
+    """Same as :func:`check_class_names`, for the cuts of an operating point.
+
+    Raises:
+        DataError: If the classes differ, or the file has no cuts.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from gfl_det.calibration.calibrators import FitSource
+        >>> from gfl_det.calibration.files import save_operating_point
+        >>> from gfl_det.calibration.operating_point import ClassCut, Promise
+        >>> cuts = (ClassCut('cat', 0.4, kept=20, right=19, gts=25, more=0),)
+        >>> folder, source = TemporaryDirectory(), FitSource('', (), 9)
+        >>> point = OperatingPoint(Promise('precision', 0.9), 'GFLHead', None, cuts, source)
+        >>> path = Path(folder.name) / 'cuts.json'
+        >>> save_operating_point(point, path)
+        >>> check_cut_class_names(str(path), ['cat'])
+    """
+    _compare_names(path, load_operating_point(path).class_names, names, owner)
 
 
 def _compare_names(path: str, fitted: Sequence[str], names: Sequence[str], owner: str) -> None:

@@ -1,11 +1,13 @@
 """Calibrator files: readable JSON with a format name, a version and a data fingerprint.
 
-The ``format`` distinguishes three kinds: score maps, models of edge distributions, and interval
-factors. One writer and one reader serve all; :data:`KINDS` lists the conversions.
+The ``format`` distinguishes four kinds: score maps, models of edge distributions, interval factors,
+and the cuts of operating points. One writer and one reader serve all; :data:`KINDS` lists the
+conversions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from gfl_det.calibration.intervals import IntervalCalibrator
 from gfl_det.calibration.joint import JointFactors
 from gfl_det.calibration.logistic import LogisticModel
 from gfl_det.calibration.maps import map_from_json, map_to_json
+from gfl_det.calibration.operating_point import ClassCut, OperatingPoint, Promise
 from gfl_det.errors import DataError
 from gfl_det.evaluation.detections import read_json
 from gfl_det.ops.intervals import SIZES
@@ -35,7 +38,9 @@ AnyCalibrator = Union[DetectionCalibrator, DistributionCalibrator]
 Path = Union[str, 'PathLike[str]']
 
 
-def save_calibrator(calibrator: AnyCalibrator | IntervalCalibrator, path: Path) -> None:
+def save_calibrator(
+    calibrator: AnyCalibrator | IntervalCalibrator | OperatingPoint, path: Path
+) -> None:
     """Write a calibrator of any kind, with all digits of its numbers.
 
     Args:
@@ -62,6 +67,7 @@ def save_calibrator(calibrator: AnyCalibrator | IntervalCalibrator, path: Path) 
 
 
 save_distribution_calibrator = save_interval_calibrator = save_calibrator
+save_operating_point = save_calibrator
 
 
 def load_calibrator(path: Path) -> DetectionCalibrator:
@@ -131,7 +137,50 @@ def load_interval_calibrator(path: Path) -> IntervalCalibrator:
     return calibrator_from_json(read_json(path), str(path), (IntervalCalibrator,))
 
 
-def calibrator_to_json(calibrator: AnyCalibrator | IntervalCalibrator) -> dict[str, Any]:
+def load_operating_point(path: Path) -> OperatingPoint:
+    """Read the cuts of an operating point.
+
+    Raises:
+        DataError: If the file is missing or is not such a file of a known version.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from gfl_det.calibration.calibrators import FitSource
+        >>> cuts = (ClassCut('cat', 0.4, kept=20, right=19, gts=25, more=0),)
+        >>> source = FitSource('', (), 9)
+        >>> point = OperatingPoint(Promise('precision', 0.9), 'GFLHead', None, cuts, source)
+        >>> folder = TemporaryDirectory()
+        >>> path = Path(folder.name) / 'cuts.json'
+        >>> save_operating_point(point, path)
+        >>> load_operating_point(path).thresholds()
+        [0.4]
+    """
+    return calibrator_from_json(read_json(path), str(path), (OperatingPoint,))
+
+
+def file_digest(path: Path) -> str:
+    """Digest of a calibrator file's content, by which cuts know the calibrator of their scores.
+
+    Raises:
+        DataError: If the file cannot be read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> folder = TemporaryDirectory()
+        >>> path = Path(folder.name) / 'calibrator.json'
+        >>> _ = path.write_text('{}')
+        >>> len(file_digest(path))
+        64
+    """
+    content = json.dumps(read_json(path), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def calibrator_to_json(
+    calibrator: AnyCalibrator | IntervalCalibrator | OperatingPoint,
+) -> dict[str, Any]:
     """Convert a calibrator to plain JSON values; thresholds of NaN become null.
 
     Example:
@@ -274,6 +323,36 @@ def _joint_from_json(content: dict[str, Any]) -> JointFactors:
     )
 
 
+def _cuts_to_json(point: OperatingPoint) -> dict[str, Any]:
+    return dict(
+        promise=asdict(point.promise),
+        calibrator=point.calibrator,
+        classes=[each._asdict() for each in point.classes],
+        source=_listed(point.source._asdict()),
+    )
+
+
+def _cuts_from_json(content: dict[str, Any]) -> OperatingPoint:
+    classes = []
+    for entry in content['classes']:
+        cut, more = entry['cut'], entry['more']
+        if cut is not None and not 0 <= float(cut) <= 1:
+            raise ValueError('a cut lies outside [0, 1]')
+        kept, right, gts = (int(entry[name]) for name in ('kept', 'right', 'gts'))
+        more = None if more is None else int(more)
+        classes.append(ClassCut(str(entry['name']), cut, kept, right, gts, more))
+    if not classes:
+        raise ValueError('it has no classes')
+    digest = content['calibrator']
+    return OperatingPoint(
+        Promise(**content['promise']),
+        str(content['score_type']),
+        None if digest is None else str(digest),
+        tuple(classes),
+        _source_of(content),
+    )
+
+
 def _listed(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: list(each) if isinstance(each, tuple) else each for name, each in fields.items()}
 
@@ -342,5 +421,12 @@ KINDS: dict[type[Any], Kind] = {
         'gfl-det intervals fit',
         _intervals_to_json,
         _intervals_from_json,
+    ),
+    OperatingPoint: Kind(
+        'gfl_det operating point',
+        'file of cuts',
+        'gfl-det operate',
+        _cuts_to_json,
+        _cuts_from_json,
     ),
 }

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gfl_det.calibration.calibrators import FitSource
 from gfl_det.calibration.joint import JointFactors, fit_joint
+from gfl_det.calibration.operating_point import OperatingPoint
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.ops import distribution
@@ -229,9 +230,9 @@ def conformal_quantile(scores: Tensor, level: float) -> float:
 
 
 def check_applies(
-    calibrator: IntervalCalibrator, path: str, score_type: str, num_classes: int
+    calibrator: IntervalCalibrator | OperatingPoint, path: str, score_type: str, num_classes: int
 ) -> None:
-    """Refuse a calibrator of another head or number of classes.
+    """Refuse a calibrator, or cuts, of another head or number of classes.
 
     Raises:
         DataError: If the head or the number of classes differs.
@@ -243,8 +244,8 @@ def check_applies(
     """
     if calibrator.score_type != score_type:
         raise DataError(
-            f'{path} was fitted for intervals of {calibrator.score_type!r}, not of '
-            f'{score_type!r}: fit one for this head.'
+            f'{path} was fitted for the head {calibrator.score_type!r}, not for {score_type!r}: '
+            'fit one for it.'
         )
     if len(calibrator.class_names) != num_classes:
         raise DataError(

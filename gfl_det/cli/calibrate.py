@@ -343,7 +343,7 @@ def apply(args: argparse.Namespace) -> None:
     from gfl_det.evaluation.detections import read_json
 
     check_writable(args.out)
-    _, gts, detections, scores = _calibrate(args)
+    _, gts, detections, scores = calibrated_data(args)
     _compare(detections, scores, gts)
     kept = read_json(args.results)
     if args.half:
@@ -363,7 +363,7 @@ def report(args: argparse.Namespace) -> None:
     from gfl_det.visualization.report.calibration import PAGE, write_report
 
     check_writable(make_folder(args.out) / PAGE)
-    calibrator, gts, detections, scores = _calibrate(args)
+    calibrator, gts, detections, scores = calibrated_data(args)
     _refuse_none(args, detections)
     metrics = _compare(detections, scores, gts)
     files = write_report(calibrator, detections, scores, gts, metrics, Path(args.out))
@@ -379,7 +379,7 @@ def _refuse_none(args: argparse.Namespace, detections: Detections) -> None:
         )
 
 
-def _calibrate(
+def calibrated_data(
     args: argparse.Namespace,
 ) -> tuple[FittedCalibrator, Truths, Detections, np.ndarray]:
     """Calibrate the scores of images that the calibrator has not seen."""
@@ -388,7 +388,7 @@ def _calibrate(
 
     calibrator = load_any_calibrator(args.calibrator)
     if isinstance(calibrator, DistributionCalibrator):
-        if args.command == 'apply':
+        if getattr(args, 'command', None) == 'apply':
             raise ConfigError(
                 f'{args.calibrator} reads the distributions of the edges too, which a result file '
                 'lacks: let the detector apply it, by `gfl-det test CONFIG CHECKPOINT --out '

@@ -62,6 +62,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_calibrator(parser)
     add_intervals(parser)
     add('--class-scores', action='store_true', help="every class's score of each box, for --out")
+    add(
+        '--operating-point',
+        metavar='JSON',
+        help='cuts of the classes: what `gfl-det operate` wrote',
+    )
     add('--joint', action='store_true', help='intervals for whole boxes: all four edges at once')
     add_batch_size(parser)
     add_optimize(parser)
@@ -97,6 +102,7 @@ def run(args: argparse.Namespace) -> None:
         calibrator=args.calibrator,
         intervals=args.intervals,
         joint=args.joint,
+        operating_point=args.operating_point,
         with_class_scores=args.class_scores,
         distributions=args.show_dir is not None or args.save_video is not None,
         optimize=args.optimize,

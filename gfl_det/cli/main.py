@@ -59,6 +59,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     'Calibration': {
         'calibrate': Command('calibrate', 'fit calibrators of scores, apply them, report on them'),
+        'operate': Command('operate', 'choose cuts that keep a promise: precision, recall ...'),
         'intervals': Command('intervals', 'fit calibrators of edge intervals, and measure them'),
     },
     'Installation': {

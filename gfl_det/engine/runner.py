@@ -258,8 +258,9 @@ def run_split(cfg: Config, checkpoint: str, split: Split, check: Check | None = 
     cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
     cfg.load_from = checkpoint
     for _, node in walk(cfg.model, 'model'):
-        if isinstance(node.get('calibrator'), str):
-            del node['calibrator']
+        for name in ('calibrator', 'operating_point'):
+            if isinstance(node.get(name), str):
+                del node[name]
     with TemporaryDirectory() as folder:
         prefix = os.path.join(folder, 'found')
         cfg.work_dir = folder

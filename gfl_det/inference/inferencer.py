@@ -45,6 +45,8 @@ class GFLInferencer(ImageDetector):
         distributions: Keep ``edge_logits``, ``bin_widths`` and ``prior_centres`` in results.
         joint: Let the intervals contain whole boxes, all four gt edges at once, at the level; needs
             ``intervals``.
+        operating_point: File of cuts from ``gfl-det operate``, below which boxes are dropped; None:
+            the config's, if any.
         with_class_scores: Add ``class_scores (N, C)`` to results: every class's score of each box.
         optimize: ``float32``, ``bfloat16`` or ``float16``: run the copy made by
             :func:`.optimize_for_inference` in this dtype. None: run the detector itself.
@@ -66,6 +68,7 @@ class GFLInferencer(ImageDetector):
         intervals: str | Path | None = None,
         distributions: bool = False,
         joint: bool = False,
+        operating_point: str | Path | None = None,
         with_class_scores: bool = False,
         optimize: str | None = None,
     ) -> None:
@@ -77,6 +80,7 @@ class GFLInferencer(ImageDetector):
             calibrator=None if calibrator is None else str(calibrator),
             interval_calibrator=None if intervals is None else str(intervals),
             interval_joint=True if joint else None,
+            operating_point=None if operating_point is None else str(operating_point),
             with_class_scores=True if with_class_scores else None,
         )
         if score_thr is not None:
@@ -88,11 +92,13 @@ class GFLInferencer(ImageDetector):
         loaded = load_detector(checkpoint, config, device or get_device(), settings)
         self.model, self.classes, self.level = loaded.model, loaded.classes, loaded.level
         head = getattr(self.model, 'bbox_head', self.model)
-        if with_class_scores and not isinstance(head, GFLHead):
-            raise ConfigError(
-                f'The {type(head).__name__} of {checkpoint} does not give the scores of all '
-                'classes, a GFL head of gfl_det does: leave out class scores.'
-            )
+        if not isinstance(head, GFLHead):
+            for wish, what in ((with_class_scores, 'class scores'), (operating_point, 'cuts')):
+                if wish:
+                    raise ConfigError(
+                        f'The {type(head).__name__} of {checkpoint} takes no {what}, GFL heads of '
+                        'gfl_det do: leave them out.'
+                    )
         if optimize is not None:
             self.model = optimize_for_inference(self.model, getattr(torch, optimize))
         self.score_thr = score_thr

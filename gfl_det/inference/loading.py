@@ -16,7 +16,11 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import CheckpointLoader
 
-from gfl_det.calibration.apply import check_class_names, check_interval_class_names
+from gfl_det.calibration.apply import (
+    check_class_names,
+    check_cut_class_names,
+    check_interval_class_names,
+)
 from gfl_det.compat.checkpoint import load_file
 from gfl_det.compat.published import NANODET, config_of, fetch, find_published, refuse_unpublished
 from gfl_det.datasets.annotations import listed
@@ -225,3 +229,5 @@ def _check_calibrators(test_cfg: Mapping[str, Any], classes: Sequence[str]) -> N
         check_class_names(test_cfg['calibrator'], classes, 'the detector')
     if test_cfg.get('interval_calibrator'):
         check_interval_class_names(test_cfg['interval_calibrator'], classes, 'the detector')
+    if test_cfg.get('operating_point'):
+        check_cut_class_names(test_cfg['operating_point'], classes, 'the detector')

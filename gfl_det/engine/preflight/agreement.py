@@ -15,7 +15,11 @@ from mmdet.models.dense_heads import GFLHead as MMDetGFLHead
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from gfl_det.calibration.apply import check_class_names, check_interval_class_names
+from gfl_det.calibration.apply import (
+    check_class_names,
+    check_cut_class_names,
+    check_interval_class_names,
+)
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, GFLDetError
 from gfl_det.models.heads import GFLHead
@@ -68,7 +72,11 @@ def check_calibrator(cfg: Config, splits: Sequence[str]) -> None:
     Raises:
         DataError: If the classes differ, or a file is not a calibrator.
     """
-    checks = dict(calibrator=check_class_names, interval_calibrator=check_interval_class_names)
+    checks = dict(
+        calibrator=check_class_names,
+        interval_calibrator=check_interval_class_names,
+        operating_point=check_cut_class_names,
+    )
     datasets = [dataset for split in splits for dataset in datasets_of(cfg, split)]
     for _, node in walk(cfg.model, 'model'):
         for key, check in checks.items():

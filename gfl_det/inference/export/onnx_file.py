@@ -115,7 +115,7 @@ def describe(source: ExportSource, settings: ExportSettings) -> Description:
             f'test_cfg.nms is {nms["type"]!r}, which changes scores before calibration: '
             'export without the calibrator, or use greedy NMS.'
         )
-    outputs = settings.outputs
+    outputs, cuts = settings.outputs, head.calibration.thresholds(head.test_cfg)
     divisor = math.lcm(source.preprocessing.divisor, STRIDE)
     return Description(
         name=source.name,
@@ -123,7 +123,8 @@ def describe(source: ExportSource, settings: ExportSettings) -> Description:
         classes=list(source.classes),
         preprocessing=replace(source.preprocessing, size=settings.size, divisor=divisor),
         settings={key: test_cfg[key] for key in KEPT if key in test_cfg}
-        | ({'with_class_scores': True} if outputs.class_scores else {}),
+        | ({'with_class_scores': True} if outputs.class_scores else {})
+        | ({} if cuts is None else {'cuts': cuts}),
         outputs=outputs.names(calibrated),
         nms=outputs.nms,
         calibrated=calibrated,

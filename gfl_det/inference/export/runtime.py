@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gfl_det.calibration.apply import reach_cuts
 from gfl_det.errors import DataError
 from gfl_det.inference.export.graph import INPUTS
 from gfl_det.inference.export.onnx_file import require
@@ -65,7 +66,9 @@ class ExportedDetector(ImageDetector):
     def finish(self, outputs: Arrays) -> list[InstanceData]:
         """Detections from the outputs of :meth:`run`, see :meth:`detect`."""
         finish = _detections if self.description.nms else self._suppressed
-        return [finish(outputs, index) for index in range(len(outputs['boxes']))]
+        results = [finish(outputs, index) for index in range(len(outputs['boxes']))]
+        cuts = self.description.settings.get('cuts')
+        return results if cuts is None else [each[reach_cuts(each, cuts)] for each in results]
 
     def _preprocess(self, item: Item) -> PreparedImage:
         assert item.image is not None  # items without an image are never prepared

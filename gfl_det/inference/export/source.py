@@ -114,7 +114,8 @@ class Description:
         classes: Class names in label order.
         preprocessing: Steps from a picture to the inputs.
         settings: The head's ``test_cfg``: ``score_thr``, ``nms_pre``, ``nms``, ``min_bbox_size``
-            and ``max_per_img``; and ``with_class_scores``, if results have them.
+            and ``max_per_img``; ``with_class_scores``, if results have them; and the
+            least scores ``cuts`` per class, if the detector has an operating point.
         outputs: Names of the graph's outputs.
         nms: Whether the graph includes NMS.
         calibrated: Whether the graph includes a calibrator.

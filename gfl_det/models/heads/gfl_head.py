@@ -84,7 +84,8 @@ class GFLHead(AnchorHead):
     ``with_distribution=True`` adds the distributions: ``edge_logits (N, 4, reg_max + 1)``,
     ``bin_widths (N, 4)`` px, and ``prior_centres (N, 2)`` px, where distances start;
     ``with_class_scores=True`` adds ``class_scores (N, num_classes)`` of each box. The JSON files
-    ``calibrator`` and ``interval_calibrator`` map scores and stretch intervals.
+    ``calibrator`` and ``interval_calibrator`` map scores and stretch intervals, ``operating_point``
+    cuts each class.
 
     Args:
         num_classes: Number of classes without background.
@@ -334,4 +335,6 @@ class GFLHead(AnchorHead):
             every = cls_scores if cfg.get('with_class_scores', False) else None
             candidates = find_candidates(cls_scores, cfg)
             results = detect(decoder, candidates, wanted, with_nms, factor, every)
-        return self.calibration.calibrate(results, cfg) if with_nms else results
+        if not with_nms:
+            return results
+        return self.calibration.cut(self.calibration.calibrate(results, cfg), cfg)
