@@ -6,6 +6,7 @@ missing labels, of pairs of labels for duplicates).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -45,24 +46,30 @@ class Ranking(NamedTuple):
 
 
 def ours(
-    labels: Labels, found: UncertainDetections, classes: int, image_wh: np.ndarray, seed: int
+    labels: Labels,
+    found: UncertainDetections,
+    classes: int,
+    image_wh: np.ndarray,
+    kinds: tuple[str, ...],
+    seed: int,
 ) -> dict[str, Ranking]:
     """The rankings of ``gfl-det find-label-errors``."""
     rng = np.random.default_rng(seed)
     no_crowds = labels.take(np.zeros(0, int))
-    judged: dict[str, KindResult] = {
-        'loose': judge_loose(labels, found, rng),
-        'class': judge_class(labels, found, classes, rng),
-        'missing': judge_missing(labels, found, no_crowds),
-        'spurious': judge_spurious(labels, found, image_wh, rng),
+    judges: dict[str, Callable[[], KindResult]] = {
+        'loose': lambda: judge_loose(labels, found, rng),
+        'class': lambda: judge_class(labels, found, classes, rng),
+        'missing': lambda: judge_missing(labels, found, no_crowds),
+        'spurious': lambda: judge_spurious(labels, found, image_wh, rng),
+        'duplicate': lambda: judge_duplicate(labels, rng),
     }
-    rankings = {
-        kind: Ranking(each.candidate, each.evidence, probability=each.probability)
+    judged = {kind: judges[kind]() for kind in kinds}
+    return {
+        kind: _pairs(labels, each.evidence, each.probability)
+        if kind == 'duplicate'
+        else Ranking(each.candidate, each.evidence, probability=each.probability)
         for kind, each in judged.items()
     }
-    twice = judge_duplicate(labels, rng)
-    rankings['duplicate'] = _pairs(labels, twice.evidence, twice.probability)
-    return rankings
 
 
 def _pairs(labels: Labels, score: np.ndarray, probability: np.ndarray | None = None) -> Ranking:
