@@ -109,6 +109,7 @@ setup(
         'docs': ['mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26'],
         'pandas': ['pandas>=2'],  # Results.to_pandas
         'tensorboard': ['tensorboard'],
+        'tiff': ['tifffile>=2023'],  # large TIFFs are mapped instead of read
         'wandb': ['wandb'],
     },
     entry_points={'console_scripts': ['gfl-det = gfl_det.cli.main:main']},

@@ -15,6 +15,7 @@ from gfl_det.cli.arguments import (
     add_optimize,
     add_pixel_limit,
     count,
+    count_or_zero,
     parsing,
     share,
 )
@@ -70,6 +71,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add('--joint', action='store_true', help='intervals for whole boxes: all four edges at once')
     add_batch_size(parser)
     add_optimize(parser)
+    add(
+        '--tile',
+        type=count,
+        nargs='+',
+        metavar='PX',
+        help='detect larger pictures in tiles: a side, or height and width; --batch-size at a time',
+    )
+    add('--overlap', type=count_or_zero, metavar='PX', help='of the tiles (a fifth of their side)')
     add('--recursive', action='store_true', help='search folders in folders')
     add('--every', type=count, default=1, metavar='N', help='of a video, each N-th frame (1)')
     add_pixel_limit(parser)
@@ -103,6 +112,8 @@ def run(args: argparse.Namespace) -> None:
         intervals=args.intervals,
         joint=args.joint,
         operating_point=args.operating_point,
+        tile=args.tile[0] if args.tile and len(args.tile) == 1 else args.tile,
+        overlap=args.overlap,
         with_class_scores=args.class_scores,
         distributions=args.show_dir is not None or args.save_video is not None,
         optimize=args.optimize,

@@ -99,6 +99,40 @@ def read_image(path: str | Path, max_pixels: int | None = None, **decoding: Any)
     return decode_image(content, str(path), max_pixels, **decoding)
 
 
+def map_image(path: str | Path, max_pixels: int | None = None) -> np.ndarray | None:
+    """Map an uncompressed TIFF of 8-bit RGB into memory, so that only the parts in use are read.
+
+    Args:
+        path: Path of the file.
+        max_pixels: As for :func:`read_image`.
+
+    Returns:
+        ``(H, W, 3)`` uint8, BGR, a view of the file; None for other files, or without tifffile.
+
+    Raises:
+        DataError: If the image is too large.
+    """
+    if Path(path).suffix.lower() not in ('.tif', '.tiff') or not Path(path).is_file():
+        return None
+    try:
+        import tifffile
+    except ImportError:
+        return None
+    with Path(path).open('rb') as file:
+        _check_header(file, str(path), max_pixels)
+    try:
+        image = tifffile.memmap(path, mode='r')
+        with tifffile.TiffFile(path) as opened:
+            page = opened.pages[0]
+            upright = page.tags.get('Orientation') is None or page.tags['Orientation'].value == 1
+            is_rgb = page.photometric == tifffile.PHOTOMETRIC.RGB and len(opened.pages) == 1
+    except Exception:  # compressed or damaged: what reads it whole says what is wrong
+        return None
+    if not (is_rgb and upright and image.ndim == 3 and image.shape[2] == 3):
+        return None
+    return image[..., ::-1] if image.dtype == np.uint8 else None
+
+
 def decode_image(
     content: bytes, name: str, max_pixels: int | None = None, **decoding: Any
 ) -> np.ndarray:

@@ -21,6 +21,7 @@ from gfl_det.inference.loading import load_detector
 from gfl_det.inference.optimize import optimize_for_inference
 from gfl_det.inference.sources import Item
 from gfl_det.inference.stream import ImageDetector, PreparedImage, check_share
+from gfl_det.inference.tiles import Tiling
 from gfl_det.models.heads import GFLHead
 from gfl_det.utils.choices import DTYPES
 
@@ -48,6 +49,9 @@ class GFLInferencer(ImageDetector):
         operating_point: File of cuts from ``gfl-det operate``, below which boxes are dropped; None:
             the config's, if any.
         with_class_scores: Add ``class_scores (N, C)`` to results: every class's score of each box.
+        tile: Side of square tiles in px, or their height and width: larger pictures are detected in
+            such tiles, ``batch_size`` at a time, and these joined (:mod:`.tiles`); None: whole.
+        overlap: Least overlap of tiles in px, best above the size of most objects; None: a fifth.
         optimize: ``float32``, ``bfloat16`` or ``float16``: run the copy made by
             :func:`.optimize_for_inference` in this dtype. None: run the detector itself.
 
@@ -70,6 +74,8 @@ class GFLInferencer(ImageDetector):
         joint: bool = False,
         operating_point: str | Path | None = None,
         with_class_scores: bool = False,
+        tile: int | tuple[int, int] | None = None,
+        overlap: int | None = None,
         optimize: str | None = None,
     ) -> None:
         settings = dict(
@@ -89,11 +95,15 @@ class GFLInferencer(ImageDetector):
             raise ConfigError(f'level must lie between 0 and 1, not {level!r}.')
         if optimize not in (None, *DTYPES):
             raise ConfigError(f'optimize must be one of {", ".join(DTYPES)}, not {optimize!r}.')
+        if tile is None and overlap is not None:
+            raise ConfigError(f'overlap={overlap!r} is of tiles: give tile too.')
+        self.tiling = None if tile is None else Tiling.of(tile, overlap)
         loaded = load_detector(checkpoint, config, device or get_device(), settings)
         self.model, self.classes, self.level = loaded.model, loaded.classes, loaded.level
         head = getattr(self.model, 'bbox_head', self.model)
         if not isinstance(head, GFLHead):
-            for wish, what in ((with_class_scores, 'class scores'), (operating_point, 'cuts')):
+            wishes = {'class scores': with_class_scores, 'cuts': operating_point, 'tiles': tile}
+            for what, wish in wishes.items():
                 if wish:
                     raise ConfigError(
                         f'The {type(head).__name__} of {checkpoint} takes no {what}, GFL heads of '

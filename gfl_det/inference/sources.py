@@ -27,6 +27,7 @@ from gfl_det.datasets.images import (
     check_array,
     decode_image,
     image_header,
+    map_image,
     read_image,
 )
 from gfl_det.errors import ConfigError, DataError
@@ -61,6 +62,7 @@ class Reading:
         every: Use every n-th frame of a video.
         decoding: Keyword arguments of ``mmcv.imfrombytes``.
         channels: Number of image channels that the detector expects.
+        mapped: Map files into memory instead of reading them whole, where their format allows it.
 
     Raises:
         ConfigError: If ``max_pixels`` or ``every`` is less than 1.
@@ -71,6 +73,7 @@ class Reading:
     every: int = 1
     decoding: tuple[tuple[str, Any], ...] = ()
     channels: int = 3
+    mapped: bool = False
 
     def __post_init__(self) -> None:
         for name in ('max_pixels', 'every'):
@@ -238,10 +241,21 @@ def _file(path: Path, reading: Reading) -> ImageSource:
         return ImageSource(name, _frame_count(path, reading.every), lambda: _frames(path, reading))
     if ending in ENDINGS or _is_image(path):
         read = partial(read_image, path, reading.max_pixels, **dict(reading.decoding))
+        if reading.mapped:
+            whole = read
+            mapped = partial(map_image, path, reading.max_pixels)
+            return ImageSource(name, 1, lambda: iter([(None, _first_of(mapped, whole))]))
         return ImageSource(name, 1, lambda: iter([(None, read())]))
     kind = f'the extension {ending}' if ending else 'no extension'
     known = ' '.join(sorted(ENDINGS | VIDEO_ENDINGS))
     return _failed(name, DataError(f'{name} has {kind}: use one of {known}.'))
+
+
+def _first_of(
+    mapped: Callable[[], np.ndarray | None], whole: Callable[[], np.ndarray]
+) -> np.ndarray:
+    image = mapped()
+    return whole() if image is None else image
 
 
 def _is_image(path: Path) -> bool:

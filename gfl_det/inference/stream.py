@@ -10,11 +10,13 @@ from numbers import Integral, Real
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
 from mmengine.structures import InstanceData
 
 from gfl_det.errors import ConfigError, DataError, GFLDetError
 from gfl_det.inference.results import ImageResult, Results
 from gfl_det.inference.sources import ImageSource, Inputs, Item, Reading, find_sources, read_items
+from gfl_det.inference.tiles import Tiling, join
 from gfl_det.utils.console import Progress
 
 # Batches read ahead, so that images of one size are batched together whatever their order.
@@ -37,6 +39,7 @@ class ImageDetector(ABC):
 
     classes: tuple[str, ...]
     level: float | None
+    tiling: Tiling | None = None  # larger pictures are detected in tiles, and these joined
     _decoding: tuple[tuple[str, Any], ...]
     _channels: int = 3
 
@@ -89,9 +92,8 @@ class ImageDetector(ABC):
 
     def find(self, inputs: Inputs, **reading: Any) -> list[ImageSource]:
         """List the images and videos that inputs refer to; arguments as for a call."""
-        return find_sources(
-            inputs, Reading(**reading, decoding=self._decoding, channels=self._channels)
-        )
+        options: dict[str, Any] = dict(decoding=self._decoding, channels=self._channels)
+        return find_sources(inputs, Reading(**reading, **options, mapped=self.tiling is not None))
 
     def stream(
         self,
@@ -114,6 +116,12 @@ class ImageDetector(ABC):
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise ConfigError(f'batch_size must be an integer of at least 1, not {batch_size!r}.')
         items = read_items(sources, self._channels)
+        if self.tiling is not None:  # one picture at a time, a batch of tiles at a time
+            for item in items:
+                with self._kept_from(score_thr):
+                    result = self._detect_tiles(item, self.tiling, batch_size, keep_images)
+                yield result
+            return
         while window := list(islice(items, WINDOW_BATCHES * batch_size)):
             with self._kept_from(score_thr):
                 results = self._detect(window, batch_size, keep_images)
@@ -171,6 +179,30 @@ class ImageDetector(ABC):
                     seconds = spent[place] + share
                     results[place] = self._result(items[place], found, keep, seconds)
         return [results[index] for index in range(len(items))]
+
+    def _detect_tiles(self, item: Item, tiling: Tiling, batch_size: int, keep: bool) -> ImageResult:
+        """Result of an image in tiles; one no larger than a tile is detected as any other."""
+        tiles = [] if item.image is None else tiling.tiles(*item.image.shape[:2])
+        if len(tiles) < 2:
+            return self._detect([item], 1, keep)[0]
+        assert item.image is not None
+        started = perf_counter()
+        parts: list[InstanceData] = []
+        for first in range(0, len(tiles), batch_size):
+            pieces = [
+                item._replace(image=np.ascontiguousarray(item.image[top:bottom, left:right]))
+                for left, top, right, bottom in tiles[first : first + batch_size]
+            ]
+            try:
+                batch = [self._preprocess(each) for each in pieces]
+            except DataError as error:
+                return ImageResult(item.source, frame=item.frame, error=str(error))
+            for found in self._predict_each(batch, pieces):
+                if isinstance(found, str):
+                    return ImageResult(item.source, frame=item.frame, error=found)
+                parts.append(found)
+        whole = join(parts, tiles, item.image.shape[:2])
+        return self._result(item, whole, keep, perf_counter() - started)
 
     def _predict_each(
         self, batch: list[PreparedImage], items: list[Item]

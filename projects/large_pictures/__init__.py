@@ -1,0 +1,1 @@
+"""Large pictures in tiles, against their parts one by one."""
