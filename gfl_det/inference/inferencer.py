@@ -21,7 +21,7 @@ from gfl_det.inference.loading import load_detector
 from gfl_det.inference.optimize import optimize_for_inference
 from gfl_det.inference.sources import Item
 from gfl_det.inference.stream import ImageDetector, PreparedImage, check_share
-from gfl_det.inference.tiles import Tiling
+from gfl_det.inference.tiles import TileGrid
 from gfl_det.models.heads import GFLHead
 from gfl_det.utils.choices import DTYPES
 
@@ -97,7 +97,7 @@ class GFLInferencer(ImageDetector):
             raise ConfigError(f'optimize must be one of {", ".join(DTYPES)}, not {optimize!r}.')
         if tile is None and overlap is not None:
             raise ConfigError(f'overlap={overlap!r} is of tiles: give tile too.')
-        self.tiling = None if tile is None else Tiling.of(tile, overlap)
+        self.tiling = None if tile is None else TileGrid.of(tile, overlap)
         loaded = load_detector(checkpoint, config, device or get_device(), settings)
         self.model, self.classes, self.level = loaded.model, loaded.classes, loaded.level
         head = getattr(self.model, 'bbox_head', self.model)

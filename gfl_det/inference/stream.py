@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 from gfl_det.errors import ConfigError, DataError, GFLDetError
 from gfl_det.inference.results import ImageResult, Results
 from gfl_det.inference.sources import ImageSource, Inputs, Item, Reading, find_sources, read_items
-from gfl_det.inference.tiles import Tiling, join
+from gfl_det.inference.tiles import TileGrid, join
 from gfl_det.utils.console import Progress
 
 # Batches read ahead, so that images of one size are batched together whatever their order.
@@ -39,7 +39,7 @@ class ImageDetector(ABC):
 
     classes: tuple[str, ...]
     level: float | None
-    tiling: Tiling | None = None  # larger pictures are detected in tiles, and these joined
+    tiling: TileGrid | None = None  # larger pictures are detected in tiles, and these joined
     _decoding: tuple[tuple[str, Any], ...]
     _channels: int = 3
 
@@ -180,7 +180,9 @@ class ImageDetector(ABC):
                     results[place] = self._result(items[place], found, keep, seconds)
         return [results[index] for index in range(len(items))]
 
-    def _detect_tiles(self, item: Item, tiling: Tiling, batch_size: int, keep: bool) -> ImageResult:
+    def _detect_tiles(
+        self, item: Item, tiling: TileGrid, batch_size: int, keep: bool
+    ) -> ImageResult:
         """Result of an image in tiles; one no larger than a tile is detected as any other."""
         tiles = [] if item.image is None else tiling.tiles(*item.image.shape[:2])
         if len(tiles) < 2:

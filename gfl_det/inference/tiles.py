@@ -36,7 +36,7 @@ class Tile(NamedTuple):
     bottom: int
 
 
-class Tiling(NamedTuple):
+class TileGrid(NamedTuple):
     """Size of tiles and their least overlap, px of the picture."""
 
     height: int
@@ -44,7 +44,7 @@ class Tiling(NamedTuple):
     overlap: int
 
     @classmethod
-    def of(cls, tile: int | Sequence[int], overlap: int | None = None) -> Tiling:
+    def of(cls, tile: int | Sequence[int], overlap: int | None = None) -> TileGrid:
         """Check what a user gives.
 
         Args:

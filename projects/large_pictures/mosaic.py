@@ -120,9 +120,9 @@ def judge(
 
 def tiled_tiles(args: argparse.Namespace) -> list:
     """The tiles of the mosaic."""
-    from gfl_det.inference.tiles import Tiling
+    from gfl_det.inference.tiles import TileGrid
 
-    return Tiling.of(args.tile, args.overlap).tiles(args.side, args.side)
+    return TileGrid.of(args.tile, args.overlap).tiles(args.side, args.side)
 
 
 def average_precision(

@@ -13,11 +13,11 @@ from gfl_det.cli import infer
 from gfl_det.cli.infer import parse_arguments
 from gfl_det.datasets.images import map_image, read_image
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.inference.tiles import Tiling, join
+from gfl_det.inference.tiles import TileGrid, join
 from tests.helpers.inferring import write_checkpoint
 
 SIZE = (100, 180)  # of the drawn picture, in two tiles that share x from 80 to 100
-TILES = Tiling(100, 100, 20).tiles(*SIZE)
+TILES = TileGrid(100, 100, 20).tiles(*SIZE)
 
 
 def part(*rows: tuple) -> InstanceData:
@@ -39,7 +39,7 @@ NOTHING = part()
 
 @pytest.mark.parametrize('side', [1, 99, 100, 101, 180, 181, 1234])
 def test_equal_tiles_cover_a_picture_and_overlap_enough(side) -> None:
-    tiles = Tiling(100, 64, 20).tiles(side, 2 * side)
+    tiles = TileGrid(100, 64, 20).tiles(side, 2 * side)
     assert {(t.right - t.left, t.bottom - t.top) for t in tiles} == {
         (min(64, 2 * side), min(100, side))
     }
@@ -83,7 +83,7 @@ def test_an_object_larger_than_the_overlap_is_joined() -> None:
 
 
 def test_an_object_across_three_tiles_is_joined() -> None:
-    tiles = Tiling(100, 100, 20).tiles(100, 260)
+    tiles = TileGrid(100, 100, 20).tiles(100, 260)
     rows = [[30, 20, 100, 40], [0, 20, 100, 40], [0, 20, 60, 40]]
     parts = [part((row, score, 0, SURE)) for row, score in zip(rows, (0.9, 0.5, 0.7))]
     found = join(parts, tiles, (100, 260))
@@ -118,7 +118,7 @@ def test_without_uncertainty_nothing_can_be_joined() -> None:
 @pytest.mark.parametrize('given', [(0,), ((10, 20, 30),), ('x',), (10, 10), (10, -1), ((10, 5), 7)])
 def test_tiles_out_of_range_are_refused(given) -> None:
     with pytest.raises((ConfigError, TypeError)):
-        Tiling.of(*given)
+        TileGrid.of(*given)
 
 
 @pytest.fixture(scope='module')

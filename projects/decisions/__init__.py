@@ -1,0 +1,1 @@
+"""Promises of operating points, on halves of real splits."""
