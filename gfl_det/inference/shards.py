@@ -29,9 +29,12 @@ from pyarrow import fs
 from pyarrow import parquet as pq
 
 from gfl_det.datasets.images import ENDINGS
+from gfl_det.datasets.table import CocoTable
 from gfl_det.errors import DataError
+from gfl_det.evaluation.detections import Detections, check_detections, sorted_rows
 from gfl_det.evaluation.shown import find_id, ids_by_name, image_ids, path_ends
 from gfl_det.inference.results import ImageResult
+from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.ops.intervals import SIDES
 from gfl_det.utils.files import clear_parts, make_folder, write_blocks, write_json
 
@@ -376,6 +379,31 @@ def coco_results(out: str | os.PathLike[str], annotations: Any) -> list[dict[str
                     entry[kind] = edges
             entries.append(entry)
     return entries
+
+
+def read_parts(out: str | os.PathLike[str], table: CocoTable) -> Iterator[Detections]:
+    """Yield the detections of each file of a folder, for :func:`..parts.evaluate_parts`.
+
+    Args:
+        out: Folder of results.
+        table: Annotations of the same images; images are addressed as in
+            :func:`..detections.truths_of_table`.
+
+    Raises:
+        DataError: If an image or a class is not in the annotations, or a score is not in [0, 1].
+    """
+    places = {table.image_ids[row]: place for place, row in enumerate(sorted_rows(table.image_ids))}
+    images = [dict(id=i, file_name=name) for i, name in zip(table.image_ids, table.file_names)]
+    classes = [dict(id=label, name=name) for label, name in enumerate(table.class_names)]
+    names = AnnotatedNames(images, classes)
+    for path in ResultFolder(out).parts():
+        rows = pq.read_table(path, columns=['image', 'label', *NUMBERS[:4], 'score'])
+        corners = np.stack([rows.column(name).to_numpy() for name in NUMBERS[:4]], axis=1)
+        image = np.array([places[each] for each in names.of(rows.column('image'), 'image')], int)
+        label = np.array(names.of(rows.column('label'), 'label'), int)
+        scores = rows.column('score').to_numpy().astype(float)
+        found = Detections(image, label, xyxy_to_xywh(corners.astype(float)), scores)
+        yield check_detections(found, str(path))
 
 
 class AnnotatedNames:

@@ -15,7 +15,12 @@ import torch
 from mmengine.structures import InstanceData
 from pyarrow import parquet as pq
 
+from gfl_det.cli.test import parse_arguments as parse_test
+from gfl_det.cli.test import run as run_test
 from gfl_det.errors import DataError
+from gfl_det.evaluation.detections import Detections, read_annotations, truths_of_table
+from gfl_det.evaluation.evaluate import evaluate_detections
+from gfl_det.evaluation.parts import evaluate_parts
 from gfl_det.inference import shards as module
 from gfl_det.inference.results import ImageResult, Results
 from gfl_det.inference.shards import (
@@ -23,6 +28,7 @@ from gfl_det.inference.shards import (
     Shard,
     coco_results,
     list_shards,
+    read_parts,
     read_shard,
 )
 from gfl_det.ops.intervals import SIDES
@@ -212,6 +218,34 @@ class TestResults:
             assert left['edge_std'] == right['edge_std']
         with pytest.raises(DataError, match=r"no image 'a/1\.png'"):
             coco_results(tmp_path, {**annotations, 'images': annotations['images'][1:]})
+
+    def test_they_are_judged_as_in_memory(self, tmp_path, capsys):
+        folder = ResultFolder(tmp_path)
+        images = [dict(id=30 - n, file_name=f'{n}.png', width=200, height=200) for n in range(8)]
+        categories = [dict(id=5, name='dog'), dict(id=7, name='cat')]
+        results = [result(f'in/{n}.png', 5, seed=n) for n in range(8)]
+        entries = Results(results).to_coco(dict(images=images, categories=categories))
+        annotations = [
+            dict(id=n, image_id=e['image_id'], category_id=e['category_id'], bbox=e['bbox'])
+            for n, e in enumerate(entries[::2], 1)
+        ]
+        for each in annotations:
+            each['bbox'] = [*each['bbox'][:2], *(abs(side) + 20 for side in each['bbox'][2:])]
+        labels = tmp_path / 'labels.json'
+        labels.write_text(
+            json.dumps(dict(images=images, categories=categories, annotations=annotations))
+        )
+        for number in range(4):
+            folder.commit(Shard(number, ('a',)), results[2 * number : 2 * number + 2])
+        table = read_annotations(labels)
+        truths = truths_of_table(table)
+        parts = list(read_parts(tmp_path, table))
+        whole = Detections(*(np.concatenate(each) for each in zip(*parts)))
+        ours = evaluate_parts(parts, truths)
+        theirs = evaluate_detections(whole, truths)
+        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=0, atol=1e-9)
+        run_test(parse_test(['--results', str(tmp_path), '--annotations', str(labels)]))
+        assert f'{ours["AP"]:.4f}' in capsys.readouterr().out
 
 
 class TestCommitment:
