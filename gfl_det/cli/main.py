@@ -50,6 +50,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     'Trained detectors': {
         'models': Command('models', 'list detectors whose weights can be had by name', False),
+        'infer-many': Command(
+            'infer_many', 'detect in millions of images, on one machine or a Ray cluster'
+        ),
         'infer': Command('infer', 'detect in images, folders, videos and addresses'),
         'show': Command('show', 'draw detections with soft edges, and charts of their edges'),
         'report': Command('report', 'write one page about a detector'),

@@ -37,13 +37,24 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help='resample the images N times (1000) for .95 intervals of the metrics',
     )
     add_optimize(parser)
+    parser.add_argument(
+        '--results',
+        metavar='DIR',
+        help='judge what gfl-det infer-many wrote, part by part; needs --annotations alone',
+    )
+    parser.add_argument('--annotations', metavar='JSON', help='COCO file for --results')
     parser.add_argument('--classwise', action='store_true', help='print the AP of each class too')
     return parser
 
 
 def _check_detector(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse a command line without a detector; with --data the only name is the checkpoint's."""
-    if args.data is not None and args.config is not None:
+    if (args.results is None) != (args.annotations is None):
+        parser.error('--results DIR and --annotations JSON belong together')
+    if args.results is not None:
+        if args.config is not None or args.data is not None:
+            parser.error('--results DIR takes no CONFIG and no --data: the detections are there')
+    elif args.data is not None and args.config is not None:
         if args.checkpoint is not None:
             parser.error(f'give CONFIG or --data PATH, not both (CONFIG is {args.config!r})')
         args.config, args.checkpoint = None, args.config
@@ -68,6 +79,9 @@ def run(args: argparse.Namespace) -> None:
     from gfl_det.inference.optimize import optimize_model
     from gfl_det.utils.config import check_split, load_config
 
+    if args.results is not None:
+        judge_results(args.results, args.annotations)
+        return
     if args.data is None:
         cfg = load_config(args.config, args.cfg_options)
         checkpoint = args.checkpoint or str(best_checkpoint(args.config))
@@ -93,6 +107,25 @@ def run(args: argparse.Namespace) -> None:
         optimize_model(runner, args.optimize)
     runner.test()
     tell_outputs(args.out, args.show_dir)
+
+
+def judge_results(results: str, annotations: str) -> None:
+    """Print COCO's AP and the calibration of a folder of ``gfl-det infer-many``.
+
+    Raises:
+        DataError: If the folder has no results, or those of other images.
+    """
+    from gfl_det.evaluation.detections import read_annotations, truths_of_table
+    from gfl_det.evaluation.evaluate import format_metrics
+    from gfl_det.evaluation.parts import evaluate_parts
+    from gfl_det.inference.export.onnx_file import require
+
+    require('pyarrow')
+    from gfl_det.inference.shards import read_parts
+
+    table = read_annotations(annotations)
+    metrics = evaluate_parts(read_parts(results, table), truths_of_table(table))
+    print(format_metrics(metrics))
 
 
 def tell_outputs(out: str | None, show_dir: str | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,11 +80,38 @@ def evaluate_detections(
         >>> round(metrics['AP'], 4), round(metrics['LaECE_0'], 4), round(metrics['D-ECE'], 4)
         (1.0, 0.1, 0.1)
     """
-    _check_taus(taus)
+    check_taus(taus)
     if resamples < 0:
         raise ConfigError(f'resamples is a number of at least 0, not {resamples!r}')
-    metrics: dict[str, float] = {}
     matched, coco = _match_all(detections, truths, taus, zero_overlap)
+    metrics = metrics_of(matched, coco, seed)
+    if resamples:
+        statistics = DetectionStatistics(matched, coco, detections, truths)
+        for name, interval in resample(statistics, resamples, seed).items():
+            if name in metrics:
+                metrics.update({f'{name}_low': interval.low, f'{name}_high': interval.high})
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def metrics_of(
+    matched: Iterable[tuple[Matches, str]], coco: Sequence[Matches], seed: int = 0
+) -> dict[str, float]:
+    """The metrics of :func:`evaluate_detections` from matches.
+
+    Args:
+        matched: Matches at the thresholds, with the ends of their metrics' names.
+        coco: Matches at COCO's thresholds.
+        seed: Seed of the floors' draws.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> image = label = np.zeros(1, int)
+        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> found = Detections(image, label, square, np.array([0.9]))
+        >>> round(metrics_of([], match(found, truths, COCO_TAUS))['AP'], 4)
+        1.0
+    """
+    metrics: dict[str, float] = {}
     for matches, end in matched:
         metrics.update(_at_tau(matches, f'{matches.tau:g}', seed, end))
     half = coco[HALF]
@@ -96,11 +123,6 @@ def evaluate_detections(
     metrics['classes'] = laece(half).classes_used
     metrics['classes_without_truths'] = len(left_out.without_truths)
     metrics['classes_without_detections'] = len(left_out.without_detections)
-    if resamples:
-        statistics = DetectionStatistics(matched, coco, detections, truths)
-        for name, interval in resample(statistics, resamples, seed).items():
-            if name in metrics:
-                metrics.update({f'{name}_low': interval.low, f'{name}_high': interval.high})
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -126,7 +148,7 @@ def statistics_of(
         >>> statistics_of(found, truths)(np.ones((1, 1)))['AP']  # each image once
         array([1.])
     """
-    _check_taus(taus)
+    check_taus(taus)
     matched, coco = _match_all(detections, truths, taus, zero_overlap)
     return DetectionStatistics(matched, coco, detections, truths)
 
@@ -226,7 +248,7 @@ def errors_by_class(
         >>> errors.laece.per_class.value.round(2), errors.laece.per_class.number, errors.lrp.total
         (array([0.1]), array([1]), array([0.]))
     """
-    _check_taus([tau])
+    check_taus([tau])
     (matches,) = match(detections, truths, [tau], zero_overlap)
     return ClassErrors(laece_floor(matches), laace_floor(matches), lrp(matches))
 
@@ -250,7 +272,15 @@ def keep_above(
     return ~(detections.scores < least)
 
 
-def _check_taus(taus: Sequence[float]) -> None:
+def check_taus(taus: Sequence[float]) -> None:
+    """Refuse thresholds that LRP is not defined for.
+
+    Raises:
+        ConfigError: If one is not in [0, 1).
+
+    Example:
+        >>> check_taus([0, 0.5])
+    """
     for tau in taus:
         if not 0 <= tau < 1:
             raise ConfigError(f'LRP is defined for an IoU threshold in [0, 1), not {tau!r}')

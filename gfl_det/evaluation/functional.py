@@ -388,8 +388,8 @@ def average_precision(matches: Sequence[Matches]) -> AveragePrecision:
     """
     labels = np.flatnonzero(matches[0].truths)
     precision = np.empty((len(matches), len(RECALLS), len(labels)))
-    for k, label in enumerate(labels):
-        for t, each in enumerate(matches):
+    for t, each in enumerate(matches):
+        for k, label in enumerate(labels):
             state = each.of_class(int(label)).state
             precision[t, :, k] = _precision(state, each.truths[label])
     per_class = np.full(len(matches[0].truths), np.nan)

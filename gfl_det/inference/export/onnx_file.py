@@ -32,6 +32,8 @@ EXTRAS = {
     'onnxruntime': 'onnx',
     'openvino': 'openvino',
     'nncf': 'openvino',
+    'pyarrow': 'ray',
+    'ray': 'ray',
 }
 
 

@@ -1,0 +1,116 @@
+"""The command line of ``gfl-det infer-many``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from gfl_det.cli.arguments import (
+    add_batch_size,
+    add_calibrator,
+    add_detector,
+    add_intervals,
+    add_optimize,
+    add_pixel_limit,
+    amount,
+    count,
+    parsing,
+    share,
+)
+from gfl_det.utils.files import check_writable
+
+EPILOG = """\
+INPUT is a folder (searched with all below), a pattern in quotes, a list of files (.txt, one a
+line), a WebDataset .tar, a .parquet with a column of bytes or of paths, or several of them; each
+may begin with s3:// or gs://. DIR gets detections/*.parquet (a row per detection),
+failures/*.parquet (images that were not judged, and why) and manifest.json. The same command goes
+on after any end.
+"""
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description='Detect in very many images, on one machine or a Ray cluster.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add_detector(parser)
+    add('inputs', metavar='INPUT', nargs='+', help='see below')
+    add('--out', metavar='DIR', required=True, help='folder of the results, seen by all machines')
+    add('--shard-size', type=count, default=256, metavar='N', help='files per shard (256)')
+    add('--workers', type=count, default=1, metavar='N', help='detectors side by side (1)')
+    add('--threads', type=count, default=1, metavar='N', help='CPU threads of each (1)')
+    add('--gpus', type=amount, metavar='SHARE', help='GPUs of each, such as 1 or 0.5 (none)')
+    add('--address', metavar='HOST:PORT', help='join a Ray cluster (auto: the one of this machine)')
+    add(
+        '--patience',
+        type=amount,
+        default=300.0,
+        metavar='SECONDS',
+        help='for four batches; who takes longer has stalled (300)',
+    )
+    add('--score-thr', type=share, metavar='S', help='least score kept, before calibration')
+    add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
+    add_calibrator(parser)
+    add_intervals(parser)
+    add_batch_size(parser)
+    add_optimize(parser)
+    add_pixel_limit(parser)
+    add('--to-coco', metavar='JSON', help='write COCO results too; needs --annotations')
+    add('--annotations', metavar='JSON', help='COCO file whose image and class ids --to-coco uses')
+    add('--quiet', action='store_true', help='no progress')
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.to_coco and not args.annotations:
+        parser.error('--to-coco takes ids from a COCO file: add --annotations JSON')
+
+
+parse_arguments = parsing(make_parser, check=_check)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Detect, and say what was found and where it is.
+
+    Raises:
+        GFLDetError: If an input or the detector is missing, or DIR has results of another run.
+    """
+    from gfl_det.inference.export.onnx_file import require
+
+    for name in ('pyarrow', 'ray'):
+        require(name)
+    from gfl_det.evaluation.detections import read_json
+    from gfl_det.inference.many import Cluster, DetectorSettings, detect_many
+    from gfl_det.inference.shards import ShardCounts, coco_results, list_shards
+    from gfl_det.utils.console import Progress
+    from gfl_det.utils.files import write_json
+
+    annotations = None
+    if args.to_coco:
+        check_writable(args.to_coco)
+        annotations = read_json(args.annotations)
+    shards = list_shards(args.inputs, args.shard_size)
+    fields = {name: getattr(args, name) for name in DetectorSettings._fields}
+    cluster = Cluster(args.workers, args.gpus or 0.0, args.address)
+    started, new = time.perf_counter(), []
+    with Progress(len(shards), 'shards', not args.quiet) as bar:
+
+        def tell(counts: ShardCounts) -> None:
+            new.append(counts.images)
+            bar.advance()
+
+        total = detect_many(shards, args.out, DetectorSettings(**fields), cluster, tell)
+    seconds = time.perf_counter() - started
+    print(
+        f'results: {args.out} ({total.images:,} images, {total.detections:,} detections, '
+        f'{total.failures:,} failures)'
+    )
+    if new:
+        print(f'speed: {sum(new):,} images in this run, {sum(new) / seconds:.1f} a second')
+    if annotations is not None:
+        write_json(args.to_coco, coco_results(args.out, annotations))
+        print(f'COCO results: {args.to_coco}')

@@ -1,0 +1,435 @@
+"""Shards of very many images, and the Parquet files with what was found in each.
+
+A shard is the unit of work and of commitment: its images follow from the sorted list of inputs, its
+batches never reach beyond it, and its results appear whole or not at all. So the rows of a run do
+not depend on who did which shard, nor on how often it was interrupted.
+
+A folder of results holds ``detections/part-NNNNNN.parquet`` (one row per detection, an empty table
+for a shard without any), ``failures/part-NNNNNN.parquet`` (one row per image that was not judged,
+with the reason; only where there are some) and ``manifest.json``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+from pyarrow import parquet as pq
+
+from gfl_det.datasets.images import ENDINGS
+from gfl_det.datasets.table import CocoTable
+from gfl_det.errors import DataError
+from gfl_det.evaluation.detections import Detections, check_detections, sorted_rows
+from gfl_det.evaluation.shown import find_id, ids_by_name, image_ids, path_ends
+from gfl_det.inference.results import ImageResult
+from gfl_det.ops.boxes import xyxy_to_xywh
+from gfl_det.ops.intervals import SIDES
+from gfl_det.utils.files import clear_parts, make_folder, write_blocks, write_json
+
+SCHEMA_VERSION = 1
+MANIFEST = 'manifest.json'
+NAME_COLUMNS = ('path', 'name', 'key', 'uri', 'file_name')  # of Parquet inputs
+BYTES_COLUMNS = ('bytes', 'image', 'content', 'data')
+TEXT = pa.dictionary(pa.int32(), pa.string())
+EDGES = [f'{kind}_{side}' for kind in ('edge_std', 'edge_low', 'edge_high') for side in SIDES]
+NUMBERS = ['x1', 'y1', 'x2', 'y2', 'score_raw', 'score', *EDGES]
+SCHEMA = pa.schema(
+    [
+        ('image', TEXT),
+        *((name, pa.float32()) for name in NUMBERS[:4]),
+        ('label', TEXT),
+        *((name, pa.float32()) for name in NUMBERS[4:]),
+    ]
+)
+FAILURES = pa.schema([('image', pa.string()), ('reason', pa.string())])
+VERSION_KEY, IMAGES_KEY, FAILED_KEY = 'gfl_det.schema', 'gfl_det.images', 'gfl_det.failures'
+REMOTE = '://'
+MAGIC = frozenset('*[')
+
+Content = tuple[str, 'bytes | str']  # name and bytes of an image; its reason where it has none
+
+
+class Shard(NamedTuple):
+    """Some images: files, the images of a tar, or a row group of a Parquet file."""
+
+    number: int
+    paths: tuple[str, ...]
+    row_group: int | None = None
+
+    @property
+    def part(self) -> str:
+        """Name of its files of results."""
+        return f'part-{self.number:06d}.parquet'
+
+
+class ShardCounts(NamedTuple):
+    """What became of a shard."""
+
+    images: int
+    detections: int
+    failures: int
+
+
+def list_shards(inputs: Sequence[str], size: int) -> list[Shard]:
+    """List the shards of folders, globs, lists (``.txt``), tars, Parquet files and images.
+
+    Args:
+        inputs: Paths and addresses (``s3://``, ``gs://``). Folders are searched with all below.
+        size: Images per shard where they are files; each tar and each row group is a shard.
+
+    Raises:
+        DataError: If an input has no image, or cannot be listed.
+    """
+    found: list[str] = []
+    for given in inputs:
+        try:
+            paths = _expanded(given)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DataError(f'{given} cannot be listed ({error}): correct it.') from error
+        if not paths:
+            raise DataError(f'{given} has no image, tar or Parquet file: name another input.')
+        found += paths
+    ordered = sorted(set(found))
+    tables = [path for path in ordered if _ending(path) == '.parquet']
+    tars = [path for path in ordered if _ending(path) == '.tar']
+    files = [path for path in ordered if _ending(path) not in ('.parquet', '.tar')]
+    plan: list[tuple[tuple[str, ...], int | None]] = [
+        (tuple(files[begin : begin + size]), None) for begin in range(0, len(files), size)
+    ]
+    plan += [((path,), None) for path in tars]
+    for path in tables:
+        try:
+            with open_input(path) as file:
+                groups = pq.ParquetFile(file).num_row_groups
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f'{path} is not a Parquet file ({error}): remove it.') from error
+        plan += [((path,), group) for group in range(groups)]
+    return [Shard(number, *each) for number, each in enumerate(plan)]
+
+
+def _expanded(given: str) -> list[str]:
+    """Return the files that an input refers to."""
+    if REMOTE in given:
+        return _remote(given)
+    path = Path(given)
+    if path.is_dir():
+        return [str(each) for each in path.rglob('*') if each.is_file() and _is_input(str(each))]
+    if path.suffix == '.txt' and path.is_file():
+        lines = path.read_text(encoding='utf-8').splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    if path.is_file():
+        return [given]
+    return [each for each in glob.glob(given, recursive=True) if os.path.isfile(each)]
+
+
+def _remote(given: str) -> list[str]:
+    """Return the objects under an address; its options (``?endpoint_override=...``) go to each."""
+    address, mark, options = given.partition('?')
+    scheme, _, rest = address.partition(REMOTE)
+    steps = rest.split('/')
+    fixed = next((i for i, step in enumerate(steps) if MAGIC & set(step)), len(steps))
+    store, base = fs.FileSystem.from_uri(
+        f'{scheme}{REMOTE}{"/".join(steps[:fixed])}{mark}{options}'
+    )
+    pattern = '/'.join([base, *steps[fixed:]])
+    if store.get_file_info(base).type == fs.FileType.File:
+        names = [base]
+    else:
+        chosen = store.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+        files = [each.path for each in chosen if each.type == fs.FileType.File]
+        names = [each for each in files if _is_input(each)]
+        if fixed < len(steps):
+            names = [each for each in files if fnmatch.fnmatchcase(each, pattern)]
+    return [f'{scheme}{REMOTE}{quote(name)}{mark}{options}' for name in names]
+
+
+def _ending(path: str) -> str:
+    plain = path.partition('?')[0] if REMOTE in path else path
+    return posixpath.splitext(plain)[1].lower()
+
+
+def _is_input(path: str) -> bool:
+    return _ending(path) in ENDINGS or _ending(path) in ('.tar', '.parquet')
+
+
+def open_input(path: str) -> Any:
+    """Open a file or an object for reading."""
+    if REMOTE not in path:
+        return open(path, 'rb')
+    store, name = fs.FileSystem.from_uri(path)
+    return store.open_input_file(name)
+
+
+def read_shard(shard: Shard) -> Iterator[Content]:
+    """Yield name and content of each image; the reason in its place where it cannot be read."""
+    path = shard.paths[0]
+    try:
+        if shard.row_group is not None:
+            yield from _read_rows(path, shard.row_group)
+        elif _ending(path) == '.tar':
+            yield from _read_tar(path)
+        else:
+            for each in shard.paths:
+                yield _read_file(each)
+    except (OSError, EOFError, ValueError, tarfile.TarError, pa.ArrowException) as error:
+        yield path, f'{path} cannot be read ({error}): its further images are left out.'
+
+
+def _read_file(path: str) -> Content:
+    try:
+        with open_input(path) as file:
+            return path, file.read()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        return path, f'{path} cannot be read ({error}).'
+
+
+def _read_tar(path: str) -> Iterator[Content]:
+    with open_input(path) as file, tarfile.open(fileobj=file, mode='r|') as members:
+        for member in members:
+            content = members.extractfile(member) if member.isfile() else None
+            if content is not None and posixpath.splitext(member.name)[1].lower() in ENDINGS:
+                yield f'{path}/{member.name}', content.read()
+
+
+def _read_rows(path: str, group: int) -> Iterator[Content]:
+    with open_input(path) as file:
+        table = pq.ParquetFile(file).read_row_group(group)
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    names = next((columns[name] for name in NAME_COLUMNS if name in columns), None)
+    contents = next((columns[name] for name in BYTES_COLUMNS if name in columns), None)
+    if names is None and contents is None:
+        raise ValueError(
+            f'it has no column of {", ".join((*NAME_COLUMNS, *BYTES_COLUMNS))}, only '
+            f'{", ".join(columns)}'
+        )
+    for row in range(table.num_rows):
+        value = None if contents is None else contents[row]
+        if isinstance(value, dict):  # Hugging Face's images
+            value = value.get('bytes') or value.get('path')
+        name = str(names[row]) if names is not None else f'{path}#{group}-{row}'
+        if isinstance(value, bytes):
+            yield name, value
+        else:
+            yield _read_file(value if isinstance(value, str) else name)
+
+
+def table_of_results(results: Iterable[ImageResult]) -> pa.Table:
+    """Return one row per detection, in order."""
+    found = [each for each in results if each.error is None and len(each)]
+    columns: dict[str, Any] = {
+        'image': [name for each in found for name in [each.name] * len(each)],
+        'label': [
+            each.classes[label] for each in found for label in each.instances.labels.tolist()
+        ],
+    }
+    numbers = [_numbers(each) for each in found] or [np.zeros((0, len(NUMBERS)), np.float32)]
+    for name, values in zip(NUMBERS, np.concatenate(numbers).T):
+        # Heads without distributions have no edges: nothing rather than NaN.
+        columns[name] = pa.array(values, pa.float32(), mask=np.isnan(values))
+    arrays = [
+        pa.array(columns[field.name], pa.string()).dictionary_encode()
+        if field.type == TEXT
+        else columns[field.name]
+        for field in SCHEMA
+    ]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _numbers(result: ImageResult) -> np.ndarray:
+    """Return the numeric columns (N, len(NUMBERS)) of an image; NaN where the head has none."""
+    found = result.instances
+    values = np.full((len(found), len(NUMBERS)), np.nan, np.float32)
+    values[:, :4] = found.bboxes.numpy()
+    values[:, 4] = found.get('raw_scores', found.scores).numpy()
+    values[:, 5] = found.scores.numpy()
+    for place, kind in enumerate(('edge_std', 'edge_low', 'edge_high')):
+        if kind in found:
+            values[:, 6 + 4 * place : 10 + 4 * place] = found[kind].numpy()
+    return values
+
+
+class ResultFolder:
+    """A folder of results, which several processes fill.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self.detections, self.failures = self.path / 'detections', self.path / 'failures'
+        self.tries = self.path / 'tries'  # what was in progress when a process ended
+
+    def start(self, shards: Sequence[Shard], settings: dict[str, Any]) -> list[Shard]:
+        """Begin or continue a run; return the shards that are not done.
+
+        Raises:
+            DataError: If the folder has results of other inputs or settings.
+        """
+        for folder in (self.detections, self.failures, self.tries):
+            make_folder(folder)
+        digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+        manifest = dict(schema=SCHEMA_VERSION, inputs=digest, shards=len(shards), **settings)
+        old = self.manifest()
+        differ = [key for key, value in manifest.items() if old and old.get(key) != value]
+        if differ:
+            raise DataError(
+                f'{self.path} has results of another run ({", ".join(differ)} differ): name '
+                'another --out, or repeat the command of before.'
+            )
+        if old is None:
+            write_json(self.path / MANIFEST, {**manifest, 'complete': False}, indent=1)
+        return [shard for shard in shards if not (self.detections / shard.part).exists()]
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Return the manifest; None if there is none."""
+        try:
+            return json.loads((self.path / MANIFEST).read_text(encoding='utf-8'))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise DataError(f'{self.path / MANIFEST} cannot be read: {error}.') from error
+
+    def commit(self, shard: Shard, results: Sequence[ImageResult]) -> ShardCounts:
+        """Write the results of a shard, on disk; its detections come last and mark it as done."""
+        failed = [(each.name, each.error) for each in results if each.error is not None]
+        table = table_of_results(results)
+        counts = ShardCounts(len(results), table.num_rows, len(failed))
+        if failed:
+            columns = [pa.array(each, pa.string()) for each in zip(*failed)]
+            _write(self.failures / shard.part, pa.Table.from_arrays(columns, schema=FAILURES))
+        notes = {VERSION_KEY: SCHEMA_VERSION, IMAGES_KEY: len(results), FAILED_KEY: len(failed)}
+        known = {key: str(value) for key, value in notes.items()}
+        _write(self.detections / shard.part, table.replace_schema_metadata(known))
+        return counts
+
+    def finish(self) -> ShardCounts:
+        """Complete the manifest with the numbers of all shards; return their sums."""
+        counts = {path.name: self.counts(path) for path in self.parts()}
+        total = ShardCounts(*(sum(each) for each in zip(*counts.values())))
+        manifest = {**(self.manifest() or {}), 'complete': True, 'totals': total._asdict()}
+        write_json(self.path / MANIFEST, {**manifest, 'parts': counts}, indent=1)
+        for folder in (self.detections, self.failures):
+            clear_parts(folder)
+        return total
+
+    def parts(self) -> list[Path]:
+        """Return the files of detections, in order.
+
+        Raises:
+            DataError: If there are none.
+        """
+        parts = sorted(self.detections.glob('part-*.parquet'))
+        if not parts:
+            raise DataError(f'{self.path} has no detections/part-*.parquet: give the --out of '
+                            'gfl-det infer-many.')  # fmt: skip
+        return parts
+
+    def counts(self, path: Path) -> ShardCounts:
+        """Return the numbers in the footer of a file."""
+        meta = pq.read_metadata(path)
+        notes = {key.decode(): int(value) for key, value in (meta.metadata or {}).items()
+                 if key.startswith(b'gfl_det.')}  # fmt: skip
+        return ShardCounts(notes[IMAGES_KEY], meta.num_rows, notes[FAILED_KEY])
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression='zstd')
+    write_blocks(path, [buffer.getvalue()])
+
+
+def coco_results(out: str | os.PathLike[str], annotations: Any) -> list[dict[str, Any]]:
+    """Return all detections of a folder as COCO results, in order.
+
+    Args:
+        out: Folder of results.
+        annotations: Parsed COCO file whose image and class ids they get.
+
+    Raises:
+        DataError: If an image or a class is not in the annotations.
+    """
+    names = AnnotatedNames(annotations['images'], annotations['categories'])
+    entries = []
+    for path in ResultFolder(out).parts():
+        table = pq.read_table(path)
+        images, labels = (names.of(table.column(key), key) for key in ('image', 'label'))
+        columns = {name: table.column(name).to_pylist() for name in NUMBERS}
+        for row, (image, label) in enumerate(zip(images, labels)):
+            numbers = {name: values[row] for name, values in columns.items()}
+            left, top, right, bottom = (numbers.pop(name) for name in NUMBERS[:4])
+            entry = dict(image_id=image, category_id=label, score=numbers['score'])
+            entry['bbox'] = [left, top, right - left, bottom - top]
+            entry['raw_score'] = numbers['score_raw']
+            for kind in ('edge_std', 'edge_low', 'edge_high'):
+                edges = [numbers[f'{kind}_{side}'] for side in SIDES]
+                if None not in edges:
+                    entry[kind] = edges
+            entries.append(entry)
+    return entries
+
+
+def read_parts(out: str | os.PathLike[str], table: CocoTable) -> Iterator[Detections]:
+    """Yield the detections of each file of a folder, for :func:`..parts.evaluate_parts`.
+
+    Args:
+        out: Folder of results.
+        table: Annotations of the same images; images are addressed as in
+            :func:`..detections.truths_of_table`.
+
+    Raises:
+        DataError: If an image or a class is not in the annotations, or a score is not in [0, 1].
+    """
+    places = {table.image_ids[row]: place for place, row in enumerate(sorted_rows(table.image_ids))}
+    images = [dict(id=i, file_name=name) for i, name in zip(table.image_ids, table.file_names)]
+    classes = [dict(id=label, name=name) for label, name in enumerate(table.class_names)]
+    names = AnnotatedNames(images, classes)
+    for path in ResultFolder(out).parts():
+        rows = pq.read_table(path, columns=['image', 'label', *NUMBERS[:4], 'score'])
+        corners = np.stack([rows.column(name).to_numpy() for name in NUMBERS[:4]], axis=1)
+        image = np.array([places[each] for each in names.of(rows.column('image'), 'image')], int)
+        label = np.array(names.of(rows.column('label'), 'label'), int)
+        scores = rows.column('score').to_numpy().astype(float)
+        found = Detections(image, label, xyxy_to_xywh(corners.astype(float)), scores)
+        yield check_detections(found, str(path))
+
+
+class AnnotatedNames:
+    """Ids of images and classes by the names in the results.
+
+    Args:
+        images: Entries with ``id`` and ``file_name``.
+        categories: Entries with ``id`` and ``name``.
+    """
+
+    def __init__(self, images: Sequence[Any], categories: Sequence[Any]) -> None:
+        self._images = image_ids(images)
+        self._classes = ids_by_name(categories, 'name', 'class')
+
+    def of(self, column: Any, kind: str) -> list[Any]:
+        """Return the id of each row of a dictionary-coded column.
+
+        Raises:
+            DataError: If a name is not in the annotations, or two images match one of them.
+        """
+        ids: list[Any] = []
+        for chunk in column.chunks:
+            names = chunk.dictionary.to_pylist()
+            if kind == 'label':
+                known = [find_id(self._classes, [name], name, 'class') for name in names]
+            else:
+                known = [find_id(self._images, path_ends(name), name, 'image') for name in names]
+            ids += [known[index] for index in chunk.indices.to_pylist()]
+        return ids

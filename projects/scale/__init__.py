@@ -1,0 +1,1 @@
+"""Planning of runs over very many images."""

@@ -1,0 +1,158 @@
+"""``gfl-det infer-many``: the rows of the stream, whatever happens to the processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from gfl_det.cli.infer_many import parse_arguments, run
+from gfl_det.inference import GFLInferencer
+from gfl_det.inference.shards import ResultFolder, Shard
+from tests.helpers.fatal import DEADLY, STALLING, mark, write_fatal_config
+from tests.helpers.inferring import CLASSES, write_checkpoint, write_images
+from tests.helpers.paths import ROOT
+
+pytest.importorskip('ray')
+pq = pytest.importorskip('pyarrow.parquet')
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A checkpoint, and eight images: six files, one of them torn, and two in a tar."""
+    folder = tmp_path_factory.mktemp('many')
+    checkpoint, paths = write_checkpoint(folder), write_images(folder / 'in', 8)
+    paths[1].write_bytes(paths[1].read_bytes()[:200])
+    with tarfile.open(folder / 'in' / 'more.tar', 'w') as tar:
+        for path in paths[6:]:
+            tar.add(path, path.name)
+            path.rename(folder / path.name)
+    return folder, checkpoint
+
+
+def test_the_rows_are_those_of_the_stream(project, monkeypatch, capsys):
+    folder, checkpoint = project
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    out = folder / 'out'
+    names = [dict(id=n, file_name=f'{n}.png') for n in range(1, 9)]
+    categories = [dict(id=n, name=name) for n, name in enumerate(CLASSES, 1)]
+    labels = folder / 'labels.json'
+    labels.write_text(json.dumps(dict(images=names, categories=categories, annotations=[])))
+    words = f'{checkpoint} {folder / "in"} --out {out} --shard-size 4 --quiet --device cpu '
+    words += f'--to-coco {folder / "coco.json"} --annotations {labels}'
+    args = parse_arguments(words.split())
+    run(args)
+    assert '8 images' in capsys.readouterr().out
+    table = pq.read_table(out / 'detections').to_pandas()
+    found = GFLInferencer(checkpoint, device='cpu')
+    for path in [*sorted((folder / 'in').glob('*.png')), folder / '7.png', folder / '8.png']:
+        rows = table[table.image.astype(str).str.endswith(f'/{path.name}')]
+        if path.name == '2.png':
+            assert not len(rows)
+            continue
+        (expected,) = found(str(path), progress=False)
+        assert rows.x1.tolist() == expected.instances.bboxes[:, 0].tolist()
+        assert rows.score.tolist() == expected.instances.scores.tolist()
+        assert rows.edge_high_top.tolist() == expected.instances.edge_high[:, 1].tolist()
+        assert rows.label.astype(int).tolist() == expected.instances.labels.tolist()
+    (failure,) = pq.read_table(out / 'failures').to_pylist()
+    assert failure['image'].endswith('/2.png')
+    assert len(json.loads((folder / 'coco.json').read_text())) == len(table)
+    before = {path: path.read_bytes() for path in out.rglob('*.parquet')}
+    run(args)  # nothing is left to do
+    assert 'in this run' not in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in out.rglob('*.parquet')}
+
+
+def command(folder: Path, checkpoint: Path, out: Path, *more: str) -> list[str]:
+    words = [str(checkpoint), str(folder), '--out', str(out), '--device', 'cpu', *more]
+    return [sys.executable, '-m', 'gfl_det', 'infer-many', *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+
+
+def rows_of(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob('*.parquet')}
+
+
+@pytest.mark.slow
+def test_pictures_that_end_or_stall_their_process_are_set_aside(tmp_path):
+    checkpoint, paths = write_checkpoint(tmp_path), write_images(tmp_path / 'in', 16)
+    mark(paths[4], DEADLY)
+    mark(paths[9], STALLING)
+    config = write_fatal_config(tmp_path / 'fatal.py')
+    more = ('--shard-size', '8', '--config', str(config), '--patience', '15', '--quiet')
+    subprocess.run(
+        command(tmp_path / 'in', checkpoint, tmp_path / 'out', *more), env=environment(), check=True
+    )
+    failures = pq.read_table(tmp_path / 'out' / 'failures').to_pylist()
+    reasons = {Path(each['image']).name: each['reason'] for each in failures}
+    assert set(reasons) == {'5.png', '10.png'}
+    assert 'SIGSEGV' in reasons['5.png']
+    assert 'stalled' in reasons['10.png']
+    assert len(set(pq.read_table(tmp_path / 'out' / 'detections')['image'].to_pylist())) == 14
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(tmp_path):
+    """Kills workers, and the command itself; the number by GFL_KILLS and GFL_PICTURES."""
+    kills, number = int(os.environ.get('GFL_KILLS', 6)), int(os.environ.get('GFL_PICTURES', 400))
+    checkpoint, paths = write_checkpoint(tmp_path), write_images(tmp_path / 'in', 20, (64, 64))
+    for index in range(20, number):
+        shutil.copy(paths[index % 20], tmp_path / 'in' / f'{index + 1}.png')
+    more = ('--shard-size', '25', '--workers', '2', '--quiet')
+    undisturbed, out = tmp_path / 'undisturbed', tmp_path / 'out'
+    subprocess.run(
+        command(tmp_path / 'in', checkpoint, undisturbed, *more), env=environment(), check=True
+    )
+    rng = random.Random(0)
+    process = None
+    while kills or process is None or process.poll() != 0:
+        if process is None or process.poll() is not None:
+            again = command(tmp_path / 'in', checkpoint, out, *more)
+            process = subprocess.Popen(again, env=environment(), start_new_session=True)
+        time.sleep(rng.uniform(1, 12) if kills else 1)
+        if not kills:
+            continue
+        victims = ['driver', 'MapWorker']
+        if rng.choice(victims) == 'driver':
+            process.kill()
+            process.wait()
+            kills -= 1
+        else:
+            kills -= kill_worker(process.pid, rng)
+        if process.poll() == 0 and kills:
+            shutil.rmtree(out)  # done before the last kill: from the beginning
+    assert rows_of(out) == rows_of(undisturbed)
+    assert ResultFolder(out).manifest()['totals']['images'] == number
+
+
+def kill_worker(driver: int, rng: random.Random) -> int:
+    """Kill one of the actors that a command runs; return how many were killed."""
+    import psutil
+
+    workers = []
+    for each in psutil.process_iter(['cmdline']):
+        words = each.info['cmdline'] or ['']
+        if 'MapWorker' in words[0]:
+            ancestors = {parent.pid for parent in each.parents()}
+            workers += [each.pid] if driver in ancestors else []
+    if not workers:
+        return 0
+    os.kill(rng.choice(workers), signal.SIGKILL)
+    return 1
+
+
+def test_parts_are_named_by_the_number_of_their_shard():
+    assert Shard(12, ('a',)).part == 'part-000012.parquet'
