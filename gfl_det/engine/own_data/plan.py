@@ -192,8 +192,9 @@ def _choose_pyramid(
     model: Entry = start.cfg.model
     try:
         head, options = head_of(model, start.name), assigner_of(model)
-    except ConfigError as other:
-        setting = PlannedSetting('pyramid', "the model's", str(other).partition(':')[0])
+    except ConfigError:
+        reason = 'the advice on strides and reg_max holds for ATSS with square priors alone'
+        setting = PlannedSetting('pyramid', "the model's", reason)
         return PyramidChoice(None, None, False, [setting])
     now = PriorPyramid(tuple(head['strides']), head['anchor_scale'], head['pad'])
     resizing = Resizing((scale,)) if scale else _own_resizing(start.cfg) or Resizing()
