@@ -1,1 +1,1 @@
-"""The commands: one module each, with the arguments they share."""
+"""Command-line interface: one module per command, and shared arguments."""

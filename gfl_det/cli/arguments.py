@@ -1,6 +1,6 @@
-"""Arguments that commands share, and types of values that say in one sentence what they take.
+"""Shared command-line arguments, and value types with one-sentence error messages.
 
-Nothing heavy is imported: each command builds its parser from these before torch is loaded.
+Only light modules are imported: each command builds its parser from these before torch is loaded.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ def parsing(
     finish: Callable[[argparse.Namespace], None] | None = None,
     check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] | None = None,
 ) -> Callable[..., argparse.Namespace]:
-    """The ``parse_arguments(argv=None, prog=None)`` of a command.
+    """Make the ``parse_arguments(argv=None, prog=None)`` of a command.
 
     Args:
         make_parser: Function that makes the command's parser.
-        finish: called with the arguments, to set what follows from others.
-        check: Refuses combinations, where positional arguments may be left out.
+        finish: Function that derives values in the parsed arguments from others.
+        check: Function that refuses invalid combinations, for commands with optional positional
+            arguments.
     """
 
     def parse_arguments(
@@ -38,7 +39,7 @@ def parsing(
         parser = make_parser(prog)
         if check is None:
             args = parser.parse_args(argv)
-        else:  # or options between the positional arguments would end them
+        else:  # otherwise options between the positional arguments would end them
             args = parser.parse_intermixed_args(argv)
             check(parser, args)
         if finish is not None:
@@ -49,17 +50,17 @@ def parsing(
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1."""
+    """Integer of at least 1."""
     return _whole(text, 1)
 
 
 def count_or_zero(text: str) -> int:
-    """A whole number of at least 0."""
+    """Integer of at least 0."""
     return _whole(text, 0)
 
 
 def port(text: str) -> int:
-    """A number of a TCP port, or 0."""
+    """TCP port number, or 0."""
     value = _whole(text, 0)
     if value > 65535:
         raise argparse.ArgumentTypeError(f'a port lies in 0 to 65535, not {text}')
@@ -67,7 +68,7 @@ def port(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """A number in [0, 1], such as a score."""
+    """Number in [0, 1], such as a score."""
     value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f'a share in 0 to 1 is needed, not {text}')
@@ -75,7 +76,7 @@ def share(text: str) -> float:
 
 
 def amount(text: str) -> float:
-    """A finite number above 0."""
+    """Finite number above 0."""
     value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f'a number above 0 is needed, not {text}')
@@ -102,9 +103,9 @@ def _number(text: str) -> float:
 
 
 class KeyValueAction(argparse.Action):
-    """``KEY=VALUE ...`` into a dict, with the values that mmengine's ``DictAction`` gives.
+    """Parses ``KEY=VALUE ...`` into a dict, with the same values as mmengine's ``DictAction``.
 
-    That one would load torch for a ``--help``. A word without ``=`` and brackets that do not match
+    ``DictAction`` would load torch even for ``--help``. A word without ``=`` or unmatched brackets
     are usage errors.
     """
 
@@ -122,7 +123,7 @@ class KeyValueAction(argparse.Action):
 
 
 def parse_value(text: str) -> Any:
-    """Read a value: a number, ``true``, ``None``, a text, or a list or tuple of values.
+    """Parse a value: a number, ``true``, ``None``, a string, or a list or tuple of values.
 
     Examples:
         >>> parse_value('0.1'), parse_value('True'), parse_value('None'), parse_value('a.py')
@@ -131,7 +132,7 @@ def parse_value(text: str) -> Any:
         ([1, 'b'], [(1, 2), (3, 4)], ())
 
     Raises:
-        ValueError: If the brackets do not match.
+        ValueError: If brackets are unmatched.
     """
     text = text.strip('\'"').replace(' ', '')
     is_tuple = text.startswith('(') and text.endswith(')')
@@ -141,14 +142,14 @@ def parse_value(text: str) -> Any:
     inner = text[1:-1] if is_tuple or is_list else text
     values = []
     for item in _items(inner):
-        if item == text:  # a comma at which it cannot be cut, as in "1),(2"
+        if item == text:  # a comma that does not separate items, as in "1),(2"
             raise ValueError('its brackets do not match')
         values.append(parse_value(item))
     return tuple(values) if is_tuple else values
 
 
 def _items(text: str) -> Iterator[str]:
-    """Cut at the commas outside of brackets."""
+    """Split at the commas outside brackets."""
     if any(text.count(left) != text.count(right) for left, right in ('()', '[]')):
         raise ValueError('its brackets do not match')
     begin, round_depth, square_depth = 0, 0, 0
@@ -177,7 +178,7 @@ def add_cfg_options(
     parser: argparse._ActionsContainer,
     text: str = 'override values of the config, as in data_root=DIR',
 ) -> None:
-    """Add ``--cfg-options`` to a parser, or to a group of one."""
+    """Add ``--cfg-options`` to a parser or an argument group."""
     parser.add_argument(
         '--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE', help=text
     )
@@ -198,7 +199,7 @@ def add_checkpoint(parser: Parser) -> None:
 
 
 def add_detector(parser: Parser) -> None:
-    """Add ``CHECKPOINT``, ``--config`` in place of the one in it, and ``--device``."""
+    """Add ``CHECKPOINT``, ``--config`` to replace the stored config, and ``--device``."""
     add_checkpoint(parser)
     parser.add_argument(
         '--config', metavar='CONFIG', help=f'{CONFIG_HELP}; without, the one in the checkpoint'
@@ -230,7 +231,7 @@ def add_batch_size(parser: Parser) -> None:
 
 
 def add_optimize(parser: Parser) -> None:
-    """Add ``--optimize``, None where it is not given."""
+    """Add ``--optimize``, None by default."""
     parser.add_argument(
         '--optimize',
         nargs='?',
@@ -241,7 +242,7 @@ def add_optimize(parser: Parser) -> None:
 
 
 def add_pixel_limit(parser: Parser) -> None:
-    """Add ``--max-pixels``, None where it is not given."""
+    """Add ``--max-pixels``, None by default."""
     parser.add_argument(
         '--max-pixels',
         type=count,
@@ -257,7 +258,7 @@ def add_seed(parser: Parser, text: str) -> None:
 
 
 def add_halves(parser: Parser, halves: Sequence[str]) -> None:
-    """Add ``--half`` and ``--seed``: a random half of one held-out split."""
+    """Add ``--half`` and ``--seed``, which select a random half of one held-out split."""
     parser.add_argument(
         '--half',
         choices=halves,

@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det calibrate``: what it reads, writes and prints."""
+"""Command ``gfl-det calibrate``: fit, apply and report score calibrators."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from gfl_det.evaluation.detections import Detections, Truths
 
 HALVES = ('first', 'second')
-FILES_HEAD = 'GFLHead'  # whose scores a result file is taken to hold
+FILES_HEAD = 'GFLHead'  # assumed head of the scores in a result file
 DISTRIBUTION = 'distribution'
-FEW_PICTURES = 500  # of the digits' 100 isotonic maps took AP from .637 to .624, Platt's none
+# With 100 pictures of the digits, isotonic maps lowered AP from .637 to .624, Platt's did not.
+FEW_PICTURES = 500
 SHOWN = ('LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP', 'AP', 'AP50')
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the files."""
+    """Add the arguments for annotation and result files."""
     parser.add_argument('--truths', '--annotations', metavar='JSON', help='COCO annotations')
     parser.add_argument(
         '--results',
@@ -41,7 +42,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser, default_split: str) -> None:
-    """Add a detector to run in place of the files, and which of the images count."""
+    """Add the arguments for a detector to run instead of files, and for a subset of images."""
     parser.add_argument('--config', help=f'detector to run: {CONFIG_HELP}')
     parser.add_argument(
         '--checkpoint', help='its weights: a file or an address; without, the best of the work dir'
@@ -60,18 +61,18 @@ def add_detector_arguments(parser: argparse.ArgumentParser, default_split: str) 
 def read_data(
     args: argparse.Namespace, calibrator: FittedCalibrator | None = None
 ) -> tuple[Judged, str]:
-    """Read the files, or run the detector, and take the half that was asked for.
+    """Read the files or run the detector, and select the requested half.
 
     Args:
-        args: the command's.
-        calibrator: one to judge on them.
+        args: Arguments of the command.
+        calibrator: Calibrator to evaluate on the data.
 
     Returns:
         Ground truth and detections, and the name of the head of the scores.
 
     Raises:
-        GFLDetError: If both or neither are given, or one of them cannot be used, or, before the
-            detector runs, the calibrator does not fit.
+        GFLDetError: If both or neither of files and detector are given, one of them cannot be used,
+            or the calibrator does not fit, which is checked before the detector runs.
     """
     from gfl_det.calibration.splits import Judged, split
     from gfl_det.evaluation.detections import detections_from_coco, read_json, truths_from_coco
@@ -108,10 +109,10 @@ def _names_detector(args: argparse.Namespace) -> bool:
 
 
 def _detector(args: argparse.Namespace) -> tuple[Config, str] | None:
-    """Return the config and the checkpoint that the arguments name; None where they name neither.
+    """Return the config and checkpoint of the arguments; None if they name neither.
 
     Raises:
-        GFLDetError: If one cannot be read, or is missing.
+        GFLDetError: If one of them cannot be read, or is missing.
     """
     config, checkpoint = getattr(args, 'config', None), getattr(args, 'checkpoint', None)
     if getattr(args, 'data', None) is not None:
@@ -131,18 +132,18 @@ def _detector(args: argparse.Namespace) -> tuple[Config, str] | None:
 def read_edges(
     args: argparse.Namespace, calibrator: FittedCalibrator | None = None
 ) -> tuple[Truths, EdgeDetections, str]:
-    """Run the detector, keeping its distributions, and take the half that was asked for.
+    """Run the detector, keeping its distributions, and select the requested half.
 
     Args:
-        args: the command's.
-        calibrator: one to judge on them.
+        args: Arguments of the command.
+        calibrator: Calibrator to evaluate on the data.
 
     Returns:
         Ground truth, detections, and the name of the head.
 
     Raises:
-        GFLDetError: If no detector is given, or it cannot be used, or, before it runs, the
-            calibrator does not fit.
+        GFLDetError: If no detector is given, it cannot be used, or the calibrator does not fit,
+            which is checked before the detector runs.
     """
     from gfl_det.calibration.splits import split_images, take_edge_images
 
@@ -170,7 +171,7 @@ def read_edges(
 
 
 def _check(args: argparse.Namespace, calibrator: FittedCalibrator | None, truths: Truths) -> None:
-    """Refuse a calibrator that does not fit the half of the ground truth that was asked for."""
+    """Refuse a calibrator that does not fit the requested half of the ground truth."""
     from gfl_det.calibration.splits import split_images, take_truths
 
     if calibrator is None:
@@ -206,7 +207,7 @@ parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the subcommand says."""
+    """Run the subcommand."""
     dict(fit=fit, apply=apply, report=report)[args.command](args)
 
 
@@ -265,7 +266,7 @@ def _cut(text: str) -> Cut:
 
 
 def fit(args: argparse.Namespace) -> None:
-    """Fit a calibrator, write it, and print what it does to the data it was fitted on.
+    """Fit a calibrator, write it, and print its effect on the data it was fitted on.
 
     Raises:
         GFLDetError: See :func:`.calibrators.fit_calibrator`.
@@ -296,7 +297,7 @@ def fit(args: argparse.Namespace) -> None:
 
 
 def _method_for(pictures: int) -> Method:
-    """Choose and tell a method: few pictures leave isotonic maps with long steps."""
+    """Choose and print a method; with few pictures, isotonic maps have long steps."""
     method: Method = 'platt' if pictures < FEW_PICTURES else 'isotonic'
     print(f'method: {method}, for {pictures} pictures (--method names another)')
     return method
@@ -335,7 +336,7 @@ def _tell(
 
 
 def apply(args: argparse.Namespace) -> None:
-    """Write a result file with calibrated scores, none cut.
+    """Write a result file with calibrated scores, without applying score thresholds.
 
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
@@ -349,13 +350,13 @@ def apply(args: argparse.Namespace) -> None:
     if args.half:
         ids = set(map(str, gts.image_ids))
         kept = [entry for entry in kept if str(entry['image_id']) in ids]
-    entries = zip(kept, scores.tolist())  # detections keep the file's order
+    entries = zip(kept, scores.tolist())  # detections are in the order of the file
     write_json(args.out, [each | dict(score=score) for each, score in entries])
     print(f'results: {args.out}')
 
 
 def report(args: argparse.Namespace) -> None:
-    """Write diagrams and a page on what a calibrator does to detections.
+    """Write diagrams and a page on the effect of a calibrator on detections.
 
     Raises:
         GFLDetError: See :class:`.calibrators.DetectionCalibrator`.
@@ -382,7 +383,7 @@ def _refuse_none(args: argparse.Namespace, detections: Detections) -> None:
 def calibrated_data(
     args: argparse.Namespace,
 ) -> tuple[FittedCalibrator, Truths, Detections, np.ndarray]:
-    """Calibrate the scores of images that the calibrator has not seen."""
+    """Calibrate the scores of images that were not used to fit the calibrator."""
     from gfl_det.calibration.distribution import DistributionCalibrator
     from gfl_det.calibration.files import load_any_calibrator
 
@@ -407,7 +408,7 @@ def calibrated_data(
 def _compare(
     detections: Detections, calibrated: np.ndarray, truths: Truths
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics of raw and of calibrated scores; some are printed side by side."""
+    """Metrics of raw and calibrated scores; some are printed side by side."""
     from gfl_det.evaluation.evaluate import INSIDE, evaluate_detections, inside_floor
 
     after = evaluate_detections(detections._replace(scores=calibrated), truths)

@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det check``: what it reads, prints and writes."""
+"""Command ``gfl-det check``: check and repair annotation files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gfl_det.utils.config import Node
 
 SPLITS = ('train', 'val', 'test')
-MAX_CLASSES = 30  # rows of the table of classes; JSON has all
+MAX_CLASSES = 30  # rows in the table of classes; the JSON lists all
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -77,10 +77,11 @@ parse_arguments = parsing(make_parser, check=partial(one_of, name='target'))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, print, write; return the exit status.
+    """Check annotation files, print and write the reports, and return the exit status.
 
     Raises:
-        GFLDetError: If there is no such config or nothing to check, or --fix has no single file.
+        GFLDetError: If the config is missing, there is nothing to check, or --fix is given with
+            several files.
     """
     from gfl_det.datasets.checks.check import Decoding, check_file
 
@@ -137,7 +138,7 @@ def sources_of(args: argparse.Namespace) -> Iterator[AnnotationSource]:
 
 
 def sources_of_split(cfg: Config, split: str) -> Iterator[AnnotationSource]:
-    """Yield the files of a split; addresses such as ``s3://`` are left to their backends."""
+    """Yield the local annotation files of a split; addresses such as ``s3://`` are skipped."""
     from gfl_det.datasets.checks.check import AnnotationSource
     from gfl_det.engine.preflight.agreement import class_names
     from gfl_det.engine.reach.advice import check_priors
@@ -157,7 +158,7 @@ def sources_of_split(cfg: Config, split: str) -> Iterator[AnnotationSource]:
 
 
 def voc_part(dataset: Node, path: str, names: Sequence[str]) -> DataPart | None:
-    """Read a data set of VOC's XMLs; None of another.
+    """Read a data set of VOC's XMLs; None for other data sets.
 
     Raises:
         DataError: If an XML is invalid, or a picture is missing.
@@ -179,12 +180,12 @@ def voc_part(dataset: Node, path: str, names: Sequence[str]) -> DataPart | None:
 
 
 def print_report(report: Report) -> None:
-    """Print what was found and how often each class occurs."""
+    """Print the findings and the frequency of each class."""
     from gfl_det.datasets.checks.draft import LEVELS
     from gfl_det.utils.console import print_table
 
     source = report.source
-    if not report.is_read:  # there was nothing to check
+    if not report.is_read:  # nothing to check
         print(f'error: {report.findings[0].text}', file=sys.stderr)
         return
     title = f'{source.name}: {source.path}' if source.name else source.path
@@ -210,11 +211,11 @@ def print_report(report: Report) -> None:
 
 
 def write_fixed(report: Report, out: str, quiet: bool = False) -> None:
-    """Write the repaired file and list what was changed.
+    """Write the repaired file and list the changes.
 
     Raises:
-        ConfigError: If it would overwrite what was read, or the file could not be read.
-        DataError: If nothing of it would be left.
+        ConfigError: If it would overwrite its input, or the file could not be read.
+        DataError: If nothing would be left in it.
     """
     from gfl_det.datasets.annotations import find
 

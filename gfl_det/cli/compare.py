@@ -1,4 +1,4 @@
-"""``gfl-det compare``: is one detector better than another, or is it noise?"""
+"""Command ``gfl-det compare``: test whether one detector is better than another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ train (its best checkpoint, else the newest), a checkpoint. The latter two need 
 a side are trainings of one recipe, such as seeds: their means are compared, and how they differ
 widens the interval. Images are drawn in pairs, so both sides are judged on the same ones.
 """
-MAX_CLASSES = 20  # in the table and the picture; --json has all
+MAX_CLASSES = 20  # in the table and the picture; --json lists all
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -53,7 +53,7 @@ parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compare, print a table and the verdict, and write what was asked for.
+    """Compare two detectors, print a table and the verdict, and write the requested files.
 
     Raises:
         GFLDetError: If a side cannot be read or run, or a file cannot be written.
@@ -92,15 +92,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_side(source: str, split: Split, args: argparse.Namespace) -> Detections:
-    """Detections of results, of a work dir's detector, or of a checkpoint.
+    """Detections from a result file, the detector of a work dir, or a checkpoint.
 
     Args:
-        source: a file, a folder, or what a checkpoint can be named by.
-        split: images and gt boxes.
+        source: File, folder, or the name or address of a checkpoint.
+        split: Images and gt boxes.
         args: Arguments of the command.
 
     Raises:
-        GFLDetError: If it cannot be read or run.
+        GFLDetError: If the source cannot be read or run.
     """
     from gfl_det.evaluation.detections import detections_from_coco, read_json
     from gfl_det.inference import GFLInferencer
@@ -116,9 +116,9 @@ def read_side(source: str, split: Split, args: argparse.Namespace) -> Detections
 
 
 def _classes(found: Mapping[str, float], names: list[str]) -> dict[str, str]:
-    """The rows of classes, by name of the metric: those with the least p, which have one."""
+    """Rows of the classes with the smallest p values, by metric name; NaN entries are left out."""
     rows = {f'AP_class_{k}': f'AP {name}' for k, name in enumerate(names)}
-    known = [name for name in rows if found[f'{name}_p'] <= 1]  # NaN is none
+    known = [name for name in rows if found[f'{name}_p'] <= 1]  # drops NaN
     chosen = sorted(known, key=lambda name: found[f'{name}_p'])[:MAX_CLASSES]
     return {name: rows[name] for name in chosen}
 

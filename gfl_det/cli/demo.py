@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det demo``."""
+"""Command ``gfl-det demo``: serve a detector as a local web page."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def build_server(args: argparse.Namespace) -> DemoServer:
     """Load the detector and bind the address.
 
     Raises:
-        GFLDetError: If the config or the checkpoint is unusable, or the address is taken.
+        GFLDetError: If the config or the checkpoint cannot be used, or the address is in use.
     """
     from gfl_det.inference import GFLInferencer
     from gfl_det.visualization.demo.payload import UploadLimits

@@ -1,4 +1,4 @@
-"""``gfl-det digits``: build the embedded data set, handwritten digits in synthetic scenes."""
+"""Command ``gfl-det digits``: build the data set of handwritten digits in synthetic scenes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gfl_det.cli.arguments import parsing
 
-TRAIN, VAL, SEED = 1000, 200, 0  # those of DigitsRecipe, which needs NumPy
+TRAIN, VAL, SEED = 1000, 200, 0  # as in DigitsRecipe, whose import needs NumPy
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -33,10 +33,10 @@ parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Build the data set, and say what is in it.
+    """Build the data set and print a summary.
 
     Raises:
-        GFLDetError: If the folder cannot be written, or holds something else.
+        GFLDetError: If the folder cannot be written, or contains something else.
     """
     from functools import partial
 

@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det export``."""
+"""Command ``gfl-det export``: export a detector and verify the exported file."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def parse_arguments(
     argv: Sequence[str] | None = None, prog: str | None = None
 ) -> argparse.Namespace:
-    """Parse the command line; options that contradict each other are usage errors."""
+    """Parse the command line; contradictory options are usage errors."""
     parser = make_parser(prog)
     args = parser.parse_args(argv)
     if args.int8 and (args.out.suffix != '.xml' or args.check):
@@ -100,7 +100,7 @@ def parse_arguments(
 
 
 def _add_contents(parser: argparse.ArgumentParser) -> None:
-    """Add what decides what the graph holds and takes."""
+    """Add the arguments for the contents and inputs of the graph."""
     add = parser.add_argument
     add('--nms', action='store_true', help='suppress inside the graph')
     add(
@@ -128,10 +128,11 @@ def _add_contents(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, and judge what was written.
+    """Export a detector and verify the file.
 
     Raises:
-        GFLDetError: If something does not fit, or is missing, or the file differs from torch.
+        GFLDetError: If inputs are missing or do not match, or the file's outputs differ from
+            torch's.
     """
     from gfl_det.engine.preflight.data import check_data
     from gfl_det.inference.export.evaluation import check_judged
@@ -159,7 +160,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> ExportSettings:
-    """How to export; what cannot be is refused before anything is loaded."""
+    """Export settings; impossible ones are refused before anything is loaded."""
     from gfl_det.inference.export.graph import Outputs
     from gfl_det.inference.export.onnx_file import ExportSettings, check_size
 
@@ -182,7 +183,7 @@ def _settings(args: argparse.Namespace) -> ExportSettings:
 
 
 def _check_out(path: Path) -> None:
-    """Refuse before the work is done what cannot be written after it; the folder is made."""
+    """Check before the work that the output can be written, and create its folder."""
     if path.suffix not in ('.onnx', '.xml'):
         raise DataError(f'--out {path} must end in .onnx, or in .xml for OpenVINO.')
     check_writable(path)
@@ -214,7 +215,7 @@ def _write(
 def _training_pictures(
     cfg: Config, description: Description, count: int
 ) -> Iterator[PreparedBatch]:
-    """Pictures of the training split, a random choice that is the same each time."""
+    """Random pictures of the training split, the same at each call."""
     from gfl_det.datasets.images import read_image
     from gfl_det.inference.export.evaluation import picture_paths
 
@@ -257,7 +258,7 @@ def _test_pictures(cfg: Config) -> tuple[list[Picture], str]:
     try:
         paths = [path for _, path in picture_paths(cfg, 'test')[:CHECKED]]
         pictures = [read_image(path) for path in paths]
-    except (GFLDetError, OSError):  # the data are elsewhere
+    except (GFLDetError, OSError):  # the data are not on this machine
         pictures = []
     if pictures:
         return pictures, 'pictures of the test split'

@@ -1,4 +1,4 @@
-"""Failures of commands: one sentence for the user in place of a traceback, and exit status 1."""
+"""Failure handling of commands: one sentence instead of a traceback, and exit status 1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from gfl_det.errors import GFLDetError
 
-# A disk without room, a quota used up, what is only to be read, or no place for a file, or no file.
+# Full disk, exhausted quota, no permission to write, wrong kind of file, or missing folder.
 UNWRITABLE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -22,7 +22,7 @@ UNWRITABLE = (
     errno.EEXIST,
     errno.ENOENT,
 )
-# How the back ends of torch.distributed say that another process is gone, or does not answer.
+# Messages of torch.distributed's backends when another process is gone or does not respond.
 LOST_PROCESS = re.compile(
     r'Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe|'
     r'[Ww]atchdog caught collective operation timeout|Connection refused|'
@@ -32,29 +32,29 @@ LOST_SENTENCE = (
     'another process of this run has ended or does not answer ({}): see what it said, then go on '
     'with --resume.'
 )
-# What torch says where weights are loaded strictly; averages (EMA) are.
+# torch's message when weights are loaded strictly, as averaged (EMA) weights are.
 MISFIT = 'Error(s) in loading state_dict'
 MISFIT_SENTENCE = 'The checkpoint is of another model than the config'
-# How torch reports an exception from a worker of a data loader.
+# torch's report of an exception in a data loader worker.
 WORKER_TRACEBACK = re.compile(r'\ACaught \w+ in .*?Original Traceback.*\n[\w.]+: (.*)\Z', re.DOTALL)
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a command; print an error that is meant for the user without traceback, exit with 1."""
-    # mmengine needs the package of this notice, and requirements.txt pins it for that.
+    """Run a command; print errors meant for the user without a traceback and exit with 1."""
+    # mmengine needs the deprecated package; requirements.txt pins it for this reason.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     try:
         main()
     except Exception as error:
         message = sentence_of(error)
-        if message is None:  # a fault of ours, or of a library's: the traceback says where
+        if message is None:  # a bug here or in a library: show the traceback
             raise
         print(_with_rank(message), file=sys.stderr)
         raise SystemExit(1) from None
 
 
 def sentence_of(error: Exception) -> str | None:
-    """Say in a sentence what went wrong; None for what is not known."""
+    """Message of an error in one sentence; None for unknown errors."""
     if isinstance(error, GFLDetError):
         return _without_worker(str(error))
     if isinstance(error, RuntimeError):
@@ -69,21 +69,21 @@ def sentence_of(error: Exception) -> str | None:
 
 
 def tell(lines: Sequence[str]) -> None:
-    """Print lines, in the first of several processes."""
+    """Print lines, only in the first of several processes."""
     if lines and not _rank():
         print('\n'.join(lines), flush=True)
 
 
 def _with_rank(message: str) -> str:
-    """Put ``error:`` in front; of several processes the first tells all, the others their part."""
-    from gfl_det.utils.console import printable  # loads rich, which is used in failure alone here
+    """Prefix with ``error:``; processes other than the first add their rank and keep one line."""
+    from gfl_det.utils.console import printable  # loads rich, needed only for failures here
 
     rank, message = _rank(), printable(message)
     return f'error: {message}' if not rank else f'error (process {rank}): {message.splitlines()[0]}'
 
 
 def _known_failure(message: str) -> str | None:
-    """Say in a sentence what libraries say in a page; None for what is not known."""
+    """Condense a known long library message to one sentence; None for unknown messages."""
     if LOST_PROCESS.search(message):
         return LOST_SENTENCE.format(message.splitlines()[0])
     if message.startswith(MISFIT) and '\n' in message:
@@ -93,7 +93,7 @@ def _known_failure(message: str) -> str | None:
 
 
 def _without_worker(message: str) -> str:
-    """Return the message; of an error that a worker process passed on, only what it said."""
+    """Return the message; for an error from a worker process, without the worker's traceback."""
     passed_on = WORKER_TRACEBACK.match(message.strip())
     return passed_on.group(1) if passed_on else message
 

@@ -1,4 +1,4 @@
-"""``gfl-det find-label-errors``: rank labels that are probably wrong, review, correct."""
+"""Command ``gfl-det find-label-errors``: rank suspicious labels, review and correct them."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ parse_arguments = parsing(make_parser, check=_check_source)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the list and the page; or the corrected annotations.
+    """Write the list and the page, or the corrected annotations.
 
     Raises:
-        GFLDetError: If something is missing, does not belong together, or cannot be written.
+        GFLDetError: If inputs are missing or do not match, or an output cannot be written.
     """
     if args.out.suffix != '.json':
         raise DataError(f'--out {args.out} must end in .json.')
@@ -138,10 +138,10 @@ def _detections(args: argparse.Namespace, split: Split) -> UncertainDetections:
 
 
 def read_uncertain(results: str, annotations: str) -> UncertainDetections:
-    """Read results with the uncertainty of edges.
+    """Read detection results with edge uncertainty.
 
     Raises:
-        DataError: If they lack it, or are of other images or classes.
+        DataError: If the results lack it, or belong to other images or classes.
     """
     from gfl_det.evaluation.label_evidence import UncertainDetections
     from gfl_det.visualization.report.data import read_results
@@ -196,7 +196,7 @@ def apply_review(args: argparse.Namespace) -> None:
     """Write corrected annotations from the decisions of the page.
 
     Raises:
-        DataError: If the file to write exists, or the decisions are not about these annotations.
+        DataError: If the output file exists, or the decisions are for other annotations.
     """
     import json
 
@@ -207,7 +207,7 @@ def apply_review(args: argparse.Namespace) -> None:
     if args.out.exists():
         raise DataError(f'{args.out} exists, and nothing is overwritten: name a new file.')
     check_writable(args.out)
-    read_annotations(args.annotations)  # refuses what is no COCO file
+    read_annotations(args.annotations)  # refuses invalid COCO files
     content = Path(args.annotations).read_bytes()
     decisions = read_decisions(
         read_json(args.apply), args.apply, digest_of(content), args.annotations

@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det infer``."""
+"""Command ``gfl-det infer``: detect objects in images and videos."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Detect, print, write.
+    """Detect objects, and print and write the results.
 
     Raises:
-        GFLDetError: If nothing could be done at all; or, when all else is done, images could not be
-            read.
+        GFLDetError: If detection cannot start; or, after all other images are processed, if some
+            images could not be read.
     """
     from gfl_det.datasets.checks.check import read
     from gfl_det.inference.drawing import Drawer
@@ -149,7 +149,7 @@ def _detect(
     sources = detector.find(args.inputs, **reading)
     if drawer:
         check_apart(sources, drawer.folder)
-    if annotations:  # an unknown image or class is told before the work
+    if annotations:  # refuses unknown images and classes before the work
         named = (ImageResult(each.name, classes=detector.classes) for each in sources)
         Results(named).to_coco(annotations)
     film = _film(args, sources)
@@ -180,7 +180,7 @@ def _detect(
 
 
 def _line(result: ImageResult, drawn_from: float | None) -> str:
-    """What is told of an image; where boxes are drawn those are counted."""
+    """Summary line of an image; if boxes are drawn, only the drawn ones are counted."""
     shown = result if drawn_from is None else result.above(drawn_from)
     hidden = len(result) - len(shown)
     others = f' ({hidden} more below --show-thr {drawn_from:g})' if hidden else ''
@@ -188,7 +188,7 @@ def _line(result: ImageResult, drawn_from: float | None) -> str:
 
 
 def _film(args: argparse.Namespace, sources: list[ImageSource]) -> VideoDrawer | None:
-    """What --save-video asks for.
+    """Writer of the video for --save-video; None without that option.
 
     Raises:
         DataError: If the inputs are not one video, or the file cannot be written.
@@ -208,7 +208,7 @@ def _film(args: argparse.Namespace, sources: list[ImageSource]) -> VideoDrawer |
 
 
 def _tell_speed(results: Results, seconds: float) -> None:
-    """Milliseconds that the detector took for an image, and images per second with all else."""
+    """Print milliseconds per image in the detector, and images per second overall."""
     spent = [each.milliseconds for each in results if each.milliseconds is not None]
     if spent:
         what = 'frame' if all(each.frame is not None for each in results) else 'image'
@@ -220,7 +220,7 @@ def _tell_speed(results: Results, seconds: float) -> None:
 
 
 def _check_out(args: argparse.Namespace) -> None:
-    """Refuse before the work what could not be written after it."""
+    """Check before the work that the outputs can be written."""
     from gfl_det.inference.results import Results
 
     if not args.out:

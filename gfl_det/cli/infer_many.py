@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det infer-many``."""
+"""Command ``gfl-det infer-many``: detect objects in very large sets of images."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ parse_arguments = parsing(make_parser, check=_check)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Detect, and say what was found and where it is.
+    """Detect objects, and print a summary and the location of the results.
 
     Raises:
         GFLDetError: If an input or the detector is missing, or DIR has results of another run.

@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det intervals``: fit calibrators of intervals, measure them."""
+"""Command ``gfl-det intervals``: fit and evaluate calibrators of edge intervals."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the subcommand says."""
+    """Run the subcommand."""
     dict(fit=fit, measure=measure)[args.command](args)
 
 
 def fit(args: argparse.Namespace) -> None:
-    """Fit factors on a split and write them.
+    """Fit interval factors on a split and write them.
 
     Raises:
         GFLDetError: If a file cannot be used, or there are too few matches.
@@ -99,10 +99,10 @@ def fit(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Print coverage before and after, on images that the calibrator has not seen.
+    """Print coverage before and after calibration, on images not used to fit the calibrator.
 
     Raises:
-        GFLDetError: If a file cannot be used, or the calibrator has seen an image.
+        GFLDetError: If a file cannot be used, or an image was used to fit the calibrator.
     """
     from gfl_det.calibration.apply import check_interval_class_names
     from gfl_det.calibration.files import load_interval_calibrator
@@ -145,7 +145,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def table(before: Coverage, after: Coverage) -> str:
-    """Coverage and mean width at each level, the distributions' own and calibrated."""
+    """Table of coverage and mean width per level, before and after calibration."""
     lines = [
         '        share of true edges         mean width, px   calibrated: share of each side',
         'level   own    calibrated           own  calibrated  left   top    right  bottom  box',
@@ -161,7 +161,7 @@ def table(before: Coverage, after: Coverage) -> str:
 
 
 def box_table(rows: Sequence[BoxCoverage]) -> str:
-    """Whole boxes by group; the expected range is of .95 of splits, were boxes independent."""
+    """Table of whole-box coverage by group, with its .95 range over splits of independent boxes."""
     width = max(5, *(len(each.group) for each in rows))
     lines = [f'{"group":{width}}  fitted  judged  inside  .95 interval   expected      px an edge']
     for each in rows:
@@ -174,7 +174,7 @@ def box_table(rows: Sequence[BoxCoverage]) -> str:
 
 
 def kind_table(kinds: Mapping[str, Sharpness]) -> str:
-    """Coverage, width and interval score of each kind, and of whole boxes."""
+    """Table of coverage, width and interval score per kind, and of whole boxes."""
     lines = ['kind               edges inside  px wide  score   boxes inside  px wide']
     lines += [
         f'{name:17}         {each.coverage:.3f}  {each.width:7.2f}  {each.score:6.2f}         '
@@ -185,7 +185,7 @@ def kind_table(kinds: Mapping[str, Sharpness]) -> str:
 
 
 def draw(before: Coverage, after: Coverage, path: Path) -> None:
-    """Draw coverage against level, before and after, as a PNG.
+    """Plot coverage against level before and after calibration, as a PNG.
 
     Raises:
         DataError: If the file cannot be written.
@@ -221,7 +221,7 @@ def _both(
 
 
 def _split(args: argparse.Namespace) -> Split:
-    """The images and the ground truth that the arguments name; all images are there."""
+    """Images and ground truth of the arguments; all images exist."""
     from gfl_det.inference.coverage import check_files, read_split
 
     split = read_split(args.truths, args.images, args.half, args.seed)
@@ -230,7 +230,7 @@ def _split(args: argparse.Namespace) -> Split:
 
 
 def _detector(args: argparse.Namespace) -> Any:
-    from gfl_det.inference import GFLInferencer  # it imports the heads, and they this package
+    from gfl_det.inference import GFLInferencer  # avoids a circular import through the heads
 
     return GFLInferencer(
         args.checkpoint, args.config, device=args.device, level=None, distributions=True

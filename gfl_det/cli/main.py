@@ -1,7 +1,7 @@
-"""``gfl-det NAME``, and ``python -m gfl_det NAME``: the commands, what each is for, and help.
+"""Entry point of ``gfl-det NAME`` and ``python -m gfl_det NAME``, with the list of commands.
 
-Each command is a module that builds its parser without torch and mmdet, so that help, completion
-and mistyped options answer at once; only then the parts are registered and the work is done.
+Each command is a module that builds its parser without torch and mmdet, so help, completion and
+usage errors are immediate; modules are registered and the work starts only after parsing.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gfl_det.cli.failures import run
 from gfl_det.version import __version__
 
 PROGRAM = 'gfl-det'
-SHELLS = ('bash', 'zsh', 'tcsh')  # that shtab writes completions for
+SHELLS = ('bash', 'zsh', 'tcsh')  # supported by shtab
 
 
 class Command(NamedTuple):
-    """A command: a module of this package with ``make_parser``, ``parse_arguments`` and ``run``."""
+    """Command: a module of this package with ``make_parser``, ``parse_arguments`` and ``run``."""
 
     module: str
     summary: str
-    registers: bool = True  # False for what has to run where mmdet cannot be imported
+    registers: bool = True  # False for commands that must run without mmdet
 
 
 GROUPS: dict[str, dict[str, Command]] = {
@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command.
 
     Raises:
-        SystemExit: With 0 where all went well, 2 for a command line that cannot be understood, and
-            otherwise what the command says; 1 for a failure.
+        SystemExit: If the command ends with a status: 0 for success, 1 for a failure, 2 for a usage
+            error, or the status that it returns.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ('-h', '--help', 'help'):
@@ -115,10 +115,10 @@ def overview() -> str:
 
 
 def completion(words: Sequence[str]) -> str:
-    """Write the script that completes commands and options in a shell.
+    """Script for shell completion of commands and options.
 
-    shtab writes it once, from the parsers; argcomplete would start Python at each press of Tab and
-    add to the start of every command.
+    shtab generates it once from the parsers; argcomplete would start Python at each press of Tab
+    and slow down the start of every command.
     """
     import shtab
 
@@ -129,7 +129,7 @@ def completion(words: Sequence[str]) -> str:
 
 
 def whole_parser() -> argparse.ArgumentParser:
-    """One parser of all commands, for completion."""
+    """Parser with all commands, for completion."""
     parser = argparse.ArgumentParser(prog=PROGRAM)
     parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(dest='name', metavar='COMMAND')

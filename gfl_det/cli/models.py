@@ -1,4 +1,4 @@
-"""``gfl-det models``: detectors whose weights can be had by name, and which are here."""
+"""Command ``gfl-det models``: list published detectors and the ones already downloaded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the list.
 
     Raises:
-        SetupError: If mmdet's list cannot be read.
+        SetupError: If mmdet's list of models cannot be read.
     """
     found = published_models()
     width = max(len(each.name) for each in found)

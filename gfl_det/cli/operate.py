@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det operate``: cuts per class that keep a promise."""
+"""Command ``gfl-det operate``: score thresholds per class with a guaranteed rate."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def _inner_share(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Choose cuts, print and write them.
+    """Choose score thresholds, and print and write them.
 
     Raises:
-        GFLDetError: If the data cannot be used, or no class has a cut that can promise.
+        GFLDetError: If the data cannot be used, or no class has a threshold with the guarantee.
     """
     from gfl_det.calibration.files import file_digest, save_operating_point
     from gfl_det.calibration.operating_point import Promise, choose_cuts
@@ -119,7 +119,7 @@ def _goal(args: argparse.Namespace) -> tuple[str, float]:
 
 
 def _check_out(args: argparse.Namespace) -> None:
-    """Refuse before the work what could not be written after it."""
+    """Check before the work that the outputs can be written."""
     if not args.cuts.endswith('.json'):
         raise DataError(f'{args.cuts} must end in .json: cuts are written as JSON.')
     for path in filter(None, (args.truths, args.results, args.calibrator)):

@@ -1,4 +1,4 @@
-"""``--data PATH`` in the place of a config: what commands make of a data set, and of a work dir."""
+"""Option ``--data PATH`` instead of a config: configs from data sets and their work dirs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gfl_det.datasets.formats.pictures import DataPart, OwnData
     from gfl_det.engine.own_data.plan import StartingPoint
 
-DEFAULT_MODEL = 'nanodet-plus-m_416_coco'  # where its weights can be had
-SCRATCH_MODEL = 'gfl_r18_fpn_bccd'  # from random weights
+DEFAULT_MODEL = 'nanodet-plus-m_416_coco'  # if its weights are available
+SCRATCH_MODEL = 'gfl_r18_fpn_bccd'  # for random initial weights
 CHECKPOINT_ENDING = '.pth'
 KEPT_NAME = 'config.py.before'
 DATA_HELP = (
@@ -46,7 +46,7 @@ def add_own_data(parser: argparse._ActionsContainer, model: bool = True) -> None
 
 
 def one_of(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str) -> None:
-    """Refuse a command line with both or neither of a positional and ``--data``."""
+    """Refuse a command line with both or neither of a positional argument and ``--data``."""
     given = getattr(args, name)
     if (given is None) == (args.data is None):
         parser.error(
@@ -59,7 +59,7 @@ def one_of(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str)
 
 
 def work_dir_of(args: argparse.Namespace) -> Path:
-    """Return the folder of a data set: the option's, else that of its name in ``work_dirs``."""
+    """Return the work dir of a data set: the option's value, else its name in ``work_dirs``."""
     from gfl_det.engine.own_data.plan import name_of
 
     given = getattr(args, 'work_dir', None)
@@ -67,14 +67,14 @@ def work_dir_of(args: argparse.Namespace) -> Path:
 
 
 def read_data_set(args: argparse.Namespace, classes: Sequence[str] = ()) -> OwnData:
-    """Read ``--data``; splits that are in no COCO file are written into the work dir.
+    """Read ``--data``; splits that are not in COCO files are written into the work dir.
 
     Args:
         args: Arguments of the command.
-        classes: Classes of a detector, in the order to take.
+        classes: Classes of a detector, in the order to use.
 
     Raises:
-        DataError: If it is no data set.
+        DataError: If the path is not a data set.
     """
     from gfl_det.datasets.formats.own_data import in_order, read_own, write_parts
 
@@ -86,11 +86,11 @@ def read_data_set(args: argparse.Namespace, classes: Sequence[str] = ()) -> OwnD
 
 
 def planned_config(args: argparse.Namespace, anew: bool = False) -> str:
-    """Return the config of ``--data``: the one in its work dir, else a plan's, written there.
+    """Return the config of ``--data``: the one in its work dir, else a planned one, written there.
 
     Args:
         args: Arguments of the command.
-        anew: Plan in any case; an edited config is kept beside.
+        anew: Plan even if there is a config; an edited config is kept under another name.
 
     Raises:
         GFLDetError: If the data or the model cannot be used.
@@ -124,7 +124,7 @@ def planned_config(args: argparse.Namespace, anew: bool = False) -> str:
 
 
 def choose_start(model: str | None, work_dir: Path, scratch: bool) -> StartingPoint:
-    """Find the model that is named; without one, the default for what weights can be had.
+    """Find the named model, or the default one for the weights that are available.
 
     Raises:
         GFLDetError: As in :func:`starting_point`.
@@ -138,13 +138,13 @@ def choose_start(model: str | None, work_dir: Path, scratch: bool) -> StartingPo
 
 
 def starting_point(model: str, work_dir: Path, scratch: bool = False) -> StartingPoint:
-    """Find a model, and the weights that are published of it.
+    """Find a model and its published weights.
 
     Args:
-        model: A config, a name that ``gfl-det models`` lists, or a checkpoint that ``gfl-det
-            weights convert`` wrote.
-        work_dir: For weights that have to be converted.
-        scratch: Random weights in any case.
+        model: Config, name listed by ``gfl-det models``, or checkpoint written by ``gfl-det weights
+            convert``.
+        work_dir: Folder for converted weights.
+        scratch: Use random weights even if published ones exist.
 
     Raises:
         ConfigError: If there is no such model.
@@ -187,7 +187,7 @@ def starting_point(model: str, work_dir: Path, scratch: bool = False) -> Startin
 
 
 def _student(name: str) -> str:
-    """Return the shipped config of published weights: of a distilled student GFL's own."""
+    """Return the shipped config of published weights; for a distilled student, the GFL config."""
     from gfl_det.utils.config import config_names
 
     found = re.match(r'ld_(r\d+)-', name)
@@ -198,10 +198,10 @@ def _student(name: str) -> str:
 
 
 def _converted(path: str) -> tuple[str, Mapping[str, Tensor]]:
-    """Return the config's name and the state dict of a checkpoint of ``weights convert``.
+    """Return config name and state dict of a checkpoint written by ``weights convert``.
 
     Raises:
-        CheckpointError: If it cannot be read, or does not name a shipped config.
+        CheckpointError: If the file cannot be read, or does not name a shipped config.
     """
     from gfl_det.compat.checkpoint import load_file
     from gfl_det.engine.preflight import check_checkpoint
@@ -219,7 +219,7 @@ def _converted(path: str) -> tuple[str, Mapping[str, Tensor]]:
 
 
 def _weights(published: PublishedModel, work_dir: Path) -> tuple[str, bool]:
-    """Fetch weights; say whether they are a copy, which is fitted to the data."""
+    """Fetch weights; also return whether they are a copy, to be adapted to the data."""
     from gfl_det.compat.checkpoint import load_file
     from gfl_det.compat.published import NANODET, fetch
     from gfl_det.engine.preflight.weights import unreachable
@@ -247,15 +247,15 @@ def _copy(state: Mapping[str, Tensor], path: Path) -> str:
 
 
 def judged_config(args: argparse.Namespace, checkpoint: str | None) -> tuple[Config, str]:
-    """Return the config and the checkpoint that judge a detector on ``--data``.
+    """Return config and checkpoint for the evaluation of a detector on ``--data``.
 
     Args:
         args: Arguments of the command.
-        checkpoint: A file, whose own config is taken with the data in the place of its data; None:
-            the best one of the work dir of the data, and the config there.
+        checkpoint: Checkpoint file, whose stored config is used with the data replaced; None: the
+            best checkpoint in the work dir of the data, with the config there.
 
     Raises:
-        GFLDetError: If one of them is missing, or they have no class in common.
+        GFLDetError: If one of them is missing, or detector and data have no common class.
     """
     from gfl_det.utils.config import load_config
 
@@ -287,7 +287,7 @@ def _stored(checkpoint: str) -> Config:
     check_checkpoint(checkpoint)
     cfg = stored_config(load_file(checkpoint, 'cpu').get('meta') or {}, checkpoint)
     cfg.setdefault('default_scope', 'mmdet')
-    # The name under which mmengine writes the whole config into a work dir.
+    # File name under which mmengine writes the complete config into a work dir.
     name = os.path.join(os.path.dirname(checkpoint), WHOLE_CONFIG)
     return Config(cfg.to_dict(), filename=name)
 
@@ -296,7 +296,7 @@ def _classes(cfg: Config, checkpoint: str) -> list[str]:
     """Return the classes of a detector.
 
     Raises:
-        ConfigError: If its config does not say them.
+        ConfigError: If its config does not list them.
     """
     from gfl_det.engine.preflight.agreement import class_names
     from gfl_det.utils.config import datasets_of
@@ -309,7 +309,7 @@ def _classes(cfg: Config, checkpoint: str) -> list[str]:
 
 
 def _put_data(cfg: Config, data: OwnData, classes: Sequence[str], checkpoint: str) -> None:
-    """Let a config judge a detector on the splits of a data set."""
+    """Make a config evaluate a detector on the splits of a data set."""
     from gfl_det.utils.config import datasets_of
 
     pipeline = datasets_of(cfg, 'test')[0]['pipeline']

@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det replay``: what it reads and prints."""
+"""Command ``gfl-det replay``: repeat a saved training step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Repeat a step, print what was found, and return the exit status."""
+    """Repeat a step, print the findings, and return the exit status."""
     from gfl_det.engine.training.replay import find_config, read_dump, replay, report, same_losses
     from gfl_det.utils.config import load_config
 

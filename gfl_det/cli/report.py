@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det report``."""
+"""Command ``gfl-det report``: write an HTML page about a detector."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ parse_arguments = parsing(make_parser, check=_check_source)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the page, and say where it is.
+    """Write the page and print its path.
 
     Raises:
         GFLDetError: See :func:`report`.
@@ -99,10 +99,10 @@ def report(args: argparse.Namespace) -> Path:
     """Write the page.
 
     Returns:
-        Its file.
+        Path of the page.
 
     Raises:
-        GFLDetError: If something is missing, does not belong together, or cannot be written.
+        GFLDetError: If inputs are missing or do not match, or the page cannot be written.
     """
     from gfl_det.visualization.report.analysis import analyse
     from gfl_det.visualization.report.gallery import draw_gallery
@@ -157,7 +157,7 @@ def _refuse(args: argparse.Namespace, names: Sequence[str], what: str) -> None:
 
 
 def _check_out(path: Path) -> None:
-    """Refuse before the work is done what cannot be written after it."""
+    """Check before the work that the output can be written."""
     if path.suffix not in ('.html', '.htm'):
         raise DataError(f'{path} must end in .html.')
     check_writable(path)

@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det sanity``."""
+"""Command ``gfl-det sanity``: data checks and an overfit check on a few pictures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from gfl_det.engine.sanity.overfit import OverfitCurve, Suspect
 
-LOOKED_AT = 64  # pictures whose boxes and labels are looked at without a model
-TRIAL_STEPS = 60  # with another learning rate, where the config's fails
+LOOKED_AT = 64  # pictures whose boxes and labels are checked without a model
+TRIAL_STEPS = 60  # steps with another learning rate if the config's fails
 FORMAT_CODES = ('boxes.corners', 'boxes.fractions')
 
 
@@ -48,7 +48,7 @@ parse_arguments = parsing(make_parser, check=partial(one_of, name='config'))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at the data, overfit, diagnose, print; return the exit status.
+    """Check the data, run the overfit check, print the diagnosis, and return the exit status.
 
     Raises:
         GFLDetError: If data or weights are missing, or contradict the config.
@@ -104,11 +104,11 @@ def _run(cfg: Config, args: argparse.Namespace) -> int:
 
 
 def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
-    """Say what looks wrong before any model is built.
+    """Return suspects found in the data before a model is built.
 
     Args:
-        cfg: The config.
-        fewest: Pictures to look at, at least.
+        cfg: Config of the training.
+        fewest: Minimum number of pictures to check.
     """
     from gfl_det.datasets import coco
     from gfl_det.datasets.checks.check import AnnotationSource, check_annotations_alone, read
@@ -140,7 +140,7 @@ def look_at_data(cfg: Config, fewest: int) -> list[Suspect]:
 
 
 def print_outcome(curve: OverfitCurve, suspects: Sequence[Suspect]) -> None:
-    """Print the losses before and after, the verdict, and each suspect."""
+    """Print the losses before and after the overfit check, the verdict, and each suspect."""
     from gfl_det.engine.sanity.overfit import verdict
     from gfl_det.utils.console import print_table
 
@@ -167,7 +167,7 @@ def _try_rate(
         return overfit(cfg, batch, steps, device, factor)
     except GFLDetError:
         raise
-    except (RuntimeError, ValueError):  # weights that overflowed break operators in many ways
+    except (RuntimeError, ValueError):  # overflowing weights cause various errors
         return None
 
 

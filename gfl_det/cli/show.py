@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det show``."""
+"""Command ``gfl-det show``: draw detections and the distributions of their edges."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from gfl_det.inference import ImageResult
     from gfl_det.visualization.edges import Boxes
 
-DRAWN_SCORE = 0.3  # as of infer
-MAX_PX = 1e9  # beyond any picture; larger numbers cannot be added up
+DRAWN_SCORE = 0.3  # as in infer
+MAX_PX = 1e9  # beyond any picture; larger numbers cannot be summed safely
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -91,7 +91,7 @@ def parse_arguments(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw each image, and name the files as they are written.
+    """Draw each image and print the files as they are written.
 
     Raises:
         GFLDetError: See :func:`show`.
@@ -106,11 +106,11 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
     """Draw each image.
 
     Yields:
-        The files, as they are written.
+        Files as they are written.
 
     Raises:
-        GFLDetError: If something is missing or cannot be written; or, when all others are done,
-            images could not be read.
+        GFLDetError: If an input is missing or an output cannot be written; or, after all other
+            images are drawn, if some images could not be read.
     """
     from gfl_det.inference import GFLInferencer
     from gfl_det.inference.drawing import PictureNames, check_apart
@@ -140,7 +140,7 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
 def _draw(
     args: argparse.Namespace, result: ImageResult, truths: CocoTruths | None, stem: str
 ) -> Iterator[Path]:
-    """Draw one image, and chart the edges of its boxes where that is asked for."""
+    """Draw one image and, if requested, charts of the edges of its boxes."""
     import numpy as np
 
     from gfl_det.inference.drawing import image_of
@@ -175,10 +175,10 @@ def _draw(
 
 
 class CocoTruths:
-    """The boxes of a COCO file, by the image file: its path, its end, or its name if one has it.
+    """Gt boxes of a COCO file by image file: its path, the end of its path, or its unique name.
 
     Raises:
-        DataError: If the file is missing or holds no COCO annotations.
+        DataError: If the file is missing or contains no COCO annotations.
     """
 
     def __init__(self, path: Path) -> None:
@@ -205,10 +205,10 @@ class CocoTruths:
             raise DataError(f'{path} holds no COCO annotations: {error!r:.200}.') from error
 
     def of(self, name: str, classes: Sequence[str]) -> Boxes:
-        """The gt boxes of an image file; those of other classes than the detector's are left out.
+        """Gt boxes of an image file, limited to the detector's classes.
 
         Raises:
-            DataError: If the file does not know the image.
+            DataError: If the image is not in the file, or a box is not finite.
         """
         import numpy as np
 

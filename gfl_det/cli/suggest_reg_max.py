@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det suggest-reg-max``: what it reads, writes and prints."""
+"""Command ``gfl-det suggest-reg-max``: suggest reg_max and a pyramid for a data set."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from gfl_det.models.assigners import ATSSAssigner
 
 SHOWN = 33  # values of reg_max, from 2 on
-LEAST = 1e-5  # share drawn for none, on a logarithmic axis
+LEAST = 1e-5  # share drawn instead of 0 on a logarithmic axis
 
 
 def draw(advice: Advice, path: Path) -> None:
-    """Write a PNG: clipped positives by reg_max and level, and unassigned gt boxes by size."""
+    """Plot clipped positives by reg_max and level, and unassigned gt boxes by size, as a PNG."""
     from gfl_det.visualization.charts import figure
 
     drawing = figure(13, 4.2)
@@ -86,7 +86,7 @@ def _tried(axes: Any, advice: Advice) -> None:
         label = f'{" ".join(map(str, strides))} ({tried[0].cells:.2f} x cells)'
         axes.plot(scales, [100 * each.unassigned for each in tried], 'o-', ms=4, label=label)
         if strides[-1] != advice.now.pyramid.strides[-1]:
-            continue  # its points lie on those without the coarser level: one number per point
+            continue  # these points coincide with those without the coarser level: label once
         for each in tried:
             place = (each.pyramid.scale, 100 * each.unassigned)
             above = dict(xytext=(0, 4), textcoords='offset points')
@@ -109,7 +109,7 @@ Of the pyramids tried the least change is suggested that keeps to --max-bare and
 
 
 class Setting(NamedTuple):
-    """What a detector does with a data set."""
+    """Settings of a detector that determine its assignment on a data set."""
 
     pyramid: PriorPyramid
     reg_max: int
@@ -186,7 +186,7 @@ parse_arguments = parsing(make_parser, check=partial(one_of, name='annotations')
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print, and write ``reach.json`` and ``reach.png``.
+    """Measure, print the results, and write ``reach.json`` and ``reach.png``.
 
     Raises:
         GFLDetError: If the annotations or the config cannot be used.
@@ -230,10 +230,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def annotations_of(config: str) -> str:
-    """Return the annotation file of a config's training.
+    """Return the training annotation file of a config.
 
     Raises:
-        ConfigError: If it has none.
+        ConfigError: If the config has none.
     """
     from gfl_det.utils.config import annotation_path, datasets_of, load_config
 
@@ -244,7 +244,7 @@ def annotations_of(config: str) -> str:
 
 
 def read_setting(args: argparse.Namespace) -> Setting:
-    """Take each value from its option, else from the config, else the paper's.
+    """Take each value from its option, else from the config, else from the paper.
 
     Raises:
         ConfigError: If the config has no head with a pyramid of square priors, or no resizing.

@@ -1,4 +1,4 @@
-"""The command line of ``gfl-det swap-head``: what it reads, writes and prints."""
+"""Command ``gfl-det swap-head``: replace the head of a config."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Swap the head of one config, write it, and say what was done.
+    """Swap the head of a config, write the config, and print the changes.
 
     Raises:
         GFLDetError: See :func:`gfl_det.swap_head`, :func:`.check.check_config`.

@@ -1,4 +1,4 @@
-"""``gfl-det test``: test a detector, print the COCO table, write detections and pictures."""
+"""Command ``gfl-det test``: evaluate a detector, and write detections and pictures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def _check_detector(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse a command line without a detector; with --data the only name is the checkpoint's."""
+    """Refuse a command line without a detector; with --data, a single name is the checkpoint."""
     if (args.results is None) != (args.annotations is None):
         parser.error('--results DIR and --annotations JSON belong together')
     if args.results is not None:
@@ -68,7 +68,7 @@ parse_arguments = parsing(make_parser, set_local_rank, _check_detector)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Test, and say where detections and pictures are.
+    """Evaluate a detector and print the location of detections and pictures.
 
     Raises:
         GFLDetError: If data, weights or settings are missing, or contradict each other.
@@ -110,10 +110,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def judge_results(results: str, annotations: str) -> None:
-    """Print COCO's AP and the calibration of a folder of ``gfl-det infer-many``.
+    """Print COCO's AP and calibration metrics of a result folder of ``gfl-det infer-many``.
 
     Raises:
-        DataError: If the folder has no results, or those of other images.
+        DataError: If the folder has no results, or results for other images.
     """
     from gfl_det.evaluation.detections import read_annotations, truths_of_table
     from gfl_det.evaluation.evaluate import format_metrics
@@ -129,7 +129,7 @@ def judge_results(results: str, annotations: str) -> None:
 
 
 def tell_outputs(out: str | None, show_dir: str | None) -> None:
-    """Say where a test run has put detections and pictures."""
+    """Print where a test run has written detections and pictures."""
     from mmengine.dist import get_world_size, is_main_process
 
     from gfl_det.engine import config_edits

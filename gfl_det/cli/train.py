@@ -1,4 +1,4 @@
-"""``gfl-det train``: train a detector."""
+"""Command ``gfl-det train``: train a detector."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what training and testing share: the config, its work dir, and the launcher."""
+    """Add the arguments shared by training and testing: config, work dir and launcher."""
     parser.add_argument('config', nargs='?', metavar='CONFIG', help=CONFIG_HELP)
     add_own_data(parser)
     parser.add_argument('--work-dir', metavar='DIR', help='folder for logs and checkpoints')
@@ -76,7 +76,7 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
         help='print all that the log file has',
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
-    # torch.distributed.launch passes the number of the process, torchrun sets the variable.
+    # torch.distributed.launch passes the local rank, torchrun sets the environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
@@ -95,7 +95,7 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
 
 
 def set_local_rank(args: argparse.Namespace) -> None:
-    """Set ``LOCAL_RANK`` for mmengine where the launcher does not."""
+    """Set ``LOCAL_RANK`` for mmengine if the launcher does not."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
 
@@ -103,7 +103,7 @@ parse_arguments = parsing(make_parser, set_local_rank, partial(one_of, name='con
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train.
+    """Train a detector.
 
     Raises:
         GFLDetError: If data, weights or settings are missing, or contradict each other.

@@ -1,8 +1,8 @@
-"""``gfl-det weights``: what can be done to files of weights.
+"""Command ``gfl-det weights``: extract and convert weight files.
 
-``extract`` takes the weights out of a checkpoint of a training. A script in ``tools`` is older than
-that word, and goes without it. ``convert`` makes a checkpoint of ours from published weights of
-NanoDet-Plus, an ncnn pair or a checkpoint of its authors' trainer.
+``extract`` extracts the weights from a training checkpoint; an older script in ``tools`` does the
+same without the subcommand. ``convert`` makes a checkpoint for this package from published weights
+of NanoDet-Plus, either an ncnn pair or a checkpoint of the authors' trainer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def make_extract_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def add_extract_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``extract`` takes."""
+    """Add the arguments of ``extract``."""
     parser.add_argument('checkpoint', help='a checkpoint, such as best_*.pth or epoch_*.pth')
     parser.add_argument('out', help='the file to write')
     parser.add_argument(
@@ -57,7 +57,7 @@ def add_extract_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``convert`` takes."""
+    """Add the arguments of ``convert``."""
     parser.add_argument(
         'files', nargs='+', metavar='FILE', help='NAME.param NAME.bin, or NAME.ckpt or NAME.pth'
     )
@@ -73,12 +73,12 @@ parse_arguments = parsing(make_parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the subcommand says."""
+    """Run the subcommand."""
     dict(extract=extract, convert=convert)[args.command](args)
 
 
 def extract(args: argparse.Namespace) -> None:
-    """Write the weights and say what they are.
+    """Write the weights and print a summary.
 
     Raises:
         CheckpointError: If there are no such weights in the checkpoint, or the file cannot be
@@ -91,11 +91,12 @@ def extract(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Write the checkpoint and say what it holds.
+    """Write the checkpoint and print a summary.
 
     Raises:
-        CheckpointError: If a file is missing, damaged, or of another network than the config's.
-        ConfigError: If there is no config of the file's name, and none was given.
+        CheckpointError: If a file is missing, damaged, or belongs to another network than the
+            config.
+        ConfigError: If no config was given and none matches the file name.
     """
     from gfl_det.inference.foreign_weights import convert as convert_weights
 

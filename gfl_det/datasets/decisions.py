@@ -1,8 +1,8 @@
 """Decisions about suspicious labels, applied to a COCO annotation file.
 
-``gfl-det find-label-errors`` lists suspicious labels, its page collects a decision about each, and
-:func:`apply_decisions` makes a corrected copy of the annotations. The rest of the file stays as it
-is: other fields, other annotations, their order and their ids.
+``gfl-det find-label-errors`` lists suspicious labels, its page collects a decision for each, and
+:func:`apply_decisions` makes a corrected copy of the annotations. Everything else in the file is
+unchanged: other fields, other annotations, their order and their ids.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARK = 'marked'  # field of annotations, and of images with a missing label, to 
 
 
 def digest_of(content: bytes) -> str:
-    """SHA-256 of an annotation file, by which decisions know it.
+    """SHA-256 of an annotation file, with which decisions identify it.
 
     Example:
         >>> digest_of(b'{}')[:8]
@@ -38,12 +38,12 @@ def read_decisions(content: Any, source: str, digest: str, annotations: str) -> 
 
     Args:
         content: Parsed file of the review page.
-        source: Its name for messages.
+        source: Name of that file, for messages.
         digest: Digest of the annotation file, see :func:`digest_of`.
-        annotations: Name of the annotation file for messages.
+        annotations: Name of the annotation file, for messages.
 
     Raises:
-        DataError: If the file holds no decisions, or those about another annotation file.
+        DataError: If the file contains no decisions, or they are for another annotation file.
     """
     entries = content.get('decisions') if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
@@ -70,17 +70,17 @@ def apply_decisions(
 ) -> tuple[Entry, Counter[str]]:
     """Make a corrected copy of a parsed annotation file.
 
-    A taken suggestion moves a box (loose), renames it (class), adds one (missing) or removes one
-    (spurious, duplicate). A marked annotation gets ``"marked": true``; of a missing label, its
-    image does.
+    An accepted suggestion moves a box (loose), changes its class (class), adds a box (missing) or
+    removes one (spurious, duplicate). A marked annotation gets ``"marked": true``; for a missing
+    label, the image gets it.
 
     Args:
         dataset: Parsed COCO file; not modified.
-        decisions: Entries of :func:`read_decisions`.
-        source: Name of the decisions for messages.
+        decisions: Entries from :func:`read_decisions`.
+        source: Name of the decisions, for messages.
 
     Returns:
-        The copy, and how many entries were ``moved``, ``renamed``, ``added``, ``removed``,
+        The copy, and the numbers of entries ``moved``, ``renamed``, ``added``, ``removed``,
         ``marked`` and ``kept``.
 
     Raises:
@@ -175,7 +175,7 @@ def _new_label(entry: Entry, category: Any, box: list[float]) -> Entry:
 
 
 def _move(label: Entry, box: list[float]) -> None:
-    """Move a box; an outline of the old one is dropped."""
+    """Move a box and drop the outline of the old one."""
     label['bbox'] = box
     label['area'] = box[2] * box[3]
     label.pop('segmentation', None)

@@ -1,18 +1,18 @@
-"""Confidence intervals of detection metrics: a bootstrap over images, from matches made once.
+"""Confidence intervals of detection metrics: a bootstrap over images that matches only once.
 
 A resample draws as many images as there are, with replacement, so an image counts 0, 1, 2, ...
-times; :mod:`.weighted` takes the metrics under such weights.
+times; :mod:`.weighted` computes the metrics under these weights.
 
-Four kinds of interval, each for a reason:
+The kind of interval depends on the metric:
 
-- AP and oLRP take a best value over cuts, so few images bias them (AP upwards). A bootstrap cannot
-  see that bias, because copies of an image come together. Random halves of the images can: the bias
-  of such envelopes shrinks as n^(-2/3) (Groeneboom and Jongbloed, "Nonparametric Estimation under
-  Shape Constraints", 2014), so the step from n to n/2 gives it. The resamples are moved to the
-  estimate without its bias.
-- Calibration errors average absolute gaps, which a resample biases once more: basic intervals.
-- The parts of oLRP are taken at the best cut, which jumps between resamples: intervals to both
-  sides as wide as the wider one of their percentiles.
+- AP and oLRP take a best value over score thresholds, so few images bias them (AP upwards). A
+  bootstrap cannot reveal that bias, because copies of an image share its score. Random halves of
+  the images can: the bias of such envelopes shrinks as n^(-2/3) (Groeneboom and Jongbloed,
+  "Nonparametric Estimation under Shape Constraints", 2014), so the step from n to n/2 measures it.
+  The resamples are shifted to the bias-free estimate.
+- Calibration errors average absolute gaps, whose bias a resample adds again: basic intervals.
+- The parts of oLRP are taken at the best threshold, which jumps between resamples: symmetric
+  intervals, as wide on both sides as the wider side of the percentile interval.
 - All others: bias-corrected and accelerated (BCa; Efron, "Better Bootstrap Confidence Intervals",
   JASA 1987), with a jackknife over groups of images.
 """
@@ -34,26 +34,26 @@ from gfl_det.evaluation.weighted import DetectionStatistics
 LEVEL = 0.95
 GROUPS = 100  # of the jackknife
 HALVINGS = 50
-CHUNK = 50  # resamples at once: 50 x 5,000 images and 50 x 2,000 bins are a few MiB
+CHUNK = 50  # resamples per chunk: 50 x 5,000 images and 50 x 2,000 bins are a few MiB
 CALIBRATION_ERRORS = ('LaECE', 'LaACE', 'D-ECE')
-# The least LRP is best at a cut; its parts at that cut are not.
+# oLRP is a minimum over score thresholds; its parts at that threshold are not.
 ENVELOPES = re.compile(r'AP|oLRP(_class_\d+)?$')
 AT_BEST_CUT = re.compile(r'oLRP_(loc|FP|FN)$')
 
 
 class Interval(NamedTuple):
-    """A confidence interval; NaN where the metric is not defined."""
+    """Confidence interval; NaN if the metric is undefined."""
 
     low: float
     high: float
 
 
 def image_weights(num_images: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each image is in each resample, chunk by chunk.
+    """Image counts of each resample, in chunks.
 
     Args:
-        num_images: I.
-        resamples: in all.
+        num_images: Number of images, I.
+        resamples: Total number of resamples.
         seed: Seed of the draws; equal seeds pair the resamples of two detectors.
 
     Yields:
@@ -74,7 +74,7 @@ def image_weights(num_images: int, resamples: int, seed: int = 0) -> Iterator[np
 
 
 def jackknife_weights(num_images: int, groups: int = GROUPS) -> np.ndarray:
-    """Weights ``(G, I)`` that leave out one group of images each; G is at most I.
+    """Weights ``(G, I)`` that each leave out one group of images; G is at most I.
 
     Example:
         >>> jackknife_weights(num_images=3)
@@ -88,7 +88,7 @@ def jackknife_weights(num_images: int, groups: int = GROUPS) -> np.ndarray:
 
 
 def halving_weights(num_images: int, seed: int = 0, splits: int = HALVINGS) -> np.ndarray:
-    """Weights ``(2 * splits, I)`` of random halves, each split's two halves one after the other.
+    """Weights ``(2 * splits, I)`` of random halves; the two halves of a split are adjacent.
 
     Example:
         >>> halving_weights(num_images=4, splits=1).sum(0)  # each image is in one half
@@ -104,13 +104,13 @@ def halving_weights(num_images: int, seed: int = 0, splits: int = HALVINGS) -> n
 def shifted_interval(
     estimate: float, resampled: np.ndarray, halved: np.ndarray, level: float = LEVEL
 ) -> Interval:
-    """Percentiles of the resamples, moved to the estimate without the bias that halves show.
+    """Percentiles of the resamples, shifted by the bias that random halves of the images reveal.
 
     Args:
-        estimate: the statistic of the data.
-        resampled: ``(R,)`` of the resamples; NaN entries are left out.
-        halved: ``(H,)`` of random halves of the images.
-        level: in (0, 1).
+        estimate: Statistic of the data.
+        resampled: Statistic of each resample, ``(R,)``; NaN entries are ignored.
+        halved: Statistic of random halves of the images, ``(H,)``.
+        level: Confidence level in (0, 1).
 
     Returns:
         The interval within [0, 1]; NaN without a finite estimate or resample.
@@ -132,19 +132,19 @@ def shifted_interval(
 
 
 def basic_interval(estimate: float, resampled: np.ndarray, level: float = LEVEL) -> Interval:
-    """Basic (reverse percentile) interval: the resamples' spread, mirrored at the estimate.
+    """Basic (reverse percentile) interval: percentiles of the resamples mirrored at the estimate.
 
-    For calibration errors: absolute gaps of few detections are biased upwards, those of a resample
-    once more by as much, which the mirror takes off twice; no share of the resamples lies below the
-    estimate, so that BCa has nothing to work with.
+    For calibration errors: absolute gaps of few detections are biased upwards, and a resample adds
+    the same bias again; mirroring subtracts it twice. BCa does not apply, because none of the
+    resamples lie below the estimate.
 
     Args:
-        estimate: the statistic of the data, at least 0.
-        resampled: ``(R,)`` of the resamples; NaN entries are left out.
-        level: in (0, 1).
+        estimate: Statistic of the data, at least 0.
+        resampled: Statistic of each resample, ``(R,)``; NaN entries are ignored.
+        level: Confidence level in (0, 1).
 
     Returns:
-        The interval, cut at 0; NaN without a finite estimate or resample.
+        The interval, clipped at 0; NaN without a finite estimate or resample.
 
     Example:
         >>> basic_interval(0.2, np.linspace(0.2, 0.4, 101), level=0.9)
@@ -158,14 +158,14 @@ def basic_interval(estimate: float, resampled: np.ndarray, level: float = LEVEL)
 
 
 def wide_interval(estimate: float, resampled: np.ndarray, level: float = LEVEL) -> Interval:
-    """The estimate with the wider of the two sides of the resamples' percentiles on both sides.
+    """Symmetric interval, as wide on both sides as the wider side of the percentile interval.
 
-    It holds the percentile interval and the basic one.
+    It contains both the percentile and the basic interval.
 
     Args:
-        estimate: the statistic of the data, in [0, 1].
-        resampled: ``(R,)`` of the resamples; NaN entries are left out.
-        level: in (0, 1).
+        estimate: Statistic of the data, in [0, 1].
+        resampled: Statistic of each resample, ``(R,)``; NaN entries are ignored.
+        level: Confidence level in (0, 1).
 
     Returns:
         The interval within [0, 1]; NaN without a finite estimate or resample.
@@ -189,13 +189,13 @@ def bca_interval(
     """Bias-corrected and accelerated interval of one statistic.
 
     Args:
-        estimate: the statistic of the data.
-        resampled: ``(R,)`` of the resamples; NaN entries are left out.
-        jackknifed: ``(G,)`` with one group left out each.
-        level: in (0, 1).
+        estimate: Statistic of the data.
+        resampled: Statistic of each resample, ``(R,)``; NaN entries are ignored.
+        jackknifed: Statistic with one group left out each, ``(G,)``.
+        level: Confidence level in (0, 1).
 
     Returns:
-        The interval, NaN without a finite estimate or resample.
+        The interval; NaN without a finite estimate or resample.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -209,7 +209,7 @@ def bca_interval(
     resampled = np.sort(resampled[~np.isnan(resampled)])
     if np.isnan(estimate) or not len(resampled):
         return Interval(np.nan, np.nan)
-    # Ties count half, so that a statistic that does not vary has no bias.
+    # Ties count half, so a constant statistic has no bias.
     below = (resampled < estimate).mean() + (resampled == estimate).mean() / 2
     edge = 0.5 / len(resampled)
     bias = ndtri(np.clip(below, edge, 1 - edge))
@@ -229,12 +229,12 @@ def resample(
 
     Args:
         statistics: Statistics of one detector.
-        resamples: how many, about 1,000.
+        resamples: Number of resamples, about 1,000.
         seed: Seed of the draws.
-        level: Level of the intervals.
+        level: Confidence level of the intervals.
 
     Returns:
-        An interval per name; of values per class one with ``_class_k`` behind the name.
+        Intervals by metric; those of class k have the suffix ``_class_k``.
 
     Example:
         >>> from gfl_det.evaluation.detections import Detections, Truths
@@ -278,7 +278,7 @@ def precision_intervals(
         truths: Ground truth of the same images.
         resamples: Number of resamples of the images.
         seed: Seed of the draws.
-        max_dets: the best of an image and class that count.
+        max_dets: Highest-scoring detections to count per image and class.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])

@@ -42,7 +42,7 @@ from gfl_det.evaluation.shown import (
 from gfl_det.ops.boxes import xyxy_to_xywh
 from gfl_det.registry import METRICS
 
-# mmdet's names of the twelve numbers that pycocotools sums up, in its order.
+# mmdet's names of pycocotools' twelve summary numbers, in its order.
 AVERAGE_PRECISIONS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 AVERAGE_RECALLS = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000')
 STATISTICS = AVERAGE_PRECISIONS + AVERAGE_RECALLS
@@ -54,45 +54,45 @@ STANDARD_DETECTIONS = 100  # per image: COCO's AP
 
 
 class _Shown(NamedTuple):
-    """What is judged by: the ground truth in columns, and which images of them were shown."""
+    """The ground truth as a table, and which of its images were evaluated."""
 
     table: CocoTable
-    rows: list[int]  # of the table, one for each prediction
-    predictions: list[dict]  # with the file's own ids
+    rows: list[int]  # row of the table for each prediction
+    predictions: list[dict]  # with the ids of the file
 
 
 @METRICS.register_module()
 class CocoMetric(MMDetCocoMetric):
     """Drop-in for mmdet's ``CocoMetric``: same arguments, same numbers, several times faster.
 
-    Boxes and proposals are counted straight from memory, by faster_coco_eval where it is sure to
-    count as pycocotools does; masks by pycocotools. It differs from mmdet's where
-    that one judges wrongly:
+    Boxes and proposals are evaluated in memory, by faster_coco_eval if it is known to agree with
+    pycocotools; masks by pycocotools. The metric differs from mmdet's where that one is wrong:
 
-    - Evaluators see images, categories and annotations renumbered from 1, whatever their ids;
-      result files carry the ids of ``ann_file``.
-    - The images that were shown are judged, found in ``ann_file`` by id and file name, each once.
-    - An ``area`` that is not positive becomes width * height; an ``iscrowd`` other than 1, 0.
-    - ``classwise`` finds each class by its id, where mmdet takes ids to ascend in the file, and
-      else gives one class the AP of another.
-    - With other ``proposal_nums`` than mmdet's, AP is taken at the largest of them.
+    - Evaluators receive images, categories and annotations renumbered from 1, whatever their ids;
+      result files contain the ids of ``ann_file``.
+    - Only the images seen are evaluated, each once; they are found in ``ann_file`` by id and file
+      name.
+    - A non-positive ``area`` becomes width * height; an ``iscrowd`` other than 1 becomes 0.
+    - ``classwise`` finds each class by its id. mmdet assumes ascending ids in the file, and
+      otherwise gives one class the AP of another.
+    - With ``proposal_nums`` other than mmdet's, AP is taken at the largest of them.
 
     Args:
-        *args: mmdet's.
-        backend: the library that evaluates. ``'auto'`` is ``'faster_coco_eval'`` where a version
-            is installed that was compared with pycocotools, else ``'pycocotools'``, the reference.
+        *args: Arguments of mmdet's metric.
+        backend: Evaluation library. ``'auto'`` is ``'faster_coco_eval'`` if the installed version
+            was compared with pycocotools, else ``'pycocotools'``, the reference.
         resamples: Resamples of the images, for .95 intervals of mAP, mAP_50 and mAP_75 and, with
             ``classwise``, of each class: ``bbox_mAP_low``, ``bbox_mAP_high`` and so on
             (:mod:`.bootstrap`); 0 for none.
         seed: Seed of the resamples.
-        **kwargs: mmdet's. ``iou_thrs`` may be one number or a list, as mmdet documents, and
-            ``proposal_nums`` one number or any count of them.
+        **kwargs: Arguments of mmdet's metric. ``iou_thrs`` may be a number or a list, as mmdet
+            documents, and ``proposal_nums`` a number or any count of numbers.
 
     Raises:
         ConfigError: If a backend or metric item is unknown, ``proposal_nums`` are not positive
-            integers, or resamples of other than COCO's IoU thresholds.
-        DataError: If ``ann_file`` cannot be judged, or an image that was shown is not in it.
-        SetupError: If ``'faster_coco_eval'`` is asked for by name and not installed.
+            integers, or resamples are requested for IoU thresholds other than COCO's.
+        DataError: If ``ann_file`` cannot be used, or an image seen is not in it.
+        SetupError: If ``'faster_coco_eval'`` is requested by name and not installed.
     """
 
     iou_thrs: np.ndarray
@@ -132,14 +132,14 @@ class CocoMetric(MMDetCocoMetric):
             self._coco_api = _coco_of(self.table)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keep what is needed of a batch.
+        """Collect the predictions of a batch, and its gt if there is no ``ann_file``.
 
         Args:
             data_batch: Not used.
-            data_samples: As mmdet's metric takes them; ``img_path`` tells images of one id apart.
+            data_samples: As in mmdet's metric; ``img_path`` distinguishes images of the same id.
 
         Raises:
-            ConfigError: If there is no ``ann_file``, and the samples hold no gt.
+            ConfigError: If there is no ``ann_file`` and the samples have no gt.
         """
         if self.table is None and not all('instances' in sample for sample in data_samples):
             raise ConfigError(
@@ -152,13 +152,13 @@ class CocoMetric(MMDetCocoMetric):
             prediction['img_path'] = str(sample.get('img_path') or '')
 
     def compute_metrics(self, results: Sequence[tuple[dict, dict]]) -> dict[str, float]:
-        """Count all results.
+        """Evaluate all results.
 
         Args:
-            results: What `process` collected: (ground truth, prediction) of each image.
+            results: (ground truth, prediction) of each image, as collected by `process`.
 
         Returns:
-            The numbers by name, rounded to three digits as mmdet does.
+            Metrics by name, rounded to three digits as in mmdet.
         """
         self._add_absent()
         shown = self._shown(results)
@@ -190,7 +190,7 @@ class CocoMetric(MMDetCocoMetric):
         return numbers
 
     def _intervals(self, shown: _Shown, labels: list[int]) -> dict[str, float]:
-        """Ends of the .95 intervals of mAP, mAP_50 and mAP_75, and of each class if listed."""
+        """Ends of the .95 intervals of mAP, mAP_50, mAP_75 and, with ``classwise``, each class."""
         names = [shown.table.class_names[label] for label in labels]
         truths, images = truths_of_rows(shown.table, shown.rows)
         most = self.proposal_nums[self._precision_column()]
@@ -212,7 +212,7 @@ class CocoMetric(MMDetCocoMetric):
         return numbers
 
     def _add_absent(self) -> None:
-        """Add the data set's classes that ``ann_file`` does not list: they have no gt box."""
+        """Add the classes of the data set that ``ann_file`` does not list; they have no gt box."""
         if self.table is None:
             return
         table, absent = with_absent(self.table, (self.dataset_meta or {})['classes'])
@@ -221,7 +221,7 @@ class CocoMetric(MMDetCocoMetric):
             self.table, self._coco_api = table, _coco_of(table)
 
     def _shown(self, results: Sequence[tuple[dict, dict]]) -> _Shown:
-        """Find the images that were shown among those of the ground truth, each once."""
+        """Find the evaluated images in the ground truth, each once."""
         predictions = [prediction for _, prediction in results]
         samples = [Sample(each['img_id'], each.get('img_path', '')) for each in predictions]
         if self.table is None:
@@ -247,12 +247,12 @@ class CocoMetric(MMDetCocoMetric):
         return _Shown(table, rows, chosen)
 
     def _labels(self, table: CocoTable) -> list[int]:
-        """Return the categories of the file that the detector's labels mean, in their order."""
+        """Return the file's category of each of the detector's labels, in the order of labels."""
         categories = [dict(id=row, name=name) for row, name in enumerate(table.class_names)]
         return match_classes((self.dataset_meta or {})['classes'], categories, table.source)
 
     def _fast_recalls(self, truths: Any, predictions: Sequence[dict]) -> dict[str, float]:
-        """Count image by image: mmdet's count fails where images differ in their number of gts."""
+        """Compute recalls image by image: mmdet's code fails if numbers of gt boxes differ."""
         known, shown = self._coco_api, self.img_ids
         self._coco_api = truths
         found, gts = np.zeros(len(self.proposal_nums)), 0
@@ -270,7 +270,7 @@ class CocoMetric(MMDetCocoMetric):
         return {f'AR@{number}': recall for number, recall in zip(self.proposal_nums, recalls)}
 
     def _detections(self, shown: _Shown, labels: list[int], with_masks: bool) -> list[dict]:
-        """Return predictions as COCO results in float64, as mmdet's JSON files hold them."""
+        """Return predictions as COCO results in float64, as in mmdet's JSON files."""
         detections = []
         for row, prediction in zip(shown.rows, shown.predictions):
             scores, found = prediction['scores'].tolist(), prediction['labels'].tolist()
@@ -288,7 +288,7 @@ class CocoMetric(MMDetCocoMetric):
     def _evaluate(
         self, truths: Any, detections: list[dict], labels: list[int], metric: str
     ) -> COCOeval:
-        """Count and print COCO's table; boxes of any class may match as proposals."""
+        """Evaluate and print COCO's table; proposals may match boxes of any class."""
         kind = COCOevalMP if self.use_mp_eval else COCOeval
         is_fast = self.backend == 'faster_coco_eval' and metric != 'segm' and not self.use_mp_eval
         if is_fast and counts_alike(truths, detections):
@@ -308,7 +308,7 @@ class CocoMetric(MMDetCocoMetric):
         return evaluator
 
     def _precision_column(self) -> int:
-        """Which of ``proposal_nums`` AP is taken at: mmdet's defaults mean COCO's own AP."""
+        """Index into ``proposal_nums`` for AP; mmdet's defaults mean COCO's standard AP."""
         if tuple(self.proposal_nums) == DEFAULT_NUMS:
             return self.proposal_nums.index(STANDARD_DETECTIONS)
         largest = self.proposal_nums[-1]
@@ -316,7 +316,7 @@ class CocoMetric(MMDetCocoMetric):
         return len(self.proposal_nums) - 1
 
     def _name(self, metric: str, evaluator: COCOeval) -> dict[str, float]:
-        """Give the numbers that were asked for their names."""
+        """Return the requested metrics by name."""
         by_name = dict(zip(STATISTICS, evaluator.stats))
         items = AVERAGE_RECALLS if metric == 'proposal' else AVERAGE_PRECISIONS
         items = items if self.metric_items is None else self.metric_items
@@ -330,7 +330,7 @@ class CocoMetric(MMDetCocoMetric):
         return numbers
 
     def _list_classes(self, evaluator: COCOeval) -> dict[str, float]:
-        """AP of each class; the table also has those of `AVERAGE_PRECISIONS`."""
+        """AP of each class; the printed table also lists `AVERAGE_PRECISIONS`."""
         precision = evaluator.eval['precision'][..., -1]  # (thresholds, recalls, classes, areas)
         numbers: dict[str, float] = {}
         table = [['category', *AVERAGE_PRECISIONS]]
@@ -347,7 +347,7 @@ class CocoMetric(MMDetCocoMetric):
 
 
 def _detection_numbers(value: Any) -> list[int]:
-    """Return how many detections per image are counted, ascending.
+    """Return the numbers of detections per image to evaluate at, ascending.
 
     >>> _detection_numbers((1000, 1, 10))
     [1, 10, 1000]
@@ -371,7 +371,7 @@ def _detection_numbers(value: Any) -> list[int]:
 
 
 def _coco_of(table: CocoTable) -> Any:
-    """Return ground truth as pycocotools keeps it; images, categories and annotations from 1."""
+    """Return ground truth as a pycocotools object with all ids renumbered from 1."""
     columns = (table.image, table.label, table.boxes, table.area, table.crowd, table.ignored)
     annotations = [
         dict(
@@ -397,7 +397,7 @@ def _coco_of(table: CocoTable) -> Any:
         categories=[dict(id=number, name=name) for number, name in enumerate(table.class_names, 1)],
         annotations=annotations,
     )
-    with redirect_stdout(io.StringIO()):  # pycocotools tells of each step
+    with redirect_stdout(io.StringIO()):  # pycocotools prints every step
         known.createIndex()
     known.img_ann_map, known.cat_img_map = known.imgToAnns, known.catToImgs
     return known
@@ -416,12 +416,11 @@ def _by_category_id(table: CocoTable) -> CocoTable:
 def _summarize(evaluator: COCOeval, column: int) -> None:
     """Fill ``stats`` with the twelve numbers and print them with the numbers of detections.
 
-    pycocotools' own takes AP from 100 detections alone, and stops at other than three numbers.
+    pycocotools' own ``summarize`` takes AP at 100 detections only, and requires three ``maxDets``.
 
     Args:
-        evaluator: After ``accumulate``.
-        column: Which of ``maxDets`` the first AP is taken at; the others are taken at the largest
-            of three.
+        evaluator: Evaluator after ``accumulate``.
+        column: Index into ``maxDets`` for the first AP; the others use the largest of three.
     """
     numbers = evaluator.params.maxDets
     third = min(2, len(numbers) - 1)
@@ -442,7 +441,7 @@ def _summarize(evaluator: COCOeval, column: int) -> None:
 def _statistic(
     evaluator: COCOeval, kind: str, threshold: float | None, area: str, column: int
 ) -> float:
-    """One number: the mean of what is there of an array, -1 where nothing is; it is printed."""
+    """Print and return one number: the mean of the valid entries, or -1 if there are none."""
     params = evaluator.params
     values = evaluator.eval[kind][..., params.areaRngLbl.index(area), column]
     if threshold is not None:
@@ -464,6 +463,6 @@ def _statistic(
 
 
 def _mean(precision: np.ndarray) -> float:
-    """Mean of what is there; -1 marks what had no gt box."""
+    """Mean of the valid entries; -1 marks entries without a gt box."""
     there = precision[precision > -1]
     return float(there.mean()) if there.size else float('nan')

@@ -1,17 +1,17 @@
-"""Is one detector better than another, or is it noise? Paired differences with intervals and p.
+"""Paired comparison of two detectors: differences of metrics with intervals and p values.
 
-Both detectors are judged on the same images, and each resample draws the same images for both, so
-that what makes an image hard cancels. Where a side has several trainings (seeds), a resample draws
-among them too (hierarchical bootstrap): one training fewer than there are, which makes the variance
-of the mean unbiased (McCarthy and Snowden, "The Bootstrap and Finite Population Sampling", 1985).
-Few images or trainings have wider tails than a normal distribution: deviations are stretched to
-Student's t with Satterthwaite's degrees of freedom.
+Both detectors are evaluated on the same images, and each resample draws the same images for both,
+so the difficulty of an image cancels. If a side has several trainings (seeds), a resample also
+draws among them (hierarchical bootstrap): one training fewer than there are, which makes the
+variance of the mean unbiased (McCarthy and Snowden, "The Bootstrap and Finite Population Sampling",
+1985). With few images or trainings the tails are wider than a normal distribution's, so deviations
+are stretched to Student's t with Satterthwaite's degrees of freedom.
 
-Interval and p come from one distribution: the resamples' deviations from their mean. A p below .05
-and a .95 interval without 0 are the same thing. For many tests see :func:`holm`. The mean itself is
-not used to correct for bias: absolute gaps of resamples grow most where the data show least, so
-that a correction would double what differs by chance. A calibrated detector's error still has its
-floor in it (:mod:`.floors`), which makes its advantage look smaller than it is.
+The interval and p come from one distribution, the deviations of the resamples from their mean: p is
+below .05 exactly if the .95 interval excludes 0. For several tests see :func:`holm`. The mean of
+the resamples is not used to correct for bias: absolute gaps grow most in resamples of data with
+small gaps, so a correction would double chance differences. The error of a calibrated detector
+still contains its noise floor (:mod:`.floors`), which makes its advantage look smaller than it is.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from gfl_det.evaluation.detections import Detections, Truths
 from gfl_det.evaluation.evaluate import statistics_of
 from gfl_det.evaluation.matching import ZeroOverlap
 
-# What a verdict is about, by weight; of the others less is better.
+# Metrics of a verdict, most important first. Lower is better unless listed in MORE_IS_BETTER.
 JUDGED = ('AP', 'AP50', 'AP75', 'oLRP', 'LaECE_0', 'LaACE_0', 'D-ECE')
 MORE_IS_BETTER = ('AP', 'AP50', 'AP75')
 NORMAL = 1.959964  # of a .95 interval
 
 
 class PairedDifference(NamedTuple):
-    """A paired difference: first side less second."""
+    """Paired difference, first side minus second."""
 
     value: float
     low: float  # of the .95 interval
@@ -44,17 +44,17 @@ class PairedDifference(NamedTuple):
 
 
 class ComparedSide(NamedTuple):
-    """One metric of the M trainings of a side."""
+    """One metric for the M trainings of a side."""
 
     value: np.ndarray  # (M,)
-    resampled: np.ndarray  # (R, M), of the same images for all
+    resampled: np.ndarray  # (R, M), the same resampled images for all trainings
 
     def mean(self, drawn: np.ndarray) -> np.ndarray:
         """Means ``(R,)`` over the drawn trainings ``(R, D)``."""
         return np.take_along_axis(self.resampled, drawn, axis=1).mean(1)
 
     def spread(self) -> tuple[float, int]:
-        """Variance of the mean over trainings, and its degrees of freedom; (0, 1) of one."""
+        """Variance of the mean over trainings and its degrees of freedom; (0, 1) for one."""
         number = len(self.value)
         if number == 1:
             return 0.0, 1
@@ -73,18 +73,18 @@ def compare_detections(
     """Compare two detectors on the same images.
 
     Args:
-        a: detections of the first, or of each of its trainings.
-        b: those of the second.
+        a: Detections of the first detector, or of each of its trainings.
+        b: Detections of the second, likewise.
         truths: Ground truth of the same images.
         resamples: Resamples of the images, and of the trainings if a side has several.
         seed: Seed of the resamples.
-        taus: as for :func:`.evaluate.evaluate_detections`.
-        zero_overlap: likewise.
+        taus: As in :func:`.evaluate.evaluate_detections`.
+        zero_overlap: As in :func:`.evaluate.evaluate_detections`.
 
     Returns:
         For each metric, and for AP, LaECE and LaACE of each class (``AP_class_3``):
-        ``NAME_a`` and ``NAME_b``, the means over trainings; ``NAME_difference``, a less b, with the
-        ends of its .95 interval, ``NAME_low`` and ``NAME_high``, and ``NAME_p``. NaN where a side
+        ``NAME_a`` and ``NAME_b``, the means over trainings; ``NAME_difference``, a minus b, with
+        the ends of its .95 interval, ``NAME_low`` and ``NAME_high``, and ``NAME_p``. NaN if a side
         has no value.
 
     Raises:
@@ -133,10 +133,10 @@ def paired_difference(
     """Difference of the means of two sides, with its interval and p.
 
     Args:
-        a: first side.
-        b: second side.
-        drawn: ``(R, D)`` trainings of each side.
-        num_images: that a resample draws.
+        a: First side.
+        b: Second side.
+        drawn: Drawn trainings of each side, ``(R, D)``.
+        num_images: Number of images per resample.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -173,12 +173,12 @@ def _stretch(a: ComparedSide, b: ComparedSide, of_images: float, num_images: int
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Adjust p values of a family of tests: one false alarm in all of them is as rare as stated.
+    """Adjust the p values of a family of tests to control the family-wise error rate.
 
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
 
     Args:
-        p: by name; NaN entries are no tests and stay.
+        p: p values by name; NaN entries are not counted as tests and stay NaN.
 
     Example:
         >>> holm({'x': 0.01, 'y': 0.04, 'z': 0.03})
@@ -196,13 +196,13 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 def verdict(
     found: Mapping[str, float], a: str = 'A', b: str = 'B', judged: Sequence[str] = JUDGED
 ) -> str:
-    """One sentence on a comparison, at .05 after Holm's correction over the judged metrics.
+    """One sentence on a comparison, at level .05 after Holm's correction over the given metrics.
 
     Args:
         found: Result of :func:`compare_detections`.
-        a: name of the first side.
-        b: Name of the second.
-        judged: the metrics that it is about.
+        a: Name of the first side.
+        b: Name of the second side.
+        judged: Metrics to include.
 
     Example:
         >>> ends = dict(difference=0.02, low=0.011, high=0.029, p=0.002)
@@ -229,7 +229,7 @@ def verdict(
 
 
 def _columns(chunks: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
-    """Values ``(R, M)`` of M runs by name, from chunks of resamples; classes have names each."""
+    """Values ``(R, M)`` of M runs by name, from chunks of resamples; one name per class."""
     columns: dict[str, list[np.ndarray]] = {}
     for runs in chunks:
         for name in runs[0]:

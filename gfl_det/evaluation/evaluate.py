@@ -1,4 +1,4 @@
-"""All metrics of detections at once, with noise floors, and with intervals where asked for."""
+"""All detection metrics in one call, with noise floors and optional confidence intervals."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from gfl_det.evaluation.functional import (
 from gfl_det.evaluation.matching import Matches, ZeroOverlap, match
 from gfl_det.evaluation.weighted import DetectionStatistics
 
-# Names of the parts of LRP, behind the metric's.
+# Suffixes of the parts of LRP.
 PARTS = dict(total='', loc='_loc', fp='_FP', fn='_FN')
-# What stands beside a calibration error, behind its name.
+# Suffixes of the values reported with a calibration error.
 FLOOR_PARTS = {
     '': 'value',
     '_count': 'number',
@@ -46,28 +46,28 @@ def evaluate_detections(
     resamples: int = 0,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Judge detections as they are; cut them first to judge an operating point.
+    """Evaluate all given detections; for an operating point, apply its score thresholds first.
 
     Args:
-        detections: with calibrated scores or raw ones.
+        detections: Detections with calibrated or raw scores.
         truths: Ground truth of the same images.
-        taus: thresholds below 1 of the IoU for LaECE, LaACE and LRP.
-        zero_overlap: see :func:`.matching.match`; at tau 0 the other way is given too.
+        taus: IoU thresholds below 1 for LaECE, LaACE and LRP.
+        zero_overlap: See :func:`.matching.match`; at tau 0 the other option is reported too.
         resamples: Resamples of the images for confidence intervals, about 1,000; 0 for none.
         seed: Seed of the resamples and of the floors' draws.
 
     Returns:
-        Fractions, NaN where no class has a value: ``LaECE_{tau}``, ``LaACE_{tau}`` and
-        ``LRP_{tau}`` with its parts ``_loc``, ``_FP``, ``_FN``; at tau 0 the same with
-        ``_reject`` (or ``_oracle``) at the end; ``D-ECE``; ``oLRP`` with its parts; ``AP``,
-        ``AP50``, ``AP75``; and how many classes count, have no gt box, or no detection that
-        counts: ``classes``, ``classes_without_truths``, ``classes_without_detections``.
+        Fractions, NaN if no class has a value: ``LaECE_{tau}``, ``LaACE_{tau}`` and
+        ``LRP_{tau}`` with its parts ``_loc``, ``_FP``, ``_FN``; at tau 0 also with the suffix
+        ``_reject`` (or ``_oracle``); ``D-ECE``; ``oLRP`` with its parts; ``AP``, ``AP50``,
+        ``AP75``; and the numbers of classes that count, have no gt box, or have no detection
+        that counts: ``classes``, ``classes_without_truths``, ``classes_without_detections``.
 
-        Beside each calibration error ``NAME`` (:mod:`.floors`): ``NAME_count`` of detections,
-        ``NAME_floor`` and ``NAME_floor_95``, the mean and the .95 quantile of a perfectly
-        calibrated detector with these scores, and the estimates ``NAME_debiased`` and (not of
-        LaACE) ``NAME_sweep``. With ``resamples`` the ends of each metric's .95 interval,
-        ``NAME_low`` and ``NAME_high`` (:mod:`.bootstrap`).
+        For each calibration error ``NAME`` (:mod:`.floors`) also ``NAME_count``, the number of
+        detections; ``NAME_floor`` and ``NAME_floor_95``, the mean and the .95 quantile for a
+        perfectly calibrated detector with these scores; and the estimates ``NAME_debiased`` and
+        (except for LaACE) ``NAME_sweep``. With ``resamples``, the ends of each metric's .95
+        interval, ``NAME_low`` and ``NAME_high`` (:mod:`.bootstrap`).
 
     Raises:
         ConfigError: If a threshold or the number of resamples is out of range.
@@ -99,7 +99,7 @@ def metrics_of(
     """The metrics of :func:`evaluate_detections` from matches.
 
     Args:
-        matched: Matches at the thresholds, with the ends of their metrics' names.
+        matched: Matches at the thresholds, each with the suffix of its metric names.
         coco: Matches at COCO's thresholds.
         seed: Seed of the floors' draws.
 
@@ -132,13 +132,13 @@ def statistics_of(
     taus: Sequence[float] = (0.0, 0.5),
     zero_overlap: ZeroOverlap = 'oracle',
 ) -> DetectionStatistics:
-    """The same metrics under weights of the images, for resamples.
+    """The metrics of :func:`evaluate_detections` as functions of image weights, for resamples.
 
     Args:
-        detections: see :func:`evaluate_detections`, as for the others.
-        truths: see there.
-        taus: see there.
-        zero_overlap: see there.
+        detections: As in :func:`evaluate_detections`.
+        truths: Likewise.
+        taus: Likewise.
+        zero_overlap: Likewise.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -156,7 +156,7 @@ def statistics_of(
 def _match_all(
     detections: Detections, truths: Truths, taus: Sequence[float], zero_overlap: ZeroOverlap
 ) -> tuple[list[tuple[Matches, str]], list[Matches]]:
-    """Matches at the thresholds, with what stands behind the names, and at COCO's."""
+    """Matches at the given thresholds, with the suffixes of metric names, and at COCO's."""
     found = match(detections, truths, [*taus, *COCO_TAUS], zero_overlap)
     matched: list[tuple[Matches, str]] = []
     for tau, matches in zip(taus, found):
@@ -168,9 +168,9 @@ def _match_all(
 
 
 def inside_floor(metrics: Mapping[str, float], name: str) -> bool:
-    """Whether a perfectly calibrated detector with these scores shows as much.
+    """Whether an error lies within the noise of a perfectly calibrated detector with these scores.
 
-    False for what has no floor, such as AP.
+    False for metrics without a floor, such as AP.
 
     Example:
         >>> inside_floor({'D-ECE': 0.08, 'D-ECE_floor_95': 0.11}, 'D-ECE')
@@ -180,11 +180,11 @@ def inside_floor(metrics: Mapping[str, float], name: str) -> bool:
 
 
 def format_metrics(metrics: Mapping[str, float], names: Sequence[str] | None = None) -> str:
-    """A table of metrics beside their counts, floors and intervals.
+    """Table of metrics with their counts, floors and intervals.
 
     Args:
         metrics: Result of :func:`evaluate_detections`.
-        names: rows, in order; None: all that are neither a count, a floor nor an end.
+        names: Rows, in order; None: all metrics, without counts, floors and interval ends.
 
     Example:
         >>> known = {'D-ECE': 0.08, 'D-ECE_count': 150, 'D-ECE_floor': 0.07}
@@ -221,7 +221,7 @@ def _is_end(metrics: Mapping[str, float], name: str, end: str) -> bool:
 
 
 class ClassErrors(NamedTuple):
-    """Calibration errors with their floors, and LRP, at one threshold."""
+    """Calibration errors with their floors, and LRP, at one IoU threshold."""
 
     laece: ErrorFloor
     laace: ErrorFloor
@@ -231,13 +231,13 @@ class ClassErrors(NamedTuple):
 def errors_by_class(
     detections: Detections, truths: Truths, tau: float, zero_overlap: ZeroOverlap = 'oracle'
 ) -> ClassErrors:
-    """LaECE, LaACE and LRP with their values for each class.
+    """LaECE, LaACE and LRP with their values per class.
 
     Args:
-        detections: with calibrated scores or raw ones.
+        detections: Detections with calibrated or raw scores.
         truths: Ground truth of the same images.
-        tau: threshold below 1 of the IoU.
-        zero_overlap: see :func:`.matching.match`.
+        tau: IoU threshold below 1.
+        zero_overlap: See :func:`.matching.match`.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
@@ -256,11 +256,11 @@ def errors_by_class(
 def keep_above(
     detections: Detections, thresholds: np.ndarray | Sequence[float] | float
 ) -> np.ndarray:
-    """Mask ``(N,)`` of the detections with at least the score that their class is cut at.
+    """Mask ``(N,)`` of the detections whose score is at least the threshold of their class.
 
     Args:
-        detections: N.
-        thresholds: ``(K,)``, or one for all classes; NaN keeps all.
+        detections: N detections.
+        thresholds: Score thresholds per class, ``(K,)``, or one for all; NaN keeps all.
 
     Example:
         >>> found = Detections(*np.zeros((2, 2), int), np.zeros((2, 4)), np.array([0.6, 0.4]))
@@ -273,10 +273,10 @@ def keep_above(
 
 
 def check_taus(taus: Sequence[float]) -> None:
-    """Refuse thresholds that LRP is not defined for.
+    """Refuse IoU thresholds for which LRP is undefined.
 
     Raises:
-        ConfigError: If one is not in [0, 1).
+        ConfigError: If a threshold is not in [0, 1).
 
     Example:
         >>> check_taus([0, 0.5])
@@ -297,7 +297,7 @@ def _at_tau(matches: Matches, tau: str, seed: int, end: str = '') -> dict[str, f
 def _named(name: str, floor: ErrorFloor) -> dict[str, float]:
     values = floor.pooled._asdict()
     parts = {f'{name}{end}': float(values[part]) for end, part in FLOOR_PARTS.items()}
-    if name.startswith('LaACE'):  # which has no bins
+    if name.startswith('LaACE'):  # has no bins
         del parts[f'{name}_sweep']
     return parts
 

@@ -1,19 +1,19 @@
-"""Noise floors of calibration errors: what a perfectly calibrated detector would show.
+"""Noise floors of calibration errors: the error of a perfectly calibrated detector.
 
-Calibration errors average absolute gaps between scores and targets, and no finite number of
-detections makes those 0. The floor is the error of a detector with these very scores whose expected
-target is the score: targets are drawn anew around each score, with residuals from the data, and the
-error is taken again. A value inside its floor is no evidence against the scores.
+Calibration errors average absolute gaps between scores and targets, which are positive for any
+finite number of detections. The floor is the error of a detector with the same scores whose
+expected target is the score: targets are redrawn around each score, with residuals from the data,
+and the error is computed again. A value inside its floor is no evidence of miscalibration.
 
-Two estimates stand beside the published ones. The debiased one is 0 on average under calibration
-and may be negative (in the spirit of Kumar, Liang and Ma, "Verified Uncertainty Calibration",
-NeurIPS 2019, arXiv 1909.10155, who debias the squared error). It rests on the identity that an
-expected absolute gap is the gap times its sign: a quadratic of the score is fitted to the gaps, its
-coefficients and what is left in each bin are shrunk as James and Stein do, and the sign of that is
-taken. What it shows of pure noise is subtracted, weighted by the Bayes factor of calibration
-against a shift, a slope or a bend, so that the correction fades where the data speak against
-calibration. The other one is the sweep of
-Roelofs et al., "Mitigating Bias in Calibration Error Estimation", AISTATS 2022 (arXiv 2012.08668).
+Two estimates complement the published errors. The debiased estimate is 0 on average under
+calibration and may be negative (in the spirit of Kumar, Liang and Ma, "Verified Uncertainty
+Calibration", NeurIPS 2019, arXiv 1909.10155, who debias the squared error). It uses the identity
+that an expected absolute gap is the gap times its sign: a quadratic of the score is fitted to the
+gaps, its coefficients and the residual of each bin get James-Stein shrinkage, and the sign of the
+result is used. Its value on pure noise is subtracted, weighted by the Bayes factor of calibration
+against a shift, a slope or a bend, so the correction vanishes as the data contradict calibration.
+The other estimate is the sweep of Roelofs et al., "Mitigating Bias in Calibration Error
+Estimation", AISTATS 2022 (arXiv 2012.08668).
 """
 
 from __future__ import annotations
@@ -26,56 +26,56 @@ from gfl_det.evaluation.functional import DECE_BINS, LAECE_BINS, laace, laece, n
 from gfl_det.evaluation.matching import Matches
 
 DRAWS = 200
-NEIGHBOURS = 20  # detections of similar scores that a residual is drawn from
-EXACT = 32  # detections of a bin; sums over more are drawn from a normal distribution
+NEIGHBOURS = 20  # detections of similar score from which a residual is drawn
+EXACT = 32  # detections per bin; sums over more are drawn from a normal distribution
 QUANTILE = 0.95
 NORMAL_QUANTILE = 1.6448536  # of the standard normal distribution at QUANTILE
-# Of a shift, a slope and a bend, in this order. Chosen on one generator of detections (uniform
-# scores) and confirmed on others; docs/results/calibration.md has both.
-SHRINKAGE = np.array([0.5, 2.0, 3.0])  # squared standard errors that a coefficient loses
-BIN_SHRINKAGE = 4.0  # and what a bin's gap beside the curve loses
-PRIOR = np.array([0.6, 0.3, 0.1])  # which of them a miscalibration is
+# For a shift, a slope and a bend, in this order. Chosen on one generator of detections (uniform
+# scores) and confirmed on others; docs/results/calibration.md reports both.
+SHRINKAGE = np.array([0.5, 2.0, 3.0])  # shrinkage of a coefficient, squared standard errors
+BIN_SHRINKAGE = 4.0  # shrinkage of a bin's residual from the curve, squared standard errors
+PRIOR = np.array([0.6, 0.3, 0.1])  # prior probability of each kind of miscalibration
 PRIOR_SIZE = 0.1  # standard deviation of a coefficient under miscalibration
 MAX_SWEEP_BINS = 200
-CHUNK = 2**18  # residuals drawn at once
-TINY = 1e-12  # a variance of nothing
+CHUNK = 2**18  # residuals per draw
+TINY = 1e-12  # least variance, against division by zero
 
 
 class Floor(NamedTuple):
-    """A calibration error beside what its own noise makes: floats, or ``(K,)`` for K classes.
+    """Calibration error with its noise floor: floats, or ``(K,)`` for K classes.
 
-    NaN where nothing is judged.
+    NaN without detections.
     """
 
-    value: np.ndarray  # as published
-    number: np.ndarray  # detections that it is taken over
-    mean: np.ndarray  # of a perfectly calibrated detector with these scores
-    upper: np.ndarray  # the .95 quantile of it
+    value: np.ndarray  # error as published
+    number: np.ndarray  # number of detections
+    mean: np.ndarray  # mean error of a perfectly calibrated detector with these scores
+    upper: np.ndarray  # .95 quantile of the same
     debiased: np.ndarray  # 0 on average under calibration; may be negative
     sweep: np.ndarray  # see `sweep_error`; NaN for LaACE, which has no bins
 
     @property
     def inside(self) -> np.ndarray:
-        """Whether one in twenty perfectly calibrated detectors shows as much."""
+        """Whether at least one in twenty perfectly calibrated detectors has such an error."""
         return np.asarray(self.value <= self.upper)
 
 
 class ErrorFloor(NamedTuple):
-    """Of the metric, and of each class; D-ECE has no classes and a single entry."""
+    """Floors of the metric and of each class; D-ECE is not per class and has a single entry."""
 
     pooled: Floor
     per_class: Floor
 
 
 class _Windows(NamedTuple):
-    """Neighbours in score of each of N detections, which are sorted by class and score."""
+    """Neighbours in score of each of N detections, sorted by class and score."""
 
     scores: np.ndarray  # (N,)
     gaps: np.ndarray  # (N,) target - score
     first: np.ndarray  # (N,) int64, index of the first neighbour
     size: np.ndarray  # (N,) int64, at most NEIGHBOURS, fewer in a small class
     mean: np.ndarray  # (N,) mean gap of the neighbours
-    scale: np.ndarray  # (N,) makes up for the mean, which is taken from the same neighbours
+    scale: np.ndarray  # (N,) correction for the mean, which is estimated from the same neighbours
 
     @classmethod
     def of(
@@ -93,7 +93,7 @@ class _Windows(NamedTuple):
     def draw(self, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Residuals ``(D, R)`` of R rows from random numbers in [0, 1).
 
-        A class with one detection has the widest: right or wrong.
+        A class with a single detection has the widest residuals: target 0 or 1.
         """
         place = self.first[rows] + (uniform * self.size[rows]).astype(np.int64)
         drawn = (self.gaps[place] - self.mean[rows]) * self.scale[rows]
@@ -101,14 +101,14 @@ class _Windows(NamedTuple):
         return np.where(self.size[rows] > 1, drawn, (uniform < scores) - scores)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Means ``(N,)`` of the residuals that can be drawn: absolute, and squared."""
+        """Mean absolute and mean squared residual of each detection, both ``(N,)``."""
         absolute, squared = np.zeros(len(self.gaps)), np.zeros(len(self.gaps))
         for step in range(NEIGHBOURS):
             place = self.first + np.minimum(step, self.size - 1)
             residual = (self.gaps[place] - self.mean) * self.scale * (step < self.size)
             absolute += np.abs(residual)
             squared += residual**2
-        widest = self.scores * (1 - self.scores)  # of targets in [0, 1] with this mean
+        widest = self.scores * (1 - self.scores)  # variance of targets in [0, 1] with this mean
         alone = self.size == 1
         return (
             np.where(alone, 2 * widest, absolute / self.size),
@@ -121,9 +121,9 @@ class _Bins(NamedTuple):
 
     number: np.ndarray  # (K, J)
     score: np.ndarray  # (K, J) mean score, 0 in an empty bin
-    variance: np.ndarray  # (K, J) of the sum of gaps, under calibration
+    variance: np.ndarray  # (K, J) variance of the sum of gaps under calibration
     gap: np.ndarray  # (K, J) sum of target - score
-    drawn: np.ndarray  # (D, K, J) the same of perfectly calibrated detectors
+    drawn: np.ndarray  # (D, K, J) the same sum for perfectly calibrated detectors
 
 
 def binned_floor(
@@ -136,16 +136,16 @@ def binned_floor(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> ErrorFloor:
-    """The floor of an error over equal bins of the score, and of its mean over classes.
+    """Floor of an error over equal-width score bins, per class and for the mean over classes.
 
     Args:
         scores: ``(N,)`` in [0, 1].
-        targets: ``(N,)`` what each score should be on average.
-        num_bins: J.
-        label: ``(N,)`` int64, the class of each; None: all of one.
-        num_classes: K; the mean is over those with detections.
-        binary: targets are 0 or 1 and drawn with the score as their chance; else residuals are
-            drawn from detections of similar scores.
+        targets: ``(N,)``, the values that scores should equal on average.
+        num_bins: Number of bins, J.
+        label: ``(N,)`` int64, class of each detection; None: one class.
+        num_classes: Number of classes, K; the mean is over those with detections.
+        binary: Targets are 0 or 1 and are drawn with the score as their probability; otherwise
+            residuals are drawn from detections of similar scores.
         seed: Seed of the draws.
         draws: Number of draws of the perfectly calibrated detector.
 
@@ -186,11 +186,11 @@ def binned_floor(
 
 
 def laece_floor(matches: Matches, num_bins: int = LAECE_BINS, seed: int = 0) -> ErrorFloor:
-    """The floor of LaECE.
+    """Floor of LaECE.
 
     Args:
-        matches: as for :func:`.functional.laece`.
-        num_bins: equal bins of the score.
+        matches: As in :func:`.functional.laece`.
+        num_bins: Number of equal-width score bins.
         seed: Seed of the draws.
 
     Example:
@@ -211,17 +211,17 @@ def laece_floor(matches: Matches, num_bins: int = LAECE_BINS, seed: int = 0) -> 
         len(matches.truths),
         seed=seed,
     )
-    error = laece(matches, num_bins)  # the same up to rounding, and the published one
+    error = laece(matches, num_bins)  # the published error, equal up to rounding
     return _published(floor, error.mean, error.per_class)
 
 
 def laace_floor(matches: Matches) -> ErrorFloor:
-    """The floor of LaACE: the mean deviation of targets from a correct score.
+    """Floor of LaACE: the mean deviation of targets from a correct score.
 
-    The debiased value is what miscalibration adds to it.
+    The debiased value is the excess due to miscalibration.
 
     Args:
-        matches: as for :func:`.functional.laace`.
+        matches: As in :func:`.functional.laace`.
 
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
@@ -253,11 +253,11 @@ def laace_floor(matches: Matches) -> ErrorFloor:
 
 
 def dece_floor(matches: Matches, num_bins: int = DECE_BINS, seed: int = 0) -> ErrorFloor:
-    """The floor of D-ECE.
+    """Floor of D-ECE.
 
     Args:
-        matches: as for :func:`.functional.dece`.
-        num_bins: equal bins of the score.
+        matches: As in :func:`.functional.dece`.
+        num_bins: Number of equal-width score bins.
         seed: Seed of the draws.
 
     Example:
@@ -274,9 +274,9 @@ def dece_floor(matches: Matches, num_bins: int = DECE_BINS, seed: int = 0) -> Er
 
 
 def sweep_error(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Calibration error in as many bins of equal counts as keep their mean targets rising.
+    """Calibration error with as many equal-count bins as keep the mean targets non-decreasing.
 
-    The ECE-sweep of Roelofs et al. with an exponent of 1, up to 200 bins; equal scores share a bin.
+    ECE-sweep of Roelofs et al. with an exponent of 1 and up to 200 bins; equal scores share a bin.
 
     Args:
         scores: ``(N,)`` in [0, 1].
@@ -318,7 +318,7 @@ def _fill(
     draws: int,
     rng: np.random.Generator,
 ) -> _Bins:
-    """Sum up in bins what is sorted by class and score, and draw such sums under calibration."""
+    """Bin sums of detections sorted by class and score, and draws of the sums under calibration."""
     cells = shape[0] * shape[1]
     edges = np.linspace(0, 1, shape[1] + 1)
     cell = label * shape[1] + (np.searchsorted(edges, scores) - 1).clip(0, shape[1] - 1)
@@ -347,7 +347,7 @@ def _fill(
 
 
 def _debiased(bins: _Bins) -> np.ndarray:
-    """Debiased errors ``(K,)``; see the module."""
+    """Debiased errors ``(K,)``; see the module docstring."""
     basis = _polynomials(bins)
     signed, weight = _signed(bins, basis, bins.gap)
     null_signed, null_weight = (each.mean(0) for each in _signed(bins, basis, bins.drawn))
@@ -365,14 +365,14 @@ def _signed(bins: _Bins, basis: np.ndarray, gap: np.ndarray) -> tuple[np.ndarray
     squared = coefficient**2 / variance  # in standard errors
     kept = np.maximum(0, 1 - SHRINKAGE / np.maximum(squared, TINY)) * known
     fitted = np.einsum('...kd,kjd->...kj', kept * coefficient, basis) * bins.number
-    # A bin whose gap stands out from the curve has its own sign.
+    # A bin whose gap deviates clearly from the curve keeps the sign of its own gap.
     rest = gap - fitted
     own = np.maximum(0, 1 - BIN_SHRINKAGE * bins.variance / np.maximum(rest**2, TINY))
     signed = (np.sign(fitted + own * rest) * gap).sum(-1) / number
     prior = PRIOR_SIZE**2
     evidence = (squared * prior / (prior + variance) - np.log1p(prior / variance)) / 2
     evidence = np.where(known, evidence + np.log(PRIOR), -np.inf)
-    top = evidence.max(-1, initial=-700.0)  # of nothing known: a factor beyond use
+    top = evidence.max(-1, initial=-700.0)  # without a known coefficient, an extreme factor
     total = np.exp(evidence - top[..., None]).sum(-1)
     return signed, np.exp(-np.clip(top + np.log(np.maximum(total, TINY)), -700, 700))
 
@@ -380,14 +380,14 @@ def _signed(bins: _Bins, basis: np.ndarray, gap: np.ndarray) -> tuple[np.ndarray
 def _polynomials(bins: _Bins) -> np.ndarray:
     """Polynomials ``(K, J, 3)`` of the score, orthonormal over the detections of each class.
 
-    0 where a class has too few bins to tell them apart.
+    0 if a class has too few bins to distinguish them.
     """
     share = bins.number / np.maximum(bins.number.sum(1, keepdims=True), 1)
     columns: list[np.ndarray] = []
     for degree in range(len(PRIOR)):
         column = np.where(share > 0, bins.score**degree, 0)
         size = np.sqrt((share * column**2).sum(1))
-        for other in columns * 2:  # twice, against rounding
+        for other in columns * 2:  # twice, to reduce rounding errors
             column = column - (share * column * other).sum(1)[:, None] * other
         rest = np.sqrt((share * column**2).sum(1))
         scale = np.where(rest > 1e-3 * size, 1 / np.maximum(rest, TINY), 0)
@@ -396,7 +396,7 @@ def _polynomials(bins: _Bins) -> np.ndarray:
 
 
 def _pooled(per_class: Floor, mean: float, upper: float) -> Floor:
-    """The mean over the classes that have a value."""
+    """Mean over the classes that have a value."""
     return Floor(
         np.array(nan_mean(per_class.value)),
         per_class.number.sum(),

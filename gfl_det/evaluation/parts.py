@@ -1,8 +1,8 @@
-"""Metrics of detections that do not fit in memory, from parts of whole images.
+"""Metrics of detections that do not fit in memory, from parts with complete images.
 
-Matching needs the images of a part alone. What is kept of a detection is a class, a score, its
-image, a state per threshold and the few IoUs that calibration needs: about 60 bytes. Merged and
-sorted they are the matches of all detections together, so the numbers are the same.
+Each part is matched separately. About 60 bytes are kept per detection: class, score, image, a state
+per threshold and the few IoUs that calibration needs. Merged and sorted, these equal the matches of
+all detections together, so the metrics are identical.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def evaluate_parts(
     zero_overlap: ZeroOverlap = 'oracle',
     seed: int = 0,
 ) -> dict[str, float]:
-    """Judge detections part by part.
+    """Evaluate detections part by part.
 
     Args:
-        parts: Each holds all detections of its images.
+        parts: Parts, each with all detections of its images.
         truths: Ground truth of all images.
-        taus: as for :func:`.evaluate.evaluate_detections`, as for the others.
-        zero_overlap: see there.
-        seed: see there.
+        taus: As in :func:`.evaluate.evaluate_detections`.
+        zero_overlap: Likewise.
+        seed: Likewise.
 
     Returns:
         The metrics of :func:`.evaluate.evaluate_detections`, without intervals.
@@ -58,7 +58,7 @@ def evaluate_parts(
 
 
 class _Merged:
-    """Matches of all parts: columns for the thresholds asked for, then for COCO's."""
+    """Matches of all parts: columns for the requested thresholds, then for COCO's."""
 
     def __init__(self, truths: Truths, taus: Sequence[float], zero_overlap: ZeroOverlap) -> None:
         other: ZeroOverlap = 'reject' if zero_overlap == 'oracle' else 'oracle'
@@ -71,7 +71,7 @@ class _Merged:
             )
             self._asked += [(tau, kind) for kind, _ in kinds]
             self.ends += [end for _, end in kinds]
-        self.first = len(self._asked)  # of COCO's thresholds
+        self.first = len(self._asked)  # index of COCO's first threshold
         self._asked += [(float(tau), zero_overlap) for tau in COCO_TAUS]
         self._parts: list[dict[str, np.ndarray]] = []
         self._columns: dict[str, np.ndarray] = {}
@@ -99,7 +99,7 @@ class _Merged:
         self._parts.append(kept)
 
     def sort(self) -> None:
-        """Join the parts, and sort by class, score and image."""
+        """Join the parts and sort them by class, score and image."""
         for name in list(self._parts[0]) if self._parts else ():
             self._columns[name] = np.concatenate([part.pop(name) for part in self._parts])
         self._parts.clear()
@@ -111,7 +111,7 @@ class _Merged:
             columns['label'] = columns['label'].astype(np.int64)
 
     def at(self, place: int) -> Matches:
-        """Return the matches at a threshold; rows and gt boxes are not kept."""
+        """Return the matches at a threshold, without rows and gt boxes."""
         columns = self._columns
         label, scores = columns.get('label', np.zeros(0, int)), columns.get('scores', np.zeros(0))
         nothing = np.broadcast_to(np.int64(-1), len(label))
@@ -122,7 +122,7 @@ class _Merged:
 
 
 class _Coco(Sequence):
-    """Matches at COCO's thresholds, made one at a time."""
+    """Matches at COCO's thresholds, created one at a time."""
 
     def __init__(self, merged: _Merged) -> None:
         self._merged = merged

@@ -1,7 +1,8 @@
-"""Images of an annotation file that a detector was shown, found by names and paths.
+"""Lookup of evaluated images in an annotation file, by id, name and path.
 
-A metric reads its own file, and the data set that feeds the detector reads its own: other images
-under the same ids, more of them, or fewer. Images are judged only where it is sure which they are.
+A metric and the data set that feeds the detector each read their own file. The files may differ:
+other images under the same ids, more images, or fewer. Only images that are identified without
+doubt are evaluated.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from gfl_det.errors import DataError
 
 
 class Sample(NamedTuple):
-    """What a data sample says of its image."""
+    """Identification of a data sample's image."""
 
     image_id: Any
-    path: str = ''  # of the image file; empty where the pipeline keeps none
+    path: str = ''  # of the image file; empty if the pipeline keeps none
 
 
 def match_samples(
@@ -33,20 +34,21 @@ def match_samples(
 ) -> list[int]:
     """Find each sample's image in an annotation file.
 
-    An image is the one of its id whose file name agrees with the sample's path; else the one whose
-    file name its path ends in; else, where one of both has no name, the one of its id.
+    The order of preference: the image with the sample's id, if its file name matches the sample's
+    path; the image whose file name the path ends in; the image with the sample's id, if the sample
+    or the file has no name for it.
 
     Args:
-        samples: What the data set showed, in order.
+        samples: Samples of the data set, in order.
         image_ids: Image ids of the file.
-        file_names: File names of these images; empty where the file has none.
-        source: The reader of the file and the file's name, for messages.
+        file_names: File names of these images; empty if the file has none.
+        source: Reader and name of the file, for messages.
 
     Returns:
         A row of the file for each sample.
 
     Raises:
-        DataError: If an image is not in the file, or two are one image of it.
+        DataError: If an image is not in the file, or two samples match the same image.
 
     Example:
         >>> match_samples([Sample(7, '/data/img/a.png')], [5, 7], ['b.png', 'a.png'], 'labels.json')
@@ -70,7 +72,7 @@ def match_samples(
 
 
 def once(samples: Sequence[Any], rows: Sequence[int]) -> list[int]:
-    """Return the places of the samples that count: the first of each row.
+    """Indices of the samples to count: the first sample of each row.
 
     Example:
         >>> once(['first', 'second'], rows=[4, 2])
@@ -84,7 +86,7 @@ def once(samples: Sequence[Any], rows: Sequence[int]) -> list[int]:
 
 
 def tell_share(number: int, total: int, source: str) -> None:
-    """Log that some images of a file were not shown.
+    """Log that some images of a file were not evaluated.
 
     Example:
         >>> tell_share(16, 16, 'labels.json')  # all were shown
@@ -95,10 +97,10 @@ def tell_share(number: int, total: int, source: str) -> None:
 
 
 def samples_once(samples: Sequence[Sample], truths: Sequence[Any]) -> list[int]:
-    """Return for each sample the place of the first of the same image, where there is no file.
+    """Index of the first sample of the same image, for each sample, without an annotation file.
 
-    Data sets that are joined may use one id for several images: the path tells them apart, else
-    their gt boxes.
+    Concatenated data sets may use one id for several images: paths distinguish them, or gt boxes if
+    there are no paths.
 
     Example:
         >>> samples_once([Sample(7, 'a.png'), Sample(7, 'b.png'), Sample(7, 'a.png')], [None] * 3)
@@ -112,7 +114,7 @@ def samples_once(samples: Sequence[Sample], truths: Sequence[Any]) -> list[int]:
 
 
 class _Finder:
-    """The images of a file by id, by name and by the last part of the name."""
+    """Images of a file by id, by name and by the last part of the name."""
 
     def __init__(self, image_ids: Sequence[Any], file_names: Sequence[str]) -> None:
         self.by_id = {each: row for row, each in enumerate(image_ids)}
@@ -123,18 +125,18 @@ class _Finder:
                 self.by_name[name].append(row)
 
     def row(self, sample: Sample) -> int | None:
-        """Return the row of a sample; None where it is in doubt."""
+        """Return the row of a sample; None if it is ambiguous."""
         own = self.by_id.get(sample.image_id)
         tails = _tails(sample.path)
         if own is not None and (not tails or not self.names[own]):
             return own
-        for tail in tails:  # the longest first
+        for tail in tails:  # longest first
             rows = self.by_name.get(tail, [])
             if own in rows:
                 return own
             if len(rows) == 1:
                 return rows[0]
-        if own is not None:  # the same name with another ending, as of converted images
+        if own is not None:  # same name with another extension, as after a conversion of images
             ends = {os.path.splitext(tail)[0] for tail in tails}
             if any(os.path.splitext(name)[0] in ends for name in self.names[own]):
                 return own
@@ -142,20 +144,20 @@ class _Finder:
 
 
 def _tails(path: str) -> list[str]:
-    """Return a path and its ends as they stand, the longest first."""
+    """Return a path and its trailing parts unchanged, longest first."""
     steps = [step for step in path.replace(os.sep, '/').split('/') if step]
     return [path, *('/'.join(steps[index:]) for index in range(len(steps)))] if steps else []
 
 
 def _names(name: str) -> list[str]:
-    """Return what the path of an image may end in; of a path of another machine, its ends."""
+    """Return the possible endings of an image's path; for a path of another machine, its tails."""
     if not name:
         return []
     return [name] if ODD_SIGNS.isdisjoint(name) else list(dict.fromkeys([name, *path_tails(name)]))
 
 
 def _refuse_shared(samples: Sequence[Sample], rows: Sequence[int], source: str) -> None:
-    """Refuse two image files that are one image of the annotation file."""
+    """Refuse two image files that match the same image of the annotation file."""
     paths: dict[int, str] = {}
     for sample, row in zip(samples, rows):
         other = paths.setdefault(row, sample.path)
@@ -171,11 +173,11 @@ def table_of_samples(
     classes: Sequence[str],
     sizes: Sequence[dict[str, int]] | None = None,
 ) -> CocoTable:
-    """Gt boxes that mmdet's data sets pass along with their samples; images by place.
+    """Table of the gt boxes that mmdet's data sets attach to their samples; images by position.
 
     Args:
-        gts: per image, ``bbox`` (xyxy px), ``bbox_label`` (from 0), ``ignore_flag`` and ``mask``.
-        classes: names in the order of the labels.
+        gts: Per image, ``bbox`` (xyxy px), ``bbox_label`` (from 0), ``ignore_flag`` and ``mask``.
+        classes: Class names in the order of the labels.
         sizes: ``width`` and ``height`` of the images, px.
 
     Example:
@@ -205,10 +207,10 @@ def table_of_samples(
 
 
 def ids_by_name(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> dict[str, Any]:
-    """The ids of images or categories by ``key``, a name.
+    """Ids of images or categories by the name under ``key``.
 
     Raises:
-        DataError: If two of them are the same.
+        DataError: If a name occurs twice.
 
     Example:
         >>> ids_by_name([dict(id=7, name='cat')], 'name', 'class')
@@ -224,7 +226,7 @@ def ids_by_name(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> di
 
 
 def path_ends(path: str) -> list[str]:
-    """A path and its ends, the longest first.
+    """A path and its trailing parts, longest first.
 
     Example:
         >>> path_ends('a/b.png')
@@ -235,10 +237,10 @@ def path_ends(path: str) -> list[str]:
 
 
 def image_ids(images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The ids of images by file name, and by the ends of names of other machines and addresses.
+    """Ids of images by file name; for addresses and paths of other machines also by their tails.
 
     Raises:
-        DataError: If two of them have the same name.
+        DataError: If two images have the same name.
 
     Example:
         >>> image_ids([dict(id=7, file_name='my%20pictures/a.png')])['a.png']
@@ -252,10 +254,10 @@ def image_ids(images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def find_id(ids: Mapping[str, Any], names: Sequence[str], shown: str, what: str) -> Any:
-    """The id of the first of the names that is known.
+    """Id of the first known name.
 
     Raises:
-        DataError: If none is known.
+        DataError: If no name is known.
 
     Example:
         >>> find_id({'b.png': 3}, ['a/b.png', 'b.png'], 'a/b.png', 'image')

@@ -1,4 +1,4 @@
-"""VOC's metric under the names of own classes."""
+"""VOC metric with the names of custom classes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ VOC_CLASSES = tuple(VOCDataset.METAINFO['classes'])
 class VOCMetric(MMDetVOCMetric):
     """Drop-in for mmdet's ``VOCMetric``: same arguments, same numbers.
 
-    In a folder whose name has ``VOC2007`` or ``VOC2012`` mmdet's prints the AP of own classes under
-    the names of VOC's: ``aeroplane``, ``bicycle``. This one prints their own.
+    In a folder whose name contains ``VOC2007`` or ``VOC2012``, mmdet's metric prints the AP of
+    custom classes under VOC's names (``aeroplane``, ``bicycle``). This one prints their own names.
     """
 
     dataset_meta: Any
 
     def compute_metrics(self, results: Sequence[Any]) -> dict[str, float]:
-        """Count all results.
+        """Evaluate all results.
 
         Args:
             results: (gt, detections by class) of each image.
@@ -39,7 +39,7 @@ class VOCMetric(MMDetVOCMetric):
 
 
 def has_own_classes(classes: Sequence[str]) -> bool:
-    """Whether classes are others than VOC's twenty, or in another order.
+    """Whether the classes differ from VOC's twenty, or in their order.
 
     Example:
         >>> has_own_classes(('cat', 'dog')), has_own_classes(VOC_CLASSES)

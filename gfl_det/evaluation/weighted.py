@@ -1,8 +1,8 @@
-"""Detection metrics under weights of the images, from matches made once.
+"""Detection metrics under image weights, without repeated matching.
 
-Matching stays within an image, so an image that counts twice is one with a weight of 2: sums over
-detections become products with a sparse matrix, and average precision a pass over the true
-positives, which are few. :mod:`.bootstrap` draws the weights.
+Matching is done per image, so an image drawn twice is an image of weight 2: sums over detections
+become products with a sparse matrix, and average precision a pass over the true positives, which
+are few. :mod:`.bootstrap` draws the weights.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from gfl_det.evaluation.matching import IGNORED, TRUE, Matches
 
 
 class DetectionStatistics:
-    """Every metric of :func:`.functional.evaluate_detections` under weights of the images.
+    """Every metric of :func:`.functional.evaluate_detections` under image weights.
 
     Args:
-        matched: the matches that LaECE, LaACE and LRP are taken from, each with what stands
-            behind the names: nothing, or ``_reject``.
-        coco: the matches at :data:`.functional.COCO_TAUS`.
-        detections: that were matched.
+        matched: Matches for LaECE, LaACE and LRP, each with the suffix of its metric names: empty
+            or ``_reject``.
+        coco: Matches at :data:`.functional.COCO_TAUS`.
+        detections: Matched detections.
         truths: Ground truth of the same images.
-        precision_alone: AP, AP50, AP75 and AP per class, no other metric.
+        precision_alone: Compute only AP, AP50, AP75 and AP per class.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class DetectionStatistics:
         self.num_images = len(truths.image_ids)
         num_classes = len(truths.category_ids)
         real = ~truths.crowd
-        # Boxes of each class in each image, (K, I).
+        # Number of gt boxes per class and image, (K, I).
         self.truths = csr_matrix(
             (np.ones(real.sum()), (truths.label[real], truths.image[real])),
             (num_classes, self.num_images),
@@ -57,14 +57,14 @@ class DetectionStatistics:
         self.parts.append(_PrecisionPart(coco, detections.image, num_classes))
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics under weights.
+        """Compute the metrics.
 
         Args:
-            weights: ``(R, I)``.
+            weights: Image weights of R resamples, ``(R, I)``.
 
         Returns:
-            Each ``(R,)`` or, per class, ``(R, K)`` under the name with ``_per_class`` behind it;
-            NaN where no class has a value.
+            Values ``(R,)`` by metric, and values per class ``(R, K)`` under the name with the
+            suffix ``_per_class``; NaN if no class has a value.
         """
         counts = (self.truths @ weights.T).T  # (R, K)
         values: dict[str, np.ndarray] = {}
@@ -74,7 +74,7 @@ class DetectionStatistics:
 
 
 class _Cells(NamedTuple):
-    """Sums over the detections of each image, in cells such as bins of classes."""
+    """Sums over the detections of each image by cell, such as the score bins of each class."""
 
     number: csr_matrix  # (cells, I)
     score: csr_matrix
@@ -97,13 +97,13 @@ class _Cells(NamedTuple):
         )
 
     def gaps(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers and ``|sum of scores - sum of targets|``, each ``(cells, R)``."""
+        """Counts and ``|sum of scores - sum of targets|``, each ``(cells, R)``."""
         number = self.number @ weights.T
         return number, np.abs(self.score @ weights.T - self.target @ weights.T)
 
 
 class _CalibrationPart:
-    """LaECE and LaACE at one threshold."""
+    """LaECE and LaACE at one IoU threshold."""
 
     def __init__(self, matches: Matches, image: np.ndarray, num_images: int, end: str) -> None:
         self.name, self.num_classes = f'{matches.tau:g}{end}', len(matches.truths)
@@ -149,7 +149,7 @@ class _DECEPart:
 
 
 class _LRPPart:
-    """LRP of all detections at one threshold, with its parts."""
+    """LRP of all detections at one IoU threshold, with its parts."""
 
     def __init__(self, matches: Matches, image: np.ndarray, num_images: int, end: str) -> None:
         self.name, self.end, self.tau = f'LRP_{matches.tau:g}', end, matches.tau
@@ -169,19 +169,19 @@ class _LRPPart:
 
 
 class _TruePositives(NamedTuple):
-    """The true positives of one threshold, by class and descending score.
+    """The true positives at one IoU threshold, by class and descending score.
 
-    Every maximum of precision and every least LRP is at one of them.
+    Every maximum of precision and every minimum of LRP is at one of them.
     """
 
     image: np.ndarray  # (P,) int64
     iou: np.ndarray  # (P,)
-    place: np.ndarray  # (P,) int64, among the detections of all classes, sorted as matches are
-    before: np.ndarray  # (P,) int64, detections of earlier classes
-    start: np.ndarray  # (K,) int64, first true positive of each class; P behind the last
+    place: np.ndarray  # (P,) int64, index among all detections in the order of the matches
+    before: np.ndarray  # (P,) int64, number of detections of earlier classes
+    start: np.ndarray  # (K,) int64, first true positive of each class; P after the last
     ignored_image: np.ndarray  # (Q,) int64, images of the ignored detections
-    ignored_place: np.ndarray  # (P,) int64, ignored ones up to each
-    ignored_before: np.ndarray  # (P,) int64, ignored ones of earlier classes
+    ignored_place: np.ndarray  # (P,) int64, number of ignored detections up to each
+    ignored_before: np.ndarray  # (P,) int64, number of ignored detections of earlier classes
 
     @classmethod
     def of(cls, matches: Matches, image: np.ndarray) -> _TruePositives:
@@ -200,11 +200,11 @@ class _TruePositives(NamedTuple):
         )
 
     def sums(self, weights: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weighted true positives ``(P,)`` and detections ``(P,)`` of the class up to each.
+        """Weighted true positives and detections of the class up to each, both ``(P,)``.
 
         Args:
-            weights: ``(I,)`` of the images.
-            total: ``(N + 1,)`` sums of the weights of all detections, from 0.
+            weights: Image weights, ``(I,)``.
+            total: Cumulative weights of all detections, starting at 0, ``(N + 1,)``.
         """
         found = total[self.place + 1] - total[self.before]
         if len(self.ignored_image):
@@ -213,7 +213,7 @@ class _TruePositives(NamedTuple):
         return self.cumulated(weights[self.image]), found
 
     def cumulated(self, values: np.ndarray) -> np.ndarray:
-        """Sums ``(P,)`` within the class up to each true positive."""
+        """Cumulative sums ``(P,)`` within each class up to each true positive."""
         total = _sums_from_zero(values)
         first = np.repeat(total[self.start], np.diff(self.start, append=len(values)))
         return total[1:] - first
@@ -227,7 +227,7 @@ def _sums_from_zero(values: np.ndarray) -> np.ndarray:
 
 
 class _OptimalLRPPart:
-    """The least LRP over the cuts of each class, at IoU .5."""
+    """Minimum of LRP over the score thresholds of each class, at IoU .5."""
 
     def __init__(self, matches: Matches, image: np.ndarray) -> None:
         self.tau, self.positives = matches.tau, _TruePositives.of(matches, image)
@@ -255,17 +255,17 @@ class _OptimalLRPPart:
                 first = positives.start[k]
                 best = first + np.nanargmin(np.where(right[part] > 0, total[part], np.inf))
                 if total[best] >= 1 and found[first] > right[first]:
-                    continue  # no better than the wrong detection that comes first
+                    continue  # no better than the false positive ranked first
                 sums[:, k] = right[best], found[best] - right[best], distance[best]
         return tuple(sums)
 
 
 class _PrecisionPart:
-    """COCO's AP over its ten thresholds, AP50 and AP75, and AP per class."""
+    """COCO's AP over its ten IoU thresholds, AP50 and AP75, and AP per class."""
 
     def __init__(self, coco: Sequence[Matches], image: np.ndarray, num_classes: int) -> None:
         self.by_tau = [_TruePositives.of(matches, image) for matches in coco]
-        self.image = image[coco[0].row]  # matches at all thresholds are sorted alike
+        self.image = image[coco[0].row]  # the order is the same at all thresholds
         self.num_classes = num_classes
 
     def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
@@ -292,8 +292,8 @@ class _PrecisionPart:
         with np.errstate(invalid='ignore', divide='ignore'):
             precision = np.where(right > 0, right / found, 0)
             recall = np.where(right > 0, right / np.repeat(truths, count), 0)
-        # The best precision at this recall or beyond, class by class: a class is lifted above
-        # those behind it, so that one pass from the back serves all.
+        # Maximum precision at this recall or a higher one, per class. Each class is offset above
+        # the following ones, so that a single reverse cumulative maximum covers all classes.
         lift = np.repeat(2.0 * np.arange(self.num_classes, 0, -1), count)
         precision += lift
         best = np.maximum.accumulate(precision[::-1])[::-1] - lift
@@ -308,8 +308,8 @@ class _PrecisionPart:
 
 
 def _recalls_reached(recall: np.ndarray) -> np.ndarray:
-    """How many of COCO's 101 recalls are at most each recall."""
-    place = (recall * (len(RECALLS) - 1)).astype(np.int64)  # right, or one off by rounding
+    """Number of COCO's 101 recall points that are at most each recall."""
+    place = (recall * (len(RECALLS) - 1)).astype(np.int64)  # exact, or off by one from rounding
     higher = np.append(RECALLS, np.inf)
     place += higher[place + 1] <= recall
     place -= higher[place] > recall
@@ -346,7 +346,7 @@ def _lrp(
 
 
 def _nan_mean(values: np.ndarray) -> np.ndarray:
-    """Means over the classes ``(R,)`` of ``(R, K)``, of those that have a value."""
+    """Means ``(R,)`` of ``(R, K)`` over the classes that have a value."""
     known = ~np.isnan(values)
     number = known.sum(1)
     total = np.where(known, values, 0).sum(1)

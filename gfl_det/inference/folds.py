@@ -1,4 +1,4 @@
-"""Detections of images by detectors that were not trained on them."""
+"""Out-of-fold detections: each image is processed by a detector that was not trained on it."""
 
 from __future__ import annotations
 
@@ -48,25 +48,25 @@ def detect_folds(
 
 
 def seen_in_training(checkpoint: str, config: str | None, gts: Truths) -> str | None:
-    """Say that a detector was trained on images whose labels it is to judge; None if it seems not.
+    """Warning that a detector was trained on the images whose labels it is to check, or None.
 
     Args:
-        checkpoint: File or work dir; names and addresses are of published weights.
-        config: In place of the one in the checkpoint.
-        gts: Labels to judge.
+        checkpoint: File or work dir; names and addresses refer to published weights.
+        config: Config to use instead of the one in the checkpoint.
+        gts: Labels to check.
     """
     try:
         if config is not None or os.path.isdir(checkpoint):
             cfg = load_config(config or checkpoint)
         elif Path(checkpoint).is_file():
             meta = load_file(checkpoint, 'cpu').get('meta') or {}
-            cfg = Config(parse(str(meta.get('cfg') or '')))  # values alone, nothing is run
+            cfg = Config(parse(str(meta.get('cfg') or '')))  # reads values without executing code
         else:
             return None
         paths = [path for path in map(annotation_path, datasets_of(cfg, 'train')) if path]
         tables = [read_annotations(path) for path in paths if Path(path).is_file()]
     except (GFLDetError, SyntaxError, ValueError):
-        return None  # whatever is wrong is told when the detector is loaded
+        return None  # errors are reported when the detector is loaded
     seen = {key for table in tables for key in zip(map(str, table.image_ids), table.file_names)}
     keys = set(gts.image_keys)
     common = sum(image_key(*key) in keys for key in seen)

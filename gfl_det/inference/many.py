@@ -1,9 +1,9 @@
-"""Detection in very many images, on Ray Data.
+"""Detection in very large sets of images with Ray Data.
 
-Ray Data moves shards through two pools of actors: those that read and decode, and those that hold
-the detector and write. It schedules, restarts what died, and holds back the first pool when the
-second is busy. What is ours is that work done twice gives the same files (:mod:`.shards`), and that
-an image which ends or stalls its process is found and set aside (:mod:`..careful`).
+Ray Data moves shards through two pools of actors: one reads and decodes, the other runs the
+detector and writes. It schedules, restarts failed actors, and throttles the first pool when the
+second is busy. This package ensures that repeated work gives the same files (:mod:`.shards`), and
+that an image which crashes or stalls its process is found and skipped (:mod:`..careful`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from gfl_det.inference.stream import WINDOW_BATCHES, ImageDetector
 from gfl_det.utils.careful import Careful
 from gfl_det.utils.files import file_sum
 
-MAX_BLOCKS = 10_000  # that Ray Data plans; each holds one shard, or several of a larger run
+MAX_BLOCKS = 10_000  # blocks in Ray Data's plan: one shard each, or several in a larger run
 
 
 class DetectorSettings(NamedTuple):
-    """How each worker makes its detector, and what it does with it."""
+    """Settings from which each worker creates and runs its detector."""
 
     checkpoint: str
     config: str | None = None
@@ -44,10 +44,10 @@ class DetectorSettings(NamedTuple):
     batch_size: int = 1
     max_pixels: int | None = None
     threads: int = 1
-    patience: float = 300.0  # seconds for a window of images before it counts as stalled
+    patience: float = 300.0  # seconds after which a window of images counts as stalled
 
     def manifest(self) -> dict[str, Any]:
-        """Return what decides about the results; files by their checksums."""
+        """Return the settings that determine the results, with files as checksums."""
         known = {key: value for key, value in self._asdict().items() if key != 'patience'}
         for key in ('checkpoint', 'config', 'calibrator', 'intervals'):
             path = known[key]
@@ -57,11 +57,11 @@ class DetectorSettings(NamedTuple):
 
 
 class Cluster(NamedTuple):
-    """What to run on."""
+    """Ray cluster and its resources."""
 
     workers: int = 1
-    gpus: float = 0.0  # of each worker
-    address: str | None = None  # of a running cluster; None starts one on this machine
+    gpus: float = 0.0  # per worker
+    address: str | None = None  # address of a running cluster; None starts one on this machine
 
 
 def make_detector(settings: DetectorSettings) -> ImageDetector:
@@ -89,14 +89,14 @@ def make_detector(settings: DetectorSettings) -> ImageDetector:
 
 @dataclass(frozen=True)
 class ShardDecoding:
-    """What the first stage has to know of the detector."""
+    """Decoding settings of the detector, for the first stage."""
 
     options: tuple[tuple[str, Any], ...]
     channels: int
     max_pixels: int | None
 
     def __call__(self, contents: Sequence[Content]) -> list[Item]:
-        """Decode images; one that cannot be decoded gives its reason."""
+        """Decode images; an image that cannot be decoded gives the reason instead."""
         items = []
         for name, content in contents:
             try:
@@ -110,7 +110,7 @@ class ShardDecoding:
 
 
 class Detecting:
-    """Detects in a window of images: batches of equal size, as in a stream."""
+    """Detection in a window of images, in batches of equal size as in a stream."""
 
     def __init__(self, settings: DetectorSettings) -> None:
         self.detector, self._batch_size = make_detector(settings), settings.batch_size
@@ -128,7 +128,7 @@ def _content_failed(content: Content, reason: str) -> Item:
 
 
 class DecodeShard:
-    """First stage: actors that read the images of a shard and decode them."""
+    """First stage: an actor that reads and decodes the images of a shard."""
 
     def __init__(self, folder: str, decoding: ShardDecoding, patience: float) -> None:
         self._folder, self._decoding, self._patience = ResultFolder(folder), decoding, patience
@@ -148,7 +148,7 @@ def _same(value: ShardDecoding) -> ShardDecoding:
 
 
 class DetectShard:
-    """Second stage: an actor that holds the detector and commits shards."""
+    """Second stage: an actor that runs the detector and commits shards."""
 
     def __init__(self, folder: str, settings: DetectorSettings) -> None:
         self._folder, self._settings = ResultFolder(folder), settings
@@ -176,17 +176,17 @@ def detect_many(
     cluster: Cluster,
     tell: Callable[[ShardCounts], None] = lambda counts: None,
 ) -> ShardCounts:
-    """Detect in all images of the shards that are not done, and complete the manifest.
+    """Process the shards that are not done, and complete the manifest.
 
     Args:
-        shards: From :func:`.shards.list_shards`.
-        out: Folder of the results, reachable from all machines.
-        settings: How to detect.
-        cluster: What to run on.
-        tell: Called after each shard.
+        shards: Result of :func:`.shards.list_shards`.
+        out: Folder of the results, accessible from all machines.
+        settings: Detector settings.
+        cluster: Ray cluster.
+        tell: Function called after each shard.
 
     Returns:
-        The sums over all shards, those of earlier runs included.
+        The sums over all shards, including those of earlier runs.
 
     Raises:
         SetupError: If Ray is not installed.
@@ -198,7 +198,7 @@ def detect_many(
         raise SetupError(
             'Ray is not installed: install it with pip install "gfl_det[ray]".'
         ) from error
-    detector = make_detector(settings)  # a fault is told before anything is begun
+    detector = make_detector(settings)  # fails before any work starts
     decoding = ShardDecoding(detector._decoding, detector._channels, settings.max_pixels)
     del detector
     folder = ResultFolder(out)
@@ -222,13 +222,13 @@ def _rows(
     settings: DetectorSettings,
     cluster: Cluster,
 ) -> Any:
-    """Return the data set of counts, which does the work when its rows are asked for."""
+    """Return the Ray data set of counts; iterating over its rows does the work."""
     import ray.data
 
     rows = [{'shard': pickle.dumps(shard)} for shard in pending]
     data = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
     path = str(folder.path)
-    decode: Any = DecodeShard  # Ray's types know functions alone
+    decode: Any = DecodeShard  # Ray's type hints allow functions only
     detect: Any = DetectShard
     return data.map(
         decode,

@@ -1,12 +1,12 @@
-"""Shards of very many images, and the Parquet files with what was found in each.
+"""Shards of very large sets of images, and the Parquet files with their detections.
 
 A shard is the unit of work and of commitment: its images follow from the sorted list of inputs, its
-batches never reach beyond it, and its results appear whole or not at all. So the rows of a run do
-not depend on who did which shard, nor on how often it was interrupted.
+batches contain no images of other shards, and its results are written completely or not at all. The
+rows of a run therefore do not depend on which worker processed a shard or on interruptions.
 
-A folder of results holds ``detections/part-NNNNNN.parquet`` (one row per detection, an empty table
-for a shard without any), ``failures/part-NNNNNN.parquet`` (one row per image that was not judged,
-with the reason; only where there are some) and ``manifest.json``.
+A folder of results contains ``detections/part-NNNNNN.parquet`` (one row per detection, an empty
+table for a shard without detections), ``failures/part-NNNNNN.parquet`` (one row per failed image,
+with the reason; only if there are any) and ``manifest.json``.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ VERSION_KEY, IMAGES_KEY, FAILED_KEY = 'gfl_det.schema', 'gfl_det.images', 'gfl_d
 REMOTE = '://'
 MAGIC = frozenset('*[')
 
-Content = tuple[str, 'bytes | str']  # name and bytes of an image; its reason where it has none
+Content = tuple[str, 'bytes | str']  # name and bytes of an image, or the reason why there are none
 
 
 class Shard(NamedTuple):
-    """Some images: files, the images of a tar, or a row group of a Parquet file."""
+    """Group of images: files, the images of a tar, or a row group of a Parquet file."""
 
     number: int
     paths: tuple[str, ...]
@@ -70,12 +70,12 @@ class Shard(NamedTuple):
 
     @property
     def part(self) -> str:
-        """Name of its files of results."""
+        """Name of the result files."""
         return f'part-{self.number:06d}.parquet'
 
 
 class ShardCounts(NamedTuple):
-    """What became of a shard."""
+    """Counts of a processed shard."""
 
     images: int
     detections: int
@@ -86,8 +86,8 @@ def list_shards(inputs: Sequence[str], size: int) -> list[Shard]:
     """List the shards of folders, globs, lists (``.txt``), tars, Parquet files and images.
 
     Args:
-        inputs: Paths and addresses (``s3://``, ``gs://``). Folders are searched with all below.
-        size: Images per shard where they are files; each tar and each row group is a shard.
+        inputs: Paths and addresses (``s3://``, ``gs://``). Folders are searched recursively.
+        size: Image files per shard; each tar and each row group is one shard.
 
     Raises:
         DataError: If an input has no image, or cannot be listed.
@@ -135,7 +135,7 @@ def _expanded(given: str) -> list[str]:
 
 
 def _remote(given: str) -> list[str]:
-    """Return the objects under an address; its options (``?endpoint_override=...``) go to each."""
+    """Return the objects under an address, each with its options (``?endpoint_override=...``)."""
     address, mark, options = given.partition('?')
     scheme, _, rest = address.partition(REMOTE)
     steps = rest.split('/')
@@ -173,7 +173,7 @@ def open_input(path: str) -> Any:
 
 
 def read_shard(shard: Shard) -> Iterator[Content]:
-    """Yield name and content of each image; the reason in its place where it cannot be read."""
+    """Yield name and content of each image, or the reason why it cannot be read."""
     path = shard.paths[0]
     try:
         if shard.row_group is not None:
@@ -216,7 +216,7 @@ def _read_rows(path: str, group: int) -> Iterator[Content]:
         )
     for row in range(table.num_rows):
         value = None if contents is None else contents[row]
-        if isinstance(value, dict):  # Hugging Face's images
+        if isinstance(value, dict):  # Hugging Face's image format
             value = value.get('bytes') or value.get('path')
         name = str(names[row]) if names is not None else f'{path}#{group}-{row}'
         if isinstance(value, bytes):
@@ -236,7 +236,7 @@ def table_of_results(results: Iterable[ImageResult]) -> pa.Table:
     }
     numbers = [_numbers(each) for each in found] or [np.zeros((0, len(NUMBERS)), np.float32)]
     for name, values in zip(NUMBERS, np.concatenate(numbers).T):
-        # Heads without distributions have no edges: nothing rather than NaN.
+        # Heads without distributions have no edge columns: null rather than NaN.
         columns[name] = pa.array(values, pa.float32(), mask=np.isnan(values))
     arrays = [
         pa.array(columns[field.name], pa.string()).dictionary_encode()
@@ -248,7 +248,7 @@ def table_of_results(results: Iterable[ImageResult]) -> pa.Table:
 
 
 def _numbers(result: ImageResult) -> np.ndarray:
-    """Return the numeric columns (N, len(NUMBERS)) of an image; NaN where the head has none."""
+    """Return the numeric columns (N, len(NUMBERS)) of an image; NaN if the head has none."""
     found = result.instances
     values = np.full((len(found), len(NUMBERS)), np.nan, np.float32)
     values[:, :4] = found.bboxes.numpy()
@@ -261,19 +261,19 @@ def _numbers(result: ImageResult) -> np.ndarray:
 
 
 class ResultFolder:
-    """A folder of results, which several processes fill.
+    """Folder of results, which several processes may write to.
 
     Args:
-        path: The folder.
+        path: Path of the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
         self.detections, self.failures = self.path / 'detections', self.path / 'failures'
-        self.tries = self.path / 'tries'  # what was in progress when a process ended
+        self.tries = self.path / 'tries'  # images in progress when a process ended
 
     def start(self, shards: Sequence[Shard], settings: dict[str, Any]) -> list[Shard]:
-        """Begin or continue a run; return the shards that are not done.
+        """Start or resume a run; return the shards that are not done.
 
         Raises:
             DataError: If the folder has results of other inputs or settings.
@@ -303,7 +303,7 @@ class ResultFolder:
             raise DataError(f'{self.path / MANIFEST} cannot be read: {error}.') from error
 
     def commit(self, shard: Shard, results: Sequence[ImageResult]) -> ShardCounts:
-        """Write the results of a shard, on disk; its detections come last and mark it as done."""
+        """Write the results of a shard to disk; detections come last and mark it as done."""
         failed = [(each.name, each.error) for each in results if each.error is not None]
         table = table_of_results(results)
         counts = ShardCounts(len(results), table.num_rows, len(failed))
@@ -316,7 +316,7 @@ class ResultFolder:
         return counts
 
     def finish(self) -> ShardCounts:
-        """Complete the manifest with the numbers of all shards; return their sums."""
+        """Complete the manifest with the counts of all shards; return their sums."""
         counts = {path.name: self.counts(path) for path in self.parts()}
         total = ShardCounts(*(sum(each) for each in zip(*counts.values())))
         manifest = {**(self.manifest() or {}), 'complete': True, 'totals': total._asdict()}
@@ -338,7 +338,7 @@ class ResultFolder:
         return parts
 
     def counts(self, path: Path) -> ShardCounts:
-        """Return the numbers in the footer of a file."""
+        """Return the counts in the footer of a file."""
         meta = pq.read_metadata(path)
         notes = {key.decode(): int(value) for key, value in (meta.metadata or {}).items()
                  if key.startswith(b'gfl_det.')}  # fmt: skip
@@ -356,7 +356,7 @@ def coco_results(out: str | os.PathLike[str], annotations: Any) -> list[dict[str
 
     Args:
         out: Folder of results.
-        annotations: Parsed COCO file whose image and class ids they get.
+        annotations: Parsed COCO file that provides the image and class ids.
 
     Raises:
         DataError: If an image or a class is not in the annotations.
@@ -386,8 +386,7 @@ def read_parts(out: str | os.PathLike[str], table: CocoTable) -> Iterator[Detect
 
     Args:
         out: Folder of results.
-        table: Annotations of the same images; images are addressed as in
-            :func:`..detections.truths_of_table`.
+        table: Annotations of the same images, indexed as in :func:`..detections.truths_of_table`.
 
     Raises:
         DataError: If an image or a class is not in the annotations, or a score is not in [0, 1].
@@ -407,7 +406,7 @@ def read_parts(out: str | os.PathLike[str], table: CocoTable) -> Iterator[Detect
 
 
 class AnnotatedNames:
-    """Ids of images and classes by the names in the results.
+    """Lookup of image and class ids by the names in the results.
 
     Args:
         images: Entries with ``id`` and ``file_name``.
@@ -419,7 +418,7 @@ class AnnotatedNames:
         self._classes = ids_by_name(categories, 'name', 'class')
 
     def of(self, column: Any, kind: str) -> list[Any]:
-        """Return the id of each row of a dictionary-coded column.
+        """Return the id of each row of a dictionary-encoded column.
 
         Raises:
             DataError: If a name is not in the annotations, or two images match one of them.

@@ -1,10 +1,10 @@
-"""Tiles of large pictures: where they lie, and how their detections become those of the picture.
+"""Tiles of large pictures: their layout, and the merging of their detections.
 
-Tiles overlap, so an object is seen by several. A tile that sees only a part of one ends the box at
-its border (a seam), or is unsure there: an edge within one standard deviation of its distribution
-from a seam counts as cut. Two boxes are of one object if they agree within the region that both
-tiles see. The best of them stays; whole boxes come before cut ones, and a cut edge is replaced by
-that of another tile which sees it.
+Tiles overlap, so an object may appear in several. A tile with only a part of an object ends the box
+at its border (a seam), or is uncertain there: an edge closer to a seam than one standard deviation
+of its distribution counts as cut. Two boxes belong to the same object if they agree within the
+region that both tiles share. The best of them is kept; whole boxes rank before cut ones, and a cut
+edge is replaced by that of another tile in which it is not cut.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from mmengine.structures import InstanceData
 from gfl_det.errors import ConfigError
 from gfl_det.inference.results import DISTRIBUTIONS, EDGE_FIELDS
 
-SEAM_PX = 2.0  # an edge this close to a seam is cut, however sure it is
+SEAM_PX = 2.0  # an edge this close to a seam is cut, whatever its standard deviation
 DEVIATIONS = 1.0
-SAME_IOU = 0.5  # of two boxes of one object, or of their parts that both tiles see
-CUT_RANK = 0.2  # a cut box comes before a whole one of less than this share of its score
-SIGNS = np.array([1, 1, -1, -1])  # from an outer side inwards: left, top, right, bottom
+SAME_IOU = 0.5  # least IoU of two boxes of one object, or of their parts in both tiles
+CUT_RANK = 0.2  # factor on the score of a cut box in the ranking
+SIGNS = np.array([1, 1, -1, -1])  # inward direction of each side: left, top, right, bottom
 
 
 class Tile(NamedTuple):
-    """Part of a picture, px; xyxy."""
+    """Part of a picture, xyxy px."""
 
     left: int
     top: int
@@ -37,7 +37,7 @@ class Tile(NamedTuple):
 
 
 class TileGrid(NamedTuple):
-    """Size of tiles and their least overlap, px of the picture."""
+    """Size of tiles and their minimum overlap, px of the picture."""
 
     height: int
     width: int
@@ -45,14 +45,14 @@ class TileGrid(NamedTuple):
 
     @classmethod
     def of(cls, tile: int | Sequence[int], overlap: int | None = None) -> TileGrid:
-        """Check what a user gives.
+        """Grid from a user's values.
 
         Args:
-            tile: Side of a square, or height and width.
-            overlap: Least overlap; None: a fifth of the shorter side.
+            tile: Side of a square, or height and width, px.
+            overlap: Minimum overlap, px; None: a fifth of the shorter side.
 
         Raises:
-            ConfigError: If a side is not a positive integer, or the overlap not below it.
+            ConfigError: If a side is not a positive integer, or the overlap is not below it.
         """
         sides: list[Any] = [tile, tile] if isinstance(tile, int) else list(tile)
         if len(sides) != 2 or not all(_is_whole(each, 1) for each in sides):
@@ -69,7 +69,7 @@ class TileGrid(NamedTuple):
         return cls(int(sides[0]), int(sides[1]), int(chosen))
 
     def tiles(self, height: int, width: int) -> list[Tile]:
-        """Equal tiles that cover a picture, row by row; a smaller picture is one tile."""
+        """Tiles of equal size that cover a picture, row by row; a smaller picture is one tile."""
         rows, columns = min(self.height, height), min(self.width, width)
         return [
             Tile(left, top, left + columns, top + rows)
@@ -83,7 +83,7 @@ def _is_whole(value: Any, least: int) -> bool:
 
 
 def _starts(side: int, tile: int, overlap: int) -> list[int]:
-    """Evenly spread starts of the fewest tiles along a side."""
+    """Evenly spaced starts of the fewest tiles that cover a side."""
     if tile >= side:
         return [0]
     number = -(-(side - overlap) // (tile - overlap))
@@ -93,15 +93,15 @@ def _starts(side: int, tile: int, overlap: int) -> list[int]:
 def join(
     parts: Sequence[InstanceData], tiles: Sequence[Tile], size: tuple[int, int]
 ) -> InstanceData:
-    """Detections of a picture from those of its tiles.
+    """Merge the detections of tiles into those of the picture.
 
     Args:
-        parts: Per tile, in px of the tile, with ``edge_std``.
-        tiles: The tiles.
+        parts: Detections per tile, px of the tile, with ``edge_std``.
+        tiles: Tiles of the picture.
         size: Height and width of the picture.
 
     Returns:
-        By descending score, in px of the picture, without distributions.
+        Detections by descending score, px of the picture, without distributions.
 
     Raises:
         ConfigError: If the detections have no ``edge_std``.
@@ -134,7 +134,7 @@ def _moved(part: InstanceData, tile: Tile) -> InstanceData:
 def _cut_edges(
     boxes: np.ndarray, std: np.ndarray, owners: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """Mask ``(N, 4)`` of the edges at a seam, a border of the tile inside the picture."""
+    """Mask ``(N, 4)`` of the edges at a seam, that is, a tile border inside the picture."""
     height, width = size
     seam = owners != np.array([0, 0, width, height])
     return np.logical_and(seam, SIGNS * (boxes - owners) <= SEAM_PX + DEVIATIONS * std)
@@ -147,7 +147,7 @@ def _same_objects(
     owner: np.ndarray,
     tiles: Sequence[Tile],
 ) -> list[list[int]]:
-    """Per box, those of other tiles that are of the same object."""
+    """Boxes of other tiles that belong to the same object, per box."""
     near: list[list[int]] = [[] for _ in boxes]
     whole = np.asarray(~cut.any(axis=1))
     areas = np.array(tiles)
@@ -194,7 +194,7 @@ def _ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _groups(scores: np.ndarray, cut: np.ndarray, near: list[list[int]]) -> list[list[int]]:
-    """Boxes of each object, the leading one first; the others only where it is cut."""
+    """Groups of boxes per object, highest-ranked first; the others only if that one is cut."""
     is_cut = np.asarray(cut.any(axis=1))
     order = np.argsort(-scores * np.where(is_cut, CUT_RANK, 1), kind='stable')
     free = np.ones(len(scores), bool)
@@ -203,10 +203,10 @@ def _groups(scores: np.ndarray, cut: np.ndarray, near: list[list[int]]) -> list[
         if not free[leader]:
             continue
         group, reached = [leader], {leader}
-        for member in group:  # grows: parts of parts, until a whole box
+        for member in group:  # the list grows: parts of parts, until a whole box is reached
             free[member] = False
             for other in near[member]:
-                # A whole box is of no other's doubt: it only gives up those that resemble it.
+                # A whole box needs no other edges: it only suppresses the boxes that match it.
                 if free[other] and other not in reached:
                     reached.add(other)
                     if is_cut[member] and is_cut[leader]:
@@ -218,7 +218,7 @@ def _groups(scores: np.ndarray, cut: np.ndarray, near: list[list[int]]) -> list[
 
 
 def _joined(found: InstanceData, groups: list[list[int]], cut: np.ndarray) -> InstanceData:
-    """One box of each group: its best, with cut edges from members that see them."""
+    """Best box of each group, with cut edges replaced by uncut edges of other members."""
     scores = found.scores
     best = [max(group, key=lambda row: float(scores[row])) for group in groups]
     kept = found[torch.tensor(best)]
@@ -228,7 +228,7 @@ def _joined(found: InstanceData, groups: list[list[int]], cut: np.ndarray) -> In
             continue
         for side in range(4):
             source = next((row for row in group if not cut[row, side]), None)
-            if source is None:  # no tile sees this edge: the one farthest out
+            if source is None:  # cut in all tiles: take the outermost
                 outward = -SIGNS[side] * found.bboxes[group, side].numpy()
                 source = group[int(outward.argmax())]
             for name in ('bboxes', *EDGE_FIELDS):

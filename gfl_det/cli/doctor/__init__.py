@@ -1,7 +1,7 @@
-"""The installation: what is there, whether it fits together, and the cure for what does not.
+"""Diagnosis of the installation: installed packages, their compatibility, and remedies.
 
     python -m gfl_det.doctor [--json FILE] [--no-self-test]
 
-It runs where nothing else does: until the last step it needs nothing but Python's own library, and
-what may crash is imported in a process of its own.
+It works in broken installations: until the last step it needs only the standard library, and
+packages that may crash are imported in a separate process.
 """

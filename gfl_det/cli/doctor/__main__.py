@@ -1,6 +1,6 @@
-"""The whole examination and its command line.
+"""Complete diagnosis of the installation, and its command line.
 
-Looked at in this order: records of pip, imports in children, devices and the self-test, folders.
+The order of checks: pip's records, imports in child processes, devices and self-test, folders.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gfl_det.cli.doctor.installed import Check, check_installed, check_places
 from gfl_det.cli.doctor.steps import ROOT, StepOutcome, run_steps
 from gfl_det.compat.imports import DOCTOR
 
-# The package may lie beside the tools without being installed.
+# The package may be in a checkout without being installed.
 SELF_TEST = (
     'import sys; sys.path.append({root!r}); from gfl_det.cli.doctor import self_test; '
     'self_test.main(sys.argv[1], {with_test})'
@@ -27,18 +27,18 @@ CUDA_LINE = 'pip install --force-reinstall torch'
 
 
 def examine(with_test: bool = True) -> list[Check]:
-    """Look at everything.
+    """Run all checks.
 
     Args:
-        with_test: Also build a detector, train it for a step, and predict.
+        with_test: Also build a detector, train it for one step, and predict.
 
     Returns:
-        What was found, in the order to read it. Nothing is raised, whatever is broken.
+        Results in reading order. No exceptions are raised, even for a broken installation.
     """
     code = SELF_TEST.format(root=str(ROOT), with_test=with_test)
     outcomes = run_steps(['-c', code])
     checks = check_installed()
-    if not outcomes[0].ok:  # gfl_det itself did not import, or crashed: find out in what
+    if not outcomes[0].ok:  # gfl_det did not import, or crashed: find the cause
         checks = merge(checks, run_steps(['-m', f'{DOCTOR}.installed']))
     found_cause = any(check.state == 'problem' for check in checks)
     for outcome in outcomes:
@@ -47,7 +47,7 @@ def examine(with_test: bool = True) -> list[Check]:
 
 
 def merge(checks: Sequence[Check], outcomes: Sequence[StepOutcome]) -> list[Check]:
-    """Let an import that failed replace what pip's record says of the package."""
+    """Merge failed imports into the checks of pip's records, package by package."""
     failed = {outcome.name: outcome for outcome in outcomes if not outcome.ok}
     merged = []
     for check in checks:
@@ -61,11 +61,11 @@ def merge(checks: Sequence[Check], outcomes: Sequence[StepOutcome]) -> list[Chec
 
 
 def of_outcome(outcome: StepOutcome, found_cause: bool) -> list[Check]:
-    """Turn a step of the self-test into lines.
+    """Convert the outcome of a self-test step into checks.
 
     Args:
-        outcome: The step.
-        found_cause: A package is known to be broken, so that a failure here tells nothing new.
+        outcome: Outcome of the step.
+        found_cause: Whether a package is known to be broken, which explains a failure here.
     """
     if not outcome.ok:
         check = _failure(outcome)
@@ -89,7 +89,7 @@ def of_outcome(outcome: StepOutcome, found_cause: bool) -> list[Check]:
 
 
 def split_cure(message: str) -> tuple[str, str]:
-    """Split one of our sentences into what is wrong and the line to type."""
+    """Split an error message of this package into the problem and the command to run."""
     match = CURE.search(message)
     if match is None:
         return message, ''
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examine, print, and return the exit status: 0 where all is well, 1 where not."""
+    """Run all checks, print them, and return the exit status: 0 without problems, else 1."""
     checks = examine(with_test=not args.no_self_test)
     text = json.dumps([check._asdict() for check in checks], indent=2)
     if args.json == '-':
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report(checks: Sequence[Check]) -> None:
-    """Print the table, then each line to type once."""
+    """Print the table, then each distinct command to run."""
     from gfl_det.utils.console import print_table
 
     print_table('', ('what', 'state', 'found'), [check[:3] for check in checks])

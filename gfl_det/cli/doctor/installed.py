@@ -1,7 +1,7 @@
-"""The installed packages by pip's records, folders and shared memory, and whether they fit.
+"""Checks of installed packages by pip's records, of folders, and of shared memory.
 
-Nothing is imported but Python's own library. Run as a program, ``-m gfl_det.cli.doctor.installed
-FILE``, it imports the packages one after the other, and writes down which fails or crashes.
+Only the standard library is imported. Run as a program, ``-m gfl_det.cli.doctor.installed FILE``,
+it imports the packages one by one and records which of them fails or crashes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gfl_det.compat.imports import LINES, RANGES, SETUPTOOLS_LINE, explain
 
 State = Literal['ok', 'note', 'problem']
 OLDEST_PYTHON = (3, 10)
-# The distributions that may bring a module; the onedl forks keep the modules' names.
+# Distributions that may provide a module; the onedl forks keep the module names.
 DISTRIBUTIONS = {
     'torch': ('torch',),
     'numpy': ('numpy',),
@@ -38,21 +38,21 @@ DISTRIBUTIONS = {
 }
 FORK = 'onedl-'
 GIB = 2**30
-LITTLE_ROOM = 1 * GIB  # a training with a few checkpoints of GFL R50 takes as much
-LITTLE_SHARED_MEMORY = GIB // 4  # containers give 64 MiB, and workers then die with a bus error
+LITTLE_ROOM = 1 * GIB  # disk space for a training with a few checkpoints of GFL R50
+LITTLE_SHARED_MEMORY = GIB // 4  # with the 64 MiB of containers, workers die with a bus error
 
 
 class Check(NamedTuple):
-    """What was looked at and found."""
+    """Result of a check."""
 
     name: str
     state: State
-    text: str  # what is there, or what is wrong
-    cure: str = ''  # the exact line to type
+    text: str  # what is installed, or the problem
+    cure: str = ''  # the exact command to run
 
 
 def check_installed() -> list[Check]:
-    """Check Python, each package's version and what comes twice, and ``pkg_resources``."""
+    """Check Python, versions and duplicates of packages, and ``pkg_resources``."""
     fits = sys.version_info >= OLDEST_PYTHON
     python = f'{platform.python_version()} in {sys.prefix}'
     checks = [
@@ -65,11 +65,11 @@ def check_installed() -> list[Check]:
 
 
 def check_package(module: str, names: Sequence[str]) -> Check:
-    """Check one package: there once, and of a version in the range.
+    """Check that a package is installed exactly once, with a version in the supported range.
 
     Args:
-        module: Its name in Python.
-        names: The distributions that may bring it.
+        module: Module name.
+        names: Distributions that may provide the module.
     """
     found = {name: version for name in names if (version := _version(name))}
     line = LINES.get(module, f'pip install {names[0]}')
@@ -92,7 +92,7 @@ def check_package(module: str, names: Sequence[str]) -> Check:
 
 
 def check_pkg_resources() -> Check:
-    """Check for the module that mmengine 0.10 finds configs of other packages with."""
+    """Check for the module with which mmengine 0.10 finds configs of other packages."""
     name, version = 'setuptools', _version('setuptools')
     if find_spec('pkg_resources') is not None:
         return Check(name, 'ok', f'{version} (has pkg_resources)')
@@ -113,7 +113,7 @@ def _version(distribution: str) -> str | None:
 
 
 def check_places() -> list[Check]:
-    """Check the folders that the tools write to, and the memory that data workers share."""
+    """Check the folders that commands write to, and the shared memory of data workers."""
     home = Path(os.environ.get('TORCH_HOME') or Path.home() / '.cache' / 'torch')
     places = {
         'work dirs': (Path('work_dirs'), '--work-dir FOLDER'),
@@ -137,12 +137,12 @@ def check_places() -> list[Check]:
 
 
 def check_place(name: str, folder: Path, cure: str) -> Check:
-    """Check that a folder, or the nearest one above it, takes a file. Nothing stays behind.
+    """Check that a folder, or its nearest existing parent, is writable. Leaves no files.
 
     Args:
-        name: What the folder is for.
-        folder: It need not exist.
-        cure: How to choose another.
+        name: Purpose of the folder.
+        folder: Path of the folder, which need not exist.
+        cure: How to choose another folder.
     """
     path = folder.absolute()
     existing = next(each for each in (path, *path.parents) if each.exists())
@@ -163,10 +163,10 @@ def import_one(name: str) -> dict[str, str]:
     """Import a package.
 
     Returns:
-        Its version.
+        Version of the package.
 
     Raises:
-        SetupError: If it does not import; the message says what it means.
+        SetupError: If the import fails; the message explains the failure.
     """
     try:
         module = importlib.import_module(name)
@@ -179,7 +179,7 @@ def import_one(name: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Take the steps."""
+    """Run the steps."""
     with Steps(sys.argv[1]) as steps:
         for name in DISTRIBUTIONS:
             steps.take(name, partial(import_one, name))

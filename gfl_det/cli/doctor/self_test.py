@@ -1,6 +1,6 @@
-"""The self-test: build a detector, take a loss and predict, on the processor and each device.
+"""Self-test: build a detector, compute a loss and predict, on the CPU and each other device.
 
-Run in a process of its own, which imports the whole package.
+It runs in a separate process, which imports the whole package.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIDE = 128  # px
 
 
 def devices() -> dict[str, Any]:
-    """Return what torch can compute on, and what it cannot but could."""
+    """Return the devices that torch can use, and a GPU that it cannot see."""
     found: dict[str, Any] = {
         'processor': f'{platform.machine()}, {os.cpu_count()} cores, '
         f'{torch.get_num_threads()} threads, {processor_kind()}, '
@@ -38,7 +38,7 @@ def devices() -> dict[str, Any]:
         found[f'cuda:{index}'] = f'{card.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}'
     if torch.backends.mps.is_available():
         found['mps'] = 'Apple GPU'
-    # A card that torch does not see is the usual reason for a slow training.
+    # A GPU that torch does not see is the usual reason for slow training.
     if not torch.cuda.is_available() and shutil.which('nvidia-smi'):
         found['unseen'] = (
             'built without CUDA' if torch.version.cuda is None else 'the driver is too old or busy'
@@ -47,13 +47,13 @@ def devices() -> dict[str, Any]:
 
 
 def try_device(device: str) -> dict[str, Any]:
-    """Build, train one step, predict.
+    """Build a detector, train it for one step, and predict.
 
     Args:
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        GFLDetError: If a loss or gradient is not finite, or a part is missing.
+        GFLDetError: If a loss or gradient is not finite, or a component is missing.
     """
     begin = time.perf_counter()
     outcome = check_config(get_config(CONFIG), SIDE, device)
@@ -65,10 +65,10 @@ def try_device(device: str) -> dict[str, Any]:
 
 
 def main(path: str, with_test: bool = True) -> None:
-    """Take the steps and write them down.
+    """Run the steps and record them.
 
     Args:
-        path: The file to write to.
+        path: Output file.
         with_test: Also build, train and predict.
     """
     with Steps(path) as steps:

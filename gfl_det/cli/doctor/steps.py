@@ -1,4 +1,4 @@
-"""Steps that run in a child process and are written down before they begin and when they end."""
+"""Steps run in a child process, recorded before they start and when they end."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import Any, NamedTuple
 
 from gfl_det.errors import GFLDetError
 
-TIME_LIMIT = 300  # seconds: a cold disk may take one minute for torch alone
+TIME_LIMIT = 300  # seconds; from a cold disk, importing torch alone may take a minute
 ROOT = Path(__file__).resolve().parents[3]
 
 
 class StepOutcome(NamedTuple):
-    """How a step ended."""
+    """Outcome of a step."""
 
     name: str
     ok: bool
     seconds: float
-    facts: dict[str, Any]  # what it found out
-    error: str = ''  # what is wrong, and the cure if it is known
+    facts: dict[str, Any]  # findings
+    error: str = ''  # the problem, and the remedy if known
 
 
 class Steps:
-    """Writes steps to a file, in the child."""
+    """Recorder of steps to a file, in the child process."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class Steps:
         self.file.close()
 
     def take(self, name: str, step: Callable[[], dict[str, Any]]) -> bool:
-        """Run a step; whether it went well."""
+        """Run a step; return whether it succeeded."""
         self._write(name=name, begun=True)
         begin = time.perf_counter()
         error, facts = '', {}
@@ -61,18 +61,18 @@ class Steps:
 
     def _write(self, **line: Any) -> None:
         self.file.write(json.dumps(line) + '\n')
-        self.file.flush()  # a crash must not take the line along
+        self.file.flush()  # a crash must not lose the line
 
 
 def run_steps(arguments: Sequence[str], time_limit: float = TIME_LIMIT) -> list[StepOutcome]:
-    """Run a child that takes steps, and read how they ended.
+    """Run a child process with steps, and read their outcomes.
 
     Args:
-        arguments: Arguments of Python; the file to write to is added.
-        time_limit: Seconds.
+        arguments: Arguments for Python; the output file is appended.
+        time_limit: Time limit, seconds.
 
     Returns:
-        The steps in order. Of a child that crashed or did not end, the last one is the culprit.
+        Outcomes in order. If the child crashed or timed out, the last step is the cause.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'steps'

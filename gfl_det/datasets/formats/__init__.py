@@ -1,1 +1,1 @@
-"""Own data in the formats that labelling tools write: COCO, YOLO and VOC."""
+"""Readers for custom data in the formats of labelling tools: COCO, YOLO and VOC."""

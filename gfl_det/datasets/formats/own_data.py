@@ -1,9 +1,9 @@
-"""A data set by its path alone: which format it is, its splits, its classes.
+"""Detection of a data set's format, splits and classes from its path.
 
-Where pictures are set apart for validation, near copies stay together: a frame of a video or an
-augmented copy that is trained on says nothing when it is judged too. Pictures belong together where
-the names say so (``a_jpg.rf.1.jpg`` and ``a_jpg.rf.2.jpg``) or where their brightness, on a grid of
-9 x 8 cells, rises and falls in the same places.
+When pictures are split off for validation, near copies stay in the same split: video frames or
+augmented copies of training pictures would make the validation meaningless. Pictures are near
+copies if their names say so (``a_jpg.rf.1.jpg`` and ``a_jpg.rf.2.jpg``) or if their brightness, on
+a grid of 9 x 8 cells, rises and falls in the same places.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from gfl_det.errors import DataError
 from gfl_det.utils.files import write_json
 
 SPLITS = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test': ('test',)}
-EXPORTED = '_annotations.coco.json'  # as labelling services name it
+EXPORTED = '_annotations.coco.json'  # file name used by labelling services
 GIVE = (
     'give a COCO folder (train.json and val.json, or train/_annotations.coco.json), one COCO JSON, '
     'a YOLO data.yaml, or a VOC folder'
 )
-SAMPLED = 20  # pictures of a file by which their folder is found
-VAL_SHARE = 0.2  # of the pictures of training, where no split is there to judge on
+SAMPLED = 20  # pictures of a file that are looked up to find their folder
+VAL_SHARE = 0.2  # share of the training pictures, if there is no validation split
 SEED = 0
 
 
@@ -43,15 +43,15 @@ def read_own(path: str | Path, image_dir: str | Path | None = None) -> OwnData:
     """Read a data set.
 
     Args:
-        path: A folder or a file.
-        image_dir: The pictures of a COCO JSON, where they are neither beside it nor in ``images``.
+        path: Folder or file.
+        image_dir: Picture folder of a COCO JSON, if it is neither the file's folder nor ``images``.
 
     Returns:
-        The data set, with a training and a validation split: a fifth of the pictures of training
-        is set apart where there is none, near copies together.
+        The data set with a training and a validation split. If there is no validation split, a
+        fifth of the training pictures is split off, keeping near copies together.
 
     Raises:
-        DataError: If it is no data set, or one that cannot be read.
+        DataError: If the path is not a data set, or cannot be read.
     """
     source = Path(path)
     if not source.exists():
@@ -138,7 +138,7 @@ def _coco(source: Path, files: dict[str, Path], image_dir: str | Path | None) ->
 
 
 def _dummies(datasets: list[Entry]) -> list[str]:
-    """Return classes without a box that others name as their super-category."""
+    """Return classes without boxes that are the super-category of others."""
     used: set[str] = set()
     parents: set[str] = set()
     names: list[str] = []
@@ -159,10 +159,10 @@ def _dummies(datasets: list[Entry]) -> list[str]:
 
 
 def _image_folder(dataset: Entry, file: Path, root: Path, split: str) -> Path:
-    """Find the folder of the pictures that a COCO file names.
+    """Find the folder of a COCO file's pictures.
 
     Raises:
-        DataError: If none of the folders that are looked into has one of them.
+        DataError: If none of the searched folders contains one of them.
     """
     images = dataset['images']
     step = max(1, len(images) // SAMPLED)
@@ -188,7 +188,7 @@ def _image_folders(file: Path, root: Path, split: str) -> Iterator[Path]:
 
 
 def with_validation(data: OwnData) -> OwnData:
-    """Set a part of the pictures of training apart to validate on.
+    """Split off a part of the training pictures for validation.
 
     Raises:
         DataError: If there are fewer than two groups of near copies.
@@ -220,12 +220,12 @@ def with_validation(data: OwnData) -> OwnData:
 def in_order(data: OwnData, classes: Sequence[str]) -> OwnData:
     """Return the data set with its categories in the order of a detector's classes.
 
-    Metrics take labels in the order of the file. Ids stay, classes that the file lacks are added,
-    and a file that differs is left to `write_parts`.
+    Metrics map labels to categories in the order of the file. Ids do not change, missing classes
+    are added, and changed files are written by `write_parts`.
 
     Args:
-        data: The data set.
-        classes: Classes of the detector; the data set's others follow.
+        data: Data set.
+        classes: Classes of the detector; the other classes of the data set follow.
     """
     place = {name: index for index, name in enumerate(classes)}
 
@@ -247,11 +247,11 @@ def in_order(data: OwnData, classes: Sequence[str]) -> OwnData:
 
 
 def write_parts(data: OwnData, folder: Path) -> OwnData:
-    """Write the splits that are in no COCO file yet; pictures stay where they are.
+    """Write the splits that are not yet in COCO files; pictures are not moved.
 
     Args:
-        data: The data set.
-        folder: For ``train.json`` and the others.
+        data: Data set.
+        folder: Output folder of ``train.json`` and the others.
     """
     parts = {}
     for split, part in data.parts.items():
@@ -263,21 +263,21 @@ def write_parts(data: OwnData, folder: Path) -> OwnData:
     return data._replace(parts=parts)
 
 
-# --- A random split in which near copies stay together --------------------------------------------
+# --- Random split that keeps near copies together -------------------------------------------------
 
-COPY_MARK = re.compile(r'\.rf\.[0-9a-zA-Z]{8,}$')  # what Roboflow adds to the name of a picture
+COPY_MARK = re.compile(r'\.rf\.[0-9a-zA-Z]{8,}$')  # Roboflow's suffix of picture names
 GRID = (9, 8)
 BITS = 64
-MOST_DIFFERENT = 7  # of 64, of near copies; other photographs differ in 31, and in 11 at least
-BAND_BITS = 8  # near copies share one of eight bands in full
-FLAT = 8  # fewer comparisons that are not equal say nothing about a picture
+MOST_DIFFERENT = 7  # of 64 bits between near copies; other photographs differ in 31, at least in 11
+BAND_BITS = 8  # near copies agree completely in at least one of eight bands
+FLAT = 8  # with fewer unequal comparisons, a picture is too uniform to be recognised
 
 
 def group_near_copies(paths: Sequence[Path]) -> list[int]:
-    """Return the group of each picture, named by its first member.
+    """Return the group of each picture, identified by the index of its first member.
 
     Args:
-        paths: Files of N pictures; one that cannot be decoded is a group of its own.
+        paths: Files of N pictures; a file that cannot be decoded forms a separate group.
     """
     pairs: list[tuple[int, int]] = []
     by_name: dict[str, int] = {}
@@ -306,12 +306,12 @@ def group_near_copies(paths: Sequence[Path]) -> list[int]:
 
 
 def sign_of(path: Path) -> np.ndarray | None:
-    """Return which cells (64,) are brighter than their right neighbours; None of flat pictures."""
+    """Mask (64,) of cells brighter than their right neighbours; None for uniform pictures."""
     try:
         with Image.open(path) as picture:
-            picture.draft('L', (16 * GRID[0], 16 * GRID[1]))  # JPEGs are decoded at a small size
+            picture.draft('L', (16 * GRID[0], 16 * GRID[1]))  # decodes JPEGs at a small size
             grid = np.asarray(picture.convert('L').resize(GRID, Image.Resampling.BOX), int)
-    except Exception:  # a damaged or a too large one fails in any way; the checks tell
+    except Exception:  # damaged or oversized files raise any error; the data checks report them
         return None
     steps = grid[:, :-1] - grid[:, 1:]
     return None if (steps != 0).sum() < FLAT else (steps > 0).ravel()
@@ -320,15 +320,15 @@ def sign_of(path: Path) -> np.ndarray | None:
 def split_groups(
     groups: Sequence[int], keys: Sequence[str], share: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Split in two; the members of a group stay together.
+    """Split into two parts, keeping the members of a group together.
 
-    What falls where depends on the seed and on the names alone.
+    The result depends only on the seed and the names.
 
     Args:
         groups: Group of each of N pictures.
         keys: Names of the pictures.
-        share: Share of the second part, as near as groups allow; neither part is empty if there
-            are two groups or more.
+        share: Share of the second part, as closely as the groups allow; with two or more groups
+            neither part is empty.
         seed: Seed of the split.
 
     Returns:

@@ -1,7 +1,7 @@
-"""What readers of other formats find, and how it becomes the content of a COCO file.
+"""Labelled pictures from readers of other formats, and their conversion to COCO.
 
-Boxes are kept as COCO has them, pictures are named and never copied, so that all that follows (the
-data set, its checks, the metrics) reads one format by one reader.
+Boxes are converted to COCO's form, and pictures are referenced, never copied. The data set, its
+checks and the metrics therefore need a reader for one format only.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gfl_det.utils.pixels import header_of, is_endless
 
 
 class LabelledBox(NamedTuple):
-    """An object."""
+    """Box of an object."""
 
     label: int
     xywh: tuple[float, float, float, float]  # px
-    ignore: bool = False  # neither trained on nor judged
+    ignore: bool = False  # used neither in training nor in evaluation
 
 
 class LabelledPicture(NamedTuple):
-    """A picture and its objects; none of a picture of background."""
+    """Picture and its objects; background pictures have none."""
 
     path: Path
     size: tuple[int, int]  # width and height, px
@@ -37,22 +37,22 @@ class DataPart(NamedTuple):
     """One split of a data set."""
 
     dataset: Entry  # the content of a COCO file
-    folder: Path  # of the pictures, where the names of files begin
-    file: Path | None = None  # that holds this content already
+    folder: Path  # picture folder, to which file names are relative
+    file: Path | None = None  # file with this content, if it exists already
 
 
 class OwnData(NamedTuple):
-    """A data set as it was found."""
+    """Custom data set."""
 
     kind: str  # 'COCO', 'YOLO' or 'VOC'
-    source: Path  # what was given
+    source: Path  # path given by the user
     classes: list[str]
-    parts: dict[str, DataPart]  # by 'train', 'val', 'test'; those that there are
-    notes: list[str]  # what was read otherwise than one might think
+    parts: dict[str, DataPart]  # existing splits by 'train', 'val', 'test'
+    notes: list[str]  # unexpected decisions of the reader
 
 
 def as_part(pictures: Sequence[LabelledPicture], classes: Sequence[str]) -> DataPart:
-    """Write pictures as COCO does; file names begin where all the pictures lie."""
+    """Convert pictures to COCO; file names are relative to their common folder."""
     folder = Path(os.path.commonpath([each.path.parent.absolute() for each in pictures]))
     images: list[Entry] = []
     annotations: list[Entry] = []
@@ -70,16 +70,16 @@ def as_part(pictures: Sequence[LabelledPicture], classes: Sequence[str]) -> Data
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a name is that of a picture."""
+    """Whether a file name has the extension of a picture."""
     return path.suffix.lower() in ENDINGS and not path.name.startswith('.')
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """List the pictures of a folder and of those below it, in the order of their names."""
+    """List the pictures of a folder and its subfolders, sorted by name."""
     found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
-        if real in seen:  # a link to a folder above
+        if real in seen:  # a link to a parent folder
             folders.clear()
             continue
         seen.add(real)
@@ -88,10 +88,10 @@ def pictures_below(folder: Path) -> list[Path]:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Read width and height, px, from the head of a picture, turned as EXIF says.
+    """Read width and height, px, from a picture's header, after its EXIF rotation.
 
     Raises:
-        DataError: If it cannot be read or is not a picture.
+        DataError: If the file cannot be read or is not a picture.
     """
     try:
         if is_endless(path):
@@ -108,7 +108,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def some_of(items: Iterable[object], number: int = 3) -> str:
-    """Name the first of some things, and how many more there are."""
+    """Text with the first items and the number of the others."""
     names = list(map(str, items))
     more = f' and {len(names) - number} more' if len(names) > number else ''
     return ', '.join(names[:number]) + more

@@ -1,8 +1,8 @@
-"""VOC data sets: an XML of boxes for each picture, with lists of splits or without.
+"""VOC data sets: an XML file of boxes per picture, with or without lists of splits.
 
-``Annotations/``, ``JPEGImages/`` and ``ImageSets/Main/*.txt`` as Pascal VOC has them, or pictures
-and XMLs side by side in ``train/``, ``valid/`` and ``test/`` as labelling services export them.
-Corners are read as they stand: width is ``xmax - xmin``.
+Either ``Annotations/``, ``JPEGImages/`` and ``ImageSets/Main/*.txt`` as in Pascal VOC, or pictures
+and XMLs together in ``train/``, ``valid/`` and ``test/`` as exported by labelling services.
+Corners are used unchanged: width is ``xmax - xmin``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from gfl_det.errors import DataError
 CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 LISTS = {'train': ('train', 'trainval'), 'val': ('val', 'valid'), 'test': ('test',)}
 FOLDERS = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test': ('test',)}
-MOST_BYTES = 10_000_000  # of an XML
+MOST_BYTES = 10_000_000  # size limit of an XML file
 
 
 class VocObject(NamedTuple):
-    """An object of an XML."""
+    """Object in an XML file."""
 
     name: str
     corners: tuple[float, float, float, float]  # xyxy px
@@ -40,15 +40,15 @@ class VocObject(NamedTuple):
 
 
 def holds_voc(folder: Path) -> bool:
-    """Whether a folder has the XMLs of VOC, its own or those of splits."""
+    """Whether a folder or its split folders contain VOC's XML files."""
     return any(_xml_folders(folder).values())
 
 
 def read_voc(folder: Path) -> OwnData:
-    """Read a folder.
+    """Read a VOC data set.
 
     Args:
-        folder: That holds ``Annotations`` or folders of splits.
+        folder: Folder that contains ``Annotations`` or split folders.
 
     Raises:
         DataError: If an XML is invalid, a picture is missing, or nothing is listed.
@@ -75,10 +75,10 @@ def read_list(file: Path, xmls: Path, pictures: Path, classes: Sequence[str]) ->
     """Read the pictures of one list of names.
 
     Args:
-        file: With a name in each line.
-        xmls: The folder of the XMLs.
-        pictures: A folder above the pictures.
-        classes: Those that come first; others that are found follow.
+        file: List with one name per line.
+        xmls: Folder of the XMLs.
+        pictures: Folder that contains the pictures, possibly in subfolders.
+        classes: First classes, in order; other classes found follow.
 
     Raises:
         DataError: If the list or an XML is invalid or missing.
@@ -108,7 +108,7 @@ def _part(
 
 
 def _xml_folders(folder: Path) -> dict[str, list[Path]]:
-    """Return the XMLs of each split by folders; all are of train where there are no such."""
+    """Return the XMLs of each split from its folder; without split folders, all are train."""
     for root in (folder / 'Annotations', folder):
         found = {}
         for split, names in FOLDERS.items():
@@ -126,7 +126,7 @@ def _xml_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def _listed(folder: Path, notes: list[str]) -> dict[str, list[Path]]:
-    """Return the XMLs of the lists in ``ImageSets/Main``; nothing where there are no lists."""
+    """Return the XMLs of the lists in ``ImageSets/Main``; empty if there are no lists."""
     lists = folder / 'ImageSets' / 'Main'
     found: dict[str, list[Path]] = {}
     for split, names in LISTS.items():
@@ -155,10 +155,10 @@ def _listed(folder: Path, notes: list[str]) -> dict[str, list[Path]]:
 
 
 def _read_xml(path: Path) -> list[VocObject]:
-    """Read the objects of an XML.
+    """Read the objects of an XML file.
 
     Raises:
-        DataError: If it is invalid.
+        DataError: If the file is invalid.
     """
     try:
         content = path.read_bytes()
@@ -197,9 +197,9 @@ def _xywh(corners: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 class _Pictures:
-    """Finds the picture of an XML: by its name, beside it or in the folders of pictures.
+    """Lookup of an XML's picture by file name, in the same folder or in the picture folders.
 
-    The name in the XML is not asked: files are renamed, and it is then that of another.
+    The name inside the XML is ignored: after files are renamed, it may refer to another picture.
     """
 
     def __init__(self, folder: Path, xmls: Sequence[Path]) -> None:
@@ -212,7 +212,7 @@ class _Pictures:
         """Return the picture.
 
         Raises:
-            DataError: If there is none.
+            DataError: If there is no picture.
         """
         if xml.parent not in self.beside:
             there = (path for path in xml.parent.iterdir() if is_picture(path))

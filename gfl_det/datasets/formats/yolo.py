@@ -1,9 +1,10 @@
-"""YOLO data sets: a data.yaml, pictures, and a text of boxes for each picture.
+"""YOLO data sets: a data.yaml, pictures, and a label file per picture.
 
 The labels of ``images/train/a.jpg`` are in ``labels/train/a.txt``, those of ``train/images/a.jpg``
 in ``train/labels/a.txt``: the last folder named ``images`` becomes ``labels``. Without such a
-folder they lie beside the picture. A line holds a class and either a box (centre, width, height) or
-the corners of an outline, in fractions of the picture. A picture without a text is background.
+folder they are in the folder of the picture. A line contains a class and either a box (centre,
+width, height) or the points of an outline, in fractions of the picture size. A picture without a
+label file is background.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from gfl_det.errors import DataError
 
 SPLIT_KEYS = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test': ('test',)}
 BOX_NUMBERS = 4
-LEAST_POINTS = 3  # of an outline
-ROUNDING = 0.01  # that an edge may lie outside of the picture, of its side
+LEAST_POINTS = 3  # in an outline
+ROUNDING = 0.01  # tolerance for edges outside the picture, as a fraction of its side
 
 
 def read_yolo(path: Path) -> OwnData:
-    """Read a ``data.yaml`` and what it names.
+    """Read a ``data.yaml`` with its pictures and labels.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Raises:
-        DataError: If it is no ``data.yaml``, or names pictures that are not there, or a text of
-            boxes is invalid.
+        DataError: If the file is not a ``data.yaml``, its pictures are missing, or a label file is
+            invalid.
     """
     content = _parse(path)
     classes = _class_names(content, path)
@@ -110,7 +111,7 @@ def _class_names(content: Entry, path: Path) -> list[str]:
 
 
 def _pictures(given: Any, yaml_path: Path, content: Entry, split: str) -> Iterator[Path]:
-    """Yield the pictures of a split: of a folder, of a text of paths, or of several of these."""
+    """Yield the pictures of a split: from a folder, a text file of paths, or several of these."""
     if isinstance(given, (list, tuple)):
         for each in given:
             yield from _pictures(each, yaml_path, content, split)
@@ -134,9 +135,9 @@ def _pictures(given: Any, yaml_path: Path, content: Entry, split: str) -> Iterat
 
 
 def _find(name: str, beside: Path, content: Entry) -> Path | None:
-    """Find a path: as it is, below "path", or below the folder of the file that names it.
+    """Find a path: unchanged, below "path", or below the folder of the file that contains it.
 
-    Labelling services write ``../train/images`` where they mean ``train/images``.
+    Labelling services write ``../train/images`` for ``train/images``.
     """
     root = Path(str(content.get('path') or '.'))
     below = name[3:] if name.startswith('../') else name
@@ -171,7 +172,7 @@ def _label_file(path: Path) -> Path:
 
 
 def _box(words: list[str], size: tuple[int, int], num_classes: int, where: str) -> LabelledBox:
-    """Read a line: a class and a box or an outline, in fractions of the picture.
+    """Parse a line: a class and a box or an outline, in fractions of the picture size.
 
     Raises:
         DataError: If the line is neither a box nor an outline.
@@ -196,7 +197,7 @@ def _box(words: list[str], size: tuple[int, int], num_classes: int, where: str) 
             f'{where} has {len(numbers)} numbers: 5 make a box (class, centre, width, height), 7, '
             '9, ... an outline (class, corners).'
         )
-    # min and max let NaN through, a comparison does not.
+    # A comparison rejects NaN; min and max would not.
     if not all(-ROUNDING <= each <= 1 + ROUNDING for each in corners):
         raise DataError(
             f'{where}: {" ".join(words)!r:.80} reaches beyond the picture: YOLO has fractions of '
@@ -211,7 +212,7 @@ def _box(words: list[str], size: tuple[int, int], num_classes: int, where: str) 
 
 
 def yaml_of(folder: Path) -> Path | None:
-    """Find the data.yaml of a folder: of that name, or the only one that has "names"."""
+    """Find the data.yaml of a folder: the file of that name, else the first with "names"."""
     found = sorted([*folder.glob('*.yaml'), *folder.glob('*.yml')])
     named = [each for each in found if each.stem in ('data', 'dataset')]
     for each in named or found:
@@ -225,7 +226,7 @@ def yaml_of(folder: Path) -> Path | None:
 
 
 def refuse_without_yaml(folder: Path) -> None:
-    """Say of labels without a data.yaml what they lack.
+    """Refuse labels without a data.yaml.
 
     Raises:
         DataError: If there are such labels.

@@ -1,6 +1,6 @@
-"""Console of a training: a header, a line per epoch, a progress bar, and what to type next.
+"""Console output of a training: header, a line per epoch, progress bar and next commands.
 
-Everything else (config, hooks, environment, every tenth step) goes to the log file only.
+Everything else (config, hooks, environment, every tenth step) is written to the log file only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.progress import Progress, TaskID
 from gfl_det.registry import HOOKS
 from gfl_det.utils.console import live_bar
 
-# Of upstream, about its own parts: nobody who trains can act on them.
+# Upstream warnings about internals, on which users cannot act.
 UPSTREAM = (
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
@@ -32,7 +32,7 @@ UPSTREAM = (
     'The prefix is not set in metric class',
     'is an instance of BaseModel',
 )
-# Of tests: lines for a log file; tables and warnings stay.
+# Lines of a test run for the log file only; tables and warnings are still printed.
 NOISE = (
     'System environment:',
     'Config:\n',
@@ -47,11 +47,11 @@ NOISE = (
 
 
 def for_people(record: logging.LogRecord, tables: bool = False) -> bool:
-    """Whether a line of the log is also for the console.
+    """Whether a log record is also printed to the console.
 
     Args:
-        record: The line.
-        tables: Whether lines of information are, but for those of `NOISE`: in tests.
+        record: Log record.
+        tables: Also print records below warnings, except those of `NOISE`; set in test runs.
     """
     text = record.getMessage()
     if record.levelno >= logging.WARNING:
@@ -61,9 +61,9 @@ def for_people(record: logging.LogRecord, tables: bool = False) -> bool:
 
 @HOOKS.register_module()
 class EpochLinesHook(Hook):
-    """Prints a header before a training, a line after each epoch, and the best AP after the last.
+    """Prints a header before a training, a line after each epoch, and the best AP at the end.
 
-    In the first of several processes alone, and of trainings by epochs.
+    Prints only in the first of several processes, and only in trainings by epochs.
     """
 
     priority = 'VERY_LOW'
@@ -97,11 +97,11 @@ class EpochLinesHook(Hook):
             print(f'{name:9} {value}', flush=True)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Begin to time an epoch."""
+        """Start the timer of an epoch."""
         self._began = time.monotonic()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Print an epoch's line, or keep it until the epoch is validated."""
+        """Print the line of an epoch, or keep it until the epoch is validated."""
         loop = runner.train_loop
         if runner.rank or not isinstance(loop, EpochBasedTrainLoop):
             return
@@ -122,13 +122,13 @@ class EpochLinesHook(Hook):
             self._print_line()
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Take what metrics print: it goes to the log file."""
+        """Redirect the output of metrics to the log file."""
         if self._line:
             self._printed = ExitStack()
             self._text = self._printed.enter_context(redirect_stdout(io.StringIO()))
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Print the kept line with what validation found."""
+        """Print the kept line with the validation metrics."""
         self._printed.close()
         if runner.rank or not self._line:
             return
@@ -139,7 +139,7 @@ class EpochLinesHook(Hook):
         self._print_line()
 
     def after_train(self, runner: Runner) -> None:
-        """Print the best AP, and the two commands that follow."""
+        """Print the best AP and the next two commands."""
         if runner.rank or not isinstance(runner.train_loop, EpochBasedTrainLoop):
             return
         hub: dict[str, Any] = runner.message_hub.runtime_info
@@ -155,7 +155,7 @@ class EpochLinesHook(Hook):
 
 
 def _told(metrics: dict[str, float]) -> list[str]:
-    """AP under the keys of the metrics, and COCO's six numbers in mmdet's line to copy."""
+    """Lines with AP under the metrics' keys, and mmdet's copypaste line of COCO's six numbers."""
     found = [
         f'{name}: {value:.4f}'
         for name, value in metrics.items()
@@ -174,20 +174,20 @@ REDRAW_SECONDS = 0.1
 
 
 def has_terminal() -> bool:
-    """Whether all output of this process goes to a terminal, not to files or pipes."""
+    """Whether all output of this process goes to a terminal rather than to files or pipes."""
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Shows the progress of training, validation and test, and the time left, in a terminal.
+    """Progress bar of training, validation and test, with the remaining time.
 
-    The bar is the last line of the terminal; log lines and tables scroll above it. If standard
-    output or standard error is not a terminal, and in all processes but the first, the hook does
-    nothing: mmengine's log lines show the progress.
+    The bar is the last line of the terminal; log lines and tables scroll above it. The hook does
+    nothing if standard output or standard error is not a terminal, or in processes other than the
+    first; mmengine's log lines then show the progress.
 
     Args:
-        terminal: Show a bar; None: only in a terminal.
+        terminal: Whether to show a bar; None: only in a terminal.
     """
 
     priority = 'VERY_LOW'
@@ -200,7 +200,7 @@ class ProgressHook(Hook):
         self._drawn = 0.0
 
     def before_train(self, runner: Runner) -> None:
-        """Start at the iteration to continue from."""
+        """Start the bar at the iteration to resume from."""
         self._begin(runner, 'train', runner.max_iters, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
@@ -214,7 +214,7 @@ class ProgressHook(Hook):
         self._end('train')
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Start a bar for validation, below the one for training if there is one."""
+        """Start a bar for validation, below the training bar if there is one."""
         self._begin(runner, 'validation', len(runner.val_dataloader))
 
     def after_val_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
@@ -266,7 +266,7 @@ class ProgressHook(Hook):
         self._tasks.pop(name)
 
     def _open(self, runner: Runner) -> None:
-        # Drawn by this thread only: another could hold a lock while a worker is forked.
+        # Drawn by this thread only: another thread could hold a lock while a worker is forked.
         plain = sys.stdout, sys.stderr
         self._bar = live_bar(auto_refresh=False)
         self._bar.start()
@@ -276,7 +276,7 @@ class ProgressHook(Hook):
                 self._streams.append((handler, handler.setStream(proxy)))
         atexit.register(self._close)  # mmengine leaves the cursor hidden after errors
 
-        def in_child() -> None:  # a worker writes as it always did
+        def in_child() -> None:  # workers write to the original streams
             if self._bar is not None:
                 self._restore()
                 self._bar = None

@@ -1,1 +1,1 @@
-"""A training planned from a data set: what its config says, and why."""
+"""Training plans for custom data sets: a config and the reason for each setting."""

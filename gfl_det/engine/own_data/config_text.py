@@ -1,4 +1,4 @@
-"""The config of a plan: small, readable, and the place for the next change."""
+"""Text of a plan's config: short and readable, to be edited by the user."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def config_text(data: OwnData, plan: TrainingPlan, name: str, work_dir: Path) ->
     """Write the config of a plan.
 
     Args:
-        data: Data set whose parts are in files.
+        data: Data set whose splits are in files.
         plan: Plan for the data set.
         name: Name of the data set.
-        work_dir: For logs and checkpoints.
+        work_dir: Folder of logs and checkpoints.
     """
     root = str((data.source if data.source.is_dir() else data.source.parent).absolute())
     sizes = f'{len(data.parts["train"].dataset["images"])} pictures to train on'
@@ -156,13 +156,13 @@ def _data(split: str, part: DataPart, root: str, own_pipeline: bool) -> str:
 
 
 def _below(path: Path | None, root: str) -> str:
-    """Return a path from the root of the data where it lies below it."""
+    """Return a path relative to the data root if it lies below it."""
     assert path is not None
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _model(data: OwnData, plan: TrainingPlan) -> dict[str, Any]:
-    """Return what differs in the model: classes, pyramid, and weights that are not to be had."""
+    """Return the changes to the model: classes, pyramid, and removal of unavailable weights."""
     model = plan.start.cfg.model
     edits: dict[str, Any] = {}
     for path, _ in class_counts(model):
@@ -212,7 +212,7 @@ def _at(model: Any, path: str) -> Any:
 
 
 def _literal(value: Any, indent: int = 0) -> str:
-    """Write a value as configs do: ``dict(key=...)``, a long one over several lines."""
+    """Format a value in config style: ``dict(key=...)``, over several lines if long."""
     if not isinstance(value, Mapping):
         return pformat(value, width=max(40, 96 - indent), compact=True)
     items = [f'{key}={_literal(each, indent + 4)}' for key, each in value.items()]

@@ -1,7 +1,7 @@
-"""The settings that follow from a data set: picture size, pyramid, schedule; each with its reason.
+"""Settings derived from a data set: picture size, pyramid and schedule, each with its reason.
 
-The figures that the rules rest on are those of the shipped recipes: 5,000 pictures seen (24 epochs
-of 205 photographs) give a ResNet-18 from random weights AP .55 on blood cells.
+The rules are based on the shipped recipes: a ResNet-18 from random weights reaches AP .55 on blood
+cells after 5,000 pictures (24 epochs of 205 photographs).
 """
 
 from __future__ import annotations
@@ -25,36 +25,37 @@ from gfl_det.models.assigners import ATSSAssigner
 from gfl_det.utils.choices import AdviceLimits
 from gfl_det.utils.config import datasets_of
 
-SMALL_SHARE = 0.1  # of the boxes may be smaller than WANTED_PX
-WANTED_PX = 16  # of a box in the resized picture: two cells of the finest level
-STEP_PX = 32  # that sides are rounded to, as batches are padded
-LEAST_LONG, MOST_LONG = 320, 640  # px, of the long side without a model's own
-SCRATCH_SEEN, TUNED_SEEN = 5000, 2500  # pictures seen in a training, of sets too small for LEAST
+SMALL_SHARE = 0.1  # share of the boxes that may be smaller than WANTED_PX
+WANTED_PX = 16  # size of a box in the resized picture: two cells of the finest level
+STEP_PX = 32  # sides are rounded to a multiple of this, like the padding of batches
+LEAST_LONG, MOST_LONG = 320, 640  # px, long side; a model's size may raise the limit
+SCRATCH_SEEN, TUNED_SEEN = 5000, 2500  # pictures seen in a training, before the limits on epochs
 LEAST_EPOCHS, MOST_EPOCHS = 12, 100
-BATCHES = ((2000, 4), (20000, 8), (math.inf, 16))  # pictures of the set, pictures a step
-# Of NanoDet-Plus's published weights: the best of three on blood cells, 4 pictures a step.
+# Pairs of an upper limit on the pictures of the set and the pictures per step.
+BATCHES = ((2000, 4), (20000, 8), (math.inf, 16))
+# For NanoDet-Plus's published weights: the best of three on blood cells, 4 pictures per step.
 TUNED_RATE = 0.002
-MOST_ADAM = 2.0  # times the rate of an Adam, whose steps depend on a batch less than SGD's
-WARM_SHARE, LEAST_WARM, MOST_WARM = 0.05, 10, 1000  # of the steps
+MOST_ADAM = 2.0  # largest factor for Adam, whose steps depend less on the batch size than SGD's
+WARM_SHARE, LEAST_WARM, MOST_WARM = 0.05, 10, 1000  # share of the steps, and limits in steps
 VALIDATIONS = 6
-MOST_UNASSIGNED = 0.05  # of the gt boxes, before a finer level is worth its cost
-LEAST_BINS = 8  # reg_max below saves nothing that can be measured
+MOST_UNASSIGNED = 0.05  # share of unassigned gt boxes above which a finer level is worth its cost
+LEAST_BINS = 8  # a smaller reg_max has no measurable benefit
 
 
 class StartingPoint(NamedTuple):
-    """The model that is trained, and what it starts from."""
+    """Model to train and its initial weights."""
 
-    base: str  # for _base_
+    base: str  # entry of _base_
     name: str
     cfg: Config
-    weights: str | None = None  # of a whole detector
-    scratch: bool = False  # random weights where the config names some
-    copied: bool = False  # the weights are a copy, to be fitted to the classes and pictures
+    weights: str | None = None  # weights of a whole detector
+    scratch: bool = False  # random weights even if the config names pretrained ones
+    copied: bool = False  # the weights are a copy, to be adapted to the classes and pictures
     reason: str = ''
 
 
 class PlannedSetting(NamedTuple):
-    """A value, and why."""
+    """Setting with its reason."""
 
     name: str
     value: str
@@ -65,19 +66,19 @@ class PlannedSetting(NamedTuple):
 
 
 class PyramidChoice(NamedTuple):
-    """Levels, priors and bins; None keeps the model's."""
+    """Levels, priors and bins; None keeps the model's value."""
 
     pyramid: PriorPyramid | None
     reg_max: int | None
-    best_prior: bool  # of gt boxes that would get none
+    best_prior: bool  # assign the best prior to gt boxes that would get none
     settings: list[PlannedSetting]
 
 
 class TrainingPlan(NamedTuple):
-    """All that a config needs, and lines that say why."""
+    """All settings of a config, with their reasons."""
 
     start: StartingPoint
-    scale: tuple[int, int] | None  # long and short side, px; None: as the model's config
+    scale: tuple[int, int] | None  # long and short side, px; None: as in the model's config
     pyramid: PyramidChoice
     batch: int
     epochs: int
@@ -91,11 +92,11 @@ def make_plan(data: OwnData, start: StartingPoint) -> TrainingPlan:
     """Derive the settings from the training split.
 
     Args:
-        data: Data set whose parts are in files.
-        start: The model.
+        data: Data set whose splits are in files.
+        start: Model to train and its initial weights.
 
     Raises:
-        DataError: If the annotations cannot be used, or hold no box.
+        DataError: If the annotations cannot be used or contain no box.
     """
     part = data.parts['train']
     table = table_of(part.dataset, str(part.file))
@@ -137,12 +138,12 @@ def _class_setting(data: OwnData, table: CocoTable) -> PlannedSetting:
 
 
 def choose_scale(table: CocoTable, cfg: Config) -> tuple[tuple[int, int] | None, PlannedSetting]:
-    """Choose the size that pictures are fitted into, ratio kept: as small as the boxes allow.
+    """Choose the smallest picture size that the boxes allow; the aspect ratio is kept.
 
     Args:
         table: Table of the training split.
-        cfg: Config of the model. Its size stays if it keeps no ratio; otherwise it is the largest
-            allowed, but at least `MOST_LONG`.
+        cfg: Config of the model. Its size is kept if its resizing does not keep the aspect ratio;
+            otherwise the upper limit is its size, or `MOST_LONG` if that is larger.
     """
     given = _own_resizing(cfg)
     if given is not None and not given.keep_ratio:
@@ -156,7 +157,7 @@ def choose_scale(table: CocoTable, cfg: Config) -> tuple[tuple[int, int] | None,
     )
     box_px = np.sqrt(table.boxes[:, 2:].clip(min=0).prod(1))
     relative = box_px / table.image_wh[table.image].max(1)
-    usable = relative[relative > 0]  # none of NaN
+    usable = relative[relative > 0]  # drops NaN
     if not len(usable):
         raise DataError(f'{table.source} has no box to train on: give annotations of objects.')
     small = float(np.quantile(usable, SMALL_SHARE))
@@ -184,10 +185,10 @@ def _rounded(side: float) -> int:
 def _choose_pyramid(
     data: OwnData, start: StartingPoint, scale: tuple[int, int] | None
 ) -> PyramidChoice:
-    """Take strides, anchor scale and reg_max from the advice; a trained detector keeps its own.
+    """Take strides, anchor scale and reg_max from the advice; a pretrained detector keeps its own.
 
-    A finer level multiplies the cells: where few gt boxes lack a positive, each of them gets its
-    best prior instead.
+    A finer level multiplies the number of cells: if few gt boxes lack a positive, each of them is
+    assigned its best prior instead.
     """
     model: Entry = start.cfg.model
     try:
@@ -229,12 +230,12 @@ def _pyramid_text(pyramid: PriorPyramid) -> str:
 
 
 def edit_pyramid(model: Entry, now: PriorPyramid, new: PriorPyramid) -> dict[str, Any] | None:
-    """Return what backbone and neck need for other levels; None where they cannot give them.
+    """Return the changes of backbone and neck for other levels; None if they are not possible.
 
     Args:
         model: Model of the config, with an FPN.
         now: Pyramid of the model.
-        new: The same levels, one more at either end.
+        new: The same levels with one more at either end.
     """
     if new.strides == now.strides:
         return {}
@@ -256,7 +257,7 @@ def edit_pyramid(model: Entry, now: PriorPyramid, new: PriorPyramid) -> dict[str
 
 
 def choose_epochs(number: int, start: StartingPoint) -> tuple[int, str]:
-    """Choose epochs by the pictures of training, and say why."""
+    """Choose the number of epochs from the number of training pictures; also return the reason."""
     seen = SCRATCH_SEEN if start.weights is None else TUNED_SEEN
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(seen / number)))
     if epochs == LEAST_EPOCHS:
@@ -266,15 +267,15 @@ def choose_epochs(number: int, start: StartingPoint) -> tuple[int, str]:
 
 
 def choose_rate(cfg: Config, batch: int, fitted: bool = False) -> tuple[float, str]:
-    """Scale the model's learning rate to a batch, and say from what.
+    """Scale the model's learning rate to a batch size; also return the reason.
 
     Args:
         cfg: Config of the model.
-        batch: Pictures of a step.
-        fitted: Published weights are fitted to the data: their rate, for any batch.
+        batch: Pictures per step.
+        fitted: Published weights are fine-tuned, with a fixed rate for any batch size.
 
     Raises:
-        ConfigError: If the config has no rate.
+        ConfigError: If the config has no learning rate.
     """
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     rate, kind = optimizer.get('lr'), str(optimizer.get('type'))
@@ -290,7 +291,7 @@ def choose_rate(cfg: Config, batch: int, fitted: bool = False) -> tuple[float, s
 
 
 def name_of(path: str | Path) -> str:
-    """Return the name of a data set: of its folder, or of a JSON."""
+    """Return the name of a data set, from its folder or JSON file."""
     full = Path(path).absolute()
     if full.suffix in ('.yaml', '.yml'):
         full = full.parent

@@ -1,13 +1,14 @@
-"""Weights that a training on own data starts from: new classes, and norms that were folded.
+"""Initial weights of a training on custom data: new classes and folded batch norms.
 
 A detector's last convolution has a row per class, and in NanoDet-Plus the rows of the edges follow
-them in the same tensor: with another number of classes its shape differs, and mmengine would leave
-all of it at random. The edges' rows are kept here.
+in the same tensor: with another number of classes its shape differs, and mmengine would leave the
+whole tensor at random values. Here the rows of the edges are kept.
 
-Weights taken from a runtime have their batch norms folded into the convolutions, so that a norm
-with mean 0 and variance 1 only adds a bias. In training a norm divides by the deviation of its
-batch, which throws away the folded scale and the first forward pass finds nothing. The norms get
-their statistics back from pictures: the detector computes the same as before, and can be trained.
+Weights exported for a runtime have their batch norms folded into the convolutions, so a norm with
+mean 0 and variance 1 only adds a bias. In training, a norm divides by the standard deviation of its
+batch, which destroys the folded scale, and the first forward pass detects nothing. The statistics
+of the norms are therefore restored from pictures: the detector's outputs stay the same, and it can
+be trained.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from gfl_det.compat.checkpoint import load_file
 from gfl_det.utils.files import write_whole
 
 OUTPUT = re.compile(r'bbox_head\.gfl_cls\.\d+\.')  # NanoDet-Plus's last convolutions
-PRIOR = 0.01  # score of a new class before training, as in the heads' initialisation
+PRIOR = 0.01  # initial score of a new class, as in the initialisation of the heads
 PICTURES = 32  # for the statistics of folded norms
 
 
 def fit_weights(cfg: Config, path: Path) -> None:
-    """Fit a file of weights to the classes and pictures of a config, in place.
+    """Adapt a checkpoint file to the classes and pictures of a config, in place.
 
     Args:
         cfg: Config of the training.
@@ -55,7 +56,7 @@ def fit_weights(cfg: Config, path: Path) -> None:
 
 
 def fit_classes(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Replace the rows of classes in NanoDet-Plus's last convolutions, and keep those of edges.
+    """Replace the class rows of NanoDet-Plus's last convolutions and keep the edge rows.
 
     Args:
         state: State dict of a trained detector.
@@ -86,7 +87,7 @@ def fit_classes(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> di
 def folded_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     """Batch norms that only add a bias: mean 0, variance 1, and a weight that cancels epsilon.
 
-    Norms of a new model are none of them: their weight is 1.
+    The norms of a new model do not qualify, as their weight is 1.
     """
     return [each for each in model.modules() if isinstance(each, nn.BatchNorm2d) and _folded(each)]
 
@@ -103,14 +104,14 @@ def _folded(norm: nn.BatchNorm2d) -> bool:
 def unfold_norms(
     model: BaseModel, norms: Iterable[nn.BatchNorm2d], batches: Iterable[Tensor]
 ) -> None:
-    """Give folded norms the statistics of their inputs; what the model computes stays the same.
+    """Give folded norms the statistics of their inputs; the outputs of the model do not change.
 
-    A norm that adds ``b`` becomes one with the mean m and the variance v of its input, the weight
+    A norm that adds ``b`` gets the mean m and the variance v of its input, the weight
     ``sqrt(v + eps)`` and the bias ``b + m``.
 
     Args:
         model: Single-stage detector.
-        norms: Norms of :func:`folded_norms`.
+        norms: Result of :func:`folded_norms`.
         batches: Preprocessed pictures, each ``(B, 3, H, W)``.
     """
     sums: dict[Any, list[Any]] = {}
@@ -146,7 +147,7 @@ def _build(cfg: Config) -> BaseModel:
 
 
 def _pictures(cfg: Config, model: BaseModel) -> Iterator[Tensor]:
-    """Pictures of the training split, spread evenly over it, as a test would see them."""
+    """Evenly spaced pictures of the training split, preprocessed as for testing."""
     settings = cfg.train_dataloader.dataset.to_dict()
     settings['pipeline'] = cfg.test_dataloader.dataset.pipeline
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmdet'):
