@@ -46,7 +46,7 @@ def test_the_heads_rows() -> None:
 def test_a_sweep_names_every_case_once() -> None:
     names = [name for name, _ in suite._measurements(suite.PARTS, sweep=True)]
     assert len(names) == len(set(names))
-    assert any('2000 truths' in name for name in names)
+    assert any('2000 gt boxes' in name for name in names)
     assert any('1203 classes' in name for name in names)
 
 
