@@ -17,7 +17,7 @@ from gfl_det.errors import DataError
 from gfl_det.utils.files import check_writable
 
 if TYPE_CHECKING:
-    from gfl_det.calibration.operating_point import ClassCut, OperatingPoint, Promise
+    from gfl_det.calibration.operating_point import ClassCut, Goal, OperatingPoint, Promise
 
 EPILOG = """\
 The images must be held out: neither the detector nor the calibrator was fitted on them. The promise
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
     _check_out(args)
     goal, target = _goal(args)
-    promise = Promise(goal, target, args.confidence, args.iou, args.jointly, args.most)  # type: ignore[arg-type]
+    promise = Promise(goal, target, args.confidence, args.iou, args.jointly, args.most)
     if args.calibrator:
         calibrator, gts, detections, scores = calibrated_data(args)
         detections = detections._replace(scores=scores)
@@ -111,10 +111,12 @@ def run(args: argparse.Namespace) -> None:
     print(f'--cfg-options model.test_cfg.operating_point={args.cuts}')
 
 
-def _goal(args: argparse.Namespace) -> tuple[str, float]:
-    values = dict(
-        precision=args.precision, recall=args.recall, false_alarms=args.false_alarms_per_image
-    )
+def _goal(args: argparse.Namespace) -> tuple[Goal, float]:
+    values: dict[Goal, float | None] = {
+        'precision': args.precision,
+        'recall': args.recall,
+        'false_alarms': args.false_alarms_per_image,
+    }
     return next((name, value) for name, value in values.items() if value is not None)
 
 

@@ -10,7 +10,6 @@ The columns of a large file are kept in the folder of ``GFL_DET_CACHE``, in a fi
 checksum of its content. They are mapped into memory, so the processes of a machine share them.
 """
 
-# ruff: noqa: UP007  # the decoder evaluates the types of fields, on Python 3.9 too
 from __future__ import annotations
 
 import hashlib
@@ -24,7 +23,7 @@ from contextlib import suppress
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Union, overload
+from typing import Any, NamedTuple, overload
 
 import msgspec
 import numpy as np
@@ -48,8 +47,8 @@ FALSY = (b'', b'[]', b'{}', b'null', b'""', b'0', b'false')  # outlines that cou
 class _Image(msgspec.Struct, gc=False):
     id: int
     file_name: str
-    width: Union[int, float]
-    height: Union[int, float]
+    width: int | float
+    height: int | float
     not_exhaustive_category_ids: Any = None  # LVIS
 
 
@@ -59,7 +58,7 @@ class _Category(msgspec.Struct):
 
 
 class _Attributes(msgspec.Struct, gc=False):
-    rotation: Union[float, None] = None  # CVAT, degrees
+    rotation: float | None = None  # CVAT, degrees
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -67,11 +66,11 @@ class _Annotation(msgspec.Struct, gc=False):
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]
-    area: Union[float, None] = None
-    iscrowd: Union[int, None] = None
-    ignore: Union[bool, int, None] = None
+    area: float | None = None
+    iscrowd: int | None = None
+    ignore: bool | int | None = None
     segmentation: msgspec.Raw = msgspec.Raw()
-    attributes: Union[_Attributes, None] = None
+    attributes: _Attributes | None = None
     segments_info: Any = None  # COCO panoptic
 
 
