@@ -6,10 +6,11 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from gfl_det.calibration.files import save_interval_calibrator
+from gfl_det.calibration.files import save_interval_calibrator, save_operating_point
 from gfl_det.calibration.intervals import IntervalCalibrator
 from gfl_det.calibration.joint import JointFactors
 from gfl_det.calibration.maps import Identity, Isotonic, Platt
+from gfl_det.calibration.operating_point import ClassCut, OperatingPoint, Promise
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.export import Outputs, load_source
 from gfl_det.inference.export.candidates import ABSENT, apart
@@ -121,6 +122,26 @@ def test_scores_of_all_classes_are_the_heads_raw_and_calibrated(nms, maps, folde
     want = torch_detector(source, None)(pictures[0])
     assert {*found.keys(), *EDGES} == {*want.keys()}
     assert 'class_scores' not in EagerDetector(source, Outputs(nms)).detect(pictures)[0]
+
+
+@pytest.mark.parametrize('nms', [False, True])
+def test_an_operating_point_cuts_each_class(nms, folder):
+    """What is left is what the detector without cuts finds above them; one class has no cut."""
+    plain, pictures = random_source(tiny_config(), folder), noise_pictures([(96, 128)])
+    (every,) = EagerDetector(plain, Outputs(nms)).detect(pictures)
+    first, third = (float(every.scores[every.labels == label].median()) for label in (0, 2))
+    least = (first, None, third)
+    cuts = [ClassCut(name, cut, 9, 9, 9, 0) for name, cut in zip('abc', least)]
+    point = OperatingPoint(Promise('precision', 0.9), 'GFLHead', None, tuple(cuts), FITTED_ON)
+    save_operating_point(point, folder / 'cuts.json')
+    cut = random_source(tiny_config(operating_point=str(folder / 'cuts.json')), folder)
+    (found,) = EagerDetector(cut, Outputs(nms)).detect(pictures)
+    cut_of = torch.tensor([float('inf') if each is None else each for each in least])
+    kept = every.scores >= cut_of[every.labels]
+    assert 0 < kept.sum() < len(every)
+    assert torch.equal(found.bboxes, every.bboxes[kept])
+    assert torch.equal(found.labels, every.labels[kept])
+    assert_same(cut, Outputs(nms), pictures)
 
 
 def test_boxes_stay_finite_where_no_image_has_a_candidate():
