@@ -117,7 +117,7 @@ def set_schedule(cfg: Config, epochs: int) -> None:
     cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
     warm_up, cosine = cfg.param_scheduler
     steps = epochs * (_images(cfg) // cfg.train_dataloader.batch_size)
-    warm_up.end = min(warm_up.end, steps // 10)
+    warm_up.end = max(1, min(warm_up.end, steps // 10))
     cosine.update(end=epochs, T_max=epochs)
 
 
