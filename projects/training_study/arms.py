@@ -61,6 +61,7 @@ def studies() -> dict[str, list[Arm]]:
         tuning=_tuning(),
         weights=_weights(),
         assigners=_assigners(),
+        heads_tuning=_heads_tuning(),
         heads=_heads(),
         scores=_scores(),
         options=_options(),
@@ -116,6 +117,16 @@ def _assigners() -> list[Arm]:
 
 def _gfl() -> Arm:
     return Arm('gfl', R18, HEAD_EPOCHS, options=SMALL, scales=HEAD_SCALES, calibrated=True)
+
+
+def _heads_tuning() -> list[Arm]:
+    """Learning rates of a short training of `gfl`, judged on val."""
+    plain = Arm('', R18, {'bccd': 6}, options=SMALL, split='val')
+    base = ('heads_tuning', 'rate0.001')
+    return [
+        plain._replace(name=f'rate{rate:g}', rate=rate, base=base if rate != 1e-3 else None)
+        for rate in (1e-3, 3e-3)
+    ]
 
 
 def _heads() -> list[Arm]:
