@@ -17,6 +17,7 @@ from projects.calibration_study.tables import paired, verdict
 from projects.training_study import trainings
 from projects.training_study.arms import SHARED, TrainingRun, arm_of, studies
 from projects.training_study.trainings import runs_of, table
+from tests.helpers.paths import ROOT
 
 
 def result(data: str, arm: str, seed: int, ap: float | None, study: str = 'weights') -> dict:
@@ -206,6 +207,21 @@ def test_claims_are_tested_by_seed_and_one_seed_decides_nothing(tmp_path, monkey
     assert shown[0][:6] == ['GFL', 'raw', '3', '.500 ± .000', '1000', '.100 ± .000']
     assert shown[1][5:7] == ['.010 ± .000', '.030 ± .000']
     assert len(heads.draw(['bccd']).axes) == 2
+
+
+def test_tables_of_pages_are_those_of_the_results(tmp_path, monkeypatch) -> None:
+    pages = [path.read_text() for path in sorted((ROOT / 'docs' / 'results').glob('*.md'))]
+    pages = [page for page in pages if heads.PLACE.search(page)]
+    assert pages
+    assert all(heads.written_anew(page) == page for page in pages)
+    text = 'a\n\n<!-- table: heads bccd claims -->\n\n| old |\n| 1 |\n\nb\n'
+    monkeypatch.setattr(trainings, 'RESULTS', tmp_path)
+    assert heads.written_anew(text) == text.replace('| old |\n| 1 |', heads.MISSING)
+    write(tmp_path, [calibrated('gfl', 0, 0.1), calibrated('atss', 0, 0.05)])
+    again = heads.written_anew(heads.written_anew(text))
+    assert 'old' not in again
+    assert again.count('ATSS < GFL') == 2
+    assert again.endswith('|\n\nb\n')
 
 
 @pytest.mark.parametrize(
