@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 EPILOG = """\
 SOURCE is a work dir of `gfl-det train`, whose best checkpoint (else the newest) is run over a split
 of its config, or of --data (without SOURCE: in the work dir of that data); or a .json file of COCO
-results with --truths, best with --images. Errors are sorted into kinds as TIDE does (Bolya et al.,
-ECCV 2020). Counts and pictures are of detections with at least the score of the best F1 over all
-classes.
+results, or the DIR of `gfl-det infer-many`, with --truths, best with --images. Errors are sorted
+into kinds as TIDE does (Bolya et al., ECCV 2020). Counts and pictures are of detections with at
+least the score of the best F1 over all classes.
 """
 ONLY_WORK_DIR = ('config', 'checkpoint', 'cfg_options', 'data')
 ONLY_RESULTS = ('truths', 'images', 'logs')
@@ -40,7 +40,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar='SOURCE',
         nargs='?',
         type=Path,
-        help='a work dir, or COCO results; see below',
+        help='a work dir, or results; see below',
     )
     add(
         '--out',
@@ -127,7 +127,7 @@ def _read(args: argparse.Namespace) -> ReportData:
     if args.source is None:
         args.source = work_dir_of(args)
         args.data = None if args.source.is_dir() else args.data
-    if args.source.is_dir():
+    if args.source.is_dir() and not (args.source / 'detections').is_dir():
         _refuse(args, ONLY_RESULTS, 'a work dir')
         from gfl_det.engine.training.checkpoints import best_checkpoint
         from gfl_det.visualization.report.data import run_work_dir  # loads mmdet
