@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gfl_det.cli.arguments import (
-    add_batch_size,
-    add_calibrator,
     add_detector,
-    add_intervals,
-    add_optimize,
-    add_pixel_limit,
+    add_stream,
     count,
     count_or_zero,
     parsing,
@@ -58,10 +54,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar='S',
         help='least score drawn, and counted with it (0.3)',
     )
-    add('--score-thr', type=share, metavar='S', help='least score kept, before calibration')
-    add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
-    add_calibrator(parser)
-    add_intervals(parser)
+    add_stream(parser)
     add('--class-scores', action='store_true', help="every class's score of each box, for --out")
     add(
         '--operating-point',
@@ -69,8 +62,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help='cuts of the classes: what `gfl-det operate` wrote',
     )
     add('--joint', action='store_true', help='intervals for whole boxes: all four edges at once')
-    add_batch_size(parser)
-    add_optimize(parser)
     add(
         '--tile',
         type=count,
@@ -81,7 +72,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add('--overlap', type=count_or_zero, metavar='PX', help='of the tiles (a fifth of their side)')
     add('--recursive', action='store_true', help='search folders in folders')
     add('--every', type=count, default=1, metavar='N', help='of a video, each N-th frame (1)')
-    add_pixel_limit(parser)
     add('--quiet', action='store_true', help='no line an image, no progress')
     return parser
 
