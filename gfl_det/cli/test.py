@@ -115,7 +115,7 @@ def judge_results(results: str, annotations: str) -> None:
     Raises:
         DataError: If the folder has no results, or results for other images.
     """
-    from gfl_det.evaluation.detections import read_annotations, truths_of_table
+    from gfl_det.evaluation.detections import gts_of_table, read_annotations
     from gfl_det.evaluation.evaluate import format_metrics
     from gfl_det.evaluation.parts import evaluate_parts
     from gfl_det.inference.export.onnx_file import require
@@ -124,7 +124,7 @@ def judge_results(results: str, annotations: str) -> None:
     from gfl_det.inference.shards import read_parts
 
     table = read_annotations(annotations)
-    metrics = evaluate_parts(read_parts(results, table), truths_of_table(table))
+    metrics = evaluate_parts(read_parts(results, table), gts_of_table(table))
     print(format_metrics(metrics))
 
 

@@ -196,7 +196,7 @@ def laece_floor(matches: Matches, num_bins: int = LAECE_BINS, seed: int = 0) -> 
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.0, **found, **right, **number)
         >>> floor = laece_floor(matches).pooled
         >>> round(float(floor.value), 3), int(floor.number), bool(floor.inside)  # few say nothing
@@ -208,7 +208,7 @@ def laece_floor(matches: Matches, num_bins: int = LAECE_BINS, seed: int = 0) -> 
         matches.iou[judged],
         num_bins,
         matches.label[judged],
-        len(matches.truths),
+        len(matches.gt_counts),
         seed=seed,
     )
     error = laece(matches, num_bins)  # the published error, equal up to rounding
@@ -226,7 +226,7 @@ def laace_floor(matches: Matches) -> ErrorFloor:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.0, **found, **right, **number)
         >>> floor = laace_floor(matches).pooled
         >>> round(float(floor.value), 3), round(float(floor.value - floor.mean - floor.debiased), 9)
@@ -234,7 +234,7 @@ def laace_floor(matches: Matches) -> ErrorFloor:
     """
     order = np.flatnonzero(matches.judged())
     order = order[np.lexsort((matches.scores[order], matches.label[order]))]
-    label, number_of = matches.label[order], len(matches.truths)
+    label, number_of = matches.label[order], len(matches.gt_counts)
     windows = _Windows.of(matches.scores[order], matches.iou[order], label, number_of)
     absolute, squared = windows.moments()
     number = np.bincount(label, minlength=number_of)
@@ -263,7 +263,7 @@ def dece_floor(matches: Matches, num_bins: int = DECE_BINS, seed: int = 0) -> Er
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> bool(dece_floor(matches).pooled.inside)  # two detections say nothing
         True

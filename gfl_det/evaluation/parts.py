@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.evaluate import check_taus, metrics_of
 from gfl_det.evaluation.functional import COCO_TAUS, HALF
 from gfl_det.evaluation.matching import Matches, ZeroOverlap, match
@@ -20,7 +20,7 @@ from gfl_det.evaluation.matching import Matches, ZeroOverlap, match
 
 def evaluate_parts(
     parts: Iterable[Detections],
-    truths: Truths,
+    gts: GroundTruth,
     taus: Sequence[float] = (0.0, 0.5),
     zero_overlap: ZeroOverlap = 'oracle',
     seed: int = 0,
@@ -29,7 +29,7 @@ def evaluate_parts(
 
     Args:
         parts: Parts, each with all detections of its images.
-        truths: Ground truth of all images.
+        gts: Ground truth of all images.
         taus: As in :func:`.evaluate.evaluate_detections`.
         zero_overlap: Likewise.
         seed: Likewise.
@@ -43,13 +43,13 @@ def evaluate_parts(
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.9]))
-        >>> round(evaluate_parts([found], truths)['AP'], 4)
+        >>> round(evaluate_parts([found], gts)['AP'], 4)
         1.0
     """
     check_taus(taus)
-    merged = _Merged(truths, taus, zero_overlap)
+    merged = _Merged(gts, taus, zero_overlap)
     for part in parts:
         merged.add(part)
     merged.sort()
@@ -60,9 +60,9 @@ def evaluate_parts(
 class _Merged:
     """Matches of all parts: columns for the requested thresholds, then for COCO's."""
 
-    def __init__(self, truths: Truths, taus: Sequence[float], zero_overlap: ZeroOverlap) -> None:
+    def __init__(self, gts: GroundTruth, taus: Sequence[float], zero_overlap: ZeroOverlap) -> None:
         other: ZeroOverlap = 'reject' if zero_overlap == 'oracle' else 'oracle'
-        self._truths, self._counts = truths, truths.counts()
+        self._gts, self._counts = gts, gts.counts()
         self._asked: list[tuple[float, ZeroOverlap]] = []
         self.ends: list[str] = []
         for tau in taus:
@@ -79,7 +79,7 @@ class _Merged:
     def add(self, part: Detections) -> None:
         """Match a part."""
         images = np.unique(part.image)
-        own = self._truths.of_images(images)
+        own = self._gts.of_images(images)
         alone = part._replace(image=np.searchsorted(images, part.image))
         found: dict[int, Matches] = {}
         for kind in dict.fromkeys(kind for _, kind in self._asked):

@@ -386,7 +386,7 @@ def read_parts(out: str | os.PathLike[str], table: CocoTable) -> Iterator[Detect
 
     Args:
         out: Folder of results.
-        table: Annotations of the same images, indexed as in :func:`..detections.truths_of_table`.
+        table: Annotations of the same images, indexed as in :func:`..detections.gts_of_table`.
 
     Raises:
         DataError: If an image or a class is not in the annotations, or a score is not in [0, 1].

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gfl_det.errors import ConfigError
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.evaluate import evaluate_detections
 from gfl_det.evaluation.parts import evaluate_parts
 
@@ -23,7 +23,7 @@ def judged():
     boxes = np.hstack([rng.uniform(0, 60, (number, 2)), rng.uniform(5, 40, (number, 2))])
     crowd = rng.random(number) < 0.1
     names = [f'class {k}' for k in range(CLASSES)]
-    truths = Truths(
+    gts = GroundTruth(
         list(range(IMAGES)), [''] * IMAGES, list(range(CLASSES)), names, image, label, boxes, crowd
     )
     chosen = rng.integers(0, number, 900)
@@ -31,27 +31,27 @@ def judged():
     found = Detections(
         image[chosen], label[chosen], boxes[chosen] + rng.normal(0, 3, (900, 4)), scores
     )
-    return found, truths
+    return found, gts
 
 
 @pytest.mark.parametrize('parts', [1, 7, IMAGES])
 @pytest.mark.parametrize('zero_overlap', ['oracle', 'reject'])
 def test_the_numbers_are_the_same(judged, parts, zero_overlap):
-    found, truths = judged
+    found, gts = judged
     chosen = np.random.default_rng(parts).integers(0, parts, IMAGES)
     split = [found.take(chosen[found.image] == part) for part in range(parts)]
-    ours = evaluate_parts(split, truths, (0.0, 0.1, 0.5), zero_overlap)
-    theirs = evaluate_detections(found, truths, (0.0, 0.1, 0.5), zero_overlap)
+    ours = evaluate_parts(split, gts, (0.0, 0.1, 0.5), zero_overlap)
+    theirs = evaluate_detections(found, gts, (0.0, 0.1, 0.5), zero_overlap)
     assert ours.keys() == theirs.keys()
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=0, atol=1e-9)
 
 
 def test_without_detections(judged):
-    found, truths = judged
+    found, gts = judged
     empty = found.take(np.zeros(0, int))
-    theirs = evaluate_detections(empty, truths)
+    theirs = evaluate_detections(empty, gts)
     for parts in ([], [empty]):
-        np.testing.assert_equal(evaluate_parts(parts, truths), theirs)
+        np.testing.assert_equal(evaluate_parts(parts, gts), theirs)
 
 
 def test_a_threshold_out_of_range(judged):
