@@ -69,15 +69,15 @@ def run(args: argparse.Namespace) -> None:
         check_writable(path)
     split = read_split(args.truths, args.images or '.')
     a, b = ([read_side(each, split, args) for each in side] for side in (args.a, args.b))
-    found = compare_detections(a, b, split.truths, args.resamples, args.seed)
+    found = compare_detections(a, b, split.gts, args.resamples, args.seed)
     first, second = args.names
     columns = ['', first, second, 'difference', '.95 interval', 'p', 'p of all']
     print_table('', columns, _rows(found, {name: name for name in JUDGED}))
-    classes = _classes(found, split.truths.class_names)
-    if len(split.truths.class_names) > 1:
+    classes = _classes(found, split.gts.class_names)
+    if len(split.gts.class_names) > 1:
         print_table('\nAP by class, least p first', columns, _rows(found, classes))
     trainings = '' if len(a) == len(b) == 1 else f', {len(a)} and {len(b)} trainings'
-    print(f'{len(split.truths.image_ids)} images{trainings}, {args.resamples} resamples; ', end='')
+    print(f'{len(split.gts.image_ids)} images{trainings}, {args.resamples} resamples; ', end='')
     print('p of all: after Holm, for one false alarm in all rows of a table')
     if len(a) == 1 or len(b) == 1:
         print('One training of a side says nothing of how another one would turn out.')
@@ -107,7 +107,7 @@ def read_side(source: str, split: Split, args: argparse.Namespace) -> Detections
     from gfl_det.inference.coverage import check_files, detect
 
     if Path(source).suffix == '.json':
-        return detections_from_coco(read_json(source), split.truths, source)
+        return detections_from_coco(read_json(source), split.gts, source)
     if not args.images:
         raise ConfigError(f'{source} is run on the images: give their folder with --images.')
     check_files(split, args.truths, args.images)

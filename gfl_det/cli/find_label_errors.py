@@ -106,8 +106,8 @@ def run(args: argparse.Namespace) -> None:
         check_files(split, args.annotations, args.images)
     found = _detections(args, split)
     table = read_annotations(args.annotations)
-    suspects = find_label_errors(split.truths, found, image_sizes(table), args.seed, args.least)
-    entries = suspect_entries(suspects, split.truths, table.annotation_ids)
+    suspects = find_label_errors(split.gts, found, image_sizes(table), args.seed, args.least)
+    entries = suspect_entries(suspects, split.gts, table.annotation_ids)
     write_json(args.out, entries, indent=1)
     _tell(suspects, args.out)
     _write_page(args, split, found, suspects, entries)
@@ -130,7 +130,7 @@ def _detections(args: argparse.Namespace, split: Split) -> UncertainDetections:
     from gfl_det.inference.coverage import detect_unsuppressed
     from gfl_det.inference.folds import seen_in_training
 
-    warning = seen_in_training(args.source, args.config, split.truths)
+    warning = seen_in_training(args.source, args.config, split.gts)
     if warning:
         print(f'warning: {warning}', file=sys.stderr)
     detector = GFLInferencer(args.source, args.config, device=args.device, level=None)
@@ -180,7 +180,7 @@ def _write_page(
         f'Suspicious labels of {Path(args.annotations).name}',
         Path(args.annotations).name,
         digest_of(Path(args.annotations).read_bytes()),
-        split.truths,
+        split.gts,
         [path.name for path in split.files],
         found,
         suspects,

@@ -116,7 +116,7 @@ def measure(args: argparse.Namespace) -> None:
         check_writable(args.out)
     calibrator = load_interval_calibrator(args.intervals)
     split = _split(args)
-    seen = set(calibrator.source.images) & set(split.truths.image_keys)
+    seen = set(calibrator.source.images) & set(split.gts.image_keys)
     if seen:
         raise DataError(
             f'{len(seen)} of {len(split.files)} images were used to fit {args.intervals}: measure '
@@ -245,5 +245,5 @@ def _source(split: Split, judged: Matched, classes: Sequence[str]) -> FitSource:
     from gfl_det.calibration.calibrators import FitSource
     from gfl_det.evaluation.detections import fingerprint
 
-    digest = fingerprint(split.truths.of_classes(classes), judged.detections)
-    return FitSource(digest, tuple(split.truths.image_keys), len(judged.edges))
+    digest = fingerprint(split.gts.of_classes(classes), judged.detections)
+    return FitSource(digest, tuple(split.gts.image_keys), len(judged.edges))

@@ -115,7 +115,7 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
     from gfl_det.inference import GFLInferencer
     from gfl_det.inference.drawing import PictureNames, check_apart
 
-    gts = CocoTruths(args.truths) if args.truths else None
+    gts = CocoGroundTruth(args.truths) if args.truths else None
     detector = GFLInferencer(
         args.checkpoint,
         args.config,
@@ -138,7 +138,7 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
 
 
 def _draw(
-    args: argparse.Namespace, result: ImageResult, truths: CocoTruths | None, stem: str
+    args: argparse.Namespace, result: ImageResult, gts: CocoGroundTruth | None, stem: str
 ) -> Iterator[Path]:
     """Draw one image and, if requested, charts of the edges of its boxes."""
     import numpy as np
@@ -152,7 +152,7 @@ def _draw(
     image = np.ascontiguousarray(image_of(result)[..., ::-1])
     name = Path(result.source).name
     found = Boxes.of(result.instances, args.show_thr)
-    given = truths.of(result.source, result.classes) if truths else None
+    given = gts.of(result.source, result.classes) if gts else None
     picture = draw_boxes(image, found, result.classes)
     if given is not None:
         gt = draw_boxes(image, given, result.classes)
@@ -174,7 +174,7 @@ def _draw(
     yield path
 
 
-class CocoTruths:
+class CocoGroundTruth:
     """Gt boxes of a COCO file by image file: its path, the end of its path, or its unique name.
 
     Raises:

@@ -60,8 +60,8 @@ def _clipped(axes: Any, advice: Advice) -> None:
 def _sizes(axes: Any, advice: Advice) -> None:
     names = [f'{row.low:g}' for row in advice.sizes]
     places = range(len(names))
-    number = sum(row.truths for row in advice.sizes)
-    shares = [row.truths / number for row in advice.sizes]
+    number = sum(row.gts for row in advice.sizes)
+    shares = [row.gts / number for row in advice.sizes]
     axes.bar(places, shares, color='lightgrey', label='of all gt boxes')
     axes.plot(
         places, [row.unassigned for row in advice.sizes], 'o-', c='C3', label='without a positive'

@@ -127,7 +127,7 @@ def judge_results(results: str, annotations: str, workers: int = 1) -> None:
     Raises:
         DataError: If the folder has no results, or results for other images.
     """
-    from gfl_det.evaluation.detections import read_annotations, truths_of_table
+    from gfl_det.evaluation.detections import gts_of_table, read_annotations
     from gfl_det.evaluation.evaluate import format_metrics
     from gfl_det.evaluation.parts import evaluate_parts
     from gfl_det.inference.export.onnx_file import require
@@ -136,9 +136,9 @@ def judge_results(results: str, annotations: str, workers: int = 1) -> None:
     from gfl_det.inference.shards import read_parts
 
     table = read_annotations(annotations)
-    truths, parts = truths_of_table(table), read_parts(results, table)
+    gts, parts = gts_of_table(table), read_parts(results, table)
     del table  # a gigabyte for millions of boxes
-    metrics = evaluate_parts(parts, truths, workers=workers)
+    metrics = evaluate_parts(parts, gts, workers=workers)
     print(format_metrics(metrics))
 
 

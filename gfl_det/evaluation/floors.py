@@ -257,13 +257,13 @@ def laece_floor(matches: Matches, num_bins: int = LAECE_BINS, seed: int = 0) -> 
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.0, **found, **right, **number)
         >>> floor = laece_floor(matches).pooled
         >>> round(float(floor.value), 3), int(floor.number), bool(floor.inside)  # few say nothing
         (0.35, 2, True)
     """
-    floor = _binned(_sorted_groups(matches), (len(matches.truths), num_bins), False, seed)
+    floor = _binned(_sorted_groups(matches), (len(matches.gt_counts), num_bins), False, seed)
     error = laece(matches, num_bins)  # the published error, equal up to rounding
     return _published(floor, error.mean, error.per_class)
 
@@ -279,13 +279,13 @@ def laace_floor(matches: Matches) -> ErrorFloor:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.0, **found, **right, **number)
         >>> floor = laace_floor(matches).pooled
         >>> round(float(floor.value), 3), round(float(floor.value - floor.mean - floor.debiased), 9)
         (0.35, 0.0)
     """
-    classes = len(matches.truths)
+    classes = len(matches.gt_counts)
     number, sums = np.zeros(classes, int), np.zeros((2, classes))
     for group in _sorted_groups(matches):
         counts = np.bincount(group.label, minlength=classes)
@@ -318,7 +318,7 @@ def dece_floor(matches: Matches, num_bins: int = DECE_BINS, seed: int = 0) -> Er
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> bool(dece_floor(matches).pooled.inside)  # two detections say nothing
         True

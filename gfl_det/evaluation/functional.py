@@ -75,17 +75,17 @@ def lrp(matches: Matches) -> LRP:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> float(lrp(matches).total[0].round(4))  # ((1 - .8) / (1 - .5) + 1) / 2
         0.7
     """
-    sums = np.zeros((3, len(matches.truths)))
+    sums = np.zeros((3, len(matches.gt_counts)))
     for part in matches.pieces():
         right, wrong = part.state == TRUE, part.state == FALSE
         for total, weights in zip(sums, (right, wrong, np.where(right, 1 - part.iou, 0))):
             total += np.bincount(part.label, weights, len(total))
-    return _from_sums(sums[0], sums[1], sums[2], matches.truths, matches.tau)
+    return _from_sums(sums[0], sums[1], sums[2], matches.gt_counts, matches.tau)
 
 
 def optimal_lrp(matches: Matches) -> OptimalLRP:
@@ -97,14 +97,14 @@ def optimal_lrp(matches: Matches) -> OptimalLRP:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> optimal_lrp(matches).thresholds
         array([0.9])
     """
-    number = len(matches.truths)
+    number = len(matches.gt_counts)
     counts, thresholds = np.zeros((3, number)), np.full(number, np.nan)
-    for label in np.flatnonzero(matches.truths):
+    for label in np.flatnonzero(matches.gt_counts):
         of_class = matches.of_class(int(label))
         places = np.flatnonzero(of_class.state == TRUE)
         if not len(places):
@@ -116,12 +116,12 @@ def optimal_lrp(matches: Matches) -> OptimalLRP:
             first = int(of_class.state[0] == FALSE)
             places, distance = np.append(0, places), np.append(0, distance)
             right, wrong = np.append(0, right), np.append(first, wrong)
-        total = _total(right, wrong, distance, matches.truths[label], matches.tau)
+        total = _total(right, wrong, distance, matches.gt_counts[label], matches.tau)
         best = total.argmin()
         counts[:, label] = right[best], wrong[best], distance[best]
         thresholds[label] = of_class.scores[places[best]]
     return OptimalLRP(
-        _from_sums(counts[0], counts[1], counts[2], matches.truths, matches.tau), thresholds
+        _from_sums(counts[0], counts[1], counts[2], matches.gt_counts, matches.tau), thresholds
     )
 
 
@@ -133,19 +133,19 @@ def _right_and_wrong(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _total(
-    right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, truths: np.ndarray, tau: float
+    right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, gt_counts: np.ndarray, tau: float
 ) -> np.ndarray:
-    missed = truths - right
+    missed = gt_counts - right
     return (distance / (1 - tau) + wrong + missed) / (right + wrong + missed)
 
 
 def _from_sums(
-    right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, truths: np.ndarray, tau: float
+    right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, gt_counts: np.ndarray, tau: float
 ) -> LRP:
     with np.errstate(invalid='ignore', divide='ignore'):  # classes without gt boxes are NaN
-        total = _total(right, wrong, distance, truths, tau)
-        parts = LRP(total, distance / right, wrong / (right + wrong), 1 - right / truths)
-    found, known = right > 0, truths > 0
+        total = _total(right, wrong, distance, gt_counts, tau)
+        parts = LRP(total, distance / right, wrong / (right + wrong), 1 - right / gt_counts)
+    found, known = right > 0, gt_counts > 0
     parts = parts._replace(
         loc=np.where(found, parts.loc, np.nan), fp=np.where(found, parts.fp, np.nan)
     )
@@ -239,7 +239,7 @@ def _judged_table(
     half_open: bool = False,
 ) -> Reliability:
     """Reliability of the judged detections, of each class or of all together."""
-    groups = len(matches.truths) if by_class else 1
+    groups = len(matches.gt_counts) if by_class else 1
     sums = np.zeros((3, groups, len(edges) - 1))
     for part in matches.pieces():
         judged = part.judged()
@@ -275,19 +275,19 @@ def skipped(matches: Matches) -> Skipped:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> skipped(matches)
         Skipped(without_truths=[], without_detections=[])
     """
     found = _judged_counts(matches)
-    none = matches.truths == 0
+    none = matches.gt_counts == 0
     return Skipped(np.flatnonzero(none).tolist(), np.flatnonzero(~none & (found == 0)).tolist())
 
 
 def _judged_counts(matches: Matches) -> np.ndarray:
     """Judged detections of each class, ``(K,)``."""
-    classes = len(matches.truths)
+    classes = len(matches.gt_counts)
     parts = matches.pieces()
     return np.sum([np.bincount(each.label[each.judged()], minlength=classes) for each in parts], 0)
 
@@ -298,7 +298,7 @@ def targets_of(matches: Matches, target: Target) -> np.ndarray:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> targets_of(matches, 'precision')
         array([1., 0.])
@@ -324,7 +324,7 @@ def laece(
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0, **found, **right, **number)
         >>> round(laece(matches).mean, 4)  # (|.9 - .8| + |.6 - 0|) / 2
         0.35
@@ -335,7 +335,7 @@ def laece(
         found = _judged_counts(matches)
         # What is in no bin still counts among the detections.
         per_class = per_class * table.number.sum(1) / np.maximum(found, 1)
-        per_class = np.where(matches.truths > 0, np.nan_to_num(per_class), np.nan)
+        per_class = np.where(matches.gt_counts > 0, np.nan_to_num(per_class), np.nan)
     return _averaged(per_class, table, drop_perfect)
 
 
@@ -352,15 +352,15 @@ def laace(
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0, **found, **right, **number)
         >>> round(laace(matches).mean, 4)
         0.35
     """
-    classes, edges = len(matches.truths), np.array([0.0, 1.0])
+    classes, edges = len(matches.gt_counts), np.array([0.0, 1.0])
     sums, distances = np.zeros((3, classes, 1)), np.zeros(classes)
     for part in matches.pieces():
-        counted = part.truths[part.label] > 0 if count_ignored else part.judged()
+        counted = part.gt_counts[part.label] > 0 if count_ignored else part.judged()
         scores, ious, label = part.scores[counted], part.iou[counted], part.label[counted]
         sums += _bin_sums(scores, ious, edges, label, classes, False)
         distances += np.bincount(label, np.abs(scores - ious), classes)
@@ -379,7 +379,7 @@ def dece(matches: Matches, num_bins: int = DECE_BINS) -> CalibrationError:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> round(dece(matches).mean, 4)  # (|.9 - 1| + |.6 - 0|) / 2
         0.35
@@ -412,29 +412,29 @@ def average_precision(matches: Sequence[Matches]) -> AveragePrecision:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> round(average_precision([matches]).mean, 4)
         1.0
     """
-    labels = np.flatnonzero(matches[0].truths)
+    labels = np.flatnonzero(matches[0].gt_counts)
     precision = np.empty((len(matches), len(RECALLS), len(labels)))
     for t, each in enumerate(matches):
         for k, label in enumerate(labels):
             state = each.of_class(int(label)).state
-            precision[t, :, k] = _precision(state, each.truths[label])
-    per_class = np.full(len(matches[0].truths), np.nan)
+            precision[t, :, k] = _precision(state, each.gt_counts[label])
+    per_class = np.full(len(matches[0].gt_counts), np.nan)
     if not len(labels):
         return AveragePrecision(float('nan'), np.full(len(matches), np.nan), per_class)
     per_class[labels] = precision.mean((0, 1))
     return AveragePrecision(float(precision.mean()), precision.mean((1, 2)), per_class)
 
 
-def _precision(state: np.ndarray, truths: int) -> np.ndarray:
+def _precision(state: np.ndarray, gt_counts: int) -> np.ndarray:
     """Precision ``(101,)`` at the recalls, of the states of a class by descending score."""
     right, wrong = _right_and_wrong(state)  # precision is highest at true positives
     # pycocotools adds the spacing at 1 against a division by 0; it shows in the last digit.
     precision = right / (right + wrong + np.spacing(1))
     best_beyond = np.maximum.accumulate(precision[::-1])[::-1]
-    place = np.searchsorted(right / truths, RECALLS)
+    place = np.searchsorted(right / gt_counts, RECALLS)
     return np.append(best_beyond, 0)[place]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import expit
 
-from gfl_det.evaluation.detections import Truths
+from gfl_det.evaluation.detections import GroundTruth
 from gfl_det.evaluation.label_evidence import (
     LEAST_IOU,
     Labels,
@@ -73,7 +73,11 @@ class KindResult(NamedTuple):
 
 
 def find_label_errors(
-    gts: Truths, found: UncertainDetections, image_wh: np.ndarray, seed: int = 0, least: float = 0.0
+    gts: GroundTruth,
+    found: UncertainDetections,
+    image_wh: np.ndarray,
+    seed: int = 0,
+    least: float = 0.0,
 ) -> list[SuspectLabel]:
     """Rank the suspicious labels of a data set.
 
@@ -91,7 +95,7 @@ def find_label_errors(
     Example:
         >>> image = label = np.zeros(1, int)
         >>> box, crowd = np.array([[10.0, 10, 40, 40]]), np.zeros(1, bool)
-        >>> gts = Truths([7], [''], [1, 2], ['cat', 'dog'], image, label, box, crowd)
+        >>> gts = GroundTruth([7], [''], [1, 2], ['cat', 'dog'], image, label, box, crowd)
         >>> found = UncertainDetections(image, label + 1, box, np.ones(1), np.ones((1, 4)))
         >>> find_label_errors(gts, found, np.array([[64, 64]]))[0].kind
         'class'
@@ -113,7 +117,7 @@ def find_label_errors(
 
 
 def suspect_entries(
-    suspects: Sequence[SuspectLabel], gts: Truths, annotation_ids: Sequence[Any]
+    suspects: Sequence[SuspectLabel], gts: GroundTruth, annotation_ids: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """The suspects as plain values with the ids of the annotation file.
 
@@ -124,7 +128,7 @@ def suspect_entries(
 
     Example:
         >>> none = np.zeros(0, int)
-        >>> gts = Truths(['a'], [''], [3], ['cat'], none, none, np.zeros((0, 4)), none)
+        >>> gts = GroundTruth(['a'], [''], [3], ['cat'], none, none, np.zeros((0, 4)), none)
         >>> lost = SuspectLabel('missing', 0.9, 0, -1, 0, np.array([1.0, 2, 3, 4]), 5)
         >>> entry = suspect_entries([lost], gts, [])[0]
         >>> entry['image_id'], entry['annotation_id'], entry['suggested_bbox']

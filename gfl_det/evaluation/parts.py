@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gfl_det.errors import ConfigError
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.evaluate import check_taus, metrics_of
 from gfl_det.evaluation.functional import COCO_TAUS, HALF
 from gfl_det.evaluation.matching import PIECE, Matches, ZeroOverlap, match
@@ -28,7 +28,7 @@ Columns = dict[str, np.ndarray]
 
 def evaluate_parts(
     parts: Iterable[Detections],
-    truths: Truths,
+    gts: GroundTruth,
     taus: Sequence[float] = (0.0, 0.5),
     zero_overlap: ZeroOverlap = 'oracle',
     seed: int = 0,
@@ -38,7 +38,7 @@ def evaluate_parts(
 
     Args:
         parts: Parts, each with all detections of its images.
-        truths: Ground truth of all images.
+        gts: Ground truth of all images.
         taus: As in :func:`.evaluate.evaluate_detections`.
         zero_overlap: Likewise.
         seed: Likewise.
@@ -54,9 +54,9 @@ def evaluate_parts(
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.9]))
-        >>> round(evaluate_parts([found], truths)['AP'], 4)
+        >>> round(evaluate_parts([found], gts)['AP'], 4)
         1.0
     """
     check_taus(taus)
@@ -70,8 +70,8 @@ def evaluate_parts(
     coco = [_Kind(float(tau), zero_overlap) for tau in COCO_TAUS]
     kinds = tuple(dict.fromkeys([kind for kind, _ in named] + coco))
     with_iou = {kind for kind, _ in named} | {coco[HALF]}
-    merged = _Merged(truths.counts())
-    for columns in _matched(_with_truths(parts, truths), _Task(kinds, with_iou), workers):
+    merged = _Merged(gts.counts())
+    for columns in _matched(_with_gts(parts, gts), _Task(kinds, with_iou), workers):
         merged.add(columns)
     merged.sort()
     matched = ((merged.at(kind), end) for kind, end in named)
@@ -89,27 +89,27 @@ class _Part(NamedTuple):
     """Detections and ground truth of some images, which are numbered from 0."""
 
     detections: Detections
-    truths: Truths
+    gts: GroundTruth
     images: np.ndarray  # (I,) int32, numbers of the images among all
 
 
-def _with_truths(parts: Iterable[Detections], truths: Truths) -> Iterator[_Part]:
+def _with_gts(parts: Iterable[Detections], gts: GroundTruth) -> Iterator[_Part]:
     """Add the ground truth of its images to each part."""
-    order = np.argsort(truths.image, kind='stable')
-    ends = np.cumsum(np.bincount(truths.image, minlength=len(truths.image_ids)))
+    order = np.argsort(gts.image, kind='stable')
+    ends = np.cumsum(np.bincount(gts.image, minlength=len(gts.image_ids)))
     for part in parts:
         images = np.unique(part.image)
         last = ends[images]
         number = last - np.where(images > 0, ends[images - 1], 0)
         begin = np.cumsum(number) - number  # of each image in the part
         rows = order[np.arange(number.sum()) + np.repeat(last - number - begin, number)]
-        own = truths._replace(
-            image_ids=[truths.image_ids[image] for image in images],
-            image_keys=[truths.image_keys[image] for image in images],
+        own = gts._replace(
+            image_ids=[gts.image_ids[image] for image in images],
+            image_keys=[gts.image_keys[image] for image in images],
             image=np.repeat(np.arange(len(images)), number),
-            label=truths.label[rows],
-            boxes=truths.boxes[rows],
-            crowd=truths.crowd[rows],
+            label=gts.label[rows],
+            boxes=gts.boxes[rows],
+            crowd=gts.crowd[rows],
         )
         alone = part._replace(image=np.searchsorted(images, part.image))
         yield _Part(alone, own, images.astype(np.int32))
@@ -131,7 +131,7 @@ class _Task:
         kept: Columns = {}
         for rule in dict.fromkeys(kind.zero_overlap for kind in self._kinds):
             mine = [kind for kind in self._kinds if kind.zero_overlap == rule]
-            found = match(part.detections, part.truths, [kind.tau for kind in mine], rule)
+            found = match(part.detections, part.gts, [kind.tau for kind in mine], rule)
             for kind, matches in zip(mine, found):
                 kept[f'state {kind}'] = matches.state
                 if kind in self._with_iou:

@@ -96,7 +96,7 @@ def tell_share(number: int, total: int, source: str) -> None:
         print_log(text, 'current', logging.WARNING)
 
 
-def samples_once(samples: Sequence[Sample], truths: Sequence[Any]) -> list[int]:
+def samples_once(samples: Sequence[Sample], gts: Sequence[Any]) -> list[int]:
     """Index of the first sample of the same image, for each sample, without an annotation file.
 
     Concatenated data sets may use one id for several images: paths distinguish them, or gt boxes if
@@ -108,8 +108,8 @@ def samples_once(samples: Sequence[Sample], truths: Sequence[Any]) -> list[int]:
     """
     first: dict[tuple[str, str], int] = {}
     return [
-        first.setdefault((repr(sample.image_id), sample.path or repr(truth)), place)
-        for place, (sample, truth) in enumerate(zip(samples, truths))
+        first.setdefault((repr(sample.image_id), sample.path or repr(gt)), place)
+        for place, (sample, gt) in enumerate(zip(samples, gts))
     ]
 
 

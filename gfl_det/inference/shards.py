@@ -390,7 +390,7 @@ def read_parts(out: str | os.PathLike[str], table: CocoTable) -> Iterator[Detect
 
     Args:
         out: Folder of results.
-        table: Annotations of the same images, indexed as in :func:`..detections.truths_of_table`.
+        table: Annotations of the same images, indexed as in :func:`..detections.gts_of_table`.
             It is not kept.
 
     Raises:

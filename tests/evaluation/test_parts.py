@@ -7,7 +7,7 @@ import pytest
 
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation import floors, parts
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.evaluate import evaluate_detections
 from gfl_det.evaluation.matching import Matches, match
 from gfl_det.evaluation.parts import evaluate_parts
@@ -25,7 +25,7 @@ def judged():
     boxes = np.hstack([rng.uniform(0, 60, (number, 2)), rng.uniform(5, 40, (number, 2))])
     crowd = rng.random(number) < 0.1
     names = [f'class {k}' for k in range(CLASSES)]
-    truths = Truths(
+    gts = GroundTruth(
         list(range(IMAGES)), [''] * IMAGES, list(range(CLASSES)), names, image, label, boxes, crowd
     )
     chosen = rng.integers(0, number, 900)
@@ -33,27 +33,27 @@ def judged():
     found = Detections(
         image[chosen], label[chosen], boxes[chosen] + rng.normal(0, 3, (900, 4)), scores
     )
-    return found, truths
+    return found, gts
 
 
 @pytest.mark.parametrize('number', [1, 7, IMAGES])
 @pytest.mark.parametrize('zero_overlap', ['oracle', 'reject'])
 def test_the_numbers_are_the_same(judged, number, zero_overlap):
-    found, truths = judged
+    found, gts = judged
     chosen = np.random.default_rng(number).integers(0, number, IMAGES)
     split = [found.take(chosen[found.image] == part) for part in range(number)]
-    ours = evaluate_parts(split, truths, (0.0, 0.1, 0.5), zero_overlap)
-    theirs = evaluate_detections(found, truths, (0.0, 0.1, 0.5), zero_overlap)
+    ours = evaluate_parts(split, gts, (0.0, 0.1, 0.5), zero_overlap)
+    theirs = evaluate_detections(found, gts, (0.0, 0.1, 0.5), zero_overlap)
     assert ours.keys() == theirs.keys()
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=0, atol=1e-9)
 
 
 def test_without_detections(judged):
-    found, truths = judged
+    found, gts = judged
     empty = found.take(np.zeros(0, int))
-    theirs = evaluate_detections(empty, truths)
+    theirs = evaluate_detections(empty, gts)
     for split in ([], [empty]):
-        np.testing.assert_equal(evaluate_parts(split, truths), theirs)
+        np.testing.assert_equal(evaluate_parts(split, gts), theirs)
 
 
 def test_a_threshold_out_of_range(judged):
@@ -62,12 +62,12 @@ def test_a_threshold_out_of_range(judged):
 
 
 def test_other_processes_match_alike(judged):
-    found, truths = judged
+    found, gts = judged
     found = found._replace(scores=found.scores.astype(np.float32).astype(float))  # as in tables
     split = [found.take(found.image % 5 == part) for part in range(5)]
-    assert evaluate_parts(split, truths, workers=2) == evaluate_parts(split, truths)
+    assert evaluate_parts(split, gts, workers=2) == evaluate_parts(split, gts)
     with pytest.raises(ConfigError, match='workers'):
-        evaluate_parts(split, truths, workers=0)
+        evaluate_parts(split, gts, workers=0)
 
 
 class TestPieceByPiece:
@@ -75,15 +75,15 @@ class TestPieceByPiece:
 
     @pytest.mark.parametrize('size', [1, 7, 100])
     def test_the_numbers_are_the_same(self, judged, monkeypatch, size):
-        found, truths = judged
-        wanted = evaluate_detections(found, truths)
+        found, gts = judged
+        wanted = evaluate_detections(found, gts)
         with monkeypatch.context() as patch:
             patch.setattr(Matches.pieces, '__defaults__', (size,))
             patch.setattr(Matches.groups, '__defaults__', (size,))
             patch.setattr(parts, 'PIECE', size)
             patch.setattr(floors, 'ROWS', size)
             split = [found.take(found.image % 7 == part) for part in range(7)]
-            for ours in (evaluate_detections(found, truths), evaluate_parts(split, truths)):
+            for ours in (evaluate_detections(found, gts), evaluate_parts(split, gts)):
                 np.testing.assert_allclose(
                     list(ours.values()), list(wanted.values()), rtol=0, atol=1e-9
                 )
