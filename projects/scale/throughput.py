@@ -1,15 +1,16 @@
 """Pictures per second and memory of ``gfl-det infer-many``, beside the single process.
 
     python -m projects.scale.throughput CHECKPOINT WORK_DIR --workers 0 1 2 --pictures 40 120
-    python -m projects.scale.throughput CHECKPOINT WORK_DIR --workers 1 --pictures 2000 200000
+    python -m projects.scale.throughput tiny WORK_DIR --workers 1 --pictures 2000 20000 200000
         --size 64 64 --shard-size 1000 --batch-size 64
 
-The pictures are drawn at random and kept in WORK_DIR. Each arrangement is run once per number of
-pictures, each detector with one thread. Time that grows with the pictures is that of the pictures:
-the rate is the difference in pictures over the difference in seconds, so that starting is not
-counted. Zero workers are ``gfl-det infer``, the single process. Memory is the largest sum over the
-processes of what each holds alone and its part of what it shares (PSS), looked at every two
-seconds: looking takes time too.
+The pictures are drawn at random and kept in WORK_DIR. ``tiny`` is a detector of random weights for
+pictures of 64 x 64, which takes a few ms and keeps ten boxes of each. Each arrangement is run once
+per number of pictures, each detector with one thread. Time that grows with the pictures is that of
+the pictures: the rate is the difference in pictures over the difference in seconds, so that
+starting is not counted. Zero workers are ``gfl-det infer``, the single process. Memory is the
+largest sum over the processes of what each holds alone and its part of what it shares (PSS), looked
+at every two seconds: looking takes time too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import psutil
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
 
+import gfl_det
 from gfl_det.cli import main as cli
 from gfl_det.errors import SetupError
 from gfl_det.utils.files import write_json
@@ -66,6 +71,25 @@ def pictures(folder: Path, number: int, size: Sequence[int]) -> Path:
             os.link(part / f'{index % DRAWN:07}.jpg', path)
     part.rename(here)
     return here
+
+
+def write_tiny(folder: Path) -> Path:
+    """Write the checkpoint of the tiny detector, with its config."""
+    register_all_modules()
+    cfg = gfl_det.get_config('gfl_r18_fpn_digits')
+    cfg.model.backbone.update(stem_channels=8, base_channels=8)
+    cfg.model.neck.update(in_channels=[16, 32, 64], out_channels=16)
+    cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
+    cfg.model.test_cfg.update(score_thr=0.0, max_per_img=10)
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if step['type'] == 'Resize':
+            step['scale'] = (64, 64)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    meta = dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=cfg.classes))
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), folder / 'tiny.pth')
+    return folder / 'tiny.pth'
 
 
 def measure(words: Sequence[str], looks: float = LOOKS) -> tuple[float, float]:
@@ -106,12 +130,14 @@ def _held(process: psutil.Process) -> Iterator[int]:
 
 def run(args: argparse.Namespace) -> list[Measured]:
     """Measure every arrangement, the smaller numbers of pictures first."""
+    tiny = args.checkpoint == 'tiny'
+    checkpoint = str(write_tiny(args.work_dir)) if tiny else args.checkpoint
     found = []
     for number, workers in itertools.product(sorted(args.pictures), args.workers):
         folder, out = pictures(args.work_dir, number, args.size), args.work_dir / 'out'
         shutil.rmtree(out, ignore_errors=True)
         words = [sys.executable, '-m', 'gfl_det', 'infer-many' if workers else 'infer']
-        words += [args.checkpoint, str(folder), '--out', str(out) if workers else f'{out}.json']
+        words += [checkpoint, str(folder), '--out', str(out) if workers else f'{out}.json']
         words += ['--device', 'cpu', '--quiet', '--batch-size', str(args.batch_size)]
         if workers:
             words += ['--workers', str(workers), '--shard-size', str(args.shard_size)]
@@ -142,7 +168,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('checkpoint')
+    add('checkpoint', help='a checkpoint, or tiny')
     add('work_dir', type=Path)
     add('--workers', type=int, nargs='+', default=[0, 1, 2], help='0: one process without Ray')
     add('--pictures', type=int, nargs='+', default=[40, 120])
