@@ -20,7 +20,7 @@ from gfl_det.cli.infer_many import parse_arguments, run
 from gfl_det.inference import GFLInferencer
 from gfl_det.inference.shards import ResultFolder, Shard
 from tests.helpers.fatal import DEADLY, STALLING, mark, write_fatal_config
-from tests.helpers.inferring import CLASSES, write_checkpoint, write_images
+from tests.helpers.inferring import CLASSES, small_config, write_checkpoint, write_images
 from tests.helpers.paths import ROOT
 
 pytest.importorskip('ray')
@@ -113,7 +113,12 @@ def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(tmp_p
     """
     kills, number = int(os.environ.get('GFL_KILLS', 6)), int(os.environ.get('GFL_PICTURES', 400))
     longest = float(os.environ.get('GFL_PAUSE', 12))
-    checkpoint, paths = write_checkpoint(tmp_path), write_images(tmp_path / 'in', 20, (64, 64))
+    cfg = small_config()
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if step['type'] == 'Resize':
+            step['scale'] = (64, 64)  # a few ms a picture
+    checkpoint = write_checkpoint(tmp_path, cfg)
+    paths = write_images(tmp_path / 'in', 20, (64, 64))
     for index in range(20, number):
         shutil.copy(paths[index % 20], tmp_path / 'in' / f'{index + 1}.png')
     more = ('--shard-size', '25', '--workers', '2', '--quiet')
@@ -136,7 +141,8 @@ def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(tmp_p
             done = len(list(out.glob('detections/part-*.parquet')))
             if kill(process, victim, rng):
                 kills -= 1
-                print(f'{time.monotonic() - begin:.0f} s: {victim} killed after {done} shards')
+                seconds = time.monotonic() - begin
+                print(f'{seconds:.0f} s: {victim} killed after {done} shards', flush=True)
     assert rows_of(out) == rows_of(undisturbed)
     assert ResultFolder(out).manifest()['totals']['images'] == number
 
