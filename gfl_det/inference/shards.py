@@ -266,10 +266,12 @@ class ResultFolder:
     """Folder of results, which several processes may write to.
 
     Args:
-        path: Path of the folder.
+        path: Path of the folder; an address is refused.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if REMOTE in str(path):
+            raise DataError(f'Results lie in a folder: mount {path}, or name another place.')
         self.path = Path(path).absolute()
         self.detections, self.failures = self.path / 'detections', self.path / 'failures'
         self.tries = self.path / 'tries'  # images in progress when a process ended
