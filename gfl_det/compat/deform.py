@@ -183,11 +183,12 @@ def _forward(given: _Operands, layout: KernelLayout, output: Tensor) -> None:
 def _backward(given: _Operands, layout: KernelLayout, grad_output: Tensor) -> _Operands:
     """Compute the gradients of all operands."""
     prepared = given.prepared()
-    image, offset, weight = map(
-        torch.zeros_like, (prepared.image, prepared.offset, prepared.weight)
+    total = _Operands(
+        torch.zeros_like(prepared.image),
+        torch.zeros_like(prepared.offset),
+        None if prepared.mask is None else torch.zeros_like(prepared.mask),
+        torch.zeros_like(prepared.weight),
     )
-    mask = None if prepared.mask is None else torch.zeros_like(prepared.mask)
-    total = _Operands(image, offset, mask, weight)
     for number, rows, part, place in _chunks(prepared, layout):
         with torch.enable_grad():
             leaves = [each.detach().requires_grad_() for each in part if each is not None]
