@@ -87,7 +87,7 @@ class MatchedEdges:
         chosen = torch.from_numpy(rows)
         fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         kept = {name: None if each is None else each[chosen] for name, each in fields.items()}
-        return MatchedEdges(**kept)  # type: ignore[arg-type]
+        return MatchedEdges(**kept)  # type: ignore[arg-type]  # only ``images`` may be None
 
     def stretches(self, level: float) -> Tensor:
         """Stretch needed per edge, ``(N, 4)``: :func:`~gfl_det.ops.intervals.stretch_needed`."""

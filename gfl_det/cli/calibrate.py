@@ -45,14 +45,14 @@ def add_detector_arguments(parser: argparse.ArgumentParser, default_split: str) 
     """Add the arguments for a detector to run instead of files, and for a subset of images."""
     parser.add_argument('--config', help=f'detector to run: {CONFIG_HELP}')
     parser.add_argument(
-        '--checkpoint', help='its weights: a file or an address; without, the best of the work dir'
+        '--checkpoint', help='its weights: a file or a URL; default: the best one of the work dir'
     )
     add_own_data(parser)
     parser.add_argument(
         '--split',
         choices=['val', 'test'],
         default=default_split,
-        help=f"the config's data to run it on (default: {default_split})",
+        help=f'split of the config to run it on (default: {default_split})',
     )
     add_cfg_options(parser)
     add_halves(parser, HALVES)

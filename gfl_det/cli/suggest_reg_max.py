@@ -103,9 +103,9 @@ def _tried(axes: Any, advice: Advice) -> None:
 
 
 EPILOG = """\
-Priors and assigner are those that train: a positive is a prior that ATSS gives to a box, and an
-edge is clipped if it lies farther from that prior than reg_max strides of its level.
-Of the pyramids tried the least change is suggested that keeps to --max-bare and --max-clipped."""
+Priors and assigner are those of the training: a positive is a prior that ATSS assigns to a box, and
+an edge is clipped if its distance from that prior exceeds reg_max strides of its level. The
+suggestion is the smallest change that satisfies --max-bare and --max-clipped."""
 
 
 class Setting(NamedTuple):

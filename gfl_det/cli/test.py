@@ -24,7 +24,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='draw every tested image into this folder: gt beside prediction, soft edges',
+        help='draw every tested image into this folder: ground truth beside soft-edged predictions',
     )
     parser.add_argument(
         '--out', metavar='FILE', help='write detections: .pkl (samples) or .json (COCO results)'
@@ -34,13 +34,13 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         '--resamples',
         type=count,
         metavar='N',
-        help='resample the images N times (1000) for .95 intervals of the metrics',
+        help='print .95 intervals of the metrics from N bootstrap resamples (1000)',
     )
     add_optimize(parser)
     parser.add_argument(
         '--results',
         metavar='DIR',
-        help='judge what gfl-det infer-many wrote, part by part; needs --annotations alone',
+        help='evaluate a result folder of gfl-det infer-many; needs only --annotations',
     )
     parser.add_argument('--annotations', metavar='JSON', help='COCO file for --results')
     parser.add_argument(
@@ -48,9 +48,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=count,
         default=1,
         metavar='N',
-        help='processes that match for --results (1)',
+        help='processes that match detections with gt boxes for --results (1)',
     )
-    parser.add_argument('--classwise', action='store_true', help='print the AP of each class too')
+    parser.add_argument('--classwise', action='store_true', help='also print the AP of each class')
     return parser
 
 
