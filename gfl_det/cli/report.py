@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gfl_det.visualization.report.data import ReportData
 
 EPILOG = """\
-SOURCE is a work dir of `gfl-det train`, whose best checkpoint (else the newest) is run on a split of
-its config or of --data (without SOURCE, the work dir of that data is used); a .json file of COCO
+SOURCE is a work dir of `gfl-det train`, whose best checkpoint (else the newest) is run on a split
+of its config or of --data (without SOURCE, the work dir of that data is used); a .json file of COCO
 results; or a result folder of `gfl-det infer-many`. Results need --truths, and --images for
 pictures. Errors are classified as by TIDE (Bolya et al., ECCV 2020). Counts and pictures use
 detections from the score with the best F1 over all classes on.

@@ -4,7 +4,7 @@
 
 Annotations and detections are drawn at random and kept in WORK_DIR, in the files that
 ``gfl-det infer-many`` writes: scores in float32, boxes near gt boxes or anywhere. They are judged
-by the command ``gfl-det test --results``, whose memory is looked at ten times a second.
+by the command ``gfl-det test --results``, whose memory is looked at twice a second.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def main() -> None:
     words += ['--annotations', str(args.work_dir / 'labels.json')]
     words += ['--workers', str(args.workers)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds, peak = measure(words, 0.1)
+    seconds, peak = measure(words, 0.5)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f'{seconds:.0f} s, {spent:.0f} s of processor time, {peak:.2f} GiB')
