@@ -5,12 +5,12 @@
         --size 64 64 --shard-size 1000 --batch-size 64
 
 The pictures are drawn at random and kept in WORK_DIR. ``tiny`` is a detector of random weights for
-pictures of 64 x 64, which takes 2 ms and finds a box in a fifth of them. Each arrangement is run once
-per number of pictures, each detector with one thread. Rates leave out the start: that of W workers
-counts the pictures after the first W shards, between the times at which shards were committed. Zero
-workers are ``gfl-det infer``, the single process, which prints its own rate. Memory is the largest
-sum over the processes of what each holds alone and its part of what it shares (PSS), looked at
-every two seconds: looking takes time too.
+pictures of 64 x 64, which takes 2 ms and finds a box in a fifth of them. Each arrangement is run
+once per number of pictures, each detector with one thread. Rates leave out the start: that of W
+workers counts the pictures after the first W shards, between the times at which shards were
+committed. Zero workers are ``gfl-det infer``, the single process, which prints its own rate. Memory
+is the largest sum over the processes of what each holds alone and its part of what it shares (PSS),
+looked at every two seconds: looking takes time too.
 """
 
 from __future__ import annotations
