@@ -256,6 +256,18 @@ def add_pixel_limit(parser: Parser) -> None:
     )
 
 
+def add_stream(parser: Parser) -> None:
+    """Add the options of detection that `gfl-det infer` and `gfl-det infer-many` share."""
+    add = parser.add_argument
+    add('--score-thr', type=share, metavar='S', help='minimum score, before calibration')
+    add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
+    add_calibrator(parser)
+    add_intervals(parser)
+    add_batch_size(parser)
+    add_optimize(parser)
+    add_pixel_limit(parser)
+
+
 def add_seed(parser: Parser, text: str) -> None:
     """Add ``--seed``."""
     parser.add_argument('--seed', type=int, default=0, metavar='N', help=f'{text} (0)')

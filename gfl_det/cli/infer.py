@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gfl_det.cli.arguments import (
-    add_batch_size,
-    add_calibrator,
     add_detector,
-    add_intervals,
-    add_optimize,
-    add_pixel_limit,
+    add_stream,
     count,
     count_or_zero,
     parsing,
@@ -59,10 +55,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar='S',
         help='minimum score of drawn and counted boxes (0.3)',
     )
-    add('--score-thr', type=share, metavar='S', help='minimum score, before calibration')
-    add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
-    add_calibrator(parser)
-    add_intervals(parser)
+    add_stream(parser)
     add('--class-scores', action='store_true', help='add the scores of all classes to --out')
     add(
         '--operating-point',
@@ -70,8 +63,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help='score thresholds per class, from `gfl-det operate`',
     )
     add('--joint', action='store_true', help='intervals for whole boxes: all four edges at once')
-    add_batch_size(parser)
-    add_optimize(parser)
     add(
         '--tile',
         type=count,
@@ -88,7 +79,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     add('--recursive', action='store_true', help='search subfolders too')
     add('--every', type=count, default=1, metavar='N', help='use every N-th frame of a video (1)')
-    add_pixel_limit(parser)
     add('--quiet', action='store_true', help='no line per image, no progress')
     return parser
 

@@ -5,18 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from gfl_det.cli.arguments import (
-    add_batch_size,
-    add_calibrator,
-    add_detector,
-    add_intervals,
-    add_optimize,
-    add_pixel_limit,
-    amount,
-    count,
-    parsing,
-    share,
-)
+from gfl_det.cli.arguments import add_detector, add_stream, amount, count, parsing
 from gfl_det.utils.files import check_writable
 
 EPILOG = """\
@@ -57,13 +46,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar='SECONDS',
         help='time limit for four batches, after which a worker counts as stalled (300)',
     )
-    add('--score-thr', type=share, metavar='S', help='minimum score, before calibration')
-    add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
-    add_calibrator(parser)
-    add_intervals(parser)
-    add_batch_size(parser)
-    add_optimize(parser)
-    add_pixel_limit(parser)
+    add_stream(parser)
     add('--to-coco', metavar='JSON', help='also write COCO results; needs --annotations')
     add('--annotations', metavar='JSON', help='COCO file whose image and class ids --to-coco uses')
     add('--quiet', action='store_true', help='no progress')

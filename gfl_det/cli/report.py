@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from gfl_det.visualization.report.data import ReportData
 
 EPILOG = """\
-SOURCE is either a work dir of `gfl-det train`, whose best checkpoint (else the newest) is run on a
-split of its config or of --data (without SOURCE, the work dir of that data is used); or a .json
-file of COCO results with --truths, preferably with --images. Errors are classified as by TIDE
-(Bolya et al., ECCV 2020). Counts and pictures use detections from the score with the best F1 over
-all classes on.
+SOURCE is a work dir of `gfl-det train`, whose best checkpoint (else the newest) is run on a split
+of its config or of --data (without SOURCE, the work dir of that data is used); a .json file of COCO
+results; or a result folder of `gfl-det infer-many`. Results need --truths, and --images for
+pictures. Errors are classified as by TIDE (Bolya et al., ECCV 2020). Counts and pictures use
+detections from the score with the best F1 over all classes on.
 """
 ONLY_WORK_DIR = ('config', 'checkpoint', 'cfg_options', 'data')
 ONLY_RESULTS = ('truths', 'images', 'logs')
@@ -40,7 +40,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar='SOURCE',
         nargs='?',
         type=Path,
-        help='a work dir, or COCO results; see below',
+        help='a work dir, or results; see below',
     )
     add(
         '--out',
@@ -140,7 +140,7 @@ def _read(args: argparse.Namespace) -> ReportData:
     if args.source is None:
         args.source = work_dir_of(args)
         args.data = None if args.source.is_dir() else args.data
-    if args.source.is_dir():
+    if args.source.is_dir() and not (args.source / 'detections').is_dir():
         _refuse(args, ONLY_RESULTS, 'a work dir')
         from gfl_det.engine.training.checkpoints import best_checkpoint
         from gfl_det.visualization.report.data import run_work_dir  # loads mmdet

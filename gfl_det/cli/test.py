@@ -43,6 +43,13 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help='evaluate a result folder of gfl-det infer-many; needs only --annotations',
     )
     parser.add_argument('--annotations', metavar='JSON', help='COCO file for --results')
+    parser.add_argument(
+        '--workers',
+        type=count,
+        default=1,
+        metavar='N',
+        help='processes that match detections with gt boxes for --results (1)',
+    )
     parser.add_argument('--classwise', action='store_true', help='also print the AP of each class')
     return parser
 
@@ -80,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     from gfl_det.utils.config import check_split, load_config
 
     if args.results is not None:
-        judge_results(args.results, args.annotations)
+        judge_results(args.results, args.annotations, args.workers)
         return
     if args.data is None:
         cfg = load_config(args.config, args.cfg_options)
@@ -109,8 +116,13 @@ def run(args: argparse.Namespace) -> None:
     tell_outputs(args.out, args.show_dir)
 
 
-def judge_results(results: str, annotations: str) -> None:
+def judge_results(results: str, annotations: str, workers: int = 1) -> None:
     """Print COCO's AP and calibration metrics of a result folder of ``gfl-det infer-many``.
+
+    Args:
+        results: The folder.
+        annotations: COCO file of the same images.
+        workers: Processes that match.
 
     Raises:
         DataError: If the folder has no results, or results for other images.
@@ -124,7 +136,9 @@ def judge_results(results: str, annotations: str) -> None:
     from gfl_det.inference.shards import read_parts
 
     table = read_annotations(annotations)
-    metrics = evaluate_parts(read_parts(results, table), gts_of_table(table))
+    gts, parts = gts_of_table(table), read_parts(results, table)
+    del table  # a gigabyte for millions of boxes
+    metrics = evaluate_parts(parts, gts, workers=workers)
     print(format_metrics(metrics))
 
 

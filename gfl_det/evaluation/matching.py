@@ -7,7 +7,7 @@ classes choose together, then the second ones, and so on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from gfl_det.errors import ConfigError
 from gfl_det.evaluation.detections import Detections, GroundTruth
 
 MAX_DETS = 100  # detections that count of an image and class
+PIECE = 2**20  # detections at a time where temporary arrays would be large
 MAX_AREA = 1e10  # px; COCO judges no detection beyond it, or below 0, that matches nothing
 NEVER = np.iinfo(np.int64).max
 TRUE, FALSE, IGNORED = 1, 0, -1
@@ -31,8 +32,8 @@ class Matches(NamedTuple):
 
     tau: float  # the threshold of the IoU
     row: np.ndarray  # (N,) int64, index of each in the detections that were matched
-    label: np.ndarray  # (N,) int64
-    scores: np.ndarray  # (N,) float64
+    label: np.ndarray  # (N,) int64, from parts int32
+    scores: np.ndarray  # (N,) float64, from parts float32 where that is exact
     state: np.ndarray  # (N,) int8: TRUE, FALSE or IGNORED (in a crowd, or an area below 0)
     iou: np.ndarray  # (N,) float64, with the gt box of a TRUE one; else 0
     gt: np.ndarray  # (N,) int64, index of the gt of a TRUE one; else -1
@@ -54,7 +55,33 @@ class Matches(NamedTuple):
 
     def of_class(self, label: int) -> Matches:
         """Those of one class; ``gt_counts`` stays whole."""
-        begin, end = np.searchsorted(self.label, [label, label + 1])
+        begin, end = self._ends([label, label + 1])
+        return self._rows(begin, end)
+
+    def pieces(self, size: int = PIECE) -> Iterator[Matches]:
+        """Consecutive parts of ``size`` detections, the last one smaller, scores as float64.
+
+        What is computed piece by piece needs little memory beside the detections.
+        """
+        for begin in range(0, max(1, len(self.label)), size):
+            part = self._rows(begin, begin + size)
+            yield part._replace(scores=part.scores.astype(float, copy=False))
+
+    def groups(self, size: int = PIECE) -> Iterator[Matches]:
+        """Views of consecutive whole classes, at least ``size`` detections each but the last."""
+        begin = 0
+        for end in self._ends(np.arange(1, len(self.gt_counts))):
+            if end - begin >= size:
+                yield self._rows(begin, end)
+                begin = end
+        yield self._rows(begin, len(self.label))
+
+    def _ends(self, labels: Sequence[int] | np.ndarray) -> list[int]:
+        # Keys of another type would copy all labels.
+        keys = np.asarray(labels, self.label.dtype)
+        return np.searchsorted(self.label, keys).tolist()
+
+    def _rows(self, begin: int, end: int) -> Matches:
         part = slice(begin, end)
         return self._replace(**{name: getattr(self, name)[part] for name in PER_DETECTION})
 

@@ -301,6 +301,10 @@ class TestCommitment:
         assert manifest['parts'] == {f'part-00000{n}.parquet': [4, 5, 1] for n in (0, 1)}
         assert manifest['schema'] == module.SCHEMA_VERSION
 
+    def test_an_address_is_refused_before_it_becomes_a_folder(self):
+        with pytest.raises(DataError, match='mount s3://bucket/out'):
+            ResultFolder('s3://bucket/out')
+
     def test_a_folder_without_results_is_named(self, tmp_path):
         with pytest.raises(DataError, match='infer-many'):
             ResultFolder(tmp_path).parts()

@@ -12,7 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 
 import gfl_det
 from gfl_det.calibration import (
@@ -30,6 +32,7 @@ from gfl_det.engine.runner import detect_edges
 from gfl_det.engine.training.checkpoints import best_checkpoint
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.evaluation.detections import detections_from_coco, gts_from_coco
+from gfl_det.inference.results import ImageResult
 from gfl_det.visualization.edges import NORMAL_BINS
 from gfl_det.visualization.report import analyse, draw_gallery, render
 from gfl_det.visualization.report.analysis import data_statistics
@@ -209,6 +212,50 @@ def test_soft_edges_from_deviations_have_these_deviations(files):
     variance = (bins.probabilities * (bins.positions - mean[..., None]) ** 2).sum(-1)
     np.testing.assert_allclose(np.sqrt(variance), data.edge_std[rows], rtol=0.02)
     assert len(NORMAL_BINS) == bins.positions.shape[-1]
+
+
+def test_the_folder_of_infer_many_gives_the_page_of_its_coco_results(files, tmp_path):
+    shards = pytest.importorskip('gfl_det.inference.shards', reason='needs pyarrow')
+    dataset = json.loads(files['truths'].read_text())
+    classes = tuple(each['name'] for each in dataset['categories'])
+    rng = torch.Generator().manual_seed(0)
+    results = []
+    for image in dataset['images']:
+        boxes = torch.tensor(
+            [each['bbox'] for each in dataset['annotations'] if each['image_id'] == image['id']]
+        ).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        number, noise = len(boxes), torch.rand(len(boxes), 16, generator=rng)
+        found = InstanceData(
+            bboxes=boxes + noise[:, :4],
+            scores=noise[:, 4],
+            raw_scores=noise[:, 5],
+            labels=torch.arange(number) % len(classes),
+            edge_std=noise[:, 6:10],
+            edge_low=boxes - noise[:, 10:14],
+            edge_high=boxes + 1 + noise[:, 10:14],
+        )
+        results.append(ImageResult(f'there/{image["file_name"]}', (480, 640), found, classes))
+    folder = shards.ResultFolder(tmp_path / 'many')
+    parts = [shards.Shard(number, ('',)) for number in (0, 1)]
+    folder.start(parts, dict(level=0.8))
+    for part, mine in zip(parts, (results[:4], results[4:])):
+        folder.commit(part, mine)
+    with pytest.raises(DataError, match='2 of 2 shards: repeat'):
+        read({**files, 'results': folder.path})
+    folder.finish()
+    by_json = {**files, 'results': tmp_path / 'coco.json'}
+    by_json['results'].write_text(json.dumps(shards.coco_results(folder.path, dataset)))
+    pages = []
+    for given in (by_json, {**files, 'results': folder.path}):
+        words = [str(given['results']), '--truths', str(given['truths']), '--quiet']
+        words += ['--images', str(given['images']), '--out', str(tmp_path / 'page.html')]
+        pages.append(data_of(report.report(report.parse_arguments(words))))
+    for page in pages:
+        del page['title'], page['facts']
+    assert pages[1]['uncertainty'].pop('level') == 0.8  # of the manifest, which JSON lacks
+    assert pages[0]['uncertainty'].pop('level') is None
+    assert pages[0] == pages[1]
 
 
 def test_no_detections_and_no_gts(files, tmp_path):

@@ -15,14 +15,14 @@ from mmengine.config import Config, ConfigDict
 from gfl_det.calibration.apply import detection_config, edge_detections
 from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
 from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator
-from gfl_det.datasets.table import table_of
+from gfl_det.datasets.table import CocoTable, table_of
 from gfl_det.engine.runner import ModelFacts, Split, annotations_path, run_split, score_type
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import (
     Detections,
     GroundTruth,
     detections_from_coco,
-    gts_from_coco,
+    gts_of_table,
     read_json,
 )
 from gfl_det.ops.boxes import xywh_to_xyxy
@@ -117,13 +117,24 @@ def file_names(dataset: dict, gts: GroundTruth) -> list[str]:
     return [names[image_id] for image_id in gts.image_ids]
 
 
+class _Found(NamedTuple):
+    """What files of results hold, one row for each of N detections."""
+
+    detections: Detections
+    raw_scores: np.ndarray | None  # (N,)
+    edges: dict[str, np.ndarray]  # edge_std, edge_low, edge_high, each (N, 4) px, where known
+    level: float | None = None
+    facts: Sequence[tuple[str, str]] = ()
+
+
 def read_results(
     results: str, annotations: str, images: str | None = None, calibrator: str | None = None
 ) -> ReportData:
-    """Read COCO results, including ``edge_std``, ``edge_low``, ``edge_high`` and ``raw_score``.
+    """Read results, including deviations and intervals of the edges and scores before calibration.
 
     Args:
-        results: File from ``gfl-det test --out`` or ``gfl-det infer --out --annotations``.
+        results: File from ``gfl-det test --out`` or ``gfl-det infer --out --annotations``, or
+            folder from ``gfl-det infer-many``.
         annotations: Path of the COCO file.
         images: Folder of the image files; None: the report has no pictures.
         calibrator: Score calibrator, fitted on other images; None: no calibration.
@@ -132,22 +143,22 @@ def read_results(
         DataError: If a file is invalid, or the results do not belong to the annotations.
     """
     dataset = read_json(annotations)
-    gts = gts_from_coco(dataset, annotations)
-    entries = read_json(results)
-    if isinstance(entries, dict) and 'images' in entries:
-        raise DataError(f'{results} holds annotations, not results: give a list of detections.')
-    found = detections_from_coco(entries, gts, results)
+    table = table_of(dataset, annotations)
+    gts = gts_of_table(table)
     names = file_names(dataset, gts)
-    _check_names(entries, found, names, results)
-    raw = _column(entries, 'raw_score', (), results)
-    facts = [('results', results), ('annotations', annotations)]
+    if Path(results).is_dir():
+        known = _read_folder(results, table)
+    else:
+        known = _read_entries(results, gts, names)
+    found, raw = known.detections, known.raw_scores
+    facts = [('results', results), ('annotations', annotations), *known.facts]
     if calibrator is not None:
         raw = found.scores if raw is None else raw
         found = calibrated(found._replace(scores=raw), gts, calibrator)
         facts.append(('calibrator', calibrator))
-    low, high = (_column(entries, name, (4,), results) for name in ('edge_low', 'edge_high'))
+    with_intervals = 'edge_low' in known.edges and 'edge_high' in known.edges
     return ReportData(
-        Path(results).stem,
+        Path(results).resolve().stem,
         facts,
         gts,
         *annotated_sizes(dataset, gts),
@@ -155,8 +166,39 @@ def read_results(
         _folder(images),
         found,
         raw_scores=raw,
-        edge_std=_column(entries, 'edge_std', (4,), results),
-        intervals=None if low is None or high is None else (low, high),
+        edge_std=known.edges.get('edge_std'),
+        intervals=(known.edges['edge_low'], known.edges['edge_high']) if with_intervals else None,
+        level=known.level if with_intervals else None,
+    )
+
+
+def _read_entries(results: str, gts: GroundTruth, names: Sequence[str]) -> _Found:
+    entries = read_json(results)
+    if isinstance(entries, dict) and 'images' in entries:
+        raise DataError(f'{results} holds annotations, not results: give a list of detections.')
+    found = detections_from_coco(entries, gts, results)
+    _check_names(entries, found, names, results)
+    raw = _column(entries, 'raw_score', (), results)
+    edges = {name: _column(entries, name, (4,), results) for name in EDGE_FIELDS[1:]}
+    return _Found(found, raw, {name: each for name, each in edges.items() if each is not None})
+
+
+def _read_folder(results: str, table: CocoTable) -> _Found:
+    from gfl_det.inference.export.onnx_file import require  # loads mmdet
+
+    require('pyarrow')
+    from gfl_det.inference.shards import ResultFolder, read_all
+
+    found, known = read_all(results, table)
+    raw = known.pop('score_raw')
+    manifest = ResultFolder(results).manifest() or {}
+    failed = manifest.get('totals', {}).get('failures', 0)
+    return _Found(
+        found,
+        None if np.array_equal(raw, found.scores) else raw,  # without a calibrator they are equal
+        known,
+        manifest.get('level'),
+        [('images that failed', f'{failed:,}')] if failed else (),
     )
 
 
