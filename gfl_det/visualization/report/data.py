@@ -23,6 +23,7 @@ from gfl_det.evaluation.detections import (
     Truths,
     detections_from_coco,
     read_json,
+    result_column,
     truths_from_coco,
 )
 from gfl_det.ops.boxes import xywh_to_xyxy
@@ -139,13 +140,13 @@ def read_results(
     found = detections_from_coco(entries, gts, results)
     names = file_names(dataset, gts)
     _check_names(entries, found, names, results)
-    raw = _column(entries, 'raw_score', (), results)
+    raw = result_column(entries, 'raw_score', (), results)
     facts = [('results', results), ('annotations', annotations)]
     if calibrator is not None:
         raw = found.scores if raw is None else raw
         found = calibrated(found._replace(scores=raw), gts, calibrator)
         facts.append(('calibrator', calibrator))
-    low, high = (_column(entries, name, (4,), results) for name in ('edge_low', 'edge_high'))
+    low, high = (result_column(entries, name, (4,), results) for name in ('edge_low', 'edge_high'))
     return ReportData(
         Path(results).stem,
         facts,
@@ -155,7 +156,7 @@ def read_results(
         _folder(images),
         found,
         raw_scores=raw,
-        edge_std=_column(entries, 'edge_std', (4,), results),
+        edge_std=result_column(entries, 'edge_std', (4,), results),
         intervals=None if low is None or high is None else (low, high),
     )
 
@@ -191,31 +192,6 @@ def _check_names(
                 f'{source} has {name} for the image {entry["image_id"]}, which is {names[image]} '
                 'in the annotations: write it with gfl-det infer --annotations.'
             )
-
-
-def _column(
-    entries: Sequence[dict[str, Any]], name: str, shape: tuple[int, ...], source: str
-) -> np.ndarray | None:
-    """Read a field of all entries ``(N, *shape)``; None if no entry has it.
-
-    Raises:
-        DataError: If some entries lack it, or a value is invalid.
-    """
-    if not any(name in entry for entry in entries):
-        return None
-    lacking = next((i for i, entry in enumerate(entries) if name not in entry), None)
-    if lacking is not None:
-        raise DataError(
-            f'{source}: entry {lacking} lacks "{name}", others have it: write it again.'
-        )
-    try:
-        values = np.array([entry[name] for entry in entries], float)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if values.shape != (len(entries), *shape) or not np.isfinite(values).all():
-        what = f'{shape[0]} finite numbers' if shape else 'a finite number'
-        raise DataError(f'{source}: "{name}" is not {what} in every entry: correct it.')
-    return values
 
 
 def _folder(images: str | None) -> Path | None:
