@@ -52,7 +52,7 @@ BUDGETS = (20, 40, 80)  # labelled pictures
 START = 'start'  # the budget that all arms share
 ARMS = ('random', 'chosen', 'uncertain')  # the last: by expected error alone
 SEEDS = (0, 1, 2, 3, 4)
-STEPS, BATCH, SIDE_PX = 80, 4, 320
+STEPS, BATCH, SIDE_PX = 100, 4, 256
 
 
 class LabelRun(NamedTuple):
@@ -143,9 +143,9 @@ class LabelStudy:
             for step in cfg[f'{split}_dataloader'].dataset.pipeline:
                 if step.type == 'Resize':
                     step.scale = (SIDE_PX, SIDE_PX)
-        cfg.train_cfg.val_interval = epochs + 1  # never
         cfg.default_hooks.checkpoint.interval = epochs
         test_cfg = Config(cfg.to_dict())
+        cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None  # the last checkpoint is taken
         config_edits.protect(cfg)
         begin = time.process_time()
         build_runner(cfg, quiet='train').train()
