@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     write_json(args.out, entries, indent=1)
     _tell(entries, number, args.out)
     if args.sheet:
-        _write_sheet(args, pool, entries, choice.index[:SHEET_PICTURES])
+        _write_sheet(args, pool, entries, choice.chosen[:SHEET_PICTURES])
         print(f'sheet: {args.sheet}')
 
 
@@ -164,12 +164,9 @@ def _pool_of_detector(args: argparse.Namespace) -> Pool:
     reading = dict(recursive=args.recursive, max_pixels=args.max_pixels)
     sources, labelled = _find(args, lambda names: detector.find(names, **reading), detector.classes)
     found = survey(detector, sources, args.batch_size, not args.quiet)
-    is_labelled = np.array([_key(name) in labelled for name in found.names])
-    order = _order(found.names, is_labelled)
+    order, number = _split(found.names, labelled)
     names = [found.names[row] for row in order]
-    number = int((~is_labelled).sum())
-    place = np.argsort(order)
-    detections = found.found._replace(image=place[found.found.image])
+    detections = found.found._replace(image=np.argsort(order)[found.found.image])
     return Pool(
         names[:number],
         names[number:],
@@ -198,10 +195,8 @@ def _pool_of_results(args: argparse.Namespace) -> Pool:
             next(source.open())  # says what is wrong
             raise DataError(f'{source.name} is no file, which results of files need: save it.')
     found, classes = read_results(args.source, [source.name for source in sources])
-    is_labelled = np.array([_key(source.name) in labelled for source in sources])
-    order = _order([source.name for source in sources], is_labelled)
+    order, number = _split([source.name for source in sources], labelled)
     names = [sources[row].name for row in order]
-    number = int((~is_labelled).sum())
     found = found._replace(image=np.argsort(order)[found.image])
     return Pool(
         names[:number],
@@ -213,17 +208,16 @@ def _pool_of_results(args: argparse.Namespace) -> Pool:
     )
 
 
-def _order(names: Sequence[str], is_labelled: np.ndarray) -> np.ndarray:
-    """Rows of the pictures without labels, then of those with.
+def _split(names: Sequence[str], labelled: set[str]) -> tuple[list[int], int]:
+    """Rows of the pictures without labels, followed by those with, and the number of the former.
 
     Raises:
         DataError: If all have labels.
     """
-    import numpy as np
-
-    if is_labelled.all():
+    is_labelled = [_key(name) in labelled for name in names]
+    if all(is_labelled):
         raise DataError(f'All {len(names)} images have labels, so none is left: name others.')
-    return np.argsort(is_labelled, kind='stable')
+    return sorted(range(len(names)), key=is_labelled.__getitem__), is_labelled.count(False)
 
 
 def _key(name: str) -> str:
@@ -253,7 +247,9 @@ def _find(
             labelled |= {_key(source.name) for source in own}
             sources = sources + own
     check_pictures(sources)
-    return list({_key(source.name): source for source in sources[::-1]}.values())[::-1], labelled
+    once = {_key(source.name): source for source in reversed(sources)}
+    _split(list(once), labelled)  # refuses before the work
+    return list(reversed(once.values())), labelled
 
 
 def _tell(entries: Sequence[dict], number: int, out: Path) -> None:

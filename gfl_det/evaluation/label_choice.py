@@ -50,7 +50,7 @@ class ExpectedErrors(NamedTuple):
 class LabelChoice(NamedTuple):
     """N chosen pictures in order."""
 
-    index: np.ndarray  # (N,) int64
+    chosen: np.ndarray  # (N,) int64, indices of pictures
     gain: np.ndarray  # (N,) share of the expected error that is covered from here on
     nearest: np.ndarray  # (N,) int64, the most alike of those labelled or chosen before; -1: none
     similarity: np.ndarray  # (N,) in [0, 1], to that picture
@@ -155,7 +155,7 @@ def choose_pictures(
 
     Example:
         >>> value, features = np.array([0.4, 0.5, 0.3]), np.array([[0.0], [0.1], [3.0]])
-        >>> choose_pictures(value, features, 3).index  # the second stands for its near copy too
+        >>> choose_pictures(value, features, 3).chosen  # the second stands for its near copy too
         array([1, 2, 0])
     """
     images = len(value)
@@ -179,7 +179,7 @@ def choose_pictures(
         gains = np.maximum(likeness - covered, 0) @ weights
         heap += [(-gain, first + place) for place, gain in enumerate(gains.tolist())]
     heapify(heap)
-    rows = []
+    rows: list[tuple[int, float, int, float]] = []
     while heap and len(rows) < number:
         index = heappop(heap)[1]
         likeness = alike(index, features)
@@ -187,7 +187,7 @@ def choose_pictures(
         if heap and gain < -heap[0][0]:
             heappush(heap, (-gain, index))
             continue
-        rows.append((index, gain, nearest[index], covered[index]))
+        rows.append((index, gain, int(nearest[index]), float(covered[index])))
         cover(likeness, index)
     columns = list(zip(*rows)) or [()] * 4
     kinds = (np.int64, np.float64, np.int64, np.float64)

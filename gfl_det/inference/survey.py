@@ -99,7 +99,9 @@ def survey(
         DataError: If there is a video, no picture can be read, or the head gives no uncertainty.
     """
     check_pictures(sources)
-    names, features, parts, errors = [], [], [], []
+    names: list[str] = []
+    errors: list[str] = []
+    features, parts = [], []
     with Progress(len(sources), 'images', show_progress) as bar:
         for result in detector.stream(sources, batch_size=batch_size):
             bar.advance()
@@ -171,7 +173,7 @@ def read_results(results: str, names: Sequence[str]) -> tuple[UncertainDetection
     ids = sorted(kinds, key=lambda kind: (isinstance(kind, str), kind))
     dataset = dict(
         images=[dict(id=index, file_name=name) for index, name in enumerate(names)],
-        categories=[dict(id=each, name=f'{each} {kinds[each]}') for each in ids],
+        categories=[dict(id=each, name=str(each)) for each in ids or [0]],
         annotations=[],
     )
     found = detections_from_coco(entries, truths_from_coco(dataset, results), results)

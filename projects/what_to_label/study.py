@@ -122,7 +122,7 @@ class LabelStudy:
             features = standardised(found.features)
             order = choose_pictures(
                 value, features[: len(free)], number, features[len(free) :]
-            ).index
+            ).chosen
         return [free[index] for index in order]
 
     def fit(self, run: LabelRun, pictures: Sequence[str]) -> tuple[Config, dict[str, Any]]:

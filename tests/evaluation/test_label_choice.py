@@ -97,8 +97,8 @@ class TestChoice:
         value = rng.uniform(0.3, 0.5, len(group))
         value[group == 0] += 0.5
         choice = choose_pictures(value, groups(rng, sizes), 16)
-        assert sorted(group[choice.index[:8]]) == list(range(8))
-        assert group[choice.index[0]] == 0
+        assert sorted(group[choice.chosen[:8]]) == list(range(8))
+        assert group[choice.chosen[0]] == 0
         assert (choice.similarity[8:] > 0.99).all()
         assert (choice.gain[8:] < 0.01).all()
         by_value = group[np.argsort(-value)[:8]]
@@ -107,7 +107,7 @@ class TestChoice:
     def test_of_pictures_equally_unlike_the_unsure_come_first(self) -> None:
         value = np.random.default_rng(0).random(12)
         choice = choose_pictures(value, standardised(np.eye(12)), 12)
-        assert choice.index.tolist() == np.argsort(-value).tolist()
+        assert choice.chosen.tolist() == np.argsort(-value).tolist()
 
     def test_it_is_the_greedy_one(self) -> None:
         """Against a slow loop that compares all pictures in each round."""
@@ -125,7 +125,7 @@ class TestChoice:
             gains.append(gain.max())
             covered = np.maximum(covered, alike[expected[-1]])
         choice = choose_pictures(value, features, 40, labelled)
-        assert choice.index.tolist()[:25] == expected[:25]
+        assert choice.chosen.tolist()[:25] == expected[:25]
         np.testing.assert_allclose(choice.gain, gains, atol=1e-6)
         assert (np.diff(choice.gain) <= 1e-6).all()
 
@@ -145,7 +145,7 @@ class TestChoice:
         features = groups(rng, [5, 5, 5, 1])
         value = np.full(15, 0.5)
         choice = choose_pictures(value, features[:15], 15, features[[7, 15]])
-        order = (choice.index // 5).tolist()
+        order = (choice.chosen // 5).tolist()
         assert set(order[:2]) == {0, 2}
         copies = [place for place, group in enumerate(order) if group == 1]
         assert set(choice.nearest[copies]) <= {15, *range(5, 10)}
@@ -155,7 +155,7 @@ class TestChoice:
     def test_without_any_value_the_unlike_are_chosen(self) -> None:
         rng = np.random.default_rng(0)
         choice = choose_pictures(np.zeros(9), groups(rng, [4, 4, 1]), 3)
-        assert sorted(np.repeat([0, 1, 2], [4, 4, 1])[choice.index]) == [0, 1, 2]
+        assert sorted(np.repeat([0, 1, 2], [4, 4, 1])[choice.chosen]) == [0, 1, 2]
 
     def test_one_picture_and_none(self) -> None:
         one = choose_pictures(np.array([0.4]), standardised(np.ones((1, 3))), 5)
