@@ -38,7 +38,7 @@ LABELS = 3  # of the boxes with the largest expected errors, on the sheet
 TOLD = 10  # pictures that are printed
 
 
-class Pool(NamedTuple):
+class PicturePool(NamedTuple):
     """I pictures to choose from, and L with labels."""
 
     names: list[str]  # I
@@ -147,7 +147,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
         check_writable(path)
 
 
-def _pool_of_detector(args: argparse.Namespace) -> Pool:
+def _pool_of_detector(args: argparse.Namespace) -> PicturePool:
     import numpy as np
 
     from gfl_det.evaluation.label_choice import standardised
@@ -167,7 +167,7 @@ def _pool_of_detector(args: argparse.Namespace) -> Pool:
     order, number = _split(found.names, labelled)
     names = [found.names[row] for row in order]
     detections = found.found._replace(image=np.argsort(order)[found.found.image])
-    return Pool(
+    return PicturePool(
         names[:number],
         names[number:],
         detections.take(detections.image < number),
@@ -177,7 +177,7 @@ def _pool_of_detector(args: argparse.Namespace) -> Pool:
     )
 
 
-def _pool_of_results(args: argparse.Namespace) -> Pool:
+def _pool_of_results(args: argparse.Namespace) -> PicturePool:
     import numpy as np
 
     from gfl_det.inference.sources import Reading, find_sources
@@ -198,7 +198,7 @@ def _pool_of_results(args: argparse.Namespace) -> Pool:
     order, number = _split([source.name for source in sources], labelled)
     names = [sources[row].name for row in order]
     found = found._replace(image=np.argsort(order)[found.image])
-    return Pool(
+    return PicturePool(
         names[:number],
         names[number:],
         found.take(found.image < number),
@@ -264,7 +264,7 @@ def _tell(entries: Sequence[dict], number: int, out: Path) -> None:
 
 
 def _write_sheet(
-    args: argparse.Namespace, pool: Pool, entries: Sequence[dict], chosen: np.ndarray
+    args: argparse.Namespace, pool: PicturePool, entries: Sequence[dict], chosen: np.ndarray
 ) -> None:
     import numpy as np
 

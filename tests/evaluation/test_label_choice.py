@@ -39,13 +39,14 @@ def groups(rng: np.random.Generator, sizes: list[int], noise: float = 0.01) -> n
 
 
 class TestErrors:
-    def test_of_edges_is_the_iou_that_a_draw_of_them_loses(self) -> None:
+    @pytest.mark.parametrize('std', [0.1, 1.0, 4.0])
+    def test_of_edges_is_the_iou_that_a_draw_of_them_loses(self, std) -> None:
         rng = np.random.default_rng(0)
-        found = detections((0, 0, 0.7, 0.1))
-        edges = np.array([100.0, 50, 140, 70]) + rng.normal(0, 0.1, (20000, 4))
+        found = detections((0, 0, 0.7, std))
+        edges = np.array([100.0, 50, 140, 70]) + rng.normal(0, std, (20000, 4))
         drawn = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], 1)
         iou = overlaps(np.tile(found.boxes, (len(drawn), 1)), drawn, np.zeros(len(drawn), bool))
-        assert detection_errors(found)[1][0] == pytest.approx(0.7 * (1 - iou.mean()), rel=0.02)
+        assert detection_errors(found)[1][0] == pytest.approx(1 - iou.mean(), rel=0.05)
 
     def test_of_scores_is_their_mean_distance_from_what_comes_true(self) -> None:
         rng = np.random.default_rng(0)
@@ -54,7 +55,7 @@ class TestErrors:
         assert detection_errors(detections((0, 0, 0.2, 0)))[0][0] == pytest.approx(expected, 0.02)
 
     def test_edges_beyond_all_measure_lose_no_more_than_the_box(self) -> None:
-        assert detection_errors(detections((0, 0, 0.6, 500)))[1][0] == pytest.approx(0.6)
+        assert detection_errors(detections((0, 0, 0.6, 500)))[1][0] == pytest.approx(1)
 
     def test_order_of_pictures(self) -> None:
         """Sure; unsure scores; unsure edges; both."""
@@ -70,15 +71,19 @@ class TestErrors:
         assert found.value[0] == pytest.approx(found.value[2], rel=0.15)
         assert found.objects == pytest.approx([36, 0.4, 0.9])
 
+    def test_false_alarms_do_not_outweigh_objects(self) -> None:
+        alarms = [(1, 0, 0.2, 1)] * 4
+        found = errors((0, 0, 0.5, 1), (1, 0, 0.5, 1), *alarms, images=2)
+        assert found.value[1] < found.value[0]
+
     def test_one_doubtful_class_is_not_drowned_by_many_sure_boxes_of_another(self) -> None:
         crowd = [(0, 0, 0.9, 1)] * 40 + [(1, 0, 0.9, 1)] * 40
         found = errors(*crowd, (0, 1, 0.4, 1), images=2)
-        assert found.value[0] > 1.2 * found.value[1]
+        assert found.value[0] > 1.1 * found.value[1]
 
     def test_pictures_with_little_in_them_are_judged_by_the_others(self) -> None:
-        found = errors((0, 0, 0.9, 1), (1, 0, 0.3, 1), (2, 0, 0.11, 1), (3, 0, 0.05, 9), images=4)
-        assert found.value[0] < found.value[3] < found.value[1]
-        assert found.value[3] < found.value[2] < found.value[1]
+        found = errors((0, 0, 0.9, 1), (1, 0, 0.3, 1), (2, 0, 0.05, 9), images=3)
+        assert found.value[0] < found.value[2] < found.value[1]
 
     def test_nothing_is_found_anywhere(self) -> None:
         none = np.zeros(0, np.int64)
@@ -175,8 +180,8 @@ class TestChoice:
         assert similarity(features, features).min() > 0.99
 
 
-def test_two_pictures_of_a_pool_are_135_per_mille_alike() -> None:
+def test_two_usual_pictures_are_hardly_alike() -> None:
     features = standardised(np.random.default_rng(0).normal(size=(300, 200)) * 7 + 3)
     alike = similarity(features, features)
-    assert np.median(alike[np.triu_indices(300, 1)]) == pytest.approx(np.exp(-2), rel=0.03)
+    assert np.median(alike[np.triu_indices(300, 1)]) == pytest.approx(np.exp(-4), rel=0.05)
     np.testing.assert_allclose(np.diag(alike), 1, atol=1e-5)
