@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gfl_det.evaluation.label_evidence import UncertainDetections
     from gfl_det.inference.sources import ImageSource
     from gfl_det.inference.survey import SurveyInferencer
+    from gfl_det.visualization.edges import Boxes
 
 EPILOG = """\
 SOURCE is a checkpoint or a work dir, which is run on the images, or a .json file of results that
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     write_json(args.out, entries, indent=1)
     _tell(entries, number, args.out)
     if args.sheet:
-        _write_sheet(args, pool, entries, choice.chosen[:SHEET_PICTURES])
+        _write_sheet(args, pool, entries[:SHEET_PICTURES])
         print(f'sheet: {args.sheet}')
 
 
@@ -263,36 +264,51 @@ def _tell(entries: Sequence[dict], number: int, out: Path) -> None:
     print(f'list: {out} ({len(entries)} of {number} pictures)')
 
 
-def _write_sheet(
-    args: argparse.Namespace, pool: PicturePool, entries: Sequence[dict], chosen: np.ndarray
-) -> None:
+def _write_sheet(args: argparse.Namespace, pool: PicturePool, chosen: Sequence[dict]) -> None:
     import numpy as np
 
-    from gfl_det.datasets.images import read_image
-    from gfl_det.evaluation.label_choice import COUNTED, detection_errors
-    from gfl_det.inference.drawing import image_of
-    from gfl_det.ops.boxes import xywh_to_xyxy
-    from gfl_det.visualization.edges import Boxes, normal_bins
+    from gfl_det.evaluation.label_choice import detection_errors
     from gfl_det.visualization.picture import contact_sheet, thumbnail
     from gfl_det.visualization.visualizer import save_picture
 
-    panels = []
-    for index, entry in zip(chosen.tolist(), entries):
-        rows = np.flatnonzero((pool.found.image == index) & (pool.found.scores >= COUNTED))
-        found = pool.found.take(rows[np.argsort(-pool.found.scores[rows], kind='stable')])
-        if pool.detector is None:
-            image = read_image(entry['image'], args.max_pixels)
-            edges = xywh_to_xyxy(found.boxes)
-            boxes = Boxes(edges, found.label, found.scores, normal_bins(edges, found.edge_std))
-        else:
-            (result,) = pool.detector(
-                entry['image'], keep_images=True, progress=False, max_pixels=args.max_pixels
-            )
-            image, boxes = image_of(result), Boxes.of(result.instances, COUNTED)
+    panels, shown = [], set()
+    for entry in chosen:
+        image, boxes, found = _drawn(args, pool, entry['image'])
         doubts = np.argsort(-sum(detection_errors(found)), kind='stable')[:LABELS]
-        picture = thumbnail(
-            np.ascontiguousarray(image[..., ::-1]), boxes, pool.classes, np.sort(doubts)
-        )
+        picture = thumbnail(image, boxes, pool.classes, np.sort(doubts))
         title = f'{entry["rank"]}  {Path(entry["image"]).name}  {entry["value"]:.2f}'
         panels.append((title, picture))
-    save_picture(contact_sheet(panels, pool.classes), args.sheet)
+        shown.update(boxes.labels.tolist())
+    save_picture(contact_sheet(panels, pool.classes, sorted(shown)), args.sheet)
+
+
+def _drawn(
+    args: argparse.Namespace, pool: PicturePool, name: str
+) -> tuple[np.ndarray, Boxes, UncertainDetections]:
+    """Image (RGB), boxes with soft edges, and the same boxes' uncertainty, best first."""
+    import numpy as np
+
+    from gfl_det.datasets.images import read_image
+    from gfl_det.evaluation.label_choice import COUNTED
+    from gfl_det.inference.drawing import image_of
+    from gfl_det.inference.survey import uncertain_detections
+    from gfl_det.ops.boxes import xywh_to_xyxy
+    from gfl_det.visualization.edges import Boxes, normal_bins
+
+    result = None
+    if pool.detector is None:
+        image = read_image(name, args.max_pixels)
+        found = pool.found.take(pool.found.image == pool.names.index(name))
+    else:  # once more, since distributions are too large to be kept
+        (result,) = pool.detector(
+            name, keep_images=True, progress=False, max_pixels=args.max_pixels
+        )
+        image, found = image_of(result), uncertain_detections(result.instances)
+    found = found.take(np.argsort(-found.scores, kind='stable'))
+    found = found.take(found.scores >= COUNTED)
+    if result is not None:
+        boxes = Boxes.of(result.instances, COUNTED)
+    else:
+        edges = xywh_to_xyxy(found.boxes)
+        boxes = Boxes(edges, found.label, found.scores, normal_bins(edges, found.edge_std))
+    return np.ascontiguousarray(image[..., ::-1]), boxes, found

@@ -115,7 +115,7 @@ def survey(
                     'gfl_det.'
                 )
             features.append(found.features)
-            parts.append(_arrays(found, len(names)))
+            parts.append(uncertain_detections(found, len(names)))
             names.append(result.name)
     if not names:
         raise DataError(errors[0] if errors else 'There is no image: name some.')
@@ -125,7 +125,13 @@ def survey(
     return PictureSurvey(names, detections, np.stack(features))
 
 
-def _arrays(found: InstanceData, image: int) -> UncertainDetections:
+def uncertain_detections(found: InstanceData, image: int = 0) -> UncertainDetections:
+    """Arrays of one picture's detections.
+
+    Args:
+        found: Detections with ``edge_std``, or none.
+        image: Index of the picture.
+    """
     if not len(found):
         none = np.zeros(0, np.int64)
         return UncertainDetections(none, none, np.zeros((0, 4)), np.zeros(0), np.zeros((0, 4)))

@@ -250,36 +250,42 @@ def thumbnail(
 
 
 def contact_sheet(
-    panels: Sequence[tuple[str, np.ndarray]], classes: Sequence[str], columns: int = 4
+    panels: Sequence[tuple[str, np.ndarray]],
+    classes: Sequence[str],
+    shown: Sequence[int],
+    columns: int = 4,
 ) -> np.ndarray:
     """Arrange small pictures in rows, each below its title, with the classes' colours at the top.
 
     Args:
         panels: Titles and uint8 RGB pictures, at least one.
         classes: Class names.
+        shown: Classes that occur, ascending.
         columns: Most pictures in a row.
 
     Returns:
         One uint8 RGB picture.
     """
     columns = min(columns, len(panels))
-    face, gap = font(SHEET_LETTERS), SHEET_LETTERS // 2
-    strip = 2 * SHEET_LETTERS
+    face, gap, strip = font(SHEET_LETTERS), SHEET_LETTERS // 2, 2 * SHEET_LETTERS
     width = max(picture.shape[1] for _, picture in panels) + gap
-    height = max(picture.shape[0] for _, picture in panels) + strip
-    rows = -(-len(panels) // columns)
-    sheet = Image.new('RGB', (columns * width + gap, rows * height + strip + gap), STRIP)
+    rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
+    heights = [max(picture.shape[0] for _, picture in row) + strip for row in rows]
+    sheet = Image.new('RGB', (columns * width + gap, sum(heights) + strip + gap), STRIP)
     draw = ImageDraw.Draw(sheet)
+    colours = class_colours(len(classes))
     x = float(gap)
-    for name, colour in zip(classes, class_colours(len(classes))):
-        ink = tuple(int(value) for value in colour)
-        draw.text((x, strip / 2), name, ink, face, anchor='lm')
-        x += face.getlength(name) + 2 * SHEET_LETTERS
-    for index, (title, picture) in enumerate(panels):
-        left, top = gap + index % columns * width, strip + index // columns * height
-        shown = title
-        while shown and face.getlength(shown) > width - gap:  # the beginning of a long name
-            shown = shown[:-1]
-        draw.text((left, top + strip / 2), shown, TITLE, face, anchor='lm')
-        sheet.paste(Image.fromarray(picture), (left, top + strip))
+    for label in shown:
+        ink = tuple(int(value) for value in colours[label])
+        draw.text((x, strip / 2), classes[label], ink, face, anchor='lm')
+        x += face.getlength(classes[label]) + 2 * SHEET_LETTERS
+    top = strip
+    for row, height in zip(rows, heights):
+        for column, (title, picture) in enumerate(row):
+            left = gap + column * width
+            while face.getlength(title) > width - gap:  # the beginning of a long name
+                title = title[:-1]
+            draw.text((left, top + strip / 2), title, TITLE, face, anchor='lm')
+            sheet.paste(Image.fromarray(picture), (left, top + strip))
+        top += height
     return np.asarray(sheet)
