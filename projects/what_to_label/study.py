@@ -2,7 +2,7 @@
 
     gfl-det weights convert nanodet-plus-m_416.param nanodet-plus-m_416.bin --out nanodet.pth
     OMP_NUM_THREADS=1 python -m projects.what_to_label.study --data FOLDER --weights nanodet.pth
-        [--seeds 0 1 2 3 4]
+        [--seeds 0 1 2 3 4] [--arms random chosen]
     python -m projects.what_to_label.study --table
 
 Each seed draws 20 of the training pictures, on which NanoDet-Plus's published weights are
@@ -52,7 +52,7 @@ BUDGETS = (20, 40, 80)  # labelled pictures
 START = 'start'  # the budget that all arms share
 ARMS = ('random', 'chosen', 'uncertain')  # the last: by expected error alone
 SEEDS = (0, 1, 2, 3, 4)
-STEPS, BATCH, SIDE_PX = 100, 4, 256
+STEPS, BATCH, SIDE_PX = 80, 4, 256
 
 
 class LabelRun(NamedTuple):
@@ -73,12 +73,12 @@ class LabelRun(NamedTuple):
         return self._replace(budget=budget, arm=START if budget == BUDGETS[0] else self.arm)
 
 
-def runs_of(seeds: Sequence[int]) -> Iterator[LabelRun]:
+def runs_of(seeds: Sequence[int], arms: Sequence[str] = ARMS) -> Iterator[LabelRun]:
     """Runs in an order in which each follows the one that it builds on."""
     for seed in seeds:
         yield LabelRun(seed, START, BUDGETS[0])
         for budget in BUDGETS[1:]:
-            for arm in ARMS:
+            for arm in arms:
                 yield LabelRun(seed, arm, budget)
 
 
@@ -233,6 +233,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--data', type=Path, metavar='FOLDER')
     parser.add_argument('--weights', metavar='FILE', help='of gfl-det weights convert')
     parser.add_argument('--seeds', nargs='+', type=int, default=list(SEEDS))
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS[:2]))
     parser.add_argument('--base', type=Path, default=Path('work_dirs/what_to_label'))
     parser.add_argument('--table', action='store_true', help='print the table of what is finished')
     args = parser.parse_args(argv)
@@ -248,7 +249,7 @@ def main() -> None:
         print(table())
         return
     study = LabelStudy(args.data, args.weights, args.base)
-    for run in runs_of(args.seeds):
+    for run in runs_of(args.seeds, args.arms):
         path = RESULTS / f'{run.name}.json'
         if path.is_file():
             continue
