@@ -33,7 +33,7 @@ MEAN_OF_STD = sqrt(2 / pi)  # mean distance from the mean of a normal distributi
 LEAST_SIDE_PX = 1.0
 SHARPNESS = 2.0  # of the similarity: two usual pictures are hardly alike
 FLAT = 0.01  # of a channel's size: smaller deviations than this are noise
-BLOCK = 256  # pictures compared with all others at a time
+BLOCK = 128  # pictures compared with all others at a time
 
 
 class ExpectedErrors(NamedTuple):
