@@ -21,11 +21,11 @@ from gfl_det.datasets.formats.own_data import BITS, sign_of
 from gfl_det.errors import DataError
 from gfl_det.evaluation.detections import (
     detections_from_coco,
+    gts_from_coco,
+    gts_of_table,
     read_annotations,
     read_json,
     result_column,
-    truths_from_coco,
-    truths_of_table,
 )
 from gfl_det.evaluation.label_evidence import UncertainDetections
 from gfl_det.evaluation.shown import path_ends
@@ -182,7 +182,7 @@ def read_results(results: str, names: Sequence[str]) -> tuple[UncertainDetection
         categories=[dict(id=each, name=str(each)) for each in ids or [0]],
         annotations=[],
     )
-    found = detections_from_coco(entries, truths_from_coco(dataset, results), results)
+    found = detections_from_coco(entries, gts_from_coco(dataset, results), results)
     std = result_column(entries, 'edge_std', (4,), results)
     if std is None and entries:
         raise DataError(
@@ -208,7 +208,7 @@ def listed_pictures(
     """
     table = read_annotations(annotations)
     if classes is not None:
-        truths_of_table(table).of_classes(classes, annotations)
+        gts_of_table(table).of_classes(classes, annotations)
     place = _places(table.file_names, names)
     found = [names[at] for at in place if at is not None]
     if not found:

@@ -425,8 +425,8 @@ class TestCharts:
         near = Boxes(np.array([[0.0, 0, 9, 9], [122, 42, 188, 104]]), np.array([0, 0]))
         far = Boxes(np.array([[0.0, 0, 9, 9]]), np.array([0]))
 
-        def dashes(truths: Boxes) -> list[float]:
-            lines = edge_figure(self.image, charted, [0], truths=truths).axes[1].lines
+        def dashes(gts: Boxes) -> list[float]:
+            lines = edge_figure(self.image, charted, [0], truths=gts).axes[1].lines
             return [line.get_xdata()[0] for line in lines if line.get_linestyle() == '--']
 
         assert dashes(near) == [122, 188]
