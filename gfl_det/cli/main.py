@@ -38,6 +38,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         'find-label-errors': Command(
             'find_label_errors', 'rank labels that are probably wrong, and review them'
         ),
+        'what-to-label': Command(
+            'what_to_label', 'rank unlabelled pictures by what their labels would teach'
+        ),
         'digits': Command('digits', 'build the embedded data set of handwritten digits'),
     },
     'Training': {

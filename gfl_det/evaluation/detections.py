@@ -353,6 +353,44 @@ def detections_from_coco(
     )
 
 
+def result_column(
+    entries: Sequence[dict[str, Any]],
+    name: str,
+    shape: tuple[int, ...],
+    source: str = 'the detections',
+) -> np.ndarray | None:
+    """Further field of all entries of COCO results ``(N, *shape)``; None if no entry has it.
+
+    Args:
+        entries: the results.
+        name: the field, such as ``edge_std``.
+        shape: of a value: ``()`` or ``(n,)``.
+        source: the list's name for messages.
+
+    Raises:
+        DataError: If some entries lack it, or a value is not finite numbers of that shape.
+
+    Example:
+        >>> result_column([dict(edge_std=[1, 2, 1, 3])], 'edge_std', (4,))
+        array([[1., 2., 1., 3.]])
+    """
+    if not any(name in entry for entry in entries):
+        return None
+    lacking = next((i for i, entry in enumerate(entries) if name not in entry), None)
+    if lacking is not None:
+        raise DataError(
+            f'{source}: entry {lacking} lacks "{name}", others have it: write it again.'
+        )
+    try:
+        values = np.array([entry[name] for entry in entries], float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (len(entries), *shape) or not np.isfinite(values).all():
+        what = f'{shape[0]} finite numbers' if shape else 'a finite number'
+        raise DataError(f'{source}: "{name}" is not {what} in every entry: correct it.')
+    return values
+
+
 def collect(results: Sequence[dict], images: Sequence[int]) -> Detections:
     """The detections of predictions.
 

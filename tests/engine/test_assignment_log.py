@@ -17,6 +17,7 @@ import gfl_det
 from gfl_det.engine import config_edits
 from gfl_det.engine.hooks import AssignmentLogHook
 from gfl_det.engine.hooks.assignment_log import AssignmentCounts
+from tests.helpers.compiling import compiled_pair
 from tests.helpers.heads import head_pair, losses_and_gradients, make_gts, make_maps, make_meta
 from tests.helpers.synchronisation import NoSynchronisation
 
@@ -98,20 +99,11 @@ def test_counting_never_waits_for_the_device(counts: tuple) -> None:
 
 def test_counting_compiles_into_the_graph() -> None:
     head, counts = counting_head()
-    maps, gts, metas = batch((3, 5))
-    leaves = [level.requires_grad_() for kind in maps for level in kind]
-
-    def loss(cls, edges, boxes, labels):
-        instances = [InstanceData(bboxes=b, labels=n) for b, n in zip(boxes, labels)]
-        return sum(head.loss_by_feat(cls, edges, instances, metas).values())
-
-    boxes, labels = [each.bboxes for each in gts], [each.labels for each in gts]
-    arguments = (leaves[:5], leaves[5:], boxes, labels)
-    expected = loss(*arguments)
+    compiled, plain, _ = compiled_pair(head, *batch((3, 5)))
+    expected = plain()
     once = counts.totals.clone()
-    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
     for times in (2, 3):
-        torch.testing.assert_close(compiled(*arguments), expected)
+        torch.testing.assert_close(compiled(), expected)
         assert torch.equal(counts.totals, times * once)
 
 

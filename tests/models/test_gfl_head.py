@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData
 from gfl_det.errors import ConfigError
 from gfl_det.models.heads.gfl_head import Integral
 from gfl_det.ops import distribution
+from tests.helpers.compiling import assert_compiles
 from tests.helpers.heads import (
     head_config,
     head_pair,
@@ -31,6 +32,7 @@ OPTIONS = [
     dict(train_cfg=dict(pos_weight=2.0, allowed_border=30)),
     dict(train_cfg=dict(assigner=BEST_PRIOR)),
 ]
+ALL_OPTIONS = dict(pos_weight=2.0, allowed_border=30, assigner=BEST_PRIOR)
 
 
 @pytest.mark.parametrize('reg_max', [1, 16])
@@ -170,33 +172,14 @@ def test_training_never_needs_a_value(counts: tuple, options: dict, monkeypatch)
     assert [each.shape for each in gradients] == [each.shape for each in leaves]
 
 
-@pytest.mark.parametrize('options', OPTIONS)
+@pytest.mark.parametrize('options', [{}, dict(train_cfg=ALL_OPTIONS)], ids=['plain', 'all'])
 def test_losses_compile_into_one_graph(options: dict) -> None:
     """fullgraph refuses whatever Python must decide by a value; the results stay the same."""
     ours, _ = head_pair(**options)
     generator = torch.Generator().manual_seed(0)
     maps = make_maps(2, SIZE, generator)
-    leaves = [level.requires_grad_() for kind in maps for level in kind]
-    metas = [make_meta(SIZE), make_meta((100, 160), (128, 160))]
-    counts = (3, 5)
-    gts = [make_gts(count, SIZE, generator) for count in counts]
-
-    def loss(cls, edges, boxes, labels):
-        instances = [InstanceData(bboxes=b, labels=n) for b, n in zip(boxes, labels)]
-        return sum(ours.loss_by_feat(cls, edges, instances, metas).values())
-
-    arguments = (
-        leaves[:5],
-        leaves[5:],
-        [each.bboxes for each in gts],
-        [each.labels for each in gts],
-    )
-    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
-    found, expected = compiled(*arguments), loss(*arguments)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves)
-    )
+    gts = [make_gts(count, SIZE, generator) for count in (3, 5)]
+    assert_compiles(ours, maps, gts, [make_meta(SIZE), make_meta((100, 160), (128, 160))])
 
 
 @pytest.mark.parametrize('label', [-1, 8, 255])

@@ -24,6 +24,7 @@ from gfl_det.evaluation.detections import (
     detections_from_coco,
     gts_of_table,
     read_json,
+    result_column,
 )
 from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.utils.config import datasets_of, image_folder
@@ -178,8 +179,8 @@ def _read_entries(results: str, gts: GroundTruth, names: Sequence[str]) -> _Foun
         raise DataError(f'{results} holds annotations, not results: give a list of detections.')
     found = detections_from_coco(entries, gts, results)
     _check_names(entries, found, names, results)
-    raw = _column(entries, 'raw_score', (), results)
-    edges = {name: _column(entries, name, (4,), results) for name in EDGE_FIELDS[1:]}
+    raw = result_column(entries, 'raw_score', (), results)
+    edges = {name: result_column(entries, name, (4,), results) for name in EDGE_FIELDS[1:]}
     return _Found(found, raw, {name: each for name, each in edges.items() if each is not None})
 
 
@@ -233,31 +234,6 @@ def _check_names(
                 f'{source} has {name} for the image {entry["image_id"]}, which is {names[image]} '
                 'in the annotations: write it with gfl-det infer --annotations.'
             )
-
-
-def _column(
-    entries: Sequence[dict[str, Any]], name: str, shape: tuple[int, ...], source: str
-) -> np.ndarray | None:
-    """Read a field of all entries ``(N, *shape)``; None if no entry has it.
-
-    Raises:
-        DataError: If some entries lack it, or a value is invalid.
-    """
-    if not any(name in entry for entry in entries):
-        return None
-    lacking = next((i for i, entry in enumerate(entries) if name not in entry), None)
-    if lacking is not None:
-        raise DataError(
-            f'{source}: entry {lacking} lacks "{name}", others have it: write it again.'
-        )
-    try:
-        values = np.array([entry[name] for entry in entries], float)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if values.shape != (len(entries), *shape) or not np.isfinite(values).all():
-        what = f'{shape[0]} finite numbers' if shape else 'a finite number'
-        raise DataError(f'{source}: "{name}" is not {what} in every entry: correct it.')
-    return values
 
 
 def _folder(images: str | None) -> Path | None:
