@@ -132,6 +132,8 @@ def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(tmp_p
         if process is None or process.poll() is not None:
             again = command(tmp_path / 'in', checkpoint, out, *more)
             process = subprocess.Popen(again, env=environment(), start_new_session=True)
+            if kills and rng.random() < 0.75:  # the others may be killed while they start
+                wait_for_work(process, out)
         time.sleep(rng.uniform(1, longest) if kills else 1)
         if process.poll() == 0 and kills:
             print('done before the last kill: from the beginning')
@@ -145,6 +147,15 @@ def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(tmp_p
                 print(f'{seconds:.0f} s: {victim} killed after {done} shards', flush=True)
     assert rows_of(out) == rows_of(undisturbed)
     assert ResultFolder(out).manifest()['totals']['images'] == number
+
+
+def wait_for_work(process: subprocess.Popen, out: Path, patience: float = 300.0) -> None:
+    """Wait until a run has committed a shard."""
+    before, begin = len(list(out.glob('detections/part-*.parquet'))), time.monotonic()
+    while process.poll() is None and time.monotonic() - begin < patience:
+        if len(list(out.glob('detections/part-*.parquet'))) > before:
+            return
+        time.sleep(0.1)
 
 
 def kill(driver: subprocess.Popen, victim: str, rng: random.Random) -> bool:
