@@ -81,9 +81,9 @@ def calibrate(
     name: str, fitting: Judged, judged: Judged, method: Method, view: str, cut: int = 0
 ) -> Outcome:
     """One calibrator of :func:`compare`, for one view."""
-    fitted = fit_calibrator(fitting.detections, fitting.truths, settings_of(method, view))
-    fitted = fitted.for_classes(judged.truths.class_names)
-    fitted.check_unseen(judged.truths)
+    fitted = fit_calibrator(fitting.detections, fitting.gts, settings_of(method, view))
+    fitted = fitted.for_classes(judged.gts.class_names)
+    fitted.check_unseen(judged.gts)
     return Outcome(name, cut, method, view, judge(fitted, judged, view))
 
 
