@@ -342,8 +342,11 @@ def _fill(
     edges = np.linspace(0, 1, shape[1] + 1)
     cell = label * shape[1] + (np.searchsorted(edges, scores) - 1).clip(0, shape[1] - 1)
     windows = _Windows.of(scores, targets, label, shape[0])
-    wide = _Windows.of(scores, targets, label, shape[0], VARIANCE_NEIGHBOURS)
-    spread = scores * (1 - scores) if binary else wide.variance()
+    if binary:
+        spread = scores * (1 - scores)
+    else:
+        wide = _Windows.of(scores, targets, label, shape[0], VARIANCE_NEIGHBOURS)
+        spread = wide.variance()
     number = np.bincount(cell, minlength=cells)
     variance = np.bincount(cell, spread, cells)
     few = np.flatnonzero(number[cell] <= EXACT)

@@ -48,7 +48,7 @@ SHAPES: dict[str, dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
 }
 TRUE_ERROR = 0.1  # unless told otherwise
 COUNTS = (50, 100, 300, 1000, 3000)
-MANY = 200_000  # scores that stand for all
+MANY = 50_000  # scores that stand for all
 
 
 class Row(NamedTuple):
@@ -153,7 +153,7 @@ def main() -> None:
     """Print one line for each simulated detector, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--generators', choices=list(SCORES), default='fresh')
-    parser.add_argument('--simulations', type=int, default=600)
+    parser.add_argument('--simulations', type=int, default=500)
     parser.add_argument('--error', type=float, default=TRUE_ERROR, help='true error')
     args = parser.parse_args()
     print('scores targets miscalibration count | published | debiased | difference of MSE | inside')
