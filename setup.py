@@ -108,7 +108,7 @@ setup(
         'openvino': ['openvino>=2025.0', 'nncf>=2.15'],
         'docs': ['mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26'],
         'pandas': ['pandas>=2'],  # Results.to_pandas
-        'ray': ['pyarrow>=14', 'ray[data]>=2.51'],  # gfl-det infer-many
+        'ray': ['pyarrow>=14', 'ray[data]>=2.51,<3'],  # gfl-det infer-many
         'tensorboard': ['tensorboard'],
         'tiff': ['tifffile>=2023'],  # large TIFFs are mapped instead of read
         'wandb': ['wandb'],

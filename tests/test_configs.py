@@ -90,10 +90,10 @@ def batch(model: torch.nn.Module, num_classes: int) -> dict:
     boxes = [[[4.0, 6.0, 40.0, 50.0], [30.0, 10.0, 90.0, 60.0]], [[8.0, 8.0, 56.0, 40.0]]]
     shapes = [(96, 128), (64, 96)]  # the coarsest stage still covers a 3x3 kernel
     samples = []
-    for shape, truths in zip(shapes, boxes):
-        labels = torch.arange(len(truths)) % num_classes
-        truth = InstanceData(bboxes=torch.tensor(truths), labels=labels)
-        sample = DetDataSample(gt_instances=truth)
+    for shape, gts in zip(shapes, boxes):
+        labels = torch.arange(len(gts)) % num_classes
+        gt = InstanceData(bboxes=torch.tensor(gts), labels=labels)
+        sample = DetDataSample(gt_instances=gt)
         sample.set_metainfo(dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)))
         samples.append(sample)
     images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for shape in shapes]

@@ -23,8 +23,10 @@ from gfl_det.evaluation.calibration_metric import CalibrationMetric
 from gfl_det.evaluation.comparison import compare_detections
 from gfl_det.evaluation.detections import (
     Detections,
+    GroundTruth,
     Truths,
     detections_from_coco,
+    gts_from_coco,
     read_json,
     truths_from_coco,
 )
@@ -38,6 +40,7 @@ __all__ = [
     'DistributionCalibrator',
     'DistributionSettings',
     'EdgeDetections',
+    'GroundTruth',
     'IntervalCalibrator',
     'Matches',
     'OperatingPoint',
@@ -50,6 +53,7 @@ __all__ = [
     'evaluate_detections',
     'fit_calibrator',
     'fit_distribution_calibrator',
+    'gts_from_coco',
     'load_any_calibrator',
     'load_calibrator',
     'load_interval_calibrator',

@@ -16,7 +16,7 @@ import numpy as np
 from gfl_det.calibration.maps import FITS, Identity, Method, ScoreMap, fit_of
 from gfl_det.datasets.annotations import listed
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.evaluation.detections import Detections, Truths, check_detections, fingerprint
+from gfl_det.evaluation.detections import Detections, GroundTruth, check_detections, fingerprint
 from gfl_det.evaluation.evaluate import keep_above
 from gfl_det.evaluation.functional import TARGETS, Target, optimal_lrp, targets_of
 from gfl_det.evaluation.matching import (
@@ -35,7 +35,7 @@ POOLED = 'fitted on all classes together'
 # Every target is 0, and so is the fitted map (identity keeps the score, and a distribution
 # calibrator its model's share, see OWN_SHARE there).
 NO_TRUE_POSITIVE = 'no true positive'
-NO_TRUTHS = 'no truths'  # the score stays
+NO_GTS = 'no truths'  # the score stays; the word in the files of calibrators
 NO_DETECTIONS = 'no detections'  # the score stays
 
 
@@ -57,7 +57,7 @@ class ClassMap(NamedTuple):
 
     name: str
     map: ScoreMap
-    status: str  # FITTED, POOLED, NO_TRUE_POSITIVE, NO_TRUTHS or NO_DETECTIONS
+    status: str  # FITTED, POOLED, NO_TRUE_POSITIVE, NO_GTS or NO_DETECTIONS
     raw_threshold: float  # minimum raw score; NaN keeps all
     threshold: float  # minimum calibrated score; NaN keeps all
     detections: int  # number of detections fitted on
@@ -121,7 +121,7 @@ class FittedCalibrator:
                 f'{score_type!r}: fit one for these scores'
             )
 
-    def check_unseen(self, truths: Truths) -> None:
+    def check_unseen(self, truths: GroundTruth) -> None:
         """Refuse to assess a calibrator on images that it was fitted on.
 
         Raises:
@@ -137,7 +137,7 @@ class FittedCalibrator:
                 f'(ids {listed(shared)}): assess it on others'
             )
 
-    def check_judged(self, truths: Truths) -> None:
+    def check_judged(self, truths: GroundTruth) -> None:
         """Refuse gt boxes that the calibrator cannot be assessed on.
 
         Raises:
@@ -201,12 +201,12 @@ class FitData(NamedTuple):
     matches: Matches  # J
 
 
-def fit_data(detections: Detections, truths: Truths, settings: FitProtocol) -> FitData:
+def fit_data(detections: Detections, gts: GroundTruth, settings: FitProtocol) -> FitData:
     """Cut each class by raw score, match the rest, and select matches with known targets.
 
     Args:
         detections: Detections after NMS, with raw scores.
-        truths: Ground truth of the same images.
+        gts: Ground truth of the same images.
         settings: Settings of the calibrator.
 
     Raises:
@@ -215,18 +215,18 @@ def fit_data(detections: Detections, truths: Truths, settings: FitProtocol) -> F
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.6]))
-        >>> data = fit_data(found, truths, Settings(cuts=(0, 0)))
+        >>> data = fit_data(found, gts, Settings(cuts=(0, 0)))
         >>> data.rows, data.matches.iou
         (array([0]), array([1.]))
     """
     check_detections(detections)
     if not len(detections.scores):
         raise DataError('there are no detections to fit a calibrator on: lower score_thr')
-    raw_cuts = _find_cuts(settings.cuts[0], detections, truths, settings)
+    raw_cuts = _find_cuts(settings.cuts[0], detections, gts, settings)
     kept = np.flatnonzero(keep_above(detections, raw_cuts))
-    (found,) = match(detections.take(kept), truths, [settings.tau], settings.zero_overlap)
+    (found,) = match(detections.take(kept), gts, [settings.tau], settings.zero_overlap)
     judged = found.judged()
     if not judged.any():
         raise DataError(
@@ -254,19 +254,19 @@ def fit_maps(
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.6]))
-        >>> data = fit_data(found, truths, Settings(cuts=(0, 0)))
+        >>> data = fit_data(found, gts, Settings(cuts=(0, 0)))
         >>> fit = fit_of('isotonic')
         >>> fit_maps(data, data.matches.scores, data.matches.iou, fit)
         [(Isotonic(scores=(0.6,), values=(1.0,)), 'fitted')]
     """
     matches = data.matches
     maps: list[tuple[ScoreMap, str]] = []
-    for label, number in enumerate(matches.truths):
+    for label, number in enumerate(matches.gt_counts):
         mine = matches.label == label
         if not mine.any():
-            maps.append((Identity(), NO_DETECTIONS if number else NO_TRUTHS))
+            maps.append((Identity(), NO_DETECTIONS if number else NO_GTS))
             continue
         status = FITTED if (matches.state[mine] == TRUE).any() else NO_TRUE_POSITIVE
         maps.append((fit(values[mine], targets[mine]), status))
@@ -274,21 +274,21 @@ def fit_maps(
 
 
 def uncut_classes(
-    data: FitData, truths: Truths, maps: Sequence[tuple[ScoreMap, str]]
+    data: FitData, gts: GroundTruth, maps: Sequence[tuple[ScoreMap, str]]
 ) -> tuple[ClassMap, ...]:
     """Classes of a calibrator before their calibrated scores are cut.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.6]))
-        >>> data = fit_data(found, truths, Settings(cuts=(0, 0)))
-        >>> uncut_classes(data, truths, [(Identity(), FITTED)])[0].detections
+        >>> data = fit_data(found, gts, Settings(cuts=(0, 0)))
+        >>> uncut_classes(data, gts, [(Identity(), FITTED)])[0].detections
         1
     """
     used = np.bincount(data.matches.label, minlength=len(maps))
-    rows = zip(truths.class_names, maps, data.raw_cuts, used)
+    rows = zip(gts.class_names, maps, data.raw_cuts, used)
     return tuple(
         ClassMap(name, score_map, status, float(raw), float('nan'), int(number))
         for name, (score_map, status), raw, number in rows
@@ -299,7 +299,7 @@ def cut_classes(
     classes: Sequence[ClassMap],
     calibrated: Detections,
     data: FitData,
-    truths: Truths,
+    gts: GroundTruth,
     settings: FitProtocol,
 ) -> tuple[ClassMap, ...]:
     """Classes with the cuts of their calibrated scores.
@@ -308,46 +308,46 @@ def cut_classes(
         classes: Classes without these cuts.
         calibrated: All detections of the split, with calibrated scores.
         data: See :func:`fit_data`; detections below its raw cuts are ignored.
-        truths: Ground truth of the same images.
+        gts: Ground truth of the same images.
         settings: Settings of the calibrator.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.6]))
-        >>> data = fit_data(found, truths, Settings(cuts=(0, 0)))
-        >>> (cat,) = uncut_classes(data, truths, [(Identity(), FITTED)])
-        >>> cut_classes([cat], found, data, truths, Settings(cuts=(0, 0.3)))[0].threshold
+        >>> data = fit_data(found, gts, Settings(cuts=(0, 0)))
+        >>> (cat,) = uncut_classes(data, gts, [(Identity(), FITTED)])
+        >>> cut_classes([cat], found, data, gts, Settings(cuts=(0, 0.3)))[0].threshold
         0.3
     """
     kept = calibrated.take(data.kept)
-    cuts = _find_cuts(settings.cuts[1], kept, truths, settings)
+    cuts = _find_cuts(settings.cuts[1], kept, gts, settings)
     return tuple(each._replace(threshold=float(cut)) for each, cut in zip(classes, cuts))
 
 
-def source_of(truths: Truths, detections: Detections) -> FitSource:
+def source_of(gts: GroundTruth, detections: Detections) -> FitSource:
     """Fingerprint of the data of a fit.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.6]))
-        >>> source_of(truths, found).images
+        >>> source_of(gts, found).images
         ('',)
     """
-    digest = fingerprint(truths, detections)
-    return FitSource(digest, tuple(truths.image_keys), len(detections.scores))
+    digest = fingerprint(gts, detections)
+    return FitSource(digest, tuple(gts.image_keys), len(detections.scores))
 
 
 def _find_cuts(
-    cut: Cut, detections: Detections, truths: Truths, settings: FitProtocol
+    cut: Cut, detections: Detections, gts: GroundTruth, settings: FitProtocol
 ) -> np.ndarray:
     """Minimum scores ``(K,)`` per class: the given one, or the one with the lowest LRP."""
     if cut != 'lrp':
-        return np.full(len(truths.category_ids), float(cut))
-    (found,) = match(detections, truths, [settings.tau], settings.zero_overlap)
+        return np.full(len(gts.category_ids), float(cut))
+    (found,) = match(detections, gts, [settings.tau], settings.zero_overlap)
     return optimal_lrp(found).thresholds
 
 
@@ -446,7 +446,7 @@ class DetectionCalibrator(FittedCalibrator):
 
 
 def fit_calibrator(
-    detections: Detections, truths: Truths, settings: Settings, score_type: str = 'detection'
+    detections: Detections, truths: GroundTruth, settings: Settings, score_type: str = 'detection'
 ) -> DetectionCalibrator:
     """Fit a calibrator on a split that is not used for evaluation.
 
@@ -462,9 +462,9 @@ def fit_calibrator(
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.6]))
-        >>> fitted = fit_calibrator(found, truths, Settings(method='isotonic', cuts=(0, 0)))
+        >>> fitted = fit_calibrator(found, gts, Settings(method='isotonic', cuts=(0, 0)))
         >>> fitted.classes[0].map(np.array([0.6]))
         array([1.])
     """
@@ -482,5 +482,5 @@ def _fit_maps(data: FitData, settings: Settings) -> list[tuple[ScoreMap, str]]:
     fit = fit_of(settings.method, settings.quality_focal, settings.grid)
     scores, targets = data.matches.scores, targets_of(data.matches, settings.target)
     if settings.class_agnostic:
-        return [(fit(scores, targets), POOLED)] * len(data.matches.truths)
+        return [(fit(scores, targets), POOLED)] * len(data.matches.gt_counts)
     return fit_maps(data, scores, targets, fit)

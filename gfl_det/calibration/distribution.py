@@ -32,7 +32,7 @@ from gfl_det.calibration.calibrators import (
 from gfl_det.calibration.logistic import LogisticModel, fit_logistic, predict_unseen
 from gfl_det.calibration.maps import Identity, fit_isotonic, logit
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.evaluation.detections import Detections, Truths, check_detections
+from gfl_det.evaluation.detections import Detections, GroundTruth, check_detections
 from gfl_det.evaluation.functional import Target, targets_of
 from gfl_det.evaluation.matching import ZeroOverlap, overlaps
 
@@ -97,7 +97,7 @@ def evidence(found: EdgeDetections, groups: Sequence[Group] = DEFAULT_GROUPS) ->
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.6]))
         >>> edges = EdgeDetections(found, np.zeros((1, 4, 5)), np.full((1, 4), 8.0))
         >>> evidence(edges, groups=['score', 'overlap']).round(3)
@@ -310,7 +310,7 @@ class DistributionCalibrator(FittedCalibrator):
 
 def fit_distribution_calibrator(
     found: EdgeDetections,
-    truths: Truths,
+    truths: GroundTruth,
     settings: DistributionSettings | None = None,
     score_type: str = 'GFLHead',
 ) -> DistributionCalibrator:
@@ -328,10 +328,10 @@ def fit_distribution_calibrator(
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.6]))
         >>> edges = EdgeDetections(found, np.zeros((1, 4, 5)), np.full((1, 4), 8.0))
-        >>> fitted = fit_distribution_calibrator(edges, truths, DistributionSettings(cuts=(0, 0)))
+        >>> fitted = fit_distribution_calibrator(edges, gts, DistributionSettings(cuts=(0, 0)))
         >>> fitted.class_names, fitted.source.detections
         (['cat'], 1)
     """

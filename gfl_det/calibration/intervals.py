@@ -54,7 +54,7 @@ class MatchedEdges:
         bin_widths: ``(N, 4)`` px.
         prior_centres: ``(N, 2)`` px.
         limits: ``(N, 4)`` px, width and height of the image, given twice.
-        truths: ``(N, 4)`` xyxy px, gt boxes.
+        gts: ``(N, 4)`` xyxy px, gt boxes.
         labels: ``(N,)`` int64.
         images: ``(N,)`` int64; None: not known.
     """
@@ -63,12 +63,12 @@ class MatchedEdges:
     bin_widths: Tensor
     prior_centres: Tensor
     limits: Tensor
-    truths: Tensor
+    gts: Tensor
     labels: Tensor
     images: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.truths)
+        return len(self.gts)
 
     def intervals(
         self, level: float, factor: float | Sequence[float] | Tensor = 1.0
@@ -87,12 +87,12 @@ class MatchedEdges:
         chosen = torch.from_numpy(rows)
         fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         kept = {name: None if each is None else each[chosen] for name, each in fields.items()}
-        return MatchedEdges(**kept)  # type: ignore[arg-type]
+        return MatchedEdges(**kept)  # type: ignore[arg-type]  # only ``images`` may be None
 
     def stretches(self, level: float) -> Tensor:
         """Stretch needed per edge, ``(N, 4)``: :func:`~gfl_det.ops.intervals.stretch_needed`."""
         quantiles = edge_quantiles(self.logits, self.bin_widths, self.prior_centres, level)
-        return stretch_needed(quantiles, self.truths)
+        return stretch_needed(quantiles, self.gts)
 
 
 @dataclass(frozen=True)

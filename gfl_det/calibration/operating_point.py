@@ -38,7 +38,7 @@ from scipy.special import logsumexp
 
 from gfl_det.calibration.calibrators import FitSource, check_labels, source_of
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.evaluation.detections import Detections, Truths, check_detections
+from gfl_det.evaluation.detections import Detections, GroundTruth, check_detections
 from gfl_det.evaluation.matching import IGNORED, NEVER, TRUE, Matches, match
 
 Goal = Literal['precision', 'recall', 'false_alarms']
@@ -137,7 +137,7 @@ class Counts(NamedTuple):
 
 def choose_cuts(
     detections: Detections,
-    truths: Truths,
+    truths: GroundTruth,
     promise: Promise,
     score_type: str = 'GFLHead',
     calibrator: str | None = None,
@@ -163,10 +163,10 @@ def choose_cuts(
         >>> boxes = np.tile([[0.0, 0, 4, 4], [9.0, 9, 4, 4]], (200, 1))
         >>> keys = list(map(str, range(200)))
         >>> no_crowd = np.zeros(400, bool)
-        >>> truths = Truths(keys, keys, [1], ['cat'], image, label, boxes, no_crowd)
+        >>> gts = GroundTruth(keys, keys, [1], ['cat'], image, label, boxes, no_crowd)
         >>> scores = np.tile([0.8, 0.35], 200)
         >>> found = Detections(image, label, boxes + [[0], [99]] * 200, scores)
-        >>> chosen = choose_cuts(found, truths, Promise('precision', 0.9))
+        >>> chosen = choose_cuts(found, gts, Promise('precision', 0.9))
         >>> chosen.classes[0].cut, chosen.classes[0].kept, chosen.classes[0].right
         (0.36, 200, 200)
     """
@@ -184,15 +184,15 @@ def choose_cuts(
     return OperatingPoint(promise, score_type, calibrator, tuple(classes), source)
 
 
-def count_class(matches: Matches, detections: Detections, truths: Truths, label: int) -> Counts:
+def count_class(matches: Matches, detections: Detections, gts: GroundTruth, label: int) -> Counts:
     """Count a class per image and cut.
 
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.6]))
-        >>> counts = count_class(match(found, truths, [0.5])[0], found, truths, 0)
+        >>> counts = count_class(match(found, gts, [0.5])[0], found, gts, 0)
         >>> counts.kept[0, [60, 61]], counts.right[0, [60, 61]], counts.gts
         (array([1, 0]), array([1, 0]), array([1]))
     """
@@ -200,14 +200,14 @@ def count_class(matches: Matches, detections: Detections, truths: Truths, label:
     judged = mine.state != IGNORED
     image, state = detections.image[mine.row[judged]], mine.state[judged]
     place = np.searchsorted(CUTS, mine.scores[judged], side='right') - 1  # highest cut passed
-    gt_image = truths.image[(truths.label == label) & ~truths.crowd]
+    gt_image = gts.image[(gts.label == label) & ~gts.crowd]
     rows = np.unique(np.concatenate([image, gt_image]))
     kept, right = np.zeros((2, len(rows), len(CUTS)), np.int64)
     np.add.at(kept, (np.searchsorted(rows, image), place), 1)
     np.add.at(right, (np.searchsorted(rows, image), place), state == TRUE)
     kept, right = (np.cumsum(each[:, ::-1], axis=1)[:, ::-1] for each in (kept, right))
-    gts = np.bincount(np.searchsorted(rows, gt_image), minlength=len(rows))
-    return Counts(kept, right, gts, len(truths.image_ids))
+    per_image = np.bincount(np.searchsorted(rows, gt_image), minlength=len(rows))
+    return Counts(kept, right, per_image, len(gts.image_ids))
 
 
 def log_wealths(counts: Counts, promise: Promise) -> np.ndarray:

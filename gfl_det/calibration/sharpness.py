@@ -75,7 +75,7 @@ def compare_intervals(
     if number < 2:
         raise DataError(f'{number} images with matched boxes cannot be halved: give more images.')
     rng = np.random.default_rng(seed)
-    true, limits = edges.truths.double().numpy(), edges.limits.double().numpy()
+    true, limits = edges.gts.double().numpy(), edges.limits.double().numpy()
     kinds = _kinds(edges, level)
     found: dict[str, list[Sharpness]] = {name: [] for name in kinds}
     for _ in range(splits):

@@ -15,8 +15,8 @@ from gfl_det.utils.pixels import LIMIT_VARIABLE, pixel_limit
 
 Parser = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
 CONFIG_HELP = 'a config file, a work dir, or the name of a shipped config'
-CHECKPOINT_HELP = 'weights: a file, an address, or a name that gfl-det models lists'
-BEST_HELP = 'without, the best of the work dir'
+CHECKPOINT_HELP = 'weights: a file, a URL, or a name that gfl-det models lists'
+BEST_HELP = 'default: the best one of the work dir'
 
 
 def parsing(
@@ -194,7 +194,7 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument(
         'checkpoint',
         metavar='CHECKPOINT',
-        help=f'{CHECKPOINT_HELP}; or a work dir, for its best',
+        help=f'{CHECKPOINT_HELP}; or a work dir (its best checkpoint)',
     )
 
 
@@ -202,31 +202,35 @@ def add_detector(parser: Parser) -> None:
     """Add ``CHECKPOINT``, ``--config`` to replace the stored config, and ``--device``."""
     add_checkpoint(parser)
     parser.add_argument(
-        '--config', metavar='CONFIG', help=f'{CONFIG_HELP}; without, the one in the checkpoint'
+        '--config', metavar='CONFIG', help=f'{CONFIG_HELP}; default: the one in the checkpoint'
     )
     parser.add_argument(
-        '--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is'
+        '--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; default: the best one available'
     )
 
 
 def add_calibrator(parser: Parser) -> None:
     """Add ``--calibrator``."""
     parser.add_argument(
-        '--calibrator', metavar='JSON', help='of the scores: what `gfl-det calibrate fit` wrote'
+        '--calibrator',
+        metavar='JSON',
+        help='calibrator of the scores, from `gfl-det calibrate fit`',
     )
 
 
 def add_intervals(parser: Parser) -> None:
     """Add ``--intervals``."""
     parser.add_argument(
-        '--intervals', metavar='JSON', help='of the intervals: what `gfl-det intervals fit` wrote'
+        '--intervals',
+        metavar='JSON',
+        help='calibrator of the intervals, from `gfl-det intervals fit`',
     )
 
 
 def add_batch_size(parser: Parser) -> None:
     """Add ``--batch-size``."""
     parser.add_argument(
-        '--batch-size', type=count, default=1, metavar='N', help='images at a time (1)'
+        '--batch-size', type=count, default=1, metavar='N', help='images per forward pass (1)'
     )
 
 
@@ -237,7 +241,7 @@ def add_optimize(parser: Parser) -> None:
         nargs='?',
         const='float32',
         choices=DTYPES,
-        help='run as optimize_for_inference makes it; without a name in float32',
+        help='run the copy that optimize_for_inference makes, in float32 by default',
     )
 
 
@@ -247,9 +251,21 @@ def add_pixel_limit(parser: Parser) -> None:
         '--max-pixels',
         type=count,
         metavar='N',
-        help=f'refuse larger images before they are decoded ({pixel_limit()}, which '
-        f'{LIMIT_VARIABLE} in the environment changes too)',
+        help=f'refuse larger images before they are decoded ({pixel_limit()}, or the environment '
+        f'variable {LIMIT_VARIABLE})',
     )
+
+
+def add_stream(parser: Parser) -> None:
+    """Add the options of detection that `gfl-det infer` and `gfl-det infer-many` share."""
+    add = parser.add_argument
+    add('--score-thr', type=share, metavar='S', help='minimum score, before calibration')
+    add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
+    add_calibrator(parser)
+    add_intervals(parser)
+    add_batch_size(parser)
+    add_optimize(parser)
+    add_pixel_limit(parser)
 
 
 def add_seed(parser: Parser, text: str) -> None:
@@ -262,7 +278,7 @@ def add_halves(parser: Parser, halves: Sequence[str]) -> None:
     parser.add_argument(
         '--half',
         choices=halves,
-        help='take half of the images, drawn at random: fit on the first and judge on the second '
-        'where there is one held-out split',
+        help='use a random half of the images: with a single held-out split, fit on the first half '
+        'and evaluate on the second',
     )
-    add_seed(parser, 'of the draw of --half')
+    add_seed(parser, 'seed of the random halves')

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gfl_det.calibration.calibrators import Cut, FittedCalibrator, Method
     from gfl_det.calibration.distribution import EdgeDetections
     from gfl_det.calibration.splits import Judged
-    from gfl_det.evaluation.detections import Detections, Truths
+    from gfl_det.evaluation.detections import Detections, GroundTruth
 
 HALVES = ('first', 'second')
 FILES_HEAD = 'GFLHead'  # assumed head of the scores in a result file
@@ -45,14 +45,14 @@ def add_detector_arguments(parser: argparse.ArgumentParser, default_split: str) 
     """Add the arguments for a detector to run instead of files, and for a subset of images."""
     parser.add_argument('--config', help=f'detector to run: {CONFIG_HELP}')
     parser.add_argument(
-        '--checkpoint', help='its weights: a file or an address; without, the best of the work dir'
+        '--checkpoint', help='its weights: a file or a URL; default: the best one of the work dir'
     )
     add_own_data(parser)
     parser.add_argument(
         '--split',
         choices=['val', 'test'],
         default=default_split,
-        help=f"the config's data to run it on (default: {default_split})",
+        help=f'split of the config to run it on (default: {default_split})',
     )
     add_cfg_options(parser)
     add_halves(parser, HALVES)
@@ -75,12 +75,12 @@ def read_data(
             or the calibrator does not fit, which is checked before the detector runs.
     """
     from gfl_det.calibration.splits import Judged, split
-    from gfl_det.evaluation.detections import detections_from_coco, read_json, truths_from_coco
+    from gfl_det.evaluation.detections import detections_from_coco, gts_from_coco, read_json
 
     files = (args.truths, args.results)
     detector = None if any(files) and _names_detector(args) else _detector(args)
     if all(files) and not _names_detector(args):
-        gts = truths_from_coco(read_json(args.truths), args.truths)
+        gts = gts_from_coco(read_json(args.truths), args.truths)
         _check(args, calibrator, gts)
         found = detections_from_coco(read_json(args.results), gts, args.results)
         judged, head = Judged(gts, found), FILES_HEAD
@@ -131,7 +131,7 @@ def _detector(args: argparse.Namespace) -> tuple[Config, str] | None:
 
 def read_edges(
     args: argparse.Namespace, calibrator: FittedCalibrator | None = None
-) -> tuple[Truths, EdgeDetections, str]:
+) -> tuple[GroundTruth, EdgeDetections, str]:
     """Run the detector, keeping its distributions, and select the requested half.
 
     Args:
@@ -170,15 +170,15 @@ def read_edges(
     return gts, found, head
 
 
-def _check(args: argparse.Namespace, calibrator: FittedCalibrator | None, truths: Truths) -> None:
+def _check(args: argparse.Namespace, calibrator: FittedCalibrator | None, gts: GroundTruth) -> None:
     """Refuse a calibrator that does not fit the requested half of the ground truth."""
-    from gfl_det.calibration.splits import split_images, take_truths
+    from gfl_det.calibration.splits import split_images, take_gts
 
     if calibrator is None:
         return
     if getattr(args, 'half', None):
-        truths = take_truths(truths, split_images(truths, args.seed)[HALVES.index(args.half)])
-    calibrator.check_judged(truths)
+        gts = take_gts(gts, split_images(gts, args.seed)[HALVES.index(args.half)])
+    calibrator.check_judged(gts)
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -325,12 +325,12 @@ def _tell(
     calibrator: FittedCalibrator,
     detections: Detections,
     scores: np.ndarray,
-    truths: Truths,
+    gts: GroundTruth,
 ) -> None:
     for each in calibrator.classes:
         print(f'{each.name}: {each.status}, {each.detections} detections')
     print('on the images it was fitted on, which flatters it (report judges others):')
-    _compare(detections, scores, truths)
+    _compare(detections, scores, gts)
     print(f'calibrator: {path}')
     print(f'to use it: --cfg-options model.test_cfg.calibrator={path}')
 
@@ -382,7 +382,7 @@ def _refuse_none(args: argparse.Namespace, detections: Detections) -> None:
 
 def calibrated_data(
     args: argparse.Namespace,
-) -> tuple[FittedCalibrator, Truths, Detections, np.ndarray]:
+) -> tuple[FittedCalibrator, GroundTruth, Detections, np.ndarray]:
     """Calibrate the scores of images that were not used to fit the calibrator."""
     from gfl_det.calibration.distribution import DistributionCalibrator
     from gfl_det.calibration.files import load_any_calibrator
@@ -406,13 +406,13 @@ def calibrated_data(
 
 
 def _compare(
-    detections: Detections, calibrated: np.ndarray, truths: Truths
+    detections: Detections, calibrated: np.ndarray, gts: GroundTruth
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Metrics of raw and calibrated scores; some are printed side by side."""
     from gfl_det.evaluation.evaluate import INSIDE, evaluate_detections, inside_floor
 
-    after = evaluate_detections(detections._replace(scores=calibrated), truths)
-    before = evaluate_detections(detections, truths)
+    after = evaluate_detections(detections._replace(scores=calibrated), gts)
+    before = evaluate_detections(detections, gts)
     print(f'{"":8} {"raw":>8} {"calibrated":>11}   count   .95 of floor      debiased')
     for name in SHOWN:
         sides = [f'{each[name]:.4f}{"*" * inside_floor(each, name)}' for each in (before, after)]

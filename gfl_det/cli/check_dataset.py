@@ -33,8 +33,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description='Check the data of a config, or one COCO annotation file.',
-        epilog='Exit status: 0, nothing stops or spoils a training; 1, something does (with '
-        '--strict also what only costs boxes or images).',
+        epilog='Exit status: 0 if nothing stops a training or spoils its result, else 1; with '
+        '--strict warnings, which only cost boxes or images, count too.',
     )
     parser.add_argument(
         'target',
@@ -43,29 +43,31 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help='a config (file, work dir or name) or a COCO .json',
     )
     add_own_data(parser, model=False)
-    parser.add_argument('--images', metavar='DIR', help='the images of an annotation file')
+    parser.add_argument('--images', metavar='DIR', help='image folder of an annotation file')
     parser.add_argument(
-        '--split', choices=SPLITS, nargs='+', default=SPLITS, help='which data of a config (all)'
+        '--split', choices=SPLITS, nargs='+', default=SPLITS, help='splits of a config (all)'
     )
     parser.add_argument(
-        '--decode', action='store_true', help='decode every image: torn, other sizes, turned'
+        '--decode',
+        action='store_true',
+        help='decode images to find truncated, rotated or resized ones',
     )
     parser.add_argument(
         '--workers',
         type=count,
         default=os.cpu_count() or 1,
         metavar='N',
-        help='threads that decode (%(default)s, as many as processors)',
+        help='decoding threads (%(default)s, one per processor)',
     )
     parser.add_argument(
         '--max-pixels',
         type=count,
         default=pixel_limit(),
         metavar='N',
-        help='larger images are told and not decoded (%(default)s)',
+        help='report larger images without decoding them (%(default)s)',
     )
     parser.add_argument(
-        '--fix', metavar='OUT.json', help='write a repaired file, and list what was changed'
+        '--fix', metavar='OUT.json', help='write a repaired file, and list the changes'
     )
     parser.add_argument('--json', metavar='FILE', help='write all findings; - prints them')
     parser.add_argument('--strict', action='store_true', help='warnings count as errors')

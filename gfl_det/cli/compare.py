@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from gfl_det.inference.coverage import Split
 
 EPILOG = """\
-A side is one or more of: a .json file of COCO results (gfl-det test --out), a work dir of gfl-det
-train (its best checkpoint, else the newest), a checkpoint. The latter two need --images. Several of
-a side are trainings of one recipe, such as seeds: their means are compared, and how they differ
-widens the interval. Images are drawn in pairs, so both sides are judged on the same ones.
+Each side is one or more of: a .json file of COCO results (gfl-det test --out), a work dir of
+gfl-det train (its best checkpoint, else the newest), a checkpoint. The latter two need --images.
+Several of one side are trainings of one recipe with different seeds: their means are compared, and
+their spread widens the interval. The bootstrap is paired: both sides use the same resampled images.
 """
 MAX_CLASSES = 20  # in the table and the picture; --json lists all
 
@@ -29,21 +29,27 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description='Compare two detectors: paired differences, .95 intervals, p, a verdict.',
+        description='Compare two detectors: differences, .95 intervals, p values, a verdict.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     for side in 'ab':
-        add(f'--{side}', nargs='+', required=True, metavar=side.upper(), help=f'side {side}')
-    add('--names', nargs=2, metavar='NAME', default=['A', 'B'], help='of the sides (A B)')
+        add(
+            f'--{side}',
+            nargs='+',
+            required=True,
+            metavar=side.upper(),
+            help=f'side {side}, see below',
+        )
+    add('--names', nargs=2, metavar='NAME', default=['A', 'B'], help='names of the sides (A B)')
     add('--truths', '--annotations', metavar='JSON', required=True, help='COCO annotations')
     add('--images', metavar='DIR', help='folder of their image files, for checkpoints')
-    add('--config', metavar='CONFIG', help=f'of checkpoints: {CONFIG_HELP}; else the one in each')
-    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is')
+    add('--config', metavar='CONFIG', help=f'{CONFIG_HELP}; default: that in each checkpoint')
+    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; default: the best one available')
     add_batch_size(parser)
-    add('--resamples', type=count, default=1000, metavar='N', help='of the images (1000)')
-    add_seed(parser, 'of the resamples')
+    add('--resamples', type=count, default=1000, metavar='N', help='bootstrap resamples (1000)')
+    add_seed(parser, 'seed of the resamples')
     add('--picture', metavar='FILE', help=f'draw the differences: {", ".join(CHART_ENDINGS)}')
     add('--json', metavar='FILE', help='write all numbers')
     return parser
@@ -69,18 +75,18 @@ def run(args: argparse.Namespace) -> None:
         check_writable(path)
     split = read_split(args.truths, args.images or '.')
     a, b = ([read_side(each, split, args) for each in side] for side in (args.a, args.b))
-    found = compare_detections(a, b, split.truths, args.resamples, args.seed)
+    found = compare_detections(a, b, split.gts, args.resamples, args.seed)
     first, second = args.names
     columns = ['', first, second, 'difference', '.95 interval', 'p', 'p of all']
     print_table('', columns, _rows(found, {name: name for name in JUDGED}))
-    classes = _classes(found, split.truths.class_names)
-    if len(split.truths.class_names) > 1:
+    classes = _classes(found, split.gts.class_names)
+    if len(split.gts.class_names) > 1:
         print_table('\nAP by class, least p first', columns, _rows(found, classes))
     trainings = '' if len(a) == len(b) == 1 else f', {len(a)} and {len(b)} trainings'
-    print(f'{len(split.truths.image_ids)} images{trainings}, {args.resamples} resamples; ', end='')
+    print(f'{len(split.gts.image_ids)} images{trainings}, {args.resamples} resamples; ', end='')
     print('p of all: after Holm, for one false alarm in all rows of a table')
     if len(a) == 1 or len(b) == 1:
-        print('One training of a side says nothing of how another one would turn out.')
+        print('With one training per side, the result says nothing about other seeds.')
     print(verdict(found, first, second))
     if args.json:
         write_json(args.json, found, indent=1)
@@ -107,7 +113,7 @@ def read_side(source: str, split: Split, args: argparse.Namespace) -> Detections
     from gfl_det.inference.coverage import check_files, detect
 
     if Path(source).suffix == '.json':
-        return detections_from_coco(read_json(source), split.truths, source)
+        return detections_from_coco(read_json(source), split.gts, source)
     if not args.images:
         raise ConfigError(f'{source} is run on the images: give their folder with --images.')
     check_files(split, args.truths, args.images)

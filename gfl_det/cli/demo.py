@@ -17,32 +17,36 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description='Serve a page to drop images on: boxes with soft edges, and the edge '
-        'distributions of the box that is clicked.',
+        description='Serve a page to drop images on. It shows boxes with soft edges, and the edge '
+        'distributions of a clicked box.',
     )
     add_detector(parser)
     parser.add_argument(
         '--host',
         default='127.0.0.1',
-        help='address to listen on (%(default)s); 0.0.0.0 lets everyone in who can reach this '
+        help='address to listen on (%(default)s); 0.0.0.0 admits everyone who can reach this '
         'machine',
     )
     parser.add_argument(
-        '--port', type=port, default=7860, metavar='N', help='%(default)s; 0 takes a free one'
+        '--port',
+        type=port,
+        default=7860,
+        metavar='N',
+        help='port (%(default)s), 0 for a free one',
     )
     parser.add_argument(
         '--max-mb',
         type=amount,
         default=10,
         metavar='MIB',
-        help='largest file that is taken (%(default)s)',
+        help='maximum file size (%(default)s)',
     )
     parser.add_argument(
         '--max-megapixels',
         type=amount,
         default=20,
         metavar='MP',
-        help='largest image that is taken, by its header (%(default)s)',
+        help='maximum image size, according to its header (%(default)s)',
     )
     add_calibrator(parser)
     add_intervals(parser)

@@ -15,14 +15,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description='Build the data set of handwritten digits, as COCO JSON and PNG, from the '
-        'scans that scikit-learn ships. Nothing is downloaded; a data set that is already there '
-        'with the same options is left as it is.',
+        'scans that scikit-learn ships. Nothing is downloaded; an existing data set with the '
+        'same options is left unchanged.',
     )
     parser.add_argument('--out', type=Path, default=Path('data/digits'), help='folder to write')
     parser.add_argument('--train', type=int, default=TRAIN, help='pictures to train on')
     parser.add_argument('--val', type=int, default=VAL, help='pictures to evaluate on')
-    parser.add_argument('--seed', type=int, default=SEED, help='decides every byte')
-    parser.add_argument('--force', action='store_true', help='build again even if it is there')
+    parser.add_argument('--seed', type=int, default=SEED, help='random seed')
+    parser.add_argument('--force', action='store_true', help='rebuild an existing data set')
     parser.add_argument(
         '--preview', action='store_true', help='also write OUT/preview.png: val pictures with boxes'
     )

@@ -34,7 +34,7 @@ CHECKED = 8  # pictures
 NOISE_SHAPES = ((480, 640), (640, 427), (300, 900))
 EPILOG = """\
 FILE.onnx is for ONNX Runtime and others (pip install "gfl_det[onnx]"), FILE.xml for OpenVINO (pip
-install "gfl_det[onnx,openvino]"). Both hold their preprocessing, class names and settings:
+install "gfl_det[onnx,openvino]"). Both contain preprocessing, class names and settings:
 
     from gfl_det.inference.export import OnnxDetector, OpenVINODetector
     results = OnnxDetector('FILE.onnx')('pictures/')
@@ -43,7 +43,7 @@ Inputs of the graph: images (B, 3, H, W) float32, resized, normalised and padded
 height and width before padding; scale_factor (B, 2), along x and y from the original picture.
 Outputs with --nms: boxes (B, K, 4) xyxy px of the original picture, scores (B, K), labels (B, K),
 counts (B,). Without: boxes (B, P, 4) and scores (B, P, C) of all P cells, levels (P,).
-What each option costs and brings: docs/export.md.
+For costs and benefits of each option see docs/howto/export.md.
 """
 
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 SOURCE is a checkpoint or a work dir, which is run on --images, or a .json file of results with
-uncertainty (gfl-det test or infer). The detector must not have been trained on these labels; where
-there are no others, --folds K trains K times with --config, each time without one part of the
-images, and a run that was cut goes on. The list is FILE.json, the page to go through it FILE.html;
-the decisions that the page saves are applied with --apply, into a new file.
+uncertainty (gfl-det test or infer). The detector must not have been trained on these labels; if it
+was, --folds K trains K detectors with --config, each without one part of the images (the same
+command resumes an interrupted run). The list is written to FILE.json, a page for the review to
+FILE.html; --apply applies the decisions that the page saves and writes a new file.
 """
 
 
@@ -39,31 +39,39 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description='Rank labels that are probably wrong, review them, write corrected ones.',
+        description='Rank labels that are probably wrong, and write corrected ones after a review.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add('source', nargs='?', metavar='SOURCE', help='see below; none with --folds or --apply')
-    add('--annotations', '--truths', metavar='JSON', required=True, help='the COCO labels to judge')
+    add('--annotations', '--truths', metavar='JSON', required=True, help='COCO labels to check')
     add('--images', metavar='DIR', help='folder of their image files')
-    add('--out', metavar='FILE', type=Path, required=True, help='the list to write, .json')
+    add('--out', metavar='FILE', type=Path, required=True, help='list to write, .json')
     add(
         '--least',
         metavar='P',
         type=share,
         default=0.05,
-        help='least probability of an error that is listed (0.05)',
+        help='minimum probability of listed errors (0.05)',
     )
-    add('--pictures', metavar='N', type=count_or_zero, default=300, help='on the page (300)')
-    add('--config', metavar='CONFIG', help=f'{CONFIG_HELP}; without, the one in the checkpoint')
-    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is')
+    add(
+        '--pictures',
+        metavar='N',
+        type=count_or_zero,
+        default=300,
+        help='pictures on the page (300)',
+    )
+    add('--config', metavar='CONFIG', help=f'{CONFIG_HELP}; default: that in the checkpoint')
+    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; default: the best one available')
     add_batch_size(parser)
-    add_seed(parser, 'of the made-up errors that probabilities rest on, and of --folds')
+    add_seed(parser, 'seed of the synthetic errors behind the probabilities, and of --folds')
     add('--quiet', action='store_true', help='no progress')
-    folds = parser.add_argument_group('labels that the detector has to be trained on')
-    folds.add_argument('--folds', metavar='K', type=count, help='train K times, each on the others')
-    folds.add_argument('--work-dir', metavar='DIR', type=Path, help='of the trainings')
+    folds = parser.add_argument_group('labels that the detector was trained on')
+    folds.add_argument(
+        '--folds', metavar='K', type=count, help='train K detectors, each without one part'
+    )
+    folds.add_argument('--work-dir', metavar='DIR', type=Path, help='folder of the trainings')
     review = parser.add_argument_group('after the review')
     review.add_argument(
         '--apply', metavar='DECISIONS', help='write corrected annotations to --out, a new file'
@@ -106,8 +114,8 @@ def run(args: argparse.Namespace) -> None:
         check_files(split, args.annotations, args.images)
     found = _detections(args, split)
     table = read_annotations(args.annotations)
-    suspects = find_label_errors(split.truths, found, image_sizes(table), args.seed, args.least)
-    entries = suspect_entries(suspects, split.truths, table.annotation_ids)
+    suspects = find_label_errors(split.gts, found, image_sizes(table), args.seed, args.least)
+    entries = suspect_entries(suspects, split.gts, table.annotation_ids)
     write_json(args.out, entries, indent=1)
     _tell(suspects, args.out)
     _write_page(args, split, found, suspects, entries)
@@ -130,7 +138,7 @@ def _detections(args: argparse.Namespace, split: Split) -> UncertainDetections:
     from gfl_det.inference.coverage import detect_unsuppressed
     from gfl_det.inference.folds import seen_in_training
 
-    warning = seen_in_training(args.source, args.config, split.truths)
+    warning = seen_in_training(args.source, args.config, split.gts)
     if warning:
         print(f'warning: {warning}', file=sys.stderr)
     detector = GFLInferencer(args.source, args.config, device=args.device, level=None)
@@ -180,7 +188,7 @@ def _write_page(
         f'Suspicious labels of {Path(args.annotations).name}',
         Path(args.annotations).name,
         digest_of(Path(args.annotations).read_bytes()),
-        split.truths,
+        split.gts,
         [path.name for path in split.files],
         found,
         suspects,

@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gfl_det.cli.arguments import (
-    add_batch_size,
-    add_calibrator,
     add_detector,
-    add_intervals,
-    add_optimize,
-    add_pixel_limit,
+    add_stream,
     count,
     count_or_zero,
     parsing,
@@ -29,10 +25,11 @@ if TYPE_CHECKING:
     from gfl_det.inference.sources import ImageSource
 
 EPILOG = """\
-INPUT is an image, a video, a folder, a pattern in quotes ('shots/**/*.png'), an http address, or
-several of them. Images that cannot be read are named, the others are done; the exit status is 1.
-Results hold, besides boxes and scores, for the left, top, right and bottom edge: edge_std (px),
-edge_low and edge_high (the interval of --level, px), edge_entropy (nats): docs/uncertainty.md.
+INPUT is an image, a video, a folder, a pattern in quotes ('shots/**/*.png'), a URL, or several of
+them. Images that cannot be read are reported, the others are processed; the exit status is then 1.
+Besides boxes and scores, results contain for the left, top, right and bottom edge: edge_std (px),
+edge_low and edge_high (the interval of --level, px), edge_entropy (nats). See
+docs/howto/intervals.md.
 """
 
 
@@ -56,33 +53,33 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=share,
         default=0.3,
         metavar='S',
-        help='least score drawn, and counted with it (0.3)',
+        help='minimum score of drawn and counted boxes (0.3)',
     )
-    add('--score-thr', type=share, metavar='S', help='least score kept, before calibration')
-    add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
-    add_calibrator(parser)
-    add_intervals(parser)
-    add('--class-scores', action='store_true', help="every class's score of each box, for --out")
+    add_stream(parser)
+    add('--class-scores', action='store_true', help='add the scores of all classes to --out')
     add(
         '--operating-point',
         metavar='JSON',
-        help='cuts of the classes: what `gfl-det operate` wrote',
+        help='score thresholds per class, from `gfl-det operate`',
     )
     add('--joint', action='store_true', help='intervals for whole boxes: all four edges at once')
-    add_batch_size(parser)
-    add_optimize(parser)
     add(
         '--tile',
         type=count,
         nargs='+',
         metavar='PX',
-        help='detect larger pictures in tiles: a side, or height and width; --batch-size at a time',
+        help='detect larger pictures in tiles of this side, or of this height and width; '
+        '--batch-size tiles per forward pass',
     )
-    add('--overlap', type=count_or_zero, metavar='PX', help='of the tiles (a fifth of their side)')
-    add('--recursive', action='store_true', help='search folders in folders')
-    add('--every', type=count, default=1, metavar='N', help='of a video, each N-th frame (1)')
-    add_pixel_limit(parser)
-    add('--quiet', action='store_true', help='no line an image, no progress')
+    add(
+        '--overlap',
+        type=count_or_zero,
+        metavar='PX',
+        help='minimum overlap of the tiles (a fifth of the side)',
+    )
+    add('--recursive', action='store_true', help='search subfolders too')
+    add('--every', type=count, default=1, metavar='N', help='use every N-th frame of a video (1)')
+    add('--quiet', action='store_true', help='no line per image, no progress')
     return parser
 
 

@@ -5,26 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 
-from gfl_det.cli.arguments import (
-    add_batch_size,
-    add_calibrator,
-    add_detector,
-    add_intervals,
-    add_optimize,
-    add_pixel_limit,
-    amount,
-    count,
-    parsing,
-    share,
-)
+from gfl_det.cli.arguments import add_detector, add_stream, amount, count, parsing
 from gfl_det.utils.files import check_writable
 
 EPILOG = """\
-INPUT is a folder (searched with all below), a pattern in quotes, a list of files (.txt, one a
+INPUT is a folder (searched recursively), a pattern in quotes, a list of files (.txt, one per
 line), a WebDataset .tar, a .parquet with a column of bytes or of paths, or several of them; each
-may begin with s3:// or gs://. DIR gets detections/*.parquet (a row per detection),
-failures/*.parquet (images that were not judged, and why) and manifest.json. The same command goes
-on after any end.
+may begin with s3:// or gs://. DIR receives detections/*.parquet (one row per detection),
+failures/*.parquet (images without a result, and the reason) and manifest.json. The same command
+resumes an interrupted run.
 """
 
 
@@ -39,27 +28,26 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add_detector(parser)
     add('inputs', metavar='INPUT', nargs='+', help='see below')
-    add('--out', metavar='DIR', required=True, help='folder of the results, seen by all machines')
+    add(
+        '--out',
+        metavar='DIR',
+        required=True,
+        help='folder of the results, accessible from all machines',
+    )
     add('--shard-size', type=count, default=256, metavar='N', help='files per shard (256)')
-    add('--workers', type=count, default=1, metavar='N', help='detectors side by side (1)')
-    add('--threads', type=count, default=1, metavar='N', help='CPU threads of each (1)')
-    add('--gpus', type=amount, metavar='SHARE', help='GPUs of each, such as 1 or 0.5 (none)')
+    add('--workers', type=count, default=1, metavar='N', help='number of detectors in parallel (1)')
+    add('--threads', type=count, default=1, metavar='N', help='CPU threads per detector (1)')
+    add('--gpus', type=amount, metavar='SHARE', help='GPUs per detector, such as 1 or 0.5 (none)')
     add('--address', metavar='HOST:PORT', help='join a Ray cluster (auto: the one of this machine)')
     add(
         '--patience',
         type=amount,
         default=300.0,
         metavar='SECONDS',
-        help='for four batches; who takes longer has stalled (300)',
+        help='time limit for four batches, after which a worker counts as stalled (300)',
     )
-    add('--score-thr', type=share, metavar='S', help='least score kept, before calibration')
-    add('--level', type=share, default=0.9, metavar='L', help='level of the intervals (0.9)')
-    add_calibrator(parser)
-    add_intervals(parser)
-    add_batch_size(parser)
-    add_optimize(parser)
-    add_pixel_limit(parser)
-    add('--to-coco', metavar='JSON', help='write COCO results too; needs --annotations')
+    add_stream(parser)
+    add('--to-coco', metavar='JSON', help='also write COCO results; needs --annotations')
     add('--annotations', metavar='JSON', help='COCO file whose image and class ids --to-coco uses')
     add('--quiet', action='store_true', help='no progress')
     return parser

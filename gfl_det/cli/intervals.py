@@ -25,29 +25,29 @@ JOINT_LEVEL = 0.9
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
-        prog=prog, description='Make edge intervals hold the share of true edges that they promise.'
+        prog=prog, description='Calibrate edge intervals to contain the stated share of gt edges.'
     )
     commands = parser.add_subparsers(dest='command', required=True)
-    fitting = commands.add_parser('fit', help='fit on a split that nothing else is judged on')
+    fitting = commands.add_parser('fit', help='fit on a split that is used for no other evaluation')
     measuring = commands.add_parser('measure', help='measure coverage on other images')
-    for command, text in ((fitting, 'the file to write'), (measuring, 'what fit wrote')):
+    for command, text in ((fitting, 'file to write'), (measuring, 'file that fit wrote')):
         add = command.add_argument
-        add('intervals', metavar='INTERVALS', help=f'{text}: .json')
+        add('intervals', metavar='INTERVALS', help=f'{text}, .json')
         add_detector(command)
         add('--truths', '--annotations', metavar='JSON', required=True, help='COCO annotations')
         add('--images', metavar='DIR', required=True, help='folder of their image files')
         add_halves(command, ('first', 'second'))
         add_batch_size(command)
     fitting.add_argument(
-        '--together', action='store_true', help='one factor for all four sides: fewer images do'
+        '--together', action='store_true', help='one factor for all four sides, for few images'
     )
     measuring.add_argument(
         '--splits',
         type=count_or_zero,
         default=0,
         metavar='N',
-        help='compare with intervals that know nothing of the distributions, in N (50) random '
-        'halvings of the images',
+        help='compare with intervals that do not use the distributions, in N random halvings of '
+        'the images, such as 50',
     )
     measuring.add_argument(
         '--out', metavar='PNG', help='draw coverage against level into this file'
@@ -116,7 +116,7 @@ def measure(args: argparse.Namespace) -> None:
         check_writable(args.out)
     calibrator = load_interval_calibrator(args.intervals)
     split = _split(args)
-    seen = set(calibrator.source.images) & set(split.truths.image_keys)
+    seen = set(calibrator.source.images) & set(split.gts.image_keys)
     if seen:
         raise DataError(
             f'{len(seen)} of {len(split.files)} images were used to fit {args.intervals}: measure '
@@ -245,5 +245,5 @@ def _source(split: Split, judged: Matched, classes: Sequence[str]) -> FitSource:
     from gfl_det.calibration.calibrators import FitSource
     from gfl_det.evaluation.detections import fingerprint
 
-    digest = fingerprint(split.truths.of_classes(classes), judged.detections)
-    return FitSource(digest, tuple(split.truths.image_keys), len(judged.edges))
+    digest = fingerprint(split.gts.of_classes(classes), judged.detections)
+    return FitSource(digest, tuple(split.gts.image_keys), len(judged.edges))

@@ -36,7 +36,10 @@ GROUPS: dict[str, dict[str, Command]] = {
             'suggest_reg_max', 'suggest reg_max, strides and anchor scale for your boxes'
         ),
         'find-label-errors': Command(
-            'find_label_errors', 'rank labels that are probably wrong, and go through them'
+            'find_label_errors', 'rank labels that are probably wrong, and review them'
+        ),
+        'what-to-label': Command(
+            'what_to_label', 'rank unlabelled pictures by what their labels would teach'
         ),
         'digits': Command('digits', 'build the embedded data set of handwritten digits'),
     },
@@ -45,29 +48,31 @@ GROUPS: dict[str, dict[str, Command]] = {
         'train': Command('train', 'train a detector'),
         'test': Command('test', 'test a detector: the COCO table, detections, pictures'),
         'replay': Command('replay', 'repeat a step whose loss or gradient was not finite'),
-        'weights': Command('weights', 'take weights out of a training, convert published ones'),
+        'weights': Command('weights', 'extract the weights of a training, convert published ones'),
         'swap-head': Command('swap_head', "put a GFL head into another detector's config"),
     },
     'Trained detectors': {
-        'models': Command('models', 'list detectors whose weights can be had by name', False),
+        'models': Command('models', 'list detectors whose weights are available by name', False),
         'infer-many': Command(
             'infer_many', 'detect in millions of images, on one machine or a Ray cluster'
         ),
-        'infer': Command('infer', 'detect in images, folders, videos and addresses'),
+        'infer': Command('infer', 'detect in images, folders, videos and URLs'),
         'show': Command('show', 'draw detections with soft edges, and charts of their edges'),
         'report': Command('report', 'write one page about a detector'),
         'compare': Command('compare', 'is one detector better than another, or is it noise?'),
         'demo': Command('demo', 'serve a page to drop images on'),
-        'export': Command('export', 'export to ONNX or OpenVINO, and judge the file'),
+        'export': Command('export', 'export to ONNX or OpenVINO, and check the file'),
     },
     'Calibration': {
-        'calibrate': Command('calibrate', 'fit calibrators of scores, apply them, report on them'),
-        'operate': Command('operate', 'choose cuts that keep a promise: precision, recall ...'),
-        'intervals': Command('intervals', 'fit calibrators of edge intervals, and measure them'),
+        'calibrate': Command('calibrate', 'fit, apply and evaluate calibrators of scores'),
+        'operate': Command(
+            'operate', 'choose score thresholds with a guaranteed precision, recall ...'
+        ),
+        'intervals': Command('intervals', 'fit and evaluate calibrators of edge intervals'),
     },
     'Installation': {
         'doctor': Command(
-            'doctor.__main__', 'what is installed, whether it fits, and how to cure it', False
+            'doctor.__main__', 'check the installation, and name the cure of each problem', False
         ),
     },
 }

@@ -8,10 +8,10 @@ from gfl_det.cli.arguments import parsing
 from gfl_det.compat.published import PublishedModel, cache_folder, published_models
 
 EPILOG = """\
-A name stands for its weights: gfl-det infer gfl_r50_fpn_1x_coco picture.jpg fetches them once.
-AP is that on COCO val2017 as MMDetection or the authors publish it; sizes of files that are not
-here are taken from the number of parameters, where the file holds nothing else. Without a network,
-put the file of ADDRESS into the folder below.
+A name can replace a checkpoint: gfl-det infer gfl_r50_fpn_1x_coco picture.jpg fetches the weights
+once. AP is that on COCO val2017 as published by MMDetection or the authors; the sizes of files not
+yet fetched are estimated from the number of parameters, if the file holds nothing else. Without a
+network, download the file (its address is shown by --urls) to the folder that is printed.
 """
 
 
@@ -19,11 +19,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description='List the detectors whose weights can be had by name.',
+        description='List the detectors whose weights are available by name.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--urls', action='store_true', help='the address of each file too')
+    parser.add_argument('--urls', action='store_true', help='also print the address of each file')
     return parser
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from gfl_det.calibration.operating_point import ClassCut, Goal, OperatingPoint, Promise
 
 EPILOG = """\
-The images must be held out: neither the detector nor the calibrator was fitted on them. The promise
-is about images drawn like these; which of them are drawn is what the confidence is about.
+The images must be held out: neither the detector nor the calibrator may have been fitted on them.
+The promise holds for future images from the same distribution. The confidence is the probability,
+over the choice of the held-out images, that the cuts keep the promise.
 """
 PROMISES = {
     'precision': 'a precision of at least {:g}',
@@ -34,30 +35,36 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description='Choose where to cut each class so that a promise is kept.',
+        description='Choose score thresholds (cuts) per class that keep a promise.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('cuts', metavar='CUTS', help='the file to write: .json')
+    add('cuts', metavar='CUTS', help='file to write, .json')
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument('--precision', type=_inner_share, metavar='P', help='least precision')
-    goal.add_argument('--recall', type=_inner_share, metavar='R', help='least recall')
+    goal.add_argument('--precision', type=_inner_share, metavar='P', help='minimum precision')
+    goal.add_argument('--recall', type=_inner_share, metavar='R', help='minimum recall')
     goal.add_argument(
         '--false-alarms-per-image',
         type=amount,
         metavar='N',
-        help='most false positives, on average',
+        help='maximum mean number of false positives',
     )
-    add('--confidence', type=_inner_share, default=0.9, metavar='C', help='of each class (0.9)')
-    add('--jointly', action='store_true', help='the confidence is of all classes at once')
-    add('--iou', type=_inner_share, default=0.5, metavar='T', help='that a right box needs (0.5)')
+    add(
+        '--confidence',
+        type=_inner_share,
+        default=0.9,
+        metavar='C',
+        help='confidence per class (0.9)',
+    )
+    add('--jointly', action='store_true', help='confidence for all classes at once')
+    add('--iou', type=_inner_share, default=0.5, metavar='T', help='IoU of a correct box (0.5)')
     add(
         '--most',
         type=count,
         metavar='N',
-        help='most mistakes that an image can have, such as max_per_img: exact, and needs more '
-        'images; without, one more than the worst image has',
+        help='maximum mistakes per image, such as max_per_img: exact, but needs more images; '
+        'default: one more than the worst image has',
     )
     add_data_arguments(parser)
     add_detector_arguments(parser, 'val')
@@ -65,7 +72,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add(
         '--score-type',
         metavar='HEAD',
-        help="name of the head of the scores; by default the config's, or GFLHead for --results",
+        help="head that gave the scores; default: the config's, or GFLHead for --results",
     )
     return parser
 
@@ -131,7 +138,7 @@ def _check_out(args: argparse.Namespace) -> None:
 
 
 def _words(promise: Promise) -> str:
-    whom = 'all classes at once' if promise.jointly else 'a class'
+    whom = 'all classes at once' if promise.jointly else 'each class'
     what = PROMISES[promise.goal].format(promise.target)
     return f'{what} with confidence {promise.confidence:g} for {whom}'
 
@@ -148,9 +155,9 @@ def _tell(point: OperatingPoint, images: int) -> None:
             'all its boxes stay' if promise.goal == 'recall' else 'none of its boxes will be kept'
         )
         more = (
-            f'about {each.more} more images like these would do'
+            f'about {each.more} more images like these are needed'
             if each.more is not None
-            else 'nor with many more images like these: the detector has to improve'
+            else 'not even with many more images like these: improve the detector'
         )
         print(f'{each.name}: no cut can promise it ({more}), so {then}; nearest: {found}')
 

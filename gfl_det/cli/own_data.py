@@ -24,9 +24,7 @@ DEFAULT_MODEL = 'nanodet-plus-m_416_coco'  # if its weights are available
 SCRATCH_MODEL = 'gfl_r18_fpn_bccd'  # for random initial weights
 CHECKPOINT_ENDING = '.pth'
 KEPT_NAME = 'config.py.before'
-DATA_HELP = (
-    'own data in the place of a config: a COCO folder or JSON, a YOLO data.yaml, a VOC folder'
-)
+DATA_HELP = 'own data instead of a config: a COCO folder or JSON, a YOLO data.yaml, a VOC folder'
 TEST_WORKERS = 2
 
 
@@ -34,14 +32,15 @@ def add_own_data(parser: argparse._ActionsContainer, model: bool = True) -> None
     """Add ``--data``, ``--image-dir`` and ``--model``."""
     parser.add_argument('--data', metavar='PATH', help=DATA_HELP)
     parser.add_argument(
-        '--image-dir', metavar='DIR', help='the pictures of a COCO JSON, where they lie elsewhere'
+        '--image-dir', metavar='DIR', help='folder of the pictures of a COCO JSON, if not beside it'
     )
     if model:
         parser.add_argument(
             '--model',
             metavar='NAME',
-            help='that --data trains: a config, a name that gfl-det models lists, or a checkpoint '
-            f'of gfl-det weights convert ({DEFAULT_MODEL}; without its weights {SCRATCH_MODEL})',
+            help='model to train on --data: a config, a name that gfl-det models lists, or a '
+            f'checkpoint of gfl-det weights convert ({DEFAULT_MODEL}; if its weights are not '
+            f'available, {SCRATCH_MODEL})',
         )
 
 

@@ -11,16 +11,16 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description='Repeat a training step that the loss guard has written: its losses again, the '
-        'first module that gave infinite or NaN values, and the gradients. Exit status 0 if the '
-        'losses are the same, 3 if they are not.',
+        description='Repeat a training step that the loss guard has saved, and print its losses, '
+        'the first module with infinite or NaN outputs, and the gradients. Exit status 0 if the '
+        'losses are equal, else 3.',
     )
     parser.add_argument('dump', help='a file in the folder non_finite of a work dir')
     parser.add_argument(
         '--config',
         metavar='CONFIG',
-        help='the config of the training; by default the copy that lies in the work dir. A config '
-        'is a program: give none that you do not trust',
+        help='config of the training (default: the copy in the work dir). A config is a program: '
+        'use only those you trust',
     )
     parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1, ...')
     return parser

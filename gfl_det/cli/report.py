@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from gfl_det.visualization.report.data import ReportData
 
 EPILOG = """\
-SOURCE is a work dir of `gfl-det train`, whose best checkpoint (else the newest) is run over a split
-of its config, or of --data (without SOURCE: in the work dir of that data); or a .json file of COCO
-results with --truths, best with --images. Errors are sorted into kinds as TIDE does (Bolya et al.,
-ECCV 2020). Counts and pictures are of detections with at least the score of the best F1 over all
-classes.
+SOURCE is a work dir of `gfl-det train`, whose best checkpoint (else the newest) is run on a split
+of its config or of --data (without SOURCE, the work dir of that data is used); a .json file of COCO
+results; or a result folder of `gfl-det infer-many`. Results need --truths, and --images for
+pictures. Errors are classified as by TIDE (Bolya et al., ECCV 2020). Counts and pictures use
+detections from the score with the best F1 over all classes on.
 """
 ONLY_WORK_DIR = ('config', 'checkpoint', 'cfg_options', 'data')
 ONLY_RESULTS = ('truths', 'images', 'logs')
@@ -40,7 +40,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar='SOURCE',
         nargs='?',
         type=Path,
-        help='a work dir, or COCO results; see below',
+        help='a work dir, or results; see below',
     )
     add(
         '--out',
@@ -49,30 +49,43 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         default=Path('report.html'),
         help='the page to write (report.html)',
     )
-    add('--title', help='of the page')
+    add('--title', help='title of the page')
     add_calibrator(parser)
-    add('--pictures', metavar='N', type=count_or_zero, default=48, help='images shown at most (48)')
+    add(
+        '--pictures',
+        metavar='N',
+        type=count_or_zero,
+        default=48,
+        help='maximum number of images (48)',
+    )
     add(
         '--resamples',
         metavar='N',
         type=count_or_zero,
         default=0,
-        help='resample the images N times (1000) for .95 intervals of the metrics (0)',
+        help='.95 intervals of the metrics from N bootstrap resamples, such as 1000 (0: none)',
     )
     add('--quiet', action='store_true', help='no progress')
     work_dir = parser.add_argument_group('a work dir')
     work_dir.add_argument(
-        '--split', choices=['val', 'test'], default='val', help="the config's (val)"
+        '--split',
+        choices=['val', 'test'],
+        default='val',
+        help='split of the config to evaluate (val)',
     )
-    work_dir.add_argument('--config', metavar='CONFIG', help='in place of the one in the work dir')
-    work_dir.add_argument('--checkpoint', metavar='CHECKPOINT', help='in place of the best one')
+    work_dir.add_argument(
+        '--config', metavar='CONFIG', help='config instead of the one in the work dir'
+    )
+    work_dir.add_argument(
+        '--checkpoint', metavar='CHECKPOINT', help='checkpoint instead of the best one'
+    )
     add_own_data(work_dir)
     add_cfg_options(work_dir)
     files = parser.add_argument_group('results')
     files.add_argument(
         '--truths', '--annotations', metavar='JSON', help='COCO annotations of the images'
     )
-    files.add_argument('--images', metavar='DIR', help='folder of the images; without, no pictures')
+    files.add_argument('--images', metavar='DIR', help='folder of the images; default: no pictures')
     files.add_argument('--logs', metavar='DIR', type=Path, help='work dir with training curves')
     return parser
 
@@ -127,7 +140,7 @@ def _read(args: argparse.Namespace) -> ReportData:
     if args.source is None:
         args.source = work_dir_of(args)
         args.data = None if args.source.is_dir() else args.data
-    if args.source.is_dir():
+    if args.source.is_dir() and not (args.source / 'detections').is_dir():
         _refuse(args, ONLY_RESULTS, 'a work dir')
         from gfl_det.engine.training.checkpoints import best_checkpoint
         from gfl_det.visualization.report.data import run_work_dir  # loads mmdet

@@ -29,15 +29,17 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description='Overfit check: train on a few pictures until the detector reproduces them. If '
-        'that fails, or boxes or labels have nothing to do with the pictures, say which part '
-        'looks wrong.',
+        'that fails, or if boxes or labels do not match the pictures, report which part looks '
+        'wrong.',
         epilog='Exit status: 0, passed; 1, something looks wrong.',
     )
     parser.add_argument('config', nargs='?', metavar='CONFIG', help=CONFIG_HELP)
     add_own_data(parser)
-    parser.add_argument('--images', type=count, default=8, help='pictures to learn (%(default)s)')
-    parser.add_argument('--steps', type=count, default=200, help='steps at most (%(default)s)')
-    parser.add_argument('--device', help='cpu, cuda, ...; the GPU where there is one')
+    parser.add_argument('--images', type=count, default=8, help='number of pictures (%(default)s)')
+    parser.add_argument(
+        '--steps', type=count, default=200, help='maximum number of steps (%(default)s)'
+    )
+    parser.add_argument('--device', help='cpu, cuda, ...; default: the GPU, if present')
     parser.add_argument('--from-scratch', action='store_true', help='random weights, no download')
     parser.add_argument('--json', metavar='FILE', help='write losses, AP and suspects')
     add_cfg_options(parser)

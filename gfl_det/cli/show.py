@@ -31,28 +31,28 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description='Draw detections with soft edges, and bar charts of their edges.',
-        epilog='The opacity across an edge is the probability that the head gives to each place: '
-        'sure edges are narrow and dense, unsure ones wide and faint.',
+        epilog='Across an edge, the opacity is the predicted probability of each position: certain '
+        'edges are narrow and dense, uncertain ones wide and faint.',
     )
     add_detector(parser)
     parser.add_argument(
-        'inputs', nargs='+', metavar='IMAGE', help='files, folders, patterns in quotes, addresses'
+        'inputs', nargs='+', metavar='IMAGE', help='files, folders, patterns in quotes, URLs'
     )
     parser.add_argument(
         '--out',
         type=Path,
         default=Path('pictures'),
         metavar='DIR',
-        help='folder to write DIR/IMAGE.png into, and with --edges DIR/IMAGE.edges.png (pictures)',
+        help='folder for IMAGE.png and, with --edges, IMAGE.edges.png (pictures)',
     )
     parser.add_argument(
-        '--score-thr', type=share, metavar='S', help='least score kept, before calibration'
+        '--score-thr', type=share, metavar='S', help='minimum score, before calibration'
     )
     parser.add_argument(
         '--show-thr',
         type=share,
         metavar='S',
-        help='least score drawn (that of --score-thr, or else 0.3)',
+        help='minimum score of drawn boxes (that of --score-thr, or else 0.3)',
     )
     parser.add_argument(
         '--truths',
@@ -66,14 +66,15 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         nargs='*',
         type=count_or_zero,
         metavar='BOX',
-        help='also chart the edges of these boxes, by rank of score from 0; without a number, of '
+        help='also chart the edges of these boxes, given by their rank in score from 0; default: '
         'the box with the sharpest edges and the one with the flattest',
     )
     parser.add_argument(
         '--format',
         choices=[ending[1:] for ending in CHART_ENDINGS],
         default='png',
-        help='of the charts (png): pdf and svg hold vectors; jpg is that of the pictures too',
+        help='format of the charts (png): pdf and svg are vector graphics; jpg also applies to the '
+        'pictures',
     )
     add_calibrator(parser)
     add_pixel_limit(parser)
@@ -115,7 +116,7 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
     from gfl_det.inference import GFLInferencer
     from gfl_det.inference.drawing import PictureNames, check_apart
 
-    gts = CocoTruths(args.truths) if args.truths else None
+    gts = CocoGroundTruth(args.truths) if args.truths else None
     detector = GFLInferencer(
         args.checkpoint,
         args.config,
@@ -138,7 +139,7 @@ def show(args: argparse.Namespace) -> Iterator[Path]:
 
 
 def _draw(
-    args: argparse.Namespace, result: ImageResult, truths: CocoTruths | None, stem: str
+    args: argparse.Namespace, result: ImageResult, gts: CocoGroundTruth | None, stem: str
 ) -> Iterator[Path]:
     """Draw one image and, if requested, charts of the edges of its boxes."""
     import numpy as np
@@ -152,7 +153,7 @@ def _draw(
     image = np.ascontiguousarray(image_of(result)[..., ::-1])
     name = Path(result.source).name
     found = Boxes.of(result.instances, args.show_thr)
-    given = truths.of(result.source, result.classes) if truths else None
+    given = gts.of(result.source, result.classes) if gts else None
     picture = draw_boxes(image, found, result.classes)
     if given is not None:
         gt = draw_boxes(image, given, result.classes)
@@ -174,7 +175,7 @@ def _draw(
     yield path
 
 
-class CocoTruths:
+class CocoGroundTruth:
     """Gt boxes of a COCO file by image file: its path, the end of its path, or its unique name.
 
     Raises:

@@ -60,8 +60,8 @@ def _clipped(axes: Any, advice: Advice) -> None:
 def _sizes(axes: Any, advice: Advice) -> None:
     names = [f'{row.low:g}' for row in advice.sizes]
     places = range(len(names))
-    number = sum(row.truths for row in advice.sizes)
-    shares = [row.truths / number for row in advice.sizes]
+    number = sum(row.gts for row in advice.sizes)
+    shares = [row.gts / number for row in advice.sizes]
     axes.bar(places, shares, color='lightgrey', label='of all gt boxes')
     axes.plot(
         places, [row.unassigned for row in advice.sizes], 'o-', c='C3', label='without a positive'
@@ -103,9 +103,9 @@ def _tried(axes: Any, advice: Advice) -> None:
 
 
 EPILOG = """\
-Priors and assigner are those that train: a positive is a prior that ATSS gives to a box, and an
-edge is clipped if it lies farther from that prior than reg_max strides of its level.
-Of the pyramids tried the least change is suggested that keeps to --max-bare and --max-clipped."""
+Priors and assigner are those of the training: a positive is a prior that ATSS assigns to a box, and
+an edge is clipped if its distance from that prior exceeds reg_max strides of its level. The
+suggestion is the smallest change that satisfies --max-bare and --max-clipped."""
 
 
 class Setting(NamedTuple):

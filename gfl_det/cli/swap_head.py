@@ -26,15 +26,17 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         '--target',
         choices=['bbox_head', 'rpn_head'],
-        help='which head to replace; the proposal head in a detector of two stages',
+        help='head to replace; rpn_head is the proposal head of a two-stage detector',
     )
-    parser.add_argument('--num-classes', type=int, metavar='N', help='in place of the old number')
+    parser.add_argument('--num-classes', type=int, metavar='N', help='new number of classes')
     parser.add_argument('--out', type=Path, metavar='FILE', help='the new config')
     parser.add_argument(
-        '--weights', metavar='CHECKPOINT', help='carry over what fits of a trained detector'
+        '--weights', metavar='CHECKPOINT', help='copy the matching weights of a trained detector'
     )
     parser.add_argument(
-        '--check', action='store_true', help='build it, train one step, predict once, on noise'
+        '--check',
+        action='store_true',
+        help='build the result, train one step and predict once, on noise',
     )
     return parser
 

@@ -24,7 +24,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='draw every tested image into this folder: gt beside prediction, soft edges',
+        help='draw every tested image into this folder: ground truth beside soft-edged predictions',
     )
     parser.add_argument(
         '--out', metavar='FILE', help='write detections: .pkl (samples) or .json (COCO results)'
@@ -34,16 +34,23 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         '--resamples',
         type=count,
         metavar='N',
-        help='resample the images N times (1000) for .95 intervals of the metrics',
+        help='print .95 intervals of the metrics from N bootstrap resamples (1000)',
     )
     add_optimize(parser)
     parser.add_argument(
         '--results',
         metavar='DIR',
-        help='judge what gfl-det infer-many wrote, part by part; needs --annotations alone',
+        help='evaluate a result folder of gfl-det infer-many; needs only --annotations',
     )
     parser.add_argument('--annotations', metavar='JSON', help='COCO file for --results')
-    parser.add_argument('--classwise', action='store_true', help='print the AP of each class too')
+    parser.add_argument(
+        '--workers',
+        type=count,
+        default=1,
+        metavar='N',
+        help='processes that match detections with gt boxes for --results (1)',
+    )
+    parser.add_argument('--classwise', action='store_true', help='also print the AP of each class')
     return parser
 
 
@@ -80,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     from gfl_det.utils.config import check_split, load_config
 
     if args.results is not None:
-        judge_results(args.results, args.annotations)
+        judge_results(args.results, args.annotations, args.workers)
         return
     if args.data is None:
         cfg = load_config(args.config, args.cfg_options)
@@ -109,13 +116,18 @@ def run(args: argparse.Namespace) -> None:
     tell_outputs(args.out, args.show_dir)
 
 
-def judge_results(results: str, annotations: str) -> None:
+def judge_results(results: str, annotations: str, workers: int = 1) -> None:
     """Print COCO's AP and calibration metrics of a result folder of ``gfl-det infer-many``.
+
+    Args:
+        results: The folder.
+        annotations: COCO file of the same images.
+        workers: Processes that match.
 
     Raises:
         DataError: If the folder has no results, or results for other images.
     """
-    from gfl_det.evaluation.detections import read_annotations, truths_of_table
+    from gfl_det.evaluation.detections import gts_of_table, read_annotations
     from gfl_det.evaluation.evaluate import format_metrics
     from gfl_det.evaluation.parts import evaluate_parts
     from gfl_det.inference.export.onnx_file import require
@@ -124,7 +136,9 @@ def judge_results(results: str, annotations: str) -> None:
     from gfl_det.inference.shards import read_parts
 
     table = read_annotations(annotations)
-    metrics = evaluate_parts(read_parts(results, table), truths_of_table(table))
+    gts, parts = gts_of_table(table), read_parts(results, table)
+    del table  # a gigabyte for millions of boxes
+    metrics = evaluate_parts(parts, gts, workers=workers)
     print(format_metrics(metrics))
 
 

@@ -20,28 +20,28 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint, without a name from the newest good one in the work dir',
+        help='continue from CHECKPOINT, or from the newest valid one in the work dir',
     )
     parser.add_argument(
-        '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 without'
+        '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU'
     )
     parser.add_argument(
         '--channels-last',
         action='store_true',
-        help='lay maps out with channels last, which most convolutions are faster in',
+        help='use the channels-last memory format, in which most convolutions are faster',
     )
     _add_scaling(parser)
     parser.add_argument(
         '--loss-guard',
         choices=GUARDS,
         default=GUARDS[0],
-        help='at a loss or gradient that is infinite or NaN: stop (default), or skip the step; '
-        'either writes a file for `gfl-det replay`',
+        help='action at an infinite or NaN loss or gradient: stop (default) or skip the step; both '
+        'write a file for `gfl-det replay`',
     )
     parser.add_argument(
         '--from-scratch',
         action='store_true',
-        help='random weights: no download, no frozen layers, a longer schedule needed',
+        help='start from random weights: no download, no frozen layers; needs a longer schedule',
     )
     parser.add_argument(
         '--pictures',
@@ -49,14 +49,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=int,
         const=8,
         metavar='N',
-        help='draw the same N validation images after each validation, without a number 8',
+        help='draw the same N validation images (8) after each validation',
     )
     parser.add_argument(
         '--log-to',
         nargs='+',
         choices=list(BACKENDS),
         default=[],
-        help='send losses, metrics and pictures there too',
+        help='also send losses, metrics and pictures there',
     )
     return parser
 
@@ -73,7 +73,7 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--verbose',
         action='store_true',
-        help='print all that the log file has',
+        help='print everything that goes to the log file',
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
     # torch.distributed.launch passes the local rank, torchrun sets the environment variable.
@@ -86,11 +86,14 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
         '--no-scale-lr',
         dest='scale_lr',
         action='store_false',
-        help='keep the learning rate of the config, which is scaled by default with the number of '
-        'images an update sees over the number it was set for',
+        help='keep the learning rate of the config; by default it is scaled by the batch size over '
+        'the one that it was set for',
     )
     scaling.add_argument(
-        '--auto-scale-lr', dest='scale_lr', action='store_true', help='what is done by default'
+        '--auto-scale-lr',
+        dest='scale_lr',
+        action='store_true',
+        help='the default; accepted for compatibility',
     )
 
 

@@ -12,26 +12,28 @@ import argparse
 from gfl_det.cli.arguments import parsing
 
 EXTRACT = (
-    'Take the weights out of a checkpoint of a training, without optimizer and history: a quarter '
-    'to a half of its size, for tests, exports and other trainings.'
+    'Extract the weights from a training checkpoint, without optimizer and history: a quarter to '
+    'a half of its size, for tests, exports and other trainings.'
 )
 
 CONVERT = (
-    'Convert published weights of NanoDet-Plus, a NAME.param and NAME.bin of ncnn or a NAME.ckpt '
-    "of its authors' trainer, to a checkpoint with its config and class names in it."
+    'Convert published weights of NanoDet-Plus (NAME.param and NAME.bin of ncnn, or NAME.ckpt of '
+    "the authors' trainer) to a checkpoint that contains its config and class names."
 )
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Build the parser."""
-    parser = argparse.ArgumentParser(prog=prog, description='Work on files of weights.')
+    parser = argparse.ArgumentParser(prog=prog, description='Extract or convert weights.')
     commands = parser.add_subparsers(dest='command', required=True)
     extracting = commands.add_parser(
-        'extract', help='the weights of a checkpoint of a training alone', description=EXTRACT
+        'extract', help='extract the weights from a training checkpoint', description=EXTRACT
     )
     add_extract_arguments(extracting)
     converting = commands.add_parser(
-        'convert', help='published weights of NanoDet-Plus to a checkpoint', description=CONVERT
+        'convert',
+        help='convert published weights of NanoDet-Plus to a checkpoint',
+        description=CONVERT,
     )
     add_convert_arguments(converting)
     return parser
@@ -51,8 +53,8 @@ def add_extract_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--kind',
         choices=['averaged', 'trained'],
-        help='of a training with averaged weights (EMA): the averages, which tests of the '
-        'checkpoint use (default), or the weights that the optimizer left',
+        help='for a training with averaged weights (EMA): the averages, which are also tested '
+        '(default), or the weights of the optimizer',
     )
 
 
@@ -64,8 +66,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', required=True, metavar='FILE', help='the checkpoint to write')
     parser.add_argument(
         '--config',
-        help='of the network, a file or the name of a shipped config; by default the one that the '
-        'name of the first file begins with',
+        help='config of the network, a file or the name of a shipped config; default: the one that '
+        'the name of the first file begins with',
     )
 
 

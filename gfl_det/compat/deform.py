@@ -145,10 +145,11 @@ class _Operands(NamedTuple):
     def prepared(self) -> _Operands:
         """Convert to a precision sufficient for positions, with pixels as rows in memory."""
         dtype = torch.promote_types(self.image.dtype, torch.float32)
-        given = (None if each is None else each.detach().to(dtype) for each in self)
-        image, offset, mask, weight = given
-        image = image.contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
-        return _Operands(image, offset, mask, weight)  # type: ignore[arg-type]
+        image, offset, weight = (
+            each.detach().to(dtype) for each in (self.image, self.offset, self.weight)
+        )
+        mask = None if self.mask is None else self.mask.detach().to(dtype)
+        return _Operands(image.contiguous(memory_format=torch.channels_last), offset, mask, weight)
 
 
 def _chunks(
@@ -182,7 +183,12 @@ def _forward(given: _Operands, layout: KernelLayout, output: Tensor) -> None:
 def _backward(given: _Operands, layout: KernelLayout, grad_output: Tensor) -> _Operands:
     """Compute the gradients of all operands."""
     prepared = given.prepared()
-    total = _Operands(*(None if each is None else torch.zeros_like(each) for each in prepared))  # type: ignore[arg-type]
+    total = _Operands(
+        torch.zeros_like(prepared.image),
+        torch.zeros_like(prepared.offset),
+        None if prepared.mask is None else torch.zeros_like(prepared.mask),
+        torch.zeros_like(prepared.weight),
+    )
     for number, rows, part, place in _chunks(prepared, layout):
         with torch.enable_grad():
             leaves = [each.detach().requires_grad_() for each in part if each is not None]

@@ -435,7 +435,7 @@ def judge_boxes(ids: Sequence[Any], rows: BoxColumns) -> tuple[np.ndarray, BoxRe
         dropped={reason: where(mask) for reason, mask in faults.items() if mask.any()},
         ignored=0,
         other_classes=0,
-        partly_outside=where(keep & (overhang > ROUNDING_PX).any(-1)),
+        partly_outside=where(keep & np.logical_or(*(overhang > ROUNDING_PX).T)),
         area_filled=where(keep & ~rows.has_area),
     )
 
@@ -459,12 +459,12 @@ def box_faults(
     """Return a mask (N,) for each reason in ``DROPPED``; each entry is set in at most one."""
     corner, side = boxes[:, :2], boxes[:, 2:]
     overlap = np.minimum(corner + side, image_wh) - np.maximum(corner, 0)
-    masks = (
+    masks = (  # both columns at once: any(-1) takes several times as long
         ~is_numeric,
         ~np.isfinite(boxes).all(-1),
-        (side <= 0).any(-1),
-        (side < MIN_SIDE_PX).any(-1),
-        (overlap <= 0).any(-1),
+        np.logical_or(*(side <= 0).T),
+        np.logical_or(*(side < MIN_SIDE_PX).T),
+        np.logical_or(*(overlap <= 0).T),
         area <= 0,
     )
     faults, free = {}, np.ones(len(boxes), bool)

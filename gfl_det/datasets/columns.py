@@ -214,6 +214,7 @@ def _slices(array: memoryview, kind: type) -> Iterator[list[Any]]:
     Raises:
         NotPlainError: If no seam is found: an entry is longer than a slice.
     """
+    # mypy takes no variable for a type.
     decode = msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]
     if bytes(array[:1]) != b'[':
         raise NotPlainError

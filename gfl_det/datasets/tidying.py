@@ -414,5 +414,7 @@ def renamed_files(folder: str, names: Iterable[str]) -> dict[str, str]:
 
 def meant_once(new: Mapping[str, str | None], listed: Iterable[str]) -> dict[str, str]:
     """Return the new names that no other image has or gets."""
+    if not new:
+        return {}
     times = Counter(new.get(name, name) for name in set(listed))
     return {name: file for name, file in new.items() if file is not None and times[file] == 1}

@@ -17,6 +17,7 @@ from gfl_det.engine.hooks import (
     AssignmentLogHook,
     ChannelsLastHook,
     CheckpointHook,
+    FoldedNormsHook,
     LossGuardHook,
     StopSignalHook,
 )
@@ -153,6 +154,7 @@ def protect(cfg: Config, guard: str = 'stop') -> None:
     if isinstance(saver, dict) and saver.get('type', 'CheckpointHook') == 'CheckpointHook':
         saver['type'] = f'gfl_det.{CheckpointHook.__name__}'
     _add_hook(cfg, dict(type=f'gfl_det.{StopSignalHook.__name__}'))
+    _add_hook(cfg, dict(type=f'gfl_det.{FoldedNormsHook.__name__}'))
     if guard != 'off':
         _add_hook(cfg, dict(type=f'gfl_det.{LossGuardHook.__name__}', policy=guard))
 

@@ -34,11 +34,11 @@ from gfl_det.engine.hooks.console import EpochLinesHook, ProgressHook, for_peopl
 from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import ConfigError, SetupError
 from gfl_det.evaluation.detections import (
-    Truths,
+    GroundTruth,
     detections_from_coco,
+    gts_of_table,
     read_annotations,
     read_json,
-    truths_of_table,
 )
 from gfl_det.evaluation.shown import Sample, match_samples, once
 from gfl_det.utils.config import WHOLE_CONFIG, annotation_path, datasets_of, metrics_of, walk
@@ -49,7 +49,7 @@ BUILD_FAULT = re.compile(
 )
 Split = Literal['val', 'test']
 Quiet = Literal['train', 'test']
-Check = Callable[[Truths], None]
+Check = Callable[[GroundTruth], None]
 
 
 class QuietRunner(Runner):
@@ -172,12 +172,12 @@ def detect_split(cfg: Config, checkpoint: str, split: Split, check: Check | None
     """
     found = run_split(cfg, checkpoint, split, check)
     what = f'detections of {checkpoint}'
-    return Judged(found.truths, detections_from_coco(found.results, found.truths, what))
+    return Judged(found.gts, detections_from_coco(found.results, found.gts, what))
 
 
 def detect_edges(
     cfg: Config, checkpoint: str, split: Split, check: Check | None = None
-) -> tuple[Truths, EdgeDetections]:
+) -> tuple[GroundTruth, EdgeDetections]:
     """The same of a GFL head, with the distributions that its edges were read from.
 
     Raises:
@@ -241,7 +241,7 @@ class ModelFacts(NamedTuple):
 class SplitRun(NamedTuple):
     """What a detector found on a split."""
 
-    truths: Truths
+    gts: GroundTruth
     results: Any  # of COCO
     samples: list[Any]  # that the results were written from
     model: ModelFacts
@@ -253,7 +253,7 @@ def run_split(cfg: Config, checkpoint: str, split: Split, check: Check | None = 
     Arguments and errors are those of :func:`detect_split`.
     """
     cfg, keep = deepcopy(cfg), _Keep()
-    path = truths_path(cfg, split)
+    path = annotations_path(cfg, split)
     cfg.test_dataloader = cfg[f'{split}_dataloader']
     cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
     cfg.load_from = checkpoint
@@ -276,7 +276,7 @@ def run_split(cfg: Config, checkpoint: str, split: Split, check: Check | None = 
             outfile_prefix=prefix,
         )
         preflight.check_testing(cfg)
-        gts = _truths(cfg, path)
+        gts = _gts(cfg, path)
         if check is not None:
             check(gts)
         runner = build_runner(cfg)
@@ -306,13 +306,13 @@ def _label(samples: list[Any], table: CocoTable) -> list[Any]:
     return list(dict.fromkeys(ids))
 
 
-def _truths(cfg: Config, path: str) -> Truths:
-    gts = truths_of_table(read_annotations(path))
+def _gts(cfg: Config, path: str) -> GroundTruth:
+    gts = gts_of_table(read_annotations(path))
     names = class_names(datasets_of(cfg, 'test')[0])
     return gts if names is None else gts.of_classes(names, path)
 
 
-def truths_path(cfg: Config, split: Split) -> str:
+def annotations_path(cfg: Config, split: Split) -> str:
     """The annotation file of a split: that of its metric, else that of its only data set.
 
     Raises:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.functional import COCO_TAUS
 from gfl_det.evaluation.matching import MAX_DETS, match
 from gfl_det.evaluation.weighted import DetectionStatistics
@@ -237,14 +237,14 @@ def resample(
         Intervals by metric; those of class k have the suffix ``_class_k``.
 
     Example:
-        >>> from gfl_det.evaluation.detections import Detections, Truths
+        >>> from gfl_det.evaluation.detections import Detections, GroundTruth
         >>> from gfl_det.evaluation.matching import match
         >>> image, boxes = np.array([0, 1]), np.array([[0.0, 0, 4, 4]] * 2)
         >>> crowd = np.zeros(2, bool)
-        >>> truths = Truths([7, 8], ['', ''], [1], ['cat'], image, image * 0, boxes, crowd)
+        >>> gts = GroundTruth([7, 8], ['', ''], [1], ['cat'], image, image * 0, boxes, crowd)
         >>> found = Detections(image, image * 0, boxes, np.array([0.9, 0.8]))
-        >>> coco = match(found, truths, COCO_TAUS)
-        >>> resample(DetectionStatistics([], coco, found, truths), resamples=9)['AP']
+        >>> coco = match(found, gts, COCO_TAUS)
+        >>> resample(DetectionStatistics([], coco, found, gts), resamples=9)['AP']
         Interval(low=1.0, high=1.0)
     """
     images = statistics.num_images
@@ -269,13 +269,17 @@ def resample(
 
 
 def precision_intervals(
-    detections: Detections, truths: Truths, resamples: int, seed: int = 0, max_dets: int = MAX_DETS
+    detections: Detections,
+    gts: GroundTruth,
+    resamples: int,
+    seed: int = 0,
+    max_dets: int = MAX_DETS,
 ) -> dict[str, Interval]:
     """Confidence intervals of ``AP``, ``AP50``, ``AP75``, and of each class (``AP_class_k``).
 
     Args:
         detections: Detections of one detector.
-        truths: Ground truth of the same images.
+        gts: Ground truth of the same images.
         resamples: Number of resamples of the images.
         seed: Seed of the draws.
         max_dets: Highest-scoring detections to count per image and class.
@@ -283,13 +287,13 @@ def precision_intervals(
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.9]))
-        >>> precision_intervals(found, truths, resamples=20)['AP50']  # one image has no spread
+        >>> precision_intervals(found, gts, resamples=20)['AP50']  # one image has no spread
         Interval(low=1.0, high=1.0)
     """
-    coco = match(detections, truths, COCO_TAUS.tolist(), max_dets=max_dets)
-    statistics = DetectionStatistics([], coco, detections, truths, precision_alone=True)
+    coco = match(detections, gts, COCO_TAUS.tolist(), max_dets=max_dets)
+    statistics = DetectionStatistics([], coco, detections, gts, precision_alone=True)
     return resample(statistics, resamples, seed)
 
 

@@ -12,12 +12,12 @@ from mmengine.logging import print_log
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.detections import (
     Detections,
-    Truths,
+    GroundTruth,
     check_detections,
     collect,
+    gts_of_rows,
+    gts_of_table,
     read_annotations,
-    truths_of_rows,
-    truths_of_table,
 )
 from gfl_det.evaluation.evaluate import (
     INSIDE,
@@ -108,7 +108,7 @@ class CalibrationMetric(BaseMetric):
                     raise ConfigError(
                         'CalibrationMetric got samples without gt boxes: give it an ann_file'
                     )
-                entry['truths'] = sample['instances']
+                entry['instances'] = sample['instances']
             self.results.append(entry)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
@@ -122,11 +122,11 @@ class CalibrationMetric(BaseMetric):
             raise ConfigError('CalibrationMetric needs the data set to name its classes: metainfo')
         samples = [Sample(entry['img_id'], entry['img_path']) for entry in results]
         if self.table is None:
-            rows = samples_once(samples, [entry['truths'] for entry in results])
+            rows = samples_once(samples, [entry['instances'] for entry in results])
             shown = once(samples, rows)
             results = [results[place] for place in shown]
-            gts = [entry['truths'] for entry in results]
-            truths = truths_of_table(table_of_samples(gts, names))
+            instances = [entry['instances'] for entry in results]
+            gts = gts_of_table(table_of_samples(instances, names))
             images = list(range(len(results)))
         else:
             rows = match_samples(
@@ -135,8 +135,8 @@ class CalibrationMetric(BaseMetric):
             shown = once(samples, rows)
             tell_share(len(shown), len(self.table.image_ids), 'CalibrationMetric')
             results = [results[place] for place in shown]
-            truths, images = truths_of_rows(self.table, [rows[place] for place in shown])
-            truths = truths.of_classes(names, str(self.ann_file))
+            gts, images = gts_of_rows(self.table, [rows[place] for place in shown])
+            gts = gts.of_classes(names, str(self.ann_file))
         detections = check_detections(collect(results, images))
         if np.ndim(self.score_thr) and len(np.atleast_1d(self.score_thr)) != len(names):
             raise ConfigError(
@@ -145,18 +145,18 @@ class CalibrationMetric(BaseMetric):
             )
         detections = detections.take(keep_above(detections, self.score_thr))
         metrics = evaluate_detections(
-            detections, truths, self.taus, self.zero_overlap, self.resamples, self.seed
+            detections, gts, self.taus, self.zero_overlap, self.resamples, self.seed
         )
         if self.classwise:
-            self._log_classes(detections, truths)
+            self._log_classes(detections, gts)
         print_log(f'Calibration:\n{format_metrics(metrics)}', logger='current')
         return metrics
 
-    def _log_classes(self, detections: Detections, truths: Truths) -> None:
+    def _log_classes(self, detections: Detections, gts: GroundTruth) -> None:
         tau = self.taus[0]
-        errors = errors_by_class(detections, truths, tau, self.zero_overlap)
+        errors = errors_by_class(detections, gts, tau, self.zero_overlap)
         laece, laace = errors.laece.per_class, errors.laace.per_class
-        width = max(5, *map(len, truths.class_names))
+        width = max(5, *map(len, gts.class_names))
         head = (
             f'{"class":{width}}  count  LaECE   floor .95  LaACE   floor .95    LRP    loc     FP'
             '     FN'
@@ -169,6 +169,6 @@ class CalibrationMetric(BaseMetric):
             )
             + ' '
             + ' '.join(f'{values[k]:6.3f}' for values in errors.lrp)
-            for k, name in enumerate(truths.class_names)
+            for k, name in enumerate(gts.class_names)
         ]
         print_log('\n'.join([f'At IoU {tau:g}:', head, *rows, INSIDE]), logger='current')

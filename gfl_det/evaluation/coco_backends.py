@@ -43,7 +43,7 @@ class FastCOCOeval(COCOeval):
         self.eval = self._engine.eval
 
 
-def counts_alike(truths: COCO, detections: Sequence[dict[str, Any]]) -> bool:
+def counts_alike(gts: COCO, detections: Sequence[dict[str, Any]]) -> bool:
     """Whether `FastCOCOeval` is sure to give pycocotools' numbers.
 
     It reads ids as integers, a missing ``area`` or ``iscrowd`` as 0, and has no place for a score
@@ -55,8 +55,8 @@ def counts_alike(truths: COCO, detections: Sequence[dict[str, Any]]) -> bool:
         >>> counts_alike(known, [])  # faster_coco_eval cannot read the category's id
         False
     """
-    ids = [entry['id'] for part in ('images', 'categories') for entry in truths.dataset[part]]
-    annotations = truths.dataset.get('annotations', [])
+    ids = [entry['id'] for part in ('images', 'categories') for entry in gts.dataset[part]]
+    annotations = gts.dataset.get('annotations', [])
     return (
         all(isinstance(each, int) for each in ids)
         and all(

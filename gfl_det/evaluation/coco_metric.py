@@ -26,9 +26,9 @@ from gfl_det.evaluation.bootstrap import precision_intervals
 from gfl_det.evaluation.coco_backends import Backend, FastCOCOeval, choose_backend, counts_alike
 from gfl_det.evaluation.detections import (
     collect,
+    gts_of_rows,
     read_annotations,
     sorted_rows,
-    truths_of_rows,
 )
 from gfl_det.evaluation.functional import COCO_TAUS
 from gfl_det.evaluation.shown import (
@@ -167,23 +167,23 @@ class CocoMetric(MMDetCocoMetric):
         if self.outfile_prefix is not None:
             self.results2json(shown.predictions, self.outfile_prefix)
             if self.table is None:
-                self.gt_to_coco_json([truth for truth, _ in results], self.outfile_prefix)
+                self.gt_to_coco_json([gt for gt, _ in results], self.outfile_prefix)
         if self.format_only:
             print_log(f'The results are in {self.outfile_prefix}.*.json.', 'current')
             return {}
-        truths = self._coco_api if self.table is not None else _coco_of(shown.table)
+        gts = self._coco_api if self.table is not None else _coco_of(shown.table)
         self.img_ids = [row + 1 for row in shown.rows]
         numbers: dict[str, float] = {}
         for metric in self.metrics:
             print_log(f'Evaluating {metric}...', 'current')
             if metric == 'proposal_fast':
-                numbers.update(self._fast_recalls(truths, shown.predictions))
+                numbers.update(self._fast_recalls(gts, shown.predictions))
                 continue
             detections = self._detections(shown, labels, with_masks=metric == 'segm')
             if not detections:
                 print_log('No image has a detection: no metric.', 'current', logging.ERROR)
                 break
-            evaluator = self._evaluate(truths, detections, labels, metric)
+            evaluator = self._evaluate(gts, detections, labels, metric)
             numbers.update(self._name(metric, evaluator))
             if metric == 'bbox' and self.resamples:
                 numbers.update(self._intervals(shown, labels))
@@ -192,11 +192,11 @@ class CocoMetric(MMDetCocoMetric):
     def _intervals(self, shown: _Shown, labels: list[int]) -> dict[str, float]:
         """Ends of the .95 intervals of mAP, mAP_50, mAP_75 and, with ``classwise``, each class."""
         names = [shown.table.class_names[label] for label in labels]
-        truths, images = truths_of_rows(shown.table, shown.rows)
+        gts, images = gts_of_rows(shown.table, shown.rows)
         most = self.proposal_nums[self._precision_column()]
         found = precision_intervals(
             collect(shown.predictions, images),
-            truths.of_classes(names, shown.table.source),
+            gts.of_classes(names, shown.table.source),
             self.resamples,
             self.seed,
             most,
@@ -225,14 +225,14 @@ class CocoMetric(MMDetCocoMetric):
         predictions = [prediction for _, prediction in results]
         samples = [Sample(each['img_id'], each.get('img_path', '')) for each in predictions]
         if self.table is None:
-            truths = [truth for truth, _ in results]
-            places = once(samples, samples_once(samples, [truth['anns'] for truth in truths]))
+            gts = [gt for gt, _ in results]
+            places = once(samples, samples_once(samples, [gt['anns'] for gt in gts]))
             chosen = [predictions[place] for place in places]
-            truths = [truths[place] for place in places]
+            gts = [gts[place] for place in places]
             table = table_of_samples(
-                [truth['anns'] for truth in truths],
+                [gt['anns'] for gt in gts],
                 (self.dataset_meta or {})['classes'],
-                [dict(width=truth['width'], height=truth['height']) for truth in truths],
+                [dict(width=gt['width'], height=gt['height']) for gt in gts],
             )
             return _Shown(table, list(range(len(places))), chosen)
         table = self.table
@@ -251,13 +251,13 @@ class CocoMetric(MMDetCocoMetric):
         categories = [dict(id=row, name=name) for row, name in enumerate(table.class_names)]
         return match_classes((self.dataset_meta or {})['classes'], categories, table.source)
 
-    def _fast_recalls(self, truths: Any, predictions: Sequence[dict]) -> dict[str, float]:
+    def _fast_recalls(self, coco: Any, predictions: Sequence[dict]) -> dict[str, float]:
         """Compute recalls image by image: mmdet's code fails if numbers of gt boxes differ."""
         known, shown = self._coco_api, self.img_ids
-        self._coco_api = truths
+        self._coco_api = coco
         found, gts = np.zeros(len(self.proposal_nums)), 0
         for row, prediction in zip(shown, predictions):
-            entries = truths.load_anns(truths.get_ann_ids(img_ids=row))
+            entries = coco.load_anns(coco.get_ann_ids(img_ids=row))
             number = sum(not (each.get('ignore', False) or each['iscrowd']) for each in entries)
             if number:
                 self.img_ids = [row]
@@ -286,16 +286,16 @@ class CocoMetric(MMDetCocoMetric):
         return detections
 
     def _evaluate(
-        self, truths: Any, detections: list[dict], labels: list[int], metric: str
+        self, coco: Any, detections: list[dict], labels: list[int], metric: str
     ) -> COCOeval:
         """Evaluate and print COCO's table; proposals may match boxes of any class."""
         kind = COCOevalMP if self.use_mp_eval else COCOeval
         is_fast = self.backend == 'faster_coco_eval' and metric != 'segm' and not self.use_mp_eval
-        if is_fast and counts_alike(truths, detections):
+        if is_fast and counts_alike(coco, detections):
             kind = FastCOCOeval
         with redirect_stdout(io.StringIO()):
-            found = truths.loadRes(detections)
-        evaluator = kind(truths, found, 'segm' if metric == 'segm' else 'bbox')
+            found = coco.loadRes(detections)
+        evaluator = kind(coco, found, 'segm' if metric == 'segm' else 'bbox')
         evaluator.params.catIds = [label + 1 for label in labels]
         evaluator.params.imgIds = self.img_ids
         evaluator.params.maxDets = list(self.proposal_nums)

@@ -24,7 +24,7 @@ from scipy.stats import t as student
 
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.bootstrap import LEVEL, image_weights
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.evaluate import statistics_of
 from gfl_det.evaluation.matching import ZeroOverlap
 
@@ -64,7 +64,7 @@ class ComparedSide(NamedTuple):
 def compare_detections(
     a: Detections | Sequence[Detections],
     b: Detections | Sequence[Detections],
-    truths: Truths,
+    truths: GroundTruth,
     resamples: int = 1000,
     seed: int = 0,
     taus: Sequence[float] = (0.0, 0.5),
@@ -94,9 +94,9 @@ def compare_detections(
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]]).repeat(20, 0)
         >>> image, label = np.arange(20), np.zeros(20, int)
         >>> names = list('abcdefghijklmnopqrst')
-        >>> truths = Truths(names, names, [1], ['cat'], image, label, square, np.zeros(20, bool))
+        >>> gts = GroundTruth(names, names, [1], ['cat'], image, label, square, np.zeros(20, bool))
         >>> good = Detections(image, label, square, np.full(20, 0.9))
-        >>> found = compare_detections(good, good.take(image < 10), truths, resamples=200)
+        >>> found = compare_detections(good, good.take(image < 10), gts, resamples=200)
         >>> found['AP_difference'] > 0, found['AP_p'] < 0.05
         (True, True)
     """

@@ -32,7 +32,7 @@ from gfl_det.ops.boxes import xyxy_to_xywh
 DIGEST = 16  # hex digits that tell images apart
 
 
-class Truths(NamedTuple):
+class GroundTruth(NamedTuple):
     """The ground truth of a data set: I images, K classes, M boxes."""
 
     image_ids: list[Any]  # I, sorted
@@ -48,7 +48,7 @@ class Truths(NamedTuple):
         """How many boxes that are not crowds each class has, ``(K,)``."""
         return np.bincount(self.label[~self.crowd], minlength=len(self.category_ids))
 
-    def of_classes(self, names: Sequence[str], source: str = 'the ground truth') -> Truths:
+    def of_classes(self, names: Sequence[str], source: str = 'the ground truth') -> GroundTruth:
         """The same images with the named classes alone, in the order of the names.
 
         A class that is absent for sure (`add_absent`) has no box.
@@ -78,7 +78,7 @@ class Truths(NamedTuple):
             crowd=self.crowd[kept],
         )
 
-    def of_images(self, chosen: Sequence[int] | np.ndarray) -> Truths:
+    def of_images(self, chosen: Sequence[int] | np.ndarray) -> GroundTruth:
         """Some of the images, in the order of ``chosen``, indices into ``image_ids``."""
         new = np.full(len(self.image_ids), -1)
         new[chosen] = np.arange(len(chosen))
@@ -94,11 +94,14 @@ class Truths(NamedTuple):
         )
 
 
+Truths = GroundTruth  # its name in 0.1, also in pickles
+
+
 class Detections(NamedTuple):
     """Detections in the order of their file or list."""
 
-    image: np.ndarray  # (N,) int64, index into Truths.image_ids
-    label: np.ndarray  # (N,) int64, index into Truths.category_ids
+    image: np.ndarray  # (N,) int64, index into GroundTruth.image_ids
+    label: np.ndarray  # (N,) int64, index into GroundTruth.category_ids
     boxes: np.ndarray  # (N, 4) float64, xywh px
     scores: np.ndarray  # (N,) float64 in [0, 1]
 
@@ -135,21 +138,21 @@ def check_detections(detections: Detections, source: str = 'the detections') -> 
     return detections
 
 
-def fingerprint(truths: Truths, detections: Detections) -> str:
+def fingerprint(gts: GroundTruth, detections: Detections) -> str:
     """Hex digest of all that a calibrator is fitted on; the order of images does not matter.
 
     Example:
         >>> image = label = np.zeros(1, int)
         >>> square, crowd = np.array([[0.0, 0, 4, 4]]), np.zeros(1, bool)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, crowd)
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, crowd)
         >>> found = Detections(image, label, square, np.array([0.5]))
-        >>> len(fingerprint(truths, found))
+        >>> len(fingerprint(gts, found))
         64
     """
     digest = hashlib.sha256()
-    for names in (truths.image_keys, truths.class_names, truths.category_ids):
+    for names in (gts.image_keys, gts.class_names, gts.category_ids):
         digest.update(json.dumps([str(name) for name in names]).encode())
-    for array in (*truths[4:], *detections):
+    for array in (*gts[4:], *detections):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
@@ -220,7 +223,7 @@ def read_annotations(path: str | PathLike[str], backend_args: dict | None = None
     return read_table(_content(path, backend_args), str(path))
 
 
-def truths_from_coco(dataset: Any, source: str = 'the ground truth') -> Truths:
+def gts_from_coco(dataset: Any, source: str = 'the ground truth') -> GroundTruth:
     """Flatten a parsed COCO annotation file.
 
     Every box counts, as in COCO's evaluation; those marked ``iscrowd`` as crowds. Ids may be of any
@@ -236,27 +239,30 @@ def truths_from_coco(dataset: Any, source: str = 'the ground truth') -> Truths:
 
     Example:
         >>> dataset = dict(images=[dict(id=7)], categories=[dict(id=3, name='cat')], annotations=[])
-        >>> truths = truths_from_coco(dataset)
-        >>> truths.class_names, len(truths.boxes)
+        >>> gts = gts_from_coco(dataset)
+        >>> gts.class_names, len(gts.boxes)
         (['cat'], 0)
     """
-    return truths_of_table(table_of(dataset, source))
+    return gts_of_table(table_of(dataset, source))
 
 
-def truths_of_table(table: CocoTable) -> Truths:
+truths_from_coco = gts_from_coco  # its name in 0.1
+
+
+def gts_of_table(table: CocoTable) -> GroundTruth:
     """The ground truth of a file in columns, its images sorted by id.
 
     Example:
         >>> import json
         >>> dataset = dict(images=[dict(id=7)], categories=[dict(id=3, name='cat')], annotations=[])
         >>> table = read_table(json.dumps(dataset).encode(), 'labels.json')
-        >>> truths_of_table(table).class_names
+        >>> gts_of_table(table).class_names
         ['cat']
     """
     order = sorted_rows(table.image_ids)
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    return Truths(
+    return GroundTruth(
         [table.image_ids[row] for row in order],
         [image_key(table.image_ids[row], table.file_names[row]) for row in order],
         table.category_ids,
@@ -268,20 +274,20 @@ def truths_of_table(table: CocoTable) -> Truths:
     )
 
 
-def truths_of_rows(table: CocoTable, rows: Sequence[int]) -> tuple[Truths, list[int]]:
+def gts_of_rows(table: CocoTable, rows: Sequence[int]) -> tuple[GroundTruth, list[int]]:
     """The gt boxes of some images of a file, and the place of each row among them.
 
     Example:
         >>> images = [dict(id=9, file_name='b'), dict(id=7, file_name='a')]
         >>> dataset = dict(images=images, categories=[dict(id=3, name='cat')], annotations=[])
-        >>> truths, places = truths_of_rows(table_of(dataset, 'the file'), [0, 1])
-        >>> truths.image_ids, places
+        >>> gts, places = gts_of_rows(table_of(dataset, 'the file'), [0, 1])
+        >>> gts.image_ids, places
         ([7, 9], [1, 0])
     """
     place = {row: index for index, row in enumerate(sorted_rows(table.image_ids))}
     order = sorted(place[row] for row in rows)
     chosen = {index: new for new, index in enumerate(order)}
-    return truths_of_table(table).of_images(order), [chosen[place[row]] for row in rows]
+    return gts_of_table(table).of_images(order), [chosen[place[row]] for row in rows]
 
 
 def sorted_rows(ids: Sequence[Any]) -> list[int]:
@@ -298,7 +304,7 @@ def sorted_rows(ids: Sequence[Any]) -> list[int]:
 
 
 def detections_from_coco(
-    results: Any, truths: Truths, source: str = 'the detections'
+    results: Any, truths: GroundTruth, source: str = 'the detections'
 ) -> Detections:
     """Flatten a list of COCO results.
 
@@ -314,7 +320,7 @@ def detections_from_coco(
     Example:
         >>> dataset = dict(images=[dict(id=7)], categories=[dict(id=3, name='cat')], annotations=[])
         >>> result = dict(image_id=7, category_id=3, bbox=[0, 0, 4, 4], score=0.9)
-        >>> detections_from_coco([result], truths_from_coco(dataset)).scores
+        >>> detections_from_coco([result], gts_from_coco(dataset)).scores
         array([0.9])
     """
     if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
@@ -345,6 +351,44 @@ def detections_from_coco(
         ),
         source,
     )
+
+
+def result_column(
+    entries: Sequence[dict[str, Any]],
+    name: str,
+    shape: tuple[int, ...],
+    source: str = 'the detections',
+) -> np.ndarray | None:
+    """Further field of all entries of COCO results ``(N, *shape)``; None if no entry has it.
+
+    Args:
+        entries: the results.
+        name: the field, such as ``edge_std``.
+        shape: of a value: ``()`` or ``(n,)``.
+        source: the list's name for messages.
+
+    Raises:
+        DataError: If some entries lack it, or a value is not finite numbers of that shape.
+
+    Example:
+        >>> result_column([dict(edge_std=[1, 2, 1, 3])], 'edge_std', (4,))
+        array([[1., 2., 1., 3.]])
+    """
+    if not any(name in entry for entry in entries):
+        return None
+    lacking = next((i for i, entry in enumerate(entries) if name not in entry), None)
+    if lacking is not None:
+        raise DataError(
+            f'{source}: entry {lacking} lacks "{name}", others have it: write it again.'
+        )
+    try:
+        values = np.array([entry[name] for entry in entries], float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (len(entries), *shape) or not np.isfinite(values).all():
+        what = f'{shape[0]} finite numbers' if shape else 'a finite number'
+        raise DataError(f'{source}: "{name}" is not {what} in every entry: correct it.')
+    return values
 
 
 def collect(results: Sequence[dict], images: Sequence[int]) -> Detections:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.bootstrap import resample
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.floors import ErrorFloor, dece_floor, laace_floor, laece_floor
 from gfl_det.evaluation.functional import (
     COCO_TAUS,
@@ -40,7 +40,7 @@ INSIDE = '* inside its floor: a perfectly calibrated detector with these scores 
 
 def evaluate_detections(
     detections: Detections,
-    truths: Truths,
+    truths: GroundTruth,
     taus: Sequence[float] = (0.0, 0.5),
     zero_overlap: ZeroOverlap = 'oracle',
     resamples: int = 0,
@@ -75,8 +75,8 @@ def evaluate_detections(
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
-        >>> metrics = evaluate_detections(Detections(image, label, square, np.array([0.9])), truths)
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> metrics = evaluate_detections(Detections(image, label, square, np.array([0.9])), gts)
         >>> round(metrics['AP'], 4), round(metrics['LaECE_0'], 4), round(metrics['D-ECE'], 4)
         (1.0, 0.1, 0.1)
     """
@@ -106,9 +106,9 @@ def metrics_of(
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.9]))
-        >>> round(metrics_of([], match(found, truths, COCO_TAUS))['AP'], 4)
+        >>> round(metrics_of([], match(found, gts, COCO_TAUS))['AP'], 4)
         1.0
     """
     metrics: dict[str, float] = {}
@@ -128,7 +128,7 @@ def metrics_of(
 
 def statistics_of(
     detections: Detections,
-    truths: Truths,
+    truths: GroundTruth,
     taus: Sequence[float] = (0.0, 0.5),
     zero_overlap: ZeroOverlap = 'oracle',
 ) -> DetectionStatistics:
@@ -143,9 +143,9 @@ def statistics_of(
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.9]))
-        >>> statistics_of(found, truths)(np.ones((1, 1)))['AP']  # each image once
+        >>> statistics_of(found, gts)(np.ones((1, 1)))['AP']  # each image once
         array([1.])
     """
     check_taus(taus)
@@ -154,16 +154,16 @@ def statistics_of(
 
 
 def _match_all(
-    detections: Detections, truths: Truths, taus: Sequence[float], zero_overlap: ZeroOverlap
+    detections: Detections, gts: GroundTruth, taus: Sequence[float], zero_overlap: ZeroOverlap
 ) -> tuple[list[tuple[Matches, str]], list[Matches]]:
     """Matches at the given thresholds, with the suffixes of metric names, and at COCO's."""
-    found = match(detections, truths, [*taus, *COCO_TAUS], zero_overlap)
+    found = match(detections, gts, [*taus, *COCO_TAUS], zero_overlap)
     matched: list[tuple[Matches, str]] = []
     for tau, matches in zip(taus, found):
         matched.append((matches, ''))
         if tau == 0:
             other: ZeroOverlap = 'reject' if zero_overlap == 'oracle' else 'oracle'
-            matched += [(each, f'_{other}') for each in match(detections, truths, [tau], other)]
+            matched += [(each, f'_{other}') for each in match(detections, gts, [tau], other)]
     return matched, found[len(taus) :]
 
 
@@ -229,7 +229,7 @@ class ClassErrors(NamedTuple):
 
 
 def errors_by_class(
-    detections: Detections, truths: Truths, tau: float, zero_overlap: ZeroOverlap = 'oracle'
+    detections: Detections, truths: GroundTruth, tau: float, zero_overlap: ZeroOverlap = 'oracle'
 ) -> ClassErrors:
     """LaECE, LaACE and LRP with their values per class.
 
@@ -242,9 +242,9 @@ def errors_by_class(
     Example:
         >>> square = np.array([[0.0, 0.0, 4.0, 4.0]])
         >>> image = label = np.zeros(1, int)
-        >>> truths = Truths([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
+        >>> gts = GroundTruth([7], [''], [1], ['cat'], image, label, square, np.zeros(1, bool))
         >>> found = Detections(image, label, square, np.array([0.9]))
-        >>> errors = errors_by_class(found, truths, tau=0.5)
+        >>> errors = errors_by_class(found, gts, tau=0.5)
         >>> errors.laece.per_class.value.round(2), errors.laece.per_class.number, errors.lrp.total
         (array([0.1]), array([1]), array([0.]))
     """

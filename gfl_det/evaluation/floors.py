@@ -20,13 +20,14 @@ Estimation", AISTATS 2022 (arXiv 2012.08668).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import erf, expit
 
-from gfl_det.evaluation.functional import DECE_BINS, LAECE_BINS, laace, laece, nan_mean, targets_of
-from gfl_det.evaluation.matching import Matches
+from gfl_det.evaluation.functional import DECE_BINS, LAECE_BINS, laace, laece, nan_mean
+from gfl_det.evaluation.matching import TRUE, Matches
 
 DRAWS = 200
 NEIGHBOURS = 20  # detections of similar score from which a residual is drawn
@@ -45,6 +46,7 @@ SMOOTHED = 0.01  # standard error of the mean gap below which gaps are used as t
 CORRECTED = 0.95
 MAX_SWEEP_BINS = 200
 CHUNK = 2**18  # residuals per draw
+ROWS = 2**18  # detections at a time
 TINY = 1e-12  # least variance, against division by zero
 
 
@@ -74,50 +76,81 @@ class ErrorFloor(NamedTuple):
     per_class: Floor
 
 
-class _Windows(NamedTuple):
-    """Neighbours in score of each of N detections, sorted by class and score."""
+class _Sorted(NamedTuple):
+    """All N detections of some classes, sorted by class and score."""
 
-    scores: np.ndarray  # (N,)
-    gaps: np.ndarray  # (N,) target - score
-    first: np.ndarray  # (N,) int64, index of the first neighbour
-    size: np.ndarray  # (N,) int64, number of neighbours, fewer in a small class
-    mean: np.ndarray  # (N,) mean gap of the neighbours
-    scale: np.ndarray  # (N,) correction for the mean, which is estimated from the same neighbours
+    scores: np.ndarray  # (N,) float64
+    targets: np.ndarray  # (N,) float64
+    label: np.ndarray  # (N,) integers
 
     @classmethod
-    def of(
-        cls,
-        scores: np.ndarray,
-        targets: np.ndarray,
-        label: np.ndarray,
-        num_classes: int,
-        neighbours: int = NEIGHBOURS,
-    ) -> _Windows:
-        gaps = targets - scores
-        number = np.bincount(label, minlength=num_classes)
-        begin = (np.cumsum(number) - number)[label]
-        size = np.minimum(neighbours, number[label])
-        first = np.clip(np.arange(len(label)) - size // 2, begin, begin + number[label] - size)
-        total = np.concatenate([[0.0], np.cumsum(gaps)])
-        mean = (total[first + size] - total[first]) / size
-        return cls(scores, gaps, first, size, mean, np.sqrt(size / np.maximum(size - 1, 1)))
+    def of(cls, scores: np.ndarray, targets: np.ndarray, label: np.ndarray | None) -> _Sorted:
+        """Sort detections; without labels they are of one class."""
+        if label is None:
+            order, label = np.argsort(scores, kind='stable'), np.broadcast_to(0, len(scores))
+        else:
+            order = np.lexsort((scores, label))
+            label = label[order]
+        ordered = scores[order].astype(float, copy=False)
+        return cls(ordered, targets[order].astype(float, copy=False), label)
 
-    def draw(self, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Residuals ``(D, R)`` of R rows from random numbers in [0, 1).
+    def classes(self) -> Iterator[tuple[int, _Sorted]]:
+        """Yield the label and the detections of each class that has some."""
+        last = np.flatnonzero(self.label[1:] != self.label[:-1]) + 1
+        ends = [*last.tolist(), len(self.label)] if len(self.label) else []
+        for begin, end in zip([0, *ends], ends):
+            yield int(self.label[begin]), _Sorted(*(values[begin:end] for values in self))
+
+
+def _sorted_groups(matches: Matches) -> Iterator[_Sorted]:
+    """Judged detections with their IoUs, some classes at a time."""
+    for part in matches.groups():
+        judged = part.judged()
+        yield _Sorted.of(part.scores[judged], part.iou[judged], part.label[judged])
+
+
+class _Windows(NamedTuple):
+    """Neighbours in score of R consecutive detections, among the N of their classes."""
+
+    label: np.ndarray  # (R,)
+    scores: np.ndarray  # (R,)
+    own: np.ndarray  # (R,) target - score
+    gaps: np.ndarray  # (N,) the same of all
+    first: np.ndarray  # (R,) int64, index of the first neighbour
+    size: np.ndarray  # (R,) int64, at most the number asked for, fewer in a small class
+    mean: np.ndarray  # (R,) mean gap of the neighbours
+    scale: np.ndarray  # (R,) correction for the mean, which is estimated from the same neighbours
+
+    @classmethod
+    def along(cls, found: _Sorted, counts: np.ndarray, neighbours: int) -> Iterator[_Windows]:
+        """Yield `ROWS` detections at a time; ``counts`` ``(K,)`` are those of the classes."""
+        gaps, total = found.targets - found.scores, np.zeros(len(found.scores) + 1)
+        np.cumsum(gaps, out=total[1:])
+        starts = np.cumsum(counts) - counts
+        for begin in range(0, len(gaps), ROWS):
+            part = slice(begin, begin + ROWS)
+            label, own = found.label[part], gaps[part]
+            number, start = counts[label], starts[label]
+            size = np.minimum(neighbours, number)
+            first = np.arange(begin, begin + len(own)) - size // 2
+            first = np.clip(first, start, start + number - size)
+            mean = (total[first + size] - total[first]) / size
+            scale = np.sqrt(size / np.maximum(size - 1, 1))
+            yield cls(label, found.scores[part], own, gaps, first, size, mean, scale)
+
+    def residuals(self, rows: np.ndarray | slice, step: int) -> np.ndarray:
+        """Residuals of one neighbour of some detections; of the last one if they have fewer."""
+        place = self.first[rows] + np.minimum(step, self.size[rows] - 1)
+        return (self.gaps[place] - self.mean[rows]) * self.scale[rows]
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean absolute and mean squared residual of each detection, both ``(R,)``.
 
         A class with a single detection has the widest residuals: target 0 or 1.
         """
-        place = self.first[rows] + (uniform * self.size[rows]).astype(np.int64)
-        drawn = (self.gaps[place] - self.mean[rows]) * self.scale[rows]
-        scores = self.scores[rows]
-        return np.where(self.size[rows] > 1, drawn, (uniform < scores) - scores)
-
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean absolute and mean squared residual of each detection, both ``(N,)``."""
-        absolute, squared = np.zeros(len(self.gaps)), np.zeros(len(self.gaps))
-        for step in range(int(self.size.max(initial=0))):
-            place = self.first + np.minimum(step, self.size - 1)
-            residual = (self.gaps[place] - self.mean) * self.scale * (step < self.size)
+        absolute, squared = np.zeros(len(self.own)), np.zeros(len(self.own))
+        for step in range(self.size.max(initial=0)):
+            residual = self.residuals(slice(None), step) * (step < self.size)
             absolute += np.abs(residual)
             squared += residual**2
         widest = self.scores * (1 - self.scores)  # variance of targets in [0, 1] with this mean
@@ -127,12 +160,25 @@ class _Windows(NamedTuple):
             np.where(alone, widest, squared / self.size),
         )
 
-    def variance(self) -> np.ndarray:
-        """Mean squared residual of each detection, ``(N,)``: that of `moments`, in one pass."""
-        total = np.concatenate([[0.0], np.cumsum(self.gaps**2)])
-        squared = (total[self.first + self.size] - total[self.first]) / self.size - self.mean**2
-        widest = self.scores * (1 - self.scores)
-        return np.where(self.size == 1, widest, np.maximum(0, squared) * self.scale**2)
+
+class _Few(NamedTuple):
+    """Detections of sparse bins, whose residuals are drawn one by one."""
+
+    cell: np.ndarray  # (F,) int64, class and bin
+    scores: np.ndarray  # (F,)
+    size: np.ndarray  # (F,) int64, number of known residuals; 1: targets are 0 or 1
+    residuals: np.ndarray  # (F, NEIGHBOURS)
+
+    @classmethod
+    def of(cls, windows: _Windows, cell: np.ndarray, rows: np.ndarray) -> _Few:
+        known = [windows.residuals(rows, step) for step in range(NEIGHBOURS)]
+        return cls(cell[rows], windows.scores[rows], windows.size[rows], np.stack(known, 1))
+
+    def draw(self, uniform: np.ndarray) -> np.ndarray:
+        """Residuals ``(D, F)`` from random numbers in [0, 1)."""
+        place = (uniform * self.size).astype(np.int64)
+        drawn = self.residuals[np.arange(len(self.size)), place]
+        return np.where(self.size > 1, drawn, (uniform < self.scores) - self.scores)
 
 
 class _Bins(NamedTuple):
@@ -176,28 +222,31 @@ def binned_floor(
         >>> bool(floor.value > 0.1), bool(floor.inside), bool(floor.debiased < floor.value)
         (True, True, True)
     """
-    label = np.zeros(len(scores), np.int64) if label is None else label
-    order = np.lexsort((scores, label))
-    scores, targets, label = scores[order], np.asarray(targets, float)[order], label[order]
-    bins = _fill(
-        scores, targets, label, (num_classes, num_bins), binary, draws, np.random.default_rng(seed)
-    )
+    found = _Sorted.of(np.asarray(scores), np.asarray(targets), label)
+    return _binned([found], (num_classes, num_bins), binary, seed, draws)
+
+
+def _binned(
+    groups: Iterable[_Sorted], shape: tuple[int, int], binary: bool, seed: int, draws: int = DRAWS
+) -> ErrorFloor:
+    """The floor of :func:`binned_floor`, from detections of some classes at a time."""
+    sums, sweep, few = np.zeros((4, *shape)), np.full(shape[0], np.nan), []
+    for group in groups:
+        for label, own in group.classes():
+            sweep[label] = _sweep(own.scores, own.targets)
+        few += _add(group, sums, binary)
+    bins = _draw(sums, few, draws, np.random.default_rng(seed))
     number = bins.number.sum(1)
     with np.errstate(invalid='ignore', divide='ignore'):
         value = np.where(number > 0, np.abs(bins.gap).sum(1) / number, np.nan)
         drawn = np.where(number > 0, np.abs(bins.drawn).sum(2) / number, np.nan)
-    begin = np.searchsorted(label, np.arange(num_classes + 1))
-    sweep = [
-        sweep_error(scores[first:last], targets[first:last])
-        for first, last in zip(begin, begin[1:])
-    ]
     per_class = Floor(
         value,
         number,
         drawn.mean(0),
         np.quantile(drawn, QUANTILE, axis=0),
         _debiased(bins),
-        np.array(sweep),
+        sweep,
     )
     used = drawn[:, number > 0]
     mean = used.mean(1) if used.size else np.array([np.nan])
@@ -215,21 +264,13 @@ def laece_floor(matches: Matches, num_bins: int = LAECE_BINS, seed: int = 0) -> 
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.0, **found, **right, **number)
         >>> floor = laece_floor(matches).pooled
         >>> round(float(floor.value), 3), int(floor.number), bool(floor.inside)  # few say nothing
         (0.35, 2, True)
     """
-    judged = matches.judged()
-    floor = binned_floor(
-        matches.scores[judged],
-        matches.iou[judged],
-        num_bins,
-        matches.label[judged],
-        len(matches.truths),
-        seed=seed,
-    )
+    floor = _binned(_sorted_groups(matches), (len(matches.gt_counts), num_bins), False, seed)
     error = laece(matches, num_bins)  # the published error, equal up to rounding
     return _published(floor, error.mean, error.per_class)
 
@@ -245,27 +286,29 @@ def laace_floor(matches: Matches) -> ErrorFloor:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.0, **found, **right, **number)
         >>> floor = laace_floor(matches).pooled
         >>> round(float(floor.value), 3), round(float(floor.value - floor.mean - floor.debiased), 9)
         (0.35, 0.0)
     """
-    order = np.flatnonzero(matches.judged())
-    order = order[np.lexsort((matches.scores[order], matches.label[order]))]
-    label, number_of = matches.label[order], len(matches.truths)
-    windows = _Windows.of(matches.scores[order], matches.iou[order], label, number_of)
-    absolute, squared = windows.moments()
-    number = np.bincount(label, minlength=number_of)
+    classes = len(matches.gt_counts)
+    number, sums = np.zeros(classes, int), np.zeros((2, classes))
+    for group in _sorted_groups(matches):
+        counts = np.bincount(group.label, minlength=classes)
+        number += counts
+        for part in _Windows.along(group, counts, NEIGHBOURS):
+            absolute, squared = part.moments()
+            sums[0] += np.bincount(part.label, absolute, classes)
+            spread = np.maximum(0, squared - absolute**2)
+            sums[1] += np.bincount(part.label, spread, classes)
     with np.errstate(invalid='ignore', divide='ignore'):
-        mean = np.bincount(label, absolute, number_of) / number
-        spread = np.maximum(0, squared - absolute**2)
-        variance = np.bincount(label, spread, number_of) / number**2
+        mean, variance = sums[0] / number, sums[1] / number**2
     value = laace(matches).per_class
     upper = mean + NORMAL_QUANTILE * np.sqrt(variance)
-    per_class = Floor(value, number, mean, upper, value - mean, np.full(number_of, np.nan))
-    classes = max(1, int((number > 0).sum()))
-    deviation = np.sqrt(variance[number > 0].sum()) / classes
+    per_class = Floor(value, number, mean, upper, value - mean, np.full(classes, np.nan))
+    used = number > 0
+    deviation = np.sqrt(variance[used].sum()) / max(1, used.sum())
     pooled = nan_mean(mean)
     upper_pooled = pooled + NORMAL_QUANTILE * deviation
     return ErrorFloor(_pooled(per_class, pooled, upper_pooled), per_class)
@@ -282,14 +325,14 @@ def dece_floor(matches: Matches, num_bins: int = DECE_BINS, seed: int = 0) -> Er
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([1, 0]), iou=np.array([0.8, 0.0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> bool(dece_floor(matches).pooled.inside)  # two detections say nothing
         True
     """
     judged = matches.judged()
-    right = targets_of(matches, 'precision')[judged]
-    return binned_floor(matches.scores[judged], right, num_bins, binary=True, seed=seed)
+    found = _Sorted.of(matches.scores[judged], matches.state[judged] == TRUE, None)
+    return _binned([found], (1, num_bins), True, seed)
 
 
 def sweep_error(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -311,13 +354,19 @@ def sweep_error(scores: np.ndarray, targets: np.ndarray) -> float:
         >>> round(sweep_error(scores, np.array([0.9, 0.5, 0.5, 0.1])), 3)  # one bin for all
         0.0
     """
-    number = len(scores)
+    order = np.argsort(scores, kind='stable')
+    return _sweep(scores[order], targets[order])
+
+
+def _sweep(sorted_scores: np.ndarray, targets: np.ndarray) -> float:
+    """The error of :func:`sweep_error`, of sorted scores and their targets."""
+    number = len(sorted_scores)
     if not number:
         return float('nan')
-    order = np.argsort(scores, kind='stable')
-    sorted_scores = scores[order]
-    target_sums = np.concatenate([[0.0], np.cumsum(targets[order])])
-    gap_sums = target_sums - np.concatenate([[0.0], np.cumsum(sorted_scores)])
+    target_sums, gap_sums = np.zeros(number + 1), np.zeros(number + 1)
+    np.cumsum(targets, out=target_sums[1:])
+    np.cumsum(sorted_scores, out=gap_sums[1:])
+    np.subtract(target_sums, gap_sums, out=gap_sums)
     error = abs(gap_sums[-1])
     for bins in range(2, min(number, MAX_SWEEP_BINS) + 1):
         last = sorted_scores[np.arange(1, bins + 1) * number // bins - 1]
@@ -328,44 +377,58 @@ def sweep_error(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(error / number)
 
 
-def _fill(
-    scores: np.ndarray,
-    targets: np.ndarray,
-    label: np.ndarray,
-    shape: tuple[int, int],
-    binary: bool,
-    draws: int,
-    rng: np.random.Generator,
-) -> _Bins:
-    """Bin sums of detections sorted by class and score, and draws of the sums under calibration."""
-    cells = shape[0] * shape[1]
-    edges = np.linspace(0, 1, shape[1] + 1)
-    cell = label * shape[1] + (np.searchsorted(edges, scores) - 1).clip(0, shape[1] - 1)
-    windows = _Windows.of(scores, targets, label, shape[0])
-    if binary:
-        spread = scores * (1 - scores)
-    else:
-        wide = _Windows.of(scores, targets, label, shape[0], VARIANCE_NEIGHBOURS)
-        spread = wide.variance()
-    number = np.bincount(cell, minlength=cells)
-    variance = np.bincount(cell, spread, cells)
-    few = np.flatnonzero(number[cell] <= EXACT)
-    drawn = rng.normal(size=(draws, cells)) * np.sqrt(variance) * (number > EXACT)
-    step = max(1, CHUNK // max(1, len(few)))
-    for begin in range(0, draws, step):
-        part = drawn[begin : begin + step]
-        uniform = rng.random((len(part), len(few)))
-        flips = (uniform < scores[few]) - scores[few]
-        residuals = flips if binary else windows.draw(few, uniform)
-        place = cell[few] + np.arange(len(part))[:, None] * cells
-        sums = np.bincount(place.ravel(), residuals.ravel(), part.size)
-        part += sums.reshape(part.shape)
+def _add(group: _Sorted, sums: np.ndarray, binary: bool) -> list[_Few]:
+    """Add to the number, scores, variance and gaps of the bins; return what sparse bins hold.
+
+    Args:
+        group: Detections of whole classes.
+        sums: ``(4, K, J)``, changed in place.
+        binary: Targets are 0 or 1; a neighbour's residual is not needed.
+    """
+    classes, num_bins = sums.shape[1:]
+    cells = classes * num_bins
+    number = np.zeros(cells, int)
+    for begin in range(0, len(group.scores), ROWS):
+        part = slice(begin, begin + ROWS)
+        cell = _cells(group.label[part], group.scores[part], num_bins)
+        number += np.bincount(cell, minlength=cells)
+    counts, few = number.reshape(classes, num_bins).sum(1), []
+    near = _Windows.along(group, counts, 1 if binary else NEIGHBOURS)
+    wide = _Windows.along(group, counts, 1 if binary else VARIANCE_NEIGHBOURS)
+    for windows, wider in zip(near, wide):
+        cell = _cells(windows.label, windows.scores, num_bins)
+        weights = (None, windows.scores, wider.moments()[1], windows.own)
+        for total, each in zip(sums.reshape(4, -1), weights):
+            total += np.bincount(cell, each, cells)
+        few.append(_Few.of(windows, cell, np.flatnonzero(number[cell] <= EXACT)))
+    return few
+
+
+def _cells(label: np.ndarray, scores: np.ndarray, num_bins: int) -> np.ndarray:
+    """Index of the class and bin of each detection."""
+    edges = np.linspace(0, 1, num_bins + 1)
+    return label * num_bins + (np.searchsorted(edges, scores) - 1).clip(0, num_bins - 1)
+
+
+def _draw(sums: np.ndarray, few: list[_Few], draws: int, rng: np.random.Generator) -> _Bins:
+    """Bin sums, and draws of the sums under calibration."""
+    number, score, variance, gap = sums
+    cells, sparse = number.size, number.ravel() <= EXACT
+    drawn = rng.normal(size=(draws, cells)) * np.sqrt(variance.ravel()) * ~sparse
+    if few:
+        alone = _Few(*(np.concatenate(each) for each in zip(*few)))
+        step = max(1, CHUNK // max(1, len(alone.cell)))
+        for begin in range(0, draws, step):
+            part = drawn[begin : begin + step]
+            residuals = alone.draw(rng.random((len(part), len(alone.cell))))
+            place = alone.cell + np.arange(len(part))[:, None] * cells
+            part += np.bincount(place.ravel(), residuals.ravel(), part.size).reshape(part.shape)
     return _Bins(
-        number.reshape(shape),
-        (np.bincount(cell, scores, cells) / np.maximum(number, 1)).reshape(shape),
-        variance.reshape(shape),
-        np.bincount(cell, windows.gaps, cells).reshape(shape),
-        drawn.reshape(draws, *shape),
+        number.astype(int),
+        score / np.maximum(number, 1),
+        variance,
+        gap,
+        drawn.reshape(draws, *number.shape),
     )
 
 

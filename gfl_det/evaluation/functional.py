@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gfl_det.evaluation.matching import FALSE, TRUE, Matches
+from gfl_det.evaluation.matching import FALSE, IGNORED, TRUE, Matches
 
 Target = Literal['iou', 'precision']
 TARGETS = ('iou', 'precision')
@@ -75,16 +75,17 @@ def lrp(matches: Matches) -> LRP:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> float(lrp(matches).total[0].round(4))  # ((1 - .8) / (1 - .5) + 1) / 2
         0.7
     """
-    sums = [
-        np.bincount(matches.label, weights, len(matches.truths))
-        for weights in (matches.state == TRUE, matches.state == FALSE, _distances(matches))
-    ]
-    return _from_sums(sums[0], sums[1], sums[2], matches.truths, matches.tau)
+    sums = np.zeros((3, len(matches.gt_counts)))
+    for part in matches.pieces():
+        right, wrong = part.state == TRUE, part.state == FALSE
+        for total, weights in zip(sums, (right, wrong, np.where(right, 1 - part.iou, 0))):
+            total += np.bincount(part.label, weights, len(total))
+    return _from_sums(sums[0], sums[1], sums[2], matches.gt_counts, matches.tau)
 
 
 def optimal_lrp(matches: Matches) -> OptimalLRP:
@@ -96,48 +97,55 @@ def optimal_lrp(matches: Matches) -> OptimalLRP:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> optimal_lrp(matches).thresholds
         array([0.9])
     """
-    number = len(matches.truths)
+    number = len(matches.gt_counts)
     counts, thresholds = np.zeros((3, number)), np.full(number, np.nan)
-    for label in np.flatnonzero(matches.truths):
+    for label in np.flatnonzero(matches.gt_counts):
         of_class = matches.of_class(int(label))
-        if not (of_class.state == TRUE).any():
+        places = np.flatnonzero(of_class.state == TRUE)
+        if not len(places):
             counts[1, label] = (of_class.state == FALSE).sum()
             continue
-        right = np.cumsum(of_class.state == TRUE)
-        wrong = np.cumsum(of_class.state == FALSE)
-        distance = np.cumsum(_distances(of_class))
-        total = _total(right, wrong, distance, matches.truths[label], matches.tau)
+        distance = np.cumsum(1 - of_class.iou[places])
+        right, wrong = _right_and_wrong(of_class.state)
+        if places[0]:  # cuts at others are no better, except before the first true positive
+            first = int(of_class.state[0] == FALSE)
+            places, distance = np.append(0, places), np.append(0, distance)
+            right, wrong = np.append(0, right), np.append(first, wrong)
+        total = _total(right, wrong, distance, matches.gt_counts[label], matches.tau)
         best = total.argmin()
         counts[:, label] = right[best], wrong[best], distance[best]
-        thresholds[label] = of_class.scores[best]
+        thresholds[label] = of_class.scores[places[best]]
     return OptimalLRP(
-        _from_sums(counts[0], counts[1], counts[2], matches.truths, matches.tau), thresholds
+        _from_sums(counts[0], counts[1], counts[2], matches.gt_counts, matches.tau), thresholds
     )
 
 
-def _distances(matches: Matches) -> np.ndarray:
-    return np.where(matches.state == TRUE, 1 - matches.iou, 0)
+def _right_and_wrong(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """TRUE and FALSE detections up to each TRUE one, of the states of a class."""
+    counted = np.flatnonzero(state[state != IGNORED] == TRUE)
+    right = np.arange(1, len(counted) + 1)
+    return right, counted + 1 - right
 
 
 def _total(
-    right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, truths: np.ndarray, tau: float
+    right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, gt_counts: np.ndarray, tau: float
 ) -> np.ndarray:
-    missed = truths - right
+    missed = gt_counts - right
     return (distance / (1 - tau) + wrong + missed) / (right + wrong + missed)
 
 
 def _from_sums(
-    right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, truths: np.ndarray, tau: float
+    right: np.ndarray, wrong: np.ndarray, distance: np.ndarray, gt_counts: np.ndarray, tau: float
 ) -> LRP:
     with np.errstate(invalid='ignore', divide='ignore'):  # classes without gt boxes are NaN
-        total = _total(right, wrong, distance, truths, tau)
-        parts = LRP(total, distance / right, wrong / (right + wrong), 1 - right / truths)
-    found, known = right > 0, truths > 0
+        total = _total(right, wrong, distance, gt_counts, tau)
+        parts = LRP(total, distance / right, wrong / (right + wrong), 1 - right / gt_counts)
+    found, known = right > 0, gt_counts > 0
     parts = parts._replace(
         loc=np.where(found, parts.loc, np.nan), fp=np.where(found, parts.fp, np.nan)
     )
@@ -192,6 +200,18 @@ def reliability(
         >>> table.number.tolist(), table.errors().round(3).tolist()
         ([[1, 2]], [0.2])
     """
+    return _averages(edges, _bin_sums(scores, targets, edges, groups, num_groups, half_open))
+
+
+def _bin_sums(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    edges: np.ndarray,
+    groups: np.ndarray | None,
+    num_groups: int,
+    half_open: bool,
+) -> np.ndarray:
+    """Number, sum of scores and sum of targets in each bin, ``(3, G, J)``."""
     bins = len(edges) - 1
     if half_open:
         inside = scores < edges[-1]
@@ -202,13 +222,31 @@ def reliability(
         place = (np.searchsorted(edges, scores) - 1).clip(0, bins - 1)
     if groups is not None:
         place = place + groups * bins
+    sums = [np.bincount(place, weights, num_groups * bins) for weights in (None, scores, targets)]
+    return np.reshape(sums, (3, num_groups, bins))
 
-    def sums(weights: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(place, weights, num_groups * bins).reshape(num_groups, bins)
 
-    number = sums()
+def _averages(edges: np.ndarray, sums: np.ndarray) -> Reliability:
     with np.errstate(invalid='ignore'):  # empty bins are NaN
-        return Reliability(edges, number, sums(scores) / number, sums(targets) / number)
+        return Reliability(edges, sums[0].astype(int), sums[1] / sums[0], sums[2] / sums[0])
+
+
+def _judged_table(
+    matches: Matches,
+    edges: np.ndarray,
+    target: Target = 'iou',
+    by_class: bool = True,
+    half_open: bool = False,
+) -> Reliability:
+    """Reliability of the judged detections, of each class or of all together."""
+    groups = len(matches.gt_counts) if by_class else 1
+    sums = np.zeros((3, groups, len(edges) - 1))
+    for part in matches.pieces():
+        judged = part.judged()
+        targets, label = targets_of(part, target)[judged], part.label[judged]
+        own = label if by_class else None
+        sums += _bin_sums(part.scores[judged], targets, edges, own, groups, half_open)
+    return _averages(edges, sums)
 
 
 class CalibrationError(NamedTuple):
@@ -237,14 +275,21 @@ def skipped(matches: Matches) -> Skipped:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> skipped(matches)
         Skipped(without_truths=[], without_detections=[])
     """
-    found = np.bincount(matches.label[matches.judged()], minlength=len(matches.truths))
-    none = matches.truths == 0
+    found = _judged_counts(matches)
+    none = matches.gt_counts == 0
     return Skipped(np.flatnonzero(none).tolist(), np.flatnonzero(~none & (found == 0)).tolist())
+
+
+def _judged_counts(matches: Matches) -> np.ndarray:
+    """Judged detections of each class, ``(K,)``."""
+    classes = len(matches.gt_counts)
+    parts = matches.pieces()
+    return np.sum([np.bincount(each.label[each.judged()], minlength=classes) for each in parts], 0)
 
 
 def targets_of(matches: Matches, target: Target) -> np.ndarray:
@@ -253,7 +298,7 @@ def targets_of(matches: Matches, target: Target) -> np.ndarray:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> targets_of(matches, 'precision')
         array([1., 0.])
@@ -279,26 +324,18 @@ def laece(
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0, **found, **right, **number)
         >>> round(laece(matches).mean, 4)  # (|.9 - .8| + |.6 - 0|) / 2
         0.35
     """
-    judged = matches.judged()
-    table = reliability(
-        matches.scores[judged],
-        matches.iou[judged],
-        np.linspace(0, 1, num_bins + 1),
-        matches.label[judged],
-        len(matches.truths),
-        half_open=as_saod,
-    )
+    table = _judged_table(matches, np.linspace(0, 1, num_bins + 1), half_open=as_saod)
     per_class = table.errors()
     if as_saod:
-        found = np.bincount(matches.label[judged], minlength=len(matches.truths))
+        found = _judged_counts(matches)
         # What is in no bin still counts among the detections.
         per_class = per_class * table.number.sum(1) / np.maximum(found, 1)
-        per_class = np.where(matches.truths > 0, np.nan_to_num(per_class), np.nan)
+        per_class = np.where(matches.gt_counts > 0, np.nan_to_num(per_class), np.nan)
     return _averaged(per_class, table, drop_perfect)
 
 
@@ -315,23 +352,21 @@ def laace(
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0, **found, **right, **number)
         >>> round(laace(matches).mean, 4)
         0.35
     """
-    counted = matches.judged()
-    if count_ignored:
-        counted = matches.truths[matches.label] > 0
-    scores, label = matches.scores[counted], matches.label[counted]
-    table = reliability(
-        scores, matches.iou[counted], np.array([0.0, 1.0]), label, len(matches.truths)
-    )
-    distance = np.abs(scores - matches.iou[counted])
-    number = np.bincount(label, minlength=len(matches.truths))
+    classes, edges = len(matches.gt_counts), np.array([0.0, 1.0])
+    sums, distances = np.zeros((3, classes, 1)), np.zeros(classes)
+    for part in matches.pieces():
+        counted = part.gt_counts[part.label] > 0 if count_ignored else part.judged()
+        scores, ious, label = part.scores[counted], part.iou[counted], part.label[counted]
+        sums += _bin_sums(scores, ious, edges, label, classes, False)
+        distances += np.bincount(label, np.abs(scores - ious), classes)
     with np.errstate(invalid='ignore'):
-        per_class = np.bincount(label, distance, len(matches.truths)) / number
-    return _averaged(per_class, table, drop_perfect)
+        per_class = distances / sums[0, :, 0]
+    return _averaged(per_class, _averages(edges, sums), drop_perfect)
 
 
 def dece(matches: Matches, num_bins: int = DECE_BINS) -> CalibrationError:
@@ -344,17 +379,13 @@ def dece(matches: Matches, num_bins: int = DECE_BINS) -> CalibrationError:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> round(dece(matches).mean, 4)  # (|.9 - 1| + |.6 - 0|) / 2
         0.35
     """
-    judged = matches.judged()
-    table = reliability(
-        matches.scores[judged],
-        targets_of(matches, 'precision')[judged],
-        np.linspace(0, 1, num_bins + 1),
-    )
+    edges = np.linspace(0, 1, num_bins + 1)
+    table = _judged_table(matches, edges, 'precision', by_class=False)
     return CalibrationError(float(table.errors()[0]), table.errors(), table)
 
 
@@ -381,29 +412,29 @@ def average_precision(matches: Sequence[Matches]) -> AveragePrecision:
     Example:
         >>> found = dict(row=np.arange(2), label=np.zeros(2, int), scores=np.array([0.9, 0.6]))
         >>> right = dict(state=np.array([TRUE, FALSE]), iou=np.array([0.8, 0]))
-        >>> number = dict(truth=np.array([0, -1]), truths=np.array([1]))
+        >>> number = dict(gt=np.array([0, -1]), gt_counts=np.array([1]))
         >>> matches = Matches(tau=0.5, **found, **right, **number)
         >>> round(average_precision([matches]).mean, 4)
         1.0
     """
-    labels = np.flatnonzero(matches[0].truths)
+    labels = np.flatnonzero(matches[0].gt_counts)
     precision = np.empty((len(matches), len(RECALLS), len(labels)))
     for t, each in enumerate(matches):
         for k, label in enumerate(labels):
             state = each.of_class(int(label)).state
-            precision[t, :, k] = _precision(state, each.truths[label])
-    per_class = np.full(len(matches[0].truths), np.nan)
+            precision[t, :, k] = _precision(state, each.gt_counts[label])
+    per_class = np.full(len(matches[0].gt_counts), np.nan)
     if not len(labels):
         return AveragePrecision(float('nan'), np.full(len(matches), np.nan), per_class)
     per_class[labels] = precision.mean((0, 1))
     return AveragePrecision(float(precision.mean()), precision.mean((1, 2)), per_class)
 
 
-def _precision(state: np.ndarray, truths: int) -> np.ndarray:
+def _precision(state: np.ndarray, gt_counts: int) -> np.ndarray:
     """Precision ``(101,)`` at the recalls, of the states of a class by descending score."""
-    right, wrong = np.cumsum(state == TRUE), np.cumsum(state == FALSE)
+    right, wrong = _right_and_wrong(state)  # precision is highest at true positives
     # pycocotools adds the spacing at 1 against a division by 0; it shows in the last digit.
     precision = right / (right + wrong + np.spacing(1))
     best_beyond = np.maximum.accumulate(precision[::-1])[::-1]
-    place = np.searchsorted(right / truths, RECALLS)
+    place = np.searchsorted(right / gt_counts, RECALLS)
     return np.append(best_beyond, 0)[place]

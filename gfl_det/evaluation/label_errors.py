@@ -1,9 +1,9 @@
 """Suspicious labels of a data set, each with the probability that it is wrong.
 
-The evidence of :mod:`.label_evidence` becomes a probability by resampling: errors of each kind are
-made up in the data set's own labels, and a logistic curve tells their evidence from that of the
-labels as they are. Some of those are wrong themselves. How many, and which, follows by expectation
-maximisation, as for a mixture of two populations of which one is known by samples (Anderson,
+The evidence of :mod:`.label_evidence` is converted to a probability with synthetic errors of each
+kind in the data set's own labels: a logistic regression separates their evidence from that of the
+original labels. Some of the original labels are wrong too; their share is estimated by expectation
+maximisation, as for a mixture of two populations of which one is known from samples (Anderson,
 "Multivariate logistic compounds", Biometrika 1979).
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import expit
 
-from gfl_det.evaluation.detections import Truths
+from gfl_det.evaluation.detections import GroundTruth
 from gfl_det.evaluation.label_evidence import (
     LEAST_IOU,
     Labels,
@@ -37,15 +37,15 @@ from gfl_det.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 from gfl_det.ops.intervals import SIDES
 
 KINDS = ('loose', 'class', 'missing', 'spurious', 'duplicate')
-RATE = 0.05  # of errors of a kind, before anything is known
-RATE_WEIGHT = 20  # labels that this guess is worth
-MOST_ERRORS = 0.3  # share of labels
+RATE = 0.05  # prior share of errors of a kind
+RATE_WEIGHT = 20  # weight of the prior share, in labels
+MOST_ERRORS = 0.3  # maximum share of errors
 ROUNDS = 20  # of expectation maximisation
-PENALTY = 0.02  # on the square of the curve's slope, so that it stays finite
+PENALTY = 0.02  # on the squared slope, which keeps it finite
 MOVED = (0.06, 0.4)  # share of the side by which edges are moved, log-uniform
-JITTER = 0.05  # of the side: deviation of the edges of a label drawn twice
-SAME_BOX = 0.5  # IoU from which two labels may be one object's
-REPAIRED = 2.0  # deviations from which an edge of a loose label is repaired too
+JITTER = 0.05  # standard deviation of the edges of a duplicated label, as a share of the side
+SAME_BOX = 0.5  # minimum IoU of two labels of one object
+REPAIRED = 2.0  # standard deviations from which further edges of a loose label are moved too
 
 
 class SuspectLabel(NamedTuple):
@@ -55,12 +55,12 @@ class SuspectLabel(NamedTuple):
     probability: float
     image: int  # index of the image
     gt: int  # index of the label; -1 for a missing one
-    label: int  # suggested class; the label's own where another is not suggested
-    box: np.ndarray  # (4,) suggested box, xywh px; the label's own likewise
-    detection: int  # that speaks against the label, index; -1 without one
+    label: int  # suggested class; by default that of the label
+    box: np.ndarray  # (4,) suggested box, xywh px; by default that of the label
+    detection: int  # index of the detection that contradicts the label; -1 if none
     edge: int | None = None  # of SIDES
-    pixels: float | None = None  # from the predicted edge
-    deviations: float | None = None
+    pixels: float | None = None  # distance from the predicted edge
+    deviations: float | None = None  # the same distance in standard deviations
 
 
 class KindResult(NamedTuple):
@@ -73,16 +73,20 @@ class KindResult(NamedTuple):
 
 
 def find_label_errors(
-    gts: Truths, found: UncertainDetections, image_wh: np.ndarray, seed: int = 0, least: float = 0.0
+    gts: GroundTruth,
+    found: UncertainDetections,
+    image_wh: np.ndarray,
+    seed: int = 0,
+    least: float = 0.0,
 ) -> list[SuspectLabel]:
     """Rank the suspicious labels of a data set.
 
     Args:
-        gts: Labels. Crowds are not judged, and what lies in them is not missing.
-        found: Detections of a detector that was not trained on these labels, best with those that
-            NMS would suppress.
+        gts: Labels. Crowds are not checked, and detections in them do not count as missing labels.
+        found: Detections of a detector that was not trained on these labels, preferably including
+            those that NMS would suppress.
         image_wh: ``(I, 2)`` widths and heights of the images, px.
-        seed: Seed of the made-up errors.
+        seed: Seed of the synthetic errors.
         least: Minimum probability.
 
     Returns:
@@ -91,7 +95,7 @@ def find_label_errors(
     Example:
         >>> image = label = np.zeros(1, int)
         >>> box, crowd = np.array([[10.0, 10, 40, 40]]), np.zeros(1, bool)
-        >>> gts = Truths([7], [''], [1, 2], ['cat', 'dog'], image, label, box, crowd)
+        >>> gts = GroundTruth([7], [''], [1, 2], ['cat', 'dog'], image, label, box, crowd)
         >>> found = UncertainDetections(image, label + 1, box, np.ones(1), np.ones((1, 4)))
         >>> find_label_errors(gts, found, np.array([[64, 64]]))[0].kind
         'class'
@@ -113,18 +117,18 @@ def find_label_errors(
 
 
 def suspect_entries(
-    suspects: Sequence[SuspectLabel], gts: Truths, annotation_ids: Sequence[Any]
+    suspects: Sequence[SuspectLabel], gts: GroundTruth, annotation_ids: Sequence[Any]
 ) -> list[dict[str, Any]]:
-    """The suspects as plain values with the ids of the annotation file.
+    """Convert suspects to plain values with the ids of the annotation file.
 
     Args:
         suspects: Suspects.
-        gts: Labels that they refer to.
+        gts: Labels that the suspects refer to.
         annotation_ids: Id of each label.
 
     Example:
         >>> none = np.zeros(0, int)
-        >>> gts = Truths(['a'], [''], [3], ['cat'], none, none, np.zeros((0, 4)), none)
+        >>> gts = GroundTruth(['a'], [''], [3], ['cat'], none, none, np.zeros((0, 4)), none)
         >>> lost = SuspectLabel('missing', 0.9, 0, -1, 0, np.array([1.0, 2, 3, 4]), 5)
         >>> entry = suspect_entries([lost], gts, [])[0]
         >>> entry['image_id'], entry['annotation_id'], entry['suggested_bbox']
@@ -153,8 +157,8 @@ def error_probability(observed: np.ndarray, made_up: np.ndarray) -> tuple[np.nda
     """Probability that each observed candidate is an error, and the estimated share of errors.
 
     Args:
-        observed: ``(N,)`` evidence of the candidates as they are, some of them wrong.
-        made_up: ``(M,)`` evidence of made-up errors.
+        observed: ``(N,)`` evidence of the candidates, some of which are errors.
+        made_up: ``(M,)`` evidence of synthetic errors.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -172,7 +176,8 @@ def error_probability(observed: np.ndarray, made_up: np.ndarray) -> tuple[np.nda
     one, other = (observed - centre) / scale, (made_up - centre) / scale
     wrong = np.zeros(number)
     slope, offset = 0.0, 0.0
-    weight = number / 4 / len(made_up)  # all made-up errors count as a quarter of the candidates
+    # All synthetic errors weigh as much as a quarter of the candidates.
+    weight = number / 4 / len(made_up)
     for _ in range(ROUNDS):
         slope, offset = _fit_curve(one, wrong, other, weight, (slope, offset))
         prior = np.log((1 - wrong).sum()) - np.log(number / 4 + wrong.sum())
@@ -209,7 +214,7 @@ def _fit_curve(
 
 
 def judge_loose(labels: Labels, found: UncertainDetections, rng: np.random.Generator) -> KindResult:
-    """Judge each label that a detection supports: is one of its edges out of place?
+    """Judge whether an edge is misplaced, for each label with a supporting detection.
 
     Example:
         >>> one = np.zeros(1, int)
@@ -271,7 +276,7 @@ def _loose(
 
 
 def nearest_detection(labels: Labels, found: UncertainDetections) -> np.ndarray:
-    """The best detection of each label's class at it ``(M,)``, -1 without one.
+    """Index ``(M,)`` of the best detection of each label's class at the label; -1 if none.
 
     Example:
         >>> one = np.zeros(1, int)
@@ -290,7 +295,7 @@ def nearest_detection(labels: Labels, found: UncertainDetections) -> np.ndarray:
 def judge_class(
     labels: Labels, found: UncertainDetections, classes: int, rng: np.random.Generator
 ) -> KindResult:
-    """Judge each label: is it of another class?
+    """Judge whether each label has the wrong class.
 
     Example:
         >>> one = np.zeros(1, int)
@@ -328,7 +333,7 @@ def _wrong_class(
 
 
 def judge_missing(labels: Labels, found: UncertainDetections, crowds: Labels) -> KindResult:
-    """Judge each detection without a label: is the label missing?
+    """Judge whether a label is missing, for each detection without one.
 
     The made-up errors are the labels that were found, each as if it were not there.
 
@@ -389,7 +394,7 @@ def _missing(labels: Labels, found: UncertainDetections, crowds: Labels) -> Iter
 def judge_spurious(
     labels: Labels, found: UncertainDetections, image_wh: np.ndarray, rng: np.random.Generator
 ) -> KindResult:
-    """Judge each label: is there nothing at its place?
+    """Judge whether each label is spurious.
 
     Example:
         >>> one, size = np.zeros(1, int), np.array([[64.0, 64.0]])
@@ -404,7 +409,7 @@ def judge_spurious(
 
 
 def place_anywhere(labels: Labels, image_wh: np.ndarray, rng: np.random.Generator) -> Labels:
-    """A copy of each label somewhere in an image drawn at random, where it covers no other label.
+    """Copy each label to a random place of a random image where it covers no other label.
 
     Example:
         >>> one = np.zeros(1, int)
@@ -432,7 +437,7 @@ def _spurious(
 
 
 def judge_duplicate(labels: Labels, rng: np.random.Generator) -> KindResult:
-    """Judge each label: is it drawn a second time?
+    """Judge whether each label is a duplicate.
 
     Example:
         >>> zeros = np.zeros(2, int)
@@ -450,7 +455,7 @@ def judge_duplicate(labels: Labels, rng: np.random.Generator) -> KindResult:
 def _duplicate(
     labels: Labels, found: UncertainDetections, rng: np.random.Generator
 ) -> Iterator[SuspectLabel]:
-    """Of each pair, the label that agrees less with the detections."""
+    """For each pair, the label that agrees less with the detections."""
     iou, partner = duplicate_evidence(labels)
     judged = judge_duplicate(labels, rng)
     evidence, _ = loose_evidence(labels, edge_support(labels, found))

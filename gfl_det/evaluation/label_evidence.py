@@ -1,16 +1,16 @@
-"""What the detections of an image say about a label: one number per kind of error.
+"""Evidence against labels from the detections of an image: one number per kind of error.
 
-The larger a number, the more suspicious. All detections take part, also those that a higher-scored
-one would suppress: duplicates that agree are evidence, and their mean is a better edge than the
-best one's.
+The larger the number, the more suspicious the label. All detections are used, including those that
+NMS would suppress: several boxes that agree are evidence, and the mean of their edges is more
+accurate than the edge of the best box.
 
 ====================  ==============================================================================
 loose or shifted      distance of the edge from the mean of the supporting detections, in standard
                       deviations of their edges' distributions and of their disagreement, times the
                       best score
-wrong class           best score of another class against that of the label's
-missing               score of a detection without a label, times its distance from labels, more
-                      with many duplicates
+wrong class           best score of another class compared with that of the label's class
+missing               score of a detection without a label, times its distance from labels; higher
+                      with many overlapping detections
 spurious              no detection of any class overlaps, and the label is large enough to be found
 duplicate             IoU with another label of the class
 ====================  ==============================================================================
@@ -28,13 +28,13 @@ from gfl_det.evaluation.detections import sorted_rows
 from gfl_det.evaluation.matching import overlaps
 from gfl_det.ops.boxes import xywh_to_xyxy
 
-LEAST_IOU = 0.5  # of a label and a detection that says something about its edges or class
-FAVOUR = 6  # power of the IoU: in a crowd, the detections of neighbours hardly count
-NOTICED = 0.1  # score from which a detection supports that there is something
-NMS_IOU = 0.6  # of detections that may be missing labels
-LEAST_STD_PX = 0.1  # a distribution in one bin does not make an edge certain
-FLOOR = 0.05  # added before a logarithm: deviations below it are all alike
-SHRINK = 0.01  # of a support that decides between classes
+LEAST_IOU = 0.5  # minimum IoU of a label and a detection that counts for its edges or class
+FAVOUR = 6  # exponent of the IoU: detections of neighbouring objects hardly count
+NOTICED = 0.1  # minimum score of a detection that counts as an object
+NMS_IOU = 0.6  # for detections that may be missing labels
+LEAST_STD_PX = 0.1  # even a distribution in a single bin leaves some uncertainty
+FLOOR = 0.05  # added before a logarithm, so that smaller deviations hardly differ
+SHRINK = 0.01  # added to the support of two classes before division
 
 
 class UncertainDetections(NamedTuple):
@@ -64,12 +64,12 @@ class Labels(NamedTuple):
 
 
 class EdgeSupport(NamedTuple):
-    """Where the detections of a label's class put its edges; NaN without a detection."""
+    """Edges of each label according to detections of its class; NaN without a detection."""
 
     edges: np.ndarray  # (M, 4) px, mean
-    std: np.ndarray  # (M, 4) px, of the distributions and of the disagreement
-    score: np.ndarray  # (M,) the best one's, 0 without a detection
-    mass: np.ndarray  # (M,) sum of scores, each by its overlap
+    std: np.ndarray  # (M, 4) px, from the distributions and from the disagreement of detections
+    score: np.ndarray  # (M,) best score, 0 without a detection
+    mass: np.ndarray  # (M,) sum of scores, weighted by overlap
 
 
 class ClassSupport(NamedTuple):
@@ -81,7 +81,7 @@ class ClassSupport(NamedTuple):
 
 
 def image_pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of entries of one image, given the images of both lists.
+    """All pairs of entries with the same image, given the images of both lists.
 
     Example:
         >>> image_pairs(np.array([0, 1]), np.array([1, 0, 1]))
@@ -98,7 +98,7 @@ def image_pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndar
 def near_pairs(
     one: Labels, other: Labels | UncertainDetections, least: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of one image with at least this IoU, and the IoU.
+    """Pairs in the same image with at least this IoU, and the IoU.
 
     Example:
         >>> image = label = np.zeros(1, int)
@@ -113,7 +113,7 @@ def near_pairs(
 
 
 def largest(place: np.ndarray, values: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Largest value of each place (0 without one), and its index (-1).
+    """Largest value per place (0 if it has none), and its index (-1 if none).
 
     Args:
         place: ``(P,)`` in [0, number).
@@ -132,7 +132,7 @@ def largest(place: np.ndarray, values: np.ndarray, number: int) -> tuple[np.ndar
 
 
 def edge_support(labels: Labels, found: UncertainDetections) -> EdgeSupport:
-    """Mean and deviation of the edges that detections of the class give to each label.
+    """Mean and standard deviation of each label's edges according to detections of its class.
 
     Example:
         >>> image = label = np.zeros(2, int)
@@ -177,7 +177,7 @@ def loose_evidence(labels: Labels, support: EdgeSupport) -> tuple[np.ndarray, np
 
 
 def class_support(labels: Labels, found: UncertainDetections) -> ClassSupport:
-    """Best score times IoU of the label's class and of another.
+    """Best score times IoU for the label's class and for other classes.
 
     Example:
         >>> image, label = np.zeros(2, int), np.array([0, 1])
@@ -198,7 +198,7 @@ def class_support(labels: Labels, found: UncertainDetections) -> ClassSupport:
 
 
 def class_evidence(support: ClassSupport) -> np.ndarray:
-    """Evidence for another class, ``(M,)`` in (-1, 1): the difference, more if clear.
+    """Evidence for another class, ``(M,)`` in (-1, 1): the relative difference times the score.
 
     Example:
         >>> found = np.zeros(2, int)
@@ -210,7 +210,7 @@ def class_evidence(support: ClassSupport) -> np.ndarray:
 
 
 def spurious_evidence(labels: Labels, found: UncertainDetections) -> np.ndarray:
-    """Evidence that there is nothing ``(M,)``; small objects are often not found.
+    """Evidence ``(M,)`` that there is no object; less for small objects, which are often missed.
 
     Example:
         >>> one = np.zeros(1, int)
@@ -229,7 +229,7 @@ def spurious_evidence(labels: Labels, found: UncertainDetections) -> np.ndarray:
 
 
 def duplicate_evidence(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Largest IoU with another label of the class ``(M,)``, and that label (-1 without one).
+    """Largest IoU ``(M,)`` with another label of the same class, and that label (-1 if none).
 
     Example:
         >>> zeros = np.zeros(2, int)
@@ -243,7 +243,7 @@ def duplicate_evidence(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def best_of_place(found: UncertainDetections, least: float = NOTICED) -> np.ndarray:
-    """Detections that none of their class suppresses, of at least this score, best first.
+    """Detections that remain after NMS per class, with at least this score, best first.
 
     Example:
         >>> image = label = np.zeros(3, int)
@@ -268,8 +268,8 @@ def missing_evidence(score: np.ndarray, mass: np.ndarray, iou: np.ndarray) -> np
 
     Args:
         score: ``(N,)`` of the detections.
-        mass: ``(N,)`` of their duplicates, see :class:`EdgeSupport`.
-        iou: ``(N,)`` largest with a label.
+        mass: ``(N,)``, see :class:`EdgeSupport`.
+        iou: ``(N,)`` largest IoU with a label.
 
     Example:
         >>> free, taken = missing_evidence(np.array([0.9, 0.9]), np.ones(2), np.array([0.0, 0.4]))
@@ -280,7 +280,7 @@ def missing_evidence(score: np.ndarray, mass: np.ndarray, iou: np.ndarray) -> np
 
 
 def image_sizes(table: CocoTable) -> np.ndarray:
-    """Widths and heights in the order of the sorted ids ``(I, 2)``; of the boxes where unknown.
+    """Widths and heights ``(I, 2)`` by sorted id; if unknown, those that contain all boxes.
 
     Example:
         >>> from gfl_det.datasets.table import table_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +96,7 @@ def tell_share(number: int, total: int, source: str) -> None:
         print_log(text, 'current', logging.WARNING)
 
 
-def samples_once(samples: Sequence[Sample], truths: Sequence[Any]) -> list[int]:
+def samples_once(samples: Sequence[Sample], gts: Sequence[Any]) -> list[int]:
     """Index of the first sample of the same image, for each sample, without an annotation file.
 
     Concatenated data sets may use one id for several images: paths distinguish them, or gt boxes if
@@ -108,8 +108,8 @@ def samples_once(samples: Sequence[Sample], truths: Sequence[Any]) -> list[int]:
     """
     first: dict[tuple[str, str], int] = {}
     return [
-        first.setdefault((repr(sample.image_id), sample.path or repr(truth)), place)
-        for place, (sample, truth) in enumerate(zip(samples, truths))
+        first.setdefault((repr(sample.image_id), sample.path or repr(gt)), place)
+        for place, (sample, gt) in enumerate(zip(samples, gts))
     ]
 
 
@@ -206,7 +206,7 @@ def table_of_samples(
     return table_of(dataset, 'the gt boxes of the samples')
 
 
-def ids_by_name(entries: Sequence[Mapping[str, Any]], key: str, what: str) -> dict[str, Any]:
+def ids_by_name(entries: Iterable[Mapping[str, Any]], key: str, what: str) -> dict[str, Any]:
     """Ids of images or categories by the name under ``key``.
 
     Raises:
@@ -236,7 +236,7 @@ def path_ends(path: str) -> list[str]:
     return ['/'.join(parts[index:]) for index in range(len(parts))]
 
 
-def image_ids(images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def image_ids(images: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Ids of images by file name; for addresses and paths of other machines also by their tails.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.functional import DECE_BINS, LAECE_BINS, RECALLS
 from gfl_det.evaluation.matching import IGNORED, TRUE, Matches
 
@@ -26,7 +26,7 @@ class DetectionStatistics:
             or ``_reject``.
         coco: Matches at :data:`.functional.COCO_TAUS`.
         detections: Matched detections.
-        truths: Ground truth of the same images.
+        gts: Ground truth of the same images.
         precision_alone: Compute only AP, AP50, AP75 and AP per class.
     """
 
@@ -35,15 +35,15 @@ class DetectionStatistics:
         matched: Sequence[tuple[Matches, str]],
         coco: Sequence[Matches],
         detections: Detections,
-        truths: Truths,
+        gts: GroundTruth,
         precision_alone: bool = False,
     ) -> None:
-        self.num_images = len(truths.image_ids)
-        num_classes = len(truths.category_ids)
-        real = ~truths.crowd
+        self.num_images = len(gts.image_ids)
+        num_classes = len(gts.category_ids)
+        real = ~gts.crowd
         # Number of gt boxes per class and image, (K, I).
-        self.truths = csr_matrix(
-            (np.ones(real.sum()), (truths.label[real], truths.image[real])),
+        self.gts = csr_matrix(
+            (np.ones(real.sum()), (gts.label[real], gts.image[real])),
             (num_classes, self.num_images),
         )
         self.parts: list[Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]] = []
@@ -66,7 +66,7 @@ class DetectionStatistics:
             Values ``(R,)`` by metric, and values per class ``(R, K)`` under the name with the
             suffix ``_per_class``; NaN if no class has a value.
         """
-        counts = (self.truths @ weights.T).T  # (R, K)
+        counts = (self.gts @ weights.T).T  # (R, K)
         values: dict[str, np.ndarray] = {}
         for part in self.parts:
             values.update(part(weights, counts))
@@ -106,7 +106,7 @@ class _CalibrationPart:
     """LaECE and LaACE at one IoU threshold."""
 
     def __init__(self, matches: Matches, image: np.ndarray, num_images: int, end: str) -> None:
-        self.name, self.num_classes = f'{matches.tau:g}{end}', len(matches.truths)
+        self.name, self.num_classes = f'{matches.tau:g}{end}', len(matches.gt_counts)
         judged = matches.judged()
         label, scores, iou = matches.label[judged], matches.scores[judged], matches.iou[judged]
         place = image[matches.row[judged]]
@@ -118,12 +118,12 @@ class _CalibrationPart:
             (np.abs(scores - iou), (label, place)), (self.num_classes, num_images)
         )
 
-    def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, weights: np.ndarray, gt_counts: np.ndarray) -> dict[str, np.ndarray]:
         number, gap = self.cells.gaps(weights)
         shape = (self.num_classes, LAECE_BINS, len(weights))
         number, gap = number.reshape(shape).sum(1).T, gap.reshape(shape).sum(1).T  # (R, K)
         distance = (self.distance @ weights.T).T
-        counted = (truths > 0) & (number > 0)
+        counted = (gt_counts > 0) & (number > 0)
         return {
             **_by_class(f'LaECE_{self.name}', gap, number, counted),
             **_by_class(f'LaACE_{self.name}', distance, number, counted),
@@ -142,7 +142,7 @@ class _DECEPart:
         place = image[matches.row[judged]]
         self.cells = _Cells.of(bins, place, scores, right, (DECE_BINS, num_images))
 
-    def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, weights: np.ndarray, gt_counts: np.ndarray) -> dict[str, np.ndarray]:
         number, gap = self.cells.gaps(weights)
         with np.errstate(invalid='ignore'):
             return {'D-ECE': gap.sum(0) / number.sum(0)}
@@ -153,7 +153,7 @@ class _LRPPart:
 
     def __init__(self, matches: Matches, image: np.ndarray, num_images: int, end: str) -> None:
         self.name, self.end, self.tau = f'LRP_{matches.tau:g}', end, matches.tau
-        shape = (len(matches.truths), num_images)
+        shape = (len(matches.gt_counts), num_images)
         place = image[matches.row]
         distance = np.where(matches.state == TRUE, 1 - matches.iou, 0)
         columns = (matches.state == TRUE, (matches.state != TRUE) & (matches.state != IGNORED))
@@ -162,9 +162,9 @@ class _LRPPart:
             for values in (*columns, distance)
         ]
 
-    def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, weights: np.ndarray, gt_counts: np.ndarray) -> dict[str, np.ndarray]:
         right, wrong, distance = ((each @ weights.T).T for each in self.sums)
-        values = _lrp(self.name, right, wrong, distance, truths, self.tau)
+        values = _lrp(self.name, right, wrong, distance, gt_counts, self.tau)
         return {f'{name}{self.end}': value for name, value in values.items()}
 
 
@@ -193,7 +193,7 @@ class _TruePositives(NamedTuple):
             matches.iou[place],
             place,
             before,
-            np.searchsorted(label[place], np.arange(len(matches.truths))),
+            np.searchsorted(label[place], np.arange(len(matches.gt_counts))),
             image[matches.row[ignored]],
             np.searchsorted(ignored, place),
             np.searchsorted(ignored, before),
@@ -233,22 +233,22 @@ class _OptimalLRPPart:
         self.tau, self.positives = matches.tau, _TruePositives.of(matches, image)
         self.image = image[matches.row]
 
-    def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
-        rows = [self._one(*pair) for pair in zip(weights, truths)]
+    def __call__(self, weights: np.ndarray, gt_counts: np.ndarray) -> dict[str, np.ndarray]:
+        rows = [self._one(*pair) for pair in zip(weights, gt_counts)]
         right, wrong, distance = (np.stack(each) for each in zip(*rows))
-        return _lrp('oLRP', right, wrong, distance, truths, self.tau)
+        return _lrp('oLRP', right, wrong, distance, gt_counts, self.tau)
 
-    def _one(self, weights: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _one(self, weights: np.ndarray, gt_counts: np.ndarray) -> tuple[np.ndarray, ...]:
         positives = self.positives
         right, found = positives.sums(weights, _sums_from_zero(weights[self.image]))
         distance = positives.cumulated(weights[positives.image] * (1 - positives.iou))
         count = np.diff(positives.start, append=len(right))
-        of_class = np.repeat(truths, count)
+        of_class = np.repeat(gt_counts, count)
         with np.errstate(invalid='ignore', divide='ignore'):
             total = (distance / (1 - self.tau) + found - right + of_class - right) / (
                 found - right + of_class
             )
-        sums = np.zeros((3, len(truths)))
+        sums = np.zeros((3, len(gt_counts)))
         for k in np.flatnonzero(count):
             part = slice(positives.start[k], positives.start[k] + count[k])
             if right[part][-1] > 0:
@@ -268,8 +268,8 @@ class _PrecisionPart:
         self.image = image[coco[0].row]  # the order is the same at all thresholds
         self.num_classes = num_classes
 
-    def __call__(self, weights: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
-        precision = np.stack([self._one(*pair) for pair in zip(weights, truths)], axis=1)
+    def __call__(self, weights: np.ndarray, gt_counts: np.ndarray) -> dict[str, np.ndarray]:
+        precision = np.stack([self._one(*pair) for pair in zip(weights, gt_counts)], axis=1)
         return {
             'AP': _nan_mean(precision.mean(0)),
             'AP50': _nan_mean(precision[0]),
@@ -277,21 +277,25 @@ class _PrecisionPart:
             'AP_per_class': precision.mean(0),
         }
 
-    def _one(self, weights: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    def _one(self, weights: np.ndarray, gt_counts: np.ndarray) -> np.ndarray:
         """AP ``(T, K)`` of one resample; NaN for classes without gt boxes."""
         total = _sums_from_zero(weights[self.image])
         return np.stack(
-            [self._at_threshold(positives, weights, truths, total) for positives in self.by_tau]
+            [self._at_threshold(positives, weights, gt_counts, total) for positives in self.by_tau]
         )
 
     def _at_threshold(
-        self, positives: _TruePositives, weights: np.ndarray, truths: np.ndarray, total: np.ndarray
+        self,
+        positives: _TruePositives,
+        weights: np.ndarray,
+        gt_counts: np.ndarray,
+        total: np.ndarray,
     ) -> np.ndarray:
         right, found = positives.sums(weights, total)
         count = np.diff(positives.start, append=len(right))
         with np.errstate(invalid='ignore', divide='ignore'):
             precision = np.where(right > 0, right / found, 0)
-            recall = np.where(right > 0, right / np.repeat(truths, count), 0)
+            recall = np.where(right > 0, right / np.repeat(gt_counts, count), 0)
         # Maximum precision at this recall or a higher one, per class. Each class is offset above
         # the following ones, so that a single reverse cumulative maximum covers all classes.
         lift = np.repeat(2.0 * np.arange(self.num_classes, 0, -1), count)
@@ -304,7 +308,7 @@ class _PrecisionPart:
         value = np.zeros(self.num_classes)
         if len(starts):
             value[count > 0] = np.add.reduceat(best * fresh, starts) / len(RECALLS)
-        return np.where(truths > 0, value, np.nan)
+        return np.where(gt_counts > 0, value, np.nan)
 
 
 def _recalls_reached(recall: np.ndarray) -> np.ndarray:
@@ -329,18 +333,18 @@ def _lrp(
     right: np.ndarray,
     wrong: np.ndarray,
     distance: np.ndarray,
-    truths: np.ndarray,
+    gt_counts: np.ndarray,
     tau: float,
 ) -> dict[str, np.ndarray]:
     """LRP and its parts from sums ``(R, K)``, as in :func:`.functional.lrp`."""
-    known, found = truths > 0, (truths > 0) & (right > 0)
+    known, found = gt_counts > 0, (gt_counts > 0) & (right > 0)
     with np.errstate(invalid='ignore', divide='ignore'):
-        total = (distance / (1 - tau) + wrong + truths - right) / (wrong + truths)
+        total = (distance / (1 - tau) + wrong + gt_counts - right) / (wrong + gt_counts)
         parts = {
             name: np.where(known, total, np.nan),
             f'{name}_loc': np.where(found, distance / right, np.nan),
             f'{name}_FP': np.where(found, wrong / (right + wrong), np.nan),
-            f'{name}_FN': np.where(known, 1 - right / truths, np.nan),
+            f'{name}_FN': np.where(known, 1 - right / gt_counts, np.nan),
         }
     return {key: _nan_mean(values) for key, values in parts.items()}
 

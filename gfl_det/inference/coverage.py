@@ -16,7 +16,7 @@ from gfl_det.calibration.splits import split_images, take_images
 from gfl_det.datasets.tidying import find_file
 from gfl_det.errors import DataError
 from gfl_det.evaluation.bootstrap import image_weights
-from gfl_det.evaluation.detections import Detections, Truths, read_annotations, truths_of_table
+from gfl_det.evaluation.detections import Detections, GroundTruth, gts_of_table, read_annotations
 from gfl_det.evaluation.label_evidence import UncertainDetections
 from gfl_det.evaluation.matching import TRUE, match
 from gfl_det.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
@@ -32,8 +32,8 @@ if TYPE_CHECKING:  # avoids a cycle at run time
 class Split(NamedTuple):
     """Images with gt boxes."""
 
-    truths: Truths
-    files: list[Path]  # image files in the order of truths.image_ids
+    gts: GroundTruth
+    files: list[Path]  # image files in the order of gts.image_ids
 
 
 class Matched(NamedTuple):
@@ -58,7 +58,7 @@ def read_split(
         DataError: If the file is not a COCO file, or a half would be empty.
     """
     table = read_annotations(annotations)
-    gts = truths_of_table(table)
+    gts = gts_of_table(table)
     names = {
         image_id: find_file(images, name) or name
         for image_id, name in zip(table.image_ids, table.file_names)
@@ -67,7 +67,7 @@ def read_split(
         chosen = split_images(gts, seed)[half == 'second']
         none = np.zeros(0, np.int64)
         nothing = Detections(none, none, np.zeros((0, 4)), np.zeros(0))
-        gts = take_images(splits.Judged(gts, nothing), chosen).truths
+        gts = take_images(splits.Judged(gts, nothing), chosen).gts
     return Split(gts, [Path(images) / names[image_id] for image_id in gts.image_ids])
 
 
@@ -86,7 +86,7 @@ def judge(
         DataError: If an image cannot be read, a class is unknown, the head predicts no
             distributions, or nothing matches.
     """
-    gts = split.truths.of_classes(detector.classes)
+    gts = split.gts.of_classes(detector.classes)
     results = _detect(detector, split, batch_size)
     if not all('edge_logits' in each.instances for each in results):
         raise DataError(
@@ -101,7 +101,7 @@ def judge(
             f'No detection matches a gt box at IoU {iou_threshold:g}: give the annotations '
             'of these images, and a checkpoint that was trained.'
         )
-    rows, partners = found.row[right], found.truth[right]
+    rows, partners = found.row[right], found.gt[right]
     order = np.argsort(rows)  # a detection matches at most once
     return Matched(_edges(results, rows[order], gts.boxes[partners[order]]), detections)
 
@@ -117,8 +117,8 @@ def detect(detector: GFLInferencer, split: Split, batch_size: int = 1) -> Detect
     Raises:
         DataError: If an image cannot be read, or the ground truth lacks a class of the detector.
     """
-    names = split.truths.class_names
-    split.truths.of_classes(detector.classes)  # refuses unknown classes
+    names = split.gts.class_names
+    split.gts.of_classes(detector.classes)  # refuses unknown classes
     found = _collect(_detect(detector, split, batch_size))
     places = {name: place for place, name in enumerate(names)}
     known = np.array([places.get(name, -1) for name in detector.classes], np.int64)
@@ -141,8 +141,8 @@ def detect_unsuppressed(
         DataError: If an image cannot be read, the ground truth lacks a class of the detector, or
             the head gives no uncertainty.
     """
-    names = split.truths.class_names
-    split.truths.of_classes(detector.classes)  # refuses unknown classes
+    names = split.gts.class_names
+    split.gts.of_classes(detector.classes)  # refuses unknown classes
     head = getattr(detector.model, 'bbox_head', detector.model)
     settings = head.test_cfg
     before = {key: settings[key] for key in UNSUPPRESSED if key in settings}
@@ -208,7 +208,7 @@ def _joined(results: Results, name: str) -> np.ndarray:
     return torch.cat([each.instances[name] for each in results]).numpy()
 
 
-def _edges(results: Results, rows: np.ndarray, truths: np.ndarray) -> MatchedEdges:
+def _edges(results: Results, rows: np.ndarray, gts: np.ndarray) -> MatchedEdges:
     chosen = torch.from_numpy(rows)
 
     def take(name: str) -> Any:
@@ -224,7 +224,7 @@ def _edges(results: Results, rows: np.ndarray, truths: np.ndarray) -> MatchedEdg
         take('bin_widths'),
         take('prior_centres'),
         torch.cat(limits)[chosen],
-        torch.from_numpy(xywh_to_xyxy(truths)).float(),
+        torch.from_numpy(xywh_to_xyxy(gts)).float(),
         take('labels'),
         torch.arange(len(results)).repeat_interleave(torch.tensor([len(each) for each in results]))[
             chosen
@@ -270,7 +270,7 @@ def box_coverage(
     boxes, labels = edges.boxes(), edges.labels
     factors = FactorTable(joint.table_at(level)).of(labels, boxes)
     intervals = edges.intervals(level, factors)
-    inside = intervals.contain(edges.truths).all(1).numpy()
+    inside = intervals.contain(edges.gts).all(1).numpy()
     widths = intervals.widths().mean(1).numpy()
     group = joint.group_of(labels.numpy(), boxes)
     assert edges.images is not None  # set by detectors
@@ -312,7 +312,7 @@ def coverage(
     inside, widths = [], []
     for level, factor in zip(levels, stretch):
         intervals = edges.intervals(level, factor)
-        inside.append(intervals.contain(edges.truths).numpy())
+        inside.append(intervals.contain(edges.gts).numpy())
         widths.append(float(intervals.widths().mean()))
     all_inside = np.array(inside)
     return Coverage(

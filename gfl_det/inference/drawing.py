@@ -148,7 +148,7 @@ class VideoDrawer:
         if self._writer is None:
             height, width = frame.shape[:2]
             self._size = (width + width % 2, height + height % 2)  # players need even sides
-            code = cv2.VideoWriter_fourcc(*'mp4v')  # type: ignore[attr-defined]
+            code = cv2.VideoWriter.fourcc(*'mp4v')
             self._writer = cv2.VideoWriter(str(self.path), code, self.rate, self._size)
             if not self._writer.isOpened():
                 raise DataError(f'{self.path} cannot be written: this OpenCV writes no mp4.')

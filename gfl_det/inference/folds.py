@@ -12,7 +12,7 @@ from mmengine.config import Config
 from gfl_det.compat.checkpoint import load_file
 from gfl_det.engine.folds import Fold
 from gfl_det.errors import GFLDetError
-from gfl_det.evaluation.detections import Truths, image_key, read_annotations
+from gfl_det.evaluation.detections import GroundTruth, image_key, read_annotations
 from gfl_det.evaluation.label_evidence import UncertainDetections
 from gfl_det.inference.coverage import Split, detect_unsuppressed
 from gfl_det.inference.inferencer import GFLInferencer
@@ -36,18 +36,18 @@ def detect_folds(
         batch_size: Images per forward pass.
         show_progress: Show progress on standard error.
     """
-    place = {image_id: index for index, image_id in enumerate(split.truths.image_ids)}
+    place = {image_id: index for index, image_id in enumerate(split.gts.image_ids)}
     parts = []
     for fold in folds:
         chosen = sorted(place[image_id] for image_id in fold.image_ids)
-        part = Split(split.truths.of_images(chosen), [split.files[index] for index in chosen])
+        part = Split(split.gts.of_images(chosen), [split.files[index] for index in chosen])
         detector = GFLInferencer(fold.checkpoint, device=device, level=None)
         found = detect_unsuppressed(detector, part, batch_size, show_progress)
         parts.append(found._replace(image=np.array(chosen, np.int64)[found.image]))
     return UncertainDetections(*(np.concatenate(columns) for columns in zip(*parts)))
 
 
-def seen_in_training(checkpoint: str, config: str | None, gts: Truths) -> str | None:
+def seen_in_training(checkpoint: str, config: str | None, gts: GroundTruth) -> str | None:
     """Warning that a detector was trained on the images whose labels it is to check, or None.
 
     Args:

@@ -119,9 +119,10 @@ def build(config: str | Path | Config) -> BaseModel:
         >>> type(build('gfl_r18_fpn_digits').bbox_head).__module__
         'gfl_det.models.heads.gfl_head'
     """
-    named = isinstance(config, (str, Path))
-    cfg = load_config(str(config)) if named else Config(config.to_dict())  # type: ignore[union-attr]
-    name = str(config) if named else 'the config'
+    if isinstance(config, (str, Path)):
+        name, cfg = str(config), load_config(str(config))
+    else:
+        name, cfg = 'the config', Config(config.to_dict())
     if not cfg.get('model'):
         raise ConfigError(f'{name} has no model: add one.')
     return _build_model(cfg, name)

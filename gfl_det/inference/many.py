@@ -198,10 +198,10 @@ def detect_many(
         raise SetupError(
             'Ray is not installed: install it with pip install "gfl_det[ray]".'
         ) from error
+    folder = ResultFolder(out)
     detector = make_detector(settings)  # fails before any work starts
     decoding = ShardDecoding(detector._decoding, detector._channels, settings.max_pixels)
     del detector
-    folder = ResultFolder(out)
     pending = folder.start(shards, settings.manifest())
     if pending:
         started = not ray.is_initialized()

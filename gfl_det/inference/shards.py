@@ -42,9 +42,11 @@ SCHEMA_VERSION = 1
 MANIFEST = 'manifest.json'
 NAME_COLUMNS = ('path', 'name', 'key', 'uri', 'file_name')  # of Parquet inputs
 BYTES_COLUMNS = ('bytes', 'image', 'content', 'data')
+KINDS = ('edge_std', 'edge_low', 'edge_high')
 TEXT = pa.dictionary(pa.int32(), pa.string())
-EDGES = [f'{kind}_{side}' for kind in ('edge_std', 'edge_low', 'edge_high') for side in SIDES]
+EDGES = [f'{kind}_{side}' for kind in KINDS for side in SIDES]
 NUMBERS = ['x1', 'y1', 'x2', 'y2', 'score_raw', 'score', *EDGES]
+MORE = ['score_raw', *EDGES]  # beside what the metrics need
 SCHEMA = pa.schema(
     [
         ('image', TEXT),
@@ -254,7 +256,7 @@ def _numbers(result: ImageResult) -> np.ndarray:
     values[:, :4] = found.bboxes.numpy()
     values[:, 4] = found.get('raw_scores', found.scores).numpy()
     values[:, 5] = found.scores.numpy()
-    for place, kind in enumerate(('edge_std', 'edge_low', 'edge_high')):
+    for place, kind in enumerate(KINDS):
         if kind in found:
             values[:, 6 + 4 * place : 10 + 4 * place] = found[kind].numpy()
     return values
@@ -264,10 +266,12 @@ class ResultFolder:
     """Folder of results, which several processes may write to.
 
     Args:
-        path: Path of the folder.
+        path: Path of the folder; an address is refused.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if REMOTE in str(path):
+            raise DataError(f'Results lie in a folder: mount {path}, or name another place.')
         self.path = Path(path).absolute()
         self.detections, self.failures = self.path / 'detections', self.path / 'failures'
         self.tries = self.path / 'tries'  # images in progress when a process ended
@@ -361,19 +365,21 @@ def coco_results(out: str | os.PathLike[str], annotations: Any) -> list[dict[str
     Raises:
         DataError: If an image or a class is not in the annotations.
     """
-    names = AnnotatedNames(annotations['images'], annotations['categories'])
+    images, categories = annotations['images'], annotations['categories']
+    names = AnnotatedNames(images, categories)
     entries = []
     for path in ResultFolder(out).parts():
         table = pq.read_table(path)
-        images, labels = (names.of(table.column(key), key) for key in ('image', 'label'))
+        rows = (names.rows(table.column(key), key).tolist() for key in ('image', 'label'))
         columns = {name: table.column(name).to_pylist() for name in NUMBERS}
-        for row, (image, label) in enumerate(zip(images, labels)):
+        for row, (image, label) in enumerate(zip(*rows)):
             numbers = {name: values[row] for name, values in columns.items()}
             left, top, right, bottom = (numbers.pop(name) for name in NUMBERS[:4])
-            entry = dict(image_id=image, category_id=label, score=numbers['score'])
+            entry = dict(image_id=images[image]['id'], category_id=categories[label]['id'])
+            entry['score'] = numbers['score']
             entry['bbox'] = [left, top, right - left, bottom - top]
             entry['raw_score'] = numbers['score_raw']
-            for kind in ('edge_std', 'edge_low', 'edge_high'):
+            for kind in KINDS:
                 edges = [numbers[f'{kind}_{side}'] for side in SIDES]
                 if None not in edges:
                     entry[kind] = edges
@@ -382,53 +388,112 @@ def coco_results(out: str | os.PathLike[str], annotations: Any) -> list[dict[str
 
 
 def read_parts(out: str | os.PathLike[str], table: CocoTable) -> Iterator[Detections]:
-    """Yield the detections of each file of a folder, for :func:`..parts.evaluate_parts`.
+    """Return an iterator over the detections of each file, for :func:`..parts.evaluate_parts`.
 
     Args:
         out: Folder of results.
-        table: Annotations of the same images, indexed as in :func:`..detections.truths_of_table`.
+        table: Annotations of the same images, indexed as in :func:`..detections.gts_of_table`.
+            It is not kept.
 
     Raises:
-        DataError: If an image or a class is not in the annotations, or a score is not in [0, 1].
+        DataError: If results are missing, or, while iterating, if an image or a class is not in
+            the annotations, or a score is not in [0, 1].
     """
-    places = {table.image_ids[row]: place for place, row in enumerate(sorted_rows(table.image_ids))}
-    images = [dict(id=i, file_name=name) for i, name in zip(table.image_ids, table.file_names)]
-    classes = [dict(id=label, name=name) for label, name in enumerate(table.class_names)]
-    names = AnnotatedNames(images, classes)
-    for path in ResultFolder(out).parts():
-        rows = pq.read_table(path, columns=['image', 'label', *NUMBERS[:4], 'score'])
+    detections = _Reader(table)
+    return (detections(path, _read(path)) for path in _finished(out))
+
+
+def read_all(
+    out: str | os.PathLike[str], table: CocoTable
+) -> tuple[Detections, dict[str, np.ndarray]]:
+    """Return the N detections of a folder, and what else is known about all of them.
+
+    Args:
+        out: Folder of results.
+        table: As in :func:`read_parts`.
+
+    Returns:
+        The detections; ``score_raw`` ``(N,)``, and the KINDS of GFL heads, each ``(N, 4)`` px.
+
+    Raises:
+        DataError: As in :func:`read_parts`.
+    """
+    rows = pa.concat_tables(_read(path, MORE) for path in _finished(out))
+    known = {'score_raw': rows.column('score_raw').to_numpy().astype(float)}
+    for kind in KINDS:
+        columns = [rows.column(f'{kind}_{side}').to_numpy() for side in SIDES]
+        edges = np.stack(columns, axis=1).astype(float)
+        if not np.isnan(edges).any():
+            known[kind] = edges
+    return _Reader(table)(Path(out), rows), known
+
+
+def _finished(out: str | os.PathLike[str]) -> list[Path]:
+    """Return the files of a run that has done all its shards."""
+    folder = ResultFolder(out)
+    parts, manifest = folder.parts(), folder.manifest()
+    if manifest is not None and not manifest['complete']:
+        raise DataError(
+            f'{folder.path} has {len(parts)} of {manifest["shards"]} shards: repeat the command of '
+            'gfl-det infer-many, which does the others.'
+        )
+    return parts
+
+
+class _Reader:
+    """Reads parts as detections of a table's images, which are numbered by their sorted ids."""
+
+    def __init__(self, table: CocoTable) -> None:
+        self._place = np.empty(len(table.image_ids), int)
+        self._place[sorted_rows(table.image_ids)] = np.arange(len(self._place))
+        images = (dict(file_name=name) for name in table.file_names)
+        self._names = AnnotatedNames(images, [dict(name=name) for name in table.class_names])
+
+    def __call__(self, path: Path, rows: pa.Table) -> Detections:
         corners = np.stack([rows.column(name).to_numpy() for name in NUMBERS[:4]], axis=1)
-        image = np.array([places[each] for each in names.of(rows.column('image'), 'image')], int)
-        label = np.array(names.of(rows.column('label'), 'label'), int)
-        scores = rows.column('score').to_numpy().astype(float)
-        found = Detections(image, label, xyxy_to_xywh(corners.astype(float)), scores)
-        yield check_detections(found, str(path))
+        found = Detections(
+            self._place[self._names.rows(rows.column('image'), 'image')],
+            self._names.rows(rows.column('label'), 'label'),
+            xyxy_to_xywh(corners.astype(float)),
+            rows.column('score').to_numpy().astype(float),
+        )
+        return check_detections(found, str(path))
+
+
+def _read(path: Path, more: Sequence[str] = ()) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=['image', 'label', *NUMBERS[:4], 'score', *more])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f'{path} cannot be read ({error}): remove it, and repeat gfl-det infer-many.'
+        ) from error
 
 
 class AnnotatedNames:
-    """Lookup of image and class ids by the names in the results.
+    """Lookup of annotated images and classes by the names in the results.
 
     Args:
-        images: Entries with ``id`` and ``file_name``.
-        categories: Entries with ``id`` and ``name``.
+        images: Entries with ``file_name``.
+        categories: Entries with ``name``.
     """
 
-    def __init__(self, images: Sequence[Any], categories: Sequence[Any]) -> None:
-        self._images = image_ids(images)
-        self._classes = ids_by_name(categories, 'name', 'class')
+    def __init__(self, images: Iterable[Any], categories: Iterable[Any]) -> None:
+        self._images = image_ids({**each, 'id': row} for row, each in enumerate(images))
+        numbered = ({**each, 'id': row} for row, each in enumerate(categories))
+        self._classes = ids_by_name(numbered, 'name', 'class')
 
-    def of(self, column: Any, kind: str) -> list[Any]:
-        """Return the id of each row of a dictionary-encoded column.
+    def rows(self, column: Any, kind: str) -> np.ndarray:
+        """Return the index of the entry ``(N,)`` for each row of a dictionary-encoded column.
 
         Raises:
             DataError: If a name is not in the annotations, or two images match one of them.
         """
-        ids: list[Any] = []
+        found = [np.zeros(0, int)]
         for chunk in column.chunks:
             names = chunk.dictionary.to_pylist()
             if kind == 'label':
                 known = [find_id(self._classes, [name], name, 'class') for name in names]
             else:
                 known = [find_id(self._images, path_ends(name), name, 'image') for name in names]
-            ids += [known[index] for index in chunk.indices.to_pylist()]
-        return ids
+            found.append(np.array(known, int)[chunk.indices.to_numpy()])
+        return np.concatenate(found)

@@ -22,7 +22,7 @@ from gfl_det.registry import MODELS
 from gfl_det.utils.config import walk
 
 # Boxes of the two images as fractions of their side: large, small and flat.
-TRUTHS = (((0.1, 0.1, 0.9, 0.8), (0.2, 0.3, 0.45, 0.5)), ((0.05, 0.6, 0.95, 0.75),))
+GTS = (((0.1, 0.1, 0.9, 0.8), (0.2, 0.3, 0.45, 0.5)), ((0.05, 0.6, 0.95, 0.75),))
 
 
 class Outcome(NamedTuple):
@@ -104,7 +104,7 @@ def without_files(model: dict[str, Any]) -> dict[str, Any]:
 def _batch(cfg: Config, side: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     samples = []
-    for boxes in TRUTHS:
+    for boxes in GTS:
         gts = InstanceData(
             bboxes=torch.tensor(boxes) * side,
             labels=torch.zeros(len(boxes), dtype=torch.long),
@@ -118,8 +118,7 @@ def _batch(cfg: Config, side: int) -> dict[str, Any]:
         )
         samples.append(sample)
     images = [
-        torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=generator)
-        for _ in TRUTHS
+        torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=generator) for _ in GTS
     ]
     return dict(inputs=images, data_samples=samples)
 

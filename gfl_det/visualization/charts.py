@@ -33,7 +33,7 @@ class Panel(NamedTuple):
 
     box: int  # index of the box
     view: tuple[int, int, int, int]  # xyxy px, visible part of the image
-    truth: np.ndarray | None  # (4,) xyxy px
+    gt: np.ndarray | None  # (4,) xyxy px
 
     @property
     def width(self) -> float:
@@ -135,10 +135,10 @@ def save_figure(drawing: Any, path: Path) -> None:
             raise DataError(f'{path} cannot be written: {error.strerror}.') from error
 
 
-def _panel(boxes: Boxes, index: int, truths: Boxes | None) -> Panel:
+def _panel(boxes: Boxes, index: int, gts: Boxes | None) -> Panel:
     """Choose the view of a box: its edge bins and its gt box."""
     assert boxes.edges is not None
-    gt = _nearest(boxes.boxes[index], truths)
+    gt = _nearest(boxes.boxes[index], gts)
     shown = [boxes.boxes[index]] if gt is None else [boxes.boxes[index], gt]
     bins = boxes.edges
     for side in range(4):
@@ -163,17 +163,17 @@ def _fit_aspect(x1: float, y1: float, x2: float, y2: float) -> tuple[int, int, i
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
-def _nearest(box: np.ndarray, truths: Boxes | None) -> np.ndarray | None:
+def _nearest(box: np.ndarray, gts: Boxes | None) -> np.ndarray | None:
     """The gt box with the largest IoU with a box, if that is at least 0.5."""
-    if truths is None or len(truths.boxes) == 0:
+    if gts is None or len(gts.boxes) == 0:
         return None
-    low = np.maximum(box[:2], truths.boxes[:, :2])
-    high = np.minimum(box[2:], truths.boxes[:, 2:])
+    low = np.maximum(box[:2], gts.boxes[:, :2])
+    high = np.minimum(box[2:], gts.boxes[:, 2:])
     common = np.clip(high - low, 0, None).prod(1)
-    areas = (truths.boxes[:, 2:] - truths.boxes[:, :2]).prod(1)
+    areas = (gts.boxes[:, 2:] - gts.boxes[:, :2]).prod(1)
     iou = common / np.maximum((box[2:] - box[:2]).prod() + areas - common, 1e-9)
     best = iou.argmax()
-    return truths.boxes[best] if iou[best] >= 0.5 else None
+    return gts.boxes[best] if iou[best] >= 0.5 else None
 
 
 def _draw_panel(
@@ -200,7 +200,7 @@ def _draw_panel(
     corner = (left + panel.width + 0.16) / wide, (bottom + HEIGHT + DEPTH + 0.06) / tall
     spread = edge_spread(boxes.edges)[panel.box] if boxes.edges is not None else np.zeros(4)
     lines = [f'{side}: std {value:.1f} px' for side, value in zip(SIDES, spread)]
-    lines.append('line: mean' + (', dashes: ground truth' if panel.truth is not None else ''))
+    lines.append('line: mean' + (', dashes: ground truth' if panel.gt is not None else ''))
     figure.text(*corner, '\n'.join(lines), color=TEXT, fontsize=6, va='top', linespacing=1.45)
 
 
@@ -227,8 +227,8 @@ def _draw_view(axes: Any, panel: Panel, image: np.ndarray, boxes: Boxes) -> None
     draw_soft_edges(canvas, one._replace(edges=edges), colour)
     axes.imshow(canvas.clip(0, 255) / 255, extent=(x1, x2, y2, y1), interpolation='none')
     frames = [(one.boxes[0], '-', TEXT, 2.0), (one.boxes[0], '-', tuple(colour[0] / 255), 1.3)]
-    if panel.truth is not None:  # black and white dashes are visible on any background
-        frames += [(panel.truth, '-', PAGE, 1.4), (panel.truth, '--', TEXT, 1.4)]
+    if panel.gt is not None:  # black and white dashes are visible on any background
+        frames += [(panel.gt, '-', PAGE, 1.4), (panel.gt, '--', TEXT, 1.4)]
     for box, style, line, thick in frames:
         axes.add_patch(
             Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, lw=thick, ls=style, ec=line)
@@ -250,8 +250,8 @@ def _draw_bars(axes: Any, side: int, panel: Panel, boxes: Boxes, colour: np.ndar
     bars, line = (axes.barh, axes.axhline) if side % 2 else (axes.bar, axes.axvline)
     bars(positions, probabilities, thick, color=colour, edgecolor=TEXT, linewidth=0.4, alpha=0.9)
     line(boxes.boxes[panel.box, side], color=TEXT, linewidth=1)
-    if panel.truth is not None:
-        line(panel.truth[side], color=TEXT, linewidth=1, linestyle='--')
+    if panel.gt is not None:
+        line(panel.gt[side], color=TEXT, linewidth=1, linestyle='--')
 
 
 def _dress(above: Any, beside: Any, panel: Panel) -> None:

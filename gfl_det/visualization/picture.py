@@ -20,6 +20,8 @@ CASING = 0.3  # opacity of the dark line below a box's own, for contrast on ligh
 # Small images are enlarged until their longer side reaches this, so that labels do not hide them.
 LEGIBLE_SIDE = 960
 MAX_ENLARGEMENT = 8
+THUMBNAIL_SIDE = 440  # px
+SHEET_LETTERS = 13  # px
 STRIP = (24, 26, 32)  # background of a panel title
 TITLE = (240, 240, 245)
 
@@ -210,4 +212,80 @@ def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
         x = index * (width + gap)
         draw.text((x + size // 2, strip / 2), title, TITLE, font(size), anchor='lm')
         sheet.paste(Image.fromarray(picture), (x, strip))
+    return np.asarray(sheet)
+
+
+def thumbnail(
+    image: np.ndarray,
+    boxes: Boxes,
+    classes: Sequence[str],
+    labelled: np.ndarray,
+    side: int = THUMBNAIL_SIDE,
+) -> np.ndarray:
+    """Draw boxes with soft edges on a small copy of an image.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        boxes: px of the image, the most important first.
+        classes: Class names.
+        labelled: Indices of the boxes that are labelled, ascending; labels of all would hide a
+            small picture.
+        side: Longer side of the copy in px.
+
+    Returns:
+        uint8 RGB.
+    """
+    scale = side / max(image.shape[:2])
+    size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
+    small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    boxes = boxes.scaled(scale)
+    colours = class_colours(len(classes))[boxes.labels]
+    canvas = np.asarray(small).astype(np.float32)
+    draw_soft_edges(canvas, boxes, colours.astype(np.float32))
+    draw_lines(canvas, boxes, colours, 1)
+    picture = np.rint(canvas.clip(0, 255)).astype(np.uint8)
+    texts = box_texts(boxes, classes)
+    named = [texts[index] for index in labelled]
+    return draw_labels(picture, boxes.boxes[labelled], named, colours[labelled], SHEET_LETTERS)
+
+
+def contact_sheet(
+    panels: Sequence[tuple[str, np.ndarray]],
+    classes: Sequence[str],
+    shown: Sequence[int],
+    columns: int = 4,
+) -> np.ndarray:
+    """Arrange small pictures in rows, each below its title, with the classes' colours at the top.
+
+    Args:
+        panels: Titles and uint8 RGB pictures, at least one.
+        classes: Class names.
+        shown: Classes that occur, ascending.
+        columns: Most pictures in a row.
+
+    Returns:
+        One uint8 RGB picture.
+    """
+    columns = min(columns, len(panels))
+    face, gap, strip = font(SHEET_LETTERS), SHEET_LETTERS // 2, 2 * SHEET_LETTERS
+    width = max(picture.shape[1] for _, picture in panels) + gap
+    rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
+    heights = [max(picture.shape[0] for _, picture in row) + strip for row in rows]
+    sheet = Image.new('RGB', (columns * width + gap, sum(heights) + strip + gap), STRIP)
+    draw = ImageDraw.Draw(sheet)
+    colours = class_colours(len(classes))
+    x = float(gap)
+    for label in shown:
+        ink = tuple(int(value) for value in colours[label])
+        draw.text((x, strip / 2), classes[label], ink, face, anchor='lm')
+        x += face.getlength(classes[label]) + 2 * SHEET_LETTERS
+    top = strip
+    for row, height in zip(rows, heights):
+        for column, (title, picture) in enumerate(row):
+            left = gap + column * width
+            while face.getlength(title) > width - gap:  # the beginning of a long name
+                title = title[:-1]
+            draw.text((left, top + strip / 2), title, TITLE, face, anchor='lm')
+            sheet.paste(Image.fromarray(picture), (left, top + strip))
+        top += height
     return np.asarray(sheet)

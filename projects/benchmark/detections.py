@@ -10,7 +10,7 @@ import torch
 from gfl_det.ops.boxes import xywh_to_xyxy
 
 IMAGE_SIZE = (640, 480)  # width, height, px
-MEAN_TRUTHS = 7.0  # of an image, as in COCO
+MEAN_GTS = 7.0  # of an image, as in COCO
 CROWD_SHARE = 0.03
 HIT_SHARE = 0.4  # of detections that lie near a gt box
 
@@ -45,7 +45,7 @@ def make_set(num_images: int, num_detections: int, num_classes: int, seed: int =
     annotations: list[dict[str, Any]] = []
     samples = []
     for image in range(1, num_images + 1):
-        count = generator.poisson(MEAN_TRUTHS)
+        count = generator.poisson(MEAN_GTS)
         boxes = _random_boxes(generator, count)
         labels = generator.integers(num_classes, size=count)
         crowd = generator.random(count) < CROWD_SHARE
@@ -81,8 +81,8 @@ def _random_boxes(generator: np.random.Generator, count: int) -> np.ndarray:
 
 def _detect(
     generator: np.random.Generator,
-    truths: np.ndarray,
-    truth_labels: np.ndarray,
+    gts: np.ndarray,
+    gt_labels: np.ndarray,
     count: int,
     num_classes: int,
 ) -> dict[str, torch.Tensor]:
@@ -90,14 +90,14 @@ def _detect(
     boxes = _random_boxes(generator, count)
     labels = generator.integers(num_classes, size=count)
     scores = generator.beta(1, 6, count)
-    hits = int(count * HIT_SHARE) if len(truths) else 0
-    chosen = generator.integers(max(len(truths), 1), size=hits)
+    hits = int(count * HIT_SHARE) if len(gts) else 0
+    chosen = generator.integers(max(len(gts), 1), size=hits)
     if hits:
-        sides = np.tile(truths[chosen, 2:], 2)
-        boxes[:hits] = truths[chosen] + generator.normal(0, 0.1, (hits, 4)) * sides
+        sides = np.tile(gts[chosen, 2:], 2)
+        boxes[:hits] = gts[chosen] + generator.normal(0, 0.1, (hits, 4)) * sides
         boxes[:hits, 2:] = boxes[:hits, 2:].clip(1)
         agrees = generator.random(hits) < 0.8
-        labels[:hits][agrees] = truth_labels[chosen][agrees]
+        labels[:hits][agrees] = gt_labels[chosen][agrees]
         scores[:hits] = generator.beta(3, 3, hits)
     order = np.argsort(-scores)
     corners = xywh_to_xyxy(boxes)

@@ -95,7 +95,7 @@ def compare(coco_set: CocoSet, with_faster: bool = True, **options: Any) -> Comp
 def build_metric(kind: type, coco_set: CocoSet, **options: Any) -> Any:
     """Build a metric on the set's gt boxes that has seen the set's detections."""
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        path = Path(folder, 'truths.json')
+        path = Path(folder, 'gts.json')
         path.write_text(json.dumps(coco_set.dataset))
         metric = kind(ann_file=str(path), **options)
     metric.dataset_meta = dict(classes=coco_set.classes)

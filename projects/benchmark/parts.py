@@ -29,12 +29,12 @@ class Case(NamedTuple):
 
     size: tuple[int, int] = (800, 1344)  # height and width of the images, px
     batch: int = 2
-    truths: int = 7  # of each image
+    gts: int = 7  # of each image
     classes: int = 80
 
     def __str__(self) -> str:
         height, width = self.size
-        return f'{self.batch} x {height}x{width}, {self.truths} gt boxes, {self.classes} classes'
+        return f'{self.batch} x {height}x{width}, {self.gts} gt boxes, {self.classes} classes'
 
     def without_classes(self) -> str:
         """The same as text where classes do not matter."""
@@ -46,22 +46,22 @@ class Batch(NamedTuple):
 
     cls_scores: list[Tensor]
     bbox_preds: list[Tensor]
-    truths: list[InstanceData]
+    gts: list[InstanceData]
     metas: list[dict]
 
 
-def make_truths(case: Case, device: str = 'cpu') -> list[InstanceData]:
+def make_gts(case: Case, device: str = 'cpu') -> list[InstanceData]:
     """Boxes of log-uniform sides and labels for each image; the same for the same case."""
-    generator = torch.Generator().manual_seed(case.truths)
+    generator = torch.Generator().manual_seed(case.gts)
     height, width = case.size
     limit = torch.tensor([width, height, width, height])
     gts = []
     for _ in range(case.batch):
-        centre = torch.rand(case.truths, 2, generator=generator) * limit[:2]
-        sides = torch.exp(torch.rand(case.truths, 2, generator=generator) * 3.5 + 2.5)
+        centre = torch.rand(case.gts, 2, generator=generator) * limit[:2]
+        sides = torch.exp(torch.rand(case.gts, 2, generator=generator) * 3.5 + 2.5)
         boxes = torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
         boxes = torch.minimum(boxes.clamp(min=0), limit).to(device)
-        labels = torch.randint(0, case.classes, (case.truths,), generator=generator).to(device)
+        labels = torch.randint(0, case.classes, (case.gts,), generator=generator).to(device)
         gts.append(InstanceData(bboxes=boxes, labels=labels))
     return gts
 
@@ -78,7 +78,7 @@ def make_batch(case: Case, bias: float, spread: float = 1.0, device: str = 'cpu'
     Returns:
         The batch.
     """
-    generator = torch.Generator().manual_seed(case.truths)
+    generator = torch.Generator().manual_seed(case.gts)
     height, width = case.size
     sizes = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in STRIDES]
 
@@ -95,7 +95,7 @@ def make_batch(case: Case, bias: float, spread: float = 1.0, device: str = 'cpu'
     return Batch(
         random_maps(case.classes, bias, spread),
         random_maps(68, 0.0, 1.0),
-        make_truths(case, device),
+        make_gts(case, device),
         [meta] * case.batch,
     )
 
@@ -119,12 +119,11 @@ def assignment_functions(
 
     def run_ours() -> BatchAssignment:
         grid = make_grid(ours.priors, inputs.cls_scores, inputs.metas, -1)
-        return assign_batch(ours.assigner, grid, inputs.truths, none_ignored)
+        return assign_batch(ours.assigner, grid, inputs.gts, none_ignored)
 
     def run_theirs() -> object:
         return [
-            theirs.assigner.assign(InstanceData(priors=priors), counts, each)
-            for each in inputs.truths
+            theirs.assigner.assign(InstanceData(priors=priors), counts, each) for each in inputs.gts
         ]
 
     return run_theirs, run_ours
@@ -182,7 +181,7 @@ def prediction_rows(case: Case, runs: Runs, scores: str, target: float | None = 
 
     slow, fast = runs.in_turns(partial(predict, theirs), partial(predict, ours))
     floor = num_bytes(*inputs.cls_scores) / runs.bandwidth()
-    name = f'post-processing, {scores} scores, {case._replace(truths=0)}'
+    name = f'post-processing, {scores} scores, {case._replace(gts=0)}'
     return [Row(name.replace(' 0 gt boxes,', ''), slow, fast, target=target, floor=floor)]
 
 
@@ -190,10 +189,10 @@ def contract_rows(case: Case, runs: Runs) -> list[Row]:
     """What the project promises of the head: rows with targets, at the case's size and batch."""
     rows = []
     for gts, target in ASSIGNMENT_TARGETS.items():
-        rows += assignment_rows(case._replace(truths=gts), runs, target)[:1]
-    rows += assignment_rows(case._replace(truths=2000, batch=1), runs)
+        rows += assignment_rows(case._replace(gts=gts), runs, target)[:1]
+    rows += assignment_rows(case._replace(gts=2000, batch=1), runs)
     for gts, target in LOSS_TARGETS.items():
-        rows += loss_rows(case._replace(truths=gts), runs, target)
+        rows += loss_rows(case._replace(gts=gts), runs, target)
     for scores, target in PREDICTION_TARGETS.items():
         rows += prediction_rows(case, runs, scores, target)
     return rows

@@ -25,7 +25,7 @@ INFERENCE_TARGETS = {'optimized, float32': 1.25, 'optimized, bfloat16': 2.2}
 TRAINING_TARGETS = {'--channels-last': 1.15, '--amp': 1.6, '--amp --channels-last': 1.6}
 
 SIZES = ((480, 640), (1600, 2688))
-TRUTHS = (1, 30, 1000, 2000)
+GTS = (1, 30, 1000, 2000)
 CLASSES = (1, 1203)
 BATCHES = (1, 4)
 EVALUATED = (1000, 5000)  # images; the larger in a sweep
@@ -62,7 +62,7 @@ def _measurements(parts: Sequence[str], sweep: bool) -> Iterator[tuple[str, Meas
 def _sweep() -> Iterator[tuple[str, Measurement]]:
     """The head over one quantity at a time."""
     cases = [Case(size=size) for size in SIZES]
-    cases += [Case(truths=gts, batch=1) for gts in TRUTHS]
+    cases += [Case(gts=gts, batch=1) for gts in GTS]
     cases += [Case(classes=classes, batch=1) for classes in CLASSES]
     cases += [Case(batch=batch) for batch in BATCHES]
     assigned = set()
@@ -72,7 +72,7 @@ def _sweep() -> Iterator[tuple[str, Measurement]]:
             assigned.add(plain)
             yield f'assignment, {plain.without_classes()}', partial(assignment_rows, plain)
         yield f'losses, {case}', partial(loss_rows, case)
-        if case.truths == Case().truths:
+        if case.gts == Case().gts:
             yield (
                 f'post-processing, {case}',
                 partial(prediction_rows, case, scores='dense'),

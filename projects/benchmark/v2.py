@@ -35,7 +35,7 @@ def format_cost(case: Case, runs: Runs) -> str:
     trained = [level.clone().requires_grad_() for level in features]
 
     def train(head: Any) -> tuple[Tensor, ...]:
-        loss = total_loss(head.loss_by_feat(*head(trained), inputs.truths, inputs.metas))
+        loss = total_loss(head.loss_by_feat(*head(trained), inputs.gts, inputs.metas))
         return torch.autograd.grad(loss, [*trained, *head.parameters()])
 
     @torch.no_grad()

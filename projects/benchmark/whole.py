@@ -17,10 +17,10 @@ from gfl_det.engine.amp import CPUAmpOptimWrapper, lay_channels_last
 from gfl_det.inference import optimize_for_inference
 from gfl_det.utils.timing import Row, Runs
 from projects.benchmark.models import build_detectors
-from projects.benchmark.parts import Case, make_truths
+from projects.benchmark.parts import Case, make_gts
 
 
-def make_data(case: Case, with_truths: bool) -> dict[str, Any]:
+def make_data(case: Case, with_gts: bool) -> dict[str, Any]:
     """A batch of random images as a data loader gives it."""
     generator = torch.Generator().manual_seed(0)
     height, width = case.size
@@ -36,9 +36,9 @@ def make_data(case: Case, with_truths: bool) -> dict[str, Any]:
         scale_factor=(1.0, 1.0),
     )
     samples = []
-    for gts in make_truths(case):
+    for gts in make_gts(case):
         sample = DetDataSample(metainfo=dict(meta))
-        if with_truths:
+        if with_gts:
             sample.gt_instances = gts
         samples.append(sample)
     return dict(inputs=images, data_samples=samples)
@@ -81,7 +81,7 @@ def inference_rows(case: Case, runs: Runs, targets: dict[str, float] | None = No
     in_half = 'optimized, bfloat16'
     if has_half(runs.device):
         variants[in_half] = optimize_for_inference(ours, torch.bfloat16)
-    data = make_data(case, with_truths=False)
+    data = make_data(case, with_gts=False)
 
     def predict(model: BaseModel) -> object:
         with torch.inference_mode():
@@ -135,7 +135,7 @@ def training_rows(case: Case, runs: Runs, targets: dict[str, float] | None = Non
     left_out = [] if has_half(runs.device) else [name for name in variants if '--amp' in name]
     for name in left_out:
         del variants[name]
-    data = make_data(case, with_truths=True)
+    data = make_data(case, with_gts=True)
     steps = [_step(theirs, OptimWrapper, data)]
     steps += [_step(model, wrapper, data) for model, wrapper in variants.values()]
     alone = []

@@ -75,9 +75,9 @@ def compare(name: str, fitting: Judged, judged: Judged, cut: int = 0) -> Iterato
     for method in METHODS:
         for view in VIEWS:
             settings = settings_of(method, view)
-            fitted = fit_calibrator(fitting.detections, fitting.truths, settings)
-            fitted = fitted.for_classes(judged.truths.class_names)
-            fitted.check_unseen(judged.truths)
+            fitted = fit_calibrator(fitting.detections, fitting.gts, settings)
+            fitted = fitted.for_classes(judged.gts.class_names)
+            fitted.check_unseen(judged.gts)
             yield Outcome(name, cut, method, view, judge(fitted, judged, view))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from gfl_det.calibration.splits import Judged
 from gfl_det.cli.arguments import add_cfg_options
 from gfl_det.errors import ConfigError
-from gfl_det.evaluation.detections import detections_from_coco, read_json, truths_from_coco
+from gfl_det.evaluation.detections import detections_from_coco, gts_from_coco, read_json
 from gfl_det.utils.config import load_config
 from gfl_det.utils.files import check_writable, write_json
 from projects.calibration_study.detection import METHODS, Outcome, compare, halves, means
@@ -54,7 +54,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs=5,
         action='append',
         default=[],
-        metavar=('NAME', 'VAL_TRUTHS', 'VAL_RESULTS', 'TEST_TRUTHS', 'TEST_RESULTS'),
+        metavar=('NAME', 'VAL_GTS', 'VAL_RESULTS', 'TEST_GTS', 'TEST_RESULTS'),
         help='COCO files in place of a detector; with --halves those of test are not read',
     )
     parser.add_argument(
@@ -132,9 +132,9 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[tuple[Judged,
         yield name, halves(parts[0], args.halves) if args.halves else [(parts[0], parts[1])]
 
 
-def read_pair(truths_file: str, results_file: str) -> Judged:
+def read_pair(gts_file: str, results_file: str) -> Judged:
     """Ground truth and detections of two COCO files."""
-    gts = truths_from_coco(read_json(truths_file), truths_file)
+    gts = gts_from_coco(read_json(gts_file), gts_file)
     return Judged(gts, detections_from_coco(read_json(results_file), gts, results_file))
 
 

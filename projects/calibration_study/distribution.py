@@ -24,7 +24,7 @@ from gfl_det.calibration.distribution import (
     fit_distribution_calibrator,
 )
 from gfl_det.calibration.splits import split_images, take_edge_images
-from gfl_det.evaluation.detections import Truths
+from gfl_det.evaluation.detections import GroundTruth
 from gfl_det.evaluation.evaluate import evaluate_detections
 
 VIEWS: dict[str, tuple[Cut, Cut]] = {'all': (0.0, 0.0), 'kept': ('lrp', 'lrp')}
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
     metrics: dict[str, float]  # METRICS; AP is of all detections in either view
 
 
-def pool(parts: Sequence[tuple[Truths, EdgeDetections]]) -> tuple[Truths, EdgeDetections]:
+def pool(parts: Sequence[tuple[GroundTruth, EdgeDetections]]) -> tuple[GroundTruth, EdgeDetections]:
     """Several splits as one; images get the number of their split before their id.
 
     Args:
@@ -88,7 +88,7 @@ def pool(parts: Sequence[tuple[Truths, EdgeDetections]]) -> tuple[Truths, EdgeDe
 
 def compare(
     name: str,
-    truths: Truths,
+    gts: GroundTruth,
     found: EdgeDetections,
     seeds: int,
     suppressed: Mapping[str, EdgeDetections] | None = None,
@@ -97,7 +97,7 @@ def compare(
 
     Args:
         name: of the data and detector.
-        truths: of the held-out images.
+        gts: of the held-out images.
         found: their detections, raw.
         seeds: how many random cuts.
         suppressed: detections of the same images by the names of SUPPRESSIONS; adds TUNED and SOFT.
@@ -107,22 +107,22 @@ def compare(
     """
     suppressed = suppressed or {}
     for seed in range(seeds):
-        first, second = split_images(truths, seed)
-        fitting, judged = (take_edge_images(truths, found, part) for part in (first, second))
+        first, second = split_images(gts, seed)
+        fitting, judged = (take_edge_images(gts, found, part) for part in (first, second))
         for view, cuts in VIEWS.items():
             for calibrator, groups in CALIBRATORS.items():
                 metrics = _judge(fitting, judged, groups, cuts)
                 yield Outcome(name, seed, calibrator, view, metrics)
-        for calibrator, kind in _baselines(truths, suppressed, first).items():
+        for calibrator, kind in _baselines(gts, suppressed, first).items():
             fitting, judged = (
-                take_edge_images(truths, suppressed[kind], part) for part in (first, second)
+                take_edge_images(gts, suppressed[kind], part) for part in (first, second)
             )
             for view, cuts in VIEWS.items():
                 yield Outcome(name, seed, calibrator, view, _judge(fitting, judged, (), cuts))
 
 
 def _baselines(
-    truths: Truths, suppressed: Mapping[str, EdgeDetections], chosen: np.ndarray
+    gts: GroundTruth, suppressed: Mapping[str, EdgeDetections], chosen: np.ndarray
 ) -> dict[str, str]:
     """Name the suppression of each baseline, tuned on the chosen images."""
     if not suppressed:
@@ -130,26 +130,26 @@ def _baselines(
     precision = {}
     for kind, found in suppressed.items():
         if kind != SOFT:
-            gts, part = take_edge_images(truths, found, chosen)
-            precision[kind] = evaluate_detections(part.detections, gts)['AP']
+            part_gts, part = take_edge_images(gts, found, chosen)
+            precision[kind] = evaluate_detections(part.detections, part_gts)['AP']
     return {TUNED: max(precision, key=precision.__getitem__), SOFT: SOFT}
 
 
 def _judge(
-    fitting: tuple[Truths, EdgeDetections],
-    judged: tuple[Truths, EdgeDetections],
+    fitting: tuple[GroundTruth, EdgeDetections],
+    judged: tuple[GroundTruth, EdgeDetections],
     groups: tuple[Group, ...] | None,
     cuts: tuple[Cut, Cut],
 ) -> dict[str, float]:
-    (fit_truths, fit_found), (gts, found) = fitting, judged
+    (fit_gts, fit_found), (gts, found) = fitting, judged
     raw = found.detections
     if groups:
         settings = DistributionSettings(groups, cuts=cuts)
-        fitted = fit_distribution_calibrator(fit_found, fit_truths, settings)
+        fitted = fit_distribution_calibrator(fit_found, fit_gts, settings)
         every, kept = fitted.calibrate(found), fitted.apply(found)[0].detections
     else:
         method = Settings('identity' if groups is None else 'isotonic', cuts=cuts)
-        plain = fit_calibrator(fit_found.detections, fit_truths, method)
+        plain = fit_calibrator(fit_found.detections, fit_gts, method)
         every, kept = plain.calibrate(raw.scores, raw.label), plain.apply(raw)[0]
     metrics = evaluate_detections(kept, gts)
     metrics['AP'] = evaluate_detections(raw._replace(scores=every), gts)['AP']

@@ -24,7 +24,7 @@ from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.calibration.splits import split_images, take_edge_images
 from gfl_det.cli import main as cli
 from gfl_det.cli.arguments import add_cfg_options
-from gfl_det.evaluation.detections import Truths
+from gfl_det.evaluation.detections import GroundTruth
 from gfl_det.evaluation.evaluate import evaluate_detections
 from gfl_det.evaluation.functional import reliability
 from gfl_det.evaluation.matching import TRUE, match
@@ -49,7 +49,7 @@ class HalfResult(NamedTuple):
     metrics: dict[str, float]
 
 
-def judge_halves(gts: Truths, found: EdgeDetections, halves: int) -> Iterator[HalfResult]:
+def judge_halves(gts: GroundTruth, found: EdgeDetections, halves: int) -> Iterator[HalfResult]:
     """Fit every method on one half and judge it on the other, for each seed and view."""
     for seed in range(halves):
         first, second = split_images(gts, seed)
@@ -80,7 +80,7 @@ def table(results: Sequence[HalfResult]) -> str:
     return markdown(head, rows, words=3)
 
 
-def reliability_table(gts: Truths, found: EdgeDetections) -> tuple[str, Any]:
+def reliability_table(gts: GroundTruth, found: EdgeDetections) -> tuple[str, Any]:
     """Mean IoU per score bin over all classes, as Markdown and as a figure."""
     (matches,) = match(found.detections, gts, [0.0])
     judged = matches.judged()
@@ -102,11 +102,11 @@ def reliability_table(gts: Truths, found: EdgeDetections) -> tuple[str, Any]:
     return markdown(['count', 'mean score', 'mean IoU'], rows, words=0), drawing
 
 
-def rank_correlations(gts: Truths, found: EdgeDetections) -> str:
+def rank_correlations(gts: GroundTruth, found: EdgeDetections) -> str:
     """Spearman's rank correlations over detections that match a gt box at IoU .5, as Markdown."""
     (matches,) = match(found.detections, gts, [0.5])
     true = matches.state == TRUE
-    rows, boxes = matches.row[true], gts.boxes[matches.truth[true]]
+    rows, boxes = matches.row[true], gts.boxes[matches.gt[true]]
     detected = found.detections.boxes[rows]
     error = np.abs(_edges(detected) - _edges(boxes))
     logits = found.logits[rows].astype(float)

@@ -18,9 +18,9 @@ from gfl_det.calibration import (
     Promise,
     choose_cuts,
     detections_from_coco,
+    gts_from_coco,
     match,
     read_json,
-    truths_from_coco,
 )
 from gfl_det.calibration.operating_point import cut_mask
 from gfl_det.calibration.splits import Judged, split
@@ -33,14 +33,14 @@ PROMISES = (('precision', 0.9), ('precision', 0.8), ('recall', 0.5), ('false_ala
 def main() -> None:
     """Halve, choose, judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ('truths', 'results', 'out'):
-        parser.add_argument(f'--{name}', required=True)
+    for names in (('--truths', '--annotations'), ('--results',), ('--out',)):
+        parser.add_argument(*names, required=True)
     parser.add_argument('--halvings', type=int, default=100)
     parser.add_argument('--one-class', action='store_true', help='all classes as one')
     args = parser.parse_args()
     check_writable(args.out)
-    truths = truths_from_coco(read_json(args.truths), args.truths)
-    judged = Judged(truths, detections_from_coco(read_json(args.results), truths, args.results))
+    gts = gts_from_coco(read_json(args.truths), args.truths)
+    judged = Judged(gts, detections_from_coco(read_json(args.results), gts, args.results))
     if args.one_class:
         judged = as_one_class(judged)
     write_json(args.out, [row(judged, *each, args.halvings) for each in PROMISES])
@@ -48,11 +48,9 @@ def main() -> None:
 
 def as_one_class(judged: Judged) -> Judged:
     """All boxes as of one class; a detection of another class than its gt's becomes right."""
-    truths, found = judged
-    truths = truths._replace(
-        category_ids=[1], class_names=['object'], label=np.zeros_like(truths.label)
-    )
-    return Judged(truths, found._replace(label=np.zeros_like(found.label)))
+    gts, found = judged
+    gts = gts._replace(category_ids=[1], class_names=['object'], label=np.zeros_like(gts.label))
+    return Judged(gts, found._replace(label=np.zeros_like(found.label)))
 
 
 def row(judged: Judged, goal: str, target: float, halvings: int) -> dict[str, object]:
@@ -60,11 +58,11 @@ def row(judged: Judged, goal: str, target: float, halvings: int) -> dict[str, ob
     cuts = kept = cases = 0
     for seed in range(halvings):
         first, second = split(judged, seed)
-        point = choose_cuts(first.detections, first.truths, Promise(goal, target))  # type: ignore[arg-type]
+        point = choose_cuts(first.detections, first.gts, Promise(goal, target))  # type: ignore[arg-type]
         found = second.detections
-        (matches,) = match(found, second.truths, [0.5])
+        (matches,) = match(found, second.gts, [0.5])
         above = cut_mask(matches.label, matches.scores, point.thresholds())
-        images = len(second.truths.image_ids)
+        images = len(second.gts.image_ids)
         for label, each in enumerate(point.classes):
             mine = above & (matches.label == label) & (matches.state != IGNORED)
             cases += 1
@@ -72,7 +70,7 @@ def row(judged: Judged, goal: str, target: float, halvings: int) -> dict[str, ob
                 continue
             cuts += 1
             right, number = int((matches.state[mine] == TRUE).sum()), int(mine.sum())
-            gts = int(matches.truths[label])
+            gts = int(matches.gt_counts[label])
             value = dict(
                 precision=right / max(number, 1) if number else 1.0,
                 recall=right / gts if gts else 1.0,

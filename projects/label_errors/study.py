@@ -23,7 +23,7 @@ import numpy as np
 
 from gfl_det.cli import main as cli
 from gfl_det.datasets.table import table_of
-from gfl_det.evaluation.detections import read_json, truths_from_coco
+from gfl_det.evaluation.detections import gts_from_coco, read_json
 from gfl_det.evaluation.label_evidence import (
     Labels,
     UncertainDetections,
@@ -47,7 +47,7 @@ class DataSet:
 
     def __init__(self, dataset: dict[str, Any], found: UncertainDetections) -> None:
         table = table_of(dataset, 'the labels')
-        gts = truths_from_coco(dataset)
+        gts = gts_from_coco(dataset)
         kept = ~gts.crowd & (gts.boxes[:, 2:] >= 1).all(1)
         self.labels = Labels(gts.image[kept], gts.label[kept], gts.boxes[kept])
         self.classes, self.images = len(gts.category_ids), len(gts.image_ids)

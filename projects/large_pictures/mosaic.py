@@ -129,7 +129,7 @@ def average_precision(
     args: argparse.Namespace, names: list, found: dict, classes: tuple
 ) -> dict[str, float]:
     """COCO's AP of the pictures, each place of the mosaic an image."""
-    from gfl_det.calibration import detections_from_coco, truths_from_coco
+    from gfl_det.calibration import detections_from_coco, gts_from_coco
     from gfl_det.evaluation.evaluate import evaluate_detections
 
     content = json.loads(Path(args.annotations).read_text())
@@ -138,14 +138,14 @@ def average_precision(
     by_image: dict = {}
     for each in content['annotations']:
         by_image.setdefault(each['image_id'], []).append(each)
-    truths = dict(
+    tiled = dict(
         images=[dict(id=i, file_name=f'{i}') for i in range(len(names))],
         categories=content['categories'],
         annotations=[
             {**each, 'image_id': i} for i, name in enumerate(names) for each in by_image[ids[name]]
         ],
     )
-    for number, each in enumerate(truths['annotations']):
+    for number, each in enumerate(tiled['annotations']):
         each['id'] = number + 1
     results = [
         dict(
@@ -157,7 +157,7 @@ def average_precision(
         for i, (boxes, found_in) in found.items()
         for box, label, score in zip(boxes, found_in.labels.tolist(), found_in.scores.tolist())
     ]
-    gts = truths_from_coco(truths)
+    gts = gts_from_coco(tiled)
     judged = evaluate_detections(detections_from_coco(results, gts), gts)
     return {name: round(judged[name], 4) for name in ('AP', 'AP50', 'AP75')}
 

@@ -110,9 +110,9 @@ def test_options_reach_the_fit_and_the_file() -> None:
         (image, label, (10 + generator.uniform(0, 25), 10, 20, 20), generator.uniform())
         for image, label, _, _ in boxes
     ]
-    detections, truths = scene(boxes, found, ('a', 'b'), 30)
-    plain = fit_calibrator(detections, truths, Settings('platt', cuts=(0.0, 0.0)))
-    grid = fit_calibrator(detections, truths, Settings('platt', cuts=(0.0, 0.0), grid=True))
+    detections, gts = scene(boxes, found, ('a', 'b'), 30)
+    plain = fit_calibrator(detections, gts, Settings('platt', cuts=(0.0, 0.0)))
+    grid = fit_calibrator(detections, gts, Settings('platt', cuts=(0.0, 0.0), grid=True))
     found = [each.map for each in grid.classes if isinstance(each.map, Platt)]
     assert found
     for each in found:
@@ -125,7 +125,7 @@ def test_options_reach_the_fit_and_the_file() -> None:
         del old['settings'][name]  # as a file of an earlier release has it
     assert calibrator_from_json(old, 'a file') == plain
     by_quality = Settings('temperature', cuts=(0.0, 0.0), quality_focal=True)
-    assert fit_calibrator(detections, truths, by_quality).classes != plain.classes
+    assert fit_calibrator(detections, gts, by_quality).classes != plain.classes
 
 
 def test_a_class_without_a_true_positive_stays_constant() -> None:

@@ -67,10 +67,8 @@ def has_stalled(run: dict) -> bool:
 
 
 def fit_and_apply(case: str, run: dict):
-    detections, truths = case_data(case, 'minival')
-    calibrator = fit_calibrator(
-        detections, truths, settings_of(run['cfg'], run['calibrator']), 'case'
-    )
+    detections, gts = case_data(case, 'minival')
+    calibrator = fit_calibrator(detections, gts, settings_of(run['cfg'], run['calibrator']), 'case')
     found, judge = case_data(case, 'minitest')
     kept, _ = calibrator.apply(found)
     (at_tau,), (half,) = (match(kept, judge, [tau]) for tau in (run['cfg']['tau'], 0.5))
@@ -139,10 +137,10 @@ def test_runs_of_the_exact_rewrite(case: str, run: dict) -> None:
 def test_the_run_that_differs_is_the_references_fault() -> None:
     ((case, run),) = [each for each in EXPECTED if has_stalled(each[1])]
     settings = settings_of(run['cfg'], run['calibrator'])
-    detections, truths = case_data(case, 'minival')
-    fitted = fit_calibrator(detections, truths, settings)
+    detections, gts = case_data(case, 'minival')
+    fitted = fit_calibrator(detections, gts, settings)
     kept = detections.take(detections.scores >= 0.3)
-    (found,) = match(kept, truths, [0.5])
+    (found,) = match(kept, gts, [0.5])
     judged = found.judged()
     z, targets = logit(found.scores[judged]), found.state[judged] == 1
 
@@ -160,27 +158,27 @@ UNIT, FAR = (0, 0, 10, 10), (500, 500, 10, 10)
 
 def two_classes():
     """Class a: right with IoU 1, 1 and .5, wrong at the low scores; b the like; c never right."""
-    truths, found = [], []
+    gts, found = [], []
     for image in range(4):
         for label in (0, 1):
-            truths.append((image, label, UNIT, False))
+            gts.append((image, label, UNIT, False))
             box = UNIT if image < 2 else (0, 0, 10, 5)
             found.append((image, label, box, 0.9 - 0.1 * image - 0.05 * label))
             found.append((image, label, FAR, 0.05 + 0.1 * image))
-        truths.append((image, 2, UNIT, False))
+        gts.append((image, 2, UNIT, False))
         found.append((image, 2, FAR, 0.3 + 0.1 * image))
         found.append((image, 3, FAR, 0.4))
-        truths.append((image, 4, UNIT, False))
-    return scene(truths, found, tuple('abcde'), images=4)
+        gts.append((image, 4, UNIT, False))
+    return scene(gts, found, tuple('abcde'), images=4)
 
 
 class TestProtocol:
     settings = Settings('linear', tau=0.3, cuts=('lrp', 'lrp'))
 
     def test_cut_fit_cut(self) -> None:
-        detections, truths = two_classes()
-        calibrator = fit_calibrator(detections, truths, self.settings)
-        (found,) = match(detections, truths, [0.3])
+        detections, gts = two_classes()
+        calibrator = fit_calibrator(detections, gts, self.settings)
+        (found,) = match(detections, gts, [0.3])
         cuts = optimal_lrp(found).thresholds
         np.testing.assert_array_equal([each.raw_threshold for each in calibrator.classes], cuts)
         first = calibrator.classes[0]
@@ -201,7 +199,7 @@ class TestProtocol:
             calibrators.FITTED,
             calibrators.FITTED,
             calibrators.NO_TRUE_POSITIVE,
-            calibrators.NO_TRUTHS,
+            calibrators.NO_GTS,
             calibrators.NO_DETECTIONS,
         ]
         assert [each.detections for each in calibrator.classes] == [4, 4, 4, 0, 0]
@@ -223,20 +221,20 @@ class TestProtocol:
             assert third.map == Constant(0.0)
 
     def test_precision_as_the_target(self) -> None:
-        detections, truths = two_classes()
+        detections, gts = two_classes()
         settings = Settings('isotonic', tau=0.3, target='precision', cuts=(0.0, 0.0))
-        calibrator = fit_calibrator(detections, truths, settings)
+        calibrator = fit_calibrator(detections, gts, settings)
         # Class a: all of .6 and above are right, all of .35 and below are wrong.
         scores = calibrator.calibrate(np.array([0.9, 0.6, 0.35, 0.05]), np.zeros(4, int))
         np.testing.assert_allclose(scores, [1, 1, 0, 0])
 
     def test_one_map_for_all_classes(self) -> None:
-        detections, truths = two_classes()
+        detections, gts = two_classes()
         settings = Settings('linear', tau=0.3, class_agnostic=True, cuts=(0.0, 0.0))
-        calibrator = fit_calibrator(detections, truths, settings)
+        calibrator = fit_calibrator(detections, gts, settings)
         assert {each.status for each in calibrator.classes} == {calibrators.POOLED}
-        (found,) = match(detections, truths, [0.3])
-        judged = found.judged()  # class d has no truths and takes no part
+        (found,) = match(detections, gts, [0.3])
+        judged = found.judged()  # class d has no gt boxes and takes no part
         slope, offset = np.polyfit(found.scores[judged], found.iou[judged], 1)
         assert calibrator.classes[3].map.slope == pytest.approx(slope)
         assert calibrator.classes[3].map.offset == pytest.approx(offset)
@@ -244,8 +242,8 @@ class TestProtocol:
         np.testing.assert_allclose(scores, 0.5 * slope + offset)
 
     def test_fixed_cuts_hold_for_every_class(self) -> None:
-        detections, truths = two_classes()
-        calibrator = fit_calibrator(detections, truths, Settings('identity', cuts=(0.3, 0.5)))
+        detections, gts = two_classes()
+        calibrator = fit_calibrator(detections, gts, Settings('identity', cuts=(0.3, 0.5)))
         assert {each.raw_threshold for each in calibrator.classes} == {0.3}
         kept, rows = calibrator.apply(detections)
         np.testing.assert_array_equal(rows, np.flatnonzero(detections.scores >= 0.5))
@@ -256,7 +254,7 @@ class TestProtocol:
         data = scene([(0, 0, UNIT, False)], [(0, 0, FAR, 0.9), (0, 0, UNIT, 0.6)])
         settings = Settings('isotonic', cuts=(0.0, 0.0), zero_overlap=way)
         first = fit_calibrator(*data, settings).classes[0]
-        # 'oracle': the far box takes the truth, and both targets are 0.
+        # 'oracle': the far box takes the gt box, and both targets are 0.
         low = first.map(np.array([0.6]))[0]
         assert low == (0 if way == 'oracle' else pytest.approx(0.5))
 
@@ -264,17 +262,17 @@ class TestProtocol:
 @pytest.mark.parametrize('method', sorted(FITS))
 def test_average_precision_stays_but_for_ties(method: str) -> None:
     rng = np.random.default_rng(0)
-    truths, found = [], []
+    gts, found = [], []
     for image in range(30):
         for label in (0, 1):
             x, y = rng.uniform(0, 400, 2)
-            truths.append((image, label, (x, y, 50, 40), False))
+            gts.append((image, label, (x, y, 50, 40), False))
             for _ in range(4):
                 shift = rng.normal(0, 12, 4)
                 box = np.array([x, y, 50, 40]) + shift
                 score = np.clip(0.9 - np.abs(shift).mean() / 25 + rng.normal(0, 0.1), 0.01, 0.99)
                 found.append((image, label, tuple(box), float(score)))
-    detections, judge = scene(truths, found, ('a', 'b'), images=30)
+    detections, judge = scene(gts, found, ('a', 'b'), images=30)
     settings = Settings(method, cuts=(0.0, 0.0), zero_overlap='reject')
     calibrator = fit_calibrator(detections, judge, settings)
     kept, rows = calibrator.apply(detections)
@@ -302,12 +300,12 @@ class TestRefused:
             fit_calibrator(*crowd_only, Settings())
 
     def test_invalid_scores(self) -> None:
-        detections, truths = two_classes()
+        detections, gts = two_classes()
         for bad in (math.nan, -0.1, 1.1):
             broken = detections._replace(scores=detections.scores.copy())
             broken.scores[2] = bad
             with pytest.raises(DataError, match=r'entry 2 .*score'):
-                fit_calibrator(broken, truths, Settings())
+                fit_calibrator(broken, gts, Settings())
             with pytest.raises(DataError, match='entry 0 has the score'):
                 self.fitted().calibrate(np.array([bad]), np.array([0]))
 
@@ -335,22 +333,22 @@ class TestRefused:
             self.fitted().check_score_type('ATSSHead')
 
     def test_images_that_it_was_fitted_on(self) -> None:
-        _, truths = two_classes()
+        _, gts = two_classes()
         with pytest.raises(DataError, match=r'4 of 4 images'):
-            self.fitted().check_unseen(truths)
+            self.fitted().check_unseen(gts)
         _, more = scene([], [], images=6)
         with pytest.raises(DataError, match=r'4 of 6 .*\(ids \[0, 1, 2, 3\]\)'):
             self.fitted().check_unseen(more)
 
     def test_other_files_with_the_same_ids_are_other_images(self) -> None:
         # Most converters number the images of each split from 1.
-        from gfl_det.calibration import truths_from_coco
+        from gfl_det.calibration import gts_from_coco
 
         named = dict(
             images=[dict(id=index, file_name=f'{index}.jpg') for index in range(4)],
             categories=[dict(id=0, name='a')],
         )
-        self.fitted().check_unseen(truths_from_coco(named))
+        self.fitted().check_unseen(gts_from_coco(named))
 
     @pytest.mark.parametrize(
         ('settings', 'words'),
@@ -371,10 +369,10 @@ class TestRefused:
 
 
 def test_the_callers_data_stay_as_they_are() -> None:
-    detections, truths = two_classes()
-    before = copy.deepcopy((detections, truths))
-    fit_calibrator(detections, truths, Settings()).apply(detections)
-    for old, new in zip((*before[0], *before[1]), (*detections, *truths)):
+    detections, gts = two_classes()
+    before = copy.deepcopy((detections, gts))
+    fit_calibrator(detections, gts, Settings()).apply(detections)
+    for old, new in zip((*before[0], *before[1]), (*detections, *gts)):
         np.testing.assert_array_equal(old, new)
 
 
@@ -420,9 +418,9 @@ class TestFiles:
         assert content['source']['detections'] == 24
 
     def test_the_fingerprint_tells_data_apart(self) -> None:
-        detections, truths = two_classes()
-        one = fit_calibrator(detections, truths, Settings())
-        other = fit_calibrator(detections.take(np.arange(20)), truths, Settings('platt'))
+        detections, gts = two_classes()
+        one = fit_calibrator(detections, gts, Settings())
+        other = fit_calibrator(detections.take(np.arange(20)), gts, Settings('platt'))
         assert one.source.fingerprint != other.source.fingerprint
         assert one.source.fingerprint == fit_calibrator(*two_classes(), Settings('platt')).source[0]
 

@@ -83,7 +83,7 @@ def sized_scene(seed: int, images: int = 80):
     found = calibration.Detections(*table[:, :2].T.astype(int), table[:, 2:], scores)
     logits = np.zeros((len(rows), 4, 5))
     edges = calibration.EdgeDetections(found, logits, np.full((len(rows), 4), 8.0))
-    return calibration.truths_from_coco(dataset), edges
+    return calibration.gts_from_coco(dataset), edges
 
 
 def test_calibration_conditional_on_the_box_is_right_for_each_size() -> None:
@@ -190,15 +190,13 @@ def test_what_is_unseen_is_predicted_by_others() -> None:
 
 
 def test_it_is_truer_than_any_map_of_the_score_where_edges_tell() -> None:
-    (truths, found), (others, unseen) = scene(0), scene(1)
-    fitted = calibration.fit_distribution_calibrator(found, truths)
+    (gts, found), (others, unseen) = scene(0), scene(1)
+    fitted = calibration.fit_distribution_calibrator(found, gts)
     fitted.check_unseen(others)
     with pytest.raises(DataError, match='were used to fit'):
-        fitted.check_unseen(truths)
+        fitted.check_unseen(gts)
     raw = unseen.detections
-    plain = calibration.fit_calibrator(
-        found.detections, truths, calibration.Settings(cuts=(0.0, 0.0))
-    )
+    plain = calibration.fit_calibrator(found.detections, gts, calibration.Settings(cuts=(0.0, 0.0)))
     ours, theirs = (
         calibration.evaluate_detections(raw._replace(scores=scores), others)
         for scores in (fitted.calibrate(unseen), plain.calibrate(raw.scores, raw.label))
@@ -209,9 +207,9 @@ def test_it_is_truer_than_any_map_of_the_score_where_edges_tell() -> None:
 
 
 def test_the_score_alone_keeps_the_order_of_scores() -> None:
-    truths, found = scene(2)
+    gts, found = scene(2)
     chosen = calibration.DistributionSettings(groups=('score',))
-    fitted = calibration.fit_distribution_calibrator(found, truths, chosen)
+    fitted = calibration.fit_distribution_calibrator(found, gts, chosen)
     assert fitted.settings.columns == ['logit of the score']
     sign = np.sign(fitted.model.weights[0])
     scores = fitted.calibrate(found)
@@ -223,23 +221,25 @@ def test_the_score_alone_keeps_the_order_of_scores() -> None:
 
 
 def test_a_class_without_detections_keeps_its_scores_and_is_named() -> None:
-    truths, found = scene(3)
-    fitted = calibration.fit_distribution_calibrator(found, truths)
+    gts, found = scene(3)
+    fitted = calibration.fit_distribution_calibrator(found, gts)
     assert [each.status for each in fitted.classes] == ['fitted', 'fitted', 'no truths']
     eel = found._replace(detections=found.detections._replace(label=np.full(len(found.logits), 2)))
     np.testing.assert_array_equal(fitted.calibrate(eel), eel.detections.scores)
 
 
-def least_lrp(detections: calibration.Detections, truths: calibration.Truths, label: int) -> float:
+def least_lrp(
+    detections: calibration.Detections, gts: calibration.GroundTruth, label: int
+) -> float:
     """The score of the class with the least LRP at tau 0 above it: every cut is tried."""
 
     def above(score: float) -> float:
         kept = detections.take(detections.scores >= score)
-        (found,) = calibration.match(kept, truths, [0.0])
+        (found,) = calibration.match(kept, gts, [0.0])
         mine = found.label == label
         right = mine & (found.state == TRUE)
         wrong = int(mine.sum() - right.sum())
-        missed = int(truths.counts()[label] - right.sum())
+        missed = int(gts.counts()[label] - right.sum())
         return float((1 - found.iou[right]).sum() + wrong + missed) / (right.sum() + wrong + missed)
 
     return max(detections.scores[detections.label == label], key=lambda each: (-above(each), each))
@@ -247,16 +247,16 @@ def least_lrp(detections: calibration.Detections, truths: calibration.Truths, la
 
 def test_maps_and_thresholds_are_for_images_that_the_model_has_not_seen() -> None:
     """The protocol step by step: cut, fit the model, fit maps to what it says of others, cut."""
-    truths, found = scene(4, images=16)
+    gts, found = scene(4, images=16)
     wanted = calibration.DistributionSettings(cuts=('lrp', 'lrp'))
-    fitted = calibration.fit_distribution_calibrator(found, truths, wanted)
+    fitted = calibration.fit_distribution_calibrator(found, gts, wanted)
     raw, columns = found.detections, evidence(found)
-    cuts = [least_lrp(raw, truths, label) for label in (0, 1)]
+    cuts = [least_lrp(raw, gts, label) for label in (0, 1)]
     assert [each.raw_threshold for each in fitted.classes[:2]] == cuts
     rows = np.flatnonzero(raw.scores >= np.array([*cuts, 0.0])[raw.label])
     assert 0.3 * len(raw.scores) < len(rows) < 0.9 * len(raw.scores)
 
-    (matches,) = calibration.match(raw.take(rows), truths, [0.0])
+    (matches,) = calibration.match(raw.take(rows), gts, [0.0])
     assert (matches.iou == 0).sum() > 2  # false positives above the cuts
     targets = np.zeros(len(rows))
     targets[matches.row] = matches.iou
@@ -272,14 +272,14 @@ def test_maps_and_thresholds_are_for_images_that_the_model_has_not_seen() -> Non
         assert fitted.classes[label].map != fit_isotonic(seen[mine], targets[mine])
         said[mine] = 0.99 * fitted.classes[label].map(unseen[mine]) + 0.01 * unseen[mine]
     kept = raw.take(rows)._replace(scores=said)
-    thresholds = [least_lrp(kept, truths, label) for label in (0, 1)]
+    thresholds = [least_lrp(kept, gts, label) for label in (0, 1)]
     assert [each.threshold for each in fitted.classes[:2]] == pytest.approx(thresholds, abs=1e-12)
 
 
 def test_what_is_kept_reaches_both_thresholds() -> None:
-    truths, found = scene(4)
+    gts, found = scene(4)
     wanted = calibration.DistributionSettings(cuts=('lrp', 'lrp'))
-    fitted = calibration.fit_distribution_calibrator(found, truths, wanted)
+    fitted = calibration.fit_distribution_calibrator(found, gts, wanted)
     kept, rows = fitted.apply(found)
     scores, raw = fitted.calibrate(found), found.detections
     assert 0.3 * len(scores) < len(rows) < 0.9 * len(scores)
@@ -294,8 +294,8 @@ def test_what_is_kept_reaches_both_thresholds() -> None:
 
 
 def test_a_file_gives_the_same_calibrator(tmp_path: Path) -> None:
-    truths, found = scene(5)
-    fitted = calibration.fit_distribution_calibrator(found, truths, score_type='GFLHead')
+    gts, found = scene(5)
+    fitted = calibration.fit_distribution_calibrator(found, gts, score_type='GFLHead')
     path = tmp_path / 'new' / 'c.json'
     calibration.save_distribution_calibrator(fitted, path)
     loaded = calibration.load_any_calibrator(path)
@@ -308,7 +308,7 @@ def test_a_file_gives_the_same_calibrator(tmp_path: Path) -> None:
     np.testing.assert_array_equal(turned.calibrate(back), fitted.calibrate(found))
     with pytest.raises(DataError, match='not for'):
         fitted.for_classes(['cow'])
-    plain = calibration.fit_calibrator(found.detections, truths, calibration.Settings())
+    plain = calibration.fit_calibrator(found.detections, gts, calibration.Settings())
     calibration.save_calibrator(plain, path)
     assert type(calibration.load_any_calibrator(path)) is type(plain)
 
@@ -325,10 +325,10 @@ def test_a_file_gives_the_same_calibrator(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, change: dict, message: str) -> None:
-    truths, found = scene(6, images=10)
+    gts, found = scene(6, images=10)
     path = tmp_path / 'c.json'
     calibration.save_distribution_calibrator(
-        calibration.fit_distribution_calibrator(found, truths), path
+        calibration.fit_distribution_calibrator(found, gts), path
     )
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(DataError, match=message):
@@ -345,26 +345,24 @@ def test_settings_out_of_range_are_refused(options: dict) -> None:
 
 
 def test_nothing_to_fit_on_is_said() -> None:
-    truths, found = scene(7, images=2)
+    gts, found = scene(7, images=2)
     with pytest.raises(DataError, match='no detections'):
-        calibration.fit_distribution_calibrator(
-            found.take(np.zeros(len(found.logits), bool)), truths
-        )
+        calibration.fit_distribution_calibrator(found.take(np.zeros(len(found.logits), bool)), gts)
     eel = found._replace(detections=found.detections._replace(label=np.full(len(found.logits), 2)))
     with pytest.raises(DataError, match=r'detection'):
-        calibration.fit_distribution_calibrator(eel, truths)
+        calibration.fit_distribution_calibrator(eel, gts)
 
 
 @pytest.fixture(scope='module')
 def fitted_head(tmp_path_factory):
-    """A head, its maps, and a calibrator of what it finds (with truths that are some of it)."""
+    """A head, its maps, and a calibrator of what it finds (with gt boxes that are some of it)."""
     ours, _ = head_pair(test_cfg=dict(with_distribution=True))
     maps = make_maps(2, (128, 160), torch.Generator().manual_seed(0), 0.0)
     metas = [make_meta((128, 160))] * 2
     results = ours.predict_by_feat(*maps, batch_img_metas=metas)
     found = edge_detections(results)
     names = [f'class {number}' for number in range(8)]
-    truths = calibration.truths_from_coco(
+    gts = calibration.gts_from_coco(
         dict(
             images=[dict(id=0), dict(id=1)],
             categories=[dict(id=number, name=name) for number, name in enumerate(names)],
@@ -375,7 +373,7 @@ def fitted_head(tmp_path_factory):
             ],
         )
     )
-    fitted = calibration.fit_distribution_calibrator(found, truths)
+    fitted = calibration.fit_distribution_calibrator(found, gts)
     path = str(tmp_path_factory.mktemp('calibrator') / 'c.json')
     calibration.save_distribution_calibrator(fitted, path)
     return ours, maps, metas, fitted, path

@@ -55,7 +55,7 @@ def test_nine_scores_have_their_last_as_the_ninth_tenth() -> None:
 
 
 def drawn_edges(number: int, seed: int, scales: tuple[float, ...]) -> MatchedEdges:
-    """Discrete Gaussians a side; truths lie ``scales`` times as far from their means as they say.
+    """Discrete Gaussians a side; gt boxes lie ``scales`` times as far from their means as they say.
 
     The widths of the distributions vary from edge to edge, and the errors with them.
     """
@@ -68,9 +68,9 @@ def drawn_edges(number: int, seed: int, scales: tuple[float, ...]) -> MatchedEdg
     priors = torch.full((number, 2), 500.0)
     noise = torch.randn(number, 4, generator=generator) * spread[..., 0] * torch.tensor(scales)
     sides = torch.tensor([-1.0, -1.0, 1.0, 1.0])
-    truths = 500 + sides * 8 * (centre[..., 0] + noise)
+    gts = 500 + sides * 8 * (centre[..., 0] + noise)
     limits = torch.full((number, 4), 1000.0)
-    return MatchedEdges(logits, widths, priors, limits, truths, torch.zeros(number).long())
+    return MatchedEdges(logits, widths, priors, limits, gts, torch.zeros(number).long())
 
 
 def test_factors_find_the_scale_of_each_side() -> None:
@@ -105,13 +105,13 @@ def test_coverage_of_a_drawn_case() -> None:
     """One certain bin: an interval of .5 is half a bin of 8 px about the edge."""
     logits = torch.full((2, 4, 17), -1e4)
     logits[..., 3] = 0
-    truth = torch.tensor([[76.0, 76.0, 124.0, 124.0], [78.1, 76.0, 126.0, 121.9]])
+    gt = torch.tensor([[76.0, 76.0, 124.0, 124.0], [78.1, 76.0, 126.0, 121.9]])
     edges = MatchedEdges(
         logits,
         torch.full((2, 4), 8.0),
         torch.full((2, 2), 100.0),
         torch.full((2, 4), 125.0),
-        truth,
+        gt,
         torch.zeros(2).long(),
     )
     found = coverage(edges, [0.5])
@@ -255,7 +255,7 @@ def found_boxes(boxes, labels, scores) -> InstanceData:
 
 
 def test_each_match_gets_its_own_gt(tmp_path) -> None:
-    """Two near truths of one class, one of another class, a crowd, and a box that nothing hits."""
+    """Two near gt boxes of one class, one of another, a crowd, and a box that nothing hits."""
     boxes = [
         (2, 10, [0, 0, 20, 20]),
         (2, 10, [5, 0, 20, 20]),
@@ -272,7 +272,7 @@ def test_each_match_gets_its_own_gt(tmp_path) -> None:
         categories=[dict(id=20, name='dog'), dict(id=10, name='cat')],
         annotations=[*entries, crowd],
     )
-    path = tmp_path / 'truths.json'
+    path = tmp_path / 'gts.json'
     path.write_text(json.dumps(content))
     split = read_split(str(path), 'img')
     first = found_boxes([[0, 0, 10, 10]], [0], [0.9])
@@ -282,7 +282,7 @@ def test_each_match_gets_its_own_gt(tmp_path) -> None:
         [0.9, 0.8, 0.7, 0.6, 0.5],
     )
     judged = judge(FakeDetector(first, second), split, 0.5)
-    assert judged.edges.truths.tolist() == [[5, 0, 25, 20], [0, 0, 20, 20], [0, 0, 20, 20]]
+    assert judged.edges.gts.tolist() == [[5, 0, 25, 20], [0, 0, 20, 20], [0, 0, 20, 20]]
     assert judged.edges.labels.tolist() == [0, 1, 0]
     assert judged.edges.logits[:, 0, 0].tolist() == [0, 2, 3]  # rows of the second image
     assert judged.edges.limits.tolist() == [[200, 100, 200, 100]] * 3
@@ -298,26 +298,23 @@ def test_halves_are_disjoint_and_complete(tmp_path) -> None:
             dict(id=n, image_id=n % 11, category_id=1, bbox=[0, 0, n, 5]) for n in range(1, 40)
         ],
     )
-    path = tmp_path / 'truths.json'
+    path = tmp_path / 'gts.json'
     path.write_text(json.dumps(content))
     halves = [read_split(str(path), 'img', half) for half in ('first', 'second')]
-    ids = [half.truths.image_ids for half in halves]
+    ids = [half.gts.image_ids for half in halves]
     assert sorted(ids[0] + ids[1]) == list(range(11))
     assert ids[0] == sorted(ids[0])
-    assert read_split(str(path), 'img', 'first', seed=1).truths.image_ids != ids[0]
+    assert read_split(str(path), 'img', 'first', seed=1).gts.image_ids != ids[0]
     for half in halves:
-        widths = {
-            (half.truths.image_ids[i], w)
-            for i, w in zip(half.truths.image, half.truths.boxes[:, 2])
-        }
-        expected = {(n % 11, n) for n in range(1, 40) if n % 11 in half.truths.image_ids}
+        widths = {(half.gts.image_ids[i], w) for i, w in zip(half.gts.image, half.gts.boxes[:, 2])}
+        expected = {(n % 11, n) for n in range(1, 40) if n % 11 in half.gts.image_ids}
         assert widths == expected
     assert [path.name for path in halves[0].files] == [f'{each}.png' for each in ids[0]]
 
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory) -> Path:
-    """A detector, and truths that are its own boxes, moved by noise of half a pixel."""
+    """A detector, and gt boxes that are its own boxes, moved by noise of half a pixel."""
     folder = tmp_path_factory.mktemp('intervals')
     checkpoint = write_checkpoint(folder)
     write_images(folder / 'img', 4)
@@ -335,13 +332,13 @@ def world(tmp_path_factory) -> Path:
         categories=[dict(id=n + 1, name=name) for n, name in enumerate(CLASSES)],
         annotations=annotations,
     )
-    (folder / 'truths.json').write_text(json.dumps(content))
+    (folder / 'gts.json').write_text(json.dumps(content))
     return folder
 
 
 def run(monkeypatch, folder: Path, *words: str) -> None:
     monkeypatch.chdir(folder)
-    given = ['--truths', 'truths.json', '--images', 'img', '--device', 'cpu']
+    given = ['--truths', 'gts.json', '--images', 'img', '--device', 'cpu']
     monkeypatch.setattr(sys, 'argv', ['intervals.py', *words, *given])
     runpy.run_path(str(TOOL), run_name='__main__')
 
@@ -415,15 +412,15 @@ def test_intervals_of_other_classes_are_refused(world, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ('words', 'match'),
     [
-        (['fit', 'x.json', '--images', 'no'], r'4 of 4 images of truths\.json are not in no, such'),
-        (['fit', 'truths.json/x.json'], r'x\.json cannot be written'),
+        (['fit', 'x.json', '--images', 'no'], r'4 of 4 images of gts\.json are not in no, such'),
+        (['fit', 'gts.json/x.json'], r'x\.json cannot be written'),
         (['measure', 'x.json', '--out', 'x.pdf'], r'x\.pdf must end in \.png'),
-        (['measure', 'x.json', '--out', 'truths.json/x.png'], r'x\.png cannot be written'),
+        (['measure', 'x.json', '--out', 'gts.json/x.png'], r'x\.png cannot be written'),
     ],
 )
 def test_what_would_fail_later_is_told_first(world, monkeypatch, words, match) -> None:
     monkeypatch.chdir(world)
-    given = ['--truths', 'truths.json', '--images', 'img']
+    given = ['--truths', 'gts.json', '--images', 'img']
     args = parse_arguments([*words[:2], 'no_checkpoint.pth', *given, *words[2:]])
     with pytest.raises(DataError, match=match):
         dict(fit=fit, measure=measure)[args.command](args)

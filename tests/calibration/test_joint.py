@@ -50,15 +50,15 @@ def drawn_boxes(number: int, seed: int) -> MatchedEdges:
     noise = noise + 0.8 * torch.randn(number, 4, generator=generator)
     distance = centre[..., 0] + scale * spread[..., 0] * noise
     sides = torch.tensor([-1.0, -1.0, 1.0, 1.0])
-    truths = 500 + sides * distance * widths
+    gts = 500 + sides * distance * widths
     images = torch.arange(number) // 5
     limits, priors = torch.full((number, 4), 1000.0), torch.full((number, 2), 500.0)
-    return MatchedEdges(logits, widths, priors, limits, truths, labels, images)
+    return MatchedEdges(logits, widths, priors, limits, gts, labels, images)
 
 
 def inside(joint: JointFactors, edges: MatchedEdges, level: float) -> np.ndarray:
     factors = FactorTable(joint.table_at(level)).of(edges.labels, edges.boxes())
-    return edges.intervals(level, factors).contain(edges.truths).all(1).numpy()
+    return edges.intervals(level, factors).contain(edges.gts).all(1).numpy()
 
 
 class TestPromise:

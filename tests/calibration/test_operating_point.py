@@ -12,7 +12,7 @@ import torch
 from mmengine.config import ConfigDict
 from scipy.special import expit, ndtri
 
-from gfl_det.calibration import Detections, Truths, calibrators
+from gfl_det.calibration import Detections, GroundTruth, calibrators
 from gfl_det.calibration.files import (
     file_digest,
     load_calibrator,
@@ -159,31 +159,31 @@ def test_one_direction_is_tested_until_the_first_failure(goal, first, next_one) 
     assert not passing(wealths({next_one: 1e9}), goal, 0.1).any()
 
 
-def boxes_of(images: int, scores: list[float], right: list[bool]) -> tuple[Detections, Truths]:
+def boxes_of(images: int, scores: list[float], right: list[bool]) -> tuple[Detections, GroundTruth]:
     """The same detections in each image, with a gt where they are right and one more elsewhere."""
     number = len(scores)
     image, label = np.repeat(np.arange(images), number), np.zeros(images * number, int)
     squares = np.array([[50.0 * place, 0, 9, 9] for place in range(number)])
-    gts = np.tile(squares + [[0 if each else 2000, 0, 0, 0] for each in right], (images, 1))
+    boxes = np.tile(squares + [[0 if each else 2000, 0, 0, 0] for each in right], (images, 1))
     keys = [str(each) for each in range(images)]
-    truths = Truths(keys, keys, [1], ['cat'], image, label, gts, np.zeros(len(label), bool))
-    return Detections(image, label, np.tile(squares, (images, 1)), np.tile(scores, images)), truths
+    gts = GroundTruth(keys, keys, [1], ['cat'], image, label, boxes, np.zeros(len(label), bool))
+    return Detections(image, label, np.tile(squares, (images, 1)), np.tile(scores, images)), gts
 
 
 def test_the_lowest_cut_for_precision_and_the_highest_for_recall() -> None:
-    found, truths = boxes_of(300, [0.9, 0.6, 0.3], [True, True, False])
-    (cat,) = choose_cuts(found, truths, Promise('precision', 0.9)).classes
+    found, gts = boxes_of(300, [0.9, 0.6, 0.3], [True, True, False])
+    (cat,) = choose_cuts(found, gts, Promise('precision', 0.9)).classes
     assert cat == ClassCut('cat', 0.31, kept=600, right=600, gts=900, more=0)
-    (cat,) = choose_cuts(found, truths, Promise('recall', 0.6)).classes
+    (cat,) = choose_cuts(found, gts, Promise('recall', 0.6)).classes
     assert (cat.cut, cat.kept, cat.right) == (0.6, 600, 600)
-    (cat,) = choose_cuts(found, truths, Promise('false_alarms', 0.5)).classes
+    (cat,) = choose_cuts(found, gts, Promise('false_alarms', 0.5)).classes
     assert (cat.cut, cat.kept) == (0.31, 600)
-    assert choose_cuts(found, truths, Promise('false_alarms', 1.5)).classes[0].cut == 0.0
+    assert choose_cuts(found, gts, Promise('false_alarms', 1.5)).classes[0].cut == 0.0
 
 
 def test_more_images_are_named_and_are_enough() -> None:
-    few, truths = boxes_of(12, [0.9, 0.3], [True, False])
-    (cat,) = choose_cuts(few, truths, Promise('precision', 0.9)).classes
+    few, gts = boxes_of(12, [0.9, 0.3], [True, False])
+    (cat,) = choose_cuts(few, gts, Promise('precision', 0.9)).classes
     assert cat.cut is None
     assert cat.more > 0
     many = boxes_of(12 + cat.more, [0.9, 0.3], [True, False])
@@ -196,11 +196,11 @@ def test_more_images_are_named_and_are_enough() -> None:
 
 
 def test_all_classes_at_once_need_more_and_get_higher_cuts() -> None:
-    found, truths = boxes_of(60, [0.9, 0.3], [True, False])
+    found, gts = boxes_of(60, [0.9, 0.3], [True, False])
     names = [f'class {number}' for number in range(40)]
-    truths = truths._replace(category_ids=list(range(40)), class_names=names)
+    gts = gts._replace(category_ids=list(range(40)), class_names=names)
     alone, all_of_them = (
-        choose_cuts(found, truths, Promise('precision', 0.9, jointly=flag)).classes[0]
+        choose_cuts(found, gts, Promise('precision', 0.9, jointly=flag)).classes[0]
         for flag in (False, True)
     )
     assert alone.cut == 0.31
@@ -208,9 +208,9 @@ def test_all_classes_at_once_need_more_and_get_higher_cuts() -> None:
 
 
 def test_crowds_count_neither_way() -> None:
-    found, truths = boxes_of(100, [0.9, 0.3], [True, True])
+    found, gts = boxes_of(100, [0.9, 0.3], [True, True])
     crowd = np.tile([False, True], 100)
-    (cat,) = choose_cuts(found, truths._replace(crowd=crowd), Promise('precision', 0.9)).classes
+    (cat,) = choose_cuts(found, gts._replace(crowd=crowd), Promise('precision', 0.9)).classes
     assert (cat.kept, cat.right, cat.gts) == (100, 100, 100)
 
 
@@ -232,8 +232,8 @@ def test_promises_out_of_range_are_refused(options) -> None:
 
 
 def test_nothing_to_choose_on_is_said() -> None:
-    found, truths = boxes_of(2, [0.9], [True])
-    empty = truths.of_images([])
+    found, gts = boxes_of(2, [0.9], [True])
+    empty = gts.of_images([])
     with pytest.raises(DataError, match='no images'):
         choose_cuts(found.take(np.zeros(2, bool)), empty, Promise('precision', 0.9))
 

@@ -36,7 +36,7 @@ TOOL = ROOT / 'tools' / 'calibrate.py'
 
 
 def write_set(folder: Path, seed: int) -> tuple[str, str]:
-    """Truths and results as COCO files; images of different seeds have different names."""
+    """Ground truth and results as COCO files; images of different seeds have different names."""
     coco_set = make_set(40, 30, 3, seed=seed)
     for image in coco_set.dataset['images']:
         image['file_name'] = f'{seed}_{image["id"]}.jpg'
@@ -49,10 +49,10 @@ def write_set(folder: Path, seed: int) -> tuple[str, str]:
             results.append(
                 dict(image_id=sample['img_id'], bbox=sides, score=score, category_id=label + 1)
             )
-    truths, detections = folder / f'{seed}.json', folder / f'{seed}.bbox.json'
-    truths.write_text(json.dumps(coco_set.dataset))
+    gts, detections = folder / f'{seed}.json', folder / f'{seed}.bbox.json'
+    gts.write_text(json.dumps(coco_set.dataset))
     detections.write_text(json.dumps(results))
-    return str(truths), str(detections)
+    return str(gts), str(detections)
 
 
 def digits(value: float) -> float:
@@ -67,22 +67,22 @@ def run(monkeypatch, *arguments: str) -> None:
 
 def test_the_tool_fits_and_applies(tmp_path, monkeypatch, capsys) -> None:
     path = str(tmp_path / 'calibrator.json')
-    truths, results = write_set(tmp_path, 0)
+    gts, results = write_set(tmp_path, 0)
     run(
         monkeypatch,
         'fit',
         path,
         '--truths',
-        truths,
+        gts,
         '--results',
         results,
         '--method',
         'temperature',
     )
     assert f'calibrator: {path}' in capsys.readouterr().out
-    truths, results = write_set(tmp_path, 1)
+    gts, results = write_set(tmp_path, 1)
     out = tmp_path / 'new' / 'out.json'
-    run(monkeypatch, 'apply', path, '--truths', truths, '--results', results, '--out', str(out))
+    run(monkeypatch, 'apply', path, '--truths', gts, '--results', results, '--out', str(out))
     table = {
         line.split()[0]: [float(each.rstrip('*')) for each in line.split()[1:]]
         for line in capsys.readouterr().out.splitlines()
@@ -100,10 +100,10 @@ def test_the_tool_fits_and_applies(tmp_path, monkeypatch, capsys) -> None:
     np.testing.assert_allclose([each['score'] for each in calibrated], expected)
 
 
-def judged_by_pycocotools(truths: str, results: list[dict], tau: float | None = None) -> COCOeval:
+def judged_by_pycocotools(gts: str, results: list[dict], tau: float | None = None) -> COCOeval:
     """COCO's evaluation of all areas; at one threshold of the IoU, or at its ten."""
     with contextlib.redirect_stdout(io.StringIO()):
-        known = COCO(truths)
+        known = COCO(gts)
         known.dataset.setdefault('info', {})
         judge = COCOeval(known, known.loadRes(results), 'bbox')
         if tau is not None:
@@ -113,14 +113,14 @@ def judged_by_pycocotools(truths: str, results: list[dict], tau: float | None = 
     return judge
 
 
-def lrp_by_pycocotools(truths: str, results: list[dict], category: int, tau: float) -> float:
-    judge = judged_by_pycocotools(truths, results, tau)
+def lrp_by_pycocotools(gts: str, results: list[dict], category: int, tau: float) -> float:
+    judge = judged_by_pycocotools(gts, results, tau)
     distances, wrong, number = [], 0, 0
     for each in judge.evalImgs:
         if not each or each['category_id'] != category or each['aRng'] != judge.params.areaRng[0]:
             continue
         number += sum(1 - np.array(each['gtIgnore']))
-        overlaps = judge.ious[each['image_id'], category]  # detections by score, truths as listed
+        overlaps = judge.ious[each['image_id'], category]  # detections by score, gt boxes as listed
         listed = [entry['id'] for entry in judge._gts[each['image_id'], category]]
         for row, (match, ignored) in enumerate(zip(each['dtMatches'][0], each['dtIgnore'][0])):
             if not ignored and match:
@@ -131,7 +131,7 @@ def lrp_by_pycocotools(truths: str, results: list[dict], category: int, tau: flo
     return float(errors / (len(distances) + wrong + missed))
 
 
-def least_lrp(truths: str, results: list[dict], cut: float, tau: float) -> float:
+def least_lrp(gts: str, results: list[dict], cut: float, tau: float) -> float:
     """The least LRP of a category's results that a cut of the page's digits can give.
 
     The cut may end within equal scores, so all ends within them are tried.
@@ -139,7 +139,7 @@ def least_lrp(truths: str, results: list[dict], cut: float, tau: float) -> float
     ordered = sorted(results, key=lambda entry: (-entry['score'], entry['image_id']))
     ends = [end for end, entry in enumerate(ordered, 1) if digits(entry['score']) == cut]
     category = ordered[0]['category_id']
-    return min(lrp_by_pycocotools(truths, ordered[:end], category, tau) for end in ends)
+    return min(lrp_by_pycocotools(gts, ordered[:end], category, tau) for end in ends)
 
 
 def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
@@ -147,11 +147,11 @@ def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
 ) -> None:
     """The cuts come from the calibrator, whose images are others; pycocotools judges them."""
     path, out, tau = str(tmp_path / 'calibrator.json'), tmp_path / 'report', 0.3
-    truths, results = write_set(tmp_path, 0)
+    gts, results = write_set(tmp_path, 0)
     options = ['--tau', str(tau), '--raw-cut', 'lrp', '--method', 'linear']
-    run(monkeypatch, 'fit', path, '--truths', truths, '--results', results, *options)
-    truths, results = write_set(tmp_path, 1)
-    given = ['--truths', truths, '--results', results, '--out', str(out)]
+    run(monkeypatch, 'fit', path, '--truths', gts, '--results', results, *options)
+    gts, results = write_set(tmp_path, 1)
+    given = ['--truths', gts, '--results', results, '--out', str(out)]
     counted = mock.Mock(wraps=evaluate.evaluate_detections)
     monkeypatch.setattr(evaluate, 'evaluate_detections', counted)
     monkeypatch.setattr(report, 'evaluate_detections', counted, raising=False)
@@ -174,7 +174,7 @@ def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
     )
     mapped = [each | dict(score=score) for each, score in zip(raw, scores.tolist())]
     for side, entries in zip(sides, (raw, mapped)):
-        precision = judged_by_pycocotools(truths, entries).eval['precision'][..., 0, -1]
+        precision = judged_by_pycocotools(gts, entries).eval['precision'][..., 0, -1]
         assert side['metrics']['AP'] == digits(precision.mean())
         assert set(side['floors']) == {'LaECE_0', 'LaACE_0', 'D-ECE'}
         assert side['floors']['LaECE_0'][0] > 100  # detections
@@ -188,21 +188,21 @@ def test_the_report_holds_pictures_and_the_cuts_that_were_fitted(
             for before, after in zip(raw, mapped)
             if before['score'] >= each.raw_threshold and after['score'] >= each.threshold
         ]
-        lrps.append(lrp_by_pycocotools(truths, kept, label + 1, tau))
+        lrps.append(lrp_by_pycocotools(gts, kept, label + 1, tau))
         number = sum(entry['category_id'] == label + 1 for entry in raw)
         fitted = map(digits, (each.raw_threshold, each.threshold, lrps[-1]))
         assert row[:5] == [each.name, number, *fitted]
         for cut, best, entries in zip(row[5::2], row[6::2], (raw, mapped)):
             mine = [entry for entry in entries if entry['category_id'] == label + 1]
-            assert best == digits(least_lrp(truths, mine, cut, tau))
+            assert best == digits(least_lrp(gts, mine, cut, tau))
             assert best < lrps[-1]  # the best cuts of these images do better
     best = np.array(cuts['rows'], object)[:, [6, 8]].astype(float).mean(0)
     assert cuts['means'] == pytest.approx([np.mean(lrps), *best], rel=1e-3)
 
 
 def test_the_halves_of_a_split_are_fitted_on_and_applied_to(tmp_path, monkeypatch, capsys) -> None:
-    truths, results = write_set(tmp_path, 0)
-    given = ('--truths', truths, '--results', results)
+    gts, results = write_set(tmp_path, 0)
+    given = ('--truths', gts, '--results', results)
     path, out = str(tmp_path / 'c.json'), tmp_path / 'out.json'
     run(monkeypatch, 'fit', path, *given, '--half', 'first')
     assert 'method: platt, for 20 pictures' in capsys.readouterr().out
@@ -234,12 +234,12 @@ def test_the_tool_refuses_the_images_it_was_fitted_on(tmp_path, monkeypatch, cap
 
 def test_each_mistake_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> None:
     path, edges = (str(tmp_path / name) for name in ('calibrator.json', 'edges.json'))
-    truths, results = write_set(tmp_path, 0)
-    run(monkeypatch, 'fit', path, '--truths', truths, '--results', results, '--method', 'linear')
-    edge_truths, found = scene(0, images=10)
-    fitted = calibration.fit_distribution_calibrator(found, edge_truths)
+    gts, results = write_set(tmp_path, 0)
+    run(monkeypatch, 'fit', path, '--truths', gts, '--results', results, '--method', 'linear')
+    edge_gts, found = scene(0, images=10)
+    fitted = calibration.fit_distribution_calibrator(found, edge_gts)
     calibration.save_distribution_calibrator(fitted, edges)
-    truths, results = write_set(tmp_path, 1)
+    gts, results = write_set(tmp_path, 1)
     entries = json.loads(Path(results).read_text())
     none, nan, other = (tmp_path / f'{name}.json' for name in ('none', 'nan', 'other'))
     none.write_text('[]')
@@ -259,13 +259,13 @@ def test_each_mistake_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> No
         (['report', 'no', results, str(taken)], r'report\.html cannot be written \(Is a directory'),
     ):
         command, calibrator, given, target = words
-        files = ['--truths', truths, '--results', given, '--out', target]
+        files = ['--truths', gts, '--results', given, '--out', target]
         with pytest.raises(SystemExit, match='1'):
             run(monkeypatch, command, calibrator, *files)
         printed = capsys.readouterr().err
         assert printed.startswith('error: ')
         assert re.search(message, printed), printed
-    files = ['--truths', truths, '--results', str(none)]
+    files = ['--truths', gts, '--results', str(none)]
     with pytest.raises(SystemExit, match='1'):
         run(monkeypatch, 'fit', str(tmp_path / 'new.json'), *files)
     assert f'{none} gives no detections' in capsys.readouterr().err
@@ -281,13 +281,13 @@ def calibrator(tmp_path) -> str:
     """For the eight classes of the small head: the k-th class gets its score to the power k + 1."""
     names = [f'c{index}' for index in range(8)]
     files = make_set(40, 60, 8)
-    truths = calibration.truths_from_coco(files.dataset)
+    gts = calibration.gts_from_coco(files.dataset)
     results = [
         dict(image_id=1, bbox=[0, 0, 9, 9], score=0.5, category_id=label + 1) for label in range(8)
     ]
     fitted = calibration.fit_calibrator(
-        calibration.detections_from_coco(results, truths),
-        truths,
+        calibration.detections_from_coco(results, gts),
+        gts,
         calibration.Settings('identity', cuts=(0.0, 0.0)),
         'GFLHead',
     )

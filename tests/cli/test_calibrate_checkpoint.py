@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 import gfl_det
 from gfl_det.datasets.digits.build import DigitsRecipe, build_digits
 from gfl_det.engine import runner
-from gfl_det.engine.runner import detect_split, score_type, truths_path
+from gfl_det.engine.runner import annotations_path, detect_split, score_type
 from gfl_det.errors import ConfigError, GFLDetError
 from gfl_det.utils.config import load_config
 from tests.helpers.paths import ROOT
@@ -64,8 +64,8 @@ def test_a_detector_and_its_result_file_give_one_calibrator(
     assert not (tmp_path / 'work_dirs').exists()
     options = ['--cfg-options', f'data_root={root}', *OPTIONS]
     run(monkeypatch, 'test.py', NAME, checkpoint, '--out', results, *options)
-    truths = f'{root}/annotations/val.json'
-    run(monkeypatch, 'calibrate.py', 'fit', by_file, '--truths', truths, '--results', results)
+    gts = f'{root}/annotations/val.json'
+    run(monkeypatch, 'calibrate.py', 'fit', by_file, '--truths', gts, '--results', results)
     first, second = (json.loads(Path(path).read_text()) for path in (direct, by_file))
     assert first == second
     assert first['score_type'] == 'GFLHead'
@@ -109,21 +109,21 @@ def test_a_config_with_a_calibrator_still_gives_raw_scores(digits, tmp_path) -> 
     again = detect_split(cfg, checkpoint, 'val')
     assert cfg.model.test_cfg.calibrator == 'missing.json'
     assert (again.detections.scores == plain.detections.scores).all()
-    assert plain.truths.class_names == list('0123456789')
+    assert plain.gts.class_names == list('0123456789')
 
 
 def test_splits_and_heads_are_found_or_missed_in_one_sentence(tmp_path) -> None:
     cfg = load_config(NAME)
-    assert truths_path(cfg, 'val') == 'data/digits/annotations/val.json'
+    assert annotations_path(cfg, 'val') == 'data/digits/annotations/val.json'
     assert score_type(cfg) == 'GFLHead'
     bccd = load_config(str(ROOT / 'configs' / 'calibration' / 'atss_r18_fpn_bccd.py'))
-    assert truths_path(bccd, 'test') == 'data/bccd/test.json'
+    assert annotations_path(bccd, 'test') == 'data/bccd/test.json'
     assert score_type(bccd) == 'ATSSHead'
     bccd.pop('test_evaluator')
-    assert truths_path(bccd, 'test') == 'data/bccd/test.json'
+    assert annotations_path(bccd, 'test') == 'data/bccd/test.json'
     bccd.pop('test_dataloader')
     with pytest.raises(ConfigError, match='has no test_dataloader'):
-        truths_path(bccd, 'test')
+        annotations_path(bccd, 'test')
     with pytest.raises(GFLDetError, match='checkpoint'):
         detect_split(cfg, str(tmp_path / 'missing.pth'), 'val')
 

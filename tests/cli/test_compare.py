@@ -24,7 +24,7 @@ def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('compare')
     dataset, results = reporting.made_up(30, 2, 8, edges=False)
     rng = np.random.default_rng(0)
-    (folder / 'truths.json').write_text(json.dumps(dataset))
+    (folder / 'gts.json').write_text(json.dumps(dataset))
     (folder / 'good.json').write_text(json.dumps(results))
     for run in (1, 2):
         moved = [
@@ -38,7 +38,7 @@ def files(tmp_path_factory) -> Path:
 
 def test_seeds_of_one_side_against_another(files, tmp_path, capsys) -> None:
     words = ['--a', f'{files}/good.json', '--b', f'{files}/bad1.json', f'{files}/bad2.json']
-    words += ['--truths', f'{files}/truths.json', '--names', 'new', 'old', '--resamples', '400']
+    words += ['--truths', f'{files}/gts.json', '--names', 'new', 'old', '--resamples', '400']
     out, picture = tmp_path / 'numbers.json', tmp_path / 'differences.png'
     main(['compare', *words, '--json', str(out), '--picture', str(picture)])
     printed = capsys.readouterr().out
@@ -62,7 +62,7 @@ def test_checkpoints_and_work_dirs_are_run(tmp_path) -> None:
         categories=[dict(id=n + 1, name=name) for n, name in enumerate((*CLASSES[::-1], 'x'))],
         annotations=[],
     )
-    path = tmp_path / 'truths.json'
+    path = tmp_path / 'gts.json'
     path.write_text(json.dumps(content))
     small_config().dump(work_dir / 'config.py')
     shutil.copy(checkpoint, work_dir / 'best_coco_bbox_mAP_epoch_1.pth')
@@ -80,8 +80,8 @@ def test_checkpoints_and_work_dirs_are_run(tmp_path) -> None:
 
 
 def test_what_cannot_be_written_is_told_first(files) -> None:
-    words = ['--a', 'no.json', '--b', 'no.json', '--truths', f'{files}/truths.json']
+    words = ['--a', 'no.json', '--b', 'no.json', '--truths', f'{files}/gts.json']
     for option, match in (('--picture', r'x\.gif must end in'), ('--json', 'cannot be written')):
-        value = 'x.gif' if option == '--picture' else f'{files}/truths.json/x.json'
+        value = 'x.gif' if option == '--picture' else f'{files}/gts.json/x.json'
         with pytest.raises(DataError, match=match):
             compare.run(compare.parse_arguments([*words, option, value]))

@@ -98,6 +98,7 @@ class TestCommandNames:
         renamed = dict(check='check_dataset', digits='build_digits', demo='demo_web')
         renamed |= {'export': 'export_onnx'}
         no_script_before = {'models', 'compare', 'find-label-errors', 'infer-many', 'operate'}
+        no_script_before |= {'what-to-label'}
         names = set(main.COMMANDS) - no_script_before
         assert {renamed.get(name, name.replace('-', '_')) for name in names} <= scripts
 

@@ -18,17 +18,17 @@ def write_files(folder: Path, images: int) -> list[str]:
     """A cat that is found at .9 and missed at .3 in each image, a dog in the first alone."""
     square = [0, 0, 9, 9]
     listed = [dict(id=each, file_name=f'{each}.png') for each in range(images)]
-    gts = [dict(id=each, image_id=each, category_id=1, bbox=square) for each in range(images)]
-    gts.append(dict(id=images, image_id=0, category_id=2, bbox=square))
+    given = [dict(id=each, image_id=each, category_id=1, bbox=square) for each in range(images)]
+    given.append(dict(id=images, image_id=0, category_id=2, bbox=square))
     found = [dict(image_id=0, category_id=2, bbox=square, score=0.8)]
     for each in range(images):
         found.append(dict(image_id=each, category_id=1, bbox=square, score=0.9))
         found.append(dict(image_id=each, category_id=1, bbox=[50, 0, 9, 9], score=0.3))
     names = [dict(id=1, name='cat'), dict(id=2, name='dog')]
-    truths, results = folder / 'truths.json', folder / 'results.json'
-    truths.write_text(json.dumps(dict(images=listed, categories=names, annotations=gts)))
+    gts, results = folder / 'gts.json', folder / 'results.json'
+    gts.write_text(json.dumps(dict(images=listed, categories=names, annotations=given)))
     results.write_text(json.dumps(found))
-    return ['--truths', str(truths), '--results', str(results)]
+    return ['--truths', str(gts), '--results', str(results)]
 
 
 def operate(out: Path, *argv: str) -> None:
@@ -69,7 +69,7 @@ def test_the_scores_of_a_calibrator_are_cut(tmp_path) -> None:
     ('change', 'match'),
     [
         (dict(out='cuts.txt'), r'cuts\.txt must end in \.json'),
-        (dict(out='truths.json'), r'truths\.json is read'),
+        (dict(out='gts.json'), r'gts\.json is read'),
         (dict(goal=['--recall', '.99999']), r'No cut of any class .* no file'),
     ],
 )

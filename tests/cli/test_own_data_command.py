@@ -118,7 +118,7 @@ class TestJudging:
         words = ['fit', 'a.json', '--data', 'coco', '--checkpoint', checkpoint]
         judged, head = read_data(parse_arguments(words))
         assert head == 'GFLHead'
-        assert judged.truths.class_names == ['cat', 'dog']
+        assert judged.gts.class_names == ['cat', 'dog']
         assert len(judged.detections.scores)
         words = ['fit', 'a.json', '--config', 'work_dirs/voc', '--data', 'coco']
         with pytest.raises(ConfigError, match='not both'):

@@ -186,6 +186,7 @@ class TestOptions:
         assert cfg.default_hooks.checkpoint.type == 'gfl_det.CheckpointHook'
         assert [hook.type for hook in cfg.custom_hooks] == [
             'gfl_det.StopSignalHook',
+            'gfl_det.FoldedNormsHook',
             'gfl_det.LossGuardHook',
         ]
         cfg = shipped()
@@ -194,7 +195,7 @@ class TestOptions:
         config_edits.protect(cfg, 'off')
         assert cfg.train_cfg == dict(type='gfl_det.EpochTrainLoop', max_epochs=3)
         assert cfg.default_hooks.checkpoint.type == 'MyHook'
-        assert len(cfg.custom_hooks) == 1
+        assert len(cfg.custom_hooks) == 2
         cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=3)
         config_edits.protect(cfg, 'skip')
         assert cfg.train_cfg.type == 'IterBasedTrainLoop'

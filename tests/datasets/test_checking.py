@@ -664,12 +664,12 @@ class TestPriors:
             grid = anchors.grid_priors(
                 [(padded[1] // s, padded[0] // s) for s in (8, 16, 32)], device='cpu'
             )
-            truths = torch.from_numpy(boxes[rows] * np.tile(after / wh, 2)).float()
-            truths[:, 2:] += truths[:, :2]
+            gts = torch.from_numpy(boxes[rows] * np.tile(after / wh, 2)).float()
+            gts[:, 2:] += gts[:, :2]
             result = ATSSAssigner(topk=9).assign(
                 InstanceData(priors=torch.cat(grid)),
                 [len(level) for level in grid],
-                InstanceData(bboxes=truths, labels=torch.zeros(len(rows), dtype=torch.long)),
+                InstanceData(bboxes=gts, labels=torch.zeros(len(rows), dtype=torch.long)),
             )
             trained = set(result.gt_inds.tolist())
             bare += [int(row) for place, row in enumerate(rows) if place + 1 not in trained]

@@ -140,9 +140,9 @@ class TestSoundFiles:
     def test_gives_mmdets_samples(self, root):
         ours, theirs = build(root)[0], build(root, cls=MMDetCocoDataset)[0]
         assert ours['inputs'].equal(theirs['inputs'])
-        truths, expected = (s['data_samples'].gt_instances for s in (ours, theirs))
-        assert truths.bboxes.tensor.equal(expected.bboxes.tensor)
-        assert truths.labels.equal(expected.labels)
+        gts, expected = (s['data_samples'].gt_instances for s in (ours, theirs))
+        assert gts.bboxes.tensor.equal(expected.bboxes.tensor)
+        assert gts.labels.equal(expected.labels)
 
     def test_images_beside_the_annotations_need_no_prefix(self, root):
         expected = build(root).get_data_info(0)['img_path']

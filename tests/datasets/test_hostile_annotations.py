@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfl_det.calibration import detections_from_coco, truths_from_coco
+from gfl_det.calibration import detections_from_coco, gts_from_coco
 from gfl_det.cli.check_dataset import print_report, write_fixed
-from gfl_det.cli.show import CocoTruths
+from gfl_det.cli.show import CocoGroundTruth
 from gfl_det.datasets import CocoDataset
 from gfl_det.datasets.annotations import check_ids, check_structure, parse
 from gfl_det.datasets.checks.check import AnnotationSource, Decoding, check_file
@@ -84,16 +84,16 @@ def measured(path: Path) -> None:
 
 
 def judged(path: Path) -> None:
-    """Read as truths of a calibration, and as detections."""
+    """Read as gt boxes of a calibration, and as detections."""
     content = read_json(path)
     with suppress(GFLDetError):
         detections_from_coco(content.get('annotations') if isinstance(content, dict) else content,
-                             truths_from_coco(sound()))  # fmt: skip
-    truths_from_coco(content, str(path))
+                             gts_from_coco(sound()))  # fmt: skip
+    gts_from_coco(content, str(path))
 
 
 def drawn(path: Path) -> None:
-    CocoTruths(path).of('1.png', CLASSES)
+    CocoGroundTruth(path).of('1.png', CLASSES)
 
 
 def named(path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as masks
 
-from gfl_det.calibration import truths_from_coco
+from gfl_det.calibration import gts_from_coco
 from gfl_det.datasets import CocoDataset
 from gfl_det.datasets.checks.check import AnnotationSource, check_file
 from gfl_det.datasets.table import read_table
@@ -103,8 +103,8 @@ class TestReaders:
         table = read_table(Path(path).read_bytes(), path)
         for field in ('image', 'label', 'boxes', 'area', 'crowd', 'image_wh'):
             np.testing.assert_array_equal(getattr(table, field), getattr(boxes, field))
-        truths = truths_from_coco(FILES[name])
-        np.testing.assert_array_equal(truths.boxes, truths_from_coco(sound()).boxes)
+        gts = gts_from_coco(FILES[name])
+        np.testing.assert_array_equal(gts.boxes, gts_from_coco(sound()).boxes)
         report = check_file(AnnotationSource('', path, classes=('cat', 'dog')))
         assert report.errors == []
         assert loaded(write(tmp_path, report.result())) == expected
@@ -219,7 +219,7 @@ class TestOtherFormats:
         with pytest.raises(DataError, match=words):
             loaded(path)
         with pytest.raises(DataError, match=words):
-            truths_from_coco(dataset)
+            gts_from_coco(dataset)
         (finding,) = check_file(AnnotationSource('', path)).findings
         assert words in finding.text
 

@@ -17,7 +17,8 @@ import gfl_det
 from gfl_det.engine import config_edits
 from gfl_det.engine.hooks import AssignmentLogHook
 from gfl_det.engine.hooks.assignment_log import AssignmentCounts
-from tests.helpers.heads import head_pair, losses_and_gradients, make_maps, make_meta, make_truths
+from tests.helpers.compiling import compiled_pair
+from tests.helpers.heads import head_pair, losses_and_gradients, make_gts, make_maps, make_meta
 from tests.helpers.synchronisation import NoSynchronisation
 
 SIZE = (192, 256)
@@ -35,21 +36,21 @@ def counting_head(reg_max: int = 4) -> tuple[Any, AssignmentCounts]:
 def batch(counts: tuple, seed: int = 0, reg_max: int = 4) -> tuple:
     generator = torch.Generator().manual_seed(seed)
     maps = make_maps(len(counts), SIZE, generator, num_bins=reg_max + 1)
-    truths = [make_truths(count, SIZE, generator) for count in counts]
-    for each in truths:
+    gts = [make_gts(count, SIZE, generator) for count in counts]
+    for each in gts:
         each.bboxes[:1] = torch.tensor([50.0, 61, 52, 63])  # no prior's centre lies in it
         each.bboxes[1:2] = torch.tensor([2.0, 3, 190, 37])  # long: beyond four strides
-    return maps, truths, [make_meta(SIZE) for _ in counts]
+    return maps, gts, [make_meta(SIZE) for _ in counts]
 
 
-def slow_counts(head: Any, truths: list) -> list[int]:
+def slow_counts(head: Any, gts: list) -> list[int]:
     """In loops over mmdet's result for each prior."""
     sizes = [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]
     levels = head.prior_generator.grid_priors(sizes, device='cpu')
     strides = [stride for level, stride in zip(levels, (8, 16, 32, 64, 128)) for _ in level]
     priors = InstanceData(priors=torch.cat(levels))
     clipped = edges = bare = total = 0
-    for each in truths:
+    for each in gts:
         found = head.assigner.assign(priors, [len(level) for level in levels], each).gt_inds
         total += len(each.bboxes)
         for index, (left, top, right, bottom) in enumerate(each.bboxes.tolist()):
@@ -68,11 +69,11 @@ def test_totals_are_those_of_loops() -> None:
     head, found = counting_head()
     expected = torch.zeros(4, dtype=torch.long)
     for seed, counts in enumerate([(5, 3), (0, 8), (0, 0), (30, 1)]):
-        maps, truths, metas = batch(counts, seed)
+        maps, gts, metas = batch(counts, seed)
         if seed == 3:
-            truths[0].labels[4] = 255  # unknown: trains nothing
-        losses_and_gradients(head, maps, truths, metas)
-        expected += torch.tensor(slow_counts(head, truths))
+            gts[0].labels[4] = 255  # unknown: trains nothing
+        losses_and_gradients(head, maps, gts, metas)
+        expected += torch.tensor(slow_counts(head, gts))
     assert found.totals.tolist() == expected.tolist()
     assert (expected > 0).all()
 
@@ -90,28 +91,19 @@ def test_counting_changes_no_loss() -> None:
 @pytest.mark.parametrize('counts', [(3, 5), (0, 0)])
 def test_counting_never_waits_for_the_device(counts: tuple) -> None:
     head, found = counting_head()
-    maps, truths, metas = batch(counts)
+    maps, gts, metas = batch(counts)
     with NoSynchronisation():
-        head.loss_by_feat(*maps, truths, metas)
+        head.loss_by_feat(*maps, gts, metas)
     assert found.totals[3] == sum(counts)
 
 
 def test_counting_compiles_into_the_graph() -> None:
     head, counts = counting_head()
-    maps, truths, metas = batch((3, 5))
-    leaves = [level.requires_grad_() for kind in maps for level in kind]
-
-    def loss(cls, edges, boxes, labels):
-        instances = [InstanceData(bboxes=b, labels=n) for b, n in zip(boxes, labels)]
-        return sum(head.loss_by_feat(cls, edges, instances, metas).values())
-
-    boxes, labels = [each.bboxes for each in truths], [each.labels for each in truths]
-    arguments = (leaves[:5], leaves[5:], boxes, labels)
-    expected = loss(*arguments)
+    compiled, plain, _ = compiled_pair(head, *batch((3, 5)))
+    expected = plain()
     once = counts.totals.clone()
-    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
     for times in (2, 3):
-        torch.testing.assert_close(compiled(*arguments), expected)
+        torch.testing.assert_close(compiled(), expected)
         assert torch.equal(counts.totals, times * once)
 
 
@@ -157,9 +149,9 @@ def test_the_shares_are_read_when_the_log_is_written(length, interval, ignore_la
         scalars = runner.message_hub.log_scalars
         if KEYS[0] in scalars and len(scalars[KEYS[0]].data[0]) > len(read):
             read.append(index)
-            clipped, edges, bare, truths = pending.tolist()
+            clipped, edges, bare, gts = pending.tolist()
             assert scalars[KEYS[0]].current() == clipped / edges
-            assert scalars[KEYS[1]].current() == bare / truths
+            assert scalars[KEYS[1]].current() == bare / gts
             assert not counts.totals.any()
             pending.zero_()
     assert read == runner.written

@@ -104,7 +104,7 @@ class Training:
 
 
 class SemiTraining(Training):
-    """Of mmdet's semi-supervised detectors: a teacher's boxes are truths of unlabelled images."""
+    """Of mmdet's semi-supervised detectors: a teacher's boxes are gt boxes of unlabelled images."""
 
     text = CONFIG + SEMI
 

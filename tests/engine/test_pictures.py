@@ -53,7 +53,7 @@ def join():
 
 
 def sample(**metas: object) -> DetDataSample:
-    """Two truths and three detections, one of them poor, in an image of 120 x 90 px."""
+    """Two gt boxes and three detections, one of them poor, in an image of 120 x 90 px."""
     found = InstanceData(
         bboxes=torch.tensor([[10.0, 10, 60, 60], [70, 20, 110, 80], [0, 0, 30, 30]]),
         labels=torch.tensor([0, 1, 1]),
@@ -62,10 +62,10 @@ def sample(**metas: object) -> DetDataSample:
         bin_widths=torch.full((3, 4), 8.0),
         prior_centres=torch.tensor([[36.0, 36], [92, 52], [16, 16]]),
     )
-    truths = InstanceData(
+    gts = InstanceData(
         bboxes=torch.tensor([[12.0, 8, 62, 58], [70, 24, 112, 80]]), labels=torch.tensor([0, 1])
     )
-    return DetDataSample(gt_instances=truths, pred_instances=found, metainfo=metas)
+    return DetDataSample(gt_instances=gts, pred_instances=found, metainfo=metas)
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ class TestVisualizer:
         painter.add_datasample('x', image, sample(), out_file=str(tmp_path / 'new' / 'x.png'))
         drawn = cv2.imread(str(tmp_path / 'new' / 'x.png'))[..., ::-1]
         classes = ('cat', 'dog')
-        truth = draw_boxes(image, Boxes.of(sample().gt_instances), classes, 1)
+        gt = draw_boxes(image, Boxes.of(sample().gt_instances), classes, 1)
         found = draw_boxes(image, Boxes.of(sample().pred_instances, 0.3), classes, 1)
-        np.testing.assert_array_equal(drawn[-90:, :120], truth)
+        np.testing.assert_array_equal(drawn[-90:, :120], gt)
         np.testing.assert_array_equal(drawn[-90:, -120:], found)
         assert (drawn[-90:, :120] != drawn[-90:, -120:]).any()
         np.testing.assert_array_equal(painter.get_image(), drawn)
@@ -264,26 +264,26 @@ class TestShowTool:
             ],
         }
         path.write_text(json.dumps(content))
-        truths = show.CocoTruths(path)
-        boxes = truths.of('a.png', ('dog', 'cat'))
+        gts = show.CocoGroundTruth(path)
+        boxes = gts.of('a.png', ('dog', 'cat'))
         assert boxes.boxes.tolist() == [[1, 2, 4, 6]]
         assert boxes.labels.tolist() == [1]
-        assert truths.of('b.png', ('cat',)).boxes.shape == (0, 4)
+        assert gts.of('b.png', ('cat',)).boxes.shape == (0, 4)
         with pytest.raises(DataError, match=r"no image 'c\.png'"):
-            truths.of('c.png', ('cat',))
+            gts.of('c.png', ('cat',))
         content['images'][1]['file_name'] = 'other/a.png'
         path.write_text(json.dumps(content))
-        truths = show.CocoTruths(path)
-        assert len(truths.of('x/in/a.png', ('cat',)).boxes) == 1
-        assert len(truths.of('other/a.png', ('cat',)).boxes) == 0
+        gts = show.CocoGroundTruth(path)
+        assert len(gts.of('x/in/a.png', ('cat',)).boxes) == 1
+        assert len(gts.of('other/a.png', ('cat',)).boxes) == 0
         with pytest.raises(DataError, match=r"no image 'a\.png'"):  # either may be meant
-            truths.of('a.png', ('cat',))
+            gts.of('a.png', ('cat',))
         for text, fault in (('{}', 'no COCO'), ('[', 'no.* valid JSON'), ('[]', 'JSON list')):
             path.write_text(text)
             with pytest.raises(DataError, match=rf'labels\.json .*{fault}'):
-                show.CocoTruths(path)
+                show.CocoGroundTruth(path)
         with pytest.raises(DataError, match='cannot be read'):
-            show.CocoTruths(tmp_path / 'absent.json')
+            show.CocoGroundTruth(tmp_path / 'absent.json')
 
     def test_scores_are_shares(self, capsys):
         with pytest.raises(SystemExit):
@@ -318,7 +318,7 @@ def test_a_training_sends_the_same_images_each_epoch_and_a_tool_draws_them(pets)
         picture = cv2.imdecode(
             np.frombuffer(events.Images(name)[0].encoded_image_string, np.uint8), 1
         )
-        assert picture.shape[1] > 2 * 96  # truth beside prediction, enlarged
+        assert picture.shape[1] > 2 * 96  # gt box beside prediction, enlarged
     assert 'loss' in events.Tags()['scalars']
 
     logged = [json.loads(line) for line in (folder / 'wandb.jsonl').read_text().splitlines()]
@@ -359,6 +359,6 @@ def test_a_training_sends_the_same_images_each_epoch_and_a_tool_draws_them(pets)
     left = seen[:, : seen.shape[1] // 2].reshape(-1, 3)
     labels = json.loads((pets / 'pets' / 'labels.json').read_text())['annotations']
     for entry in labels:
-        if entry['image_id'] == 2:  # a truth's colour is in the left half
+        if entry['image_id'] == 2:  # a gt box's colour is in the left half
             colour = class_colours(2)[entry['category_id'] - 10]
             assert (left == colour).all(1).sum() > 50

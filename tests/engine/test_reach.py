@@ -107,24 +107,24 @@ def mmdets_view(
             gt_bboxes=HorizontalBoxes(torch.tensor(mine)),
         )
         sample = resize(sample)
-        truths = sample['gt_bboxes'].tensor
+        gts = sample['gt_bboxes'].tensor
         height, width = (-(-side // 32) * 32 for side in sample['img_shape'])
         sizes = [(math.ceil(height / s), math.ceil(width / s)) for s in pyramid.strides]
         levels = generator.grid_priors(sizes, device='cpu')
-        truth = InstanceData(bboxes=truths, labels=torch.zeros(len(truths), dtype=torch.long))
+        gt = InstanceData(bboxes=gts, labels=torch.zeros(len(gts), dtype=torch.long))
         counts = [len(level) for level in levels]
         priors = InstanceData(priors=torch.cat(levels))
-        found = MMDetATSSAssigner(topk=9).assign(priors, counts, truth).gt_inds
+        found = MMDetATSSAssigner(topk=9).assign(priors, counts, gt).gt_inds
         level_of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         for prior in (found > 0).nonzero().squeeze(1).tolist():
             stride = pyramid.strides[level_of[prior]]
             x, y = ((priors.priors[prior, :2] + priors.priors[prior, 2:]) / 2).tolist()
-            left, top, right, bottom = truths[found[prior] - 1].tolist()
+            left, top, right, bottom = gts[found[prior] - 1].tolist()
             farthest = max(x - left, y - top, right - x, bottom - y) / stride
             reg_max = next(n for n in range(LARGEST) if farthest <= n - 0.1)
             needed[level_of[prior], reg_max] += 1
-        unassigned += len(truths) - len(found[found > 0].unique())
-        boxes += truths.tolist()
+        unassigned += len(gts) - len(found[found > 0].unique())
+        boxes += gts.tolist()
     return boxes, needed, unassigned
 
 
@@ -146,7 +146,7 @@ def test_batches_change_nothing(tmp_path, monkeypatch) -> None:
     boxes = read_boxes(of_shapes(tmp_path), Resizing(), np.random.default_rng(0))
     whole = measure(boxes, USUAL, ATSSAssigner(9))
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr('gfl_det.engine.reach.measure.BATCH_TRUTHS', 5)
+    monkeypatch.setattr('gfl_det.engine.reach.measure.BATCH_GTS', 5)
     parts = measure(boxes, USUAL, ATSSAssigner(9), lambda *each: told.append(each))
     assert (whole.needed == parts.needed).all()
     assert (whole.unassigned == parts.unassigned).all()

@@ -198,7 +198,7 @@ class TestDiagnosis:
 
 
 class Echo(torch.nn.Module):
-    """A detector that predicts its truths, with labels of choice."""
+    """A detector that predicts its gt boxes, with labels of choice."""
 
     def __init__(self, label: int | None = None) -> None:
         super().__init__()
@@ -210,10 +210,10 @@ class Echo(torch.nn.Module):
     def predict(self, inputs: list, samples: list, rescale: bool) -> list:
         assert not rescale
         for sample in samples:
-            truths = sample.gt_instances
-            labels = truths.labels if self.label is None else truths.labels * 0 + self.label
+            gts = sample.gt_instances
+            labels = gts.labels if self.label is None else gts.labels * 0 + self.label
             sample.pred_instances = InstanceData(
-                bboxes=truths.bboxes, labels=labels, scores=torch.ones(len(labels))
+                bboxes=gts.bboxes, labels=labels, scores=torch.ones(len(labels))
             )
         return samples
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 
 from gfl_det.engine.own_data.start_weights import (
+    FoldedNormsHook,
     fit_classes,
     fit_weights,
     folded_norms,
+    holds_folded_norms,
     unfold_norms,
 )
 from gfl_det.inference.foreign_weights import convert
@@ -92,18 +96,20 @@ class TestClasses:
         assert torch.equal(fitted['bbox_head.gfl_cls.weight'], state['bbox_head.gfl_cls.weight'])
 
 
-def test_a_file_is_fitted_to_a_config(detector, folded, tmp_path):
-    write_coco(tmp_path / 'mine')
+def own_config(folder) -> Config:
+    """NanoDet-Plus for two classes of our own pictures."""
+    write_coco(folder)
     cfg = Config(get_config(NAME).to_dict())
     cfg.model.bbox_head.num_classes = 2
     cfg.model.backbone.init_cfg = None
-    data = dict(
-        data_root=str(tmp_path / 'mine'),
-        ann_file='train.json',
-        metainfo=dict(classes=('cat', 'dog')),
-    )
+    data = dict(data_root=str(folder), ann_file='train.json', metainfo=dict(classes=('cat', 'dog')))
     cfg.train_dataloader.dataset.update(data, data_prefix=dict(img='images/'))
     cfg.test_dataloader.dataset.pipeline[1].scale = (64, 64)
+    return cfg
+
+
+def test_a_file_is_fitted_to_a_config(detector, folded, tmp_path):
+    cfg = own_config(tmp_path / 'mine')
     path = tmp_path / 'start.pth'
     torch.save(dict(state_dict=torch.load(folded)['state_dict']), path)
     fit_weights(cfg, path)
@@ -113,3 +119,42 @@ def test_a_file_is_fitted_to_a_config(detector, folded, tmp_path):
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for found, expected in zip(outputs(fitted, images)[4:], outputs(detector, images)[4:]):
         assert torch.allclose(found, expected, atol=1e-3, rtol=1e-3)
+
+
+class TestHook:
+    """``load_from`` of any config: what the runner loads is mended before it reaches the model."""
+
+    def runner(self, cfg: Config, training: bool = True, resume: bool = False) -> SimpleNamespace:
+        loop = object.__new__(EpochBasedTrainLoop) if training else dict(max_epochs=1)
+        logger = SimpleNamespace(info=lambda text: None)
+        return SimpleNamespace(_train_loop=loop, _resume=resume, cfg=cfg, logger=logger)
+
+    def test_a_training_starts_from_norms_with_statistics(self, folded, tmp_path):
+        cfg = own_config(tmp_path / 'mine')
+        state = torch.load(folded)['state_dict']
+        fitted = tmp_path / 'start.pth'
+        torch.save(dict(state_dict=state), fitted)
+        fit_weights(cfg, fitted)
+        checkpoint = dict(state_dict=dict(state))
+        FoldedNormsHook().after_load_checkpoint(self.runner(cfg), checkpoint)
+        expected = torch.load(fitted)['state_dict']
+        assert expected.keys() == checkpoint['state_dict'].keys()
+        for key, value in expected.items():
+            assert torch.equal(checkpoint['state_dict'][key], value)
+
+    @pytest.mark.parametrize('kind', [dict(training=False), dict(resume=True)])
+    def test_tests_and_resumed_trainings_are_left_alone(self, folded, tmp_path, kind):
+        state = torch.load(folded)['state_dict']
+        checkpoint = dict(state_dict=state)
+        runner = self.runner(own_config(tmp_path / 'mine'), **kind)
+        FoldedNormsHook().after_load_checkpoint(runner, checkpoint)
+        assert checkpoint['state_dict'] is state
+
+    def test_other_weights_are_left_alone(self, detector, tmp_path):
+        state = detector.state_dict()
+        assert not holds_folded_norms(state)
+        assert not holds_folded_norms(nn.BatchNorm2d(3).state_dict())
+        checkpoint = dict(state_dict=state)
+        runner = self.runner(own_config(tmp_path / 'mine'))
+        FoldedNormsHook().after_load_checkpoint(runner, checkpoint)
+        assert checkpoint['state_dict'] is state

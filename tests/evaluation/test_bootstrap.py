@@ -50,10 +50,10 @@ class TestStatistics:
                 np.testing.assert_allclose(found[name][0], value, atol=1e-12, err_msg=name)
 
     def test_of_weights_are_those_of_images_that_are_there_several_times(self):
-        detections, truths = made_up(25, 1)
-        statistics = statistics_of(detections, truths)
+        detections, gts = made_up(25, 1)
+        statistics = statistics_of(detections, gts)
         for weights in next(image_weights(25, 4, seed=3)):
-            wanted = evaluate_detections(*repeated(detections, truths, weights))
+            wanted = evaluate_detections(*repeated(detections, gts, weights))
             found = statistics(weights[None])
             for name, value in wanted.items():
                 if not name.endswith(WITHOUT_ENDS):

@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 import gfl_det  # noqa: F401  (registers the metric)
-from gfl_det.calibration import Detections, Truths, evaluate_detections
+from gfl_det.calibration import Detections, GroundTruth, evaluate_detections
 from gfl_det.errors import ConfigError, DataError
 from tests.helpers.processes import run_in_two
 
@@ -24,7 +24,7 @@ TYPE = 'gfl_det.CalibrationMetric'
 
 
 def make_samples(images: int = 7, seed: int = 0) -> list[dict]:
-    """Samples as mmdet's detectors hand them to metrics, truths among them; one has no truths."""
+    """Samples as mmdet's detectors hand them to metrics, with gt boxes; one image has none."""
     generator = torch.Generator().manual_seed(seed)
     samples = []
     for image in range(images):
@@ -50,13 +50,13 @@ def make_samples(images: int = 7, seed: int = 0) -> list[dict]:
     return samples
 
 
-def flat(samples: list[dict]) -> tuple[Detections, Truths]:
+def flat(samples: list[dict]) -> tuple[Detections, GroundTruth]:
     def boxes(corners: list) -> np.ndarray:
         array = np.array(corners, float).reshape(-1, 4)
         return np.concatenate([array[:, :2], array[:, 2:] - array[:, :2]], 1)
 
     marks = [(sample['img_id'], each) for sample in samples for each in sample['instances']]
-    truths = Truths(
+    gts = GroundTruth(
         list(range(len(samples))),
         [''] * len(samples),
         list(range(3)),
@@ -73,7 +73,7 @@ def flat(samples: list[dict]) -> tuple[Detections, Truths]:
         boxes(np.concatenate([each['bboxes'] for _, each in found])),
         np.concatenate([each['scores'] for _, each in found]).astype(float),
     )
-    return detections, truths
+    return detections, gts
 
 
 def evaluator(*metrics: dict, classes: tuple = CLASSES) -> Evaluator:
@@ -84,20 +84,20 @@ def evaluator(*metrics: dict, classes: tuple = CLASSES) -> Evaluator:
 
 
 def write_annotations(samples: list[dict], folder: Path, backwards: bool = False) -> str:
-    _, truths = flat(samples)
+    _, gts = flat(samples)
     label_ids = [10, 5, 0]
     categories = [dict(id=label_ids[k], name=name) for k, name in enumerate(CLASSES)]
     path = folder / 'annotations.json'
     annotations = [
         dict(
             id=index + 1,
-            image_id=int(truths.image[index]),
-            category_id=label_ids[truths.label[index]],
+            image_id=int(gts.image[index]),
+            category_id=label_ids[gts.label[index]],
             bbox=box.tolist(),
             area=float(box[2] * box[3]),
-            iscrowd=int(truths.crowd[index]),
+            iscrowd=int(gts.crowd[index]),
         )
-        for index, box in enumerate(truths.boxes)
+        for index, box in enumerate(gts.boxes)
     ]
     images = [dict(id=index, width=100, height=100) for index in range(len(samples))]
     path.write_text(
@@ -148,7 +148,7 @@ def test_beside_coco_metric_with_the_same_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('backwards', [False, True])
-def test_truths_of_a_file_are_those_of_the_samples(tmp_path: Path, backwards: bool) -> None:
+def test_gts_of_a_file_are_those_of_the_samples(tmp_path: Path, backwards: bool) -> None:
     samples = make_samples()
     path = write_annotations(samples, tmp_path, backwards)
     wanted = run(evaluator(dict(type=TYPE)), samples)
@@ -173,9 +173,9 @@ def test_a_cut_by_score() -> None:
     samples = make_samples()
     for cut in (0.5, [0.5, 0.2, 0.0]):
         judge = evaluator(dict(type=TYPE, score_thr=cut, classwise=True))
-        detections, truths = flat(samples)
+        detections, gts = flat(samples)
         least = np.broadcast_to(cut, 3)[detections.label]
-        wanted = evaluate_detections(detections.take(detections.scores >= least), truths)
+        wanted = evaluate_detections(detections.take(detections.scores >= least), gts)
         result = run(judge, samples)
         assert result['calibration/LaECE_0.5'] == wanted['LaECE_0.5']
         assert result['calibration/LRP_0'] == wanted['LRP_0']
@@ -218,7 +218,7 @@ class TestRefused:
         with pytest.raises(DataError, match=r"annotations\.json .*\['cat'\]"):
             run(judge, make_samples())
 
-    def test_samples_without_truths(self) -> None:
+    def test_samples_without_gts(self) -> None:
         samples = make_samples()
         del samples[0]['instances']
         with pytest.raises(ConfigError, match='give it an ann_file'):

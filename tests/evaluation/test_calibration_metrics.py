@@ -37,7 +37,7 @@ from tests.helpers.calibration_cases import (
 CLOSE = dict(rtol=0, atol=1e-9)
 
 
-def hand_made(scores: list, ious: list, truths: int, tau: float = 0.0) -> Matches:
+def hand_made(scores: list, ious: list, gts: int, tau: float = 0.0) -> Matches:
     """Matches of one class: an IoU of None is a false positive, 'crowd' an ignored one."""
     state = [IGNORED if iou == 'crowd' else FALSE if iou is None else TRUE for iou in ious]
     values = [iou if isinstance(iou, (int, float)) else 0 for iou in ious]
@@ -50,19 +50,19 @@ def hand_made(scores: list, ious: list, truths: int, tau: float = 0.0) -> Matche
         np.array(state, np.int8),
         np.array(values, float),
         np.full(number, -1),
-        np.array([truths]),
+        np.array([gts]),
     )
 
 
 @pytest.mark.parametrize('case', NAMES)
 @pytest.mark.parametrize('tau', [0.0, 0.1, 0.5])
 def test_reference_errors(case: str, tau: float) -> None:
-    detections, truths = case_data(case, 'minitest')
+    detections, gts = case_data(case, 'minitest')
     wanted = case_json(f'{case}/expected.json')['before'][f'tau_{tau}']
-    (found,) = match(detections, truths, [tau])
+    (found,) = match(detections, gts, [tau])
     error = laece(found)
     np.testing.assert_allclose(error.mean, wanted['LaECE']['value'], **CLOSE)
-    seen = truths.counts() > 0
+    seen = gts.counts() > 0
     for values, name in ((error.table.gaps(), 'errors'), (error.table.weights(), 'weights')):
         expected = np.array([numbers(row) for row in wanted['LaECE'][name]])
         np.testing.assert_allclose(values[seen], np.nan_to_num(expected[seen]), **CLOSE)
@@ -79,10 +79,10 @@ def test_reference_errors(case: str, tau: float) -> None:
 @pytest.mark.parametrize('case', NAMES)
 @pytest.mark.parametrize(('way', 'name'), [('oracle', 'paper'), ('reject', 'strict')])
 def test_reference_of_both_ways_at_zero(case: str, way: str, name: str) -> None:
-    detections, truths = case_data(case, 'minitest')
+    detections, gts = case_data(case, 'minitest')
     for tau in (0.0, 0.1, 0.5):
         wanted = case_json('expected_reference.json')[case]['before'][f'tau_{tau}']
-        (found,) = match(detections, truths, [tau], way)
+        (found,) = match(detections, gts, [tau], way)
         np.testing.assert_allclose(laece(found).mean, wanted[f'LaECE_{name}'], **CLOSE)
         np.testing.assert_allclose(laace(found).mean, wanted[f'LaACE_{name}'], **CLOSE)
         total = wanted['LRP' if way == 'oracle' else 'LRP_strict']
@@ -91,10 +91,10 @@ def test_reference_of_both_ways_at_zero(case: str, way: str, name: str) -> None:
 
 @pytest.mark.parametrize('case', NAMES)
 def test_reference_summary_and_thresholds(case: str) -> None:
-    detections, truths = case_data(case, 'minitest')
+    detections, gts = case_data(case, 'minitest')
     before = case_json(f'{case}/expected.json')['before']
     reference = case_json('expected_reference.json')[case]['before']
-    metrics = evaluate_detections(detections, truths)
+    metrics = evaluate_detections(detections, gts)
     stats = before['AP']['stats']
     names = ('AP', 'AP50', 'AP75', 'oLRP', 'oLRP_loc', 'oLRP_FP', 'oLRP_FN')
     for name, wanted in zip(names, stats[:3] + stats[12:16]):
@@ -104,13 +104,13 @@ def test_reference_summary_and_thresholds(case: str) -> None:
     )
     for name, key in (('LaECE_0', 'LaECE_paper'), ('LaACE_0_reject', 'LaACE_strict')):
         np.testing.assert_allclose(metrics[name], reference['tau_0.0'][key], **CLOSE)
-    strict = evaluate_detections(detections, truths, zero_overlap='reject')
+    strict = evaluate_detections(detections, gts, zero_overlap='reject')
     assert strict['LaECE_0'] == metrics['LaECE_0_reject']
     assert strict['LRP_0_loc_oracle'] == metrics['LRP_0_loc']
     assert metrics['classes'] == (4 if case == 'main' else 5)
     assert metrics['classes_without_truths'] == (1 if case == 'main' else 0)
     for tau, wanted in before['lrp_optimal_thresholds_test'].items():
-        (found,) = match(detections, truths, [float(tau[4:])])
+        (found,) = match(detections, gts, [float(tau[4:])])
         wanted = np.where(numbers(wanted) == -1, np.nan, numbers(wanted))
         np.testing.assert_array_equal(optimal_lrp(found).thresholds, wanted)
 
@@ -118,8 +118,8 @@ def test_reference_summary_and_thresholds(case: str) -> None:
 @settings(max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 0.5]))
 def test_errors_are_their_definitions(seed: int, tau: float) -> None:
-    detections, truths = random_scene(seed)
-    (found,) = match(detections, truths, [tau])
+    detections, gts = random_scene(seed)
+    (found,) = match(detections, gts, [tau])
     error, adaptive, recall = laece(found), laace(found), lrp(found)
     pooled: list = []
     for label in range(2):
@@ -129,7 +129,7 @@ def test_errors_are_their_definitions(seed: int, tau: float) -> None:
             for score, state, iou in zip(of_class.scores, of_class.state, of_class.iou)
             if state != IGNORED
         ]
-        total = found.truths[label]
+        total = found.gt_counts[label]
         if not total:
             assert math.isnan(error.per_class[label])
             assert math.isnan(recall.total[label])
@@ -170,14 +170,14 @@ def binned(pairs: list, bins: int) -> float:
 @settings(max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5]))
 def test_optimal_lrp_is_the_best_of_all_cuts(seed: int, tau: float) -> None:
-    detections, truths = random_scene(seed)
+    detections, gts = random_scene(seed)
     # Different scores: a cut between equal ones is none that a threshold can make.
     order = np.argsort(detections.scores, kind='stable')
     detections = detections._replace(scores=(np.argsort(order) + 1) / (len(order) + 1))
-    (found,) = match(detections, truths, [tau])
+    (found,) = match(detections, gts, [tau])
     best = optimal_lrp(found)
     # At tau 0 a cut can also change what is matched: only prefixes of these matches are judged.
-    for label in np.flatnonzero(found.truths):
+    for label in np.flatnonzero(found.gt_counts):
         of_class = found.of_class(int(label))
         cuts = [
             lrp(hand_made_prefix(of_class, end)).total[label]
@@ -201,7 +201,7 @@ def hand_made_prefix(matches: Matches, end: int) -> Matches:
 class TestByHand:
     def test_laece_and_laace(self) -> None:
         # Bins of 0.04: (0.88, 0.92] holds .9 and .92 with IoUs .8 and 0; (0.08, 0.12] holds .1.
-        found = hand_made([0.92, 0.9, 0.1, 0.3], [0.8, None, 0.3, 'crowd'], truths=3)
+        found = hand_made([0.92, 0.9, 0.1, 0.3], [0.8, None, 0.3, 'crowd'], gts=3)
         assert laece(found).mean == pytest.approx((2 * (0.91 - 0.4) + (0.3 - 0.1)) / 3)
         assert laace(found).mean == pytest.approx((0.12 + 0.9 + 0.2) / 3)
         # Published figures count the crowd's detection as one of IoU 0.
@@ -210,7 +210,7 @@ class TestByHand:
 
     def test_dece_ignores_how_well_a_true_positive_fits(self) -> None:
         for iou in (0.5, 1.0):
-            found = hand_made([0.95, 0.95, 0.35], [iou, None, None], truths=1, tau=0.5)
+            found = hand_made([0.95, 0.95, 0.35], [iou, None, None], gts=1, tau=0.5)
             assert dece(found).mean == pytest.approx((2 * (0.95 - 0.5) + 0.35) / 3)
 
     def test_scores_on_edges_of_bins_and_at_both_ends(self) -> None:
@@ -228,7 +228,7 @@ class TestByHand:
             assert math.isnan(measure(perfect, drop_perfect=True).mean)
 
     def test_lrp_and_its_parts(self) -> None:
-        found = hand_made([0.9, 0.8, 0.7], [0.9, None, 0.6], truths=4, tau=0.5)
+        found = hand_made([0.9, 0.8, 0.7], [0.9, None, 0.6], gts=4, tau=0.5)
         result = lrp(found)
         # Distances .1 and .4, doubled by 1 - tau; one wrong, two missed; five in all.
         assert result.total[0] == pytest.approx((0.2 + 0.8 + 1 + 2) / 5)
@@ -238,7 +238,7 @@ class TestByHand:
 
     def test_the_best_cut_is_the_first_least_one(self) -> None:
         # LRP after each: 1/2 .. the crowd's detection adds nothing, so the cut stays before it.
-        found = hand_made([0.9, 0.8, 0.7], [1.0, 'crowd', None], truths=2, tau=0.5)
+        found = hand_made([0.9, 0.8, 0.7], [1.0, 'crowd', None], gts=2, tau=0.5)
         best = optimal_lrp(found)
         assert best.thresholds.tolist() == [0.9]
         assert best.lrp.total[0] == pytest.approx(0.5)
@@ -247,9 +247,9 @@ class TestByHand:
 
 class TestClassesLeftOut:
     def scene(self):
-        # a: fine; b: detections without truths; c: truths without detections; d: a crowd alone;
-        # e: a truth whose only detection lies in the crowd beside it.
-        truths = [
+        # a: fine; b: detections without gt boxes; c: gt boxes without detections; d: a crowd alone;
+        # e: a gt box whose only detection lies in the crowd beside it.
+        gts = [
             (0, 0, UNIT, False),
             (0, 2, UNIT, False),
             (0, 3, UNIT, True),
@@ -257,7 +257,7 @@ class TestClassesLeftOut:
             (0, 4, FAR, True),
         ]
         boxes = [(0, 0, UNIT, 0.8), (0, 1, UNIT, 0.7), (0, 3, UNIT, 0.6), (0, 4, FAR, 0.5)]
-        return scene(truths, boxes, tuple('abcde'))
+        return scene(gts, boxes, tuple('abcde'))
 
     def test_they_are_counted_and_skipped(self) -> None:
         (found,) = match(*self.scene(), [0.5])
@@ -268,7 +268,7 @@ class TestClassesLeftOut:
         assert np.isnan(error.per_class).tolist() == [False, True, True, True, True]
         assert dece(found).mean == pytest.approx(0.2)
 
-    def test_a_missed_class_is_an_lrp_of_1_and_one_without_truths_none(self) -> None:
+    def test_a_missed_class_is_an_lrp_of_1_and_one_without_gts_none(self) -> None:
         (found,) = match(*self.scene(), [0.5])
         result = lrp(found)
         np.testing.assert_array_equal(result.total, [0, np.nan, 1, np.nan, 1])
@@ -290,11 +290,11 @@ class TestClassesLeftOut:
         assert metrics['classes_without_truths'] == 2
         assert metrics['classes_without_detections'] == 2
 
-    @pytest.mark.parametrize('truths', [[], [(0, 0, UNIT, True)], [(0, 0, UNIT, False)]])
-    def test_no_detections_at_all(self, truths: list) -> None:
-        metrics = evaluate_detections(*scene(truths, []))
+    @pytest.mark.parametrize('gts', [[], [(0, 0, UNIT, True)], [(0, 0, UNIT, False)]])
+    def test_no_detections_at_all(self, gts: list) -> None:
+        metrics = evaluate_detections(*scene(gts, []))
         assert all(math.isnan(metrics[name]) for name in ('LaECE_0', 'LaACE_0.5', 'D-ECE'))
-        known = bool(truths) and not truths[0][3]
+        known = bool(gts) and not gts[0][3]
         assert metrics['LRP_0.5'] == 1 if known else math.isnan(metrics['LRP_0.5'])
         assert metrics['AP'] == 0 if known else math.isnan(metrics['AP'])
 

@@ -18,13 +18,13 @@ from tests.helpers.calibration_cases import random_scene, scene
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.1]))
 def test_it_is_its_definition(seed: int, tau: float) -> None:
-    detections, truths = random_scene(seed)
+    detections, gts = random_scene(seed)
     # Scores on the bins' edges, 0 and 1 among them.
     scores = np.round(detections.scores * 25) / 25
-    (found,) = match(detections._replace(scores=scores), truths, [tau])
+    (found,) = match(detections._replace(scores=scores), gts, [tau])
     error = laece(found, as_saod=True)
     expected = []
-    for label, number in enumerate(found.truths):
+    for label, number in enumerate(found.gt_counts):
         mine = found.judged() & (found.label == label)
         total = 0.0
         for low, high in itertools.pairwise(np.linspace(0, 1, 26)):
@@ -39,12 +39,12 @@ def test_it_is_its_definition(seed: int, tau: float) -> None:
 
 def test_a_score_of_1_is_lost_and_a_class_without_detections_is_0() -> None:
     box = (0, 0, 10, 10)
-    detections, truths = scene(
+    detections, gts = scene(
         [(0, 0, box, False), (0, 1, box, False)],
         [(0, 0, (0, 0, 10, 5), 1.0), (0, 0, (50, 0, 10, 10), 0.2)],
         ('a', 'b'),
     )
-    (found,) = match(detections, truths, [0.1])
+    (found,) = match(detections, gts, [0.1])
     usual, first = laece(found), laece(found, as_saod=True)
     assert usual.per_class[0] == pytest.approx((0.5 + 0.2) / 2)
     assert math.isnan(usual.per_class[1])

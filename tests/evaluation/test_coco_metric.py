@@ -63,9 +63,9 @@ def make_samples(detections: dict[int, list[tuple]]) -> list[dict]:
 
 
 def make_drawn(
-    truths: list[tuple], detections: dict[int, list[tuple]], category_ids: tuple = (1, 2)
+    gts: list[tuple], detections: dict[int, list[tuple]], category_ids: tuple = (1, 2)
 ) -> CocoSet:
-    """A set drawn by hand; a truth is (image, label, x, y, w, h) and 'crowd' for a crowd."""
+    """A set drawn by hand; a gt box is (image, label, x, y, w, h) and 'crowd' for a crowd."""
     annotations = [
         dict(
             id=index + 1,
@@ -75,7 +75,7 @@ def make_drawn(
             area=w * h,
             iscrowd=int(bool(crowd)),
         )
-        for index, (image, label, x, y, w, h, *crowd) in enumerate(truths)
+        for index, (image, label, x, y, w, h, *crowd) in enumerate(gts)
     ]
     images = [dict(id=image, width=200, height=200) for image in detections]
     categories = [dict(id=each, name=f'c{index}') for index, each in enumerate(category_ids)]
@@ -85,8 +85,8 @@ def make_drawn(
 
 @pytest.fixture
 def drawn() -> CocoSet:
-    """Crowds, equal scores, an image without truths, one without detections, one without both."""
-    truths = [
+    """Crowds, equal scores, an image without gt boxes, one without detections, one without both."""
+    gts = [
         (1, 0, 10, 10, 100, 100),
         (1, 0, 15, 15, 100, 100),
         (1, 1, 0, 0, 20, 20),
@@ -111,7 +111,7 @@ def drawn() -> CocoSet:
         4: [],
         5: [(20, 20, 30, 30, 0.9, 0), (90, 90, 30, 30, 0.9, 0), (150, 150, 80, 80, 0.8, 0)],
     }
-    return make_drawn(truths, detections)
+    return make_drawn(gts, detections)
 
 
 def count(kind: type, coco_set: CocoSet, **options) -> dict[str, float]:
@@ -160,11 +160,11 @@ class TestNumbers:
 
     @pytest.mark.parametrize('backend', BACKENDS)
     def test_that_anyone_can_count(self, backend):
-        """Of two truths one is found, after a false alarm; a crowd takes in two detections."""
-        truths = [(1, 0, 0, 0, 50, 50), (1, 0, 100, 0, 50, 50), (1, 1, 0, 100, 100, 100, 'crowd')]
+        """Of two gt boxes one is found, after a false alarm; a crowd takes in two detections."""
+        gts = [(1, 0, 0, 0, 50, 50), (1, 0, 100, 0, 50, 50), (1, 1, 0, 100, 100, 100, 'crowd')]
         rows = [(0, 100, 50, 50, 0.9, 0), (0, 0, 50, 50, 0.8, 0)]
         crowded = [(0, 100, 30, 30, 0.9, 1), (50, 150, 30, 30, 0.9, 1)]
-        coco_set = make_drawn(truths, {1: rows + crowded})
+        coco_set = make_drawn(gts, {1: rows + crowded})
         found = count(
             CocoMetric,
             coco_set,
@@ -181,8 +181,8 @@ class TestNumbers:
 
     @pytest.mark.parametrize('backend', BACKENDS)
     def test_of_classes_whose_ids_descend(self, backend):
-        truths = [(1, 0, 0, 0, 50, 50), (1, 1, 100, 100, 50, 50)]
-        coco_set = make_drawn(truths, {1: [(0, 0, 50, 50, 0.9, 0)]}, category_ids=(7, 3))
+        gts = [(1, 0, 0, 0, 50, 50), (1, 1, 100, 100, 50, 50)]
+        coco_set = make_drawn(gts, {1: [(0, 0, 50, 50, 0.9, 0)]}, category_ids=(7, 3))
         found = count(CocoMetric, coco_set, backend=backend, classwise=True)
         assert (found['c0_precision'], found['c1_precision']) == (1, 0)
 
@@ -190,12 +190,12 @@ class TestNumbers:
     @pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
     def test_of_a_class_that_the_file_does_not_list(self, options, backend, tmp_path):
         """mmdet's numbers of the file that lists it, without a box; its detections are kept."""
-        truths = [(1, 0, 10, 10, 50, 50), (1, 2, 100, 100, 50, 50), (2, 2, 0, 0, 90, 90)]
+        gts = [(1, 0, 10, 10, 50, 50), (1, 2, 100, 100, 50, 50), (2, 2, 0, 0, 90, 90)]
         found = {
             1: [(10, 10, 50, 48, 0.9, 0), (10, 10, 50, 50, 0.8, 1), (100, 99, 50, 50, 0.7, 2)],
             2: [(0, 0, 90, 80, 0.6, 2), (0, 0, 90, 90, 0.5, 1)],
         }
-        coco_set = make_drawn(truths, found, category_ids=(1, 4, 9))
+        coco_set = make_drawn(gts, found, category_ids=(1, 4, 9))
         expected = count(MMDetCocoMetric, coco_set, **options)
         metric = build_metric(CocoMetric, coco_set, backend=backend, **options)
         entries = [each for each in coco_set.dataset['categories'] if each['id'] != 4]
@@ -226,18 +226,18 @@ class TestNumbers:
 
     def test_of_fast_proposals_are_mmdets(self):
         """On images with equally many boxes: from NumPy 1.24 on, mmdet's code takes no others."""
-        truths = [(1, 0, 0, 0, 50, 50), (2, 1, 100, 100, 50, 50)]
+        gts = [(1, 0, 0, 0, 50, 50), (2, 1, 100, 100, 50, 50)]
         rows = [(0, 0, 50, 50, 0.9, 0), (90, 100, 50, 50, 0.8, 0)]
-        coco_set = make_drawn(truths, {1: rows, 2: rows})
+        coco_set = make_drawn(gts, {1: rows, 2: rows})
         options = dict(metric='proposal_fast', proposal_nums=(1, 2, 3))
         ours = count(CocoMetric, coco_set, **options)
         assert same_numbers(ours, count(MMDetCocoMetric, coco_set, **options))
         assert ours == {'AR@1': 0.5, 'AR@2': pytest.approx(0.7), 'AR@3': pytest.approx(0.7)}
 
     def test_of_fast_proposals_on_images_with_different_numbers_of_boxes(self):
-        truths = [(1, 0, 0, 0, 50, 50), (1, 0, 200, 200, 50, 50), (2, 1, 100, 100, 50, 50)]
+        gts = [(1, 0, 0, 0, 50, 50), (1, 0, 200, 200, 50, 50), (2, 1, 100, 100, 50, 50)]
         found = {1: [(0, 0, 50, 50, 0.9, 0)], 2: [(100, 100, 50, 50, 0.8, 1)], 3: []}
-        coco_set = make_drawn(truths, found)
+        coco_set = make_drawn(gts, found)
         options = dict(metric='proposal_fast', proposal_nums=(1,), iou_thrs=[0.5])
         assert count(CocoMetric, coco_set, **options) == {'AR@1': pytest.approx(2 / 3)}
 
@@ -253,7 +253,7 @@ class TestNumbers:
 
 class TestInput:
     @pytest.mark.parametrize('backend', BACKENDS)
-    def test_truths_of_the_samples_serve_without_a_file(self, backend):
+    def test_gts_of_the_samples_serve_without_a_file(self, backend):
         samples = make_samples({4: [(0, 0, 50, 50, 0.9, 0), (9, 9, 50, 50, 0.8, 1)], 6: []})
         for sample in samples:
             sample['instances'] = [dict(bbox=[0, 0, 50, 40], bbox_label=0, ignore_flag=0)]
@@ -423,7 +423,7 @@ class TestImagesShown:
             metric.process({}, make_samples({1: []}))
 
     @pytest.mark.parametrize('with_paths', [True, False])
-    def test_truths_of_samples_whose_ids_collide_stay_apart(self, with_paths):
+    def test_gts_of_samples_whose_ids_collide_stay_apart(self, with_paths):
         samples = make_samples({1: [(0, 0, 50, 50, 0.9, 0)], 2: [(9, 9, 50, 50, 0.8, 1)]})
         samples[0]['instances'] = [dict(bbox=[0, 0, 50, 50], bbox_label=0)]
         samples[1]['instances'] = [dict(bbox=[9, 9, 59, 59], bbox_label=1)]

@@ -16,17 +16,17 @@ from gfl_det.evaluation.comparison import (
 )
 from gfl_det.evaluation.evaluate import evaluate_detections
 from tests.helpers.calibration_cases import UNIT, scene
-from tests.helpers.resampling import detect, made_up, make_truths, repeated
+from tests.helpers.resampling import detect, made_up, make_gts, repeated
 
 ENDS = ('difference', 'low', 'high', 'p')
 
 
 class TestDifferences:
     def test_are_those_of_the_metrics(self):
-        truths = make_truths(20, 0)
-        a, b = detect(truths, 1), detect(truths, 2)
-        found = compare_detections(a, b, truths, resamples=30)
-        alone = [evaluate_detections(each, truths) for each in (a, b)]
+        gts = make_gts(20, 0)
+        a, b = detect(gts, 1), detect(gts, 2)
+        found = compare_detections(a, b, gts, resamples=30)
+        alone = [evaluate_detections(each, gts) for each in (a, b)]
         for name in ('AP', 'AP75', 'oLRP', 'LRP_0.5_FP', 'LaECE_0', 'LaACE_0_reject', 'D-ECE'):
             assert found[f'{name}_a'] == pytest.approx(alone[0][name])
             assert found[f'{name}_difference'] == pytest.approx(alone[0][name] - alone[1][name])
@@ -35,30 +35,28 @@ class TestDifferences:
         assert {f'AP_class_1_{end}' for end in ENDS} < set(found)
 
     def test_of_itself_are_0(self):
-        truths = make_truths(10, 3)
-        a = detect(truths, 4)
-        found = compare_detections(a, a, truths, resamples=50)
+        gts = make_gts(10, 3)
+        a = detect(gts, 4)
+        found = compare_detections(a, a, gts, resamples=50)
         for name in ('AP', 'LaECE_0', 'AP_class_0'):
             assert [found[f'{name}_{end}'] for end in ENDS] == [0, 0, 0, 1]
         assert verdict(found) == 'No difference between A and B can be told from noise.'
 
     def test_change_sign_with_the_sides(self):
-        truths = make_truths(15, 5)
-        a, b = detect(truths, 6), detect(truths, 7, noise=8)
-        one, other = (compare_detections(*pair, truths, resamples=100) for pair in ((a, b), (b, a)))
+        gts = make_gts(15, 5)
+        a, b = detect(gts, 6), detect(gts, 7, noise=8)
+        one, other = (compare_detections(*pair, gts, resamples=100) for pair in ((a, b), (b, a)))
         for name in ('AP', 'LaECE_0', 'LRP_0'):
             assert one[f'{name}_low'] == pytest.approx(-other[f'{name}_high'])
             assert one[f'{name}_p'] == other[f'{name}_p']
 
     def test_pairing_takes_off_what_makes_images_hard(self):
         """Half of the images are hard for both: alone, either AP is unsure."""
-        truths = make_truths(60, 8)
+        gts = make_gts(60, 8)
         hard = np.arange(60) < 30
-        sides = [
-            detect(truths, 9, noise=np.where(hard[truths.image], 12.0, base)) for base in (2, 2.5)
-        ]
-        found = compare_detections(*sides, truths, resamples=100)
-        alone = evaluate_detections(sides[0], truths, resamples=100)
+        sides = [detect(gts, 9, noise=np.where(hard[gts.image], 12.0, base)) for base in (2, 2.5)]
+        found = compare_detections(*sides, gts, resamples=100)
+        alone = evaluate_detections(sides[0], gts, resamples=100)
         paired = found['AP_high'] - found['AP_low']
         assert paired < (alone['AP_high'] - alone['AP_low']) / 2
 
@@ -69,9 +67,9 @@ class TestSimulations:
         """Two detectors that are equally good; 200 sets of 40 images, one class."""
         p = []
         for seed in range(200):
-            truths = make_truths(40, seed, classes=1)
-            pair = [detect(truths, 1000 * seed + side) for side in (1, 2)]
-            p.append(compare_detections(*pair, truths, resamples=200, seed=seed, taus=(0.0,)))
+            gts = make_gts(40, seed, classes=1)
+            pair = [detect(gts, 1000 * seed + side) for side in (1, 2)]
+            p.append(compare_detections(*pair, gts, resamples=200, seed=seed, taus=(0.0,)))
         for name in ('AP', 'AP50', 'oLRP', 'LaECE_0', 'LaACE_0', 'D-ECE'):
             alarms = sum(each[f'{name}_p'] < 0.05 for each in p)
             assert alarms <= 18  # of 200; .05 would give 10, and 19 once in 200
@@ -94,9 +92,9 @@ class TestSimulations:
         assert 0.4 < np.mean(p) < 0.6
 
     def test_what_is_better_is_found(self):
-        truths = make_truths(80, 1)
-        better, worse = detect(truths, 2, noise=2), detect(truths, 3, noise=5)
-        found = compare_detections(better, worse, truths, resamples=300, taus=())
+        gts = make_gts(80, 1)
+        better, worse = detect(gts, 2, noise=2), detect(gts, 3, noise=5)
+        found = compare_detections(better, worse, gts, resamples=300, taus=())
         assert found['AP_low'] > 0
         assert found['AP_p'] < 0.02
         assert verdict(found, 'new', 'old').startswith('new is better in AP (by 0.')
@@ -107,13 +105,13 @@ class TestSimulations:
         alarms = dict(single=0, several=0)
         for seed in range(100):
             rng = np.random.default_rng(seed)
-            truths = make_truths(100, seed, classes=1)
+            gts = make_gts(100, seed, classes=1)
             runs = [
-                detect(truths, 1000 * seed + run, noise=noise)
+                detect(gts, 1000 * seed + run, noise=noise)
                 for run, noise in enumerate(rng.uniform(2, 5, 8))
             ]
-            single = compare_detections(runs[0], runs[4], truths, 120, seed, taus=())
-            several = compare_detections(runs[:4], runs[4:], truths, 120, seed, taus=())
+            single = compare_detections(runs[0], runs[4], gts, 120, seed, taus=())
+            several = compare_detections(runs[:4], runs[4:], gts, 120, seed, taus=())
             alarms['single'] += single['AP_p'] < 0.05
             alarms['several'] += several['AP_p'] < 0.05
         assert alarms['several'] <= 10  # .05 would give 5, and 11 once in 100
@@ -122,19 +120,19 @@ class TestSimulations:
 
 class TestSeeds:
     def test_means_are_compared(self):
-        truths = make_truths(12, 0)
-        runs = [detect(truths, seed, noise) for seed, noise in enumerate((2, 3, 4, 6))]
-        found = compare_detections(runs[:3], runs[3:], truths, resamples=40)
-        each = [evaluate_detections(run, truths)['AP'] for run in runs]
+        gts = make_gts(12, 0)
+        runs = [detect(gts, seed, noise) for seed, noise in enumerate((2, 3, 4, 6))]
+        found = compare_detections(runs[:3], runs[3:], gts, resamples=40)
+        each = [evaluate_detections(run, gts)['AP'] for run in runs]
         assert found['AP_a'] == pytest.approx(np.mean(each[:3]))
         assert found['AP_difference'] == pytest.approx(np.mean(each[:3]) - each[3])
 
     def test_their_spread_widens_the_interval(self):
-        truths = make_truths(40, 1)
-        near, far = detect(truths, 2, noise=2), detect(truths, 3, noise=8)
-        other = detect(truths, 4, noise=4)
-        mixed = compare_detections([near, far], other, truths, resamples=80, taus=())
-        alone = compare_detections([near, near], other, truths, resamples=80, taus=())
+        gts = make_gts(40, 1)
+        near, far = detect(gts, 2, noise=2), detect(gts, 3, noise=8)
+        other = detect(gts, 4, noise=4)
+        mixed = compare_detections([near, far], other, gts, resamples=80, taus=())
+        alone = compare_detections([near, near], other, gts, resamples=80, taus=())
         assert mixed['AP_high'] - mixed['AP_low'] > 3 * (alone['AP_high'] - alone['AP_low'])
 
 
@@ -146,9 +144,9 @@ class TestEdges:
         assert found['AP_low'] == found['AP_high'] == found['AP_difference']
 
     def test_nothing_found_and_no_gt(self):
-        truths = scene([(0, 0, UNIT, False)], [(0, 0, UNIT, 0.9)])
-        nothing = truths[0].take(np.zeros(1, bool))
-        found = compare_detections(truths[0], nothing, truths[1], resamples=20)
+        gts = scene([(0, 0, UNIT, False)], [(0, 0, UNIT, 0.9)])
+        nothing = gts[0].take(np.zeros(1, bool))
+        found = compare_detections(gts[0], nothing, gts[1], resamples=20)
         assert found['AP_difference'] == 1
         assert np.isnan([found[f'LaECE_0_{end}'] for end in ENDS]).all()
         empty = scene([], [])
@@ -163,22 +161,22 @@ class TestEdges:
         assert np.isnan(found['AP_class_1_p'])
 
     def test_what_is_refused(self):
-        detections, truths = made_up(2, 0)
+        detections, gts = made_up(2, 0)
         with pytest.raises(ConfigError, match='both sides'):
-            compare_detections([], detections, truths)
+            compare_detections([], detections, gts)
         with pytest.raises(ConfigError, match='0'):
-            compare_detections(detections, detections, truths, resamples=0)
+            compare_detections(detections, detections, gts, resamples=0)
 
 
 def test_resampled_pairs_are_of_the_same_images() -> None:
     """The bootstrap of a pair against data in which images are really there several times."""
-    truths = make_truths(12, 2)
-    a, b = detect(truths, 3), detect(truths, 4)
-    found = compare_detections(a, b, truths, resamples=8, seed=5)
+    gts = make_gts(12, 2)
+    a, b = detect(gts, 3), detect(gts, 4)
+    found = compare_detections(a, b, gts, resamples=8, seed=5)
     value = found['LRP_0.5_difference']
     wanted = []
     for weights in next(image_weights(12, 8, seed=5)):
-        pair = [evaluate_detections(*repeated(each, truths, weights))['LRP_0.5'] for each in (a, b)]
+        pair = [evaluate_detections(*repeated(each, gts, weights))['LRP_0.5'] for each in (a, b)]
         wanted.append(pair[0] - pair[1] - value)
     beyond = min((np.array(wanted) >= value).sum(), (np.array(wanted) <= value).sum())
     assert found['LRP_0.5_p'] == pytest.approx(min(1, 2 * (beyond + 1) / 9), abs=2 / 9 + 1e-9)

@@ -35,9 +35,9 @@ def matches_of(scores: list, ious: list) -> Matches:
     scores, ious = np.array(scores, float), np.array(ious, float)
     number = len(scores)
     state = np.where(ious > 0, TRUE, FALSE)
-    truth = np.where(ious > 0, np.arange(number), -1)
+    gt = np.where(ious > 0, np.arange(number), -1)
     label = np.zeros(number, int)
-    return Matches(0.0, np.arange(number), label, scores, state, ious, truth, np.array([number]))
+    return Matches(0.0, np.arange(number), label, scores, state, ious, gt, np.array([number]))
 
 
 class TestUnderCalibration:
@@ -186,14 +186,14 @@ class TestEdges:
 
 
 def test_published_values_are_untouched() -> None:
-    detections, truths = case_data('main', 'minitest')
-    metrics = evaluate_detections(detections, truths)
-    zero, half = match(detections, truths, [0.0, 0.5])
+    detections, gts = case_data('main', 'minitest')
+    metrics = evaluate_detections(detections, gts)
+    zero, half = match(detections, gts, [0.0, 0.5])
     assert metrics['LaECE_0'] == laece(zero).mean
     assert metrics['LaACE_0'] == laace(zero).mean
     assert metrics['D-ECE'] == pytest.approx(dece(half).mean, abs=1e-12)
     assert dece_floor(half).pooled.number == metrics['D-ECE_count'] == half.judged().sum()
-    assert evaluate_detections(detections, truths) == metrics  # seeded
+    assert evaluate_detections(detections, gts) == metrics  # seeded
     text = format_metrics(metrics)
     assert 'D-ECE ' in text
     assert '_floor' not in text

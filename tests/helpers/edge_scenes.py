@@ -6,11 +6,11 @@ import numpy as np
 
 from gfl_det import calibration
 
-PER_IMAGE = 6  # detections: of four truths, and two where there is nothing
+PER_IMAGE = 6  # detections: of four gt boxes, and two where there is nothing
 
 
 def scene(seed: int, images: int = 60):
-    """Truths and detections whose IoU is told by the spread of their edges, hardly by their score.
+    """Gts, and detections whose IoU is told by the spread of their edges, hardly by their score.
 
     False positives score lower than most and have wide edges.
     """
@@ -40,4 +40,4 @@ def scene(seed: int, images: int = 60):
         rows[:, 0].astype(int), rows[:, 1].astype(int), rows[:, 2:], np.array(scores)
     )
     edges = calibration.EdgeDetections(found, np.array(logits), np.full((len(rows), 4), 8.0))
-    return calibration.truths_from_coco(dataset), edges
+    return calibration.gts_from_coco(dataset), edges

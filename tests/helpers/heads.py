@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 from projects.benchmark import models
-from tests.helpers.oracles import STRIDES, random_truths
+from tests.helpers.oracles import STRIDES, random_gts
 
 NUM_CLASSES = 8
 
@@ -46,9 +46,9 @@ def make_maps(
     return cls, edges
 
 
-def make_truths(count: int, shape: tuple[int, int], generator: torch.Generator) -> InstanceData:
+def make_gts(count: int, shape: tuple[int, int], generator: torch.Generator) -> InstanceData:
     return InstanceData(
-        bboxes=random_truths(count, *shape, generator),
+        bboxes=random_gts(count, *shape, generator),
         labels=torch.randint(0, NUM_CLASSES, (count,), generator=generator),
     )
 
@@ -65,11 +65,11 @@ def make_meta(
 
 
 def losses_and_gradients(
-    head: Any, maps: tuple, truths: list, metas: list, ignored: list | None = None
+    head: Any, maps: tuple, gts: list, metas: list, ignored: list | None = None
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
     """Losses summed over levels, and the gradients of all maps."""
     cls, edges = ([level.clone().requires_grad_() for level in kind] for kind in maps)
-    losses = head.loss_by_feat(cls, edges, truths, metas, ignored)
+    losses = head.loss_by_feat(cls, edges, gts, metas, ignored)
     totals = {
         name: value if isinstance(value, torch.Tensor) else sum(value)
         for name, value in losses.items()
@@ -89,7 +89,7 @@ class Taught:
         self.maps = maps
 
     def loss_by_feat(
-        self, cls: Any, edges: Any, truths: Any, metas: Any, ignored: Any = None
+        self, cls: Any, edges: Any, gts: Any, metas: Any, ignored: Any = None
     ) -> dict[str, torch.Tensor]:
         labels, targets = self.maps
-        return self.head.loss_by_feat(cls, edges, truths, metas, targets, ignored, labels)
+        return self.head.loss_by_feat(cls, edges, gts, metas, targets, ignored, labels)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.evaluation.detections import Truths
+from gfl_det.evaluation.detections import GroundTruth
 from gfl_det.evaluation.label_evidence import UncertainDetections
 
 IMAGES, PER_IMAGE, SIDE = 60, 4, 400
@@ -16,7 +16,7 @@ NAMES = ['cat', 'dog', 'cow']
 class LabelScene(NamedTuple):
     """Labels with errors, by kind: index of the label, or of the image for a missing one."""
 
-    gts: Truths
+    gts: GroundTruth
     found: UncertainDetections
     wrong: dict[str, int]
 
@@ -68,7 +68,9 @@ def make_scene(seed: int = 0, errors: bool = True) -> LabelScene:
     ids = list(range(1, IMAGES + 1))
     keys = [str(each) for each in ids]
     crowd = np.zeros(len(image), bool)
-    return LabelScene(Truths(ids, keys, [5, 6, 7], NAMES, image, label, boxes, crowd), found, wrong)
+    return LabelScene(
+        GroundTruth(ids, keys, [5, 6, 7], NAMES, image, label, boxes, crowd), found, wrong
+    )
 
 
 def to_coco(scene: LabelScene) -> tuple[dict, list[dict]]:

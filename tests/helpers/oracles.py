@@ -31,13 +31,13 @@ def pair_iou(a, b):
     return shared / max(union, 1e-6)
 
 
-def atss(priors, counts, truths, k=9):
-    """ATSS as algorithm 1 of the paper says it; returns for each prior its truth or -1."""
+def atss(priors, counts, gts, k=9):
+    """ATSS as algorithm 1 of the paper says it; returns for each prior its gt box or -1."""
     centres = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in priors]
     best_iou = [-1.0] * len(priors)
-    best_truth = [-1] * len(priors)
-    for index, truth in enumerate(truths):
-        centre = (truth[0] + truth[2]) / 2, (truth[1] + truth[3]) / 2
+    best_gt = [-1] * len(priors)
+    for index, gt in enumerate(gts):
+        centre = (gt[0] + gt[2]) / 2, (gt[1] + gt[3]) / 2
         candidates = []
         first = 0
         for count in counts:
@@ -46,16 +46,16 @@ def atss(priors, counts, truths, k=9):
             distance = {prior: math.dist(centres[prior], centre) for prior in level}
             candidates += sorted(level, key=distance.__getitem__)[:k]
             first += count
-        ious = [pair_iou(priors[prior], truth) for prior in candidates]
+        ious = [pair_iou(priors[prior], gt) for prior in candidates]
         if len(ious) < 2:
             continue
         threshold = np.mean(ious) + np.std(ious, ddof=1)
         for prior, value in zip(candidates, ious):
             cx, cy = centres[prior]
-            inside = min(cx - truth[0], cy - truth[1], truth[2] - cx, truth[3] - cy)
+            inside = min(cx - gt[0], cy - gt[1], gt[2] - cx, gt[3] - cy)
             if value >= threshold and inside > 0.01 and value > best_iou[prior]:
-                best_iou[prior], best_truth[prior] = value, index
-    return best_truth
+                best_iou[prior], best_gt[prior] = value, index
+    return best_gt
 
 
 def quality_focal(logit, quality, beta=2.0):
@@ -76,7 +76,7 @@ def distribution_focal(logits, distance):
     )
 
 
-def random_truths(count, height, width, generator, smallest=2.5, spread=4.5):
+def random_gts(count, height, width, generator, smallest=2.5, spread=4.5):
     """Boxes of log-uniform sides, cut within a pixel of the image border.
 
     Cut at the border itself, many centres would lie midway between priors, and which of two equally

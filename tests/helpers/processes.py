@@ -8,12 +8,12 @@ from torch import multiprocessing
 
 import tests.helpers.commands  # noqa: F401  (its server has imported what takes seconds)
 
-# Truths of the four images, and how many of the images the first process has.
+# Gt boxes of the four images, and how many of the images the first process has.
 CASES = {
     'all': ((5, 2, 0, 7), 2),
-    'one process without truths': ((0, 0, 4, 3), 2),
+    'one process without gt boxes': ((0, 0, 4, 3), 2),
     'unequal batches': ((5, 2, 3, 7), 3),
-    'unequal batches, one without truths': ((4, 1, 3, 0), 3),
+    'unequal batches, one without gt boxes': ((4, 1, 3, 0), 3),
 }
 SIZE = (96, 128)
 

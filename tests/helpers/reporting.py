@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 SIZE = (640, 480)  # width, height
-TRUTHS = 7  # an image
+GTS = 7  # an image
 
 
 def made_up(
@@ -17,12 +17,12 @@ def made_up(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """COCO annotations and results.
 
-    Half of the truths of each image are found at their place with some error, at times as another
+    Half of the gt boxes of each image are found at their place with some error, at times as another
     class; the other detections lie anywhere, with low scores.
     """
     rng = np.random.default_rng(seed)
     names = [f'class {index}' for index in range(classes)]
-    number = rng.integers(0, 2 * TRUTHS + 1, images)
+    number = rng.integers(0, 2 * GTS + 1, images)
     image = np.repeat(np.arange(images), number)
     label, boxes = rng.integers(0, classes, len(image)), _boxes(rng, len(image))
     dataset = dict(

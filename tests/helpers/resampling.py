@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 
 
 def made_up(images: int, seed: int, per_image: int = 10, classes: int = 2) -> tuple:
@@ -15,7 +15,7 @@ def made_up(images: int, seed: int, per_image: int = 10, classes: int = 2) -> tu
     label = rng.integers(0, classes, number)
     boxes = np.c_[rng.uniform(0, 400, (number, 2)), rng.uniform(20, 150, (number, 2))]
     names = [str(k) for k in range(classes)]
-    truths = Truths(
+    gts = GroundTruth(
         list(range(images)),
         [''] * images,
         list(range(classes)),
@@ -36,43 +36,43 @@ def made_up(images: int, seed: int, per_image: int = 10, classes: int = 2) -> tu
         np.r_[near, far],
         np.r_[rng.beta(6, 2, hit.sum()), rng.beta(1, 6, rest)],
     )
-    return detections, truths
+    return detections, gts
 
 
-def make_truths(images: int, seed: int, classes: int = 2) -> Truths:
+def make_gts(images: int, seed: int, classes: int = 2) -> GroundTruth:
     """Three gt boxes per image."""
     return made_up(images, seed, 3, classes)[1]
 
 
-def detect(truths: Truths, seed: int, noise: float | np.ndarray = 4.0) -> Detections:
+def detect(gts: GroundTruth, seed: int, noise: float | np.ndarray = 4.0) -> Detections:
     """A detector of these gt boxes; ``noise`` of its edges in px, of all boxes or of each."""
     rng = np.random.default_rng(seed)
-    number, images = len(truths.label), len(truths.image_ids)
+    number, images = len(gts.label), len(gts.image_ids)
     hit = rng.random(number) < 0.85
     spread = np.broadcast_to(noise, number)[:, None]
-    near = (truths.boxes + rng.normal(0, 1, (number, 4)) * spread)[hit]
+    near = (gts.boxes + rng.normal(0, 1, (number, 4)) * spread)[hit]
     near[:, 2:] = np.maximum(near[:, 2:], 2)
     rest = 3 * images
     far = np.c_[rng.uniform(0, 400, (rest, 2)), rng.uniform(20, 150, (rest, 2))]
     return Detections(
-        np.r_[truths.image[hit], rng.integers(0, images, rest)],
-        np.r_[truths.label[hit], rng.integers(0, len(truths.category_ids), rest)],
+        np.r_[gts.image[hit], rng.integers(0, images, rest)],
+        np.r_[gts.label[hit], rng.integers(0, len(gts.category_ids), rest)],
         np.r_[near, far],
         np.r_[rng.beta(6, 2, hit.sum()), rng.beta(1, 6, rest)],
     )
 
 
-def repeated(detections: Detections, truths: Truths, weights: np.ndarray) -> tuple:
+def repeated(detections: Detections, gts: GroundTruth, weights: np.ndarray) -> tuple:
     """The data with each image as often as its weight says, copies one after the other."""
     images = np.repeat(np.arange(len(weights)), weights.astype(int))
     found, kept = [], []
     for new, old in enumerate(images):
         rows = np.flatnonzero(detections.image == old)
         found.append(detections.take(rows)._replace(image=np.full(len(rows), new)))
-        rows = np.flatnonzero(truths.image == old)
-        kept.append([np.full(len(rows), new), *(each[rows] for each in truths[5:])])
+        rows = np.flatnonzero(gts.image == old)
+        kept.append([np.full(len(rows), new), *(each[rows] for each in gts[5:])])
     fields = [np.concatenate(each) for each in zip(*kept)]
     ids = list(range(len(images)))
-    many = truths._replace(image_ids=ids, image_keys=[''] * len(ids))
+    many = gts._replace(image_ids=ids, image_keys=[''] * len(ids))
     many = many._replace(image=fields[0], label=fields[1], boxes=fields[2], crowd=fields[3])
     return Detections(*(np.concatenate(each) for each in zip(*found))), many

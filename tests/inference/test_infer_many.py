@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from gfl_det.cli.infer_many import parse_arguments, run
 from gfl_det.inference import GFLInferencer
 from gfl_det.inference.shards import ResultFolder, Shard
 from tests.helpers.fatal import DEADLY, STALLING, mark, write_fatal_config
-from tests.helpers.inferring import CLASSES, write_checkpoint, write_images
+from tests.helpers.inferring import CLASSES, small_config, write_checkpoint, write_images
 from tests.helpers.paths import ROOT
 
 pytest.importorskip('ray')
@@ -106,9 +107,18 @@ def test_pictures_that_end_or_stall_their_process_are_set_aside(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(tmp_path):
-    """Kills workers, and the command itself; the number by GFL_KILLS and GFL_PICTURES."""
+    """Kills actors, the node's raylet, and the command itself.
+
+    GFL_KILLS and GFL_PICTURES say how many, GFL_PAUSE the longest time between them in seconds.
+    """
     kills, number = int(os.environ.get('GFL_KILLS', 6)), int(os.environ.get('GFL_PICTURES', 400))
-    checkpoint, paths = write_checkpoint(tmp_path), write_images(tmp_path / 'in', 20, (64, 64))
+    longest = float(os.environ.get('GFL_PAUSE', 12))
+    cfg = small_config()
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if step['type'] == 'Resize':
+            step['scale'] = (64, 64)  # a few ms a picture
+    checkpoint = write_checkpoint(tmp_path, cfg)
+    paths = write_images(tmp_path / 'in', 20, (64, 64))
     for index in range(20, number):
         shutil.copy(paths[index % 20], tmp_path / 'in' / f'{index + 1}.png')
     more = ('--shard-size', '25', '--workers', '2', '--quiet')
@@ -117,41 +127,52 @@ def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(tmp_p
         command(tmp_path / 'in', checkpoint, undisturbed, *more), env=environment(), check=True
     )
     rng = random.Random(0)
-    process = None
+    process, begin = None, time.monotonic()
     while kills or process is None or process.poll() != 0:
         if process is None or process.poll() is not None:
             again = command(tmp_path / 'in', checkpoint, out, *more)
             process = subprocess.Popen(again, env=environment(), start_new_session=True)
-        time.sleep(rng.uniform(1, 12) if kills else 1)
-        if not kills:
-            continue
-        victims = ['driver', 'MapWorker']
-        if rng.choice(victims) == 'driver':
-            process.kill()
-            process.wait()
-            kills -= 1
-        else:
-            kills -= kill_worker(process.pid, rng)
+            if kills and rng.random() < 0.75:  # the others may be killed while they start
+                wait_for_work(process, out)
+        time.sleep(rng.uniform(1, longest) if kills else 1)
         if process.poll() == 0 and kills:
-            shutil.rmtree(out)  # done before the last kill: from the beginning
+            print('done before the last kill: from the beginning')
+            shutil.rmtree(out)
+        elif kills and process.poll() is None:
+            victim = rng.choice(['driver', 'MapWorker', 'MapWorker', 'raylet'])
+            done = len(list(out.glob('detections/part-*.parquet')))
+            if kill(process, victim, rng):
+                kills -= 1
+                seconds = time.monotonic() - begin
+                print(f'{seconds:.0f} s: {victim} killed after {done} shards', flush=True)
     assert rows_of(out) == rows_of(undisturbed)
     assert ResultFolder(out).manifest()['totals']['images'] == number
 
 
-def kill_worker(driver: int, rng: random.Random) -> int:
-    """Kill one of the actors that a command runs; return how many were killed."""
+def wait_for_work(process: subprocess.Popen, out: Path, patience: float = 300.0) -> None:
+    """Wait until a run has committed a shard."""
+    before, begin = len(list(out.glob('detections/part-*.parquet'))), time.monotonic()
+    while process.poll() is None and time.monotonic() - begin < patience:
+        if len(list(out.glob('detections/part-*.parquet'))) > before:
+            return
+        time.sleep(0.1)
+
+
+def kill(driver: subprocess.Popen, victim: str, rng: random.Random) -> bool:
+    """Kill the command, or one of the processes of a kind that it runs; False if there is none."""
     import psutil
 
-    workers = []
-    for each in psutil.process_iter(['cmdline']):
-        words = each.info['cmdline'] or ['']
-        if 'MapWorker' in words[0]:
-            ancestors = {parent.pid for parent in each.parents()}
-            workers += [each.pid] if driver in ancestors else []
-    if not workers:
-        return 0
-    os.kill(rng.choice(workers), signal.SIGKILL)
-    return 1
+    pids = [driver.pid] if victim == 'driver' else []
+    if victim != 'driver':
+        for each in psutil.Process(driver.pid).children(recursive=True):
+            with suppress(psutil.Error, IndexError):  # it has just ended
+                pids += [each.pid] if victim in each.cmdline()[0] else []
+    if not pids:
+        return False
+    os.kill(rng.choice(pids), signal.SIGKILL)
+    if victim == 'driver':
+        driver.wait()
+    return True
 
 
 def test_parts_are_named_by_the_number_of_their_shard():

@@ -69,10 +69,10 @@ def test_coco_results_load_with_the_ids_of_a_data_set(tmp_path) -> None:
     )
     path = tmp_path / 'out' / 'results.json'
     Results([one('/data/img/a.png'), FAILED, one('other/b.png', 1)]).save(path, annotations)
-    truths = COCO()
-    truths.dataset = annotations
-    truths.createIndex()
-    loaded = truths.loadRes(str(path))
+    gts = COCO()
+    gts.dataset = annotations
+    gts.createIndex()
+    loaded = gts.loadRes(str(path))
     found = [loaded.anns[key] for key in sorted(loaded.anns)]
     assert [(each['image_id'], each['category_id']) for each in found] == [
         (7, 20),

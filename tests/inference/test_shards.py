@@ -18,7 +18,7 @@ from pyarrow import parquet as pq
 from gfl_det.cli.test import parse_arguments as parse_test
 from gfl_det.cli.test import run as run_test
 from gfl_det.errors import DataError
-from gfl_det.evaluation.detections import Detections, read_annotations, truths_of_table
+from gfl_det.evaluation.detections import Detections, gts_of_table, read_annotations
 from gfl_det.evaluation.evaluate import evaluate_detections
 from gfl_det.evaluation.parts import evaluate_parts
 from gfl_det.inference import shards as module
@@ -238,11 +238,11 @@ class TestResults:
         for number in range(4):
             folder.commit(Shard(number, ('a',)), results[2 * number : 2 * number + 2])
         table = read_annotations(labels)
-        truths = truths_of_table(table)
+        gts = gts_of_table(table)
         parts = list(read_parts(tmp_path, table))
         whole = Detections(*(np.concatenate(each) for each in zip(*parts)))
-        ours = evaluate_parts(parts, truths)
-        theirs = evaluate_detections(whole, truths)
+        ours = evaluate_parts(parts, gts)
+        theirs = evaluate_detections(whole, gts)
         np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=0, atol=1e-9)
         run_test(parse_test(['--results', str(tmp_path), '--annotations', str(labels)]))
         assert f'{ours["AP"]:.4f}' in capsys.readouterr().out
@@ -300,6 +300,10 @@ class TestCommitment:
         assert manifest['totals'] == dict(images=8, detections=10, failures=2)
         assert manifest['parts'] == {f'part-00000{n}.parquet': [4, 5, 1] for n in (0, 1)}
         assert manifest['schema'] == module.SCHEMA_VERSION
+
+    def test_an_address_is_refused_before_it_becomes_a_folder(self):
+        with pytest.raises(DataError, match='mount s3://bucket/out'):
+            ResultFolder('s3://bucket/out')
 
     def test_a_folder_without_results_is_named(self, tmp_path):
         with pytest.raises(DataError, match='infer-many'):

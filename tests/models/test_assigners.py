@@ -18,7 +18,7 @@ from gfl_det.ops.boxes import iou
 from gfl_det.utils.timing import peak_memory
 from projects.benchmark import models, parts
 from tests.helpers.heads import feature_sizes
-from tests.helpers.oracles import STRIDES, atss, lattice_priors, random_truths
+from tests.helpers.oracles import STRIDES, atss, lattice_priors, random_gts
 
 SHAPES = [(256, 320), (416, 672), (64, 1000), (700, 40), (8, 8), (130, 130), (24, 600)]
 
@@ -34,28 +34,28 @@ def scene(seed: int) -> tuple[torch.Tensor, list[int], torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     height, width = SHAPES[seed % len(SHAPES)]
     count = int(torch.randint(1, 30, (1,), generator=generator))
-    truths = random_truths(count, height, width, generator)
+    gts = random_gts(count, height, width, generator)
     kind = seed // len(SHAPES) % 4
     if kind == 1:  # not cut at the border
         centre = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) * 1.6
         sides = torch.exp(torch.rand(count, 2, generator=generator) * 5 + 1)
-        truths = torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
+        gts = torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
     elif kind == 2:  # crowds at the corners
         corner = torch.randint(0, 2, (count, 2), generator=generator) * torch.tensor(
             [width, height]
         )
         jitter = torch.randn(count, 2, generator=generator) * 6
         sides = torch.exp(torch.rand(count, 2, generator=generator) * 4 + 1)
-        truths = torch.cat([corner + jitter - sides / 2, corner + jitter + sides / 2], dim=1)
-    return (*grid(height, width), truths)
+        gts = torch.cat([corner + jitter - sides / 2, corner + jitter + sides / 2], dim=1)
+    return (*grid(height, width), gts)
 
 
-def run(assigner, priors, counts, truths, ignored=None, **extra):
-    labels = torch.arange(len(truths)) % 5
+def run(assigner, priors, counts, gts, ignored=None, **extra):
+    labels = torch.arange(len(gts)) % 5
     return assigner.assign(
         InstanceData(priors=priors, **extra),
         counts,
-        InstanceData(bboxes=truths, labels=labels),
+        InstanceData(bboxes=gts, labels=labels),
         None if ignored is None else InstanceData(bboxes=ignored),
     )
 
@@ -71,9 +71,9 @@ def test_equal_to_mmdet_prior_by_prior_over_1100_scenes() -> None:
     ours, theirs = ATSSAssigner(topk=9), MMDetATSSAssigner(topk=9)
     positives = 0
     for seed in range(1100):
-        priors, counts, truths = scene(seed)
-        expected = run(theirs, priors, counts, truths)
-        assert_equal_results(run(ours, priors, counts, truths), expected)
+        priors, counts, gts = scene(seed)
+        expected = run(theirs, priors, counts, gts)
+        assert_equal_results(run(ours, priors, counts, gts), expected)
         positives += int((expected.gt_inds > 0).sum())
     assert positives > 40000
 
@@ -81,10 +81,10 @@ def test_equal_to_mmdet_prior_by_prior_over_1100_scenes() -> None:
 def test_general_path_is_equal_to_mmdet() -> None:
     ours, theirs = ATSSAssigner(topk=9), MMDetATSSAssigner(topk=9)
     for seed in range(60):
-        priors, counts, truths = scene(seed)
+        priors, counts, gts = scene(seed)
         priors = priors + torch.rand(priors.shape, generator=torch.Generator().manual_seed(seed))
         assert fit_lattice(priors, counts) is None or len(priors) <= 10
-        assert_equal_results(run(ours, priors, counts, truths), run(theirs, priors, counts, truths))
+        assert_equal_results(run(ours, priors, counts, gts), run(theirs, priors, counts, gts))
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,26 +92,26 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = ATSSAssigner(topk=9, ignore_iof_thr=0.4)
     monkeypatch.setattr(general, 'MAX_PAIRS', 2000)
     for seed in range(40):
-        priors, counts, truths = scene(seed)
-        regions = random_truths(4, 200, 300, torch.Generator().manual_seed(seed), spread=5.5)
+        priors, counts, gts = scene(seed)
+        regions = random_gts(4, 200, 300, torch.Generator().manual_seed(seed), spread=5.5)
         assert_equal_results(
-            run(ours, priors, counts, truths, regions), run(theirs, priors, counts, truths, regions)
+            run(ours, priors, counts, gts, regions), run(theirs, priors, counts, gts, regions)
         )
 
 
 def test_dynamic_cost_is_equal_to_mmdet() -> None:
     generator = torch.Generator().manual_seed(0)
     ours, theirs = ATSSAssigner(topk=9, alpha=0.8), MMDetATSSAssigner(topk=9, alpha=0.8)
-    priors, counts, truths = scene(0)
+    priors, counts, gts = scene(0)
     extra = dict(
         scores=torch.randn(len(priors), 5, generator=generator),
         bboxes=priors + torch.randn(priors.shape, generator=generator) * 4,
     )
     assert_equal_results(
-        run(ours, priors, counts, truths, **extra), run(theirs, priors, counts, truths, **extra)
+        run(ours, priors, counts, gts, **extra), run(theirs, priors, counts, gts, **extra)
     )
     with pytest.raises(ValueError, match='scores'):
-        run(ours, priors, counts, truths)
+        run(ours, priors, counts, gts)
 
 
 @settings(max_examples=150, deadline=None)
@@ -134,27 +134,27 @@ def test_candidates_are_k_nearest(height: int, width: int, boxes: list, k: int) 
     """No prior left out is nearer than one taken, on any grid, for any centre, ties included."""
     sizes = feature_sizes(height, width)
     priors, counts = grid(height, width)
-    truths = torch.tensor([(x, y, x + w, y + h) for x, y, w, h in boxes], dtype=torch.float32)
+    gts = torch.tensor([(x, y, x + w, y + h) for x, y, w, h in boxes], dtype=torch.float32)
     lattice = fit_lattice(priors, counts)
     assert lattice is not None
-    image = torch.zeros(len(truths), dtype=torch.long)
-    found = closed_form.nearest_priors(lattice, truths, image, k)
+    image = torch.zeros(len(gts), dtype=torch.long)
+    found = closed_form.nearest_priors(lattice, gts, image, k)
     centres = (priors[:, :2] + priors[:, 2:]) / 2
-    for truth in range(len(truths)):
-        x, y = (truths[truth, :2] + truths[truth, 2:]) / 2
+    for gt in range(len(gts)):
+        x, y = (gts[gt, :2] + gts[gt, 2:]) / 2
         first = 0
         for level, (rows, columns) in enumerate(sizes):
             count = rows * columns
             distance = (centres[first : first + count] - torch.stack([x, y])).norm(dim=1)
             slots = slice(level * k, (level + 1) * k)
-            cells = found.cell[truth, slots][found.valid[truth, slots]]
+            cells = found.cell[gt, slots][found.valid[gt, slots]]
             assert len(cells) == len(set(cells.tolist())) == min(k, count)
             expected = distance.sort().values[: len(cells)]
             torch.testing.assert_close(distance[cells].sort().values, expected)
-            kept = found.valid[truth, slots]
-            assert torch.equal(found.centre[truth, slots][kept], centres[first + cells])
-            overlaps = iou(priors[first + cells], truths[truth])
-            assert torch.equal(found.iou[truth, slots][kept], overlaps)
+            kept = found.valid[gt, slots]
+            assert torch.equal(found.centre[gt, slots][kept], centres[first + cells])
+            overlaps = iou(priors[first + cells], gts[gt])
+            assert torch.equal(found.iou[gt, slots][kept], overlaps)
             first += count
 
 
@@ -162,10 +162,10 @@ def test_candidates_are_k_nearest(height: int, width: int, boxes: list, k: int) 
 @given(st.integers(0, 10**6), st.sampled_from(SHAPES[:1] + SHAPES[2:]))
 def test_equal_to_the_slow_oracle(seed: int, shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(seed)
-    truths = random_truths(5, *shape, generator)
+    gts = random_gts(5, *shape, generator)
     priors, counts = grid(*shape)
-    found = run(ATSSAssigner(topk=9), priors, counts, truths).gt_inds - 1
-    expected = atss(priors.double().numpy(), counts, truths.double().numpy())
+    found = run(ATSSAssigner(topk=9), priors, counts, gts).gt_inds - 1
+    expected = atss(priors.double().numpy(), counts, gts.double().numpy())
     # float32 and float64 may part where an IoU lies on the threshold, for one prior at most.
     assert int(np.sum(found.numpy() != np.array(expected))) <= 1
 
@@ -217,12 +217,12 @@ def test_a_batch_is_its_images() -> None:
         for pad in pads
     ]
     generator = torch.Generator().manual_seed(0)
-    truths = [random_truths(count, *pad, generator) for count, pad in zip((6, 0, 3, 5), pads)]
-    image = torch.tensor([i for i, each in enumerate(truths) for _ in each])
+    gts = [random_gts(count, *pad, generator) for count, pad in zip((6, 0, 3, 5), pads)]
+    image = torch.tensor([i for i, each in enumerate(gts) for _ in each])
     lattice = make_lattice(base, steps, sizes, rectangles, torch.device('cpu'))
-    batch = closed_form.assign_on_lattice(lattice, torch.cat(truths), image, 9)
+    batch = closed_form.assign_on_lattice(lattice, torch.cat(gts), image, 9)
     first = 0
-    for index, each in enumerate(truths):
+    for index, each in enumerate(gts):
         alone = make_lattice(base, steps, sizes, rectangles[index : index + 1], torch.device('cpu'))
         single = closed_form.assign_on_lattice(
             alone, each, torch.zeros(len(each), dtype=torch.long), 9
@@ -246,30 +246,30 @@ def test_a_batch_is_its_images() -> None:
     ],
 )
 def test_an_invalid_gt_gets_nothing_and_changes_no_other(box: tuple) -> None:
-    priors, counts, truths = scene(0)
+    priors, counts, gts = scene(0)
     lattice = fit_lattice(priors, counts)
     assert lattice is not None
     assigner = ATSSAssigner(topk=9)
-    clean = run(assigner, priors, counts, truths)
-    both = run(assigner, priors, counts, torch.cat([truths, torch.tensor([box])]))
+    clean = run(assigner, priors, counts, gts)
+    both = run(assigner, priors, counts, torch.cat([gts, torch.tensor([box])]))
     assert torch.equal(clean.gt_inds, both.gt_inds)
 
 
 def test_empty_inputs() -> None:
-    priors, counts, truths = scene(0)
+    priors, counts, gts = scene(0)
     for assigner in (ATSSAssigner(topk=9), MMDetATSSAssigner(topk=9)):
-        result = run(assigner, priors, counts, truths[:0])
+        result = run(assigner, priors, counts, gts[:0])
         assert result.gt_inds.eq(0).all()
         assert result.max_overlaps.eq(0).all()
         assert result.labels.eq(-1).all()
-    assert len(run(ATSSAssigner(topk=9), priors[:0], [0] * 5, truths).gt_inds) == 0
+    assert len(run(ATSSAssigner(topk=9), priors[:0], [0] * 5, gts).gt_inds) == 0
 
 
 def test_two_identical_gts_go_to_the_first() -> None:
-    priors, counts, truths = scene(0)
-    twice = torch.cat([truths, truths])
+    priors, counts, gts = scene(0)
+    twice = torch.cat([gts, gts])
     found = run(ATSSAssigner(topk=9), priors, counts, twice).gt_inds
-    assert int(found.max()) <= len(truths)
+    assert int(found.max()) <= len(gts)
 
 
 def test_slots_hold_the_positives_of_any_threshold() -> None:
@@ -298,12 +298,12 @@ def test_claims_are_ordered_by_overlap_and_then_by_index() -> None:
 
 @pytest.mark.parametrize('threshold', [-1, 0])
 def test_no_region_is_ignored_without_a_threshold(threshold: float) -> None:
-    priors, counts, truths = scene(0)
+    priors, counts, gts = scene(0)
     whole = torch.tensor([[-1000.0, -1000.0, 2000.0, 2000.0]])
     ours = ATSSAssigner(topk=9, ignore_iof_thr=threshold)
     theirs = MMDetATSSAssigner(topk=9, ignore_iof_thr=threshold)
-    found = run(ours, priors, counts, truths, whole)
-    assert_equal_results(found, run(theirs, priors, counts, truths, whole))
+    found = run(ours, priors, counts, gts, whole)
+    assert_equal_results(found, run(theirs, priors, counts, gts, whole))
     assert int(found.gt_inds.min()) == 0
 
 
@@ -323,36 +323,36 @@ def test_few_levels_and_candidates(k: int) -> None:
     for strides, scales in (((8, 16), (8, 8)), ((8, 16), (25, 12)), ((16, 32, 64), (8, 6, 5))):
         priors, counts = levels_of(strides, scales, (160, 200))
         for _ in range(20):
-            truths = random_truths(6, 160, 200, generator)
-            assert_equal_results(*(run(each, priors, counts, truths) for each in (ours, theirs)))
+            gts = random_gts(6, 160, 200, generator)
+            assert_equal_results(*(run(each, priors, counts, gts) for each in (ours, theirs)))
 
 
 def test_levels_of_one_size_keep_all_equal_candidates() -> None:
-    """All 18 priors hold the truth: all IoUs equal their mean, and no positive may be lost."""
+    """All 18 priors hold the gt box: all IoUs equal their mean, and no positive may be lost."""
     priors, counts = levels_of((8, 16), (25, 12.5), (160, 200))
-    truth = torch.tensor([[98.0, 97.0, 161.0, 160.0]])
-    result = run(ATSSAssigner(topk=9), priors, counts, truth)
+    gt = torch.tensor([[98.0, 97.0, 161.0, 160.0]])
+    result = run(ATSSAssigner(topk=9), priors, counts, gt)
     assert int((result.gt_inds > 0).sum()) == 18
 
 
 def test_a_last_level_without_priors() -> None:
-    priors, counts, truths = scene(0)
+    priors, counts, gts = scene(0)
     kept = sum(counts[:3])
     for empty in ([*counts[:3], 0, 0], [0, *counts[:3]]):
         results = [
-            run(each, priors[:kept], empty, truths)
+            run(each, priors[:kept], empty, gts)
             for each in (ATSSAssigner(topk=9), MMDetATSSAssigner(topk=9))
         ]
         assert_equal_results(*results)
 
 
 def test_one_level_keeps_all_equal_candidates() -> None:
-    """All nine priors contain the truth, so all IoUs are equal and nothing may be lost."""
+    """All nine priors contain the gt box, so all IoUs are equal and nothing may be lost."""
     sizes = [(20, 20)]
     priors = torch.tensor(lattice_priors(sizes, strides=(8,)), dtype=torch.float32)
-    truths = torch.tensor([[67.0, 67.0, 93.0, 93.0]])
-    found = run(ATSSAssigner(topk=9), priors, [400], truths)
-    expected = run(MMDetATSSAssigner(topk=9), priors, [400], truths)
+    gts = torch.tensor([[67.0, 67.0, 93.0, 93.0]])
+    found = run(ATSSAssigner(topk=9), priors, [400], gts)
+    expected = run(MMDetATSSAssigner(topk=9), priors, [400], gts)
     assert torch.equal(found.gt_inds, expected.gt_inds)
 
 
@@ -365,8 +365,8 @@ def test_fit_lattice_refuses_other_priors() -> None:
     assert fit_lattice(priors.repeat_interleave(3, dim=0), [3 * count for count in counts]) is None
 
 
-def assignment_memory(size: tuple[int, int], truths: int) -> float:
-    case = parts.Case(size=size, batch=1, truths=truths, classes=1)
+def assignment_memory(size: tuple[int, int], gts: int) -> float:
+    case = parts.Case(size=size, batch=1, gts=gts, classes=1)
     _, ours = parts.assignment_functions(models.build_heads('cpu', 1), case, 'cpu')
     return peak_memory(ours)
 

@@ -363,7 +363,7 @@ class TestCommon:
 
 
 def train_step(name: str, loss: dict) -> dict:
-    """Losses of a small head of mmdet on two images, one of them without truths."""
+    """Losses of a small head of mmdet on two images, one of them without gt boxes."""
     from mmdet.registry import MODELS as MMDET_MODELS
 
     anchors = dict(
@@ -392,7 +392,7 @@ def train_step(name: str, loss: dict) -> dict:
         config.update(norm_cfg=dict(type='GN', num_groups=4), loss_bbox=dict(type='GIoULoss'))
     head = MMDET_MODELS.build(config)
     features = [torch.randn(2, 8, size, size) for size in (16, 8)]
-    truths = [
+    gts = [
         InstanceData(
             bboxes=torch.tensor([[10.0, 12, 80, 90], [60, 50, 120, 118]]),
             labels=torch.tensor([0, 2]),
@@ -400,4 +400,4 @@ def train_step(name: str, loss: dict) -> dict:
         InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)),
     ]
     meta = dict(img_shape=(128, 128), pad_shape=(128, 128))
-    return head.loss_by_feat(*head(features), truths, [meta, meta])
+    return head.loss_by_feat(*head(features), gts, [meta, meta])

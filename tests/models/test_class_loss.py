@@ -15,7 +15,7 @@ from mmengine.structures import InstanceData
 from gfl_det.errors import ConfigError
 from gfl_det.models.heads.loss import excluded_cells
 from gfl_det.models.losses import DistributionFocalLoss, QualityFocalLoss, VarifocalLoss
-from tests.helpers.heads import head_config, losses_and_gradients, make_maps, make_meta, make_truths
+from tests.helpers.heads import head_config, losses_and_gradients, make_gts, make_maps, make_meta
 
 QFL = dict(type='gfl_det.QualityFocalLoss', use_sigmoid=True, loss_weight=1.3)
 SAME = dict(type='gfl_det.FocalLoss', alpha=None, loss_weight=1.3)  # by another path
@@ -33,11 +33,11 @@ def head(loss: dict, **train: Any) -> torch.nn.Module:
 def batch(counts: tuple = (5, 0, 3), padded: bool = True) -> tuple:
     generator = torch.Generator().manual_seed(0)
     maps = make_maps(len(counts), SIZE, generator)
-    truths = [make_truths(count, INSIDE, generator) for count in counts]
-    for each in truths:  # one that coarse levels see
+    gts = [make_gts(count, INSIDE, generator) for count in counts]
+    for each in gts:  # one that coarse levels see
         each.bboxes[:1] = torch.tensor([2.0, 1, 190, 148])
     shapes = [INSIDE if padded and index else SIZE for index in range(len(counts))]
-    return maps, truths, [make_meta(shape) for shape in shapes]
+    return maps, gts, [make_meta(shape) for shape in shapes]
 
 
 @pytest.mark.parametrize('counts', [(5, 0, 3), (0, 0, 0), (60, 1, 30)])
@@ -52,16 +52,15 @@ def test_focal_loss_without_alpha_is_quality_focal_loss(counts: tuple, train: di
 
 
 def test_cells_in_ignored_gts_do_not_count() -> None:
-    maps, truths, metas = batch(padded=False)
+    maps, gts, metas = batch(padded=False)
     ignored = [
-        InstanceData(bboxes=torch.tensor([[0.0, 0, 60, 60]]), labels=torch.tensor([0]))
-        for _ in truths
+        InstanceData(bboxes=torch.tensor([[0.0, 0, 60, 60]]), labels=torch.tensor([0])) for _ in gts
     ]
     train = dict(assigner=dict(type='gfl_det.ATSSAssigner', topk=9, ignore_iof_thr=0.5))
-    wanted, gradients = losses_and_gradients(head(QFL, **train), maps, truths, metas, ignored)
-    without, _ = losses_and_gradients(head(QFL, **train), maps, truths, metas)
+    wanted, gradients = losses_and_gradients(head(QFL, **train), maps, gts, metas, ignored)
+    without, _ = losses_and_gradients(head(QFL, **train), maps, gts, metas)
     assert abs(without['loss_cls'] - wanted['loss_cls']) > 1e-3
-    found, others = losses_and_gradients(head(SAME, **train), maps, truths, metas, ignored)
+    found, others = losses_and_gradients(head(SAME, **train), maps, gts, metas, ignored)
     assert found == pytest.approx(wanted, rel=1e-5)
     for one, other in zip(gradients, others):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-7)
@@ -111,13 +110,13 @@ def test_a_weight_of_0_for_positives_means_1() -> None:
 
 
 def test_a_pyramid_of_one_level() -> None:
-    maps, truths, metas = batch()
+    maps, gts, metas = batch()
     config = head_config(True, anchor_generator=dict(strides=[8]))
     found = []
     for loss in (QFL, SAME):
         config['loss_cls'] = loss
         one = tuple(kind[:1] for kind in maps)
-        found.append(losses_and_gradients(MODELS.build(config), one, truths, metas)[0])
+        found.append(losses_and_gradients(MODELS.build(config), one, gts, metas)[0])
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from mmengine.structures import InstanceData
 from torch import Tensor
 
 from gfl_det.errors import ConfigError
@@ -18,14 +17,15 @@ from gfl_det.models.heads.distillation_losses import edge_divergence, region_wei
 from gfl_det.models.losses import DistillationLoss
 from gfl_det.models.losses.functional import distillation_loss
 from gfl_det.ops import distribution
+from tests.helpers.compiling import LEVELS, assert_compiles, shorten
 from tests.helpers.heads import (
     NUM_CLASSES,
     Taught,
     head_config,
     losses_and_gradients,
+    make_gts,
     make_maps,
     make_meta,
-    make_truths,
 )
 from tests.helpers.synchronisation import NoSynchronisation
 
@@ -45,17 +45,17 @@ def ld_head(**changes):
 
 
 def scene(counts=(4, 6), seed=0, num_bins=17):
-    """Student's maps, teacher's maps, truths and metas."""
+    """Student's maps, teacher's maps, gt boxes and metas."""
     generator = torch.Generator().manual_seed(seed)
     ours = make_maps(len(counts), SIZE, generator)
     theirs = make_maps(len(counts), SIZE, generator, num_bins=num_bins)
-    truths = [make_truths(count, SIZE, generator) for count in counts]
-    return ours, theirs, truths, [make_meta(SIZE) for _ in counts]
+    gts = [make_gts(count, SIZE, generator) for count in counts]
+    return ours, theirs, gts, [make_meta(SIZE) for _ in counts]
 
 
-def terms_of(head, maps, truths, metas):
+def terms_of(head, maps, gts, metas):
     """The head's own positives, which other tests hold against mmdet's."""
-    assigned = head.match(maps[0], truths, metas, [None] * len(metas), maps[1])
+    assigned = head.match(maps[0], gts, metas, [None] * len(metas), maps[1])
     return assigned, head.loss_terms(*maps, assigned)
 
 
@@ -153,21 +153,21 @@ def test_a_teacher_of_more_bins_is_folded_and_of_fewer_leaves_the_rest_alone() -
 
 
 def test_the_losses_of_gfl_stay() -> None:
-    ours, theirs, truths, metas = scene()
+    ours, theirs, gts, metas = scene()
     plain = MODELS.build(head_config(True))
-    expected = plain.loss_by_feat(*ours, truths, metas)
-    found = Taught(ld_head(**EVERYTHING), theirs).loss_by_feat(*ours, truths, metas)
+    expected = plain.loss_by_feat(*ours, gts, metas)
+    found = Taught(ld_head(**EVERYTHING), theirs).loss_by_feat(*ours, gts, metas)
     assert found.keys() == expected.keys() | set(TERMS)
     for key, value in expected.items():
         assert torch.equal(found[key], value)
-    only = Taught(ld_head(), theirs).loss_by_feat(*ours, truths, metas)
+    only = Taught(ld_head(), theirs).loss_by_feat(*ours, gts, metas)
     assert only.keys() == expected.keys() | {'loss_ld'}
     assert torch.equal(only['loss_ld'], found['loss_ld'])
 
 
 def test_loss_ld_is_mmdets_divided_by_the_weights() -> None:
     """And mmdet's alone doubles with the batch, though nothing new is in it."""
-    ours, theirs, truths, metas = scene()
+    ours, theirs, gts, metas = scene()
     distil = dict(LOSS, type='KnowledgeDistillationKLDivLoss')
     witness = MODELS.build(head_config(False, type='LDHead', loss_ld=distil))
     head = ld_head()
@@ -177,7 +177,7 @@ def test_loss_ld_is_mmdets_divided_by_the_weights() -> None:
             tuple([torch.cat([level] * times) for level in kind] for kind in both)
             for both in (ours, theirs)
         )
-        many = truths * times, metas * times
+        many = gts * times, metas * times
         found = Taught(head, teacher).loss_by_feat(*maps, *many)
         expected = witness.loss_by_feat(*maps, *many, teacher[1])
         _, terms = terms_of(head, maps, *many)
@@ -192,10 +192,10 @@ def test_loss_ld_is_mmdets_divided_by_the_weights() -> None:
 
 
 def test_loss_ld_and_loss_kd_by_hand() -> None:
-    ours, theirs, truths, metas = scene(num_bins=9)
+    ours, theirs, gts, metas = scene(num_bins=9)
     head = ld_head(loss_kd=dict(LOSS, T=2, loss_weight=0.5))
-    found = Taught(head, theirs).loss_by_feat(*ours, truths, metas)
-    assigned, _ = terms_of(head, ours, truths, metas)
+    found = Taught(head, theirs).loss_by_feat(*ours, gts, metas)
+    assigned, _ = terms_of(head, ours, gts, metas)
     places = assigned.positives
     total = weights = classes = 0.0
     for slot in places.valid.nonzero().flatten().tolist():
@@ -214,10 +214,10 @@ def test_loss_ld_and_loss_kd_by_hand() -> None:
 
 
 def test_region_loss_by_hand() -> None:
-    ours, theirs, truths, metas = scene(num_bins=25)
+    ours, theirs, gts, metas = scene(num_bins=25)
     head = ld_head(loss_ld_vlr=LOSS)
-    found = Taught(head, theirs).loss_by_feat(*ours, truths, metas)['loss_ld_vlr']
-    assigned, _ = terms_of(head, ours, truths, metas)
+    found = Taught(head, theirs).loss_by_feat(*ours, gts, metas)['loss_ld_vlr']
+    assigned, _ = terms_of(head, ours, gts, metas)
     maps = region_weights(assigned, 9)
     total = weights = 0.0
     for weight, logits, teacher in zip(maps, ours[1], theirs[1]):
@@ -236,10 +236,10 @@ def test_region_loss_by_hand() -> None:
 
 def test_cells_outside_an_image_are_in_no_region() -> None:
     generator = torch.Generator().manual_seed(0)
-    truths = [make_truths(6, (64, 80), generator)]
+    gts = [make_gts(6, (64, 80), generator)]
     maps = make_maps(1, SIZE, generator)
     head = ld_head(loss_ld_vlr=LOSS)
-    assigned, _ = terms_of(head, maps, truths, [make_meta((64, 80), (64, 96))])
+    assigned, _ = terms_of(head, maps, gts, [make_meta((64, 80), (64, 96))])
     weights = region_weights(assigned, 9)
     assert (weights[0][0, :8, :12] > 0).any()
     assert not weights[0][0, 8:].any()
@@ -247,25 +247,25 @@ def test_cells_outside_an_image_are_in_no_region() -> None:
 
 
 def test_an_identical_teacher_gives_zero_loss() -> None:
-    ours, _, truths, metas = scene()
-    for value in _terms(ld_head(**EVERYTHING), ours, ours, truths, metas).values():
+    ours, _, gts, metas = scene()
+    for value in _terms(ld_head(**EVERYTHING), ours, ours, gts, metas).values():
         assert abs(value) < 1e-5
 
 
-def _terms(head, ours, theirs, truths, metas) -> dict[str, float]:
-    losses = Taught(head, theirs).loss_by_feat(*ours, truths, metas)
+def _terms(head, ours, theirs, gts, metas) -> dict[str, float]:
+    losses = Taught(head, theirs).loss_by_feat(*ours, gts, metas)
     return {key: float(losses[key]) for key in TERMS if key in losses}
 
 
 @pytest.mark.parametrize('times', [2, 3])
 def test_no_term_grows_with_the_batch(times: int) -> None:
-    ours, theirs, truths, metas = scene()
+    ours, theirs, gts, metas = scene()
     many = [
         tuple([torch.cat([level] * times) for level in kind] for kind in both)
         for both in (ours, theirs)
     ]
-    once = _terms(ld_head(**EVERYTHING), ours, theirs, truths, metas)
-    again = _terms(ld_head(**EVERYTHING), *many, truths * times, metas * times)
+    once = _terms(ld_head(**EVERYTHING), ours, theirs, gts, metas)
+    again = _terms(ld_head(**EVERYTHING), *many, gts * times, metas * times)
     assert once.keys() == set(TERMS)
     assert again == pytest.approx(once, rel=1e-5)
 
@@ -277,9 +277,9 @@ COUNTS = [(3, 5), (0, 2), (0, 0)]
 
 @pytest.mark.parametrize('counts', COUNTS)
 def test_every_logit_gets_a_defined_gradient(counts: tuple) -> None:
-    ours, theirs, truths, metas = scene(counts)
+    ours, theirs, gts, metas = scene(counts)
     values, gradients = losses_and_gradients(
-        Taught(ld_head(**EVERYTHING), theirs), ours, truths, metas
+        Taught(ld_head(**EVERYTHING), theirs), ours, gts, metas
     )
     assert all(math.isfinite(value) for value in values.values())
     assert all(each.isfinite().all() for each in gradients)
@@ -288,67 +288,50 @@ def test_every_logit_gets_a_defined_gradient(counts: tuple) -> None:
 
 @pytest.mark.parametrize('counts', COUNTS)
 def test_losses_never_wait_for_the_device(counts: tuple) -> None:
-    ours, theirs, truths, _ = scene(counts)
+    ours, theirs, gts, _ = scene(counts)
     metas = [make_meta(SIZE), make_meta((100, 160), (128, 160))]
     leaves = [[level.requires_grad_() for level in kind] for kind in ours]
     with NoSynchronisation():
-        losses = Taught(ld_head(**EVERYTHING), theirs).loss_by_feat(*leaves, truths, metas)
+        losses = Taught(ld_head(**EVERYTHING), theirs).loss_by_feat(*leaves, gts, metas)
     sum(losses.values()).backward()
     assert all(level.grad is not None for kind in leaves for level in kind)
 
 
 def test_training_never_needs_a_value(monkeypatch) -> None:
     """On the meta device tensors have shapes alone, so reading any value fails, in backward too."""
-    ours, theirs, truths, metas = scene()
+    ours, theirs, gts, metas = scene()
     leaves = [level.to('meta').requires_grad_() for kind in ours for level in kind]
     teacher = tuple([level.to('meta') for level in kind] for kind in theirs)
     monkeypatch.setattr(torch, 'autocast', lambda *_, **__: nullcontext())  # knows no meta device
     head = Taught(ld_head(**EVERYTHING), teacher)
-    losses = head.loss_by_feat(leaves[:5], leaves[5:], [each.to('meta') for each in truths], metas)
+    losses = head.loss_by_feat(leaves[:5], leaves[5:], [each.to('meta') for each in gts], metas)
     gradients = torch.autograd.grad(sum(losses.values()), leaves)
     assert [each.shape for each in gradients] == [each.shape for each in leaves]
 
 
 def test_losses_compile_into_one_graph() -> None:
-    ours, theirs, truths, metas = scene()
-    head = Taught(ld_head(**EVERYTHING), theirs)
-    leaves = [level.requires_grad_() for kind in ours for level in kind]
-
-    def loss(cls, edges, boxes, labels):
-        instances = [InstanceData(bboxes=b, labels=n) for b, n in zip(boxes, labels)]
-        return sum(head.loss_by_feat(cls, edges, instances, metas).values())
-
-    boxes, labels = [each.bboxes for each in truths], [each.labels for each in truths]
-    arguments = leaves[:5], leaves[5:], boxes, labels
-    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
-    found, expected = compiled(*arguments), loss(*arguments)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves)
-    )
+    ours, theirs, gts, metas = scene()
+    head = Taught(shorten(ld_head(**EVERYTHING)), tuple(kind[:LEVELS] for kind in theirs))
+    assert_compiles(head, ours, gts, metas)
 
 
 def test_half_precision_maps_are_distilled_in_float32() -> None:
-    ours, theirs, truths, metas = scene()
+    ours, theirs, gts, metas = scene()
     half = [[level.bfloat16() for level in kind] for kind in (ours[0], *theirs)]
     head = ld_head(**EVERYTHING)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        found = losses_and_gradients(
-            Taught(head, tuple(half[1:])), (half[0], ours[1]), truths, metas
-        )
+        found = losses_and_gradients(Taught(head, tuple(half[1:])), (half[0], ours[1]), gts, metas)
     whole = [[level.float() for level in kind] for kind in half]
-    expected = losses_and_gradients(
-        Taught(head, tuple(whole[1:])), (whole[0], ours[1]), truths, metas
-    )
+    expected = losses_and_gradients(Taught(head, tuple(whole[1:])), (whole[0], ours[1]), gts, metas)
     assert found[0] == pytest.approx(expected[0], rel=1e-6)
     for one, other in zip(found[1], expected[1]):
         torch.testing.assert_close(one.float(), other, rtol=1e-2, atol=1e-5)
 
 
 def test_gt_of_an_unknown_class_has_no_loss() -> None:
-    ours, theirs, truths, metas = scene((1, 0))
-    truths[0].labels.fill_(NUM_CLASSES)
-    assert _terms(ld_head(**EVERYTHING), ours, theirs, truths, metas) == dict.fromkeys(TERMS, 0.0)
+    ours, theirs, gts, metas = scene((1, 0))
+    gts[0].labels.fill_(NUM_CLASSES)
+    assert _terms(ld_head(**EVERYTHING), ours, theirs, gts, metas) == dict.fromkeys(TERMS, 0.0)
 
 
 # --- Refusals ----------------------------------------------------------------------------------
@@ -387,9 +370,9 @@ def test_configs_that_cannot_work_are_refused(changes: dict, message: str) -> No
 
 
 def test_class_distillation_needs_the_teachers_classes() -> None:
-    ours, theirs, truths, metas = scene()
+    ours, theirs, gts, metas = scene()
     with pytest.raises(ValueError, match='soft_labels'):
-        ld_head(**EVERYTHING).loss_by_feat(*ours, truths, metas, theirs[1])
+        ld_head(**EVERYTHING).loss_by_feat(*ours, gts, metas, theirs[1])
 
 
 def test_mmdets_loss_and_mmdets_arguments_do() -> None:
@@ -397,8 +380,8 @@ def test_mmdets_loss_and_mmdets_arguments_do() -> None:
     assert ld_head().loss_ld.loss_weight == 0.25
     default = MODELS.build(dict(type='gfl_det.LDHead', num_classes=3, in_channels=16))
     assert (default.loss_ld.loss_weight, default.loss_ld.T) == (0.25, 10)
-    ours, theirs, truths, metas = scene()
+    ours, theirs, gts, metas = scene()
     distil = dict(LOSS, type='KnowledgeDistillationKLDivLoss')
-    found = _terms(ld_head(loss_ld=distil), ours, theirs, truths, metas)
-    expected = _terms(ld_head(), ours, theirs, truths, metas)
+    found = _terms(ld_head(loss_ld=distil), ours, theirs, gts, metas)
+    expected = _terms(ld_head(), ours, theirs, gts, metas)
     assert found['loss_ld'] == pytest.approx(expected['loss_ld'] / 17, rel=1e-5)

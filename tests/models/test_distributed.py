@@ -16,12 +16,12 @@ KINDS = ('GFLHead', 'LDHead')
 
 
 def _batch(counts: tuple) -> tuple:
-    from tests.helpers.heads import make_maps, make_meta, make_truths
+    from tests.helpers.heads import make_gts, make_maps, make_meta
 
     generator = torch.Generator().manual_seed(0)
     maps = make_maps(len(counts), SIZE, generator)
-    truths = [make_truths(count, SIZE, generator) for count in counts]
-    return maps, truths, [make_meta(SIZE) for _ in counts]
+    gts = [make_gts(count, SIZE, generator) for count in counts]
+    return maps, gts, [make_meta(SIZE) for _ in counts]
 
 
 def _head(kind: str, images: slice) -> Any:
@@ -46,12 +46,12 @@ def _process(rank: int, folder: str) -> None:
     from tests.helpers.heads import losses_and_gradients
 
     for name, (counts, first) in CASES.items():
-        maps, truths, metas = _batch(counts)
+        maps, gts, metas = _batch(counts)
         mine = slice(first, None) if rank else slice(first)
         half = tuple([level[mine] for level in kind] for kind in maps)
         for kind in KINDS:
             head = _head(kind, mine)
-            result = losses_and_gradients(head, half, truths[mine], metas[mine])
+            result = losses_and_gradients(head, half, gts[mine], metas[mine])
             torch.save(result, os.path.join(folder, f'{kind} {name} {rank}.pt'))
     dist.destroy_process_group()
 

@@ -32,14 +32,14 @@ def _detector(folder: str) -> torch.nn.Module:
 def _images(counts: tuple) -> dict:
     from mmdet.structures import DetDataSample
 
-    from tests.helpers.heads import make_meta, make_truths
+    from tests.helpers.heads import make_gts, make_meta
 
     generator = torch.Generator().manual_seed(0)
     samples = []
     for count in counts:
-        truth = make_truths(count, SIZE, generator)
-        truth.labels = truth.labels % 2
-        sample = DetDataSample(gt_instances=truth)
+        gt = make_gts(count, SIZE, generator)
+        gt.labels = gt.labels % 2
+        sample = DetDataSample(gt_instances=gt)
         sample.set_metainfo(make_meta(SIZE))
         samples.append(sample)
     images = [torch.rand(3, *SIZE, generator=generator) * 255 for _ in counts]

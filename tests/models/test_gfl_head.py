@@ -14,13 +14,14 @@ from mmengine.structures import InstanceData
 from gfl_det.errors import ConfigError
 from gfl_det.models.heads.gfl_head import Integral
 from gfl_det.ops import distribution
+from tests.helpers.compiling import assert_compiles
 from tests.helpers.heads import (
     head_config,
     head_pair,
     losses_and_gradients,
+    make_gts,
     make_maps,
     make_meta,
-    make_truths,
 )
 from tests.helpers.synchronisation import NoSynchronisation
 
@@ -31,6 +32,7 @@ OPTIONS = [
     dict(train_cfg=dict(pos_weight=2.0, allowed_border=30)),
     dict(train_cfg=dict(assigner=BEST_PRIOR)),
 ]
+ALL_OPTIONS = dict(pos_weight=2.0, allowed_border=30, assigner=BEST_PRIOR)
 
 
 @pytest.mark.parametrize('reg_max', [1, 16])
@@ -147,10 +149,10 @@ def test_losses_never_wait_for_the_device(counts: tuple, options: dict) -> None:
     generator = torch.Generator().manual_seed(0)
     maps = make_maps(2, SIZE, generator)
     leaves = [[level.requires_grad_() for level in kind] for kind in maps]
-    truths = [make_truths(count, SIZE, generator) for count in counts]
+    gts = [make_gts(count, SIZE, generator) for count in counts]
     metas = [make_meta(SIZE), make_meta((100, 160), (128, 160))]
     with NoSynchronisation():
-        losses = ours.loss_by_feat(*leaves, truths, metas)
+        losses = ours.loss_by_feat(*leaves, gts, metas)
     sum(losses.values()).backward()
     assert all(level.grad is not None for kind in leaves for level in kind)
 
@@ -162,41 +164,22 @@ def test_training_never_needs_a_value(counts: tuple, options: dict, monkeypatch)
     ours, _ = head_pair(**options)
     maps = make_maps(2, SIZE, torch.Generator())
     leaves = [level.to('meta').requires_grad_() for kind in maps for level in kind]
-    truths = [make_truths(count, SIZE, torch.Generator()).to('meta') for count in counts]
+    gts = [make_gts(count, SIZE, torch.Generator()).to('meta') for count in counts]
     metas = [make_meta(SIZE), make_meta((100, 160), (128, 160))]
     monkeypatch.setattr(torch, 'autocast', lambda *_, **__: nullcontext())  # knows no meta device
-    losses = ours.loss_by_feat(leaves[:5], leaves[5:], truths, metas)
+    losses = ours.loss_by_feat(leaves[:5], leaves[5:], gts, metas)
     gradients = torch.autograd.grad(sum(losses.values()), leaves)
     assert [each.shape for each in gradients] == [each.shape for each in leaves]
 
 
-@pytest.mark.parametrize('options', OPTIONS)
+@pytest.mark.parametrize('options', [{}, dict(train_cfg=ALL_OPTIONS)], ids=['plain', 'all'])
 def test_losses_compile_into_one_graph(options: dict) -> None:
     """fullgraph refuses whatever Python must decide by a value; the results stay the same."""
     ours, _ = head_pair(**options)
     generator = torch.Generator().manual_seed(0)
     maps = make_maps(2, SIZE, generator)
-    leaves = [level.requires_grad_() for kind in maps for level in kind]
-    metas = [make_meta(SIZE), make_meta((100, 160), (128, 160))]
-    counts = (3, 5)
-    truths = [make_truths(count, SIZE, generator) for count in counts]
-
-    def loss(cls, edges, boxes, labels):
-        instances = [InstanceData(bboxes=b, labels=n) for b, n in zip(boxes, labels)]
-        return sum(ours.loss_by_feat(cls, edges, instances, metas).values())
-
-    arguments = (
-        leaves[:5],
-        leaves[5:],
-        [each.bboxes for each in truths],
-        [each.labels for each in truths],
-    )
-    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
-    found, expected = compiled(*arguments), loss(*arguments)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves)
-    )
+    gts = [make_gts(count, SIZE, generator) for count in (3, 5)]
+    assert_compiles(ours, maps, gts, [make_meta(SIZE), make_meta((100, 160), (128, 160))])
 
 
 @pytest.mark.parametrize('label', [-1, 8, 255])
@@ -204,13 +187,13 @@ def test_a_label_out_of_range_trains_no_class(label: int) -> None:
     ours, theirs = head_pair()
     generator = torch.Generator().manual_seed(0)
     maps = make_maps(1, SIZE, generator)
-    truths = InstanceData(
+    gts = InstanceData(
         bboxes=torch.tensor([[20.0, 20.0, 90.0, 80.0]]), labels=torch.tensor([label])
     )
-    values, gradients = losses_and_gradients(ours, maps, [truths], [make_meta(SIZE)])
+    values, gradients = losses_and_gradients(ours, maps, [gts], [make_meta(SIZE)])
     assert values['loss_bbox'] == values['loss_dfl'] == 0
     _, expected = losses_and_gradients(
-        theirs, maps, [truths[torch.zeros(1, dtype=torch.bool)]], [make_meta(SIZE)]
+        theirs, maps, [gts[torch.zeros(1, dtype=torch.bool)]], [make_meta(SIZE)]
     )
     for found, none in zip(gradients, expected):
         torch.testing.assert_close(found, none)
@@ -221,13 +204,13 @@ def test_half_precision_logits_are_trained_in_float32(dtype: torch.dtype) -> Non
     generator = torch.Generator().manual_seed(0)
     cls, edges = make_maps(2, SIZE, generator)
     cls = [level.to(dtype) for level in cls]
-    truths = [make_truths(count, SIZE, generator) for count in (4, 6)]
+    gts = [make_gts(count, SIZE, generator) for count in (4, 6)]
     metas = [make_meta(SIZE)] * 2
     ours, _ = head_pair()
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        found = losses_and_gradients(ours, (cls, edges), truths, metas)
+        found = losses_and_gradients(ours, (cls, edges), gts, metas)
     full = [level.float() for level in cls]
-    expected = losses_and_gradients(ours, (full, edges), truths, metas)
+    expected = losses_and_gradients(ours, (full, edges), gts, metas)
     for name, value in expected[0].items():
         assert found[0][name] == pytest.approx(value, rel=1e-6)
     for half, whole in zip(found[1], expected[1]):
@@ -241,8 +224,8 @@ def test_training_step_under_autocast_is_finite() -> None:
     with torch.autocast('cpu', dtype=torch.bfloat16):
         outputs = ours(features)
         assert outputs[0][0].dtype == torch.bfloat16
-        truths = [make_truths(count, SIZE, generator) for count in (4, 0)]
-        losses = ours.loss_by_feat(*outputs, truths, [make_meta(SIZE)] * 2)
+        gts = [make_gts(count, SIZE, generator) for count in (4, 0)]
+        losses = ours.loss_by_feat(*outputs, gts, [make_meta(SIZE)] * 2)
         results = ours.predict_by_feat(*outputs, batch_img_metas=[make_meta(SIZE)] * 2)
     assert all(value.dtype == torch.float32 for value in losses.values())
     assert all(each.scores.dtype == each.bboxes.dtype == torch.float32 for each in results)
@@ -266,13 +249,13 @@ def test_a_broken_box_gives_no_nan(box: tuple) -> None:
     ours, _ = head_pair()
     generator = torch.Generator().manual_seed(0)
     maps = make_maps(1, SIZE, generator)
-    truths = make_truths(3, SIZE, generator)
+    gts = make_gts(3, SIZE, generator)
     broken = InstanceData(
-        bboxes=torch.cat([torch.tensor([box]), truths.bboxes]),
-        labels=torch.cat([torch.tensor([0]), truths.labels]),
+        bboxes=torch.cat([torch.tensor([box]), gts.bboxes]),
+        labels=torch.cat([torch.tensor([0]), gts.labels]),
     )
     alone = InstanceData(bboxes=torch.tensor([box]), labels=torch.tensor([0]))
-    expected = losses_and_gradients(ours, maps, [truths], [make_meta(SIZE)])
+    expected = losses_and_gradients(ours, maps, [gts], [make_meta(SIZE)])
     found = losses_and_gradients(ours, maps, [broken], [make_meta(SIZE)])
     assert found[0] == expected[0]
     for one, other in zip(found[1], expected[1]):
@@ -322,7 +305,7 @@ def test_no_prior_inside_the_image() -> None:
     maps = make_maps(1, (64, 64), torch.Generator())
     meta = dict(make_meta((20, 20), (64, 64)), img_path='small.png')
     with pytest.raises(ConfigError, match=r'small\.png.*allowed_border=-1'):
-        ours.loss_by_feat(*maps, [make_truths(1, (20, 20), torch.Generator())], [meta])
+        ours.loss_by_feat(*maps, [make_gts(1, (20, 20), torch.Generator())], [meta])
 
 
 def test_a_fresh_head_scores_about_one_percent() -> None:

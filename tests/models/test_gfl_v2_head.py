@@ -22,7 +22,8 @@ from gfl_det.ops.boxes import distances_to_boxes, giou, iou
 from gfl_det.utils.timing import Runs
 from projects.benchmark.parts import Case
 from projects.benchmark.v2 import format_cost
-from tests.helpers.heads import NUM_CLASSES, head_config, make_meta, make_truths
+from tests.helpers.compiling import shorten
+from tests.helpers.heads import NUM_CLASSES, head_config, make_gts, make_meta
 
 SIZE = (128, 160)
 LEVELS = [(16, 20), (8, 10), (4, 5), (2, 3), (1, 2)]
@@ -106,28 +107,28 @@ def slow_scores(head, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor
     return scores, edges
 
 
-def slow_losses(head, features: list[Tensor], truths: list[InstanceData]) -> dict[str, Tensor]:
+def slow_losses(head, features: list[Tensor], gts: list[InstanceData]) -> dict[str, Tensor]:
     """All losses from probabilities, dense, image by image."""
     scores, edges = slow_scores(head, features)
     priors = torch.cat(head.prior_generator.grid_priors(LEVELS, device='cpu'))
     counts = [height * width for height, width in LEVELS]
     stride = torch.cat([torch.full((n,), 8.0 * 2**level) for level, n in enumerate(counts)])
     cls_sum = box_sum = dfl_sum = weight_sum = positives = 0
-    for image, truth in enumerate(truths):
+    for image, gt in enumerate(gts):
         score = torch.cat([level[image].flatten(1).T for level in scores])
         edge = torch.cat([level[image].flatten(1).T for level in edges]).unflatten(1, (4, -1))
-        found = head.assigner.assign(InstanceData(priors=priors), counts, truth)
+        found = head.assigner.assign(InstanceData(priors=priors), counts, gt)
         target = torch.zeros_like(score)
         chosen = found.gt_inds.nonzero().squeeze(1)
         if len(chosen):
             index = found.gt_inds[chosen] - 1
             step = stride[chosen][:, None]
             point = (priors[chosen, :2] + priors[chosen, 2:]) / 2 / step
-            box = truth.bboxes[index] / step
+            box = gt.bboxes[index] / step
             logits = edge[chosen]
             mean = logits.softmax(-1) @ torch.arange(17, dtype=logits.dtype)
             decoded = distances_to_boxes(point, mean)
-            target[chosen, truth.labels[index]] = iou(decoded.detach(), box).to(score.dtype)
+            target[chosen, gt.labels[index]] = iou(decoded.detach(), box).to(score.dtype)
             weight = score[chosen].detach().amax(1)
             box_sum = box_sum + (weight * (1 - giou(decoded, box))).sum()
             side = torch.cat([point - box[:, :2], box[:, 2:] - point], 1).clamp(0, 15.9)
@@ -148,12 +149,12 @@ def slow_losses(head, features: list[Tensor], truths: list[InstanceData]) -> dic
 def test_losses_and_gradients_are_those_of_probabilities(counts: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(1)
     head = build().double()
-    truths = [make_truths(count, SIZE, generator) for count in counts]
+    gts = [make_gts(count, SIZE, generator) for count in counts]
     features = make_features(2, torch.float64)
     gradients = []
     for losses in (
-        head.loss_by_feat(*head(features), truths, [make_meta(SIZE)] * 2),
-        slow_losses(head, features, truths),
+        head.loss_by_feat(*head(features), gts, [make_meta(SIZE)] * 2),
+        slow_losses(head, features, gts),
     ):
         values = {name: float(value.detach()) for name, value in losses.items()}
         head.zero_grad()
@@ -189,8 +190,8 @@ def test_training_step_under_autocast_is_finite() -> None:
         head.reg_conf[2].bias.fill_(300)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         scores, edges = head(make_features(2))
-        truths = [make_truths(count, SIZE, generator) for count in (4, 0)]
-        losses = head.loss_by_feat(scores, edges, truths, [make_meta(SIZE)] * 2)
+        gts = [make_gts(count, SIZE, generator) for count in (4, 0)]
+        losses = head.loss_by_feat(scores, edges, gts, [make_meta(SIZE)] * 2)
     assert all(level.dtype == torch.float32 for level in (*scores, *edges))
     sum(losses.values()).backward()
     assert all(each.grad.isfinite().all() for each in head.parameters())
@@ -255,15 +256,15 @@ def test_options_size_the_quality_network() -> None:
 
 
 def test_training_compiles_into_one_graph() -> None:
-    head, features = build(), make_features(2)
-    truths = [make_truths(count, SIZE, torch.Generator().manual_seed(0)) for count in (3, 5)]
+    head, features = shorten(build(), 2), make_features(2)[:2]
+    gts = [make_gts(count, SIZE, torch.Generator().manual_seed(0)) for count in (3, 5)]
 
     def loss(features, boxes, labels):
         instances = [InstanceData(bboxes=b, labels=n) for b, n in zip(boxes, labels)]
         losses = head.loss_by_feat(*head(features), instances, [make_meta(SIZE)] * 2)
         return sum(losses.values())
 
-    arguments = features, [each.bboxes for each in truths], [each.labels for each in truths]
+    arguments = features, [each.bboxes for each in gts], [each.labels for each in gts]
     compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(*arguments), loss(*arguments))
 

@@ -9,21 +9,21 @@ from mmengine.structures import InstanceData
 from tests.helpers.heads import (
     head_pair,
     losses_and_gradients,
+    make_gts,
     make_maps,
     make_meta,
-    make_truths,
 )
 
-# name: (batch's padded size, per image (img_shape, pad_shape, number of truths))
+# name: (batch's padded size, per image (img_shape, pad_shape, number of gt boxes))
 CASES = {
     'full images': ((256, 320), [((256, 320), (256, 320), 5), ((256, 320), (256, 320), 9)]),
     'different sizes': ((256, 320), [((200, 310), (224, 320), 6), ((256, 170), (256, 192), 4)]),
-    'one image without truths': (
+    'one image without gt boxes': (
         (160, 160),
         [((160, 160), (160, 160), 0), ((160, 150), (160, 160), 7)],
     ),
-    'no truths at all': ((160, 160), [((160, 160), (160, 160), 0)] * 2),
-    '300 truths': ((480, 640), [((480, 640), (480, 640), 300), ((470, 630), (480, 640), 40)]),
+    'no gt boxes at all': ((160, 160), [((160, 160), (160, 160), 0)] * 2),
+    '300 gt boxes': ((480, 640), [((480, 640), (480, 640), 300), ((470, 630), (480, 640), 40)]),
     'smaller than the coarsest stride': (
         (64, 96),
         [((64, 96), (64, 96), 3), ((40, 50), (64, 64), 2)],
@@ -49,8 +49,8 @@ def make_batch(case: str, seed: int = 0, **maps):
     size, images = CASES[case]
     generator = torch.Generator().manual_seed(seed)
     logits = make_maps(len(images), size, generator, **maps)
-    truths = [make_truths(count, shape, generator) for shape, _, count in images]
-    return logits, truths, [make_meta(shape, pad) for shape, pad, _ in images]
+    gts = [make_gts(count, shape, generator) for shape, _, count in images]
+    return logits, gts, [make_meta(shape, pad) for shape, pad, _ in images]
 
 
 def assert_same(found: tuple, expected: tuple) -> None:
@@ -71,7 +71,7 @@ def test_losses_and_gradients(case: str) -> None:
 @pytest.mark.parametrize('option', TRAIN_OPTIONS)
 def test_losses_and_gradients_with(option: str) -> None:
     changes = TRAIN_OPTIONS[option]
-    for case in ('different sizes', 'no truths at all'):
+    for case in ('different sizes', 'no gt boxes at all'):
         batch = make_batch(case, num_bins=changes.get('reg_max', 16) + 1)
         heads = head_pair(**changes)
         assert_same(*(losses_and_gradients(head, *batch) for head in heads))
@@ -79,38 +79,38 @@ def test_losses_and_gradients_with(option: str) -> None:
 
 def test_ignored_gts() -> None:
     generator = torch.Generator().manual_seed(5)
-    logits, truths, metas = make_batch('different sizes')
-    ignored = [make_truths(4, (200, 200), generator), None]
+    logits, gts, metas = make_batch('different sizes')
+    ignored = [make_gts(4, (200, 200), generator), None]
     heads = head_pair(train_cfg=dict(assigner=dict(ignore_iof_thr=0.3)))
-    found, expected = (losses_and_gradients(head, logits, truths, metas, ignored) for head in heads)
+    found, expected = (losses_and_gradients(head, logits, gts, metas, ignored) for head in heads)
     assert_same(found, expected)
-    without = losses_and_gradients(heads[0], logits, truths, metas)
+    without = losses_and_gradients(heads[0], logits, gts, metas)
     assert without[0]['loss_cls'] != found[0]['loss_cls']
 
 
 def test_ignored_gts_beside_a_border() -> None:
-    """One image has ignored truths and one has none; the coarsest level has no prior inside."""
+    """One image has ignored gt boxes and one has none; the coarsest level has no prior inside."""
     generator = torch.Generator().manual_seed(5)
-    logits, truths, metas = make_batch('full images')
+    logits, gts, metas = make_batch('full images')
     heads = head_pair(train_cfg=dict(allowed_border=0, assigner=dict(ignore_iof_thr=0.3)))
-    for ignored in ([make_truths(4, (200, 200), generator), None], [None, None]):
-        assert_same(*(losses_and_gradients(head, logits, truths, metas, ignored) for head in heads))
+    for ignored in ([make_gts(4, (200, 200), generator), None], [None, None]):
+        assert_same(*(losses_and_gradients(head, logits, gts, metas, ignored) for head in heads))
 
 
 def test_boxes_of_a_box_type() -> None:
     from mmdet.structures.bbox import HorizontalBoxes
 
     generator = torch.Generator().manual_seed(5)
-    logits, truths, metas = make_batch('full images')
+    logits, gts, metas = make_batch('full images')
     ours, _ = head_pair(train_cfg=dict(assigner=dict(ignore_iof_thr=0.3)))
-    for ignored in ([make_truths(4, (200, 200), generator), None], [None, None]):
-        plain = losses_and_gradients(ours, logits, truths, metas, ignored)
+    for ignored in ([make_gts(4, (200, 200), generator), None], [None, None]):
+        plain = losses_and_gradients(ours, logits, gts, metas, ignored)
         typed = [
             [
                 each and InstanceData(bboxes=HorizontalBoxes(each.bboxes), labels=each.labels)
                 for each in kind
             ]
-            for kind in (truths, ignored)
+            for kind in (gts, ignored)
         ]
         assert losses_and_gradients(ours, logits, typed[0], metas, typed[1])[0] == plain[0]
 
@@ -135,11 +135,11 @@ def test_another_assigner_takes_the_general_path() -> None:
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 def test_memory_layout_changes_nothing(layout: torch.memory_format) -> None:
-    logits, truths, metas = make_batch('different sizes')
+    logits, gts, metas = make_batch('different sizes')
     laid = tuple([level.contiguous(memory_format=layout) for level in kind] for kind in logits)
     heads = head_pair()
-    found = losses_and_gradients(heads[0], laid, truths, metas)
-    assert_same(found, losses_and_gradients(heads[1], logits, truths, metas))
+    found = losses_and_gradients(heads[0], laid, gts, metas)
+    assert_same(found, losses_and_gradients(heads[1], logits, gts, metas))
 
 
 def assert_same_detections(found: InstanceData, expected: InstanceData, image_size: float) -> None:
@@ -248,7 +248,7 @@ def test_the_whole_head_from_features() -> None:
     samples = []
     for count in (3, 0):
         sample = DetDataSample(metainfo=make_meta((128, 160)))
-        sample.gt_instances = make_truths(count, (128, 160), generator)
+        sample.gt_instances = make_gts(count, (128, 160), generator)
         samples.append(sample)
     heads = head_pair(stacked_convs=2)
     gradients = []

@@ -52,8 +52,8 @@ def test_quality_focal_loss_is_cross_entropy_at_beta_0_and_focal_for_hard_target
         torch.autograd.grad(loss.sum(), logits), torch.autograd.grad(entropy.sum(), logits)
     ):
         torch.testing.assert_close(ours, theirs)
-    truth_score = torch.where(target == 1, logits.sigmoid(), 1 - logits.sigmoid())
-    focal = -((1 - truth_score) ** 2) * truth_score.log()
+    target_score = torch.where(target == 1, logits.sigmoid(), 1 - logits.sigmoid())
+    focal = -((1 - target_score) ** 2) * target_score.log()
     torch.testing.assert_close(functional.quality_focal_loss(logits, target, 2), focal)
 
 

@@ -118,10 +118,10 @@ def test_priors_lie_at_multiples_of_the_stride(detector):
 
 def test_head_trains_every_parameter():
     detector = random_detector()
-    truths = InstanceData(
+    gts = InstanceData(
         bboxes=torch.tensor([[8.0, 8, 40, 40], [30, 10, 120, 90]]), labels=torch.tensor([3, 7])
     )
-    losses = detector.bbox_head.loss_by_feat(*logits(detector), [truths], METAS)
+    losses = detector.bbox_head.loss_by_feat(*logits(detector), [gts], METAS)
     assert losses.keys() == {'loss_cls', 'loss_bbox', 'loss_dfl'}
     sum(losses.values()).backward()
     assert all(value.isfinite() and value > 0 for value in losses.values())

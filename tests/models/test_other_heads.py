@@ -10,7 +10,7 @@ from mmengine.logging import MessageHub
 from torch import Tensor
 
 import gfl_det
-from tests.helpers.heads import NUM_CLASSES, feature_sizes, make_maps, make_meta, make_truths
+from tests.helpers.heads import NUM_CLASSES, feature_sizes, make_gts, make_maps, make_meta
 from tests.helpers.oracles import STRIDES
 
 SIZE = (128, 160)
@@ -87,11 +87,11 @@ def outputs_of(name: str) -> list[list[Tensor]]:
 def losses_and_gradients(head: torch.nn.Module, name: str) -> tuple[dict, list[Tensor | None]]:
     kinds = [[each.clone().requires_grad_() for each in kind] for kind in outputs_of(name)]
     generator = torch.Generator().manual_seed(1)
-    truths = [make_truths(count, SIZE, generator) for count in (4, 6)]
+    gts = [make_gts(count, SIZE, generator) for count in (4, 6)]
     metas = [make_meta(SIZE)] * 2
-    # The teacher's edges stand before the metas' successor, the ignored truths.
+    # The teacher's edges stand before the metas' successor, the ignored gt boxes.
     extra = [make_maps(2, SIZE, generator)[1]] if name == 'LDHead' else []
-    losses = head.loss_by_feat(*kinds, truths, metas, *extra)
+    losses = head.loss_by_feat(*kinds, gts, metas, *extra)
     totals = {
         key: sum(value) if isinstance(value, list) else value for key, value in losses.items()
     }

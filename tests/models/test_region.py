@@ -12,7 +12,7 @@ from gfl_det.models.assigners.lattice import make_lattice
 from gfl_det.models.heads import distillation_losses
 from gfl_det.models.heads.distillation_losses import valuable_region
 from tests.helpers.heads import feature_sizes
-from tests.helpers.oracles import STRIDES, lattice_priors, pair_iou, random_truths
+from tests.helpers.oracles import STRIDES, lattice_priors, pair_iou, random_gts
 
 SIZE = (96, 160)
 SIZES = feature_sizes(*SIZE)
@@ -35,15 +35,15 @@ def pair_diou(a, b):
     return pair_iou(a, b) - math.dist(centre(a), centre(b)) ** 2 / (width**2 + height**2)
 
 
-def by_definition(truths, k=9):
-    """For each prior the largest IoU with a truth in whose region it lies, else 0."""
+def by_definition(gts, k=9):
+    """For each prior the largest IoU with a gt box in whose region it lies, else 0."""
     priors = lattice_priors(SIZES)
     counts = [rows * columns for rows, columns in SIZES]
     weights = np.zeros(len(priors))
-    for truth in truths:
-        distances = np.array([math.dist(centre(prior), centre(truth)) for prior in priors])
-        overlaps = np.array([pair_iou(prior, truth) for prior in priors])
-        measures = np.array([pair_diou(prior, truth) for prior in priors])
+    for gt in gts:
+        distances = np.array([math.dist(centre(prior), centre(gt)) for prior in priors])
+        overlaps = np.array([pair_iou(prior, gt) for prior in priors])
+        measures = np.array([pair_diou(prior, gt) for prior in priors])
         chosen, first = [], 0
         for count in counts:
             chosen += (np.argsort(distances[first : first + count])[:k] + first).tolist()
@@ -62,22 +62,22 @@ def flat(maps, image: int) -> np.ndarray:
 def test_region_equals_its_definition(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     counts = (4, 0, 3)
-    truths = [random_truths(count, *SIZE, generator, smallest=8, spread=2.5) for count in counts]
+    gts = [random_gts(count, *SIZE, generator, smallest=8, spread=2.5) for count in counts]
     image = torch.tensor([index for index, count in enumerate(counts) for _ in range(count)])
-    found = valuable_region(lattice_of(3), SIZES, torch.cat(truths), image, 9)
+    found = valuable_region(lattice_of(3), SIZES, torch.cat(gts), image, 9)
     assert [tuple(level.shape) for level in found] == [(3, *size) for size in SIZES]
-    for index, boxes in enumerate(truths):
+    for index, boxes in enumerate(gts):
         expected = by_definition(boxes.tolist())
         np.testing.assert_allclose(flat(found, index), expected, atol=1e-5)
         assert (expected > 0).any() == (counts[index] > 0)
 
 
 def test_chunks_of_gts_change_nothing(monkeypatch) -> None:
-    truths = random_truths(9, *SIZE, torch.Generator().manual_seed(0), smallest=8)
+    gts = random_gts(9, *SIZE, torch.Generator().manual_seed(0), smallest=8)
     image = torch.tensor([0] * 5 + [1] * 4)
-    whole = valuable_region(lattice_of(2), SIZES, truths, image, 9)
+    whole = valuable_region(lattice_of(2), SIZES, gts, image, 9)
     monkeypatch.setattr(distillation_losses, 'MAX_PAIRS', 500)
-    parts = valuable_region(lattice_of(2), SIZES, truths, image, 9)
+    parts = valuable_region(lattice_of(2), SIZES, gts, image, 9)
     assert all(torch.equal(one, other) for one, other in zip(whole, parts))
 
 
@@ -92,7 +92,7 @@ def test_chunks_of_gts_change_nothing(monkeypatch) -> None:
     ],
 )
 def test_an_invalid_gt_has_no_region(box: tuple) -> None:
-    good = random_truths(2, *SIZE, torch.Generator().manual_seed(1), smallest=16)
+    good = random_gts(2, *SIZE, torch.Generator().manual_seed(1), smallest=16)
     both = torch.cat([good, torch.tensor([box])])
     found = valuable_region(lattice_of(1), SIZES, both, torch.zeros(3, dtype=torch.long), 9)
     expected = valuable_region(lattice_of(1), SIZES, good, torch.zeros(2, dtype=torch.long), 9)

@@ -53,8 +53,8 @@ def pair(weights: str | None, **changes) -> Config:
 
 
 def batch() -> dict:
-    truth = InstanceData(bboxes=torch.tensor([[20.0, 20.0, 60.0, 70.0]]), labels=torch.tensor([3]))
-    sample = DetDataSample(gt_instances=truth)
+    gt = InstanceData(bboxes=torch.tensor([[20.0, 20.0, 60.0, 70.0]]), labels=torch.tensor([3]))
+    sample = DetDataSample(gt_instances=gt)
     sample.set_metainfo(dict(img_shape=(96, 128), ori_shape=(96, 128), scale_factor=(1.0, 1.0)))
     image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
     return dict(inputs=[image], data_samples=[sample])

@@ -10,14 +10,14 @@ import pytest
 import torch
 from mmdet.models.losses import VarifocalLoss as MMDetVarifocalLoss
 from mmdet.registry import MODELS
-from mmengine.structures import InstanceData
 from torch import nn
 
 from gfl_det.models.heads import loss as class_loss
 from gfl_det.models.losses import VarifocalLoss
 from gfl_det.models.losses.functional import varifocal_gradient, varifocal_loss
 from gfl_det.models.losses.score_losses import VarifocalLoss as Shell
-from tests.helpers.heads import head_config, losses_and_gradients, make_maps, make_meta, make_truths
+from tests.helpers.compiling import assert_compiles
+from tests.helpers.heads import head_config, losses_and_gradients, make_gts, make_maps, make_meta
 
 SIZE, INSIDE = (192, 256), (150, 200)
 
@@ -110,11 +110,11 @@ def head(options: dict, **train: Any) -> nn.Module:
 def batch(counts: tuple) -> tuple:
     generator = torch.Generator().manual_seed(0)
     maps = make_maps(len(counts), SIZE, generator)
-    truths = [make_truths(count, INSIDE, generator) for count in counts]
-    for each in truths:  # one that coarse levels see
+    gts = [make_gts(count, INSIDE, generator) for count in counts]
+    for each in gts:  # one that coarse levels see
         each.bboxes[:1] = torch.tensor([2.0, 1, 190, 148])
     shapes = [INSIDE if index else SIZE for index in range(len(counts))]
-    return maps, truths, [make_meta(shape) for shape in shapes]
+    return maps, gts, [make_meta(shape) for shape in shapes]
 
 
 class Dense(nn.Module):
@@ -152,28 +152,13 @@ def test_the_heads_sum_is_mmdets_loss_of_all_rows(counts, train, options, monkey
 def test_the_head_never_lays_out_rows(monkeypatch):
     """What makes the sum as cheap as that of Quality Focal Loss: maps are taken as they lie."""
     monkeypatch.delattr(class_loss, 'class_rows')
-    maps, truths, metas = batch((5, 3))
-    losses = head({}).loss_by_feat(*maps, truths, metas)
+    maps, gts, metas = batch((5, 3))
+    losses = head({}).loss_by_feat(*maps, gts, metas)
     assert losses['loss_cls'] > 0
     config = head_config(True, loss_cls=dict(type='gfl_det.BrierLoss'))
     with pytest.raises(NameError, match='class_rows'):
-        MODELS.build(config).loss_by_feat(*maps, truths, metas)
+        MODELS.build(config).loss_by_feat(*maps, gts, metas)
 
 
 def test_the_loss_compiles_into_one_graph():
-    maps, truths, metas = batch((4, 2))
-    leaves = [level.requires_grad_() for kind in maps for level in kind]
-    ours = head({})
-
-    def loss(cls, edges, boxes, labels):
-        instances = [InstanceData(bboxes=b, labels=n) for b, n in zip(boxes, labels)]
-        return sum(ours.loss_by_feat(cls, edges, instances, metas).values())
-
-    boxes, labels = [each.bboxes for each in truths], [each.labels for each in truths]
-    arguments = (leaves[:5], leaves[5:], boxes, labels)
-    found = torch.compile(loss, fullgraph=True, backend='aot_eager')(*arguments)
-    expected = loss(*arguments)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves)
-    )
+    assert_compiles(head({}), *batch((4, 2)))

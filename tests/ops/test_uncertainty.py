@@ -84,14 +84,14 @@ def test_intervals_hold_the_median_and_nest(seed: int, level: float, factor: flo
 def test_the_stretch_needed_is_the_least_that_contains(seed: int, level: float) -> None:
     logits, widths, centres = (each.double() for each in random_edges(seed))
     quantiles = edge_quantiles(logits, widths, centres, level)
-    truth = quantiles.median + 50 * torch.randn(
+    gt = quantiles.median + 50 * torch.randn(
         quantiles.median.shape, generator=torch.Generator().manual_seed(seed)
     )
-    needed = stretch_needed(quantiles, truth)
+    needed = stretch_needed(quantiles, gt)
     for row, side in ((0, 0), (3, 2), (7, 3)):
         stretch = float(needed[row, side])
-        assert edge_intervals(quantiles, stretch * (1 + 1e-9)).contain(truth)[row, side]
-        assert not edge_intervals(quantiles, stretch * (1 - 1e-6)).contain(truth)[row, side]
+        assert edge_intervals(quantiles, stretch * (1 + 1e-9)).contain(gt)[row, side]
+        assert not edge_intervals(quantiles, stretch * (1 - 1e-6)).contain(gt)[row, side]
 
 
 def test_borders_cut() -> None:

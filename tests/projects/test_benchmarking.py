@@ -16,7 +16,7 @@ from projects.benchmark import models, parts, report, suite, whole
 from projects.benchmark.loading import loading_rows
 
 QUICK = Runs(repeats=0, seconds=0)
-SMALL = parts.Case(size=(96, 128), batch=1, truths=3, classes=4)
+SMALL = parts.Case(size=(96, 128), batch=1, gts=3, classes=4)
 
 
 def test_functions_run_in_turns() -> None:

@@ -55,10 +55,10 @@ def test_only_the_head_differs(name: str) -> None:
 @pytest.mark.parametrize('name', NAMES)
 def test_each_trains_and_predicts(name: str) -> None:
     cfg, _ = plain(name)
-    truth = InstanceData(
+    gt = InstanceData(
         bboxes=torch.tensor([[10.0, 10, 70, 80]]), labels=torch.tensor([1], dtype=torch.int64)
     )
-    sample = DetDataSample(gt_instances=truth)
+    sample = DetDataSample(gt_instances=gt)
     sample.set_metainfo(dict(img_shape=(96, 128), ori_shape=(96, 128), scale_factor=(1.0, 1.0)))
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet'):

@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
 import gfl_det
-from gfl_det.calibration import evaluate_detections, truths_from_coco
+from gfl_det.calibration import evaluate_detections, gts_from_coco
 from gfl_det.calibration.splits import Judged
 from gfl_det.datasets.digits.build import DigitsRecipe, build_digits
 from gfl_det.errors import DataError
@@ -39,14 +39,14 @@ def dataset(images: int, name: str = '') -> dict:
 
 
 def judged(images: int, wrongness: float, seed: int = 0, name: str = '') -> Judged:
-    """Shifted truths, misses and inventions, scored with their IoU to the power of a number."""
+    """Shifted gt boxes, misses and inventions, scored with their IoU to the power of a number."""
     generator = np.random.default_rng(seed)
-    truths = truths_from_coco(dataset(images, name))
-    boxes = truths.boxes + generator.uniform(-9, 9, (len(truths.boxes), 1)) * [1, 0, 0, 0]
+    gts = gts_from_coco(dataset(images, name))
+    boxes = gts.boxes + generator.uniform(-9, 9, (len(gts.boxes), 1)) * [1, 0, 0, 0]
     missed = generator.random(len(boxes)) < 0.3
     boxes[missed, 1] += 500
-    found = Detections(truths.image, truths.label, boxes, np.full(len(boxes), 0.5))
-    (matches,) = match(found, truths, [0.0], 'reject')
+    found = Detections(gts.image, gts.label, boxes, np.full(len(boxes), 0.5))
+    (matches,) = match(found, gts, [0.0], 'reject')
     iou = np.zeros(len(boxes))
     iou[matches.row] = matches.iou
     iou[missed] = generator.uniform(0, 0.02, int(missed.sum()))
@@ -55,7 +55,7 @@ def judged(images: int, wrongness: float, seed: int = 0, name: str = '') -> Judg
         boxes=np.add(found.boxes, [0, 600, 0, 0]),
         scores=generator.uniform(0, 0.02, len(iou)) ** wrongness,
     )
-    return Judged(truths, Detections(*map(np.concatenate, zip(found, wrong))))
+    return Judged(gts, Detections(*map(np.concatenate, zip(found, wrong))))
 
 
 def test_true_scores_stay_and_others_are_mended() -> None:
@@ -89,25 +89,25 @@ def test_raw_rows_are_the_detections_as_they_are() -> None:
         for each in compare('a', judged(20, 0.5), test)
         if (each.method, each.view) == ('identity', 'all')
     )
-    metrics = evaluate_detections(test.detections, test.truths)
+    metrics = evaluate_detections(test.detections, test.gts)
     assert {name: raw.metrics[name] for name in metrics} == pytest.approx(metrics, nan_ok=True)
 
 
 def test_halves_of_one_split_do_not_overlap_and_the_same_images_are_refused() -> None:
     whole = judged(12, 1)
     for fitting, test in halves(whole, 3):
-        assert not set(fitting.truths.image_ids) & set(test.truths.image_ids)
-        assert len(fitting.truths.image_ids) == 6
+        assert not set(fitting.gts.image_ids) & set(test.gts.image_ids)
+        assert len(fitting.gts.image_ids) == 6
     with pytest.raises(DataError, match='used to fit'):
         next(compare('a', whole, whole))
 
 
 def test_kept_detections_read_as_they_were(tmp_path) -> None:
     whole = judged(5, 0.7)
-    truths, results = tmp_path / 'truths.json', tmp_path / 'results.json'
-    truths.write_text(json.dumps(dataset(5)))
+    gts, results = tmp_path / 'gts.json', tmp_path / 'results.json'
+    gts.write_text(json.dumps(dataset(5)))
     keep(whole, results)
-    again = read_pair(str(truths), str(results))
+    again = read_pair(str(gts), str(results))
     for one, other in zip(again.detections, whole.detections):
         assert (one == other).all()
 
@@ -118,13 +118,13 @@ def run(monkeypatch, *words: str) -> None:
 
 
 def test_the_tool_averages_rows_of_one_name(tmp_path, monkeypatch, capsys) -> None:
-    truths = tmp_path / 'truths.json'
-    truths.write_text(json.dumps(dataset(16)))
+    gts = tmp_path / 'gts.json'
+    gts.write_text(json.dumps(dataset(16)))
     words = []
     for number in range(2):
         results = tmp_path / f'{number}.json'
         keep(judged(16, 0.5, number), results)
-        words += ['--results', 'bold', str(truths), str(results), 'none', 'none']
+        words += ['--results', 'bold', str(gts), str(results), 'none', 'none']
     out = tmp_path / 'new' / 'values.json'
     run(monkeypatch, *words, '--halves', '2', '--out', str(out))
     printed = capsys.readouterr()
@@ -159,8 +159,8 @@ def test_the_tool_runs_detectors(tmp_path, monkeypatch, capsys) -> None:
     run(monkeypatch, *words, *rest, 'val_dataloader.num_workers=0')
     direct = capsys.readouterr().out
     kept = tmp_path / 'random-0.val.bbox.json'
-    truths = str(tmp_path / 'data' / 'annotations' / 'val.json')
-    files = ['--results', 'random', truths, str(kept), '-', '-']
+    gts = str(tmp_path / 'data' / 'annotations' / 'val.json')
+    files = ['--results', 'random', gts, str(kept), '-', '-']
     run(monkeypatch, *files, '--halves', '1', '--out', str(out))
     tables = [text[text.index('| detector') :] for text in (direct, capsys.readouterr().out)]
     assert tables[0] == tables[1]

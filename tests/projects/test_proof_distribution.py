@@ -17,11 +17,11 @@ from tests.helpers.edge_scenes import scene
 
 
 def test_pooled_splits_keep_their_own_images_apart() -> None:
-    """Both scenes number their images from 0; nothing of one may match a truth of the other."""
+    """Both scenes number their images from 0; nothing of one may match a gt box of the other."""
     parts = [scene(0, images=8), scene(1, images=6)]
-    truths, found = distribution.pool(parts)
-    assert len(set(truths.image_ids)) == len(set(truths.image_keys)) == 14
-    (whole,) = calibration.match(found.detections, truths, [0.5])
+    gts, found = distribution.pool(parts)
+    assert len(set(gts.image_ids)) == len(set(gts.image_keys)) == 14
+    (whole,) = calibration.match(found.detections, gts, [0.5])
     each = [calibration.match(part.detections, own, [0.5])[0] for own, part in parts]
     assert sorted(whole.iou) == pytest.approx(sorted(np.concatenate([m.iou for m in each])))
     second = found.take(found.detections.image >= 8)
@@ -31,10 +31,10 @@ def test_pooled_splits_keep_their_own_images_apart() -> None:
 
 def test_the_threshold_of_nms_is_tuned_on_the_half_to_fit_on() -> None:
     """Two suppressions, of which one loses every second detection: the other is chosen."""
-    truths, found = scene(2)
+    gts, found = scene(2)
     half = found.take(np.arange(len(found.detections.image)) % 2 == 0)
     by_kind = {'nms 0.4': half, 'nms 0.6': found, distribution.SOFT: half}
-    outcomes = list(distribution.compare('scene', truths, found, 1, by_kind))
+    outcomes = list(distribution.compare('scene', gts, found, 1, by_kind))
     metrics = {(each.calibrator, each.view): each.metrics for each in outcomes}
     for view in distribution.VIEWS:
         assert metrics[distribution.TUNED, view] == metrics['isotonic', view]
@@ -42,20 +42,20 @@ def test_the_threshold_of_nms_is_tuned_on_the_half_to_fit_on() -> None:
 
 
 def test_each_calibrator_is_judged_on_the_half_it_has_not_seen() -> None:
-    truths, found = scene(2)
-    outcomes = list(distribution.compare('scene', truths, found, seeds=1))
+    gts, found = scene(2)
+    outcomes = list(distribution.compare('scene', gts, found, seeds=1))
     kinds = {(each.view, each.calibrator) for each in outcomes}
     assert len(outcomes) == len(kinds) == len(distribution.VIEWS) * len(distribution.CALIBRATORS)
     by_kind = {(each.view, each.calibrator): each.metrics for each in outcomes}
 
-    first, second = split_images(truths, 0)
-    own, half = take_edge_images(truths, found, second)
+    first, second = split_images(gts, 0)
+    own, half = take_edge_images(gts, found, second)
     expected = calibration.evaluate_detections(half.detections, own)
     for metric in distribution.METRICS:
         assert by_kind['all', 'raw'][metric] == expected[metric]
-    fit_truths, fitting = take_edge_images(truths, found, first)
+    fit_gts, fitting = take_edge_images(gts, found, first)
     chosen = calibration.DistributionSettings(('score', 'distribution'), cuts=('lrp', 'lrp'))
-    fitted = calibration.fit_distribution_calibrator(fitting, fit_truths, chosen)
+    fitted = calibration.fit_distribution_calibrator(fitting, fit_gts, chosen)
     kept = calibration.evaluate_detections(fitted.apply(half)[0].detections, own)
     shown = by_kind['kept', 'score, edges']
     for metric in ('LaECE_0', 'LaACE_0', 'LRP_0'):

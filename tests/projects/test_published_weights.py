@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from gfl_det.calibration.distribution import EdgeDetections
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from projects.calibration_study import published_weights as study
 
 IMAGES = 60
 
 
-def scene() -> tuple[Truths, EdgeDetections]:
+def scene() -> tuple[GroundTruth, EdgeDetections]:
     """One object per image; the score is half of the IoU, a wider distribution a worse edge."""
     image, label = np.arange(IMAGES), np.zeros(IMAGES, int)
     boxes = np.tile([10.0, 10.0, 100.0, 50.0], (IMAGES, 1))
-    gts = Truths(
+    gts = GroundTruth(
         [*range(IMAGES)],
         [*map(str, range(IMAGES))],
         [1],

@@ -21,7 +21,7 @@ from gfl_det.swap.pyramid import measure_strides, read_pyramid
 from gfl_det.swap.swap import carry_over, match_weights
 from projects.zoo import zoo
 from tests.helpers.commands import run_tool
-from tests.helpers.heads import make_meta, make_truths
+from tests.helpers.heads import make_gts, make_meta
 from tests.helpers.swapping import zoo_config
 
 RETINA, ATSS = 'retinanet/retinanet_r50_fpn_1x_coco', 'atss/atss_r50_fpn_1x_coco'
@@ -233,9 +233,9 @@ def test_proposals_of_two_stages_under_autocast() -> None:
     size, generator = (128, 160), torch.Generator().manual_seed(0)
     samples = []
     for count in (3, 0):
-        truths = make_truths(count, size, generator)
-        truths.labels = torch.zeros_like(truths.labels)
-        samples.append(DetDataSample(gt_instances=truths, metainfo=make_meta(size)))
+        gts = make_gts(count, size, generator)
+        gts.labels = torch.zeros_like(gts.labels)
+        samples.append(DetDataSample(gt_instances=gts, metainfo=make_meta(size)))
     with torch.autocast('cpu', dtype=torch.bfloat16):
         features = detector.extract_feat(torch.randn(2, 3, *size, generator=generator))
         losses, proposals = detector.rpn_head.loss_and_predict(

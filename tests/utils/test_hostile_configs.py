@@ -112,9 +112,9 @@ def test_a_config_that_ends_the_program_does_not_end_the_tool(tmp_path: Path) ->
 
 def score_calibrator(path: Path) -> None:
     rng = np.random.default_rng(0)
-    truths = [(i, i % 2, (10 * i, 0, 8, 8), False) for i in range(12)]
+    gts = [(i, i % 2, (10 * i, 0, 8, 8), False) for i in range(12)]
     found = [(i, i % 2, (10 * i, rng.integers(4), 8, 8), rng.uniform(0.2, 0.9)) for i in range(12)]
-    data = scene(truths, found, ('cat', 'dog'), images=12)
+    data = scene(gts, found, ('cat', 'dog'), images=12)
     calibrator = calibration.fit_calibrator(
         *data, calibration.Settings('isotonic', tau=0.3, cuts=('lrp', 0.2)), 'GFLHead'
     )

@@ -12,7 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 
 import gfl_det
 from gfl_det.calibration import (
@@ -29,7 +31,8 @@ from gfl_det.engine import runner
 from gfl_det.engine.runner import detect_edges
 from gfl_det.engine.training.checkpoints import best_checkpoint
 from gfl_det.errors import CheckpointError, ConfigError, DataError
-from gfl_det.evaluation.detections import detections_from_coco, truths_from_coco
+from gfl_det.evaluation.detections import detections_from_coco, gts_from_coco
+from gfl_det.inference.results import ImageResult
 from gfl_det.visualization.edges import NORMAL_BINS
 from gfl_det.visualization.report import analyse, draw_gallery, render
 from gfl_det.visualization.report.analysis import data_statistics
@@ -95,7 +98,7 @@ def test_a_report_of_results(files, tmp_path):
     assert re.search(r'report: .*report\.html \(\d\.\d MB\)', done.stdout)
     assert '7/7 analyses' in done.stderr
     values = data_of(out)
-    assert values['counts'][:2] == [['images', 10], ['gt boxes', len(read(files).truths.label)]]
+    assert values['counts'][:2] == [['images', 10], ['gt boxes', len(read(files).gts.label)]]
     judged = [index for index, row in enumerate(values['images']) if row[1] is not None]
     assert sorted(entry['image'] for entry in values['pictures']) == judged
     assert values['uncertainty']['sides']['left']['edges'] > 0
@@ -145,9 +148,9 @@ def test_a_calibrator_gives_two_sides(files, tmp_path):
     dataset['categories'][1]['name'] = HOSTILE
     for image in dataset['images']:
         image['file_name'] = f'other{image["id"]}.jpg'
-    truths = truths_from_coco(dataset)
+    gts = gts_from_coco(dataset)
     path = tmp_path / 'calibrator.json'
-    save_calibrator(fit_calibrator(detections_from_coco(results, truths), truths, Settings()), path)
+    save_calibrator(fit_calibrator(detections_from_coco(results, gts), gts, Settings()), path)
     data = read(files, calibrator=str(path))
     sides = analyse(data).values['reliability']
     assert [side['name'] for side in sides] == ['raw', 'calibrated']
@@ -155,14 +158,14 @@ def test_a_calibrator_gives_two_sides(files, tmp_path):
     mapped = load_calibrator(path).calibrate(raw.scores, raw.label)
     assert np.abs(mapped - raw.scores).max() > 0.1
     for side, scores in zip(sides, (raw.scores, mapped)):
-        metrics = evaluate_detections(raw._replace(scores=scores), data.truths)
+        metrics = evaluate_detections(raw._replace(scores=scores), data.gts)
         assert side['metrics']['LaECE_0'] == metrics['LaECE_0']
         assert side['floors']['LaECE_0'][1] == metrics['LaECE_0_floor_95']
         held = np.nansum(side['number'][0] * side['score'][0])
         assert held == pytest.approx(scores.sum())  # 20 an image: all of them count
     np.testing.assert_array_equal(data.raw_scores, read(files).detections.scores)
     own = tmp_path / 'own.json'
-    save_calibrator(fit_calibrator(read(files).detections, data.truths, Settings()), own)
+    save_calibrator(fit_calibrator(read(files).detections, data.gts, Settings()), own)
     with pytest.raises(DataError, match=r'used to fit'):
         read(files, calibrator=str(own))
 
@@ -172,7 +175,7 @@ def test_intervals_of_metrics_on_request(files):
     (side,) = analyse(data).values['reliability']
     assert side['intervals'] == {}
     (side,) = analyse(data, resamples=40).values['reliability']
-    wanted = evaluate_detections(data.detections, data.truths, resamples=40)
+    wanted = evaluate_detections(data.detections, data.gts, resamples=40)
     assert set(side['intervals']) == {'AP', 'AP50', 'AP75', 'LaECE_0', 'LaACE_0', 'D-ECE', 'oLRP'}
     assert side['intervals']['AP'] == [wanted['AP_low'], wanted['AP_high']]
 
@@ -209,6 +212,50 @@ def test_soft_edges_from_deviations_have_these_deviations(files):
     variance = (bins.probabilities * (bins.positions - mean[..., None]) ** 2).sum(-1)
     np.testing.assert_allclose(np.sqrt(variance), data.edge_std[rows], rtol=0.02)
     assert len(NORMAL_BINS) == bins.positions.shape[-1]
+
+
+def test_the_folder_of_infer_many_gives_the_page_of_its_coco_results(files, tmp_path):
+    shards = pytest.importorskip('gfl_det.inference.shards', reason='needs pyarrow')
+    dataset = json.loads(files['truths'].read_text())
+    classes = tuple(each['name'] for each in dataset['categories'])
+    rng = torch.Generator().manual_seed(0)
+    results = []
+    for image in dataset['images']:
+        boxes = torch.tensor(
+            [each['bbox'] for each in dataset['annotations'] if each['image_id'] == image['id']]
+        ).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        number, noise = len(boxes), torch.rand(len(boxes), 16, generator=rng)
+        found = InstanceData(
+            bboxes=boxes + noise[:, :4],
+            scores=noise[:, 4],
+            raw_scores=noise[:, 5],
+            labels=torch.arange(number) % len(classes),
+            edge_std=noise[:, 6:10],
+            edge_low=boxes - noise[:, 10:14],
+            edge_high=boxes + 1 + noise[:, 10:14],
+        )
+        results.append(ImageResult(f'there/{image["file_name"]}', (480, 640), found, classes))
+    folder = shards.ResultFolder(tmp_path / 'many')
+    parts = [shards.Shard(number, ('',)) for number in (0, 1)]
+    folder.start(parts, dict(level=0.8))
+    for part, mine in zip(parts, (results[:4], results[4:])):
+        folder.commit(part, mine)
+    with pytest.raises(DataError, match='2 of 2 shards: repeat'):
+        read({**files, 'results': folder.path})
+    folder.finish()
+    by_json = {**files, 'results': tmp_path / 'coco.json'}
+    by_json['results'].write_text(json.dumps(shards.coco_results(folder.path, dataset)))
+    pages = []
+    for given in (by_json, {**files, 'results': folder.path}):
+        words = [str(given['results']), '--truths', str(given['truths']), '--quiet']
+        words += ['--images', str(given['images']), '--out', str(tmp_path / 'page.html')]
+        pages.append(data_of(report.report(report.parse_arguments(words))))
+    for page in pages:
+        del page['title'], page['facts']
+    assert pages[1]['uncertainty'].pop('level') == 0.8  # of the manifest, which JSON lacks
+    assert pages[0]['uncertainty'].pop('level') is None
+    assert pages[0] == pages[1]
 
 
 def test_no_detections_and_no_gts(files, tmp_path):
@@ -297,8 +344,8 @@ def test_statistics_of_a_drawn_data_set():
             )
         ],
     )
-    truths = truths_from_coco(dataset)
-    found = data_statistics(truths, *annotated_sizes(dataset, truths))
+    gts = gts_from_coco(dataset)
+    found = data_statistics(gts, *annotated_sizes(dataset, gts))
     assert [tuple(row[:3]) for row in found['classes']] == [(2, 1, 16.0), (0, 0, None)]
     assert found['classes'][0][3:] == pytest.approx((2 / 3, 1 / 3, 0))
     assert found['per_image'].tolist() == [1, 1, 1]
@@ -313,10 +360,10 @@ def test_statistics_of_a_drawn_data_set():
 def test_a_non_finite_area_is_that_of_the_box(files, tmp_path, area):
     dataset = json.loads(files['truths'].read_text())
     dataset['annotations'][2]['area'] = area
-    path = tmp_path / 'truths.json'
+    path = tmp_path / 'gts.json'
     path.write_text(json.dumps(dataset))
     expected = read(files)
-    width, height = expected.truths.boxes[2, 2:]
+    width, height = expected.gts.boxes[2, 2:]
     found = read({**files, 'truths': path})
     assert found.area[2] == width * height
     assert found.area.tolist()[:2] == expected.area.tolist()[:2]
@@ -325,7 +372,7 @@ def test_a_non_finite_area_is_that_of_the_box(files, tmp_path, area):
 def test_names_with_invalid_unicode_are_written(files, tmp_path):
     dataset = json.loads(files['truths'].read_text())
     dataset['categories'][0]['name'] = '\ud800'
-    path = tmp_path / 'truths.json'
+    path = tmp_path / 'gts.json'
     path.write_text(json.dumps(dataset))
     out = tmp_path / 'report.html'
     words = [files['results'], '--truths', path, '--out', out, '--quiet', '--title', 'x \udc80']
@@ -419,15 +466,15 @@ def test_a_calibrator_ranks_the_pool_that_it_has_in_the_detector(trained, tmp_pa
     checkpoint = str(work_dir / 'epoch_1.pth')
     cfg.model.test_cfg.max_per_img = 60
     cfg.val_dataloader.batch_size = 1
-    truths, found = detect_edges(cfg, checkpoint, 'val')
+    gts, found = detect_edges(cfg, checkpoint, 'val')
     rows = np.arange(len(found.detections.scores))[::3]  # some of what is found is true
     known = {
         name: values[rows]
         for name, values in found.detections._asdict().items()
         if name != 'scores'
     }
-    others = truths._replace(
-        image_keys=[f'other {key}' for key in truths.image_keys],
+    others = gts._replace(
+        image_keys=[f'other {key}' for key in gts.image_keys],
         crowd=np.zeros(len(rows), bool),
         **known,
     )
@@ -452,7 +499,7 @@ def test_a_calibrator_ranks_the_pool_that_it_has_in_the_detector(trained, tmp_pa
     assert data.raw_scores[data.detections.image == 0].min() < best_of_all.min()
 
     monkeypatch.setattr(runner, 'build_runner', pytest.fail)  # what follows is refused before
-    seen = replace(fitted, source=fitted.source._replace(images=tuple(truths.image_keys)))
+    seen = replace(fitted, source=fitted.source._replace(images=tuple(gts.image_keys)))
     for other, message in (
         (seen, '3 of 3 images were used to fit'),
         (replace(fitted, score_type='GFLv2Head'), "for scores of 'GFLv2Head', not"),

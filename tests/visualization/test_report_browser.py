@@ -227,7 +227,7 @@ def test_the_page_of_a_calibrator_has_its_two_sections(tmp_path):
     for name, content in (('t.json', dataset), ('r.json', results)):
         (tmp_path / name).write_text(json.dumps(content))
     data = read_results(str(tmp_path / 'r.json'), str(tmp_path / 't.json'))
-    found, gts = data.detections, data.truths
+    found, gts = data.detections, data.gts
     calibrator = fit_calibrator(found, gts, Settings('linear'))
     measured = evaluate_detections(found, gts)
     both = (measured, measured)

@@ -12,7 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from gfl_det.calibration import Detections, detections_from_coco, match, truths_from_coco
+from gfl_det.calibration import Detections, detections_from_coco, gts_from_coco, match
 from gfl_det.evaluation.evaluate import keep_above
 from gfl_det.evaluation.matching import FALSE, TRUE
 from gfl_det.visualization.report import curves
@@ -45,17 +45,17 @@ def data():
     for index, entry in enumerate(dataset['annotations']):
         entry['iscrowd'] = int(index % 9 == 0)
         entry['area'] *= 0.6  # as of a mask in the box
-    truths = truths_from_coco(dataset)
-    return dataset, results, truths, detections_from_coco(results, truths)
+    gts = gts_from_coco(dataset)
+    return dataset, results, gts, detections_from_coco(results, gts)
 
 
 @pytest.mark.parametrize('faster', [False, True])
 def test_the_table_is_pycocotools(data, faster, monkeypatch):
-    dataset, results, truths, found = data
+    dataset, results, gts, found = data
     if faster and not curves.has_faster_coco_eval():
         pytest.skip('faster_coco_eval is not installed')
     monkeypatch.setattr(curves, 'has_faster_coco_eval', lambda: faster)
-    table = coco_table(truths, annotated_sizes(dataset, truths)[0], found)
+    table = coco_table(gts, annotated_sizes(dataset, gts)[0], found)
     known = COCO()
     known.dataset = deepcopy(dataset)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -76,12 +76,10 @@ def test_the_table_is_pycocotools(data, faster, monkeypatch):
 
 
 def test_a_table_of_nothing(data):
-    dataset, _, truths, found = data
-    table = coco_table(
-        truths, annotated_sizes(dataset, truths)[0], found.take(np.zeros(0, np.int64))
-    )
+    dataset, _, gts, found = data
+    table = coco_table(gts, annotated_sizes(dataset, gts)[0], found.take(np.zeros(0, np.int64)))
     assert table.ap[0].tolist() == [0, 0, 0]
-    bare = truths._replace(**{name: getattr(truths, name)[:0] for name in truths._fields[4:]})
+    bare = gts._replace(**{name: getattr(gts, name)[:0] for name in gts._fields[4:]})
     assert np.isnan(coco_table(bare, np.zeros(0), found).ap).all()
 
 
@@ -94,48 +92,48 @@ def test_areas_are_those_annotated_or_of_the_boxes():
             dict(id=2, image_id=1, category_id=2, bbox=[0, 0, 4, 5], area=7),
         ],
     )
-    truths = truths_from_coco(dataset)
-    assert annotated_sizes(dataset, truths)[0].tolist() == [20, 7]
-    assert annotated_sizes(dataset, truths.of_classes(['b']))[0].tolist() == [7]
+    gts = gts_from_coco(dataset)
+    assert annotated_sizes(dataset, gts)[0].tolist() == [20, 7]
+    assert annotated_sizes(dataset, gts.of_classes(['b']))[0].tolist() == [7]
 
 
-def f1_of(found: Detections, truths, least: float, label: int | None) -> float:
-    (matches,) = match(found.take(keep_above(found, least)), truths, [0.5])
+def f1_of(found: Detections, gts, least: float, label: int | None) -> float:
+    (matches,) = match(found.take(keep_above(found, least)), gts, [0.5])
     mine = np.ones(len(matches.label), bool) if label is None else matches.label == label
     right = (matches.state[mine] == TRUE).sum()
     wrong = (matches.state[mine] == FALSE).sum()
-    number = truths.counts().sum() if label is None else truths.counts()[label]
+    number = gts.counts().sum() if label is None else gts.counts()[label]
     return 2 * right / (right + wrong + number)
 
 
 @pytest.mark.parametrize('label', [None, 0, 2])
 def test_the_best_cut_beats_every_other(data, label):
-    _, _, truths, found = data
+    _, _, gts, found = data
     found = found._replace(scores=found.scores.round(2))  # equal scores stay or go together
-    (matches,) = match(found, truths, [0.5])
+    (matches,) = match(found, gts, [0.5])
     cuts = best_cuts(matches)
     row = 0 if label is None else label + 1
-    every = [f1_of(found, truths, score, label) for score in np.unique(found.scores)]
+    every = [f1_of(found, gts, score, label) for score in np.unique(found.scores)]
     assert cuts.f1[row] == pytest.approx(max(every))
-    assert f1_of(found, truths, cuts.threshold[row], label) == pytest.approx(max(every))
+    assert f1_of(found, gts, cuts.threshold[row], label) == pytest.approx(max(every))
     p, r = cuts.precision[row], cuts.recall[row]
     assert cuts.f1[row] == pytest.approx(2 * p * r / (p + r))
     for place in (0, 30, 77, 100):
-        wanted = f1_of(found, truths, GRID[place], label)
+        wanted = f1_of(found, gts, GRID[place], label)
         assert cuts.curve[row, place] == pytest.approx(wanted)
 
 
 def test_cuts_of_classes_without_gts_or_true_positives():
-    found, truths = scene([(0, 0, UNIT, False)], [(0, 0, FAR, 0.9), (0, 1, FAR, 0.8)], ('a', 'b'))
-    cuts = best_cuts(match(found, truths, [0.5])[0])
+    found, gts = scene([(0, 0, UNIT, False)], [(0, 0, FAR, 0.9), (0, 1, FAR, 0.8)], ('a', 'b'))
+    cuts = best_cuts(match(found, gts, [0.5])[0])
     assert cuts.f1[:2].tolist() == [0, 0]
     assert np.isnan(cuts.f1[2])
     assert np.isnan(cuts.threshold).all()
 
 
 def test_edges_are_compared_with_their_gts():
-    truths = [(0, 0, UNIT, False), (0, 0, FAR, False)]
-    found, known = scene(truths, [(0, 0, FAR, 0.3), (0, 0, (1, 0, 9, 8), 0.9), (0, 0, FAR, 0.2)])
+    gts = [(0, 0, UNIT, False), (0, 0, FAR, False)]
+    found, known = scene(gts, [(0, 0, FAR, 0.3), (0, 0, (1, 0, 9, 8), 0.9), (0, 0, FAR, 0.2)])
     std = np.arange(12.0).reshape(3, 4)
     low = np.array([[50, 50, 60, 60], [1.5, 0, 9, 8], [0, 0, 0, 0]], float)
     (matches,) = match(found, known, [0.5])
@@ -197,7 +195,7 @@ def test_long_curves_are_thinned_and_keep_their_mean(tmp_path):
 
 
 def judged_scene():
-    truths = [(0, 0, UNIT, False), (1, 0, UNIT, False), (1, 1, FAR, False), (3, 0, UNIT, True)]
+    gts = [(0, 0, UNIT, False), (1, 0, UNIT, False), (1, 1, FAR, False), (3, 0, UNIT, True)]
     found = [
         (0, 0, UNIT, 0.9),
         (1, 0, (0, 0, 10, 8), 0.9),
@@ -205,16 +203,16 @@ def judged_scene():
         (1, 0, UNIT, 0.7),
         (2, 1, FAR, 0.6),
     ]
-    detections, known = scene(truths, found, ('a', 'b'), 4)
+    detections, known = scene(gts, found, ('a', 'b'), 4)
     return judge_images(find_errors(detections, known), detections.image, known)
 
 
 def test_quality_and_errors_of_images():
     judged = judged_scene()
-    # Of the second image: one hit of IoU .8, two false ones, one truth that is not found.
+    # Of the second image: one hit of IoU .8, two false ones, one gt box that is not found.
     np.testing.assert_allclose(judged.quality, [1, 1 - (0.2 / 0.5 + 2 + 1) / 4, 0, np.nan])
     assert judged.counts.tolist() == [[1, 1, 0, 1], [1, 3, 0, 1], [2, 4, 1, 1]]
-    assert judged.truths.tolist() == [1, 2, 0, 0]
+    assert judged.gts.tolist() == [1, 2, 0, 0]
     assert judged.right.tolist() == [1, 1, 0, 0]
 
 
@@ -226,8 +224,8 @@ def test_the_worst_images_come_first_and_empty_ones_never():
 
 
 def test_every_kind_and_class_is_shown_if_there_is_room(data):
-    _, _, truths, found = data
-    judged = judge_images(find_errors(found, truths), found.image, truths)
+    _, _, gts, found = data
+    judged = judge_images(find_errors(found, gts), found.image, gts)
     chosen = choose_images(judged, 10)
     assert len(chosen) == len(set(chosen)) == 10
     shown = judged.counts[np.isin(judged.counts[:, 0], chosen)]
@@ -239,7 +237,7 @@ def test_every_kind_and_class_is_shown_if_there_is_room(data):
 
 
 def test_a_short_choice_has_the_best_and_every_kind():
-    """A hundred images with a missed truth, which are worse than one image of each other kind."""
+    """A hundred images with a missed gt box, which are worse than one image of each other kind."""
     rows = [[image, MISSED, 0, 9] for image in range(100)]
     rows += [[100 + kind, kind, 1, 1] for kind in range(MISSED)]
     quality = np.concatenate([np.linspace(0, 0.1, 100), np.linspace(0.5, 0.6, MISSED), [1.0]])

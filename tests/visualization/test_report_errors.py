@@ -7,7 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from gfl_det.calibration import Detections, Truths
+from gfl_det.calibration import Detections, GroundTruth
 from gfl_det.evaluation.functional import average_precision
 from gfl_det.evaluation.matching import FALSE, TRUE, match, overlaps
 from gfl_det.visualization.report import KINDS, confusion_matrix, find_errors, oracle_gains
@@ -22,24 +22,24 @@ GRAZE = (0, 0, 10, 1)  # IoU .1, the least that is on it
 FAR = (50, 50, 10, 10)
 
 
-def scene(truths: list[tuple], detections: list[tuple], images: int = 1):
-    return scene_with_crowds([(*each, False) for each in truths], detections, ('a', 'b'), images)
+def scene(gts: list[tuple], detections: list[tuple], images: int = 1):
+    return scene_with_crowds([(*each, False) for each in gts], detections, ('a', 'b'), images)
 
 
-def kinds_of(truths: list[tuple], detections: list[tuple]) -> tuple[list[str], list[bool]]:
-    """Kinds of the detections in their order, '' for none, and which truths are missed."""
-    found, known = scene(truths, detections)
+def kinds_of(gts: list[tuple], detections: list[tuple]) -> tuple[list[str], list[bool]]:
+    """Kinds of the detections in their order, '' for none, and which gt boxes are missed."""
+    found, known = scene(gts, detections)
     errors = find_errors(found, known)
     kinds = dict(zip(errors.found.row.tolist(), errors.kind.tolist()))
     names = [KINDS[kinds[row]] if kinds[row] >= 0 else '' for row in range(len(detections))]
     return names, errors.missed.tolist()
 
 
-def pair_iou(found: Detections, row: int, truths: Truths, index: int) -> float:
-    return overlaps(found.boxes[[row]], truths.boxes[[index]], np.zeros(1, bool))[0]
+def pair_iou(found: Detections, row: int, gts: GroundTruth, index: int) -> float:
+    return overlaps(found.boxes[[row]], gts.boxes[[index]], np.zeros(1, bool))[0]
 
 
-def random_scene(seed: int, tidy: bool = False) -> tuple[Detections, Truths]:
+def random_scene(seed: int, tidy: bool = False) -> tuple[Detections, GroundTruth]:
     """Crowded, on a coarse grid, so that equal overlaps and equal scores abound.
 
     A tidy one has none of these, nor marked crowds.
@@ -51,7 +51,7 @@ def random_scene(seed: int, tidy: bool = False) -> tuple[Detections, Truths]:
         corner, side = rng.integers(0, 6, (size, 2)), rng.integers(2, 7, (size, 2))
         return np.concatenate([corner, side], 1) + tidy * rng.random((size, 4))
 
-    truths = Truths(
+    gts = GroundTruth(
         list(range(images)),
         [str(index) for index in range(images)],
         list(range(classes)),
@@ -67,7 +67,7 @@ def random_scene(seed: int, tidy: bool = False) -> tuple[Detections, Truths]:
         boxes(count),
         rng.permutation(count) / 50 if tidy else rng.integers(1, 9, count) / 10,
     )
-    return found, truths
+    return found, gts
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_class_comes_before_duplicate_and_localisation_before_class():
 
 
 def test_other_images_and_crowds_hold_no_errors():
-    found, truths = scene([(0, 0, UNIT), (1, 1, FAR)], [(0, 1, FAR, 0.9)], 2)
-    assert find_errors(found, truths).kind.tolist() == [KINDS.index('background')]
-    crowd = truths._replace(crowd=np.array([True, False]))
+    found, gts = scene([(0, 0, UNIT), (1, 1, FAR)], [(0, 1, FAR, 0.9)], 2)
+    assert find_errors(found, gts).kind.tolist() == [KINDS.index('background')]
+    crowd = gts._replace(crowd=np.array([True, False]))
     found = found._replace(boxes=np.array([RIGHT], float), label=np.array([0]))
     errors = find_errors(found, crowd)
     assert errors.kind.tolist() == [-1]
@@ -118,25 +118,25 @@ def test_other_images_and_crowds_hold_no_errors():
 
 
 def test_nothing_at_all():
-    found, truths = scene([(0, 0, UNIT)], [(0, 0, UNIT, 0.9)])
+    found, gts = scene([(0, 0, UNIT)], [(0, 0, UNIT, 0.9)])
     nothing = found.take(np.zeros(0, np.int64))
-    errors = find_errors(nothing, truths)
+    errors = find_errors(nothing, gts)
     assert errors.missed.tolist() == [True]
-    assert oracle_gains(errors, truths)['AP'] == 0
-    bare = truths._replace(**{name: getattr(truths, name)[:0] for name in truths._fields[4:]})
+    assert oracle_gains(errors, gts)['AP'] == 0
+    bare = gts._replace(**{name: getattr(gts, name)[:0] for name in gts._fields[4:]})
     assert np.isnan(oracle_gains(find_errors(found, bare), bare)['AP'])
     assert confusion_matrix(nothing, bare, find_errors(nothing, bare)).sum() == 0
 
 
-def definition(found: Detections, truths: Truths, row: int, is_false: bool) -> str:
+def definition(found: Detections, gts: GroundTruth, row: int, is_false: bool) -> str:
     """The definitions word by word, for a detection."""
     if not is_false:
         return ''
     own = other = 0.0
-    for index in range(len(truths.label)):
-        if truths.image[index] == found.image[row] and not truths.crowd[index]:
-            iou = pair_iou(found, row, truths, index)
-            if truths.label[index] == found.label[row]:
+    for index in range(len(gts.label)):
+        if gts.image[index] == found.image[row] and not gts.crowd[index]:
+            iou = pair_iou(found, row, gts, index)
+            if gts.label[index] == found.label[row]:
                 own = max(own, iou)
             else:
                 other = max(other, iou)
@@ -151,42 +151,42 @@ def definition(found: Detections, truths: Truths, row: int, is_false: bool) -> s
 
 @pytest.mark.parametrize('seed', range(40))
 def test_kinds_are_those_of_the_definitions(seed):
-    found, truths = random_scene(seed)
-    errors = find_errors(found, truths)
-    (matches,) = match(found, truths, [0.5])
-    covered = set(matches.truth[matches.state == TRUE].tolist())
+    found, gts = random_scene(seed)
+    errors = find_errors(found, gts)
+    (matches,) = match(found, gts, [0.5])
+    covered = set(matches.gt[matches.state == TRUE].tolist())
     for place, row in enumerate(errors.found.row):
-        kind = definition(found, truths, row, matches.state[place] == FALSE)
+        kind = definition(found, gts, row, matches.state[place] == FALSE)
         assert (KINDS[errors.kind[place]] if errors.kind[place] >= 0 else '') == kind
         if kind in ('localisation', 'class'):
-            truth = errors.truth[place]
-            assert (truths.label[truth] == found.label[row]) == (kind == 'localisation')
-            overlap = pair_iou(found, row, truths, truth)
-            near = nearest(found.take(np.array([row])), truths)
+            gt = errors.gt[place]
+            assert (gts.label[gt] == found.label[row]) == (kind == 'localisation')
+            overlap = pair_iou(found, row, gts, gt)
+            near = nearest(found.take(np.array([row])), gts)
             assert overlap == (near.own_iou if kind == 'localisation' else near.other_iou)[0]
-            covered.add(int(truth))
-    wanted = [index not in covered and not crowd for index, crowd in enumerate(truths.crowd)]
+            covered.add(int(gt))
+    wanted = [index not in covered and not crowd for index, crowd in enumerate(gts.crowd)]
     assert errors.missed.tolist() == wanted
 
 
 @pytest.mark.parametrize('seed', range(20))
 def test_pairs_in_small_pieces_are_the_same(seed, monkeypatch):
-    found, truths = random_scene(seed)
-    whole = nearest(found, truths)
+    found, gts = random_scene(seed)
+    whole = nearest(found, gts)
     monkeypatch.setattr('gfl_det.visualization.report.errors.CHUNK', 3)
-    for one, other in zip(whole, nearest(found, truths)):
+    for one, other in zip(whole, nearest(found, gts)):
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize('seed', range(20))
 def test_counts_by_score_are_those_of_a_cut(seed):
-    found, truths = random_scene(seed)  # scores are tenths
+    found, gts = random_scene(seed)  # scores are tenths
     least = np.linspace(0, 1, 11)
-    counts = count_by_score(find_errors(found, truths), truths, least)
+    counts = count_by_score(find_errors(found, gts), gts, least)
     for place, cut in enumerate(least):
         above = counts[:, :, place:].sum(-1)
         kept = found.take(found.scores >= cut)
-        errors = find_errors(kept, truths)
+        errors = find_errors(kept, gts)
         label = errors.found.label
         assert (
             above[:, 0].tolist() == np.bincount(label[errors.found.state == TRUE], None, 3).tolist()
@@ -194,53 +194,53 @@ def test_counts_by_score_are_those_of_a_cut(seed):
         for kind in range(5):
             number = np.bincount(label[errors.kind == kind], None, 3)
             assert above[:, 1 + kind].tolist() == number.tolist()
-        missed = np.bincount(truths.label[errors.missed], None, 3)
-        assert (truths.counts() - above[:, 6]).tolist() == missed.tolist()
+        missed = np.bincount(gts.label[errors.missed], None, 3)
+        assert (gts.counts() - above[:, 6]).tolist() == missed.tolist()
 
 
-def mended(found: Detections, truths: Truths, kind: str) -> tuple[Detections, Truths]:
+def mended(found: Detections, gts: GroundTruth, kind: str) -> tuple[Detections, GroundTruth]:
     """The data set as the oracle of a kind would leave it."""
-    errors = find_errors(found, truths)
+    errors = find_errors(found, gts)
     rows, labels, boxes = errors.found.row, found.label.copy(), found.boxes.copy()
-    taken = set(errors.found.truth[errors.found.state == TRUE].tolist())
+    taken = set(errors.found.gt[errors.found.state == TRUE].tolist())
     gone = []
     ordered = sorted(range(len(rows)), key=lambda place: -errors.found.scores[place])
     for place in ordered:
         if errors.kind[place] < 0 or KINDS[errors.kind[place]] != kind:
             continue
-        truth = int(errors.truth[place])
-        if kind in ('localisation', 'class') and truth not in taken:
-            taken.add(truth)
-            labels[rows[place]] = truths.label[truth]
-            boxes[rows[place]] = truths.boxes[truth]
+        gt = int(errors.gt[place])
+        if kind in ('localisation', 'class') and gt not in taken:
+            taken.add(gt)
+            labels[rows[place]] = gts.label[gt]
+            boxes[rows[place]] = gts.boxes[gt]
         else:
             gone.append(rows[place])
     left = np.setdiff1d(np.arange(len(labels)), gone)
-    asked = ~errors.missed if kind == 'missed' else np.ones(len(truths.label), bool)
-    fewer = {name: getattr(truths, name)[asked] for name in truths._fields[4:]}
-    return found._replace(label=labels, boxes=boxes).take(left), truths._replace(**fewer)
+    asked = ~errors.missed if kind == 'missed' else np.ones(len(gts.label), bool)
+    fewer = {name: getattr(gts, name)[asked] for name in gts._fields[4:]}
+    return found._replace(label=labels, boxes=boxes).take(left), gts._replace(**fewer)
 
 
 @pytest.mark.parametrize('seed', range(25))
 @pytest.mark.parametrize('kind', ['both', 'duplicate', 'background', 'missed'])
 def test_gains_are_those_of_a_mended_data_set(seed, kind):
-    found, truths = random_scene(seed)
+    found, gts = random_scene(seed)
     found = found._replace(scores=np.random.default_rng(seed).permutation(len(found.scores)) / 50)
-    if not truths.counts().any():
-        pytest.skip('there is no AP without truths')
-    gains = oracle_gains(find_errors(found, truths), truths)
-    changed, fewer = mended(found, truths, kind)
-    before = average_precision(match(found, truths, [0.5])).mean
-    present = truths.counts() > 0
+    if not gts.counts().any():
+        pytest.skip('there is no AP without gt boxes')
+    gains = oracle_gains(find_errors(found, gts), gts)
+    changed, fewer = mended(found, gts, kind)
+    before = average_precision(match(found, gts, [0.5])).mean
+    present = gts.counts() > 0
     per_class = average_precision(match(changed, fewer, [0.5])).per_class[present]
     assert gains['AP'] == pytest.approx(before)
     assert gains[kind] == pytest.approx(np.nan_to_num(per_class).mean() - before)
 
 
 def test_gains_of_boxes_and_classes_that_are_put_right():
-    truths = [(0, 0, UNIT), (0, 0, FAR), (1, 1, UNIT)]
+    gts = [(0, 0, UNIT), (0, 0, FAR), (1, 1, UNIT)]
     found = [(0, 0, OFF, 0.9), (0, 0, OFF, 0.8), (0, 0, FAR, 0.7), (1, 0, UNIT, 0.6)]
-    detections, known = scene(truths, found, 2)
+    detections, known = scene(gts, found, 2)
     errors = find_errors(detections, known)
     gains = oracle_gains(errors, known)
     for kind in ('localisation', 'class'):
@@ -265,17 +265,17 @@ def test_the_better_of_two_class_errors_on_an_object_is_mended():
 def test_the_authors_tool_agrees(seed):
     import tidecv
 
-    found, truths = random_scene(seed, tidy=True)
+    found, gts = random_scene(seed, tidy=True)
     given, seen = tidecv.Data('truths'), tidecv.Data('found')
-    for image in truths.image_ids:
-        given.add_image(image, str(image))  # else one without truths would be left out
-    for image, label, box in zip(truths.image, truths.label, truths.boxes):
+    for image in gts.image_ids:
+        given.add_image(image, str(image))  # else one without gt boxes would be left out
+    for image, label, box in zip(gts.image, gts.label, gts.boxes):
         given.add_ground_truth(int(image), int(label), box.tolist())
     for image, label, box, score in zip(*found):
         seen.add_detection(int(image), int(label), float(score), box.tolist())
     tide = tidecv.TIDE()
     run = tide.evaluate(given, seen, mode=tidecv.TIDE.BOX)
-    ours = find_errors(found, truths)
+    ours = find_errors(found, gts)
     theirs = {kind.short_name: len(errors) for kind, errors in run.error_dict.items()}
     counts = np.bincount(ours.kind[ours.kind >= 0], minlength=6)
     counts[5] = ours.missed.sum()
@@ -284,49 +284,49 @@ def test_the_authors_tool_agrees(seed):
     ]
 
 
-def confused(found: Detections, truths: Truths) -> np.ndarray:
+def confused(found: Detections, gts: GroundTruth) -> np.ndarray:
     """The rules of the matrix in loops."""
-    classes = len(truths.category_ids)
+    classes = len(gts.category_ids)
     matrix = np.zeros((classes + 1, classes + 1), int)
-    (matches,) = match(found, truths, [0.5])
-    free = {index for index, crowd in enumerate(truths.crowd) if not crowd}
-    for label, truth in zip(matches.label, matches.truth):
-        if truth >= 0:
+    (matches,) = match(found, gts, [0.5])
+    free = {index for index, crowd in enumerate(gts.crowd) if not crowd}
+    for label, gt in zip(matches.label, matches.gt):
+        if gt >= 0:
             matrix[label, label] += 1
-            free.remove(truth)
+            free.remove(gt)
     places = np.flatnonzero(matches.state == FALSE)
     for place in sorted(places, key=lambda place: -matches.scores[place]):
         row = matches.row[place]
         near = [
-            (pair_iou(found, row, truths, index), index)
+            (pair_iou(found, row, gts, index), index)
             for index in sorted(free)
-            if truths.image[index] == found.image[row]
+            if gts.image[index] == found.image[row]
         ]
         near = [(iou, index) for iou, index in near if iou >= 0.5]
         if not near:
             matrix[classes, found.label[row]] += 1
             continue
         best = max(iou for iou, _ in near)
-        truth = min(index for iou, index in near if iou == best)
-        free.remove(truth)
-        matrix[truths.label[truth], found.label[row]] += 1
+        gt = min(index for iou, index in near if iou == best)
+        free.remove(gt)
+        matrix[gts.label[gt], found.label[row]] += 1
     for index in free:
-        matrix[truths.label[index], classes] += 1
+        matrix[gts.label[index], classes] += 1
     return matrix
 
 
 @pytest.mark.parametrize('seed', range(40))
 def test_confusions_are_those_of_the_rules(seed):
-    found, truths = random_scene(seed)
+    found, gts = random_scene(seed)
     found = found._replace(scores=np.random.default_rng(seed).permutation(len(found.scores)) / 50)
-    matrix = confusion_matrix(found, truths, find_errors(found, truths))
-    np.testing.assert_array_equal(matrix, confused(found, truths))
-    np.testing.assert_array_equal(matrix[:-1].sum(1), truths.counts())
+    matrix = confusion_matrix(found, gts, find_errors(found, gts))
+    np.testing.assert_array_equal(matrix, confused(found, gts))
+    np.testing.assert_array_equal(matrix[:-1].sum(1), gts.counts())
 
 
 def test_a_drawn_confusion():
-    truths = [(0, 0, UNIT), (0, 1, FAR), (0, 1, (90, 90, 9, 9))]
+    gts = [(0, 0, UNIT), (0, 1, FAR), (0, 1, (90, 90, 9, 9))]
     found = [(0, 0, RIGHT, 0.9), (0, 0, FAR, 0.8), (0, 1, OFF, 0.7), (0, 1, UNIT, 0.6)]
-    detections, known = scene(truths, found)
+    detections, known = scene(gts, found)
     matrix = confusion_matrix(detections, known, find_errors(detections, known))
     assert matrix.tolist() == [[1, 0, 0], [1, 0, 1], [0, 2, 0]]

@@ -28,10 +28,12 @@ from gfl_det.visualization.picture import (
     INK,
     VEIL,
     box_texts,
+    contact_sheet,
     draw_lines,
     draw_soft_edges,
     edge_opacity,
     enlargement,
+    thumbnail,
 )
 from tests.helpers.heads import head_pair, make_maps, make_meta
 
@@ -362,6 +364,33 @@ def charted() -> Boxes:
     edges = EdgeBins(*(np.concatenate(pair) for pair in zip(flat, sure(first, 8.0))))
     return Boxes(np.array([second, first]), np.array([0, 1]), np.array([0.9, 0.4]), edges)
 
+    def test_a_thumbnail_is_small_and_names_some_boxes(self):
+        image = np.zeros((300, 600, 3), np.uint8)
+        box = np.array([[150.0, 60, 450, 240]])
+        boxes = Boxes(box, np.zeros(1, int), np.ones(1))
+        bare = thumbnail(image, boxes, ['cat'], np.zeros(0, int), side=200)
+        assert bare.shape == (100, 200, 3)
+        assert (bare[50, 50] == ORANGE[0]).all()
+        assert (bare[30:70, 60:140] == 0).all()
+        named = thumbnail(image, boxes, ['cat'], np.zeros(1, int), side=200)
+        assert (named == ORANGE[0]).all(-1).sum() > (bare == ORANGE[0]).all(-1).sum() + 100
+
+    def test_a_contact_sheet_has_its_pictures_in_rows(self):
+        wide, high = np.full((20, 100, 3), 255, np.uint8), np.full((50, 30, 3), 200, np.uint8)
+        panels = [('1 ' + 'long name ' * 9, wide), ('2', wide), ('3', high)]
+        sheet = contact_sheet(panels, ['cat', 'dog'], [1], columns=2)
+        one = contact_sheet(panels[:1], ['cat', 'dog'], [1], columns=2)
+        assert (sheet == 255).all(-1).sum() == 2 * wide[..., 0].size
+        rows = np.flatnonzero((sheet == 255).all(-1).any(1))
+        assert len(rows) == 20  # both wide ones in one row
+        below = np.flatnonzero((sheet == 200).all(-1).any(1))
+        assert len(below) == 50
+        assert below[0] > rows[-1]
+        assert one.shape[1] < 120
+        legend = sheet[:26].reshape(-1, 3)
+        assert (legend == class_colours(2)[1]).all(1).any()
+        assert not (legend == class_colours(2)[0]).all(1).any()
+
 
 class TestCharts:
     image = np.full((160, 240, 3), 120, np.uint8)
@@ -396,8 +425,8 @@ class TestCharts:
         near = Boxes(np.array([[0.0, 0, 9, 9], [122, 42, 188, 104]]), np.array([0, 0]))
         far = Boxes(np.array([[0.0, 0, 9, 9]]), np.array([0]))
 
-        def dashes(truths: Boxes) -> list[float]:
-            lines = edge_figure(self.image, charted, [0], truths=truths).axes[1].lines
+        def dashes(gts: Boxes) -> list[float]:
+            lines = edge_figure(self.image, charted, [0], truths=gts).axes[1].lines
             return [line.get_xdata()[0] for line in lines if line.get_linestyle() == '--']
 
         assert dashes(near) == [122, 188]

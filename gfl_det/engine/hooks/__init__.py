@@ -7,12 +7,14 @@ from gfl_det.engine.hooks.console import EpochLinesHook, ProgressHook
 from gfl_det.engine.hooks.gamma_schedule import GammaScheduleHook
 from gfl_det.engine.hooks.loss_guard import LossGuardHook
 from gfl_det.engine.hooks.sample_pictures import SamplePicturesHook
+from gfl_det.engine.own_data.start_weights import FoldedNormsHook
 
 __all__ = [
     'AssignmentLogHook',
     'ChannelsLastHook',
     'CheckpointHook',
     'EpochLinesHook',
+    'FoldedNormsHook',
     'GammaScheduleHook',
     'LossGuardHook',
     'ProgressHook',

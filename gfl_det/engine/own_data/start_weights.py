@@ -1,4 +1,4 @@
-"""Initial weights of a training on custom data: new classes and folded batch norms.
+"""Initial weights of a training: new classes and folded batch norms.
 
 A detector's last convolution has a row per class, and in NanoDet-Plus the rows of the edges follow
 in the same tensor: with another number of classes its shape differs, and mmengine would leave the
@@ -24,11 +24,14 @@ import torch
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel, bias_init_with_prob
 from mmengine.registry import DefaultScope
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from gfl_det.compat.checkpoint import load_file
+from gfl_det.registry import HOOKS
 from gfl_det.utils.files import write_whole
 
 OUTPUT = re.compile(r'bbox_head\.gfl_cls\.\d+\.')  # NanoDet-Plus's last convolutions
@@ -43,16 +46,59 @@ def fit_weights(cfg: Config, path: Path) -> None:
         cfg: Config of the training.
         path: Checkpoint of the same architecture, for any number of classes.
     """
-    model = _build(cfg)
-    state = fit_classes(load_file(str(path), 'cpu')['state_dict'], model.state_dict())
-    model.load_state_dict(state, strict=False)
-    norms = folded_norms(model)
-    if norms:
-        unfold_norms(model, norms, _pictures(cfg, model))
-        state = model.state_dict()
+    state = fit_state(load_file(str(path), 'cpu')['state_dict'], cfg)
     with io.BytesIO() as file:
         torch.save(dict(state_dict=state), file)
         write_whole(path, file.getvalue())
+
+
+def fit_state(state: Mapping[str, Tensor], cfg: Config) -> dict[str, Tensor]:
+    """Adapt a state dict to the classes of a config, and restore folded norms from its pictures.
+
+    Args:
+        state: State dict of a trained detector of the same architecture.
+        cfg: Config of the training.
+
+    Returns:
+        The state dict to start from. Keys that the model does not have are dropped only if norms
+        were folded.
+    """
+    model = _build(cfg)
+    fitted = fit_classes(state, model.state_dict())
+    try:
+        model.load_state_dict(fitted, strict=False)
+    except RuntimeError:
+        return fitted  # other shapes: whoever loads it next reports them
+    norms = folded_norms(model)
+    if not norms:
+        return fitted
+    unfold_norms(model, norms, _pictures(cfg, model))
+    return model.state_dict()
+
+
+@HOOKS.register_module()
+class FoldedNormsHook(Hook):
+    """Restores the folded batch norms of weights that a training starts from (``load_from``).
+
+    Trainings by ``gfl-det train`` have it. A resumed checkpoint, a test and weights without folded
+    norms are left as they are.
+    """
+
+    priority = 'HIGH'  # before EMA copies the weights
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Replace the weights before they reach the model.
+
+        Args:
+            runner: Runner that loads the checkpoint.
+            checkpoint: Content of the file; changed in place.
+        """
+        state = checkpoint.get('state_dict', checkpoint)
+        training = isinstance(runner._train_loop, BaseLoop)
+        if not training or runner._resume or not holds_folded_norms(state):
+            return
+        runner.logger.info('The weights have folded batch norms: their statistics are restored.')
+        checkpoint['state_dict'] = fit_state(state, runner.cfg)
 
 
 def fit_classes(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,6 +136,28 @@ def folded_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     The norms of a new model do not qualify, as their weight is 1.
     """
     return [each for each in model.modules() if isinstance(each, nn.BatchNorm2d) and _folded(each)]
+
+
+def holds_folded_norms(state: Mapping[str, Any]) -> bool:
+    """Whether a state dict has a batch norm with mean 0, variance 1 and one equal weight above 1.
+
+    Example:
+        >>> weight, names = torch.full((2,), 1 + 5e-6), ('running_mean', 'running_var', 'weight')
+        >>> values = torch.zeros(2), torch.ones(2), weight
+        >>> holds_folded_norms({f'bn.{name}': value for name, value in zip(names, values)})
+        True
+    """
+    for key, mean in state.items():
+        if not key.endswith('.running_mean'):
+            continue
+        name = key.removesuffix('running_mean')
+        var, weight = state.get(f'{name}running_var'), state.get(f'{name}weight')
+        if var is None or weight is None or not len(weight):
+            continue
+        scaled = weight[0] > 1 and (weight == weight[0]).all()
+        if (mean == 0).all() and (var == 1).all() and scaled:
+            return True
+    return False
 
 
 def _folded(norm: nn.BatchNorm2d) -> bool:

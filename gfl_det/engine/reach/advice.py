@@ -122,7 +122,7 @@ class SizeRow(NamedTuple):
 
     low: float  # px, square root of the area
     high: float  # px
-    truths: int
+    gts: int
     unassigned: float  # share without a positive
 
 

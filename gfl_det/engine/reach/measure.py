@@ -31,7 +31,7 @@ from gfl_det.models.heads.loss import TARGET_MARGIN
 from gfl_det.ops.boxes import boxes_to_distances, xywh_to_xyxy
 
 LARGEST = 128  # larger reg_max values are counted together
-BATCH_TRUTHS = 4096  # per call: about ten MiB of work memory
+BATCH_GTS = 4096  # per call: about ten MiB of work memory
 BATCH_CELLS = 2**21  # over all images of a call: 16 MiB, which a C library keeps and reuses
 
 Progress = Callable[[int, int], None]  # gt boxes done, gt boxes in total
@@ -189,7 +189,7 @@ def _batches(image: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
     ends = [*starts[1:], len(image)]
     first = 0
     for start, end in zip(starts, ends):
-        too_many = end - first > BATCH_TRUTHS or image[end - 1] - image[first] >= most
+        too_many = end - first > BATCH_GTS or image[end - 1] - image[first] >= most
         if start > first and too_many:
             yield first, start
             first = start

@@ -40,8 +40,9 @@ def as_dict(advice: Advice) -> dict[str, Any]:
 
 
 def _stored(values: AdviceLimits | SizeRow) -> dict[str, Any]:
-    """The fields under their names in the file, where `unassigned` is called "bare"."""
-    return {'bare' if k == 'unassigned' else k: v for k, v in values._asdict().items()}
+    """The fields under their names in the file, where two are called as in earlier releases."""
+    names = {'unassigned': 'bare', 'gts': 'truths'}
+    return {names.get(k, k): v for k, v in values._asdict().items()}
 
 
 def _pyramid(pyramid: PriorPyramid) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def _level_table(measured: Measured, reg_max: int) -> str:
 
 
 def _size_table(sizes: Sequence[SizeRow]) -> str:
-    rows = [[_range(row), f'{row.truths:,}', _percent(row.unassigned)] for row in sizes]
+    rows = [[_range(row), f'{row.gts:,}', _percent(row.unassigned)] for row in sizes]
     return _table(['size px', 'gt boxes', 'without a positive'], rows)
 
 

@@ -92,7 +92,7 @@ def load(dataset: Any, number: int, seed: int = 0) -> Batch:
     return pseudo_collate(samples)
 
 
-def truths_of(sample: DetDataSample) -> tuple[np.ndarray, np.ndarray]:
+def gts_of(sample: DetDataSample) -> tuple[np.ndarray, np.ndarray]:
     """Return boxes ``(N, 4)`` xyxy px and labels ``(N,)`` of a sample."""
     gts = sample.gt_instances
     return get_box_tensor(gts.bboxes).cpu().double().numpy(), gts.labels.cpu().numpy()

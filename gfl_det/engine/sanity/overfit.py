@@ -18,8 +18,8 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 
-from gfl_det.engine.sanity.evidence import CHANCE, Batch, truths_of
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.engine.sanity.evidence import CHANCE, Batch, gts_of
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.functional import COCO_TAUS, average_precision
 from gfl_det.evaluation.matching import match
 from gfl_det.ops.boxes import xyxy_to_xywh
@@ -148,7 +148,7 @@ def score(model: Any, batch: Batch) -> Scores:
     model.train()
     gts, found = [], []
     for sample in samples:
-        boxes, labels = truths_of(sample)
+        boxes, labels = gts_of(sample)
         gts.append((boxes, labels, np.ones(len(labels))))
         result = sample.pred_instances
         found.append(
@@ -160,7 +160,7 @@ def score(model: Any, batch: Batch) -> Scores:
     return Scores(*(_average_precision(gts, found, classes) for classes in (True, False)))
 
 
-def _average_precision(truths: list, found: list, with_classes: bool) -> float:
+def _average_precision(gts: list, found: list, with_classes: bool) -> float:
     """AP for boxes, labels and scores per image; 0 if undefined."""
 
     def flat(parts: list) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -168,13 +168,13 @@ def _average_precision(truths: list, found: list, with_classes: bool) -> float:
         boxes, labels, scores = (np.concatenate(each) for each in zip(*parts))
         return image, labels.astype(np.int64) * with_classes, xyxy_to_xywh(boxes), scores
 
-    image, label, boxes, _ = flat(truths)
+    image, label, boxes, _ = flat(gts)
     detections = Detections(*flat(found))
     number = int(max(label.max(initial=0), detections.label.max(initial=0))) + 1
-    keys = [str(i) for i in range(len(truths))]
+    keys = [str(i) for i in range(len(gts))]
     names = [str(i) for i in range(number)]
     crowd = np.zeros(len(label), bool)
-    known = Truths(list(range(len(truths))), keys, names, names, image, label, boxes, crowd)
+    known = GroundTruth(list(range(len(gts))), keys, names, names, image, label, boxes, crowd)
     value = average_precision(match(detections, known, COCO_TAUS.tolist())).mean
     return 0.0 if math.isnan(value) else value
 

@@ -24,7 +24,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from gfl_det.engine.preflight.data import check_data
-from gfl_det.engine.runner import Split, truths_path
+from gfl_det.engine.runner import Split, annotations_path
 from gfl_det.errors import ConfigError
 from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
 from gfl_det.inference.export.runtime import ExportedDetector
@@ -198,7 +198,9 @@ def coco_metrics(cfg: Config, split: Split) -> list[Node]:
             f'The config has no CocoMetric in {split}_evaluator to compute AP: add one, or '
             'leave out --ap.'
         )
-    return [dict(each, ann_file=each.get('ann_file') or truths_path(cfg, split)) for each in found]
+    return [
+        dict(each, ann_file=each.get('ann_file') or annotations_path(cfg, split)) for each in found
+    ]
 
 
 def check_judged(cfg: Config, split: Split) -> None:

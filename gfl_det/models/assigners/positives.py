@@ -39,9 +39,11 @@ class Positives(NamedTuple):
 
 
 class _TakeCells(torch.autograd.Function):
-    # Untyped: torch annotates neither method.
+    # Untyped: torch annotates neither method. One parameter beside ctx: torch.compile takes as many
+    # arguments as parameters for a forward without ctx, which two levels would otherwise be.
     @staticmethod
-    def forward(ctx, by_level, num_slots, *maps):  # type: ignore[no-untyped-def]
+    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        by_level, num_slots, *maps = inputs
         ctx.by_level, ctx.layouts = by_level, [Layout.of(level) for level in maps]
         rows = maps[0].new_zeros(num_slots + SPARE_PLACES, maps[0].shape[1])
         for level, (image, cell, slot) in zip(maps, by_level):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.evaluate import evaluate_detections, keep_above
 from gfl_det.evaluation.functional import reliability
 from gfl_det.evaluation.matching import Matches, match
@@ -72,7 +72,7 @@ def analyse(data: ReportData, show_progress: bool = False, resamples: int = 0) -
         show_progress: Show progress on standard error.
         resamples: Bootstrap resamples of the images for intervals of the metrics; 0 for none.
     """
-    gts, found = data.truths, data.detections
+    gts, found = data.gts, data.detections
     with Progress(STEPS, 'analyses', show_progress) as progress:
         table = coco_table(gts, data.area, found)
         progress.advance()
@@ -126,20 +126,20 @@ def analyse(data: ReportData, show_progress: bool = False, resamples: int = 0) -
 
 
 def heading(
-    title: str, facts: Sequence[tuple[str, str]], truths: Truths, detections: int
+    title: str, facts: Sequence[tuple[str, str]], gts: GroundTruth, detections: int
 ) -> dict[str, Any]:
     """Heading of a page: title and facts."""
     return dict(
         title=title,
         facts=facts,
         counts=[
-            ['images', len(truths.image_ids)],
-            ['gt boxes', int(truths.counts().sum())],
-            ['crowds', int(truths.crowd.sum())],
+            ['images', len(gts.image_ids)],
+            ['gt boxes', int(gts.counts().sum())],
+            ['crowds', int(gts.crowd.sum())],
             ['detections', detections],
-            ['classes', len(truths.class_names)],
+            ['classes', len(gts.class_names)],
         ],
-        classes=truths.class_names,
+        classes=gts.class_names,
     )
 
 
@@ -147,22 +147,22 @@ def _table(ap: np.ndarray, recall: np.ndarray) -> list[list[Any]]:
     return [[size, *row, found] for size, row, found in zip(SIZES, ap, recall)]
 
 
-def _per_class(truths: Truths, table: CocoSummary, cuts: F1Cuts) -> list[list[Any]]:
+def _per_class(gts: GroundTruth, table: CocoSummary, cuts: F1Cuts) -> list[list[Any]]:
     """Per class: gt boxes, AP, AP50, AP75, AP by size, and the best F1 with its threshold."""
     best = np.stack(cuts[:4], axis=1)[1:]
-    rows = zip(truths.counts().tolist(), table.ap_by_class, table.ap_by_class_size, best)
+    rows = zip(gts.counts().tolist(), table.ap_by_class, table.ap_by_class_size, best)
     return [[number, *ap, *sizes, *cut] for number, ap, sizes, cut in rows]
 
 
-def _errors(all_errors: Errors, judged: ImageErrors, truths: Truths) -> dict[str, Any]:
+def _errors(all_errors: Errors, judged: ImageErrors, gts: GroundTruth) -> dict[str, Any]:
     """AP gains for all detections, and counts per class for the kept ones."""
-    classes = len(truths.category_ids)
+    classes = len(gts.category_ids)
     counts = np.zeros((classes + 1, len(KINDS)), np.int64)
     np.add.at(counts, (judged.counts[:, 2] + 1, judged.counts[:, 1]), judged.counts[:, 3])
     counts[0] = counts[1:].sum(0)
     everywhere = np.bincount(all_errors.kind[all_errors.kind >= 0], minlength=len(KINDS))
     everywhere[-1] = all_errors.missed.sum()
-    gains = oracle_gains(all_errors, truths)
+    gains = oracle_gains(all_errors, gts)
     return dict(gains=gains, kept=counts, all=everywhere)
 
 
@@ -174,15 +174,15 @@ def _sides(data: ReportData, resamples: int) -> list[dict[str, Any]]:
         sides = {'raw': found._replace(scores=data.raw_scores), 'calibrated': found}
     rows = []
     for name, each in sides.items():
-        metrics = evaluate_detections(each, data.truths, resamples=resamples)
-        rows.append(reliability_side(name, each, data.truths, metrics, METRICS))
+        metrics = evaluate_detections(each, data.gts, resamples=resamples)
+        rows.append(reliability_side(name, each, data.gts, metrics, METRICS))
     return rows
 
 
 def reliability_side(
     name: str,
     found: Detections,
-    truths: Truths,
+    gts: GroundTruth,
     metrics: dict[str, float],
     listed: Sequence[str],
 ) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def reliability_side(
     Args:
         name: Name of the scores.
         found: Detections with these scores.
-        truths: Ground truth of the same images.
+        gts: Ground truth of the same images.
         metrics: Metrics from :func:`.evaluate.evaluate_detections`.
         listed: Names of the metrics to list.
 
@@ -199,14 +199,14 @@ def reliability_side(
         Name, metrics, and ``number``, ``score`` and ``iou``: ``(1 + K, NUM_BINS)`` for all classes
         together and for each class.
     """
-    (matches,) = match(found, truths, [0.0])
+    (matches,) = match(found, gts, [0.0])
     judged = matches.judged()
     edges = np.linspace(0, 1, NUM_BINS + 1)
     scores, ious, label = (
         values[judged] for values in (matches.scores, matches.iou, matches.label)
     )
     pooled = reliability(scores, ious, edges)
-    apart = reliability(scores, ious, edges, label, len(truths.category_ids))
+    apart = reliability(scores, ious, edges, label, len(gts.category_ids))
     rows = [np.concatenate([one, each]) for one, each in zip(pooled[1:], apart[1:])]
     return dict(
         name=name,
@@ -229,7 +229,7 @@ def reliability_side(
 
 def _uncertainty(data: ReportData, half: Matches) -> dict[str, Any]:
     assert data.edge_std is not None  # checked by the caller
-    known = edge_errors(half, data.detections.boxes, data.truths, data.edge_std, data.intervals)
+    known = edge_errors(half, data.detections.boxes, data.gts, data.edge_std, data.intervals)
 
     def one(std: np.ndarray, error: np.ndarray) -> dict[str, Any]:
         bins = spread(std, error)
@@ -265,39 +265,41 @@ def _training(data: ReportData) -> dict[str, Any] | None:
     return dict(training=plain(curves.training), validation=plain(curves.validation))
 
 
-def _cells(confusions: Confusions, errors: Errors, image: np.ndarray, truths: Truths) -> np.ndarray:
+def _cells(
+    confusions: Confusions, errors: Errors, image: np.ndarray, gts: GroundTruth
+) -> np.ndarray:
     """Cells of the confusion matrix per image ``(C, 4)``: image, row, column, number; sorted.
 
     ``image`` are the images of the detections of the errors.
     """
-    classes = len(truths.category_ids)
-    counted, lost = confusions.found >= 0, confusions.truth == classes
+    classes = len(gts.category_ids)
+    counted, lost = confusions.found >= 0, confusions.gt == classes
     rows = [
         (image[errors.found.row[counted]], confusions.found[counted], errors.found.label[counted]),
-        (truths.image[lost], truths.label[lost], confusions.truth[lost]),
+        (gts.image[lost], gts.label[lost], confusions.gt[lost]),
     ]
     cells, number = np.unique(np.hstack(rows), axis=1, return_counts=True)
     return np.vstack([cells, number]).T
 
 
 def _images(
-    names: Sequence[str], judged: ImageErrors, truths: Truths, cells: np.ndarray
+    names: Sequence[str], judged: ImageErrors, gts: GroundTruth, cells: np.ndarray
 ) -> list[list[Any]]:
     """Values of each image.
 
     They are its name, quality, gt boxes, true positives, errors by kind and class, gt classes, and
     cells of the confusion matrix.
     """
-    counts, classes = judged.counts, len(truths.class_names)
+    counts, classes = judged.counts, len(gts.class_names)
     places = np.arange(len(names) + 1)
     starts, begins = (np.searchsorted(each[:, 0], places) for each in (counts, cells))
-    there = np.unique(truths.image * classes + truths.label)
+    there = np.unique(gts.image * classes + gts.label)
     place = np.searchsorted(there, places * classes)
     return [
         [
             name,
             judged.quality[index],
-            int(judged.truths[index]),
+            int(judged.gts[index]),
             int(judged.right[index]),
             counts[starts[index] : starts[index + 1], 1:].reshape(-1),
             there[place[index] : place[index + 1]] % classes,
@@ -315,11 +317,11 @@ MOST = 30  # boxes per image; images with more share the last bin
 LISTED = 10  # sizes of images
 
 
-def data_statistics(truths: Truths, area: np.ndarray, image_wh: np.ndarray) -> dict[str, Any]:
+def data_statistics(gts: GroundTruth, area: np.ndarray, image_wh: np.ndarray) -> dict[str, Any]:
     """Count what is annotated; crowds are counted apart.
 
     Args:
-        truths: Ground truth with I images, K classes and M boxes.
+        gts: Ground truth with I images, K classes and M boxes.
         area: ``(M,)`` px, as annotated.
         image_wh: ``(I, 2)`` px; NaN where unknown.
 
@@ -329,14 +331,14 @@ def data_statistics(truths: Truths, area: np.ndarray, image_wh: np.ndarray) -> d
         ``ratios``: borders of bins, and counts of all classes and of each; ``sizes``: width,
         height and number of the most frequent image sizes; ``all_sizes``: how many there are.
     """
-    classes = len(truths.class_names)
-    kept = ~truths.crowd
-    label, image = truths.label[kept], truths.image[kept]
-    wide, tall = truths.boxes[kept, 2:].T
+    classes = len(gts.class_names)
+    kept = ~gts.crowd
+    label, image = gts.label[kept], gts.image[kept]
+    wide, tall = gts.boxes[kept, 2:].T
     side = np.sqrt(wide * tall)
     pairs = np.unique(image * classes + label) % max(classes, 1)
     images_with = np.bincount(pairs, minlength=classes)
-    crowds = np.bincount(truths.label[truths.crowd], minlength=classes)
+    crowds = np.bincount(gts.label[gts.crowd], minlength=classes)
     of_size = np.zeros((classes, len(COCO_SIDES) + 1), np.int64)
     np.add.at(of_size, (label, np.searchsorted(np.square(COCO_SIDES), area[kept])), 1)
     with np.errstate(invalid='ignore', divide='ignore'):  # classes without boxes, flat boxes
@@ -346,7 +348,7 @@ def data_statistics(truths: Truths, area: np.ndarray, image_wh: np.ndarray) -> d
         float(np.median(side[label == each])) if images_with[each] else None
         for each in range(classes)
     ]
-    number = np.bincount(image, minlength=len(truths.image_ids)).clip(max=MOST)
+    number = np.bincount(image, minlength=len(gts.image_ids)).clip(max=MOST)
     sizes = Counter(map(tuple, image_wh[np.isfinite(image_wh).all(1)].astype(int).tolist()))
     return dict(
         classes=list(zip(images_with, crowds, median, *shares.T)),

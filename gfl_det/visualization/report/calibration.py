@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gfl_det.calibration.calibrators import FittedCalibrator
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.functional import OptimalLRP, lrp, nan_mean, optimal_lrp
 from gfl_det.evaluation.matching import match
 from gfl_det.utils.files import make_folder, writing
@@ -37,7 +37,7 @@ class CalibratorCuts(NamedTuple):
 
 
 def judge_cuts(
-    calibrator: FittedCalibrator, detections: Detections, calibrated: Detections, truths: Truths
+    calibrator: FittedCalibrator, detections: Detections, calibrated: Detections, gts: GroundTruth
 ) -> CalibratorCuts:
     """Compare the thresholds of a calibrator with the optimal ones on these images.
 
@@ -45,12 +45,12 @@ def judge_cuts(
         calibrator: Calibrator with the classes of the gt boxes, in the same order.
         detections: Detections with raw scores.
         calibrated: The same detections with calibrated scores.
-        truths: Ground truth of the same images.
+        gts: Ground truth of the same images.
     """
     kept = calibrator.kept(detections, calibrated)
     settings = calibrator.settings
     fitted, raw, mapped = (
-        match(each, truths, [settings.tau], settings.zero_overlap)[0]
+        match(each, gts, [settings.tau], settings.zero_overlap)[0]
         for each in (calibrated.take(kept), detections, calibrated)
     )
     return CalibratorCuts(lrp(fitted).total, optimal_lrp(raw), optimal_lrp(mapped))
@@ -60,7 +60,7 @@ def write_report(
     calibrator: FittedCalibrator,
     detections: Detections,
     calibrated: np.ndarray,
-    truths: Truths,
+    gts: GroundTruth,
     metrics: tuple[dict[str, float], dict[str, float]],
     folder: Path,
 ) -> list[Path]:
@@ -70,7 +70,7 @@ def write_report(
         calibrator: Calibrator with the classes of the gt boxes, in the same order.
         detections: Detections with raw scores.
         calibrated: ``(N,)`` calibrated scores.
-        truths: Ground truth of the same images, which the calibrator was not fitted on.
+        gts: Ground truth of the same images, which the calibrator was not fitted on.
         metrics: Metrics of raw and of calibrated scores from
             :func:`.evaluation.evaluate_detections`.
         folder: Output folder, created if missing.
@@ -84,14 +84,14 @@ def write_report(
     make_folder(folder)
     mapped = detections._replace(scores=calibrated)
     sides = [
-        reliability_side(name, found, truths, measured, METRICS)
+        reliability_side(name, found, gts, measured, METRICS)
         for name, found, measured in zip(('raw', 'calibrated'), (detections, mapped), metrics)
     ]
-    number = np.bincount(detections.label, minlength=len(truths.class_names))
+    number = np.bincount(detections.label, minlength=len(gts.class_names))
     order = np.argsort(-number, kind='stable')[:MAX_DIAGRAMS].tolist()
     panels = dict(
         reliability=[('all classes', 0)],
-        classes=[(truths.class_names[label], label + 1) for label in order],
+        classes=[(gts.class_names[label], label + 1) for label in order],
     )
     files = []
     for name, chosen in panels.items():
@@ -99,10 +99,10 @@ def write_report(
         with writing(files[-1]):
             _figure(chosen, sides).savefig(files[-1], dpi=130)
     values = dict(
-        heading('Calibration', [('calibrator', _facts(calibrator))], truths, len(calibrated)),
+        heading('Calibration', [('calibrator', _facts(calibrator))], gts, len(calibrated)),
         sections=['reliability', 'cuts'],
         reliability=sides,
-        cuts=_cuts(calibrator, judge_cuts(calibrator, detections, mapped, truths), number),
+        cuts=_cuts(calibrator, judge_cuts(calibrator, detections, mapped, gts), number),
     )
     page = folder / PAGE
     with writing(page):

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from gfl_det.compat.environment import has_faster_coco_eval
 from gfl_det.evaluation.coco_metric import FastCOCOeval
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.matching import FALSE, TRUE, Matches
 from gfl_det.ops.boxes import xywh_to_xyxy
 
@@ -48,16 +48,16 @@ class F1Cuts(NamedTuple):
     curve: np.ndarray  # (K + 1, 101) F1 at the thresholds GRID
 
 
-def coco_table(truths: Truths, area: np.ndarray, detections: Detections) -> CocoSummary:
+def coco_table(gts: GroundTruth, area: np.ndarray, detections: Detections) -> CocoSummary:
     """Compute COCO metrics, with faster_coco_eval if it is installed.
 
     Args:
-        truths: Ground truth with K classes and M boxes.
+        gts: Ground truth with K classes and M boxes.
         area: ``(M,)`` px, annotated areas, by which COCO defines sizes.
         detections: Detections in the same images.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each step
-        known = _coco(truths, area)
+        known = _coco(gts, area)
         evaluator = _evaluator(known, _loaded(known, detections))
         evaluator.params.maxDets = list(MAX_DETS)
         evaluator.evaluate()
@@ -85,25 +85,25 @@ def best_cuts(found: Matches) -> F1Cuts:
     Args:
         found: Matches at the chosen IoU.
     """
-    classes = len(found.truths)
-    rows = [_best_cut(found.scores, found.state, found.truths.sum())]
+    classes = len(found.gt_counts)
+    rows = [_best_cut(found.scores, found.state, found.gt_counts.sum())]
     for label in range(classes):
         mine = found.of_class(label)
-        rows.append(_best_cut(mine.scores, mine.state, found.truths[label]))
+        rows.append(_best_cut(mine.scores, mine.state, found.gt_counts[label]))
     return F1Cuts(*(np.array(column) for column in zip(*rows)))
 
 
 def _best_cut(
-    scores: np.ndarray, state: np.ndarray, truths: int
+    scores: np.ndarray, state: np.ndarray, gts: int
 ) -> tuple[float, float, float, float, np.ndarray]:
     """F1, threshold, precision, recall and the curve of one class."""
-    if truths == 0:
+    if gts == 0:
         nan = float('nan')
         return nan, nan, nan, nan, np.full(len(GRID), nan)
     order = np.argsort(-scores, kind='stable')
     scores, state = scores[order], state[order]
     right, wrong = np.cumsum(state == TRUE), np.cumsum(state == FALSE)
-    f1 = 2 * right / (right + wrong + truths)
+    f1 = 2 * right / (right + wrong + gts)
     kept = np.searchsorted(-scores, -GRID, side='right')
     curve = np.concatenate([[0.0], f1])[kept]
     # Detections of equal score are kept or dropped together, so only the last one is a cut.
@@ -112,7 +112,7 @@ def _best_cut(
         return 0.0, float('nan'), float('nan'), 0.0, curve
     best = int(f1.argmax())
     precision = right[best] / (right[best] + wrong[best])
-    return float(f1[best]), float(scores[best]), float(precision), right[best] / truths, curve
+    return float(f1[best]), float(scores[best]), float(precision), right[best] / gts, curve
 
 
 def mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -123,24 +123,24 @@ def mean(values: np.ndarray, axis: int) -> np.ndarray:
     return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
 
-def _coco(truths: Truths, area: np.ndarray) -> COCO:
+def _coco(gts: GroundTruth, area: np.ndarray) -> COCO:
     annotations = [
         dict(id=index, image_id=image, category_id=label, bbox=box, area=size, iscrowd=int(crowd))
         for index, (image, label, box, size, crowd) in enumerate(
             zip(
-                truths.image.tolist(),
-                truths.label.tolist(),
-                truths.boxes.tolist(),
+                gts.image.tolist(),
+                gts.label.tolist(),
+                gts.boxes.tolist(),
                 area.tolist(),
-                truths.crowd.tolist(),
+                gts.crowd.tolist(),
             ),
             1,  # pycocotools treats the id 0 as no match
         )
     ]
     known = COCO()
     known.dataset = dict(
-        images=[dict(id=index) for index in range(len(truths.image_ids))],
-        categories=[dict(id=index, name=name) for index, name in enumerate(truths.class_names)],
+        images=[dict(id=index) for index in range(len(gts.image_ids))],
+        categories=[dict(id=index, name=name) for index, name in enumerate(gts.class_names)],
         annotations=annotations,
     )
     known.createIndex()
@@ -185,7 +185,7 @@ class Spread(NamedTuple):
 def edge_errors(
     found: Matches,
     boxes: np.ndarray,
-    truths: Truths,
+    gts: GroundTruth,
     std: np.ndarray,
     intervals: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> EdgeErrors:
@@ -194,13 +194,13 @@ def edge_errors(
     Args:
         found: Matches of N detections.
         boxes: ``(N, 4)`` boxes of the detections, xywh px.
-        truths: Ground truth of the same images.
+        gts: Ground truth of the same images.
         std: ``(N, 4)`` px.
         intervals: Lower and upper ends, each ``(N, 4)`` px.
     """
     right = found.state == TRUE
-    rows, partners = found.row[right], found.truth[right]
-    true = xywh_to_xyxy(truths.boxes[partners])
+    rows, partners = found.row[right], found.gt[right]
+    true = xywh_to_xyxy(gts.boxes[partners])
     inside = None
     if intervals is not None:
         low, high = (ends[rows] for ends in intervals)

@@ -15,15 +15,16 @@ from mmengine.config import Config, ConfigDict
 from gfl_det.calibration.apply import detection_config, edge_detections
 from gfl_det.calibration.distribution import DistributionCalibrator, EdgeDetections
 from gfl_det.calibration.files import AnyCalibrator, load_any_calibrator
-from gfl_det.datasets.table import table_of
-from gfl_det.engine.runner import ModelFacts, Split, run_split, score_type, truths_path
+from gfl_det.datasets.table import CocoTable, table_of
+from gfl_det.engine.runner import ModelFacts, Split, annotations_path, run_split, score_type
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.detections import (
     Detections,
-    Truths,
+    GroundTruth,
     detections_from_coco,
+    gts_of_table,
     read_json,
-    truths_from_coco,
+    result_column,
 )
 from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.utils.config import datasets_of, image_folder
@@ -56,10 +57,10 @@ class ReportData(NamedTuple):
 
     title: str
     facts: list[tuple[str, str]]  # data sources
-    truths: Truths
+    gts: GroundTruth
     area: np.ndarray  # (M,) px, from the annotations
     image_wh: np.ndarray  # (I, 2) px, from the annotations; NaN where unknown
-    names: list[str]  # image file names, in the order of truths.image_ids
+    names: list[str]  # image file names, in the order of gts.image_ids
     folder: Path | None  # folder of the image files
     detections: Detections  # with the scores to report
     raw_scores: np.ndarray | None = None  # (N,) before calibration, if any
@@ -90,40 +91,51 @@ class ReportData(NamedTuple):
         return normal_bins(xywh_to_xyxy(self.detections.boxes[rows]), self.edge_std[rows])
 
 
-def annotated_sizes(dataset: dict, truths: Truths) -> tuple[np.ndarray, np.ndarray]:
+def annotated_sizes(dataset: dict, gts: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
     """Read the areas of gt boxes and the sizes of images.
 
     Args:
         dataset: Parsed annotation file.
-        truths: Ground truth of the file, or of some of its classes and images.
+        gts: Ground truth of the file, or of some of its classes and images.
 
     Returns:
         Areas ``(M,)`` px, as annotated, else of the boxes; widths and heights ``(I, 2)`` px.
     """
     table = table_of(dataset, 'the annotations')
-    images, classes = set(truths.image_ids), set(truths.category_ids)
+    images, classes = set(gts.image_ids), set(gts.category_ids)
     images_kept = np.array([each in images for each in table.image_ids], bool)
     classes_kept = np.array([each in classes for each in table.category_ids], bool)
     size = dict(zip(table.image_ids, table.image_wh))
     return (
         table.area[images_kept[table.image] & classes_kept[table.label]],
-        np.array([size[each] for each in truths.image_ids]).reshape(-1, 2),
+        np.array([size[each] for each in gts.image_ids]).reshape(-1, 2),
     )
 
 
-def file_names(dataset: dict, truths: Truths) -> list[str]:
+def file_names(dataset: dict, gts: GroundTruth) -> list[str]:
     """Image file names in the order of the annotated images; ids where names are missing."""
     names = {each['id']: str(each.get('file_name') or each['id']) for each in dataset['images']}
-    return [names[image_id] for image_id in truths.image_ids]
+    return [names[image_id] for image_id in gts.image_ids]
+
+
+class _Found(NamedTuple):
+    """What files of results hold, one row for each of N detections."""
+
+    detections: Detections
+    raw_scores: np.ndarray | None  # (N,)
+    edges: dict[str, np.ndarray]  # edge_std, edge_low, edge_high, each (N, 4) px, where known
+    level: float | None = None
+    facts: Sequence[tuple[str, str]] = ()
 
 
 def read_results(
     results: str, annotations: str, images: str | None = None, calibrator: str | None = None
 ) -> ReportData:
-    """Read COCO results, including ``edge_std``, ``edge_low``, ``edge_high`` and ``raw_score``.
+    """Read results, including deviations and intervals of the edges and scores before calibration.
 
     Args:
-        results: File from ``gfl-det test --out`` or ``gfl-det infer --out --annotations``.
+        results: File from ``gfl-det test --out`` or ``gfl-det infer --out --annotations``, or
+            folder from ``gfl-det infer-many``.
         annotations: Path of the COCO file.
         images: Folder of the image files; None: the report has no pictures.
         calibrator: Score calibrator, fitted on other images; None: no calibration.
@@ -132,22 +144,22 @@ def read_results(
         DataError: If a file is invalid, or the results do not belong to the annotations.
     """
     dataset = read_json(annotations)
-    gts = truths_from_coco(dataset, annotations)
-    entries = read_json(results)
-    if isinstance(entries, dict) and 'images' in entries:
-        raise DataError(f'{results} holds annotations, not results: give a list of detections.')
-    found = detections_from_coco(entries, gts, results)
+    table = table_of(dataset, annotations)
+    gts = gts_of_table(table)
     names = file_names(dataset, gts)
-    _check_names(entries, found, names, results)
-    raw = _column(entries, 'raw_score', (), results)
-    facts = [('results', results), ('annotations', annotations)]
+    if Path(results).is_dir():
+        known = _read_folder(results, table)
+    else:
+        known = _read_entries(results, gts, names)
+    found, raw = known.detections, known.raw_scores
+    facts = [('results', results), ('annotations', annotations), *known.facts]
     if calibrator is not None:
         raw = found.scores if raw is None else raw
         found = calibrated(found._replace(scores=raw), gts, calibrator)
         facts.append(('calibrator', calibrator))
-    low, high = (_column(entries, name, (4,), results) for name in ('edge_low', 'edge_high'))
+    with_intervals = 'edge_low' in known.edges and 'edge_high' in known.edges
     return ReportData(
-        Path(results).stem,
+        Path(results).resolve().stem,
         facts,
         gts,
         *annotated_sizes(dataset, gts),
@@ -155,12 +167,43 @@ def read_results(
         _folder(images),
         found,
         raw_scores=raw,
-        edge_std=_column(entries, 'edge_std', (4,), results),
-        intervals=None if low is None or high is None else (low, high),
+        edge_std=known.edges.get('edge_std'),
+        intervals=(known.edges['edge_low'], known.edges['edge_high']) if with_intervals else None,
+        level=known.level if with_intervals else None,
     )
 
 
-def calibrated(found: Detections, truths: Truths, path: str) -> Detections:
+def _read_entries(results: str, gts: GroundTruth, names: Sequence[str]) -> _Found:
+    entries = read_json(results)
+    if isinstance(entries, dict) and 'images' in entries:
+        raise DataError(f'{results} holds annotations, not results: give a list of detections.')
+    found = detections_from_coco(entries, gts, results)
+    _check_names(entries, found, names, results)
+    raw = result_column(entries, 'raw_score', (), results)
+    edges = {name: result_column(entries, name, (4,), results) for name in EDGE_FIELDS[1:]}
+    return _Found(found, raw, {name: each for name, each in edges.items() if each is not None})
+
+
+def _read_folder(results: str, table: CocoTable) -> _Found:
+    from gfl_det.inference.export.onnx_file import require  # loads mmdet
+
+    require('pyarrow')
+    from gfl_det.inference.shards import ResultFolder, read_all
+
+    found, known = read_all(results, table)
+    raw = known.pop('score_raw')
+    manifest = ResultFolder(results).manifest() or {}
+    failed = manifest.get('totals', {}).get('failures', 0)
+    return _Found(
+        found,
+        None if np.array_equal(raw, found.scores) else raw,  # without a calibrator they are equal
+        known,
+        manifest.get('level'),
+        [('images that failed', f'{failed:,}')] if failed else (),
+    )
+
+
+def calibrated(found: Detections, gts: GroundTruth, path: str) -> Detections:
     """Apply a calibrator to the detections' scores.
 
     Raises:
@@ -172,8 +215,8 @@ def calibrated(found: Detections, truths: Truths, path: str) -> Detections:
         raise DataError(
             f'{path} reads edge distributions, which result files lack: give a work dir.'
         )
-    calibrator.check_unseen(truths)
-    calibrator = calibrator.for_classes(truths.class_names)
+    calibrator.check_unseen(gts)
+    calibrator = calibrator.for_classes(gts.class_names)
     return found._replace(scores=calibrator.calibrate(found.scores, found.label))
 
 
@@ -191,31 +234,6 @@ def _check_names(
                 f'{source} has {name} for the image {entry["image_id"]}, which is {names[image]} '
                 'in the annotations: write it with gfl-det infer --annotations.'
             )
-
-
-def _column(
-    entries: Sequence[dict[str, Any]], name: str, shape: tuple[int, ...], source: str
-) -> np.ndarray | None:
-    """Read a field of all entries ``(N, *shape)``; None if no entry has it.
-
-    Raises:
-        DataError: If some entries lack it, or a value is invalid.
-    """
-    if not any(name in entry for entry in entries):
-        return None
-    lacking = next((i for i, entry in enumerate(entries) if name not in entry), None)
-    if lacking is not None:
-        raise DataError(
-            f'{source}: entry {lacking} lacks "{name}", others have it: write it again.'
-        )
-    try:
-        values = np.array([entry[name] for entry in entries], float)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if values.shape != (len(entries), *shape) or not np.isfinite(values).all():
-        what = f'{shape[0]} finite numbers' if shape else 'a finite number'
-        raise DataError(f'{source}: "{name}" is not {what} in every entry: correct it.')
-    return values
 
 
 def _folder(images: str | None) -> Path | None:
@@ -256,7 +274,7 @@ def run_work_dir(
         cfg.model.test_cfg = detection_config(ConfigDict(test_cfg, calibrator=calibrator), fitted)
     check = None if fitted is None else fitted.check_judged
     gts, results, samples, model = run_split(cfg, checkpoint, split, check)
-    path = truths_path(cfg, split)
+    path = annotations_path(cfg, split)
     dataset = read_json(path)
     folder = image_folder(datasets_of(cfg, split)[0])
     facts = [('config', cfg.filename), ('checkpoint', checkpoint), (f'{split} split', path)]
@@ -294,12 +312,12 @@ def _with_edges(
     )
 
 
-def _edges(samples: Sequence[Any], truths: Truths) -> EdgeDetections | None:
+def _edges(samples: Sequence[Any], gts: GroundTruth) -> EdgeDetections | None:
     """Detections with distributions; None if the head predicts none."""
     found = [sample.pred_instances for sample in samples]
     if not found or not all('edge_logits' in each for each in found):
         return None
-    place = {image_id: index for index, image_id in enumerate(truths.image_ids)}
+    place = {image_id: index for index, image_id in enumerate(gts.image_ids)}
     return edge_detections(found, [place[sample.img_id] for sample in samples])
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.evaluation.detections import Detections, Truths
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.functional import average_precision
 from gfl_det.evaluation.matching import FALSE, IGNORED, MAX_DETS, TRUE, Matches, match, overlaps
 
@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
     """P pairs of overlapping boxes."""
 
     detection: np.ndarray  # (P,) int64
-    truth: np.ndarray  # (P,) int64
+    gt: np.ndarray  # (P,) int64
     iou: np.ndarray  # (P,) in (0, 1]
 
     def take(self, chosen: np.ndarray) -> Pairs:
@@ -40,15 +40,15 @@ class Pairs(NamedTuple):
         return Pairs(*(values[chosen] for values in self))
 
 
-def pairs_in_images(detections: Detections, truths: Truths) -> Iterator[Pairs]:
+def pairs_in_images(detections: Detections, gts: GroundTruth) -> Iterator[Pairs]:
     """All overlapping pairs of a detection and a gt box in one image, except crowds.
 
     Yields:
         Pairs of whole images, in chunks, so that memory does not grow with the dataset.
     """
-    candidates = np.flatnonzero(~truths.crowd)
-    candidates = candidates[np.argsort(truths.image[candidates], kind='stable')]
-    images = truths.image[candidates]
+    candidates = np.flatnonzero(~gts.crowd)
+    candidates = candidates[np.argsort(gts.image[candidates], kind='stable')]
+    images = gts.image[candidates]
     order = np.argsort(detections.image, kind='stable')
     starts = np.flatnonzero(np.diff(detections.image[order], prepend=-1))
     begin = 0
@@ -62,7 +62,7 @@ def pairs_in_images(detections: Detections, truths: Truths) -> Iterator[Pairs]:
         start = np.cumsum(count) - count
         gt = candidates[np.arange(len(detection)) - np.repeat(start - first, count)]
         none = np.zeros(len(gt), bool)
-        iou = overlaps(detections.boxes[detection], truths.boxes[gt], none)
+        iou = overlaps(detections.boxes[detection], gts.boxes[gt], none)
         touching = iou > 0
         yield Pairs(detection[touching], gt[touching], iou[touching])
 
@@ -78,7 +78,7 @@ class Errors(NamedTuple):
 
     found: Matches
     kind: np.ndarray  # (N,) int64, index into KINDS or NO_ERROR
-    truth: np.ndarray  # (N,) int64, gt box of a localisation, class or both error; else -1
+    gt: np.ndarray  # (N,) int64, gt box of a localisation, class or both error; else -1
     missed: np.ndarray  # (M,) bool, gt boxes
 
 
@@ -93,7 +93,7 @@ class Nearest(NamedTuple):
 
 def find_errors(
     detections: Detections,
-    truths: Truths,
+    gts: GroundTruth,
     tau: float = TAU,
     background: float = BACKGROUND_TAU,
     max_dets: int = MAX_DETS,
@@ -102,13 +102,13 @@ def find_errors(
 
     Args:
         detections: Detections, cut at a score to assess an operating point.
-        truths: Ground truth of the same images.
+        gts: Ground truth of the same images.
         tau: IoU threshold of a match.
         background: IoU below which a detection counts as background.
         max_dets: Maximum detections per image and class.
     """
-    (found,) = match(detections, truths, [tau], max_dets=max_dets)
-    near = nearest(detections.take(found.row), truths)
+    (found,) = match(detections, gts, [tau], max_dets=max_dets)
+    near = nearest(detections.take(found.row), gts)
     on_own = near.own_iou >= background
     kind = np.select(
         [
@@ -125,18 +125,18 @@ def find_errors(
     gt[kind == LOCALISATION] = near.own[kind == LOCALISATION]
     on_other = (kind == CLASS) | (kind == BOTH)
     gt[on_other] = near.other[on_other]
-    missed = ~truths.crowd
-    missed[found.truth[found.state == TRUE]] = False
+    missed = ~gts.crowd
+    missed[found.gt[found.state == TRUE]] = False
     missed[gt[(kind == LOCALISATION) | (kind == CLASS)]] = False
     return Errors(found, kind, gt, missed)
 
 
-def nearest(detections: Detections, truths: Truths) -> Nearest:
+def nearest(detections: Detections, gts: GroundTruth) -> Nearest:
     """Gt boxes with the largest IoU per detection; the last one in a tie."""
     number = len(detections.scores)
     near = Nearest(np.zeros(number), np.full(number, -1), np.zeros(number), np.full(number, -1))
-    for pairs in pairs_in_images(detections, truths):
-        same = detections.label[pairs.detection] == truths.label[pairs.truth]
+    for pairs in pairs_in_images(detections, gts):
+        same = detections.label[pairs.detection] == gts.label[pairs.gt]
         _keep_best(near.own_iou, near.own, pairs.take(same))
         _keep_best(near.other_iou, near.other, pairs.take(~same))
     return near
@@ -144,13 +144,13 @@ def nearest(detections: Detections, truths: Truths) -> Nearest:
 
 def _keep_best(best: np.ndarray, which: np.ndarray, pairs: Pairs) -> None:
     """Write the largest IoU of each detection and its gt box, in place."""
-    order = np.lexsort((pairs.truth, pairs.iou, pairs.detection))  # best pair per detection last
+    order = np.lexsort((pairs.gt, pairs.iou, pairs.detection))  # best pair per detection last
     pairs = pairs.take(order)
     best[pairs.detection] = pairs.iou
-    which[pairs.detection] = pairs.truth
+    which[pairs.detection] = pairs.gt
 
 
-def oracle_gains(errors: Errors, truths: Truths) -> dict[str, float]:
+def oracle_gains(errors: Errors, gts: GroundTruth) -> dict[str, float]:
     """Gain in AP at tau if all errors of one kind were fixed.
 
     A localisation or class error becomes a true positive if its gt box is unmatched and has no
@@ -162,7 +162,7 @@ def oracle_gains(errors: Errors, truths: Truths) -> dict[str, float]:
         negatives; ``AP`` is the value without fixes. NaN without gt boxes.
     """
     found, kind = errors.found, errors.kind
-    present = found.truths > 0
+    present = found.gt_counts > 0
     base = _mean_precision(found, present)
     gains = {'AP': base}
     for index, name in enumerate(KINDS[:MISSED]):
@@ -170,27 +170,29 @@ def oracle_gains(errors: Errors, truths: Truths) -> dict[str, float]:
         gone[kind == index] = IGNORED
         label = found.label.copy()
         if index in (LOCALISATION, CLASS):
-            mended = _mendable(errors, index, len(truths.label))
+            mended = _mendable(errors, index, len(gts.label))
             gone[mended] = TRUE
-            label[mended] = truths.label[errors.truth[mended]]
+            label[mended] = gts.label[errors.gt[mended]]
         gains[name] = _mean_precision(found._replace(state=gone, label=label), present) - base
-    missed = np.bincount(truths.label[errors.missed], minlength=len(present))
-    gains['missed'] = _mean_precision(found._replace(truths=found.truths - missed), present) - base
+    missed = np.bincount(gts.label[errors.missed], minlength=len(present))
+    gains['missed'] = (
+        _mean_precision(found._replace(gt_counts=found.gt_counts - missed), present) - base
+    )
     silent = found._replace(state=np.where(found.state == FALSE, IGNORED, found.state))
     gains['false positives'] = _mean_precision(silent, present) - base
     right = np.bincount(found.label[found.state == TRUE], minlength=len(present))
-    gains['false negatives'] = _mean_precision(found._replace(truths=right), present) - base
+    gains['false negatives'] = _mean_precision(found._replace(gt_counts=right), present) - base
     return gains
 
 
-def _mendable(errors: Errors, kind: int, num_truths: int) -> np.ndarray:
+def _mendable(errors: Errors, kind: int, num_gts: int) -> np.ndarray:
     """Rows of the best error of a kind per unmatched gt box."""
-    taken = np.zeros(num_truths, bool)
-    taken[errors.found.truth[errors.found.state == TRUE]] = True
+    taken = np.zeros(num_gts, bool)
+    taken[errors.found.gt[errors.found.state == TRUE]] = True
     rows = np.flatnonzero(errors.kind == kind)
-    rows = rows[~taken[errors.truth[rows]]]
+    rows = rows[~taken[errors.gt[rows]]]
     rows = rows[np.argsort(-errors.found.scores[rows], kind='stable')]
-    _, first = np.unique(errors.truth[rows], return_index=True)
+    _, first = np.unique(errors.gt[rows], return_index=True)
     return rows[first]
 
 
@@ -208,20 +210,20 @@ class Confusions(NamedTuple):
     """The class at which each detection and each gt box is counted, K for "nothing"."""
 
     found: np.ndarray  # (N,) int64, gt class of each of ``errors.found``; -1 in a crowd
-    truth: np.ndarray  # (M,) int64, predicted class of each gt box; -1 for a crowd
+    gt: np.ndarray  # (M,) int64, predicted class of each gt box; -1 for a crowd
 
-    def matrix(self, errors: Errors, truths: Truths) -> np.ndarray:
+    def matrix(self, errors: Errors, gts: GroundTruth) -> np.ndarray:
         """Count ``(K + 1, K + 1)`` int64: rows are gt classes and "nothing", columns predicted."""
-        classes = len(truths.category_ids)
+        classes = len(gts.category_ids)
         matrix = np.zeros((classes + 1, classes + 1), np.int64)
         counted = self.found >= 0
         np.add.at(matrix, (self.found[counted], errors.found.label[counted]), 1)
-        lost = self.truth == classes
-        np.add.at(matrix, (truths.label[lost], self.truth[lost]), 1)
+        lost = self.gt == classes
+        np.add.at(matrix, (gts.label[lost], self.gt[lost]), 1)
         return matrix
 
 
-def find_confusions(detections: Detections, truths: Truths, errors: Errors) -> Confusions:
+def find_confusions(detections: Detections, gts: GroundTruth, errors: Errors) -> Confusions:
     """Pair detections with gt boxes of any class.
 
     Detections that match a gt box of their class, as in COCO, come first, so that the diagonal
@@ -231,46 +233,46 @@ def find_confusions(detections: Detections, truths: Truths, errors: Errors) -> C
 
     Args:
         detections: The detections of ``errors``, cut at the chosen score.
-        truths: Ground truth of the same images.
+        gts: Ground truth of the same images.
         errors: Their errors.
     """
-    classes = len(truths.category_ids)
+    classes = len(gts.category_ids)
     found = errors.found
-    partner = np.where(found.state == TRUE, found.truth, -1)
-    free = ~truths.crowd
+    partner = np.where(found.state == TRUE, found.gt, -1)
+    free = ~gts.crowd
     free[partner[partner >= 0]] = False
     wrong = np.flatnonzero(found.state == FALSE)
     others, taken = detections.take(found.row[wrong]), np.full(len(wrong), -1)
-    for pairs in pairs_in_images(others, truths):
-        near = pairs.take((pairs.iou >= found.tau) & free[pairs.truth])
+    for pairs in pairs_in_images(others, gts):
+        near = pairs.take((pairs.iou >= found.tau) & free[pairs.gt])
         _pair_off(near, others.scores, free, taken)
     partner[wrong] = taken
     paired = partner >= 0
     of_found = np.where(found.state == FALSE, classes, -1)
-    of_found[paired] = truths.label[partner[paired]]
-    of_truth = np.where(truths.crowd, -1, classes)
-    of_truth[partner[paired]] = found.label[paired]
-    return Confusions(of_found, of_truth)
+    of_found[paired] = gts.label[partner[paired]]
+    of_gt = np.where(gts.crowd, -1, classes)
+    of_gt[partner[paired]] = found.label[paired]
+    return Confusions(of_found, of_gt)
 
 
-def confusion_matrix(detections: Detections, truths: Truths, errors: Errors) -> np.ndarray:
+def confusion_matrix(detections: Detections, gts: GroundTruth, errors: Errors) -> np.ndarray:
     """Count the confusion matrix of gt boxes and detections.
 
     Args:
         detections: The detections of ``errors``, cut at the chosen score.
-        truths: Ground truth of the same images.
+        gts: Ground truth of the same images.
         errors: Their errors.
 
     Returns:
         ``(K + 1, K + 1)`` int64: rows are gt classes and last "nothing", columns predicted ones.
     """
-    return find_confusions(detections, truths, errors).matrix(errors, truths)
+    return find_confusions(detections, gts, errors).matrix(errors, gts)
 
 
 def _pair_off(pairs: Pairs, scores: np.ndarray, free: np.ndarray, partner: np.ndarray) -> None:
     """Assign unmatched gt boxes to detections by score, then IoU, in place."""
     pairs = pairs.take(np.lexsort((pairs.detection, -pairs.iou, -scores[pairs.detection])))
-    for detection, gt in zip(pairs.detection.tolist(), pairs.truth.tolist()):
+    for detection, gt in zip(pairs.detection.tolist(), pairs.gt.tolist()):
         if free[gt] and partner[detection] < 0:
             free[gt] = False
             partner[detection] = gt
@@ -284,21 +286,21 @@ def best_cover(errors: Errors) -> np.ndarray:
     found = errors.found
     cover = np.full(len(errors.missed), -1.0)
     for which, on in (
-        (found.truth, found.state == TRUE),
-        (errors.truth, (errors.kind == LOCALISATION) | (errors.kind == CLASS)),
+        (found.gt, found.state == TRUE),
+        (errors.gt, (errors.kind == LOCALISATION) | (errors.kind == CLASS)),
     ):
         np.maximum.at(cover, which[on], found.scores[on])
     return cover
 
 
-def count_by_score(errors: Errors, truths: Truths, least: np.ndarray) -> np.ndarray:
+def count_by_score(errors: Errors, gts: GroundTruth, least: np.ndarray) -> np.ndarray:
     """Count detections and gt boxes by score, so that sums from a bin upwards are those of a cut.
 
     A cut removes whole detections and changes the kind of no other: only gt boxes become missed.
 
     Args:
         errors: Errors of detections that were not cut.
-        truths: Ground truth of the same images, K classes.
+        gts: Ground truth of the same images, K classes.
         least: ``(B,)`` lowest score of each bin, ascending from 0.
 
     Returns:
@@ -306,7 +308,7 @@ def count_by_score(errors: Errors, truths: Truths, least: np.ndarray) -> np.ndar
         gt boxes that are not missed.
     """
     found = errors.found
-    counts = np.zeros((len(truths.category_ids), 1 + len(KINDS), len(least)), np.int64)
+    counts = np.zeros((len(gts.category_ids), 1 + len(KINDS), len(least)), np.int64)
 
     def add(label: np.ndarray, row: np.ndarray, scores: np.ndarray) -> None:
         np.add.at(counts, (label, row, np.searchsorted(least, scores, side='right') - 1), 1)
@@ -315,8 +317,8 @@ def count_by_score(errors: Errors, truths: Truths, least: np.ndarray) -> np.ndar
     add(found.label[right], np.zeros(right.sum(), np.int64), found.scores[right])
     add(found.label[wrong], 1 + errors.kind[wrong], found.scores[wrong])
     cover = best_cover(errors)
-    there = (cover >= 0) & ~truths.crowd
-    add(truths.label[there], np.full(there.sum(), 1 + MISSED), cover[there])
+    there = (cover >= 0) & ~gts.crowd
+    add(gts.label[there], np.full(there.sum(), 1 + MISSED), cover[there])
     return counts
 
 
@@ -325,11 +327,11 @@ class ImageErrors(NamedTuple):
 
     quality: np.ndarray  # (I,) 1 - LRP in [0, 1]; NaN without gt boxes and detections
     counts: np.ndarray  # (E, 4) int64: image, kind, class, number, sorted; no zeros
-    truths: np.ndarray  # (I,) number of gt boxes without crowds
+    gts: np.ndarray  # (I,) number of gt boxes without crowds
     right: np.ndarray  # (I,) true positives
 
 
-def judge_images(errors: Errors, image_of: np.ndarray, truths: Truths) -> ImageErrors:
+def judge_images(errors: Errors, image_of: np.ndarray, gts: GroundTruth) -> ImageErrors:
     """Assess each image.
 
     The quality is 1 - LRP (Oksuz et al., TPAMI 2021) over all classes: 1 if all gt boxes are found
@@ -338,19 +340,19 @@ def judge_images(errors: Errors, image_of: np.ndarray, truths: Truths) -> ImageE
     Args:
         errors: Errors of detections that were cut at a score.
         image_of: ``(N,)`` images of those detections, in the same order.
-        truths: Ground truth of I images.
+        gts: Ground truth of I images.
     """
-    found, images = errors.found, len(truths.image_ids)
+    found, images = errors.found, len(gts.image_ids)
     image = image_of[found.row]
     right, wrong = found.state == TRUE, found.state == FALSE
     distance = (1 - found.iou[right]) / (1 - found.tau)
     located = np.bincount(image[right], distance, images)
     hits, false = np.bincount(image[right], None, images), np.bincount(image[wrong], None, images)
-    number = np.bincount(truths.image[~truths.crowd], None, images)
+    number = np.bincount(gts.image[~gts.crowd], None, images)
     total = number + false
     with np.errstate(invalid='ignore'):  # empty images
         quality = 1 - (located + false + number - hits) / total
-    return ImageErrors(quality, _count(errors, image, truths), number, hits)
+    return ImageErrors(quality, _count(errors, image, gts), number, hits)
 
 
 def choose_images(judged: ImageErrors, limit: int) -> list[int]:
@@ -398,14 +400,14 @@ def _with_new_errors(counts: np.ndarray, chosen: Collection[int]) -> Iterator[in
             yield int(rows[rows[:, 3].argmax(), 0])
 
 
-def _count(errors: Errors, image: np.ndarray, truths: Truths) -> np.ndarray:
+def _count(errors: Errors, image: np.ndarray, gts: GroundTruth) -> np.ndarray:
     """Errors by image, kind and class: the detection's class, or a missed gt box's."""
-    classes = len(truths.category_ids)
+    classes = len(gts.category_ids)
     wrong = errors.kind != NO_ERROR
     missed = errors.missed
-    where = np.concatenate([image[wrong], truths.image[missed]])
+    where = np.concatenate([image[wrong], gts.image[missed]])
     kind = np.concatenate([errors.kind[wrong], np.full(missed.sum(), MISSED)])
-    label = np.concatenate([errors.found.label[wrong], truths.label[missed]])
+    label = np.concatenate([errors.found.label[wrong], gts.label[missed]])
     keys, number = np.unique((where * len(KINDS) + kind) * classes + label, return_counts=True)
     rest, label = np.divmod(keys, classes)
     where, kind = np.divmod(rest, len(KINDS))

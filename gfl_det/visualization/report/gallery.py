@@ -89,7 +89,7 @@ def _entry(data: ReportData, analysis: Analysis, cover: np.ndarray, image: int) 
         jpeg=base64.b64encode(jpeg_of(pixels, shrink)).decode(),
         kept=kept,
         found=found,
-        truths=_truths(data, analysis, cover, image),
+        truths=_gts(data, analysis, cover, image),
     )
 
 
@@ -149,18 +149,18 @@ def edges_of(bins: EdgeBins) -> list[list[float]]:
     return edges
 
 
-def _truths(data: ReportData, analysis: Analysis, cover: np.ndarray, image: int) -> list[list[Any]]:
+def _gts(data: ReportData, analysis: Analysis, cover: np.ndarray, image: int) -> list[list[Any]]:
     """Gt boxes of an image.
 
     Each has class, box (xyxy px), the score up to which it is not missed (-1: missed at any; None
     for a crowd), whether it is missed at the common threshold, and whether it is in no pair of the
     confusion matrix.
     """
-    gts = data.truths
+    gts = data.gts
     mine = np.flatnonzero(gts.image == image)
     boxes = xywh_to_xyxy(gts.boxes[mine])
     scores = np.where(cover[mine] < 0, -1, np.floor(cover[mine] * STEPS + 1e-9) / STEPS)
-    lost = analysis.confusions.truth[mine] == len(gts.class_names)
+    lost = analysis.confusions.gt[mine] == len(gts.class_names)
     missed = analysis.errors.missed[mine]
     crowd = gts.crowd[mine]
     return [

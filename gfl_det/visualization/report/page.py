@@ -20,7 +20,7 @@ SCRIPTS = ('charts.js', 'sections.js', 'pictures.js', 'images.js', 'report.js')
 
 
 def render(values: dict[str, Any]) -> str:
-    """Build the page from template, styles, scripts and numbers.
+    """Build the page from body, styles, scripts and numbers.
 
     Args:
         values: Values from :func:`.analysis.analyse`, with ``pictures``.
@@ -29,11 +29,12 @@ def render(values: dict[str, Any]) -> str:
 
 
 def fill_page(
-    template: str, styles: Sequence[str], scripts: Sequence[str], values: dict[str, Any]
+    body: str, styles: Sequence[str], scripts: Sequence[str], values: dict[str, Any]
 ) -> str:
     """Build a page from files in :data:`PAGE` and the values that its scripts read."""
-    page = _text(template)
+    page = _text('frame.html')
     parts = dict(
+        BODY=_text(body).rstrip('\n'),
         TITLE=html.escape(str(values['title'])),
         STYLE='\n'.join(map(_text, styles)),
         DATA=embed(values),

@@ -13,7 +13,7 @@ import numpy as np
 
 from gfl_det.datasets.images import read_image
 from gfl_det.errors import DataError
-from gfl_det.evaluation.detections import Truths
+from gfl_det.evaluation.detections import GroundTruth
 from gfl_det.evaluation.label_errors import KINDS, SIDES, SuspectLabel
 from gfl_det.evaluation.label_evidence import UncertainDetections
 from gfl_det.ops.boxes import xywh_to_xyxy
@@ -38,7 +38,7 @@ class ReviewData(NamedTuple):
     title: str
     annotations: str  # name of the annotation file
     sha256: str  # its digest
-    gts: Truths
+    gts: GroundTruth
     names: list[str]  # image file names, in the order of gts.image_ids
     found: UncertainDetections
     suspects: Sequence[SuspectLabel]
@@ -77,7 +77,7 @@ def review_page(
     return fill_page('review.html', STYLES, SCRIPTS, values)
 
 
-def sentence(suspect: SuspectLabel, gts: Truths) -> str:
+def sentence(suspect: SuspectLabel, gts: GroundTruth) -> str:
     """What is suspicious about a label, and the suggestion, in one sentence."""
     names = gts.class_names
     new = names[suspect.label]
