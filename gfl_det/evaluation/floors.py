@@ -439,8 +439,9 @@ def _debiased(bins: _Bins) -> np.ndarray:
     found = np.full(classes, np.nan)
     for begin in range(0, classes, step):
         part = slice(begin, begin + step)
-        sums = (each[part] for each in bins[:-1])
-        error, calibrated = _posterior(_Bins(*sums, bins.drawn[:, part]))
+        number, score, variance, gap, drawn = bins
+        some = _Bins(number[part], score[part], variance[part], gap[part], drawn[:, part])
+        error, calibrated = _posterior(some)
         excess = error[:, 1:].mean(1) / np.maximum(calibrated[:, 1:].mean(1), TINY)
         found[part] = error[:, 0] - CORRECTED * calibrated[:, 0] * excess
     return np.where(bins.number.sum(1) > 0, found, np.nan)
