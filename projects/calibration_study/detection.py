@@ -74,11 +74,17 @@ def compare(name: str, fitting: Judged, judged: Judged, cut: int = 0) -> Iterato
     """
     for method in METHODS:
         for view in VIEWS:
-            settings = settings_of(method, view)
-            fitted = fit_calibrator(fitting.detections, fitting.gts, settings)
-            fitted = fitted.for_classes(judged.gts.class_names)
-            fitted.check_unseen(judged.gts)
-            yield Outcome(name, cut, method, view, judge(fitted, judged, view))
+            yield calibrate(name, fitting, judged, method, view, cut)
+
+
+def calibrate(
+    name: str, fitting: Judged, judged: Judged, method: Method, view: str, cut: int = 0
+) -> Outcome:
+    """One calibrator of :func:`compare`, for one view."""
+    fitted = fit_calibrator(fitting.detections, fitting.gts, settings_of(method, view))
+    fitted = fitted.for_classes(judged.gts.class_names)
+    fitted.check_unseen(judged.gts)
+    return Outcome(name, cut, method, view, judge(fitted, judged, view))
 
 
 def judge(fitted: DetectionCalibrator, judged: Judged, view: str) -> dict[str, float]:

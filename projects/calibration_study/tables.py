@@ -1,12 +1,16 @@
-"""Markdown tables of measurements."""
+"""Markdown tables of measurements, and differences that are paired by seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from gfl_det.errors import ConfigError
+
+LEVEL = 0.05  # of two-sided tests
+Verdict = Literal['holds', 'contradicted', 'undecided']
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
@@ -33,6 +37,46 @@ def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation of repeated runs (of one run: the value)."""
     mean = fraction(float(np.mean(values)))
     return f'{mean} ± {fraction(float(np.std(values, ddof=1)))}' if len(values) > 1 else mean
+
+
+class PairedMean(NamedTuple):
+    """Mean of paired differences, its .95 interval and two-sided p, by Student's t."""
+
+    mean: float
+    low: float  # NaN for a single pair, as are high and p
+    high: float
+    p: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.low):
+            return '' if np.isnan(self.mean) else f'{self.mean:+.3f}'
+        return f'{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]'
+
+
+def paired(differences: Sequence[float]) -> PairedMean:
+    """Test whether differences of independent pairs (seeds) are 0 on average.
+
+    Args:
+        differences: one per pair; NaN for none.
+    """
+    from scipy.stats import t as student  # slow to import
+
+    values = np.asarray(differences, float)
+    mean = float(values.mean()) if len(values) else float('nan')
+    if len(values) < 2:
+        return PairedMean(mean, *[float('nan')] * 3)
+    error = float(values.std(ddof=1)) / len(values) ** 0.5
+    half = float(student.ppf(1 - LEVEL / 2, len(values) - 1)) * error
+    # Without any spread the sign is the answer.
+    p = 2 * student.sf(abs(mean) / error, len(values) - 1) if error else float(mean == 0)
+    return PairedMean(mean, mean - half, mean + half, float(p))
+
+
+def verdict(difference: float, p: float) -> Verdict:
+    """What a test says of the claim that a difference is below 0."""
+    if not p < LEVEL:
+        return 'undecided'
+    return 'holds' if difference < 0 else 'contradicted'
 
 
 def check_name(name: str) -> None:
