@@ -39,7 +39,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             'find_label_errors', 'rank labels that are probably wrong, and review them'
         ),
         'what-to-label': Command(
-            'what_to_label', 'rank unlabelled pictures by what their labels would teach'
+            'what_to_label', 'rank unlabelled pictures by what labels would teach (experimental)'
         ),
         'digits': Command('digits', 'build the embedded data set of handwritten digits'),
     },

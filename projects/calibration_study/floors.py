@@ -1,14 +1,15 @@
 """Simulations of noise floors and debiased calibration errors against known truth.
 
-``python -m projects.calibration_study.floors [--generators fresh] [--simulations 600]`` prints, for
-each count of detections, the mean of the debiased error under calibration, and the root mean
-squared errors of the published error and of the debiased one where the true error is .1.
+``python -m projects.calibration_study.floors [--generators fresh] [--error .1]`` prints, for each
+count of detections, the mean of the debiased error under calibration, and the root mean squared
+errors of the published error and of the debiased one where the true error is .1; then the ratio of
+the two over all scores and shapes.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,9 +46,9 @@ SHAPES: dict[str, dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
         'step': lambda scores, many: np.where(scores > np.quantile(many, 0.7), -1.0, 0.5),
     },
 }
-TRUE_ERROR = 0.1
+TRUE_ERROR = 0.1  # unless told otherwise
 COUNTS = (50, 100, 300, 1000, 3000)
-MANY = 200_000  # scores that stand for all
+MANY = 50_000  # scores that stand for all
 
 
 class Row(NamedTuple):
@@ -76,9 +77,9 @@ def flips(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def miscalibrated(
-    shape: Callable[[np.ndarray, np.ndarray], np.ndarray], many: np.ndarray
+    shape: Callable[[np.ndarray, np.ndarray], np.ndarray], many: np.ndarray, true_error: float
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Expected targets by score, so far from the scores that the true error is `TRUE_ERROR`."""
+    """Expected targets by score, so far from the scores that the true error is this one."""
     low, high = 0.0, 20.0
 
     def means(scores: np.ndarray, size: float) -> np.ndarray:
@@ -87,33 +88,41 @@ def miscalibrated(
     for _ in range(50):
         middle = (low + high) / 2
         error = np.abs(means(many, middle) - many).mean()
-        low, high = (middle, high) if error < TRUE_ERROR else (low, middle)
+        low, high = (middle, high) if error < true_error else (low, middle)
     return lambda scores: means(scores, low)
 
 
 def simulate(
-    group: str, scores: str, shape: str | None, binary: bool, count: int, simulations: int
+    group: str,
+    scores: str,
+    shape: str | None,
+    binary: bool,
+    count: int,
+    simulations: int,
+    true_error: float = TRUE_ERROR,
 ) -> Row:
     """Simulate detectors of ``count`` detections, as so many classes; no shape is calibrated."""
     rng = np.random.default_rng(count)
     draw = SCORES[group][scores]
-    means = miscalibrated(SHAPES[group][shape], draw(rng, MANY)) if shape else np.asarray
+    means: Callable[[np.ndarray], np.ndarray] = np.asarray
+    if shape:
+        means = miscalibrated(SHAPES[group][shape], draw(rng, MANY), true_error)
     label = np.repeat(np.arange(simulations), count)
     drawn = draw(rng, len(label))
     targets = (flips if binary else ious)(means(drawn), rng)
     bins = DECE_BINS if binary else LAECE_BINS
     found = binned_floor(drawn, targets, bins, label, simulations, binary, count).per_class
-    return _row((scores, 'right' if binary else 'IoU', shape or 'none', count), found)
+    return _row((scores, 'right' if binary else 'IoU', shape or 'none', count), found, true_error)
 
 
-def _row(names: tuple[str, str, str, int], found: Floor) -> Row:
+def _row(names: tuple[str, str, str, int], found: Floor, true_error: float) -> Row:
     inside = float(found.inside.mean())
     root = np.sqrt(len(found.value))
     both = (found.value, found.debiased)
     if names[2] == 'none':
         cells = [(float(each.mean()), float(each.std() / root)) for each in both]
         return Row(*names, *cells, (np.nan, np.nan), inside)
-    squares = [(each - TRUE_ERROR) ** 2 for each in both]
+    squares = [(each - true_error) ** 2 for each in both]
     errors = [np.sqrt(each.mean()) for each in squares]
     cells = [
         (float(error), float(each.std() / root / 2 / error)) for error, each in zip(errors, squares)
@@ -122,21 +131,46 @@ def _row(names: tuple[str, str, str, int], found: Floor) -> Row:
     return Row(*names, *cells, (float(difference.mean()), float(difference.std() / root)), inside)
 
 
+def ratios(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
+    """Root mean squared error of the debiased error over that of the published, by targets, count.
+
+    Over all scores and shapes together.
+    """
+    found = {}
+    for targets in dict.fromkeys(row.targets for row in rows):
+        for count in dict.fromkeys(row.count for row in rows):
+            chosen = [
+                (row.debiased[0], row.plug_in[0])
+                for row in rows
+                if (row.targets, row.count) == (targets, count) and row.shape != 'none'
+            ]
+            debiased, published = (np.array(chosen) ** 2).mean(0)
+            found[targets, count] = float(np.sqrt(debiased / published))
+    return found
+
+
 def main() -> None:
-    """Print one line for each simulated detector."""
+    """Print one line for each simulated detector, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--generators', choices=list(SCORES), default='fresh')
-    parser.add_argument('--simulations', type=int, default=600)
+    parser.add_argument('--simulations', type=int, default=500)
+    parser.add_argument('--error', type=float, default=TRUE_ERROR, help='true error')
     args = parser.parse_args()
     print('scores targets miscalibration count | published | debiased | difference of MSE | inside')
+    rows = []
     for scores in SCORES[args.generators]:
         for binary in (False, True):
             for shape in (None, *SHAPES[args.generators]):
                 for count in COUNTS:
-                    row = simulate(args.generators, scores, shape, binary, count, args.simulations)
+                    what = (scores, shape, binary, count, args.simulations)
+                    row = simulate(args.generators, *what, args.error)
                     cells = [f'{mean:+.4f} ({error:.4f})' for mean, error in row[4:6]]
                     change = f'{row.difference[0]:+.5f} ({row.difference[1]:.5f})'
-                    print(*row[:4], '|', ' | '.join(cells), '|', change, f'| {row.inside:.3f}')
+                    line = ' | '.join(cells)
+                    print(*row[:4], '|', line, '|', change, f'| {row.inside:.3f}', flush=True)
+                    rows.append(row)
+    for (targets, count), ratio in ratios(rows).items():
+        print(f'debiased / published, {targets}, {count} detections: {ratio:.3f}')
 
 
 if __name__ == '__main__':

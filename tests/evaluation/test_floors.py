@@ -85,6 +85,30 @@ class TestAtATrueErrorOfATenth:
         for shape in ('slope', 'bump'):
             assert rows[shape].difference[0] < 0
 
+    @pytest.mark.parametrize('binary', [False, True])
+    def test_over_shapes_it_is_nearer_for_ious_and_for_right_and_wrong(self, binary, monkeypatch):
+        monkeypatch.setattr(study, 'MANY', 20_000)
+        rows = [
+            study.simulate('chosen', 'uniform', shape, binary, 300, 100)
+            for shape in study.SHAPES['chosen']
+        ]
+        assert study.ratios(rows).popitem()[1] < 1
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize('binary', [False, True])
+    @pytest.mark.parametrize('count', [50, 100])
+    def test_over_shapes_of_few_detections(self, count, binary):
+        rows = [
+            study.simulate('chosen', 'uniform', shape, binary, count, 500)
+            for shape in study.SHAPES['chosen']
+        ]
+        assert study.ratios(rows).popitem()[1] < 1
+
+    def test_under_calibration_many_detections_scatter_little(self):
+        """Less than twice as much as the published error less its floor."""
+        found = simulated(1000, 100, binary=True)
+        assert found.debiased.std() < 2 * (found.value - found.mean).std()
+
     def test_many_detections_leave_nothing_to_correct(self):
         found = simulated(5000, 20, shift=0.1)
         assert not found.inside.any()
