@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.config import Config
-from scipy import stats
 
 from gfl_det.cli import main as cli
 from gfl_det.engine import config_edits
@@ -33,19 +32,9 @@ from gfl_det.evaluation.comparison import holm
 from gfl_det.evaluation.label_choice import choose_pictures, expected_errors, standardised
 from gfl_det.inference.survey import SurveyInferencer, survey
 from gfl_det.utils.files import write_json
-from projects.calibration_study.tables import fraction, markdown, spread
-from projects.training_study.trainings import (
-    KEYS,
-    NANODET,
-    RATE,
-    Arm,
-    TrainingRun,
-    commit,
-    interval,
-    judge,
-    machine,
-    run_config,
-)
+from projects.calibration_study.tables import fraction, markdown, paired, spread
+from projects.training_study.arms import NANODET, RATE, Arm, TrainingRun
+from projects.training_study.trainings import KEYS, commit, judge, machine, run_config
 
 RESULTS = Path(__file__).parent / 'results'
 BUDGETS = (20, 40, 80)  # labelled pictures
@@ -150,7 +139,7 @@ class LabelStudy:
         begin = time.process_time()
         build_runner(cfg, quiet='train').train()
         seconds = time.process_time() - begin
-        shutil.move(work_dir / f'epoch_{epochs}.pth', work_dir / 'last.pth')
+        shutil.move(Path(cfg.work_dir) / f'epoch_{epochs}.pth', work_dir / 'last.pth')
         counts = {
             each['name']: sum(a['category_id'] == each['id'] for a in part['annotations'])
             for each in part['categories']
@@ -200,10 +189,10 @@ def table() -> str:
         for arm in ARMS[1:]
         for budget in BUDGETS[1:]
     }
-    tests = {key: float(stats.ttest_1samp(each, 0).pvalue) for key, each in gains.items() if each}
+    tests = {key: paired(each) for key, each in gains.items() if each}
     adjusted: dict[tuple[str, int], float] = {}
     for arm in ARMS[1:]:  # the family: the budgets of an arm
-        own = {str(key[1]): p for key, p in tests.items() if key[0] == arm}
+        own = {str(key[1]): test.p for key, test in tests.items() if key[0] == arm}
         adjusted |= {(arm, int(budget)): p for budget, p in holm(own).items()}
     rows = []
     for budget in BUDGETS:
@@ -214,9 +203,7 @@ def table() -> str:
             boxes = [sum(each['boxes'].values()) for each in runs]
             scores = [[_ap(each, key) for each in runs] for key in ('AP', 'AP50')]
             key = (arm, budget)
-            tested = (
-                [interval(gains[key]), fraction(adjusted[key])] if key in adjusted else ['', '']
-            )
+            tested = [str(tests[key]), fraction(adjusted[key])] if key in adjusted else ['', '']
             cells = [*map(spread, scores), *tested]
             rows.append([str(budget), arm, str(len(runs)), f'{np.mean(boxes):.0f}', *cells])
     head = ['pictures', 'arm', 'seeds', 'boxes', 'AP', 'AP50', 'AP gained over random', 'p (Holm)']
