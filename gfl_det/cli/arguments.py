@@ -201,6 +201,11 @@ def add_checkpoint(parser: Parser) -> None:
 def add_detector(parser: Parser) -> None:
     """Add ``CHECKPOINT``, ``--config`` to replace the stored config, and ``--device``."""
     add_checkpoint(parser)
+    add_config_and_device(parser)
+
+
+def add_config_and_device(parser: Parser) -> None:
+    """Add ``--config``, which replaces a checkpoint's stored config, and ``--device``."""
     parser.add_argument(
         '--config', metavar='CONFIG', help=f'{CONFIG_HELP}; default: the one in the checkpoint'
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import CONFIG_HELP, add_batch_size, add_seed, count, parsing
+from gfl_det.cli.arguments import add_batch_size, add_config_and_device, add_seed, count, parsing
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.utils.choices import CHART_ENDINGS
 from gfl_det.utils.files import check_writable, write_json
@@ -45,8 +45,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add('--names', nargs=2, metavar='NAME', default=['A', 'B'], help='names of the sides (A B)')
     add('--truths', '--annotations', metavar='JSON', required=True, help='COCO annotations')
     add('--images', metavar='DIR', help='folder of their image files, for checkpoints')
-    add('--config', metavar='CONFIG', help=f'{CONFIG_HELP}; default: that in each checkpoint')
-    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; default: the best one available')
+    add_config_and_device(parser)
     add_batch_size(parser)
     add('--resamples', type=count, default=1000, metavar='N', help='bootstrap resamples (1000)')
     add_seed(parser, 'seed of the resamples')

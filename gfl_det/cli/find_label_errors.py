@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gfl_det.cli.arguments import (
-    CONFIG_HELP,
     add_batch_size,
+    add_config_and_device,
     add_seed,
     count,
     count_or_zero,
@@ -62,8 +62,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         default=300,
         help='pictures on the page (300)',
     )
-    add('--config', metavar='CONFIG', help=f'{CONFIG_HELP}; default: that in the checkpoint')
-    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; default: the best one available')
+    add_config_and_device(parser)
     add_batch_size(parser)
     add_seed(parser, 'seed of the synthetic errors behind the probabilities, and of --folds')
     add('--quiet', action='store_true', help='no progress')

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gfl_det.cli.arguments import (
-    CONFIG_HELP,
     add_batch_size,
     add_calibrator,
+    add_config_and_device,
     add_pixel_limit,
     count,
     parsing,
@@ -78,8 +78,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         default=[],
         help='what has labels: folders of pictures, or COCO .json files that list some of IMAGES',
     )
-    add('--config', metavar='CONFIG', help=f'{CONFIG_HELP}; without, the one in the checkpoint')
-    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; without, the best there is')
+    add_config_and_device(parser)
     add_calibrator(parser)
     add_batch_size(parser)
     add('--recursive', action='store_true', help='search folders in folders')
