@@ -12,21 +12,30 @@ gets a Gaussian process prior; the expected absolute gap under its posterior is 
 value on pure noise is subtracted, weighted by the posterior probability of calibration, so that the
 correction vanishes as the data contradict calibration. There the prior is multiplied by the squared
 gap, which leaves it no density at calibration itself: Johnson and Rossell, "On the Use of Non-Local
-Prior Densities in Bayesian Hypothesis Tests", JRSS B 2010. With many detections the gaps as they
-are, times their expected sign, replace those of the posterior, whose curve is smooth.
-The other estimate is the sweep of Roelofs et al., "Mitigating Bias in Calibration Error
-Estimation", AISTATS 2022 (arXiv 2012.08668).
+Prior Densities in Bayesian Hypothesis Tests", JRSS B 2010. With many detections the posterior is
+too smooth and gives way to the mean of two estimates, one too large and one too small unless scores
+are calibrated: the published error, corrected likewise; and the gaps times their expected sign,
+less the covariance of the two (Stein, "Estimation of the Mean of a Multivariate Normal
+Distribution", Annals of Statistics 1981).
+The other estimate is :func:`.functional.sweep_error`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import erf, expit
 
-from gfl_det.evaluation.functional import DECE_BINS, LAECE_BINS, laace, laece, nan_mean
+from gfl_det.evaluation.functional import (
+    DECE_BINS,
+    LAECE_BINS,
+    laace,
+    laece,
+    nan_mean,
+    sweep_error,
+)
 from gfl_det.evaluation.matching import TRUE, Matches
 
 DRAWS = 200
@@ -41,10 +50,10 @@ PRIOR_GAP = 0.12  # root mean square
 PRIOR_LENGTH = 0.7  # distance over which gaps are similar, in standard deviations of the scores
 PRIOR_ODDS = 20  # of miscalibration
 SMOOTHED = 0.01  # standard error of the mean gap below which gaps are used as they are
+CELLS = 25  # minimum for the debiased error; D-ECE's bins are wide enough to hide a change of sign
 # The variances come from the same detections as the gaps, so that the correction of 50 IoUs is too
 # large by up to a tenth; .05 leaves .004 where it is exact.
 CORRECTED = 0.95
-MAX_SWEEP_BINS = 200
 CHUNK = 2**18  # residuals per draw
 ROWS = 2**18  # detections at a time
 TINY = 1e-12  # least variance, against division by zero
@@ -61,7 +70,7 @@ class Floor(NamedTuple):
     mean: np.ndarray  # mean error of a perfectly calibrated detector with these scores
     upper: np.ndarray  # .95 quantile of the same
     debiased: np.ndarray  # 0 on average under calibration; may be negative
-    sweep: np.ndarray  # see `sweep_error`; NaN for LaACE, which has no bins
+    sweep: np.ndarray  # see :func:`.functional.sweep_error`; NaN for LaACE, which has no bins
 
     @property
     def inside(self) -> np.ndarray:
@@ -230,24 +239,24 @@ def _binned(
     groups: Iterable[_Sorted], shape: tuple[int, int], binary: bool, seed: int, draws: int = DRAWS
 ) -> ErrorFloor:
     """The floor of :func:`binned_floor`, from detections of some classes at a time."""
-    sums, sweep, few = np.zeros((4, *shape)), np.full(shape[0], np.nan), []
+    parts = -(-CELLS // shape[1])  # cells per bin
+    sums, few = np.zeros((4, *shape, parts)), []
+    sweep = np.full(shape[0], np.nan)
     for group in groups:
         for label, own in group.classes():
-            sweep[label] = _sweep(own.scores, own.targets)
+            sweep[label] = sweep_error(own.scores, own.targets)
         few += _add(group, sums, binary)
-    bins = _draw(sums, few, draws, np.random.default_rng(seed))
-    number = bins.number.sum(1)
-    with np.errstate(invalid='ignore', divide='ignore'):
-        value = np.where(number > 0, np.abs(bins.gap).sum(1) / number, np.nan)
-        drawn = np.where(number > 0, np.abs(bins.drawn).sum(2) / number, np.nan)
-    per_class = Floor(
-        value,
-        number,
-        drawn.mean(0),
-        np.quantile(drawn, QUANTILE, axis=0),
-        _debiased(bins),
-        sweep,
-    )
+    cells = _draw(sums.reshape(4, shape[0], -1), few, draws, np.random.default_rng(seed))
+    number = cells.number.sum(1)
+
+    def published(gaps: np.ndarray) -> np.ndarray:
+        in_bins = gaps.reshape(*gaps.shape[:-1], -1, parts).sum(-1)
+        with np.errstate(invalid='ignore', divide='ignore'):
+            return np.where(number > 0, np.abs(in_bins).sum(-1) / number, np.nan)
+
+    value, drawn = published(cells.gap), published(cells.drawn)
+    debiased, upper = _debiased(cells, value, drawn), np.quantile(drawn, QUANTILE, axis=0)
+    per_class = Floor(value, number, drawn.mean(0), upper, debiased, sweep)
     used = drawn[:, number > 0]
     mean = used.mean(1) if used.size else np.array([np.nan])
     return ErrorFloor(_pooled(per_class, mean.mean(), np.quantile(mean, QUANTILE)), per_class)
@@ -335,79 +344,38 @@ def dece_floor(matches: Matches, num_bins: int = DECE_BINS, seed: int = 0) -> Er
     return _binned([found], (1, num_bins), True, seed)
 
 
-def sweep_error(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Calibration error with as many equal-count bins as keep the mean targets non-decreasing.
-
-    ECE-sweep of Roelofs et al. with an exponent of 1 and up to 200 bins; equal scores share a bin.
-
-    Args:
-        scores: ``(N,)`` in [0, 1].
-        targets: ``(N,)``.
-
-    Returns:
-        The error; NaN without a detection.
-
-    Example:
-        >>> scores = np.array([0.2, 0.4, 0.6, 0.8])
-        >>> round(sweep_error(scores, np.array([0.1, 0.5, 0.5, 0.9])), 3)  # every one a bin
-        0.1
-        >>> round(sweep_error(scores, np.array([0.9, 0.5, 0.5, 0.1])), 3)  # one bin for all
-        0.0
-    """
-    order = np.argsort(scores, kind='stable')
-    return _sweep(scores[order], targets[order])
-
-
-def _sweep(sorted_scores: np.ndarray, targets: np.ndarray) -> float:
-    """The error of :func:`sweep_error`, of sorted scores and their targets."""
-    number = len(sorted_scores)
-    if not number:
-        return float('nan')
-    target_sums, gap_sums = np.zeros(number + 1), np.zeros(number + 1)
-    np.cumsum(targets, out=target_sums[1:])
-    np.cumsum(sorted_scores, out=gap_sums[1:])
-    np.subtract(target_sums, gap_sums, out=gap_sums)
-    error = abs(gap_sums[-1])
-    for bins in range(2, min(number, MAX_SWEEP_BINS) + 1):
-        last = sorted_scores[np.arange(1, bins + 1) * number // bins - 1]
-        ends = np.append(0, np.unique(np.searchsorted(sorted_scores, last, side='right')))
-        if (np.diff(np.diff(target_sums[ends]) / np.diff(ends)) < 0).any():
-            break
-        error = np.abs(np.diff(gap_sums[ends])).sum()
-    return float(error / number)
-
-
 def _add(group: _Sorted, sums: np.ndarray, binary: bool) -> list[_Few]:
     """Add to the number, scores, variance and gaps of the bins; return what sparse bins hold.
 
     Args:
         group: Detections of whole classes.
-        sums: ``(4, K, J)``, changed in place.
+        sums: ``(4, K, J, P)`` of P cells per bin, changed in place.
         binary: Targets are 0 or 1; a neighbour's residual is not needed.
     """
-    classes, num_bins = sums.shape[1:]
-    cells = classes * num_bins
-    number = np.zeros(cells, int)
+    classes, *bins = sums.shape[1:]
+    number = np.zeros(sums[0].size, int)
     for begin in range(0, len(group.scores), ROWS):
         part = slice(begin, begin + ROWS)
-        cell = _cells(group.label[part], group.scores[part], num_bins)
-        number += np.bincount(cell, minlength=cells)
-    counts, few = number.reshape(classes, num_bins).sum(1), []
+        cell = _cells(group.label[part], group.scores[part], bins)
+        number += np.bincount(cell, minlength=number.size)
+    counts, few = number.reshape(classes, -1).sum(1), []
     near = _Windows.along(group, counts, 1 if binary else NEIGHBOURS)
     wide = _Windows.along(group, counts, 1 if binary else VARIANCE_NEIGHBOURS)
     for windows, wider in zip(near, wide):
-        cell = _cells(windows.label, windows.scores, num_bins)
+        cell = _cells(windows.label, windows.scores, bins)
         weights = (None, windows.scores, wider.moments()[1], windows.own)
         for total, each in zip(sums.reshape(4, -1), weights):
-            total += np.bincount(cell, each, cells)
+            total += np.bincount(cell, each, number.size)
         few.append(_Few.of(windows, cell, np.flatnonzero(number[cell] <= EXACT)))
     return few
 
 
-def _cells(label: np.ndarray, scores: np.ndarray, num_bins: int) -> np.ndarray:
-    """Index of the class and bin of each detection."""
-    edges = np.linspace(0, 1, num_bins + 1)
-    return label * num_bins + (np.searchsorted(edges, scores) - 1).clip(0, num_bins - 1)
+def _cells(label: np.ndarray, scores: np.ndarray, bins: Sequence[int]) -> np.ndarray:
+    """Index of the class and cell of each detection, for the numbers of bins and cells per bin."""
+    ends = np.linspace(0, 1, bins[0] + 1)
+    inside = np.arange(bins[1]) / bins[1]
+    begins = (ends[:-1, None] + np.diff(ends)[:, None] * inside).ravel()
+    return label * len(begins) + (np.searchsorted(begins, scores) - 1).clip(0)
 
 
 def _draw(sums: np.ndarray, few: list[_Few], draws: int, rng: np.random.Generator) -> _Bins:
@@ -432,23 +400,36 @@ def _draw(sums: np.ndarray, few: list[_Few], draws: int, rng: np.random.Generato
     )
 
 
-def _debiased(bins: _Bins) -> np.ndarray:
-    """Debiased errors ``(K,)``; see the module docstring."""
-    draws, classes, size = bins.drawn.shape
+def _debiased(cells: _Bins, value: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Debiased errors ``(K,)``; see the module docstring.
+
+    Args:
+        cells: Sums in cells, parts of bins.
+        value: ``(K,)`` published errors.
+        drawn: ``(D, K)`` the same of perfectly calibrated detectors.
+    """
+    draws, classes, size = cells.drawn.shape
     step = max(1, CHUNK // (draws * size))
     found = np.full(classes, np.nan)
     for begin in range(0, classes, step):
         part = slice(begin, begin + step)
-        number, score, variance, gap, drawn = bins
-        some = _Bins(number[part], score[part], variance[part], gap[part], drawn[:, part])
-        error, calibrated = _posterior(some)
-        excess = error[:, 1:].mean(1) / np.maximum(calibrated[:, 1:].mean(1), TINY)
-        found[part] = error[:, 0] - CORRECTED * calibrated[:, 0] * excess
-    return np.where(bins.number.sum(1) > 0, found, np.nan)
+        number, score, variance, gap, gaps = cells
+        some = _Bins(number[part], score[part], variance[part], gap[part], gaps[:, part])
+        smooth, low, calibrated = _posterior(some)
+        share = CORRECTED * calibrated[:, 0] / np.maximum(calibrated[:, 1:].mean(1), TINY)
+        high = value[part] - share * drawn[:, part].mean(0)
+        noise = some.variance.sum(1) / np.maximum(some.number.sum(1), 1) ** 2
+        weight = SMOOTHED**4 / (SMOOTHED**4 + noise**2)
+        corrected = smooth[:, 0] - share * smooth[:, 1:].mean(1)
+        found[part] = weight * (high + low) / 2 + (1 - weight) * corrected
+    return np.where(cells.number.sum(1) > 0, found, np.nan)
 
 
-def _posterior(bins: _Bins) -> tuple[np.ndarray, np.ndarray]:
-    """Expected errors and probabilities of calibration, both ``(K, 1 + D)``: of data and draws."""
+def _posterior(bins: _Bins) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Expected errors, Stein's estimates ``(K,)`` and probabilities of calibration.
+
+    The first and the last are ``(K, 1 + D)``: of data and draws.
+    """
     number = np.maximum(bins.number.sum(1), 1)
     share = bins.number / number[:, None]
     centred = bins.score - (share * bins.score).sum(1, keepdims=True)
@@ -469,13 +450,14 @@ def _posterior(bins: _Bins) -> tuple[np.ndarray, np.ndarray]:
     doubt = (np.sqrt((vectors**2 @ kept[..., None])[..., 0]) * error)[:, None]
     ratio = fitted / np.maximum(doubt, TINY)
     sign = erf(ratio / np.sqrt(2))  # expected under the posterior
-    folded = fitted * sign + doubt * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2)
-    smooth, raw = (share[:, None] * folded).sum(-1), (gaps * sign).sum(-1) / number[:, None]
-    noise = (bins.variance.sum(1) / number**2)[:, None]
-    weight = SMOOTHED**2 / (SMOOTHED**2 + noise)
+    # Both the expected absolute value of a normal variable beyond its mean times the expected sign
+    # and the covariance of a noisy gap and its sign.
+    beyond = doubt * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2)
+    smooth = (share[:, None] * (fitted * sign + beyond)).sum(-1)
+    low = (bins.gap * sign[:, 0] / number[:, None] - share * beyond[:, 0]).sum(-1)
     squared = (share[:, None] * (fitted**2 + doubt**2)).sum(-1) / PRIOR_GAP**2
     odds = evidence + np.log(np.maximum(squared, TINY)) + np.log(PRIOR_ODDS)
-    return weight * raw + (1 - weight) * smooth, expit(-odds)
+    return smooth, low, expit(-odds)
 
 
 def _pooled(per_class: Floor, mean: float, upper: float) -> Floor:

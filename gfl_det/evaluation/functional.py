@@ -5,7 +5,8 @@ Detection", ECCV 2018 (LRP, oLRP); Oksuz et al., "Towards Building Self-Aware Ob
 Detectors via Reliable Uncertainty Quantification and Calibration", CVPR 2023 (LaECE); Kuzucu et
 al., "On Calibration of Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024 (LaECE_0,
 LaACE); Kueppers et al., "Multivariate Confidence Calibration for Object Detection", CVPRW 2020
-(D-ECE).
+(D-ECE); Roelofs et al., "Mitigating Bias in Calibration Error Estimation", AISTATS 2022, arXiv
+2012.08668 (sweep).
 
 A class without gt boxes is left out, with its detections, and so is one without a detection that
 counts: neither is 0.
@@ -24,6 +25,7 @@ Target = Literal['iou', 'precision']
 TARGETS = ('iou', 'precision')
 LAECE_BINS = 25
 DECE_BINS = 10
+MAX_SWEEP_BINS = 200
 COCO_TAUS = np.linspace(0.5, 0.95, 10)  # those of COCO's AP
 HALF = 0  # index of 0.5 among them: the IoU of D-ECE, oLRP and AP50
 RECALLS = np.linspace(0, 1, 101)
@@ -393,6 +395,44 @@ def _averaged(per_class: np.ndarray, table: Reliability, drop_perfect: bool) -> 
     if drop_perfect:
         per_class = np.where(per_class == 0, np.nan, per_class)
     return CalibrationError(nan_mean(per_class), per_class, table)
+
+
+def sweep_error(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Calibration error with as many equal-count bins as keep the mean targets non-decreasing.
+
+    ECE-sweep of Roelofs et al. with an exponent of 1 and up to 200 bins; equal scores share a bin.
+
+    Args:
+        scores: ``(N,)`` in [0, 1].
+        targets: ``(N,)``.
+
+    Returns:
+        The error; NaN without a detection.
+
+    Example:
+        >>> scores = np.array([0.2, 0.4, 0.6, 0.8])
+        >>> round(sweep_error(scores, np.array([0.1, 0.5, 0.5, 0.9])), 3)  # every one a bin
+        0.1
+        >>> round(sweep_error(scores, np.array([0.9, 0.5, 0.5, 0.1])), 3)  # one bin for all
+        0.0
+    """
+    order = np.argsort(scores, kind='stable')
+    sorted_scores, targets = scores[order], targets[order]
+    number = len(sorted_scores)
+    if not number:
+        return float('nan')
+    target_sums, gap_sums = np.zeros(number + 1), np.zeros(number + 1)
+    np.cumsum(targets, out=target_sums[1:])
+    np.cumsum(sorted_scores, out=gap_sums[1:])
+    np.subtract(target_sums, gap_sums, out=gap_sums)
+    error = abs(gap_sums[-1])
+    for bins in range(2, min(number, MAX_SWEEP_BINS) + 1):
+        last = sorted_scores[np.arange(1, bins + 1) * number // bins - 1]
+        ends = np.append(0, np.unique(np.searchsorted(sorted_scores, last, side='right')))
+        if (np.diff(np.diff(target_sums[ends]) / np.diff(ends)) < 0).any():
+            break
+        error = np.abs(np.diff(gap_sums[ends])).sum()
+    return float(error / number)
 
 
 class AveragePrecision(NamedTuple):

@@ -1,9 +1,9 @@
 """Simulations of noise floors and debiased calibration errors against known truth.
 
-``python -m projects.calibration_study.floors [--generators fresh] [--error .1]`` prints, for each
-count of detections, the mean of the debiased error under calibration, and the root mean squared
-errors of the published error and of the debiased one where the true error is .1; then the ratio of
-the two over all scores and shapes.
+``python -m projects.calibration_study.floors [--generators chosen fresh] [--error .1]`` prints, for
+each count of detections, the mean of the debiased error under calibration, and the root mean
+squared errors of the published error and of the debiased one where the true error is .1; then the
+ratio of the two over all scores and shapes, with its .95 interval.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from gfl_det.evaluation.functional import DECE_BINS, LAECE_BINS
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
-# The estimate was chosen on the first group; the second was looked at once it stood.
+# The estimate was chosen on the first two groups; the third was looked at once it stood.
 SCORES: dict[str, dict[str, Draw]] = {
     'chosen': {'uniform': lambda rng, size: rng.uniform(0.3, 0.86, size)},
     'fresh': {
@@ -28,6 +29,12 @@ SCORES: dict[str, dict[str, Draw]] = {
         'two humps': lambda rng, size: np.where(
             rng.random(size) < 0.6, rng.beta(2, 12, size), rng.beta(12, 4, size)
         ),
+    },
+    'untouched': {
+        'flat': lambda rng, size: rng.uniform(0.02, 0.98, size),
+        'low': lambda rng, size: rng.beta(1.5, 6, size),
+        'high': lambda rng, size: rng.beta(9, 2.5, size),
+        'tail': lambda rng, size: np.minimum(0.05 + rng.exponential(0.2, size), 0.97),
     },
 }
 SHAPES: dict[str, dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
@@ -45,10 +52,20 @@ SHAPES: dict[str, dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
         'top down': lambda scores, many: -np.clip(scores - np.median(many), 0, 1),
         'step': lambda scores, many: np.where(scores > np.quantile(many, 0.7), -1.0, 0.5),
     },
+    'untouched': {
+        'over': lambda scores, _: -(scores**2),
+        'under': lambda scores, _: scores * (1 - scores),
+        'towards half': lambda scores, _: 0.5 - scores,
+        'bottom up': lambda scores, many: np.clip(np.median(many) - scores, 0, 1),
+        'S': lambda scores, many: np.sin(
+            2 * np.pi * (scores - np.quantile(many, 0.1)) / np.ptp(np.quantile(many, [0.1, 0.9]))
+        ),
+    },
 }
 TRUE_ERROR = 0.1  # unless told otherwise
 COUNTS = (50, 100, 300, 1000, 3000)
 MANY = 50_000  # scores that stand for all
+RESAMPLES = 400
 
 
 class Row(NamedTuple):
@@ -62,6 +79,7 @@ class Row(NamedTuple):
     debiased: tuple[float, float]
     difference: tuple[float, float]  # of squared errors, debiased less published
     inside: float  # share of values inside their floor
+    squares: np.ndarray  # (2, S) squared errors by simulation, published and debiased
 
 
 def ious(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -79,7 +97,11 @@ def flips(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def miscalibrated(
     shape: Callable[[np.ndarray, np.ndarray], np.ndarray], many: np.ndarray, true_error: float
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Expected targets by score, so far from the scores that the true error is this one."""
+    """Expected targets by score, so far from the scores that the true error is this one.
+
+    Raises:
+        ValueError: No size of the shape gives it, as targets stay in [.01, .99].
+    """
     low, high = 0.0, 20.0
 
     def means(scores: np.ndarray, size: float) -> np.ndarray:
@@ -89,6 +111,8 @@ def miscalibrated(
         middle = (low + high) / 2
         error = np.abs(means(many, middle) - many).mean()
         low, high = (middle, high) if error < true_error else (low, middle)
+    if high == 20:
+        raise ValueError(f'A true error of {true_error} is out of reach.')
     return lambda scores: means(scores, low)
 
 
@@ -102,7 +126,7 @@ def simulate(
     true_error: float = TRUE_ERROR,
 ) -> Row:
     """Simulate detectors of ``count`` detections, as so many classes; no shape is calibrated."""
-    rng = np.random.default_rng(count)
+    rng = np.random.default_rng([count, crc32(f'{scores} {shape} {binary}'.encode())])
     draw = SCORES[group][scores]
     means: Callable[[np.ndarray], np.ndarray] = np.asarray
     if shape:
@@ -121,56 +145,72 @@ def _row(names: tuple[str, str, str, int], found: Floor, true_error: float) -> R
     both = (found.value, found.debiased)
     if names[2] == 'none':
         cells = [(float(each.mean()), float(each.std() / root)) for each in both]
-        return Row(*names, *cells, (np.nan, np.nan), inside)
-    squares = [(each - true_error) ** 2 for each in both]
+        return Row(*names, *cells, (np.nan, np.nan), inside, np.zeros((2, 0)))
+    squares = np.stack([(each - true_error) ** 2 for each in both])
     errors = [np.sqrt(each.mean()) for each in squares]
     cells = [
         (float(error), float(each.std() / root / 2 / error)) for error, each in zip(errors, squares)
     ]
     difference = squares[1] - squares[0]
-    return Row(*names, *cells, (float(difference.mean()), float(difference.std() / root)), inside)
+    change = (float(difference.mean()), float(difference.std() / root))
+    return Row(*names, *cells, change, inside, squares)
 
 
-def ratios(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
+def ratios(rows: Sequence[Row]) -> dict[tuple[str, int], tuple[float, float, float]]:
     """Root mean squared error of the debiased error over that of the published, by targets, count.
 
-    Over all scores and shapes together.
+    Over all scores and shapes together, with the .95 interval of a bootstrap over simulations.
     """
-    found = {}
-    for targets in dict.fromkeys(row.targets for row in rows):
-        for count in dict.fromkeys(row.count for row in rows):
-            chosen = [
-                (row.debiased[0], row.plug_in[0])
-                for row in rows
-                if (row.targets, row.count) == (targets, count) and row.shape != 'none'
-            ]
-            debiased, published = (np.array(chosen) ** 2).mean(0)
-            found[targets, count] = float(np.sqrt(debiased / published))
+    found, rng = {}, np.random.default_rng(0)
+    for key in dict.fromkeys((row.targets, row.count) for row in rows if row.shape != 'none'):
+        squares = np.array(
+            [row.squares for row in rows if (row.targets, row.count) == key and row.squares.size]
+        )
+        picks = rng.integers(0, squares.shape[2], (RESAMPLES, squares.shape[2]))
+        drawn = squares.mean(0)[:, picks].mean(2)
+        published, debiased = squares.mean((0, 2))
+        low, high = np.quantile(np.sqrt(drawn[1] / drawn[0]), [0.025, 0.975])
+        found[key] = (float(np.sqrt(debiased / published)), float(low), float(high))
     return found
 
 
 def main() -> None:
     """Print one line for each simulated detector, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--generators', choices=list(SCORES), default='fresh')
+    parser.add_argument('--generators', choices=list(SCORES), nargs='+', default=['fresh'])
     parser.add_argument('--simulations', type=int, default=500)
     parser.add_argument('--error', type=float, default=TRUE_ERROR, help='true error')
     args = parser.parse_args()
     print('scores targets miscalibration count | published | debiased | difference of MSE | inside')
     rows = []
-    for scores in SCORES[args.generators]:
-        for binary in (False, True):
-            for shape in (None, *SHAPES[args.generators]):
-                for count in COUNTS:
-                    what = (scores, shape, binary, count, args.simulations)
-                    row = simulate(args.generators, *what, args.error)
-                    cells = [f'{mean:+.4f} ({error:.4f})' for mean, error in row[4:6]]
-                    change = f'{row.difference[0]:+.5f} ({row.difference[1]:.5f})'
-                    line = ' | '.join(cells)
-                    print(*row[:4], '|', line, '|', change, f'| {row.inside:.3f}', flush=True)
-                    rows.append(row)
-    for (targets, count), ratio in ratios(rows).items():
-        print(f'debiased / published, {targets}, {count} detections: {ratio:.3f}')
+    for group in args.generators:
+        for scores in SCORES[group]:
+            for binary in (False, True):
+                for shape in (None, *SHAPES[group]):
+                    what = (group, scores, shape, binary)
+                    rows += counts_of(what, args.simulations, args.error)
+    for (targets, count), (ratio, low, high) in ratios(rows).items():
+        line = f'{ratio:.3f} [{low:.3f}, {high:.3f}]'
+        print(f'debiased / published, {targets}, {count} detections: {line}')
+
+
+def counts_of(
+    what: tuple[str, str, str | None, bool], simulations: int, true_error: float
+) -> list[Row]:
+    """Simulate a detector with each count of detections, and print its lines."""
+    rows = []
+    for count in COUNTS:
+        try:
+            row = simulate(*what, count, simulations, true_error)
+        except ValueError as error:
+            print(*what[1:3], error)
+            break
+        cells = [f'{mean:+.4f} ({error:.4f})' for mean, error in row[4:6]]
+        change = f'{row.difference[0]:+.5f} ({row.difference[1]:.5f})'
+        line = ' | '.join(cells)
+        print(*row[:4], '|', line, '|', change, f'| {row.inside:.3f}', flush=True)
+        rows.append(row)
+    return rows
 
 
 if __name__ == '__main__':
