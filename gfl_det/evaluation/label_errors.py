@@ -2,9 +2,11 @@
 
 The evidence of :mod:`.label_evidence` is converted to a probability with synthetic errors of each
 kind in the data set's own labels: a logistic regression separates their evidence from that of the
-original labels. Some of the original labels are wrong too; their share is estimated by expectation
-maximisation, as for a mixture of two populations of which one is known from samples (Anderson,
-"Multivariate logistic compounds", Biometrika 1979).
+original labels, and weighs the parts of the evidence where it has several: how far a detector's
+scores of two classes or many overlapping boxes can be trusted differs between detectors. Some of
+the original labels are wrong too; their share is estimated by expectation maximisation, as for a
+mixture of two populations of which one is known from samples (Anderson, "Multivariate logistic
+compounds", Biometrika 1979).
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ RATE = 0.05  # prior share of errors of a kind
 RATE_WEIGHT = 20  # weight of the prior share, in labels
 MOST_ERRORS = 0.3  # maximum share of errors
 ROUNDS = 20  # of expectation maximisation
-PENALTY = 0.02  # on the squared slope, which keeps it finite
+PENALTY = 0.02  # on the squared slopes, which keeps them finite
 MOVED = (0.06, 0.4)  # share of the side by which edges are moved, log-uniform
 JITTER = 0.05  # standard deviation of the edges of a duplicated label, as a share of the side
 SAME_BOX = 0.5  # minimum IoU of two labels of one object
@@ -67,7 +69,7 @@ class KindResult(NamedTuple):
     """Judgement of all candidates of a kind."""
 
     candidate: np.ndarray  # (C,) int64: labels, or detections for missing ones
-    evidence: np.ndarray  # (C,)
+    evidence: np.ndarray  # (C,) logarithm of the odds, up to a constant
     probability: np.ndarray  # (C,)
     rate: float  # estimated share of errors among the candidates
 
@@ -157,8 +159,9 @@ def error_probability(observed: np.ndarray, made_up: np.ndarray) -> tuple[np.nda
     """Probability that each observed candidate is an error, and the estimated share of errors.
 
     Args:
-        observed: ``(N,)`` evidence of the candidates, some of which are errors.
-        made_up: ``(M,)`` evidence of synthetic errors.
+        observed: ``(N,)`` or ``(N, F)`` evidence of the candidates, some of which are errors; the
+            larger each part, the more suspicious.
+        made_up: ``(M,)`` or ``(M, F)`` evidence of synthetic errors.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -168,49 +171,56 @@ def error_probability(observed: np.ndarray, made_up: np.ndarray) -> tuple[np.nda
         >>> 0.03 < rate < 0.06, bool(probability[:950].mean() < 0.01 < probability[950:].mean())
         (True, True)
     """
+    number = len(observed)
+    return _judged(np.arange(number), observed, made_up)[2:]
+
+
+def _judged(candidate: np.ndarray, observed: np.ndarray, made_up: np.ndarray) -> KindResult:
+    """Weigh the evidence of the candidates, and estimate probabilities and their share."""
     rate, number = RATE, len(observed)
     if not number or not len(made_up):
-        return np.full(number, 0.0), 0.0
-    every = np.concatenate([observed, made_up])
-    centre, scale = every.mean(), max(float(every.std()), 1e-9)
-    one, other = (observed - centre) / scale, (made_up - centre) / scale
-    wrong = np.zeros(number)
-    slope, offset = 0.0, 0.0
+        return KindResult(candidate, np.zeros(number), np.zeros(number), 0.0)
+    every = np.concatenate([observed, made_up]).reshape(number + len(made_up), -1)
+    every = (every - every.mean(0)) / np.maximum(every.std(0), 1e-9)
+    one, other = every[:number], every[number:]
+    wrong, curve = np.zeros(number), np.zeros(every.shape[1] + 1)
     # All synthetic errors weigh as much as a quarter of the candidates.
     weight = number / 4 / len(made_up)
     for _ in range(ROUNDS):
-        slope, offset = _fit_curve(one, wrong, other, weight, (slope, offset))
+        curve = _fit_curve(one, wrong, other, weight, curve)
         prior = np.log((1 - wrong).sum()) - np.log(number / 4 + wrong.sum())
-        odds = np.log(rate) - np.log1p(-rate) + slope * one + offset + prior
+        evidence = one @ curve[:-1] + curve[-1]
+        odds = np.log(rate) - np.log1p(-rate) + evidence + prior
         wrong = expit(np.clip(odds, -30, 30))
         rate = (wrong.sum() + RATE * RATE_WEIGHT) / (number + RATE_WEIGHT)
         rate = float(np.clip(rate, 1e-4, MOST_ERRORS))
-    return wrong, rate
+    return KindResult(candidate, evidence, wrong, rate)
 
 
 def _fit_curve(
-    observed: np.ndarray,
-    wrong: np.ndarray,
-    made_up: np.ndarray,
-    weight: float,
-    start: tuple[float, float],
-) -> tuple[float, float]:
-    """Slope of at least 0 and offset of a logistic curve, by Newton's method with a penalty."""
+    observed: np.ndarray, wrong: np.ndarray, made_up: np.ndarray, weight: float, curve: np.ndarray
+) -> np.ndarray:
+    """Slopes of at least 0 and offset of a logistic curve, by Newton's method with a penalty."""
     x = np.concatenate([observed, made_up])
+    x = np.concatenate([x, np.ones((len(x), 1))], 1)
     target = np.concatenate([wrong, np.full(len(made_up), weight)])
     total = np.concatenate([np.ones(len(observed)), np.full(len(made_up), weight)])
-    slope, offset = start
+    penalty = np.append(np.full(x.shape[1] - 1, PENALTY), 0)
     for _ in range(30):
-        share = expit(slope * x + offset)
-        error, curve = total * share - target, total * share * (1 - share)
-        gradient = np.array([error @ x + PENALTY * slope, error.sum()])
-        cross = curve @ x
-        hessian = np.array([[curve @ x**2 + PENALTY, cross], [cross, curve.sum() + 1e-6]])
-        step = np.clip(np.linalg.solve(hessian, gradient), -1, 1)
-        slope, offset = max(0.0, slope - step[0]), offset - step[1]
-        if np.abs(step).max() < 1e-6:
+        share = expit(x @ curve)
+        gradient = (total * share - target) @ x + penalty * curve
+        hessian = (x * (total * share * (1 - share))[:, None]).T @ x
+        hessian[np.diag_indices(len(curve))] += penalty + 1e-6
+        # A slope that is 0 and would become negative is left out of the step.
+        free = (curve > 0) | (gradient < 0)
+        free[-1] = True
+        step = np.zeros(len(curve))
+        step[free] = np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
+        before, curve = curve, curve - np.clip(step, -1, 1)
+        curve[:-1] = np.maximum(curve[:-1], 0)
+        if np.abs(curve - before).max() < 1e-6:
             break
-    return slope, offset
+    return curve
 
 
 def judge_loose(labels: Labels, found: UncertainDetections, rng: np.random.Generator) -> KindResult:
@@ -227,7 +237,7 @@ def judge_loose(labels: Labels, found: UncertainDetections, rng: np.random.Gener
     moved = labels._replace(boxes=move_edges(labels.boxes, rng, *MOVED)[0])
     made_up, _ = loose_evidence(moved, edge_support(moved, found))
     known = np.flatnonzero(np.isfinite(evidence))
-    return _result(known, evidence[known], made_up[np.isfinite(made_up)])
+    return _judged(known, evidence[known], made_up[np.isfinite(made_up)])
 
 
 def move_edges(
@@ -301,16 +311,16 @@ def judge_class(
         >>> one = np.zeros(1, int)
         >>> labels = Labels(one, one, np.array([[0.0, 0, 10, 10]]))
         >>> found = UncertainDetections(one, one + 1, labels.boxes, np.ones(1), np.ones((1, 4)))
-        >>> bool(judge_class(labels, found, 2, np.random.default_rng(0)).evidence > 0)
-        True
+        >>> judge_class(labels, found, 2, np.random.default_rng(0)).candidate
+        array([0])
     """
     number = len(labels.image)
     evidence = class_evidence(class_support(labels, found))
-    made_up = np.zeros(0)
+    made_up = evidence[:0]
     if classes > 1:
         other = (labels.label + rng.integers(1, classes, number)) % classes
         made_up = class_evidence(class_support(labels._replace(label=other), found))
-    return _result(np.arange(number), evidence, made_up)
+    return _judged(np.arange(number), evidence, made_up)
 
 
 def _wrong_class(
@@ -364,7 +374,7 @@ def judge_missing(labels: Labels, found: UncertainDetections, crowds: Labels) ->
     winner = matched[winner[winner >= 0]]
     winner = winner[second[winner] < SAME_BOX]
     made_up = missing_evidence(best.scores[winner], mass[winner], second[winner])
-    return _result(rows[free], evidence[free], made_up)
+    return _judged(rows[free], evidence[free], made_up)
 
 
 def _in_crowds(there: Labels, crowds: Labels) -> np.ndarray:
@@ -405,7 +415,7 @@ def judge_spurious(
     """
     placed = place_anywhere(labels, image_wh, rng)
     evidence = spurious_evidence(labels, found)
-    return _result(np.arange(len(labels.image)), evidence, spurious_evidence(placed, found))
+    return _judged(np.arange(len(labels.image)), evidence, spurious_evidence(placed, found))
 
 
 def place_anywhere(labels: Labels, image_wh: np.ndarray, rng: np.random.Generator) -> Labels:
@@ -449,7 +459,7 @@ def judge_duplicate(labels: Labels, rng: np.random.Generator) -> KindResult:
     edges = xywh_to_xyxy(labels.boxes)
     again = edges + rng.normal(0, JITTER, edges.shape) * np.tile(labels.boxes[:, 2:], 2)
     made_up = overlaps(labels.boxes, xyxy_to_xywh(again), np.zeros(len(edges), bool))
-    return _result(np.arange(len(edges)), evidence, made_up)
+    return _judged(np.arange(len(edges)), evidence, made_up)
 
 
 def _duplicate(
@@ -472,7 +482,3 @@ def _duplicate(
         yield SuspectLabel(
             'duplicate', probability, image, row, label, labels.boxes[row], detection
         )
-
-
-def _result(candidate: np.ndarray, evidence: np.ndarray, made_up: np.ndarray) -> KindResult:
-    return KindResult(candidate, evidence, *error_probability(evidence, made_up))

@@ -1,6 +1,6 @@
-"""Evidence against labels from the detections of an image: one number per kind of error.
+"""Evidence against labels from the detections of an image: one to three numbers per kind of error.
 
-The larger the number, the more suspicious the label. All detections are used, including those that
+The larger a number, the more suspicious the label. All detections are used, including those that
 NMS would suppress: several boxes that agree are evidence, and the mean of their edges is more
 accurate than the edge of the best box.
 
@@ -8,9 +8,9 @@ accurate than the edge of the best box.
 loose or shifted      distance of the edge from the mean of the supporting detections, in standard
                       deviations of their edges' distributions and of their disagreement, times the
                       best score
-wrong class           best score of another class compared with that of the label's class
-missing               score of a detection without a label, times its distance from labels; higher
-                      with many overlapping detections
+wrong class           best score of another class; best score of the label's class, negated
+missing               score of a detection without a label; distance from labels; number of boxes
+                      that overlap there
 spurious              no detection of any class overlaps, and the label is large enough to be found
 duplicate             IoU with another label of the class
 ====================  ==============================================================================
@@ -34,7 +34,6 @@ NOTICED = 0.1  # minimum score of a detection that counts as an object
 NMS_IOU = 0.6  # for detections that may be missing labels
 LEAST_STD_PX = 0.1  # even a distribution in a single bin leaves some uncertainty
 FLOOR = 0.05  # added before a logarithm, so that smaller deviations hardly differ
-SHRINK = 0.01  # added to the support of two classes before division
 
 
 class UncertainDetections(NamedTuple):
@@ -198,15 +197,15 @@ def class_support(labels: Labels, found: UncertainDetections) -> ClassSupport:
 
 
 def class_evidence(support: ClassSupport) -> np.ndarray:
-    """Evidence for another class, ``(M,)`` in (-1, 1): the relative difference times the score.
+    """Evidence for another class, ``(M, 2)``: its support, and that of the label's class, negated.
 
     Example:
         >>> found = np.zeros(2, int)
-        >>> class_evidence(ClassSupport(np.array([0.1, 0.8]), np.array([0.8, 0.1]), found)).round(2)
-        array([ 0.62, -0.08])
+        >>> class_evidence(ClassSupport(np.array([0.1, 0.8]), np.array([0.8, 0.1]), found))
+        array([[ 0.8, -0.1],
+               [ 0.1, -0.8]])
     """
-    own, other = support.own, support.other
-    return other * (other - own) / (other + own + SHRINK)
+    return np.stack([support.other, -support.own], 1)
 
 
 def spurious_evidence(labels: Labels, found: UncertainDetections) -> np.ndarray:
@@ -264,7 +263,7 @@ def best_of_place(found: UncertainDetections, least: float = NOTICED) -> np.ndar
 
 
 def missing_evidence(score: np.ndarray, mass: np.ndarray, iou: np.ndarray) -> np.ndarray:
-    """Evidence that an object at a detection has no label.
+    """Evidence ``(N, 3)`` that an object at a detection has no label, as logarithms.
 
     Args:
         score: ``(N,)`` of the detections.
@@ -273,10 +272,10 @@ def missing_evidence(score: np.ndarray, mass: np.ndarray, iou: np.ndarray) -> np
 
     Example:
         >>> free, taken = missing_evidence(np.array([0.9, 0.9]), np.ones(2), np.array([0.0, 0.4]))
-        >>> bool(free > taken)
+        >>> bool(free[2] > taken[2])
         True
     """
-    return np.log(score * mass**0.25 * (1 - iou) + 1e-6)
+    return np.log(np.stack([score, mass, 1 - iou], 1) + 1e-6)
 
 
 def image_sizes(table: CocoTable) -> np.ndarray:
