@@ -69,7 +69,7 @@ class KindResult(NamedTuple):
     """Judgement of all candidates of a kind."""
 
     candidate: np.ndarray  # (C,) int64: labels, or detections for missing ones
-    evidence: np.ndarray  # (C,) logarithm of the odds, up to a constant
+    evidence: np.ndarray  # (C,) parts weighed by the regression; a single one as it is
     probability: np.ndarray  # (C,)
     rate: float  # estimated share of errors among the candidates
 
@@ -178,9 +178,10 @@ def error_probability(observed: np.ndarray, made_up: np.ndarray) -> tuple[np.nda
 def _judged(candidate: np.ndarray, observed: np.ndarray, made_up: np.ndarray) -> KindResult:
     """Weigh the evidence of the candidates, and estimate probabilities and their share."""
     rate, number = RATE, len(observed)
+    parts, sample = (each if each.ndim > 1 else each[:, None] for each in (observed, made_up))
     if not number or not len(made_up):
-        return KindResult(candidate, np.zeros(number), np.zeros(number), 0.0)
-    every = np.concatenate([observed, made_up]).reshape(number + len(made_up), -1)
+        return KindResult(candidate, parts.sum(1), np.zeros(number), 0.0)
+    every = np.concatenate([parts, sample])
     every = (every - every.mean(0)) / np.maximum(every.std(0), 1e-9)
     one, other = every[:number], every[number:]
     wrong, curve = np.zeros(number), np.zeros(every.shape[1] + 1)
@@ -194,7 +195,7 @@ def _judged(candidate: np.ndarray, observed: np.ndarray, made_up: np.ndarray) ->
         wrong = expit(np.clip(odds, -30, 30))
         rate = (wrong.sum() + RATE * RATE_WEIGHT) / (number + RATE_WEIGHT)
         rate = float(np.clip(rate, 1e-4, MOST_ERRORS))
-    return KindResult(candidate, evidence, wrong, rate)
+    return KindResult(candidate, observed if observed.ndim == 1 else evidence, wrong, rate)
 
 
 def _fit_curve(

@@ -188,6 +188,26 @@ def test_probabilities_count_the_errors(share) -> None:
     assert np.mean(kept) == pytest.approx(share, abs=0.006)
 
 
+def test_parts_of_the_evidence_get_the_weights_that_tell_errors_best() -> None:
+    """Of normal parts of unit variance they are as the differences of the means."""
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(0, 1, (4000, 3)), rng.normal([3, 1.5, 0], 1, (4000, 3))
+    mixed = np.concatenate([one, other[:200]])
+    probability, rate = error_probability(mixed, other)
+    assert rate == pytest.approx(200 / 4200, abs=0.01)
+    inside = (probability > 1e-6) & (probability < 1 - 1e-6)
+    odds = np.log(probability[inside]) - np.log1p(-probability[inside])
+    weights = np.linalg.lstsq(np.c_[mixed[inside], np.ones(inside.sum())], odds, rcond=None)[0]
+    assert weights[1:3] / weights[0] == pytest.approx([0.5, 0], abs=0.1)
+    misleading = np.stack([mixed[:, 0], -mixed[:, 1]], 1)
+    made_up = np.stack([other[:, 0], -other[:, 1]], 1)
+    np.testing.assert_allclose(
+        error_probability(misleading, made_up)[0],
+        error_probability(mixed[:, 0], other[:, 0])[0],
+        atol=1e-3,
+    )
+
+
 def test_evidence_that_tells_nothing_gives_no_confidence() -> None:
     rng = np.random.default_rng(0)
     probability, _ = error_probability(rng.normal(size=500), rng.normal(size=500))
