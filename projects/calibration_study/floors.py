@@ -107,7 +107,7 @@ def miscalibrated(
     def means(scores: np.ndarray, size: float) -> np.ndarray:
         return np.clip(scores + size * shape(scores, many), 0.01, 0.99)
 
-    for _ in range(50):
+    for _ in range(30):
         middle = (low + high) / 2
         error = np.abs(means(many, middle) - many).mean()
         low, high = (middle, high) if error < true_error else (low, middle)
