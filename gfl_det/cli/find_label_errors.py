@@ -122,8 +122,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _detections(args: argparse.Namespace, split: Split) -> UncertainDetections:
     if args.folds is not None:
-        from gfl_det.engine.folds import train_folds
-        from gfl_det.inference.folds import detect_folds
+        from gfl_det.inference.folds import detect_folds, train_folds
 
         folds = train_folds(
             args.config, args.annotations, args.images, args.work_dir, args.folds, args.seed

@@ -151,7 +151,7 @@ def starting_point(model: str, work_dir: Path, scratch: bool = False) -> Startin
     """
     from gfl_det.compat.published import find_published
     from gfl_det.engine.own_data.plan import StartingPoint
-    from gfl_det.engine.preflight.weights import pretrained_parts, unreachable_part
+    from gfl_det.engine.preflight.agreement import pretrained_parts, unreachable_part
     from gfl_det.utils.config import config_names, load_config, shipped_base
 
     name, state = _converted(model) if model.endswith(CHECKPOINT_ENDING) else (model, None)
@@ -221,7 +221,7 @@ def _weights(published: PublishedModel, work_dir: Path) -> tuple[str, bool]:
     """Fetch weights; also return whether they are a copy, to be adapted to the data."""
     from gfl_det.compat.checkpoint import load_file
     from gfl_det.compat.published import NANODET, fetch
-    from gfl_det.engine.preflight.weights import unreachable
+    from gfl_det.engine.preflight.agreement import unreachable
     from gfl_det.inference.foreign_weights import take_authors
 
     reason = None if published.path.is_file() else unreachable(published.url)

@@ -118,8 +118,7 @@ def report(args: argparse.Namespace) -> Path:
         GFLDetError: If inputs are missing or do not match, or the page cannot be written.
     """
     from gfl_det.visualization.report.analysis import analyse
-    from gfl_det.visualization.report.gallery import draw_gallery
-    from gfl_det.visualization.report.page import render
+    from gfl_det.visualization.report.page import draw_gallery, render
 
     _check_out(args.out)
     data = _read(args)

@@ -70,9 +70,8 @@ def _run(cfg: Config, args: argparse.Namespace) -> int:
     import torch
 
     from gfl_det.engine import config_edits
-    from gfl_det.engine.preflight.agreement import check_classes
+    from gfl_det.engine.preflight.agreement import check_classes, check_weights
     from gfl_det.engine.preflight.data import check_data
-    from gfl_det.engine.preflight.weights import check_weights
     from gfl_det.engine.sanity.evidence import Examples, build_dataset, load
     from gfl_det.engine.sanity.overfit import overfit, suspects_of_curve
 

@@ -16,8 +16,7 @@ from gfl_det.utils.files import make_folder, write_json
 
 if TYPE_CHECKING:
     from gfl_det.engine.reach.advice import Advice
-    from gfl_det.engine.reach.measure import PriorPyramid
-    from gfl_det.engine.reach.settings import Resizing
+    from gfl_det.engine.reach.measure import PriorPyramid, Resizing
     from gfl_det.models.assigners import ATSSAssigner
 
 SHOWN = 33  # values of reg_max, from 2 on
@@ -193,8 +192,7 @@ def run(args: argparse.Namespace) -> None:
     """
     import numpy as np
 
-    from gfl_det.engine.reach import report
-    from gfl_det.engine.reach.advice import advise
+    from gfl_det.engine.reach.advice import advise, as_dict, format_text
     from gfl_det.engine.reach.measure import read_boxes
     from gfl_det.utils.console import ProgressCalls
 
@@ -223,8 +221,8 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             report=told,
         )
-    print(report.format_text(advice))
-    write_json(args.out / 'reach.json', report.as_dict(advice), indent=1)
+    print(format_text(advice))
+    write_json(args.out / 'reach.json', as_dict(advice), indent=1)
     draw(advice, args.out / 'reach.png')
     print(f'written: {args.out / "reach.json"}, {args.out / "reach.png"}')
 
@@ -250,8 +248,15 @@ def read_setting(args: argparse.Namespace) -> Setting:
         ConfigError: If the config has no head with a pyramid of square priors, or no resizing.
     """
     from gfl_det.engine.preflight.agreement import class_names
-    from gfl_det.engine.reach.measure import LARGEST, PriorPyramid
-    from gfl_det.engine.reach.settings import DEFAULTS, Resizing, assigner_of, head_of, resizing_of
+    from gfl_det.engine.reach.measure import (
+        DEFAULTS,
+        LARGEST,
+        PriorPyramid,
+        Resizing,
+        assigner_of,
+        head_of,
+        resizing_of,
+    )
     from gfl_det.models.assigners import ATSSAssigner
     from gfl_det.utils.config import datasets_of, load_config
 

@@ -87,7 +87,7 @@ def _carry_over(swap: Swap, checkpoint: str, path: Path) -> None:
 
 
 def _check(swap: Swap) -> None:
-    from gfl_det.swap.check import check_config
+    from gfl_det.swap.swap import check_config
 
     outcome = check_config(swap.config, swap.pyramid.side)
     losses = ', '.join(f'{name} {value:.4f}' for name, value in outcome.losses.items())

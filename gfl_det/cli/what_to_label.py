@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gfl_det.evaluation.label_evidence import UncertainDetections
     from gfl_det.inference.sources import ImageSource
     from gfl_det.inference.survey import SurveyInferencer
-    from gfl_det.visualization.edges import Boxes
+    from gfl_det.visualization.picture import Boxes
 
 EPILOG = """\
 SOURCE is a checkpoint or a work dir, which is run on the images, or a .json file of results that
@@ -294,7 +294,7 @@ def _drawn(
     from gfl_det.inference.drawing import image_of
     from gfl_det.inference.survey import uncertain_detections
     from gfl_det.ops.boxes import xywh_to_xyxy
-    from gfl_det.visualization.edges import Boxes, normal_bins
+    from gfl_det.visualization.picture import Boxes, normal_bins
 
     result = None
     if pool.detector is None:

@@ -12,7 +12,7 @@ import pytest
 
 from gfl_det.cli import train
 from gfl_det.cli.main import main
-from gfl_det.engine import folds
+from gfl_det.inference import folds
 from tests.helpers import label_scenes
 from tests.helpers.inferring import CLASSES, write_checkpoint, write_images
 from tests.helpers.tiny_project import pets  # noqa: F401  # a fixture

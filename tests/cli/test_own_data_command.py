@@ -225,7 +225,7 @@ class TestModels:
     def test_names_configs_and_their_students(self, tmp_path, monkeypatch):
         monkeypatch.setenv('TORCH_HOME', str(tmp_path))
         monkeypatch.setattr(
-            'gfl_det.engine.preflight.weights.unreachable', lambda url: 'no network'
+            'gfl_det.engine.preflight.agreement.unreachable', lambda url: 'no network'
         )
         found = own_data.starting_point('gfl_r50_fpn_ms-2x_coco', tmp_path)
         assert found.base == shipped_base('gfl_r50_fpn_ms-2x_coco')
@@ -265,7 +265,7 @@ class TestModels:
     ):
         monkeypatch.setenv('TORCH_HOME', str(tmp_path))
         monkeypatch.setattr(
-            'gfl_det.engine.preflight.weights.unreachable', lambda url: 'no network'
+            'gfl_det.engine.preflight.agreement.unreachable', lambda url: 'no network'
         )
         found = own_data.choose_start(None, tmp_path / 'work', False)
         assert (found.name, found.weights) == (own_data.SCRATCH_MODEL, None)

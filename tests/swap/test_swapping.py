@@ -16,9 +16,14 @@ from mmengine.registry import DefaultScope
 import gfl_det
 from gfl_det.cli import main, swap_head
 from gfl_det.errors import CheckpointError, ConfigError, NotSwappableError
-from gfl_det.swap.check import build_untrained, check_config, without_files
 from gfl_det.swap.pyramid import measure_strides, read_pyramid
-from gfl_det.swap.swap import carry_over, match_weights
+from gfl_det.swap.swap import (
+    build_untrained,
+    carry_over,
+    check_config,
+    match_weights,
+    without_files,
+)
 from projects.zoo import zoo
 from tests.helpers.commands import run_tool
 from tests.helpers.heads import make_gts, make_meta

@@ -28,7 +28,7 @@ from gfl_det.evaluation.detections import (
 )
 from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.utils.config import datasets_of, image_folder
-from gfl_det.visualization.edges import EdgeBins, edge_bins, normal_bins
+from gfl_det.visualization.picture import EdgeBins, edge_bins, normal_bins
 
 LEVEL = 0.9  # of the edge intervals, unless set in the config
 EDGE_FIELDS = ('prior_centres', 'edge_std', 'edge_low', 'edge_high')
