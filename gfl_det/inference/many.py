@@ -9,6 +9,7 @@ that an image which crashes or stalls its process is found and skipped (:mod:`..
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from gfl_det.utils.careful import Careful
 from gfl_det.utils.files import file_sum
 
 MAX_BLOCKS = 10_000  # blocks in Ray Data's plan: one shard each, or several in a larger run
+# Ray Data holds back a stage whose output is more than twice the input of the next, but by default
+# only once half of the object store is full: memory would then grow with the number of images.
+os.environ.setdefault('RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD', '0')
 
 
 class DetectorSettings(NamedTuple):
