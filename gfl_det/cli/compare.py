@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     if args.picture and Path(args.picture).suffix not in CHART_ENDINGS:
         raise DataError(f'--picture {args.picture} must end in {", ".join(CHART_ENDINGS)}.')
     for path in filter(None, (args.picture, args.json)):
-        check_writable(path)
+        check_writable(path, (*args.a, *args.b, args.truths))
     split = read_split(args.truths, args.images or '.')
     a, b = ([read_side(each, split, args) for each in side] for side in (args.a, args.b))
     found = compare_detections(a, b, split.gts, args.resamples, args.seed)

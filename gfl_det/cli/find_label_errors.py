@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> None:
     if args.apply is not None:
         apply_review(args)
         return
-    check_writable(args.out)
+    for path in (args.out, args.out.with_suffix('.html')):
+        check_writable(path, (args.annotations, args.source, args.config))
     from gfl_det.evaluation.detections import read_annotations
     from gfl_det.evaluation.label_errors import find_label_errors, suspect_entries
     from gfl_det.evaluation.label_evidence import image_sizes

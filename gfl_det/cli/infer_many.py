@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
     annotations = None
     if args.to_coco:
-        check_writable(args.to_coco)
+        check_writable(args.to_coco, (args.annotations, args.calibrator, args.intervals))
         annotations = read_json(args.annotations)
     shards = list_shards(args.inputs, args.shard_size)
     fields = {name: getattr(args, name) for name in DetectorSettings._fields}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 
 from gfl_det.cli.arguments import parsing
+from gfl_det.utils.files import check_writable
 
 EXTRACT = (
     'Extract the weights from a training checkpoint, without optimizer and history: a quarter to '
@@ -88,6 +89,7 @@ def extract(args: argparse.Namespace) -> None:
     """
     from gfl_det.engine.training.checkpoints import extract_weights
 
+    check_writable(args.out, [args.checkpoint])
     meta = extract_weights(args.checkpoint, args.out, args.kind)
     print(f'{args.out}: {meta["kind"]} weights of epoch {meta["epoch"]}, iteration {meta["iter"]}')
 
@@ -102,5 +104,6 @@ def convert(args: argparse.Namespace) -> None:
     """
     from gfl_det.inference.foreign_weights import convert as convert_weights
 
+    check_writable(args.out, args.files)
     found = convert_weights(args.files, args.out, args.config)
     print(f'{args.out}: {found.kind} weights of {found.config}, {found.classes} classes')

@@ -81,7 +81,11 @@ def test_checkpoints_and_work_dirs_are_run(tmp_path) -> None:
 
 def test_what_cannot_be_written_is_told_first(files) -> None:
     words = ['--a', 'no.json', '--b', 'no.json', '--truths', f'{files}/gts.json']
-    for option, match in (('--picture', r'x\.gif must end in'), ('--json', 'cannot be written')):
-        value = 'x.gif' if option == '--picture' else f'{files}/gts.json/x.json'
+    for option, value, match in (
+        ('--picture', 'x.gif', r'x\.gif must end in'),
+        ('--json', f'{files}/gts.json/x.json', 'cannot be written'),
+        ('--json', f'{files}/gts.json', 'is an input of this command'),
+        ('--json', 'no.json', 'is an input of this command'),
+    ):
         with pytest.raises(DataError, match=match):
             compare.run(compare.parse_arguments([*words, option, value]))

@@ -124,6 +124,10 @@ def test_what_does_not_belong_is_one_sentence(files, tmp_path, capsys) -> None:
     assert '60 of 60 images' in sentence
     assert 'out.txt must end in .json' in refused(capsys, found, *labels, '--out', 'out.txt')
     assert '--images' in refused(capsys, 'some.pth', *labels, *out)
+    for taken in (f'{files}/labels.json', found):
+        sentence = refused(capsys, found, *labels, '--out', taken)
+        assert f'{taken} is an input of this command' in sentence
+    assert json.loads((files / 'found.json').read_text()) == results
     assert not (tmp_path / 'out.json').exists()
     odd = tmp_path / 'odd.json'
     odd.write_text(json.dumps(dict(sha256='0', decisions=[])))
