@@ -138,7 +138,7 @@ def _detections(args: argparse.Namespace, split: Split) -> UncertainDetections:
     from gfl_det.inference.coverage import detect_unsuppressed
     from gfl_det.inference.folds import seen_in_training
 
-    warning = seen_in_training(args.source, args.config, split.gts)
+    warning = seen_in_training(args.source, args.config, split)
     if warning:
         print(f'warning: {warning}', file=sys.stderr)
     detector = GFLInferencer(args.source, args.config, device=args.device, level=None)

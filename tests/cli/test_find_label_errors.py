@@ -13,6 +13,8 @@ import pytest
 from gfl_det.cli import train
 from gfl_det.cli.main import main
 from gfl_det.engine import folds
+from gfl_det.inference.coverage import read_split
+from gfl_det.inference.folds import seen_in_training
 from tests.helpers import label_scenes
 from tests.helpers.inferring import CLASSES, write_checkpoint, write_images
 from tests.helpers.tiny_project import pets  # noqa: F401  # a fixture
@@ -148,6 +150,31 @@ def test_a_checkpoint_is_run_without_suppression(tmp_path, capsys) -> None:
     kinds = {each['kind'] for each in json.loads(out.read_text())}
     assert 'missing' in kinds
     assert 'warning' not in capsys.readouterr().err
+
+
+def test_splits_that_number_their_images_alike_are_told_apart(tmp_path) -> None:
+    """train/1.png is not val/1.png; a copy of it is."""
+    dataset = dict(
+        images=[dict(id=1, file_name='1.png')],
+        categories=[dict(id=1, name='a')],
+        annotations=[],
+    )
+    for split in ('train', 'val', 'copy'):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / '1.png').write_text('a' if split == 'val' else 'b')
+        (tmp_path / f'{split}.json').write_text(json.dumps(dataset))
+    trained = dict(data_root=str(tmp_path), ann_file='train.json', data_prefix=dict(img='train/'))
+    (tmp_path / 'config.py').write_text(f'train_dataloader = dict(dataset={trained!r})')
+
+    def warning(split: str) -> str | None:
+        judged = read_split(str(tmp_path / f'{split}.json'), str(tmp_path / split))
+        return seen_in_training('some.pth', str(tmp_path / 'config.py'), judged)
+
+    assert warning('val') is None
+    for split in ('train', 'copy'):
+        assert 'was trained on 1 of the 1 images' in str(warning(split))
+    (tmp_path / 'train' / '1.png').unlink()  # what cannot be compared is taken for the same
+    assert warning('val') is not None
 
 
 def test_folds_are_trained_once_and_see_no_label_that_they_judge(
