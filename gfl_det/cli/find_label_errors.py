@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> None:
     from gfl_det.inference.coverage import check_files, read_split
 
     split = read_split(args.annotations, args.images or '.')
+    if split.gts.crowd.all():
+        raise DataError(f'{args.annotations} has no labels to check: give annotations with boxes.')
     if args.images:
         check_files(split, args.annotations, args.images)
     found = _detections(args, split)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -53,10 +54,10 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     'Trained detectors': {
         'models': Command('models', 'list detectors whose weights are available by name', False),
+        'infer': Command('infer', 'detect in images, folders, videos and URLs'),
         'infer-many': Command(
             'infer_many', 'detect in millions of images, on one machine or a Ray cluster'
         ),
-        'infer': Command('infer', 'detect in images, folders, videos and URLs'),
         'show': Command('show', 'draw detections with soft edges, and charts of their edges'),
         'report': Command('report', 'write one page about a detector'),
         'compare': Command('compare', 'is one detector better than another, or is it noise?'),
@@ -87,6 +88,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             error, or the status that it returns.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as with `| head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _dispatch(words: list[str]) -> None:
     if not words or words[0] in ('-h', '--help', 'help'):
         print(overview())
     elif words[0] == '--version':

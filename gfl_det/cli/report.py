@@ -159,7 +159,12 @@ def _read(args: argparse.Namespace) -> ReportData:
     if args.truths is None:
         raise ConfigError(f'{args.source} is taken for results: give their --truths too.')
     data = read_results(str(args.source), args.truths, args.images, args.calibrator)
-    return data._replace(scalars=scalar_files(args.logs) if args.logs else ())
+    scalars = scalar_files(args.logs) if args.logs else []
+    if args.logs and not scalars:
+        raise DataError(
+            f'--logs {args.logs} has no scalars.json: name a work dir of gfl-det train.'
+        )
+    return data._replace(scalars=scalars)
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], what: str) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gfl_det.cli.arguments import add_seed, count, parsing
+from gfl_det.cli.arguments import add_seed, count, parsing, share
 from gfl_det.cli.own_data import add_own_data, one_of, planned_config
 from gfl_det.errors import ConfigError
 from gfl_det.utils.choices import AdviceLimits
@@ -152,14 +152,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     default = AdviceLimits()
     limits.add_argument(
         '--max-bare',
-        type=float,
+        type=share,
         default=default.unassigned,
         metavar='SHARE',
         help='of gt boxes without a positive (%(default)s)',
     )
     limits.add_argument(
         '--max-clipped',
-        type=float,
+        type=share,
         default=default.clipped,
         metavar='SHARE',
         help='of positives with an edge beyond reg_max (%(default)s)',

@@ -20,7 +20,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog=prog, description='Put a GFL head into the config of a detector.'
     )
     parser.add_argument(
-        'config', help='a file, the name of a shipped config, or mmdet::FOLDER/NAME.py'
+        'config',
+        metavar='CONFIG',
+        help='a file, the name of a shipped config, or mmdet::FOLDER/NAME.py',
     )
     parser.add_argument('--head', choices=SWAP_HEADS, default='GFLHead', help='the new head')
     parser.add_argument(

@@ -49,8 +49,10 @@ def make_extract_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def add_extract_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``extract``."""
-    parser.add_argument('checkpoint', help='a checkpoint, such as best_*.pth or epoch_*.pth')
-    parser.add_argument('out', help='the file to write')
+    parser.add_argument(
+        'checkpoint', metavar='CHECKPOINT', help='a file, such as best_*.pth or epoch_*.pth'
+    )
+    parser.add_argument('out', metavar='OUT', help='file to write, .pth')
     parser.add_argument(
         '--kind',
         choices=['averaged', 'trained'],
@@ -67,6 +69,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', required=True, metavar='FILE', help='the checkpoint to write')
     parser.add_argument(
         '--config',
+        metavar='CONFIG',
         help='config of the network, a file or the name of a shipped config; default: the one that '
         'the name of the first file begins with',
     )
@@ -91,7 +94,8 @@ def extract(args: argparse.Namespace) -> None:
 
     check_writable(args.out, [args.checkpoint])
     meta = extract_weights(args.checkpoint, args.out, args.kind)
-    print(f'{args.out}: {meta["kind"]} weights of epoch {meta["epoch"]}, iteration {meta["iter"]}')
+    when = '' if meta['epoch'] is None else f' of epoch {meta["epoch"]}, iteration {meta["iter"]}'
+    print(f'{args.out}: {meta["kind"]} weights{when}')
 
 
 def convert(args: argparse.Namespace) -> None:

@@ -117,6 +117,16 @@ def test_what_does_not_belong_is_one_sentence(files, tmp_path, capsys) -> None:
     assert 'plain.json has no edge_std' in refused(capsys, str(without), *labels, *out)
     other = changed('classes.json', category_id=99)
     assert 'category_id [99]' in refused(capsys, other, *labels, *out)
+    negative = changed('std.json', edge_std=[1.0, 1.0, -1.0, 1.0])
+    sentence = refused(capsys, negative, *labels, *out)
+    assert 'std.json: entry 0 has the edge_std [1.0, 1.0, -1.0, 1.0]' in sentence
+    absent = refused(capsys, str(tmp_path / 'no.json'), *labels, *out)
+    assert absent.startswith(f'error: {tmp_path}/no.json cannot be read')
+    bare = tmp_path / 'bare.json'
+    dataset = json.loads((files / 'labels.json').read_text())
+    bare.write_text(json.dumps(dataset | dict(annotations=[])))
+    found = str(files / 'found.json')
+    assert 'bare.json has no labels' in refused(capsys, found, '--annotations', str(bare), *out)
     elsewhere = changed('images.json', image_id='x')
     assert "image_id ['x']" in refused(capsys, elsewhere, *labels, *out)
     empty = tmp_path / 'empty'

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from gfl_det.cli.infer_many import parse_arguments, run
+from gfl_det.errors import DataError
 from gfl_det.inference import GFLInferencer
 from gfl_det.inference.many import DetectorSettings
 from gfl_det.inference.shards import ResultFolder, Shard
@@ -200,3 +201,13 @@ def test_settings_name_the_weights_and_not_the_work_dir(tmp_path):
         (tmp_path / 'x.bin').write_text(weights)
         sums.add(exported.manifest()['checkpoint'])
     assert len(sums) == 2
+
+
+def test_annotations_of_another_kind_are_refused_before_the_work(tmp_path):
+    words = ['no.pth', str(tmp_path), '--out', str(tmp_path / 'out'), '--quiet']
+    for name, content in (('list.json', '[]'), ('bare.json', '{}')):
+        (tmp_path / name).write_text(content)
+        coco = ['--to-coco', str(tmp_path / 'coco.json'), '--annotations', str(tmp_path / name)]
+        with pytest.raises(DataError, match='annotation'):
+            run(parse_arguments([*words, *coco]))
+    assert not (tmp_path / 'out').exists()
