@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: If the command ends with a status: 0 for success, 1 for a failure, 2 for a usage
-            error, or the status that it returns.
+            error, 130 for an interrupt (Ctrl-C), or the status that it returns.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -94,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # as with `| head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _dispatch(words: list[str]) -> None:

@@ -85,6 +85,15 @@ class TestCommandNames:
         os.close(written)
         assert done.stderr == ''
 
+    def test_an_interrupt_is_one_word(self, monkeypatch, capsys):
+        def interrupted(name, args):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(main, '_work', interrupted)
+        with pytest.raises(SystemExit, match='130'):
+            main.main(['models'])
+        assert capsys.readouterr().err == 'interrupted\n'
+
     def test_a_slip_names_the_nearest(self, capsys):
         for word, said in (('chekc', 'did you mean `gfl-det check`?'), ('xyz', 'lists them')):
             with pytest.raises(SystemExit) as caught:
