@@ -43,6 +43,8 @@ def run(main: Callable[[], object]) -> None:
     """Run a command; print errors meant for the user without a traceback and exit with 1."""
     # mmengine needs the deprecated package; requirements.txt pins it for this reason.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    # mmengine's warning about boxes that reach over the border, which are drawn nevertheless.
+    warnings.filterwarnings('ignore', message=r'Warning: The (bbox|polygon) is out of bounds')
     try:
         main()
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -259,6 +260,7 @@ class TestResults:
         run_test(parse_test(['--results', str(tmp_path), '--annotations', str(labels)]))
         said = capsys.readouterr()
         assert '8 images were detected in, 11 are annotated' in said.out
+        assert re.search(r'^classes +2$', said.out, re.M)
         assert 'the other 3 annotated images count as missed; 1 images could not' in said.err
 
     def test_options_without_effect_are_refused(self, tmp_path, capsys):
