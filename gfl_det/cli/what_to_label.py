@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -97,12 +98,18 @@ def run(args: argparse.Namespace) -> None:
         GFLDetError: If inputs are missing or do not match, or an output exists.
     """
     _check_outputs(args)
-    from gfl_det.evaluation.label_choice import choose_pictures, expected_errors
+    from gfl_det.evaluation.label_choice import COUNTED, choose_pictures, expected_errors
 
     is_results = Path(args.source).suffix == '.json'
     pool = _pool_of_results(args) if is_results else _pool_of_detector(args)
     errors = expected_errors(pool.found, len(pool.names))
     number = len(pool.names)
+    if not errors.objects.any():
+        print(
+            f'warning: {args.source} gives no detection from a score of {COUNTED} on: the pictures '
+            'are chosen for their differences alone.',
+            file=sys.stderr,
+        )
     choice = choose_pictures(
         errors.value, pool.features[:number], args.number, pool.features[number:]
     )
