@@ -65,7 +65,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add('source', metavar='SOURCE', help='see below')
     add('images', metavar='IMAGES', nargs='+', help='folders, files, patterns in quotes')
     add('--out', metavar='FILE', type=Path, required=True, help='the list to write, .json')
-    add('--number', metavar='N', type=count, default=50, help='pictures to choose (50)')
+    add('--number', metavar='N', type=count, default=50, help='number of pictures to choose (50)')
     add(
         '--sheet',
         metavar='FILE',
@@ -77,12 +77,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar='PATH',
         nargs='+',
         default=[],
-        help='what has labels: folders of pictures, or COCO .json files that list some of IMAGES',
+        help='pictures that have labels: folders, or COCO .json files that list some of IMAGES',
     )
     add_config_and_device(parser)
     add_calibrator(parser)
     add_batch_size(parser)
-    add('--recursive', action='store_true', help='search folders in folders')
+    add('--recursive', action='store_true', help='search subfolders too')
     add_pixel_limit(parser)
     add('--quiet', action='store_true', help='no progress')
     return parser
