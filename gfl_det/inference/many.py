@@ -54,7 +54,7 @@ class DetectorSettings(NamedTuple):
         A training that goes on may write a better checkpoint: all workers take the same one, and
         the manifest holds its checksum.
         """
-        known: dict[str, str] = {}
+        known: dict[str, Any] = {}
         if Path(self.checkpoint).is_dir():
             known['checkpoint'] = str(best_checkpoint(self.checkpoint))
         if self.config is not None and Path(self.config).is_dir():
