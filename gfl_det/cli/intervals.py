@@ -72,7 +72,7 @@ def fit(args: argparse.Namespace) -> None:
     from gfl_det.calibration.intervals import IntervalCalibrator, fit_factors, fit_whole_boxes
     from gfl_det.inference.coverage import judge
 
-    check_writable(args.intervals)
+    check_writable(args.intervals, (args.truths, args.checkpoint, args.config))
     split = _split(args)
     detector = _detector(args)
     judged = judge(detector, split, IOU, args.batch_size)

@@ -12,6 +12,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -58,10 +59,10 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     'Trained detectors': {
         'models': Command('models', 'list detectors whose weights are available by name', False),
+        'infer': Command('infer', 'detect in images, folders, videos and URLs'),
         'infer-many': Command(
             'infer_many', 'detect in millions of images, on one machine or a Ray cluster'
         ),
-        'infer': Command('infer', 'detect in images, folders, videos and URLs'),
         'show': Command('show', 'draw detections with soft edges, and charts of their edges'),
         'report': Command('report', 'write one page about a detector'),
         'compare': Command('compare', 'is one detector better than another, or is it noise?'),
@@ -89,9 +90,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: If the command ends with a status: 0 for success, 1 for a failure, 2 for a usage
-            error, or the status that it returns.
+            error, 130 for an interrupt (Ctrl-C), or the status that it returns.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as with `| head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _dispatch(words: list[str]) -> None:
     if not words or words[0] in ('-h', '--help', 'help'):
         print(overview())
     elif words[0] == '--version':
@@ -195,6 +208,8 @@ def run(main: Callable[[], object]) -> None:
     """Run a command; print errors meant for the user without a traceback and exit with 1."""
     # mmengine needs the deprecated package; requirements.txt pins it for this reason.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    # mmengine's warning about boxes that reach over the border, which are drawn nevertheless.
+    warnings.filterwarnings('ignore', message=r'Warning: The (bbox|polygon) is out of bounds')
     try:
         main()
     except Exception as error:

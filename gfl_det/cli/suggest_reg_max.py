@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gfl_det.cli.arguments import add_seed, count, parsing
+from gfl_det.cli.arguments import add_seed, amount, count, parsing, share
 from gfl_det.cli.own_data import add_own_data, one_of, planned_config
 from gfl_det.errors import ConfigError
 from gfl_det.utils.choices import AdviceLimits
@@ -132,6 +132,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_own_data(parser)
     parser.add_argument(
         '--config',
+        metavar='CONFIG',
         help='take image size, strides, anchor scale, reg_max, top k and classes from this config',
     )
     size = parser.add_argument_group('the detector, in place of what the config says')
@@ -140,43 +141,49 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=count,
         nargs=2,
         metavar=('W', 'H'),
-        help='px that images are fitted into, ratio kept, as mmdet does; without: as they are',
+        help='size in px that images are fitted into, as by mmdet (keep_ratio); default: unresized',
     )
-    size.add_argument('--strides', type=count, nargs='+', metavar='S', help='8 16 32 64 128')
-    size.add_argument('--anchor-scale', type=float, metavar='X', help='side in strides (8)')
-    size.add_argument('--reg-max', type=count, metavar='N', help='to judge (16)')
+    size.add_argument(
+        '--strides', type=count, nargs='+', metavar='S', help='one per level (8 16 32 64 128)'
+    )
+    size.add_argument(
+        '--anchor-scale', type=amount, metavar='X', help='side of the priors in strides (8)'
+    )
+    size.add_argument('--reg-max', type=count, metavar='N', help='reg_max to judge (16)')
     size.add_argument('--topk', type=count, metavar='K', help='candidates per level of ATSS (9)')
-    size.add_argument('--pad', type=count, metavar='PX', help='images are padded to (32)')
-    limits = parser.add_argument_group('what the advice keeps to')
+    size.add_argument(
+        '--pad', type=count, metavar='PX', help='images are padded to multiples of this (32)'
+    )
+    limits = parser.add_argument_group('limits of the suggestion')
     default = AdviceLimits()
     limits.add_argument(
         '--max-bare',
-        type=float,
+        type=share,
         default=default.unassigned,
         metavar='SHARE',
-        help='of gt boxes without a positive (%(default)s)',
+        help='share of gt boxes without a positive (%(default)s)',
     )
     limits.add_argument(
         '--max-clipped',
-        type=float,
+        type=share,
         default=default.clipped,
         metavar='SHARE',
-        help='of positives with an edge beyond reg_max (%(default)s)',
+        help='share of positives with an edge beyond reg_max (%(default)s)',
     )
     parser.add_argument(
         '--sample',
         type=count,
         default=20000,
         metavar='N',
-        help='boxes to try pyramids on (%(default)s)',
+        help='number of boxes on which other pyramids are tried (%(default)s)',
     )
-    add_seed(parser, 'of the sample and of random sizes')
+    add_seed(parser, 'seed of the sample and of random sizes')
     parser.add_argument(
         '--out',
         type=Path,
         default=Path('work_dirs/reach'),
         metavar='DIR',
-        help='for reach.json and reach.png (%(default)s)',
+        help='folder of reach.json and reach.png (%(default)s)',
     )
     return parser
 

@@ -5,6 +5,7 @@ So each image is processed by a detector that was not trained on it.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import subprocess
@@ -22,12 +23,19 @@ from gfl_det.datasets.formats.own_data import group_near_copies
 from gfl_det.datasets.tidying import find_file
 from gfl_det.engine.training.checkpoints import newest_checkpoint
 from gfl_det.errors import ConfigError, DataError, GFLDetError
-from gfl_det.evaluation.detections import GroundTruth, image_key, read_annotations
+from gfl_det.evaluation.detections import image_key, read_annotations
 from gfl_det.evaluation.label_evidence import UncertainDetections
 from gfl_det.inference.coverage import Split, detect_unsuppressed
 from gfl_det.inference.inferencer import GFLInferencer
 from gfl_det.inference.stored_config import parse
-from gfl_det.utils.config import OWN_CONFIG, annotation_path, check_split, datasets_of, load_config
+from gfl_det.utils.config import (
+    OWN_CONFIG,
+    annotation_path,
+    check_split,
+    datasets_of,
+    image_folder,
+    load_config,
+)
 from gfl_det.utils.files import write_json, write_text
 
 SETTINGS = 'folds.json'  # what the trainings of a folder were made for
@@ -212,13 +220,16 @@ def detect_folds(
     return UncertainDetections(*(np.concatenate(columns) for columns in zip(*parts)))
 
 
-def seen_in_training(checkpoint: str, config: str | None, gts: GroundTruth) -> str | None:
+def seen_in_training(checkpoint: str, config: str | None, split: Split) -> str | None:
     """Warning that a detector was trained on the images whose labels it is to check, or None.
+
+    Images are the same if they have the same id and file name, unless both files exist and differ:
+    many data sets number the images of each split from 1.
 
     Args:
         checkpoint: File or work dir; names and addresses refer to published weights.
         config: Config to use instead of the one in the checkpoint.
-        gts: Labels to check.
+        split: Images and labels to check.
     """
     try:
         if config is not None or os.path.isdir(checkpoint):
@@ -228,16 +239,31 @@ def seen_in_training(checkpoint: str, config: str | None, gts: GroundTruth) -> s
             cfg = Config(parse(str(meta.get('cfg') or '')))  # reads values without executing code
         else:
             return None
-        paths = [path for path in map(annotation_path, datasets_of(cfg, 'train')) if path]
-        tables = [read_annotations(path) for path in paths if Path(path).is_file()]
+        trained = [
+            (read_annotations(path), image_folder(dataset))
+            for dataset in datasets_of(cfg, 'train')
+            if (path := annotation_path(dataset)) and Path(path).is_file()
+        ]
     except (GFLDetError, SyntaxError, ValueError):
         return None  # errors are reported when the detector is loaded
-    seen = {key for table in tables for key in zip(map(str, table.image_ids), table.file_names)}
-    keys = set(gts.image_keys)
-    common = sum(image_key(*key) in keys for key in seen)
+    files = dict(zip(split.gts.image_keys, split.files))
+    common = {
+        key
+        for table, folder in trained
+        for image_id, name in zip(table.image_ids, table.file_names)
+        if (key := image_key(image_id, name)) in files
+        and not (folder and _differ(Path(folder, name), files[key]))
+    }
     if not common:
         return None
     return (
-        f'{checkpoint} was trained on {common} of the {len(keys)} images, and a detector repeats '
-        'the errors that it has learnt: take --folds K.'
+        f'{checkpoint} was trained on {len(common)} of the {len(files)} images, and a detector '
+        'repeats the errors that it has learnt: take --folds K.'
     )
+
+
+def _differ(one: Path, other: Path) -> bool:
+    """Whether both files exist and have different contents."""
+    if not (one.is_file() and other.is_file()):
+        return False
+    return not one.samefile(other) and not filecmp.cmp(one, other, shallow=False)

@@ -356,6 +356,13 @@ def test_command_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         run(source, '--out', source)
     with pytest.raises(ConfigError, match=r'must end in'):
         run(source, '--out', tmp_path / 'gfl.txt')
+    before = out.read_bytes()
+    with pytest.raises(ConfigError, match=r'gfl\.py exists, and nothing is overwritten'):
+        run(source, '--out', out, '--head', 'GFLv2Head')
+    out.rename(tmp_path / 'kept.py')
+    with pytest.raises(ConfigError, match=r'gfl\.pth exists, and nothing is overwritten'):
+        run(source, '--out', out, '--weights', tmp_path / 'atss.pth')
+    assert (tmp_path / 'kept.py').read_bytes() == before
     with pytest.raises(ConfigError, match=r'nowhere: install it'):
         run('nowhere::x.py', '--out', out)
 

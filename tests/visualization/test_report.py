@@ -410,6 +410,12 @@ def test_results_that_cannot_be_used(files, tmp_path, change, message):
         (['no', '--out', 'taken/a.html'], DataError, r'a\.html cannot be written \(Is a direct'),
         (['no', '--out', '{results}/a.html'], DataError, r'a\.html cannot be written \(File ex'),
         (['{results}', '--truths', '{truths}', '--images', 'no/'], DataError, 'does not exist'),
+        (
+            ['{results}', '--truths', '{truths}', '--images', '.'],
+            DataError,
+            r'None of the \d+ images .* is in \.',
+        ),
+        (['{results}', '--truths', '{truths}', '--logs', '.'], DataError, 'has no scalars.json'),
         (['{truths}', '--truths', '{truths}'], DataError, 'holds annotations, not results'),
     ],
 )

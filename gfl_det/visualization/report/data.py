@@ -180,7 +180,11 @@ def _read_entries(results: str, gts: GroundTruth, names: Sequence[str]) -> _Foun
     found = detections_from_coco(entries, gts, results)
     _check_names(entries, found, names, results)
     raw = result_column(entries, 'raw_score', (), results)
-    edges = {name: result_column(entries, name, (4,), results) for name in EDGE_FIELDS[1:]}
+    least = dict(edge_std=0.0)
+    edges = {
+        name: result_column(entries, name, (4,), results, least.get(name, -np.inf))
+        for name in EDGE_FIELDS[1:]
+    }
     return _Found(found, raw, {name: each for name, each in edges.items() if each is not None})
 
 
