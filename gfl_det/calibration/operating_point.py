@@ -23,7 +23,10 @@ Wiens 2003).
 
 What is assumed: images are independent draws of those that follow, and no image has two mistakes
 more (FP, for recall FN) of a class above the cut than the worst of those given. ``most`` states the
-largest number of mistakes instead, which makes the confidence exact, and needs more images.
+largest number of mistakes instead, which makes the confidence exact, and needs more images; a cut
+at which an image has more than stated cannot pass. As the worst of a few images says little, a
+share is promised from n images with the class only if target ** n is at most 1 - confidence: with
+fewer, all could look right by chance though a share 1 - target of all images is wrong throughout.
 """
 
 from __future__ import annotations
@@ -234,7 +237,9 @@ def log_wealths(counts: Counts, promise: Promise) -> np.ndarray:
         for index in range(len(STAKES)):
             wealth[:, index] = np.log1p(np.maximum(-stakes[:, index] * losses, -1)).sum(0)
         others = counts.images - len(losses)
-        return wealth + others * np.log1p(-stakes * elsewhere)
+        wealth += others * np.log1p(-stakes * elsewhere)
+    wealth[wrong.max(axis=0, initial=0) > most] = -np.inf
+    return wealth
 
 
 def passing(wealths: np.ndarray, goal: Goal, error: float) -> np.ndarray:
@@ -267,7 +272,7 @@ def passing(wealths: np.ndarray, goal: Goal, error: float) -> np.ndarray:
 
 def _cut_of(name: str, counts: Counts, promise: Promise, error: float) -> ClassCut:
     wealths = log_wealths(counts, promise)
-    passed = np.flatnonzero(passing(wealths, promise.goal, error))
+    passed = np.flatnonzero(_allowed(wealths, counts, promise, error))
     gts = int(counts.gts.sum())
     cut: float | None = None
     more: int | None = 0
@@ -276,16 +281,29 @@ def _cut_of(name: str, counts: Counts, promise: Promise, error: float) -> ClassC
         cut = float(CUTS[place])
     else:
         place = wealths.max(1).argmax()
-        more = _more_images(wealths, counts.images, promise.goal, error)
+        more = _more_images(wealths, counts, promise, error)
     kept, right = (int(each[:, place].sum()) for each in (counts.kept, counts.right))
     return ClassCut(name, cut, kept, right, gts, more)
 
 
-def _more_images(wealths: np.ndarray, images: int, goal: Goal, error: float) -> int | None:
+def _allowed(
+    wealths: np.ndarray, counts: Counts, promise: Promise, error: float, factor: float = 1.0
+) -> np.ndarray:
+    """Mask ``(T,)`` of the cuts that can promise, from so many times the images given."""
+    passed = passing(factor * wealths, promise.goal, error)
+    if promise.goal == 'false_alarms':
+        return passed
+    of_class = counts.gts[:, None] if promise.goal == 'recall' else counts.kept
+    observed = factor * (of_class > 0).sum(0)
+    return passed & (observed * math.log(promise.target) <= math.log(error))
+
+
+def _more_images(wealths: np.ndarray, counts: Counts, promise: Promise, error: float) -> int | None:
     """Images to add so that a cut passes, if all are like those given; None: none would do."""
+    images = counts.images
 
     def is_enough(factor: float) -> bool:
-        return bool(passing(factor * wealths, goal, error).any())
+        return bool(_allowed(wealths, counts, promise, error, factor).any())
 
     if not is_enough(LARGEST_FACTOR):
         return None

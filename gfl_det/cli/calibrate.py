@@ -274,7 +274,7 @@ def fit(args: argparse.Namespace) -> None:
     from gfl_det.calibration.calibrators import Settings, fit_calibrator
     from gfl_det.calibration.files import save_calibrator
 
-    check_writable(args.calibrator)
+    check_writable(args.calibrator, (args.truths, args.results, args.checkpoint, args.config))
     cuts: tuple[Cut, Cut] = (args.raw_cut, 'lrp')
     if args.method == DISTRIBUTION:
         _fit_distribution(args, cuts)
@@ -343,7 +343,7 @@ def apply(args: argparse.Namespace) -> None:
     """
     from gfl_det.evaluation.detections import read_json
 
-    check_writable(args.out)
+    check_writable(args.out, (args.truths, args.results, args.calibrator))
     _, gts, detections, scores = calibrated_data(args)
     _compare(detections, scores, gts)
     kept = read_json(args.results)

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError('--decode needs the folder of the images: add --images DIR.')
     for path in (args.json, args.fix):
         if path not in (None, '-'):
-            check_writable(path)
+            check_writable(path, [args.target])
     reports = [check_file(source, decoding, repair=bool(args.fix)) for source in sources]
     if args.json:
         found = [report.as_json() for report in reports]

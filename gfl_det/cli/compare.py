@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         GFLDetError: If a side cannot be read or run, or a file cannot be written.
     """
-    from gfl_det.evaluation.comparison import JUDGED, compare_detections, verdict
+    from gfl_det.evaluation.comparison import JUDGED, compare_detections
     from gfl_det.inference.coverage import read_split
     from gfl_det.utils.console import print_table
     from gfl_det.visualization.charts import difference_figure, save_figure
@@ -71,22 +71,24 @@ def run(args: argparse.Namespace) -> None:
     if args.picture and Path(args.picture).suffix not in CHART_ENDINGS:
         raise DataError(f'--picture {args.picture} must end in {", ".join(CHART_ENDINGS)}.')
     for path in filter(None, (args.picture, args.json)):
-        check_writable(path)
+        check_writable(path, (*args.a, *args.b, args.truths))
     split = read_split(args.truths, args.images or '.')
     a, b = ([read_side(each, split, args) for each in side] for side in (args.a, args.b))
     found = compare_detections(a, b, split.gts, args.resamples, args.seed)
     first, second = args.names
     columns = ['', first, second, 'difference', '.95 interval', 'p', 'p of all']
     print_table('', columns, _rows(found, {name: name for name in JUDGED}))
-    classes = _classes(found, split.gts.class_names)
-    if len(split.gts.class_names) > 1:
+    names = split.gts.class_names
+    classes = _classes(found, names)
+    if len(names) > 1:
         print_table('\nAP by class, least p first', columns, _rows(found, classes))
     trainings = '' if len(a) == len(b) == 1 else f', {len(a)} and {len(b)} trainings'
     print(f'{len(split.gts.image_ids)} images{trainings}, {args.resamples} resamples; ', end='')
     print('p of all: after Holm, for one false alarm in all rows of a table')
     if len(a) == 1 or len(b) == 1:
         print('With one training per side, the result says nothing about other seeds.')
-    print(verdict(found, first, second))
+    _tell_limits(found, names, args.resamples)
+    print(_verdict(found, args))
     if args.json:
         write_json(args.json, found, indent=1)
         print(f'numbers: {args.json}')
@@ -128,6 +130,41 @@ def _classes(found: Mapping[str, float], names: list[str]) -> dict[str, str]:
     return {name: rows[name] for name in chosen}
 
 
+def _tell_limits(found: Mapping[str, float], names: list[str], resamples: int) -> None:
+    """Print which classes have too few images, and how many resamples the others need."""
+    from gfl_det.evaluation.comparison import FEWEST_IMAGES
+
+    tested = sum(found[f'AP_class_{k}_p'] <= 1 for k in range(len(names)))
+    if tested < len(names):
+        print(
+            f'{len(names) - tested} of {len(names)} classes are not tested: fewer than '
+            f'{FEWEST_IMAGES} images have boxes of them.'
+        )
+    needed = _resamples_needed(tested)
+    if tested > 1 and resamples < needed:
+        print(
+            f'For p of all below .05 in a table of {tested} classes, give --resamples {needed} or '
+            'more.'
+        )
+
+
+def _resamples_needed(rows: int) -> int:
+    """Least number of resamples from which Holm's correction over the rows leaves p below .05."""
+    return 40 * rows  # the least p is 2 / (resamples + 1), times rows
+
+
+def _verdict(found: Mapping[str, float], args: argparse.Namespace) -> str:
+    from gfl_det.evaluation.comparison import JUDGED, verdict
+
+    needed = _resamples_needed(sum(found[f'{name}_p'] <= 1 for name in JUDGED))
+    if args.resamples < needed:
+        return (
+            f'{args.resamples} resamples are too few for a verdict: give --resamples {needed} or '
+            'more.'
+        )
+    return verdict(found, *args.names)
+
+
 def _rows(found: Mapping[str, float], rows: Mapping[str, str]) -> list[list[str]]:
     from gfl_det.evaluation.comparison import holm
 
@@ -140,6 +177,8 @@ def _rows(found: Mapping[str, float], rows: Mapping[str, str]) -> list[list[str]
         a, b, value, low, high, p = (
             found[f'{name}_{end}'] for end in ('a', 'b', 'difference', 'low', 'high', 'p')
         )
-        numbers = [f'{a:.4f}', f'{b:.4f}', f'{value:+.4f}', f'{low:+.4f} to {high:+.4f}']
-        cells.append([title, *numbers, f'{p:.3f}', f'{adjusted[f"{name}_p"]:.3f}'])
+        row = [title, f'{a:.4f}', f'{b:.4f}', f'{value:+.4f}']
+        if p <= 1:  # not NaN
+            row += [f'{low:+.4f} to {high:+.4f}', f'{p:.3f}', f'{adjusted[f"{name}_p"]:.3f}']
+        cells.append(row + [''] * (7 - len(row)))
     return cells

@@ -79,8 +79,7 @@ def build_server(args: argparse.Namespace) -> DemoServer:
         GFLDetError: If the config or the checkpoint cannot be used, or the address is in use.
     """
     from gfl_det.inference import GFLInferencer
-    from gfl_det.visualization.demo.payload import UploadLimits
-    from gfl_det.visualization.demo.server import LOOPBACK, DemoServer
+    from gfl_det.visualization.demo.server import LOOPBACK, DemoServer, UploadLimits
 
     detector = GFLInferencer(
         args.checkpoint,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gfl_det.cli.arguments import parsing
+from gfl_det.cli.arguments import add_seed, count, parsing
 
-TRAIN, VAL, SEED = 1000, 200, 0  # as in DigitsRecipe, whose import needs NumPy
+TRAIN, VAL = 1000, 200  # as in DigitsRecipe, whose import needs NumPy
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -18,13 +18,15 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         'scans that scikit-learn ships. Nothing is downloaded; an existing data set with the '
         'same options is left unchanged.',
     )
-    parser.add_argument('--out', type=Path, default=Path('data/digits'), help='folder to write')
-    parser.add_argument('--train', type=int, default=TRAIN, help='pictures to train on')
-    parser.add_argument('--val', type=int, default=VAL, help='pictures to evaluate on')
-    parser.add_argument('--seed', type=int, default=SEED, help='random seed')
+    add = parser.add_argument
+    add('--out', type=Path, default=Path('data/digits'), metavar='DIR', help='folder (%(default)s)')
+    for name, default, purpose in (('train', TRAIN, 'train'), ('val', VAL, 'evaluate')):
+        text = f'pictures to {purpose} on ({default})'
+        add(f'--{name}', type=count, default=default, metavar='N', help=text)
+    add_seed(parser, 'random seed')
     parser.add_argument('--force', action='store_true', help='rebuild an existing data set')
     parser.add_argument(
-        '--preview', action='store_true', help='also write OUT/preview.png: val pictures with boxes'
+        '--preview', action='store_true', help='also write DIR/preview.png: val pictures with boxes'
     )
     return parser
 

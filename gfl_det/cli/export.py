@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from mmengine.structures import InstanceData
 
     from gfl_det.engine.runner import Split
-    from gfl_det.inference.export.onnx_file import ExportSettings
-    from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
+    from gfl_det.inference.export.graph import Picture, PreparedBatch
+    from gfl_det.inference.export.onnx_file import Description, ExportSettings, ExportSource
     from gfl_det.inference.export.runtime import ExportedDetector
-    from gfl_det.inference.export.source import Description, ExportSource
 
 CHECKED = 8  # pictures
 NOISE_SHAPES = ((480, 640), (640, 427), (300, 900))
@@ -136,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from gfl_det.engine.preflight.data import check_data
     from gfl_det.inference.export.evaluation import check_judged
-    from gfl_det.inference.export.source import load_source
+    from gfl_det.inference.export.onnx_file import load_source
     from gfl_det.utils.config import load_config
 
     settings = _settings(args)
@@ -195,8 +194,12 @@ def _write(
     args: argparse.Namespace, cfg: Config, source: ExportSource, settings: ExportSettings
 ) -> ExportedDetector:
     from gfl_det.inference.export.onnx_file import write_onnx
-    from gfl_det.inference.export.openvino import OpenVINODetector, write_int8, write_openvino
-    from gfl_det.inference.export.runtime import OnnxDetector
+    from gfl_det.inference.export.runtime import (
+        OnnxDetector,
+        OpenVINODetector,
+        write_int8,
+        write_openvino,
+    )
 
     if args.out.suffix == '.onnx':
         write_onnx(source, args.out, settings)

@@ -102,13 +102,16 @@ def run(args: argparse.Namespace) -> None:
     if args.apply is not None:
         apply_review(args)
         return
-    check_writable(args.out)
+    for path in (args.out, args.out.with_suffix('.html')):
+        check_writable(path, (args.annotations, args.source, args.config))
     from gfl_det.evaluation.detections import read_annotations
     from gfl_det.evaluation.label_errors import find_label_errors, suspect_entries
     from gfl_det.evaluation.label_evidence import image_sizes
     from gfl_det.inference.coverage import check_files, read_split
 
     split = read_split(args.annotations, args.images or '.')
+    if split.gts.crowd.all():
+        raise DataError(f'{args.annotations} has no labels to check: give annotations with boxes.')
     if args.images:
         check_files(split, args.annotations, args.images)
     found = _detections(args, split)
@@ -122,8 +125,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _detections(args: argparse.Namespace, split: Split) -> UncertainDetections:
     if args.folds is not None:
-        from gfl_det.engine.folds import train_folds
-        from gfl_det.inference.folds import detect_folds
+        from gfl_det.inference.folds import detect_folds, train_folds
 
         folds = train_folds(
             args.config, args.annotations, args.images, args.work_dir, args.folds, args.seed
@@ -137,7 +139,7 @@ def _detections(args: argparse.Namespace, split: Split) -> UncertainDetections:
     from gfl_det.inference.coverage import detect_unsuppressed
     from gfl_det.inference.folds import seen_in_training
 
-    warning = seen_in_training(args.source, args.config, split.gts)
+    warning = seen_in_training(args.source, args.config, split)
     if warning:
         print(f'warning: {warning}', file=sys.stderr)
     detector = GFLInferencer(args.source, args.config, device=args.device, level=None)

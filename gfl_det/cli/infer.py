@@ -227,7 +227,7 @@ def _check_out(args: argparse.Namespace) -> None:
     ending = Path(args.out).suffix
     if ending not in ('.json', '.csv'):
         raise DataError(f'--out {args.out} must end in .json (COCO results) or .csv (a table).')
-    check_writable(args.out)
+    check_writable(args.out, (args.annotations, args.calibrator, args.intervals, *args.inputs))
     if ending == '.csv':
         Results().to_pandas()
 

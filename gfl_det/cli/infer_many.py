@@ -73,14 +73,16 @@ def run(args: argparse.Namespace) -> None:
         require(name)
     from gfl_det.evaluation.detections import read_json
     from gfl_det.inference.many import Cluster, DetectorSettings, detect_many
+    from gfl_det.inference.results import Results
     from gfl_det.inference.shards import ShardCounts, coco_results, list_shards
     from gfl_det.utils.console import Progress
     from gfl_det.utils.files import write_json
 
     annotations = None
     if args.to_coco:
-        check_writable(args.to_coco)
+        check_writable(args.to_coco, (args.annotations, args.calibrator, args.intervals))
         annotations = read_json(args.annotations)
+        Results().to_coco(annotations)  # refuses a file of another kind before the work
     shards = list_shards(args.inputs, args.shard_size)
     fields = {name: getattr(args, name) for name in DetectorSettings._fields}
     cluster = Cluster(args.workers, args.gpus or 0.0, args.address)

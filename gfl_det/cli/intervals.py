@@ -13,8 +13,7 @@ from gfl_det.utils.files import check_writable, writing
 
 if TYPE_CHECKING:
     from gfl_det.calibration.calibrators import FitSource
-    from gfl_det.calibration.intervals import IntervalCalibrator
-    from gfl_det.calibration.sharpness import Sharpness
+    from gfl_det.calibration.intervals import IntervalCalibrator, Sharpness
     from gfl_det.inference.coverage import BoxCoverage, Coverage, Matched, Split
 
 SHOWN = (0.5, 0.8, 0.9, 0.95)
@@ -73,7 +72,7 @@ def fit(args: argparse.Namespace) -> None:
     from gfl_det.calibration.intervals import IntervalCalibrator, fit_factors, fit_whole_boxes
     from gfl_det.inference.coverage import judge
 
-    check_writable(args.intervals)
+    check_writable(args.intervals, (args.truths, args.checkpoint, args.config))
     split = _split(args)
     detector = _detector(args)
     judged = judge(detector, split, IOU, args.batch_size)
@@ -106,8 +105,7 @@ def measure(args: argparse.Namespace) -> None:
     """
     from gfl_det.calibration.apply import check_interval_class_names
     from gfl_det.calibration.files import load_interval_calibrator
-    from gfl_det.calibration.intervals import check_applies
-    from gfl_det.calibration.sharpness import compare_intervals
+    from gfl_det.calibration.intervals import check_applies, compare_intervals
     from gfl_det.inference.coverage import box_coverage, judge
 
     if args.out:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING
 
 from gfl_det.cli.arguments import add_calibrator, amount, count, parsing, share
@@ -131,10 +130,7 @@ def _check_out(args: argparse.Namespace) -> None:
     """Check before the work that the outputs can be written."""
     if not args.cuts.endswith('.json'):
         raise DataError(f'{args.cuts} must end in .json: cuts are written as JSON.')
-    for path in filter(None, (args.truths, args.results, args.calibrator)):
-        if os.path.realpath(path) == os.path.realpath(args.cuts):
-            raise DataError(f'{args.cuts} is read as {path}: name another file for the cuts.')
-    check_writable(args.cuts)
+    check_writable(args.cuts, (args.truths, args.results, args.calibrator))
 
 
 def _words(promise: Promise) -> str:

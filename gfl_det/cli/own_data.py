@@ -24,6 +24,7 @@ DEFAULT_MODEL = 'nanodet-plus-m_416_coco'  # if its weights are available
 SCRATCH_MODEL = 'gfl_r18_fpn_bccd'  # for random initial weights
 CHECKPOINT_ENDING = '.pth'
 KEPT_NAME = 'config.py.before'
+PLAN_FOLDER = 'planned'  # in a work dir that has a config, of plans with another --model
 DATA_HELP = 'own data instead of a config: a COCO folder or JSON, a YOLO data.yaml, a VOC folder'
 TEST_WORKERS = 2
 
@@ -47,11 +48,12 @@ def add_own_data(parser: argparse._ActionsContainer, model: bool = True) -> None
 def one_of(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str) -> None:
     """Refuse a command line with both or neither of a positional argument and ``--data``."""
     given = getattr(args, name)
+    shown = next(each.metavar or name for each in parser._actions if each.dest == name)
     if (given is None) == (args.data is None):
         parser.error(
-            f'give {name} or --data PATH'
+            f'give {shown} or --data PATH'
             if given is None
-            else f'give {name} or --data PATH, not both ({name} is {given!r})'
+            else f'give {shown} or --data PATH, not both ({shown} is {given!r})'
         )
     if args.data is None and (args.image_dir or getattr(args, 'model', None)):
         parser.error('--image-dir and --model go with --data PATH')
@@ -89,17 +91,26 @@ def planned_config(args: argparse.Namespace, anew: bool = False) -> str:
 
     Args:
         args: Arguments of the command.
-        anew: Plan even if there is a config; an edited config is kept under another name.
+        anew: Plan for a training, even if there is a config; an edited config is kept under another
+            name.
 
     Raises:
+        ConfigError: If another config has been trained in the work dir, or there are several.
         GFLDetError: If the data or the model cannot be used.
     """
-    from gfl_det.utils.config import OWN_CONFIG
+    from gfl_det.utils.config import OWN_CONFIG, config_in, configs_in
 
     path = work_dir_of(args) / OWN_CONFIG
-    if path.is_file() and not anew and not args.model:
-        print(f'config: {path}', file=sys.stderr)
-        return str(path)
+    found = configs_in(path.parent)
+    if found and not anew and not args.model:
+        print(f'config: {config_in(path.parent)}', file=sys.stderr)
+        return str(config_in(path.parent))
+    if found and not anew:  # a plan to look at does not replace the config of a training
+        path = path.parent / PLAN_FOLDER / OWN_CONFIG
+    elif found and not path.is_file():
+        raise ConfigError(
+            f'{path.parent} holds the training of {found[0].name}: name another --work-dir.'
+        )
     from gfl_det.engine.own_data.config_text import config_text
     from gfl_det.engine.own_data.plan import make_plan, name_of
     from gfl_det.utils.config import load_config
@@ -151,7 +162,7 @@ def starting_point(model: str, work_dir: Path, scratch: bool = False) -> Startin
     """
     from gfl_det.compat.published import find_published
     from gfl_det.engine.own_data.plan import StartingPoint
-    from gfl_det.engine.preflight.weights import pretrained_parts, unreachable_part
+    from gfl_det.engine.preflight.agreement import pretrained_parts, unreachable_part
     from gfl_det.utils.config import config_names, load_config, shipped_base
 
     name, state = _converted(model) if model.endswith(CHECKPOINT_ENDING) else (model, None)
@@ -221,7 +232,7 @@ def _weights(published: PublishedModel, work_dir: Path) -> tuple[str, bool]:
     """Fetch weights; also return whether they are a copy, to be adapted to the data."""
     from gfl_det.compat.checkpoint import load_file
     from gfl_det.compat.published import NANODET, fetch
-    from gfl_det.engine.preflight.weights import unreachable
+    from gfl_det.engine.preflight.agreement import unreachable
     from gfl_det.inference.foreign_weights import take_authors
 
     reason = None if published.path.is_file() else unreachable(published.url)

@@ -15,14 +15,18 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         'the first module with infinite or NaN outputs, and the gradients. Exit status 0 if the '
         'losses are equal, else 3.',
     )
-    parser.add_argument('dump', help='a file in the folder non_finite of a work dir')
+    parser.add_argument(
+        'dump', metavar='FILE', help='a file in the folder non_finite of a work dir'
+    )
     parser.add_argument(
         '--config',
         metavar='CONFIG',
         help='config of the training (default: the copy in the work dir). A config is a program: '
         'use only those you trust',
     )
-    parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1, ...')
+    parser.add_argument(
+        '--device', default='cpu', metavar='NAME', help='cpu, cuda, cuda:1 ... (%(default)s)'
+    )
     return parser
 
 

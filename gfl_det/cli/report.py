@@ -118,8 +118,7 @@ def report(args: argparse.Namespace) -> Path:
         GFLDetError: If inputs are missing or do not match, or the page cannot be written.
     """
     from gfl_det.visualization.report.analysis import analyse
-    from gfl_det.visualization.report.gallery import draw_gallery
-    from gfl_det.visualization.report.page import render
+    from gfl_det.visualization.report.page import draw_gallery, render
 
     _check_out(args.out)
     data = _read(args)
@@ -159,7 +158,17 @@ def _read(args: argparse.Namespace) -> ReportData:
     if args.truths is None:
         raise ConfigError(f'{args.source} is taken for results: give their --truths too.')
     data = read_results(str(args.source), args.truths, args.images, args.calibrator)
-    return data._replace(scalars=scalar_files(args.logs) if args.logs else ())
+    if args.images and not any(Path(args.images, name).is_file() for name in data.names):
+        raise DataError(
+            f'None of the {len(data.names)} images of {args.truths} is in {args.images}, such as '
+            f'{data.names[0]}: give their folder with --images.'
+        )
+    scalars = scalar_files(args.logs) if args.logs else []
+    if args.logs and not scalars:
+        raise DataError(
+            f'--logs {args.logs} has no scalars.json: name a work dir of gfl-det train.'
+        )
+    return data._replace(scalars=scalars)
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], what: str) -> None:

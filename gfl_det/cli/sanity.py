@@ -35,11 +35,19 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument('config', nargs='?', metavar='CONFIG', help=CONFIG_HELP)
     add_own_data(parser)
-    parser.add_argument('--images', type=count, default=8, help='number of pictures (%(default)s)')
     parser.add_argument(
-        '--steps', type=count, default=200, help='maximum number of steps (%(default)s)'
+        '--images', type=count, default=8, metavar='N', help='number of pictures (%(default)s)'
     )
-    parser.add_argument('--device', help='cpu, cuda, ...; default: the GPU, if present')
+    parser.add_argument(
+        '--steps',
+        type=count,
+        default=200,
+        metavar='N',
+        help='maximum number of steps (%(default)s)',
+    )
+    parser.add_argument(
+        '--device', metavar='NAME', help='cpu, cuda, cuda:1 ...; default: the GPU, if present'
+    )
     parser.add_argument('--from-scratch', action='store_true', help='random weights, no download')
     parser.add_argument('--json', metavar='FILE', help='write losses, AP and suspects')
     add_cfg_options(parser)
@@ -70,9 +78,8 @@ def _run(cfg: Config, args: argparse.Namespace) -> int:
     import torch
 
     from gfl_det.engine import config_edits
-    from gfl_det.engine.preflight.agreement import check_classes
+    from gfl_det.engine.preflight.agreement import check_classes, check_weights
     from gfl_det.engine.preflight.data import check_data
-    from gfl_det.engine.preflight.weights import check_weights
     from gfl_det.engine.sanity.evidence import Examples, build_dataset, load
     from gfl_det.engine.sanity.overfit import overfit, suspects_of_curve
 

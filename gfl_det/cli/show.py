@@ -20,7 +20,7 @@ from gfl_det.utils.choices import CHART_ENDINGS
 
 if TYPE_CHECKING:
     from gfl_det.inference import ImageResult
-    from gfl_det.visualization.edges import Boxes
+    from gfl_det.visualization.picture import Boxes
 
 DRAWN_SCORE = 0.3  # as in infer
 MAX_PX = 1e9  # beyond any picture; larger numbers cannot be summed safely
@@ -146,8 +146,7 @@ def _draw(
 
     from gfl_det.inference.drawing import image_of
     from gfl_det.visualization.charts import edge_figure, save_figure, sharp_and_flat
-    from gfl_det.visualization.edges import Boxes
-    from gfl_det.visualization.picture import draw_boxes, side_by_side
+    from gfl_det.visualization.picture import Boxes, draw_boxes, side_by_side
     from gfl_det.visualization.visualizer import save_picture
 
     image = np.ascontiguousarray(image_of(result)[..., ::-1])
@@ -216,7 +215,7 @@ class CocoGroundTruth:
         from gfl_det.datasets.annotations import as_boxes
         from gfl_det.evaluation.shown import find_id, path_ends
         from gfl_det.ops.boxes import xywh_to_xyxy
-        from gfl_det.visualization.edges import Boxes
+        from gfl_det.visualization.picture import Boxes
 
         alike = [each for each in self._ids if Path(each).name == Path(name).name]
         known = path_ends(name) + (alike if len(alike) == 1 else [])

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gfl_det.cli.arguments import add_seed, count, parsing
+from gfl_det.cli.arguments import add_seed, amount, count, parsing, share
 from gfl_det.cli.own_data import add_own_data, one_of, planned_config
 from gfl_det.errors import ConfigError
 from gfl_det.utils.choices import AdviceLimits
@@ -16,8 +16,7 @@ from gfl_det.utils.files import make_folder, write_json
 
 if TYPE_CHECKING:
     from gfl_det.engine.reach.advice import Advice
-    from gfl_det.engine.reach.measure import PriorPyramid
-    from gfl_det.engine.reach.settings import Resizing
+    from gfl_det.engine.reach.measure import PriorPyramid, Resizing
     from gfl_det.models.assigners import ATSSAssigner
 
 SHOWN = 33  # values of reg_max, from 2 on
@@ -133,6 +132,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_own_data(parser)
     parser.add_argument(
         '--config',
+        metavar='CONFIG',
         help='take image size, strides, anchor scale, reg_max, top k and classes from this config',
     )
     size = parser.add_argument_group('the detector, in place of what the config says')
@@ -141,43 +141,49 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=count,
         nargs=2,
         metavar=('W', 'H'),
-        help='px that images are fitted into, ratio kept, as mmdet does; without: as they are',
+        help='size in px that images are fitted into, as by mmdet (keep_ratio); default: unresized',
     )
-    size.add_argument('--strides', type=count, nargs='+', metavar='S', help='8 16 32 64 128')
-    size.add_argument('--anchor-scale', type=float, metavar='X', help='side in strides (8)')
-    size.add_argument('--reg-max', type=count, metavar='N', help='to judge (16)')
+    size.add_argument(
+        '--strides', type=count, nargs='+', metavar='S', help='one per level (8 16 32 64 128)'
+    )
+    size.add_argument(
+        '--anchor-scale', type=amount, metavar='X', help='side of the priors in strides (8)'
+    )
+    size.add_argument('--reg-max', type=count, metavar='N', help='reg_max to judge (16)')
     size.add_argument('--topk', type=count, metavar='K', help='candidates per level of ATSS (9)')
-    size.add_argument('--pad', type=count, metavar='PX', help='images are padded to (32)')
-    limits = parser.add_argument_group('what the advice keeps to')
+    size.add_argument(
+        '--pad', type=count, metavar='PX', help='images are padded to multiples of this (32)'
+    )
+    limits = parser.add_argument_group('limits of the suggestion')
     default = AdviceLimits()
     limits.add_argument(
         '--max-bare',
-        type=float,
+        type=share,
         default=default.unassigned,
         metavar='SHARE',
-        help='of gt boxes without a positive (%(default)s)',
+        help='share of gt boxes without a positive (%(default)s)',
     )
     limits.add_argument(
         '--max-clipped',
-        type=float,
+        type=share,
         default=default.clipped,
         metavar='SHARE',
-        help='of positives with an edge beyond reg_max (%(default)s)',
+        help='share of positives with an edge beyond reg_max (%(default)s)',
     )
     parser.add_argument(
         '--sample',
         type=count,
         default=20000,
         metavar='N',
-        help='boxes to try pyramids on (%(default)s)',
+        help='number of boxes on which other pyramids are tried (%(default)s)',
     )
-    add_seed(parser, 'of the sample and of random sizes')
+    add_seed(parser, 'seed of the sample and of random sizes')
     parser.add_argument(
         '--out',
         type=Path,
         default=Path('work_dirs/reach'),
         metavar='DIR',
-        help='for reach.json and reach.png (%(default)s)',
+        help='folder of reach.json and reach.png (%(default)s)',
     )
     return parser
 
@@ -193,8 +199,7 @@ def run(args: argparse.Namespace) -> None:
     """
     import numpy as np
 
-    from gfl_det.engine.reach import report
-    from gfl_det.engine.reach.advice import advise
+    from gfl_det.engine.reach.advice import advise, as_dict, format_text
     from gfl_det.engine.reach.measure import read_boxes
     from gfl_det.utils.console import ProgressCalls
 
@@ -223,8 +228,8 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             report=told,
         )
-    print(report.format_text(advice))
-    write_json(args.out / 'reach.json', report.as_dict(advice), indent=1)
+    print(format_text(advice))
+    write_json(args.out / 'reach.json', as_dict(advice), indent=1)
     draw(advice, args.out / 'reach.png')
     print(f'written: {args.out / "reach.json"}, {args.out / "reach.png"}')
 
@@ -250,8 +255,15 @@ def read_setting(args: argparse.Namespace) -> Setting:
         ConfigError: If the config has no head with a pyramid of square priors, or no resizing.
     """
     from gfl_det.engine.preflight.agreement import class_names
-    from gfl_det.engine.reach.measure import LARGEST, PriorPyramid
-    from gfl_det.engine.reach.settings import DEFAULTS, Resizing, assigner_of, head_of, resizing_of
+    from gfl_det.engine.reach.measure import (
+        DEFAULTS,
+        LARGEST,
+        PriorPyramid,
+        Resizing,
+        assigner_of,
+        head_of,
+        resizing_of,
+    )
     from gfl_det.models.assigners import ATSSAssigner
     from gfl_det.utils.config import datasets_of, load_config
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gfl_det.cli.arguments import parsing
+from gfl_det.cli.arguments import count, parsing
 from gfl_det.errors import ConfigError
 from gfl_det.utils.choices import SWAP_HEADS
 
@@ -20,7 +20,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog=prog, description='Put a GFL head into the config of a detector.'
     )
     parser.add_argument(
-        'config', help='a file, the name of a shipped config, or mmdet::FOLDER/NAME.py'
+        'config',
+        metavar='CONFIG',
+        help='a file, the name of a shipped config, or mmdet::FOLDER/NAME.py',
     )
     parser.add_argument('--head', choices=SWAP_HEADS, default='GFLHead', help='the new head')
     parser.add_argument(
@@ -28,7 +30,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         choices=['bbox_head', 'rpn_head'],
         help='head to replace; rpn_head is the proposal head of a two-stage detector',
     )
-    parser.add_argument('--num-classes', type=int, metavar='N', help='new number of classes')
+    parser.add_argument('--num-classes', type=count, metavar='N', help='new number of classes')
     parser.add_argument('--out', type=Path, metavar='FILE', help='the new config')
     parser.add_argument(
         '--weights', metavar='CHECKPOINT', help='copy the matching weights of a trained detector'
@@ -60,6 +62,9 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f'--out {out} must end in one of {", ".join(CONFIG_ENDINGS)}.')
     if out.exists() and Path(args.config).exists() and out.samefile(args.config):
         raise ConfigError(f'--out {out} is the config that is read: choose another name.')
+    for path in (out, *([out.with_suffix('.pth')] if args.weights else [])):
+        if path.exists():
+            raise ConfigError(f'{path} exists, and nothing is overwritten: name another --out.')
     cfg = load_config(args.config)
     swap = swap_head(cfg, args.head, target=args.target, num_classes=args.num_classes)
     print(swap.report)
@@ -87,7 +92,7 @@ def _carry_over(swap: Swap, checkpoint: str, path: Path) -> None:
 
 
 def _check(swap: Swap) -> None:
-    from gfl_det.swap.check import check_config
+    from gfl_det.swap.swap import check_config
 
     outcome = check_config(swap.config, swap.pyramid.side)
     losses = ', '.join(f'{name} {value:.4f}' for name, value in outcome.losses.items())

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from gfl_det.cli.arguments import BEST_HELP, CHECKPOINT_HELP, add_optimize, count, parsing
 from gfl_det.cli.own_data import judged_config, work_dir_of
 from gfl_det.cli.train import add_runner_arguments, set_local_rank
+
+# Options that --results would ignore.
+OF_A_DETECTOR = ('show_dir', 'out', 'tta', 'resamples', 'optimize', 'classwise', 'cfg_options')
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -61,6 +65,10 @@ def _check_detector(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if args.results is not None:
         if args.config is not None or args.data is not None:
             parser.error('--results DIR takes no CONFIG and no --data: the detections are there')
+        given = [name for name in OF_A_DETECTOR if getattr(args, name) not in (None, False)]
+        if given:
+            option = given[0].replace('_', '-')
+            parser.error(f'--results DIR takes no --{option}: gfl-det report DIR shows more')
     elif args.data is not None and args.config is not None:
         if args.checkpoint is not None:
             parser.error(f'give CONFIG or --data PATH, not both (CONFIG is {args.config!r})')
@@ -133,13 +141,23 @@ def judge_results(results: str, annotations: str, workers: int = 1) -> None:
     from gfl_det.inference.export.onnx_file import require
 
     require('pyarrow')
-    from gfl_det.inference.shards import read_parts
+    from gfl_det.inference.shards import ResultFolder, read_parts
 
     table = read_annotations(annotations)
     gts, parts = gts_of_table(table), read_parts(results, table)
     del table  # a gigabyte for millions of boxes
     metrics = evaluate_parts(parts, gts, workers=workers)
     print(format_metrics(metrics))
+    totals = (ResultFolder(results).manifest() or {}).get('totals')
+    if totals:
+        read = totals['images'] - totals['failures']
+        print(f'{read:,} images were detected in, {len(gts.image_ids):,} are annotated')
+        if read < len(gts.image_ids):
+            print(
+                f'warning: gt boxes of the other {len(gts.image_ids) - read:,} annotated images '
+                f'count as missed; {totals["failures"]:,} images could not be read.',
+                file=sys.stderr,
+            )
 
 
 def tell_outputs(out: str | None, show_dir: str | None) -> None:

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from gfl_det.cli.failures import tell
+    from gfl_det.cli.main import tell
     from gfl_det.engine import config_edits, preflight, runner
     from gfl_det.utils.config import check_split, load_config
 

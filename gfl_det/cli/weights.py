@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 
 from gfl_det.cli.arguments import parsing
+from gfl_det.utils.files import check_writable
 
 EXTRACT = (
     'Extract the weights from a training checkpoint, without optimizer and history: a quarter to '
@@ -48,8 +49,10 @@ def make_extract_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def add_extract_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``extract``."""
-    parser.add_argument('checkpoint', help='a checkpoint, such as best_*.pth or epoch_*.pth')
-    parser.add_argument('out', help='the file to write')
+    parser.add_argument(
+        'checkpoint', metavar='CHECKPOINT', help='a file, such as best_*.pth or epoch_*.pth'
+    )
+    parser.add_argument('out', metavar='OUT', help='file to write, .pth')
     parser.add_argument(
         '--kind',
         choices=['averaged', 'trained'],
@@ -66,6 +69,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', required=True, metavar='FILE', help='the checkpoint to write')
     parser.add_argument(
         '--config',
+        metavar='CONFIG',
         help='config of the network, a file or the name of a shipped config; default: the one that '
         'the name of the first file begins with',
     )
@@ -88,8 +92,10 @@ def extract(args: argparse.Namespace) -> None:
     """
     from gfl_det.engine.training.checkpoints import extract_weights
 
+    check_writable(args.out, [args.checkpoint])
     meta = extract_weights(args.checkpoint, args.out, args.kind)
-    print(f'{args.out}: {meta["kind"]} weights of epoch {meta["epoch"]}, iteration {meta["iter"]}')
+    when = '' if meta['epoch'] is None else f' of epoch {meta["epoch"]}, iteration {meta["iter"]}'
+    print(f'{args.out}: {meta["kind"]} weights{when}')
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -102,5 +108,6 @@ def convert(args: argparse.Namespace) -> None:
     """
     from gfl_det.inference.foreign_weights import convert as convert_weights
 
+    check_writable(args.out, args.files)
     found = convert_weights(args.files, args.out, args.config)
     print(f'{args.out}: {found.kind} weights of {found.config}, {found.classes} classes')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from gfl_det.evaluation.label_evidence import UncertainDetections
     from gfl_det.inference.sources import ImageSource
     from gfl_det.inference.survey import SurveyInferencer
-    from gfl_det.visualization.edges import Boxes
+    from gfl_det.visualization.picture import Boxes
 
 EPILOG = """\
 SOURCE is a checkpoint or a work dir, which is run on the images, or a .json file of results that
@@ -64,7 +65,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add('source', metavar='SOURCE', help='see below')
     add('images', metavar='IMAGES', nargs='+', help='folders, files, patterns in quotes')
     add('--out', metavar='FILE', type=Path, required=True, help='the list to write, .json')
-    add('--number', metavar='N', type=count, default=50, help='pictures to choose (50)')
+    add('--number', metavar='N', type=count, default=50, help='number of pictures to choose (50)')
     add(
         '--sheet',
         metavar='FILE',
@@ -76,12 +77,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar='PATH',
         nargs='+',
         default=[],
-        help='what has labels: folders of pictures, or COCO .json files that list some of IMAGES',
+        help='pictures that have labels: folders, or COCO .json files that list some of IMAGES',
     )
     add_config_and_device(parser)
     add_calibrator(parser)
     add_batch_size(parser)
-    add('--recursive', action='store_true', help='search folders in folders')
+    add('--recursive', action='store_true', help='search subfolders too')
     add_pixel_limit(parser)
     add('--quiet', action='store_true', help='no progress')
     return parser
@@ -97,12 +98,18 @@ def run(args: argparse.Namespace) -> None:
         GFLDetError: If inputs are missing or do not match, or an output exists.
     """
     _check_outputs(args)
-    from gfl_det.evaluation.label_choice import choose_pictures, expected_errors
+    from gfl_det.evaluation.label_choice import COUNTED, choose_pictures, expected_errors
 
     is_results = Path(args.source).suffix == '.json'
     pool = _pool_of_results(args) if is_results else _pool_of_detector(args)
     errors = expected_errors(pool.found, len(pool.names))
     number = len(pool.names)
+    if not errors.objects.any():
+        print(
+            f'warning: {args.source} gives no detection from a score of {COUNTED} on: the pictures '
+            'are chosen for their differences alone.',
+            file=sys.stderr,
+        )
     choice = choose_pictures(
         errors.value, pool.features[:number], args.number, pool.features[number:]
     )
@@ -294,7 +301,7 @@ def _drawn(
     from gfl_det.inference.drawing import image_of
     from gfl_det.inference.survey import uncertain_detections
     from gfl_det.ops.boxes import xywh_to_xyxy
-    from gfl_det.visualization.edges import Boxes, normal_bins
+    from gfl_det.visualization.picture import Boxes, normal_bins
 
     result = None
     if pool.detector is None:

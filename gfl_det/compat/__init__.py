@@ -17,9 +17,9 @@ def install() -> None:
     limit_decoder()  # must precede the import of OpenCV
     # Imported late: these modules import mmengine, whose failures are explained only after this
     # point.
-    from gfl_det.compat import moved, ops
+    from gfl_det.compat import imports, ops
 
-    moved.install()
+    imports.find_moved()
     ops.install()
     from gfl_det.compat import checkpoint, environment, pretrained
 

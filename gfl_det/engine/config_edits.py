@@ -21,7 +21,7 @@ from gfl_det.engine.hooks import (
     LossGuardHook,
     StopSignalHook,
 )
-from gfl_det.engine.preflight.weights import pretrained_parts
+from gfl_det.engine.preflight.agreement import pretrained_parts
 from gfl_det.engine.training.checkpoints import Choice, choose_checkpoint, newest_checkpoint
 from gfl_det.engine.training.loop import EpochTrainLoop
 from gfl_det.errors import ConfigError, SetupError

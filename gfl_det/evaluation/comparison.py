@@ -8,7 +8,10 @@ variance of the mean unbiased (McCarthy and Snowden, "The Bootstrap and Finite P
 are stretched to Student's t with Satterthwaite's degrees of freedom.
 
 The interval and p come from one distribution, the deviations of the resamples from their mean: p is
-below .05 exactly if the .95 interval excludes 0. For several tests see :func:`holm`. The mean of
+below .05 exactly if the .95 interval excludes 0. Only images with gt boxes (for a class, of that
+class) count as observations: resamples of very few would agree by chance, so that p is at least
+2 ** (1 - n) for n images, that of n signs that all agree, and there is neither p nor interval from
+fewer than :data:`FEWEST_IMAGES`. For several tests see :func:`holm`. The mean of
 the resamples is not used to correct for bias: absolute gaps grow most in resamples of data with
 small gaps, so a correction would double chance differences. The error of a calibrated detector
 still contains its noise floor (:mod:`.floors`), which makes its advantage look smaller than it is.
@@ -32,6 +35,7 @@ from gfl_det.evaluation.matching import ZeroOverlap
 JUDGED = ('AP', 'AP50', 'AP75', 'oLRP', 'LaECE_0', 'LaACE_0', 'D-ECE')
 MORE_IS_BETTER = ('AP', 'AP50', 'AP75')
 NORMAL = 1.959964  # of a .95 interval
+FEWEST_IMAGES = 6  # of five, even signs that all agree have p 2 ** (1 - 5) = .06
 
 
 class PairedDifference(NamedTuple):
@@ -85,7 +89,8 @@ def compare_detections(
         For each metric, and for AP, LaECE and LaACE of each class (``AP_class_3``):
         ``NAME_a`` and ``NAME_b``, the means over trainings; ``NAME_difference``, a minus b, with
         the ends of its .95 interval, ``NAME_low`` and ``NAME_high``, and ``NAME_p``. NaN if a side
-        has no value.
+        has no value; the latter three also if fewer than :data:`FEWEST_IMAGES` images have gt boxes
+        (for a class, of that class).
 
     Raises:
         ConfigError: If a side is empty, or ``resamples`` is below 1.
@@ -114,13 +119,16 @@ def compare_detections(
     rng = np.random.default_rng(seed)
     drawn = [rng.integers(0, len(side), (resamples, max(1, len(side) - 1))) for side in sides]
     first = len(sides[0])
+    observed = _observed_images(truths)
     found: dict[str, float] = {}
     for name, value in values.items():
         pair = [
             ComparedSide(value[0, part], resampled[name][:, part])
             for part in (slice(first), slice(first, None))
         ]
-        difference = paired_difference(pair[0], pair[1], drawn, images)
+        label = name.partition('_class_')[2]
+        number = int(observed[int(label) if label else -1])
+        difference = paired_difference(pair[0], pair[1], drawn, number)
         found.update({f'{name}_{end}': side.value.mean() for end, side in zip('ab', pair)})
         ends = ('difference', 'low', 'high', 'p')
         found.update({f'{name}_{end}': each for end, each in zip(ends, difference)})
@@ -136,7 +144,7 @@ def paired_difference(
         a: First side.
         b: Second side.
         drawn: Drawn trainings of each side, ``(R, D)``.
-        num_images: Number of images per resample.
+        num_images: Number of images that are observations of the metric: those with gt boxes.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -151,16 +159,24 @@ def paired_difference(
     value = float(a.value.mean() - b.value.mean())
     deviations = a.mean(drawn[0]) - b.mean(drawn[1]) - value
     deviations = deviations[~np.isnan(deviations)]
-    if np.isnan(value) or not len(deviations):
-        return PairedDifference(np.nan, np.nan, np.nan, np.nan)
+    if np.isnan(value) or not len(deviations) or num_images < FEWEST_IMAGES:
+        return PairedDifference(value, np.nan, np.nan, np.nan)
     of_images = float(np.nanvar(a.resampled.mean(1) - b.resampled.mean(1)))
     deviations = (deviations - deviations.mean()) * _stretch(a, b, of_images, num_images)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(deviations, [tail, 1 - tail])
     # The value itself counts as one of the resamples, so that p is never 0.
     beyond = min((deviations >= value).sum(), (deviations <= value).sum())
-    p = min(1.0, 2 * (beyond + 1) / (len(deviations) + 1))
-    return PairedDifference(value, value - float(high), value - float(low), p)
+    p = max(2 * (beyond + 1) / (len(deviations) + 1), 2.0 ** (1 - num_images))
+    return PairedDifference(value, value - float(high), value - float(low), min(1.0, p))
+
+
+def _observed_images(gts: GroundTruth) -> np.ndarray:
+    """Images with gt boxes of each class, and of any: ``(K + 1,)``."""
+    real = ~gts.crowd
+    pairs = np.unique(np.stack([gts.label, gts.image], 1)[real], axis=0)
+    number = np.bincount(pairs[:, 0], minlength=len(gts.category_ids))
+    return np.append(number, len(np.unique(gts.image[real])))
 
 
 def _stretch(a: ComparedSide, b: ComparedSide, of_images: float, num_images: int) -> float:
@@ -210,6 +226,8 @@ def verdict(
         'A is better in AP (by 0.020, .95 interval 0.011 to 0.029, p 0.002).'
     """
     known = [name for name in judged if not np.isnan(found.get(f'{name}_p', np.nan))]
+    if not known:
+        return f'{a} and {b} cannot be compared: too few images have gt boxes.'
     adjusted = holm({name: found[f'{name}_p'] for name in known})
     better: dict[str, list[str]] = {a: [], b: []}
     for name in known:

@@ -184,8 +184,9 @@ def read_json(path: str | PathLike[str], backend_args: dict | None = None) -> An
         >>> read_json(path)
         []
     """
+    content = _content(path, backend_args)
     try:
-        return json.loads(_content(path, backend_args))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f'{path} is not a JSON file ({error}): write it anew, or name another.'
@@ -358,6 +359,7 @@ def result_column(
     name: str,
     shape: tuple[int, ...],
     source: str = 'the detections',
+    least: float = -np.inf,
 ) -> np.ndarray | None:
     """Further field of all entries of COCO results ``(N, *shape)``; None if no entry has it.
 
@@ -366,9 +368,11 @@ def result_column(
         name: the field, such as ``edge_std``.
         shape: of a value: ``()`` or ``(n,)``.
         source: the list's name for messages.
+        least: smallest valid value.
 
     Raises:
-        DataError: If some entries lack it, or a value is not finite numbers of that shape.
+        DataError: If some entries lack it, or a value is not finite numbers of that shape, or less
+            than the smallest.
 
     Example:
         >>> result_column([dict(edge_std=[1, 2, 1, 3])], 'edge_std', (4,))
@@ -388,6 +392,13 @@ def result_column(
     if values.shape != (len(entries), *shape) or not np.isfinite(values).all():
         what = f'{shape[0]} finite numbers' if shape else 'a finite number'
         raise DataError(f'{source}: "{name}" is not {what} in every entry: correct it.')
+    wrong = (values < least).reshape(len(values), -1).any(1)
+    if wrong.any():
+        entry = int(wrong.argmax())
+        raise DataError(
+            f'{source}: entry {entry} has the {name} {entries[entry][name]!r}, which is below '
+            f'{least:g}: correct it.'
+        )
     return values
 
 

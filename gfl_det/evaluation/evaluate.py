@@ -202,7 +202,8 @@ def format_metrics(metrics: Mapping[str, float], names: Sequence[str] | None = N
     for name in names:
         mark = '*' if inside_floor(metrics, name) else ' '
         marked = marked or mark == '*'
-        line = f'{name:{width}} {metrics[name]:7.4f}{mark}'
+        digits = 0 if name.startswith('classes') else 4  # counts of classes
+        line = f'{name:{width}} {metrics[name]:7.{digits}f}{mark}'
         if f'{name}_floor' in metrics:
             count, floor, upper, debiased = (
                 metrics[f'{name}{end}'] for end in ('_count', '_floor', '_floor_95', '_debiased')

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gfl_det.compat.nms import greedy_nms
+from gfl_det.compat.ops import greedy_nms
 from gfl_det.datasets.table import CocoTable
 from gfl_det.evaluation.detections import sorted_rows
 from gfl_det.evaluation.matching import overlaps

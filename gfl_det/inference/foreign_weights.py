@@ -87,6 +87,9 @@ def convert(
         ConfigError: If no config was given and no shipped one matches the file name.
     """
     paths = [os.fspath(path) for path in files]
+    missing = next((path for path in paths if not os.path.isfile(path)), None)
+    if missing is not None:
+        raise CheckpointError(f'{missing} is not a file: correct the path.')
     name = config or config_of(paths[0])
     cfg = load_config(name)
     classes = _classes(cfg, name)

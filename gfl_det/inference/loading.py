@@ -33,6 +33,7 @@ from gfl_det.inference.stored_config import stored_config
 from gfl_det.utils.config import datasets_of, is_remote, load_config
 from gfl_det.utils.faults import move
 
+EXPORTED = ('.onnx', '.xml')  # endings of what gfl-det export writes
 NAME = re.compile(r'(?:gfl|ld)_[\w-]+|nanodet-plus-[\w.-]+_coco')  # resembles no path in use
 MISMATCH = re.compile(
     r'size mismatch for (\S+): copying a param with shape torch\.Size\((.*?)\) from checkpoint, '
@@ -79,6 +80,11 @@ def load_detector(
         else:
             path, foreign = str(fetch(model_of_name)), model_of_name.folder == NANODET
             config = config_of(model_of_name) if config is None else config
+    if Path(path).suffix in EXPORTED:
+        raise CheckpointError(
+            f'{path} is an exported detector: run it with gfl-det infer-many, or in Python as '
+            'docs/howto/export.md shows.'
+        )
     content = _read(path)
     if foreign:
         content = dict(state_dict=take_authors(content, path)[0])

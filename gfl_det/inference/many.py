@@ -9,6 +9,7 @@ that an image which crashes or stalls its process is found and skipped (:mod:`..
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,15 +20,20 @@ from typing import Any, NamedTuple
 import torch
 
 from gfl_det.datasets.images import decode_image
+from gfl_det.engine.training.checkpoints import best_checkpoint
 from gfl_det.errors import ConfigError, DataError, SetupError
 from gfl_det.inference.results import ImageResult
 from gfl_det.inference.shards import Content, ResultFolder, Shard, ShardCounts, read_shard
 from gfl_det.inference.sources import Item, with_channels
 from gfl_det.inference.stream import WINDOW_BATCHES, ImageDetector
 from gfl_det.utils.careful import Careful
+from gfl_det.utils.config import load_config
 from gfl_det.utils.files import file_sum
 
 MAX_BLOCKS = 10_000  # blocks in Ray Data's plan: one shard each, or several in a larger run
+# Ray Data holds back a stage whose output is more than twice the input of the next, but by default
+# only once half of the object store is full: memory would then grow with the number of images.
+os.environ.setdefault('RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD', '0')
 
 
 class DetectorSettings(NamedTuple):
@@ -46,6 +52,19 @@ class DetectorSettings(NamedTuple):
     threads: int = 1
     patience: float = 300.0  # seconds after which a window of images counts as stalled
 
+    def resolved(self) -> DetectorSettings:
+        """Replace work dirs by their best checkpoint and their config.
+
+        A training that goes on may write a better checkpoint: all workers take the same one, and
+        the manifest holds its checksum.
+        """
+        known: dict[str, Any] = {}
+        if Path(self.checkpoint).is_dir():
+            known['checkpoint'] = str(best_checkpoint(self.checkpoint))
+        if self.config is not None and Path(self.config).is_dir():
+            known['config'] = str(load_config(self.config).filename)
+        return self._replace(**known)
+
     def manifest(self) -> dict[str, Any]:
         """Return the settings that determine the results, with files as checksums."""
         known = {key: value for key, value in self._asdict().items() if key != 'patience'}
@@ -53,6 +72,9 @@ class DetectorSettings(NamedTuple):
             path = known[key]
             if path is not None and Path(path).is_file():
                 known[key] = file_sum(path)
+        weights = Path(self.checkpoint).with_suffix('.bin')
+        if Path(self.checkpoint).suffix == '.xml' and weights.is_file():
+            known['checkpoint'] += file_sum(weights)
         return known
 
 
@@ -198,7 +220,7 @@ def detect_many(
         raise SetupError(
             'Ray is not installed: install it with pip install "gfl_det[ray]".'
         ) from error
-    folder = ResultFolder(out)
+    folder, settings = ResultFolder(out), settings.resolved()
     detector = make_detector(settings)  # fails before any work starts
     decoding = ShardDecoding(detector._decoding, detector._channels, settings.max_pixels)
     del detector

@@ -157,7 +157,7 @@ class ImageResult:
         result = self if score is None else self.above(score)
         if classes is None or self.error is not None:
             return result
-        names = [classes] if isinstance(classes, str) else list(classes)
+        names = _names(classes)
         unknown = [name for name in names if name not in self.classes]
         if unknown:
             raise DataError(
@@ -332,7 +332,7 @@ class Results(Sequence[ImageResult]):
         self, score: float | None = None, classes: str | Iterable[str] | None = None
     ) -> Results:
         """Apply :meth:`ImageResult.filter` to each result."""
-        names = list(classes) if classes is not None and not isinstance(classes, str) else classes
+        names = None if classes is None else _names(classes)
         return Results(each.filter(score, names) for each in self.images)
 
     def plot(self, score: float = DRAWN_SCORE) -> list[Image.Image]:
@@ -483,3 +483,8 @@ def _row(image: ImageResult, detection: dict[str, Any]) -> dict[str, Any]:
     scores = zip(image.classes, detection.get('class_scores', ()))
     row.update((f'score of {name}', value) for name, value in scores)
     return row
+
+
+def _names(classes: str | Iterable[str]) -> list[str]:
+    several = isinstance(classes, Iterable) and not isinstance(classes, str)
+    return list(map(str, classes if several else [classes]))

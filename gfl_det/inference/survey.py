@@ -183,7 +183,7 @@ def read_results(results: str, names: Sequence[str]) -> tuple[UncertainDetection
         annotations=[],
     )
     found = detections_from_coco(entries, gts_from_coco(dataset, results), results)
-    std = result_column(entries, 'edge_std', (4,), results)
+    std = result_column(entries, 'edge_std', (4,), results, least=0)
     if std is None and entries:
         raise DataError(
             f'{results} has no edge_std: write it with gfl-det infer, from a detector with a GFL '

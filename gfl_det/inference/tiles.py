@@ -3,8 +3,12 @@
 Tiles overlap, so an object may appear in several. A tile with only a part of an object ends the box
 at its border (a seam), or is uncertain there: an edge closer to a seam than one standard deviation
 of its distribution counts as cut. Two boxes belong to the same object if they agree within the
-region that both tiles share. The best of them is kept; whole boxes rank before cut ones, and a cut
-edge is replaced by that of another tile in which it is not cut.
+region that both tiles share.
+
+A box that several tiles see whole gets the mean of their edges, weighted by the inverse of their
+variance, and the mean of their scores, where a tile without such a box counts as 0. The best box of
+each object is kept. Whole boxes rank before cut ones, and a cut edge is replaced by that of another
+tile in which it is not cut.
 """
 
 from __future__ import annotations
@@ -22,8 +26,11 @@ from gfl_det.inference.results import DISTRIBUTIONS, EDGE_FIELDS
 
 SEAM_PX = 2.0  # an edge this close to a seam is cut, whatever its standard deviation
 DEVIATIONS = 1.0
-SAME_IOU = 0.5  # least IoU of two boxes of one object, or of their parts in both tiles
+SAME_IOU = 0.6  # least IoU of two whole boxes of one object, as in non-maximum suppression
+SAME_PART_IOU = 0.5  # if one is cut: of what lies in both tiles
 CUT_RANK = 0.2  # factor on the score of a cut box in the ranking
+MIN_STD = 0.01  # px
+SCORES = ('scores', 'raw_scores', 'class_scores')
 SIGNS = np.array([1, 1, -1, -1])  # inward direction of each side: left, top, right, bottom
 
 
@@ -34,6 +41,13 @@ class Tile(NamedTuple):
     top: int
     right: int
     bottom: int
+
+
+class View(NamedTuple):
+    """Boxes that another tile sees whole too, and its boxes of the same objects."""
+
+    rows: np.ndarray
+    matches: np.ndarray  # -1: it has none
 
 
 class TileGrid(NamedTuple):
@@ -54,7 +68,7 @@ class TileGrid(NamedTuple):
         Raises:
             ConfigError: If a side is not a positive integer, or the overlap is not below it.
         """
-        sides: list[Any] = [tile, tile] if isinstance(tile, int) else list(tile)
+        sides: list[Any] = list(tile) if isinstance(tile, Sequence) else [tile, tile]
         if len(sides) != 2 or not all(_is_whole(each, 1) for each in sides):
             raise ConfigError(
                 f'tile must be a positive integer, or height and width, not {tile!r}.'
@@ -79,7 +93,7 @@ class TileGrid(NamedTuple):
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and int(value) >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _starts(side: int, tile: int, overlap: int) -> list[int]:
@@ -116,10 +130,11 @@ def join(
         return found
     owner = np.repeat(np.arange(len(tiles)), [len(part) for part in parts])
     boxes = found.bboxes.double().numpy()
-    cut = _cut_edges(boxes, found.edge_std.double().numpy(), np.array(tiles)[owner], size)
-    near = _same_objects(boxes, found.labels.numpy(), cut, owner, tiles)
-    groups = _groups(found.scores.double().numpy(), cut, near)
-    return _joined(found, groups, cut)
+    limits = _limits(np.array(tiles), size)
+    cut = _cut_edges(boxes, found.edge_std.double().numpy(), limits[owner])
+    near, views = _same_objects(found, cut, owner, np.array(tiles), limits)
+    found = _averaged(found, cut, views)
+    return _joined(found, _groups(found.scores.double().numpy(), cut, near), cut)
 
 
 def _moved(part: InstanceData, tile: Tile) -> InstanceData:
@@ -131,32 +146,36 @@ def _moved(part: InstanceData, tile: Tile) -> InstanceData:
     return InstanceData(**kept)
 
 
-def _cut_edges(
-    boxes: np.ndarray, std: np.ndarray, owners: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
-    """Mask ``(N, 4)`` of the edges at a seam, that is, a tile border inside the picture."""
+def _limits(tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Seams ``(T, 4)``: the borders of the tiles, infinitely far where the picture ends."""
     height, width = size
-    seam = owners != np.array([0, 0, width, height])
-    return np.logical_and(seam, SIGNS * (boxes - owners) <= SEAM_PX + DEVIATIONS * std)
+    return np.where(tiles == [0, 0, width, height], -SIGNS * np.inf, tiles)
+
+
+def _cut_edges(boxes: np.ndarray, std: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Mask ``(N, 4)`` of the edges that lie at or beyond a seam."""
+    return np.asarray(SIGNS * (boxes - limits) <= SEAM_PX + DEVIATIONS * std)
 
 
 def _same_objects(
-    boxes: np.ndarray,
-    labels: np.ndarray,
+    found: InstanceData,
     cut: np.ndarray,
     owner: np.ndarray,
-    tiles: Sequence[Tile],
-) -> list[list[int]]:
-    """Boxes of other tiles that belong to the same object, per box."""
+    tiles: np.ndarray,
+    limits: np.ndarray,
+) -> tuple[list[list[int]], list[View]]:
+    """Boxes of other tiles that belong to the same object, per box, and what each tile sees."""
+    boxes, std = found.bboxes.double().numpy(), found.edge_std.double().numpy()
+    labels = found.labels.numpy()
     near: list[list[int]] = [[] for _ in boxes]
+    views = []
     whole = np.asarray(~cut.any(axis=1))
-    areas = np.array(tiles)
     first = np.searchsorted(owner, np.arange(len(tiles) + 1))
     for a in range(len(tiles)):
         shared = np.concatenate(
             [
-                np.maximum(areas[a, :2], areas[a + 1 :, :2]),
-                np.minimum(areas[a, 2:], areas[a + 1 :, 2:]),
+                np.maximum(tiles[a, :2], tiles[a + 1 :, :2]),
+                np.minimum(tiles[a, 2:], tiles[a + 1 :, 2:]),
             ],
             axis=1,
         )
@@ -169,11 +188,50 @@ def _same_objects(
             parts = [_clip(boxes[each], region) for each in (mine, theirs)]
             both = whole[mine][:, None] & whole[theirs]
             iou = np.where(both, _ious(boxes[mine], boxes[theirs]), _ious(*parts))
-            same = (iou >= SAME_IOU) & (labels[mine][:, None] == labels[theirs])
+            same = (iou >= np.where(both, SAME_IOU, SAME_PART_IOU)) & (
+                labels[mine][:, None] == labels[theirs]
+            )
             for i, j in zip(*np.nonzero(same)):
                 near[mine[i]].append(int(theirs[j]))
                 near[theirs[j]].append(int(mine[i]))
-    return near
+            agreement = np.where(same, iou, 0.0)
+            for rows, others, tile, table in (
+                (mine, theirs, other, agreement),
+                (theirs, mine, a, agreement.T),
+            ):
+                sees = whole[rows] & ~_cut_edges(boxes[rows], std[rows], limits[tile]).any(axis=1)
+                views.append(_view(rows[sees], others, table[sees]))
+    return near, views
+
+
+def _view(rows: np.ndarray, others: np.ndarray, agreement: np.ndarray) -> View:
+    """What a tile says of boxes of another tile that it sees whole."""
+    if not len(others):
+        return View(rows, np.full(len(rows), -1))
+    best = agreement.argmax(axis=1)
+    return View(rows, np.where(agreement.max(axis=1) > 0, others[best], -1))
+
+
+def _averaged(found: InstanceData, cut: np.ndarray, views: Sequence[View]) -> InstanceData:
+    """Detections with the means over the tiles that see each box whole."""
+    rows = np.concatenate([np.arange(len(found)), *(each.rows for each in views)])
+    matches = np.concatenate([np.arange(len(found)), *(each.matches for each in views)])
+    seen = torch.from_numpy(np.bincount(rows, minlength=len(found)))
+    places, sources = (torch.from_numpy(each[matches >= 0]) for each in (rows, matches))
+
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(values).index_add_(0, places, values[sources])
+
+    averaged = InstanceData(**dict(found.items()))
+    weight = 1 / found.edge_std.double().clamp(min=MIN_STD) ** 2
+    for name in ('bboxes', *EDGE_FIELDS):
+        if name in found:
+            averaged[name] = (summed(weight * found[name]) / summed(weight)).to(found[name])
+    for name in SCORES:
+        if name in found:
+            sums = summed(found[name].double())
+            averaged[name] = (sums / seen.view(-1, *[1] * (sums.dim() - 1))).to(found[name])
+    return averaged
 
 
 def _reach(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:

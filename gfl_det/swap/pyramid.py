@@ -176,7 +176,7 @@ COMPARING_PAIR = (
 WHOLE_DETECTORS = (
     (
         detectors.DetectionTransformer,
-        'it predicts a set of boxes from learned queries, without a feature pyramid for a dense '
+        'it predicts a set of boxes from learned queries, without a feature pyramid that a dense '
         'head could read',
     ),
     (

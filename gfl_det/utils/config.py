@@ -89,11 +89,17 @@ def config_in(work_dir: Path) -> Path:
     """
     if (work_dir / OWN_CONFIG).is_file():
         return work_dir / OWN_CONFIG
-    found = sorted(path for path in work_dir.glob('*.py') if path.name != WHOLE_CONFIG)
+    found = configs_in(work_dir)
     if len(found) != 1:
         what = 'several configs' if found else 'no config'
-        raise ConfigError(f'{work_dir} has {what}: name a config file.')
+        data = '' if found else f', or give a data set as --data {work_dir}'
+        raise ConfigError(f'{work_dir} has {what}: name a config file{data}.')
     return found[0]
+
+
+def configs_in(work_dir: Path) -> list[Path]:
+    """Return the configs in a work dir, sorted by name, without mmengine's complete one."""
+    return sorted(path for path in work_dir.glob('*.py') if path.name != WHOLE_CONFIG)
 
 
 def _looks_like_path(name: str) -> bool:

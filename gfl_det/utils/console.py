@@ -27,6 +27,7 @@ from rich.text import Text
 
 MAX_NAMED = 8
 MAX_CELL = 1000  # characters
+SHORTEST_MEASURED = 0.1  # seconds, for a rate
 LINE_SECONDS = 10.0  # between plain progress lines
 COLOURS = {
     'ok': 'green',
@@ -168,7 +169,9 @@ class Progress:
 
     def _line(self, now: float) -> str:
         seconds = max(now - self._began, 1e-9)
-        text = f'{self.done}/{self.total} {self.unit}, {self.done / seconds:.1f} a second'
+        text = f'{self.done}/{self.total} {self.unit}'
+        if seconds >= SHORTEST_MEASURED:
+            text += f', {self.done / seconds:,.1f} a second'
         if 0 < self.done < self.total:
             left = (self.total - self.done) * seconds / self.done
             return f'{text}, {_duration(left)} left'

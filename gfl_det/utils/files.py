@@ -47,12 +47,20 @@ def writing(path: AnyPath) -> Iterator[Path]:
         raise DataError(f'{path} cannot be written ({reason}): name another file.') from error
 
 
-def check_writable(path: AnyPath) -> None:
+def check_writable(path: AnyPath, inputs: Iterable[AnyPath | None] = ()) -> None:
     """Check before the work that a file can be written; its folder is created.
 
+    Args:
+        path: Output file.
+        inputs: Files that the same command reads, so that none of them is replaced; None entries
+            are skipped.
+
     Raises:
-        DataError: If the file or its folder cannot be written.
+        DataError: If the file or its folder cannot be written, or the file is one of the inputs.
     """
+    for each in inputs:
+        if each is not None and os.path.realpath(each) == os.path.realpath(path):
+            raise DataError(f'{path} is an input of this command: name another file to write.')
     with writing(path) as target:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -15,9 +15,8 @@ import numpy as np
 from gfl_det.errors import DataError
 from gfl_det.ops.intervals import SIDES
 from gfl_det.utils.choices import CHART_ENDINGS
-from gfl_det.visualization.edges import Boxes, EdgeBins, reach
 from gfl_det.visualization.labels import class_colours
-from gfl_det.visualization.picture import box_texts, draw_soft_edges
+from gfl_det.visualization.picture import Boxes, EdgeBins, box_texts, draw_soft_edges, reach
 
 DPI = 200  # for PNG and JPEG files
 FAINT = 0.02  # lower probabilities do not enlarge the view

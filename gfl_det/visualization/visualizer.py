@@ -14,8 +14,7 @@ from mmengine.dist import master_only
 
 from gfl_det.errors import DataError
 from gfl_det.registry import VISUALIZERS
-from gfl_det.visualization.edges import Boxes
-from gfl_det.visualization.picture import draw_boxes, side_by_side
+from gfl_det.visualization.picture import Boxes, draw_boxes, side_by_side
 
 # Sample fields that mmdet's visualizer draws and this one does not.
 OTHER_PARTS = ('gt_sem_seg', 'gt_panoptic_seg', 'pred_sem_seg', 'pred_panoptic_seg')

@@ -4,6 +4,11 @@
 
 Pictures of one size are laid out in cells, a gap of the detector's padding colour between them, and
 written as one TIFF. Detections of the mosaic are given back to the pictures by their centres.
+
+Two things beside tiles change AP. A picture is seen at another place of the network's grid, and
+beside its neighbours: ``windows`` cuts each picture from the mosaic with 128 px more, and has no
+seams. And AP of few images is biased upwards, less so when the copies of each picture, seen
+differently, are pooled: ``..._per_copy`` is the mean of the copies' AP.
 """
 
 from __future__ import annotations
@@ -18,13 +23,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
+import torch
 
 from gfl_det.utils.files import check_writable, write_json
+
+MARGIN = 64  # px about a picture in its window
 
 
 def main() -> None:
     """Lay out, detect, judge."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     add = parser.add_argument
     add('checkpoint')
     add('--annotations', required=True)
@@ -106,16 +114,78 @@ def judge(
         )
     }
     single = {i: (alone[name].bboxes.numpy(), alone[name]) for i, name in enumerate(names)}
-    return dict(
+    seen = dict(mosaic=by_picture, windows=in_windows(args, path, names, size, columns))
+    result = dict(
+        checkpoint=Path(args.checkpoint).name,
+        overlap=args.overlap,
         side=args.side,
         pictures=len(names),
+        unique=len(unique),
         tiles=len(tiled_tiles(args)),
         detections=len(found),
         seconds=round(seconds, 1),
         peak_gib=round(peak, 2),
-        mosaic=average_precision(args, names, by_picture, tiled.classes),
         one_by_one=average_precision(args, names, single, tiled.classes),
     )
+    for name, by_place in seen.items():
+        result[name] = average_precision(args, names, by_place, tiled.classes)
+        result[f'{name}_per_copy'] = per_copy(args, unique, by_place, tiled.classes)
+    return result
+
+
+def per_copy(
+    args: argparse.Namespace, unique: list, found: dict, classes: tuple
+) -> dict[str, float]:
+    """Mean AP of the complete copies of all pictures, and the standard deviation of one."""
+    every = [
+        average_precision(args, unique, {i: found[first + i] for i in range(len(unique))}, classes)[
+            'AP'
+        ]
+        for first in range(0, len(found) - len(unique) + 1, len(unique))
+    ]
+    return dict(AP=round(float(np.mean(every)), 4), std=round(float(np.std(every, ddof=1)), 4))
+
+
+def in_windows(
+    args: argparse.Namespace, path: Path, names: list, size: tuple, columns: int
+) -> dict[int, tuple]:
+    """Detections of the pictures, each in a window with what surrounds it in the mosaic.
+
+    The windows are scaled as the pictures are, and lie at random between 32 px more on the left and
+    upper side and 96.
+    """
+    from mmengine.config import Config
+
+    from gfl_det import GFLInferencer
+    from gfl_det.utils.config import walk
+
+    text = torch.load(args.checkpoint, map_location='cpu', weights_only=False)['meta']['cfg']
+    cfg = Config.fromstring(text, '.py')
+    for _, step in walk(cfg.test_dataloader, ''):
+        if step.get('type') == 'Resize' and 'scale' in step:
+            longest = max(step.pop('scale'))
+            step['scale_factor'] = longest / max(size)
+    detector = GFLInferencer(args.checkpoint, cfg, device='cpu')
+    mosaic = tifffile.memmap(path, mode='r')
+    rng = np.random.default_rng(0)
+    found = {}
+    for place in range(len(names)):
+        left, top = (
+            min(max(start - int(margin), 0), args.side - side - 2 * MARGIN)
+            for start, margin, side in zip(
+                corner(place, size, columns, args.gap),
+                rng.integers(MARGIN // 2, 3 * MARGIN // 2, 2),
+                size[::-1],
+            )
+        )
+        window = mosaic[top : top + size[0] + 2 * MARGIN, left : left + size[1] + 2 * MARGIN]
+        (result,) = detector([np.ascontiguousarray(window[..., ::-1])], progress=False)
+        start = corner(place, size, columns, args.gap)
+        boxes = result.instances.bboxes.numpy() + np.subtract([left, top] * 2, start * 2)
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = np.flatnonzero(((centres >= 0) & (centres < size[::-1])).all(1))
+        found[place] = (boxes[inside].clip(0, [*size[::-1]] * 2), result.instances[inside])
+    return found
 
 
 def tiled_tiles(args: argparse.Namespace) -> list:

@@ -19,9 +19,8 @@ import mmdet
 from mmengine.config import Config
 
 from gfl_det.errors import GFLDetError, MissingOpError, NotSwappableError
-from gfl_det.swap.check import check_config, without_files
 from gfl_det.swap.head_config import HeadName
-from gfl_det.swap.swap import swap_head
+from gfl_det.swap.swap import check_config, swap_head, without_files
 from gfl_det.utils.config import type_name
 
 ZOO = Path(mmdet.__file__).parent / '.mim' / 'configs'

@@ -20,8 +20,7 @@ from mmengine.structures import InstanceData
 from gfl_det import GFLInferencer, calibration
 from gfl_det.calibration.apply import HeadCalibration
 from gfl_det.calibration.calibrators import FitSource
-from gfl_det.calibration.intervals import MatchedEdges, conformal_quantile, fit_factors
-from gfl_det.calibration.sharpness import KINDS
+from gfl_det.calibration.intervals import KINDS, MatchedEdges, conformal_quantile, fit_factors
 from gfl_det.cli.intervals import fit, measure, parse_arguments
 from gfl_det.engine.preflight.agreement import check_calibrator
 from gfl_det.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from mmengine.config import ConfigDict
 from gfl_det import calibration
 from gfl_det.calibration.apply import HeadCalibration
 from gfl_det.calibration.calibrators import FitSource
-from gfl_det.calibration.intervals import MatchedEdges, fit_whole_boxes
+from gfl_det.calibration.intervals import KINDS, MatchedEdges, compare_intervals, fit_whole_boxes
 from gfl_det.calibration.joint import (
     JointFactors,
     expected_range,
@@ -21,7 +21,6 @@ from gfl_det.calibration.joint import (
     merge_cells,
     rank_of,
 )
-from gfl_det.calibration.sharpness import KINDS, compare_intervals
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.coverage import box_coverage
 from gfl_det.ops.intervals import FactorTable, size_of

@@ -195,6 +195,28 @@ def test_more_images_are_named_and_are_enough() -> None:
     assert (cat.cut, cat.more) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ('goal', 'target', 'least'), [('recall', 0.3, 2), ('recall', 0.8, 11), ('precision', 0.8, 11)]
+)
+def test_few_perfect_images_promise_nothing(goal, target, least) -> None:
+    """Twenty right boxes in each: yet target ** n is the chance of n such images at the limit."""
+    for images in (1, least - 1):
+        found, gts = boxes_of(images, [0.9] * 20, [True] * 20)
+        (cat,) = choose_cuts(found, gts, Promise(goal, target)).classes
+        assert (cat.cut, cat.more) == (None, least - images)
+    found, gts = boxes_of(least, [0.9] * 20, [True] * 20)
+    assert choose_cuts(found, gts, Promise(goal, target)).classes[0].cut is not None
+
+
+def test_images_with_more_mistakes_than_stated_forbid_a_cut() -> None:
+    """Three false positives from .3 on in each of 400 images, though at most two were stated."""
+    found, gts = boxes_of(400, [0.9] * 9 + [0.3] * 3, [True] * 9 + [False] * 3)
+    (cat,) = choose_cuts(found, gts, Promise('precision', 0.6, most=2)).classes
+    assert cat.cut == 0.31
+    (cat,) = choose_cuts(found, gts, Promise('precision', 0.6, most=3)).classes
+    assert cat.cut == 0.0
+
+
 def test_all_classes_at_once_need_more_and_get_higher_cuts() -> None:
     found, gts = boxes_of(60, [0.9, 0.3], [True, False])
     names = [f'class {number}' for number in range(40)]

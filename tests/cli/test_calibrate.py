@@ -257,6 +257,8 @@ def test_each_mistake_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> No
         (['apply', path, results, str(nan / 'x')], r'x cannot be written'),
         (['report', path, results, str(nan)], r'nan\.json cannot be made .it is a file'),
         (['report', 'no', results, str(taken)], r'report\.html cannot be written \(Is a directory'),
+        (['apply', path, results, results], r'is an input of this command: name another file'),
+        (['apply', path, results, gts], r'is an input of this command: name another file'),
     ):
         command, calibrator, given, target = words
         files = ['--truths', gts, '--results', given, '--out', target]
@@ -269,6 +271,11 @@ def test_each_mistake_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> No
     with pytest.raises(SystemExit, match='1'):
         run(monkeypatch, 'fit', str(tmp_path / 'new.json'), *files)
     assert f'{none} gives no detections' in capsys.readouterr().err
+    before = Path(gts).read_bytes()
+    with pytest.raises(SystemExit, match='1'):
+        run(monkeypatch, 'fit', gts, '--truths', gts, '--results', results)
+    assert 'is an input of this command' in capsys.readouterr().err
+    assert Path(gts).read_bytes() == before
     with pytest.raises(SystemExit, match='2'):
         run(monkeypatch, 'fit', path, *files, '--raw-cut', '2')
     assert "a score in [0, 1] or lrp is needed, not '2'" in capsys.readouterr().err

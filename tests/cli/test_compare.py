@@ -51,6 +51,23 @@ def test_seeds_of_one_side_against_another(files, tmp_path, capsys) -> None:
     assert cv2.imread(str(picture)).std() > 5
 
 
+def test_a_verdict_needs_resamples_and_images(files, capsys) -> None:
+    words = ['--a', f'{files}/good.json', '--b', f'{files}/bad1.json']
+    main(['compare', *words, '--truths', f'{files}/gts.json', '--resamples', '60'])
+    printed = capsys.readouterr().out
+    assert '60 resamples are too few for a verdict: give --resamples 280' in printed
+    assert 'noise' not in printed.splitlines()[-1]
+    dataset = json.loads((files / 'gts.json').read_text())
+    five = {each['id'] for each in dataset['images'][:5]}
+    few = [each for each in dataset['annotations'] if each['image_id'] in five]
+    (files / 'few.json').write_text(json.dumps(dataset | dict(annotations=few)))
+    main(['compare', *words, '--truths', f'{files}/few.json', '--resamples', '60'])
+    printed = capsys.readouterr().out
+    assert 'are not tested: fewer than 6 images' in printed
+    assert 'cannot be compared: too few images have gt boxes' in printed
+    assert 'nan' not in printed
+
+
 def test_checkpoints_and_work_dirs_are_run(tmp_path) -> None:
     work_dir = tmp_path / 'work'
     work_dir.mkdir()
@@ -81,7 +98,11 @@ def test_checkpoints_and_work_dirs_are_run(tmp_path) -> None:
 
 def test_what_cannot_be_written_is_told_first(files) -> None:
     words = ['--a', 'no.json', '--b', 'no.json', '--truths', f'{files}/gts.json']
-    for option, match in (('--picture', r'x\.gif must end in'), ('--json', 'cannot be written')):
-        value = 'x.gif' if option == '--picture' else f'{files}/gts.json/x.json'
+    for option, value, match in (
+        ('--picture', 'x.gif', r'x\.gif must end in'),
+        ('--json', f'{files}/gts.json/x.json', 'cannot be written'),
+        ('--json', f'{files}/gts.json', 'is an input of this command'),
+        ('--json', 'no.json', 'is an input of this command'),
+    ):
         with pytest.raises(DataError, match=match):
             compare.run(compare.parse_arguments([*words, option, value]))

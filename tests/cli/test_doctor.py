@@ -14,8 +14,7 @@ from packaging.requirements import Requirement
 from gfl_det.cli.doctor import __main__, installed
 from gfl_det.cli.doctor import installed as places
 from gfl_det.cli.doctor.__main__ import merge, of_outcome, split_cure
-from gfl_det.cli.doctor.installed import Check
-from gfl_det.cli.doctor.steps import StepOutcome, run_steps
+from gfl_det.cli.doctor.installed import Check, StepOutcome, run_steps
 from gfl_det.compat import imports
 from gfl_det.compat.imports import RANGES, release
 from gfl_det.errors import DataError, SetupError

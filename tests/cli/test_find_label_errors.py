@@ -12,7 +12,9 @@ import pytest
 
 from gfl_det.cli import train
 from gfl_det.cli.main import main
-from gfl_det.engine import folds
+from gfl_det.inference import folds
+from gfl_det.inference.coverage import read_split
+from gfl_det.inference.folds import seen_in_training
 from tests.helpers import label_scenes
 from tests.helpers.inferring import CLASSES, write_checkpoint, write_images
 from tests.helpers.tiny_project import pets  # noqa: F401  # a fixture
@@ -115,6 +117,16 @@ def test_what_does_not_belong_is_one_sentence(files, tmp_path, capsys) -> None:
     assert 'plain.json has no edge_std' in refused(capsys, str(without), *labels, *out)
     other = changed('classes.json', category_id=99)
     assert 'category_id [99]' in refused(capsys, other, *labels, *out)
+    negative = changed('std.json', edge_std=[1.0, 1.0, -1.0, 1.0])
+    sentence = refused(capsys, negative, *labels, *out)
+    assert 'std.json: entry 0 has the edge_std [1.0, 1.0, -1.0, 1.0]' in sentence
+    absent = refused(capsys, str(tmp_path / 'no.json'), *labels, *out)
+    assert absent.startswith(f'error: {tmp_path}/no.json cannot be read')
+    bare = tmp_path / 'bare.json'
+    dataset = json.loads((files / 'labels.json').read_text())
+    bare.write_text(json.dumps(dataset | dict(annotations=[])))
+    found = str(files / 'found.json')
+    assert 'bare.json has no labels' in refused(capsys, found, '--annotations', str(bare), *out)
     elsewhere = changed('images.json', image_id='x')
     assert "image_id ['x']" in refused(capsys, elsewhere, *labels, *out)
     empty = tmp_path / 'empty'
@@ -124,6 +136,10 @@ def test_what_does_not_belong_is_one_sentence(files, tmp_path, capsys) -> None:
     assert '60 of 60 images' in sentence
     assert 'out.txt must end in .json' in refused(capsys, found, *labels, '--out', 'out.txt')
     assert '--images' in refused(capsys, 'some.pth', *labels, *out)
+    for taken in (f'{files}/labels.json', found):
+        sentence = refused(capsys, found, *labels, '--out', taken)
+        assert f'{taken} is an input of this command' in sentence
+    assert json.loads((files / 'found.json').read_text()) == results
     assert not (tmp_path / 'out.json').exists()
     odd = tmp_path / 'odd.json'
     odd.write_text(json.dumps(dict(sha256='0', decisions=[])))
@@ -144,6 +160,31 @@ def test_a_checkpoint_is_run_without_suppression(tmp_path, capsys) -> None:
     kinds = {each['kind'] for each in json.loads(out.read_text())}
     assert 'missing' in kinds
     assert 'warning' not in capsys.readouterr().err
+
+
+def test_splits_that_number_their_images_alike_are_told_apart(tmp_path) -> None:
+    """train/1.png is not val/1.png; a copy of it is."""
+    dataset = dict(
+        images=[dict(id=1, file_name='1.png')],
+        categories=[dict(id=1, name='a')],
+        annotations=[],
+    )
+    for split in ('train', 'val', 'copy'):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / '1.png').write_text('a' if split == 'val' else 'b')
+        (tmp_path / f'{split}.json').write_text(json.dumps(dataset))
+    trained = dict(data_root=str(tmp_path), ann_file='train.json', data_prefix=dict(img='train/'))
+    (tmp_path / 'config.py').write_text(f'train_dataloader = dict(dataset={trained!r})')
+
+    def warning(split: str) -> str | None:
+        judged = read_split(str(tmp_path / f'{split}.json'), str(tmp_path / split))
+        return seen_in_training('some.pth', str(tmp_path / 'config.py'), judged)
+
+    assert warning('val') is None
+    for split in ('train', 'copy'):
+        assert 'was trained on 1 of the 1 images' in str(warning(split))
+    (tmp_path / 'train' / '1.png').unlink()  # what cannot be compared is taken for the same
+    assert warning('val') is not None
 
 
 def test_folds_are_trained_once_and_see_no_label_that_they_judge(

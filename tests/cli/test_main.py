@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -72,6 +73,26 @@ class TestCommandNames:
         for name, command in main.COMMANDS.items():
             assert any(line.split()[:1] == [name] and command.summary in line for line in lines)
         assert max(map(len, lines)) < 100
+
+    def test_a_reader_that_stops_is_no_fault(self):
+        """As in gfl-det --help | head -1."""
+        reading, written = os.pipe()
+        os.close(reading)
+        words = [sys.executable, '-m', 'gfl_det', '--help']
+        done = subprocess.run(
+            words, stdout=written, stderr=subprocess.PIPE, cwd=ROOT, text=True, check=False
+        )
+        os.close(written)
+        assert done.stderr == ''
+
+    def test_an_interrupt_is_one_word(self, monkeypatch, capsys):
+        def interrupted(name, args):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(main, '_work', interrupted)
+        with pytest.raises(SystemExit, match='130'):
+            main.main(['models'])
+        assert capsys.readouterr().err == 'interrupted\n'
 
     def test_a_slip_names_the_nearest(self, capsys):
         for word, said in (('chekc', 'did you mean `gfl-det check`?'), ('xyz', 'lists them')):
@@ -223,4 +244,5 @@ def test_light_choices_are_those_at_work():
     assert choices.EVIDENCE_GROUPS == EVIDENCE
     assert choices.DEFAULT_EVIDENCE == DEFAULT_GROUPS
     recipe = DigitsRecipe()
-    assert (recipe.train, recipe.val, recipe.seed) == (digits.TRAIN, digits.VAL, digits.SEED)
+    given = digits.parse_arguments([])
+    assert (recipe.train, recipe.val, recipe.seed) == (given.train, given.val, given.seed)

@@ -69,7 +69,7 @@ def test_the_scores_of_a_calibrator_are_cut(tmp_path) -> None:
     ('change', 'match'),
     [
         (dict(out='cuts.txt'), r'cuts\.txt must end in \.json'),
-        (dict(out='gts.json'), r'gts\.json is read'),
+        (dict(out='gts.json'), r'gts\.json is an input'),
         (dict(goal=['--recall', '.99999']), r'No cut of any class .* no file'),
     ],
 )

@@ -188,6 +188,25 @@ class TestOtherCommands:
         assert Path(path).read_text() == text
         assert Path(f'{path}.before').read_text().endswith('# mine\n')
 
+    def test_the_config_of_a_training_is_never_replaced_by_a_plan(self, tmp_path, monkeypatch):
+        """A plan to look at would otherwise become the config of the checkpoints beside it."""
+        monkeypatch.chdir(tmp_path)
+        write_coco(tmp_path / 'mine')
+        work_dir = Path('work_dirs/mine')
+        work_dir.mkdir(parents=True)
+        (work_dir / 'mine.py').write_text('model = dict()')  # of gfl-det train mine.py
+        args = sanity.parse_arguments(['--data', 'mine', '--images', '2'])
+        assert own_data.planned_config(args) == str(work_dir / 'mine.py')
+        args.model = own_data.SCRATCH_MODEL
+        assert own_data.planned_config(args) == str(work_dir / 'planned' / 'config.py')
+        with pytest.raises(ConfigError, match=r'mine holds the training of mine\.py: .*--work-dir'):
+            own_data.planned_config(args, anew=True)
+        assert not (work_dir / 'config.py').exists()
+        (work_dir / 'other.py').write_text('model = dict()')
+        args.model = None
+        with pytest.raises(ConfigError, match='several configs'):
+            own_data.planned_config(args)
+
 
 class TestCommandLines:
     @pytest.mark.parametrize('command', [train, sanity, suggest_reg_max, check_dataset])
@@ -225,7 +244,7 @@ class TestModels:
     def test_names_configs_and_their_students(self, tmp_path, monkeypatch):
         monkeypatch.setenv('TORCH_HOME', str(tmp_path))
         monkeypatch.setattr(
-            'gfl_det.engine.preflight.weights.unreachable', lambda url: 'no network'
+            'gfl_det.engine.preflight.agreement.unreachable', lambda url: 'no network'
         )
         found = own_data.starting_point('gfl_r50_fpn_ms-2x_coco', tmp_path)
         assert found.base == shipped_base('gfl_r50_fpn_ms-2x_coco')
@@ -265,7 +284,7 @@ class TestModels:
     ):
         monkeypatch.setenv('TORCH_HOME', str(tmp_path))
         monkeypatch.setattr(
-            'gfl_det.engine.preflight.weights.unreachable', lambda url: 'no network'
+            'gfl_det.engine.preflight.agreement.unreachable', lambda url: 'no network'
         )
         found = own_data.choose_start(None, tmp_path / 'work', False)
         assert (found.name, found.weights) == (own_data.SCRATCH_MODEL, None)

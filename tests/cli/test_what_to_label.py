@@ -136,7 +136,7 @@ def test_labelled_pictures_are_not_listed_nor_their_copies_early(files, tmp_path
     assert 'None of the 1 images' in refused(capsys, *given, str(labels), *out)
 
 
-def test_one_picture_without_a_detection(files, tmp_path) -> None:
+def test_one_picture_without_a_detection(files, tmp_path, capsys) -> None:
     (tmp_path / 'found.json').write_text('[]')
     one = str(files / 'img' / '2.png')
     sheet = tmp_path / 'sheet.png'
@@ -144,6 +144,7 @@ def test_one_picture_without_a_detection(files, tmp_path) -> None:
         tmp_path, tmp_path / 'a.json', one, '--sheet', str(sheet), source='found.json'
     )
     assert (entry['value'], entry['objects'], entry['gain']) == (0, 0, 1)
+    assert 'found.json gives no detection from a score of 0.2' in capsys.readouterr().err
     assert cv2.imread(str(sheet)).shape[1] < 500
 
 

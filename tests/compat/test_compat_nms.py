@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfl_det.compat import nms
+from gfl_det.compat import ops
 from gfl_det.compat.ops import stand_in_is_used
 from tests.helpers import oracles_nms
 
@@ -80,7 +80,7 @@ def run_softnms(op, boxes, scores, threshold, floor, method, offset):
 @given(scenes())
 def test_nms_equals_the_slow_loop(scene) -> None:
     boxes, scores, threshold, offset = scene
-    kept = nms.nms(boxes, scores, threshold, offset)
+    kept = ops.nms(boxes, scores, threshold, offset)
     assert kept.dtype == torch.int64
     waiting = scores.sort(descending=True).indices.tolist()
     assert kept.tolist() == oracles_nms.nms(boxes.numpy(), waiting, threshold, offset)
@@ -88,7 +88,7 @@ def test_nms_equals_the_slow_loop(scene) -> None:
 
 def test_equal_scores_come_in_order_in_small_scenes() -> None:
     boxes = torch.tensor([[10.0 * i, 0, 10 * i + 5, 5] for i in range(16)])
-    assert nms.nms(boxes, torch.ones(16), 0.5, 0).tolist() == list(range(16))
+    assert ops.nms(boxes, torch.ones(16), 0.5, 0).tolist() == list(range(16))
 
 
 @pytest.mark.parametrize('count', [128, 129, 385])  # around the borders of the blocks
@@ -97,7 +97,7 @@ def test_nms_of_several_blocks_equals_the_slow_loop(count: int, spread: float) -
     corners = torch.rand(count, 2) * spread
     boxes = torch.cat((corners, corners + 5 + 20 * torch.rand(count, 2)), dim=1)
     scores = torch.rand(count)
-    kept = nms.nms(boxes, scores, 0.4, 0).tolist()
+    kept = ops.nms(boxes, scores, 0.4, 0).tolist()
     waiting = scores.sort(descending=True).indices.tolist()
     assert kept == oracles_nms.nms(boxes.numpy(), waiting, 0.4, 0)
 
@@ -107,21 +107,21 @@ def test_an_iou_on_the_threshold_does_not_suppress(tenths: int) -> None:
     # In double precision the float32 quotient would lie above some thresholds, below others.
     boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, tenths]], dtype=torch.float32)
     scores = torch.tensor([0.9, 0.8])
-    assert nms.nms(boxes, scores, tenths / 10, 0).tolist() == [0, 1]
-    assert nms.nms(boxes, scores, tenths / 10 - 1e-6, 0).tolist() == [0]
+    assert ops.nms(boxes, scores, tenths / 10, 0).tolist() == [0, 1]
+    assert ops.nms(boxes, scores, tenths / 10 - 1e-6, 0).tolist() == [0]
 
 
 def test_boxes_that_a_reader_can_draw() -> None:
     touching = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4]])
     scores = torch.tensor([0.5, 0.9])
-    assert nms.nms(touching, scores, 0.0, 0).tolist() == [1, 0]
-    assert nms.nms(touching, scores, 0.0, 1).tolist() == [1]  # they share a column
+    assert ops.nms(touching, scores, 0.0, 0).tolist() == [1, 0]
+    assert ops.nms(touching, scores, 0.0, 1).tolist() == [1]  # they share a column
     point = torch.tensor([[3.0, 3, 3, 3], [3, 3, 3, 3]])
-    assert nms.nms(point, scores, 0.5, 0).tolist() == [1, 0]  # 0/0 is no overlap
-    assert nms.nms(point, scores, 0.5, 1).tolist() == [1]  # the same one pixel
+    assert ops.nms(point, scores, 0.5, 0).tolist() == [1, 0]  # 0/0 is no overlap
+    assert ops.nms(point, scores, 0.5, 1).tolist() == [1]  # the same one pixel
     same = torch.tensor([[0.0, 0, 4, 4]]).repeat(40, 1)
-    assert len(nms.nms(same, torch.full((40,), 0.5), 0.5, 0)) == 1
-    kept = nms.nms(same, torch.full((40,), -2.0), 1.0, 0)
+    assert len(ops.nms(same, torch.full((40,), 0.5), 0.5, 0)) == 1
+    kept = ops.nms(same, torch.full((40,), -2.0), 1.0, 0)
     assert sorted(kept.tolist()) == list(range(40))
 
 
@@ -129,8 +129,8 @@ def test_boxes_that_a_reader_can_draw() -> None:
 @pytest.mark.parametrize('offset', [0, 1])
 def test_none_and_one(count: int, offset: int) -> None:
     boxes, scores = torch.rand(count, 4), torch.rand(count)
-    kept = nms.nms(boxes, scores, 0.5, offset)
-    soft, dets = run_softnms(nms.softnms, boxes, scores, 0.5, 2.0, 'linear', offset)
+    kept = ops.nms(boxes, scores, 0.5, offset)
+    soft, dets = run_softnms(ops.softnms, boxes, scores, 0.5, 2.0, 'linear', offset)
     assert kept.tolist() == soft.tolist() == list(range(count))
     assert kept.dtype == soft.dtype == torch.int64
     assert torch.equal(dets, torch.cat((boxes, scores[:, None]), dim=1))
@@ -139,8 +139,8 @@ def test_none_and_one(count: int, offset: int) -> None:
 def test_inputs_stay_as_they_are() -> None:
     boxes, scores = torch.rand(30, 4, requires_grad=True), torch.rand(30, requires_grad=True)
     before = boxes.detach().clone(), scores.detach().clone()
-    assert not nms.nms(boxes, scores, 0.3, 0).requires_grad
-    run_softnms(nms.softnms, boxes, scores, 0.3, 0.1, 'gaussian', 0)
+    assert not ops.nms(boxes, scores, 0.3, 0).requires_grad
+    run_softnms(ops.softnms, boxes, scores, 0.3, 0.1, 'gaussian', 0)
     assert torch.equal(boxes, before[0])
     assert torch.equal(scores, before[1])
 
@@ -149,17 +149,17 @@ def test_inputs_stay_as_they_are() -> None:
 def test_other_types_of_boxes_are_refused_as_by_compiled_mmcv(dtype: torch.dtype) -> None:
     boxes, scores = torch.rand(3, 4), torch.rand(3)
     with pytest.raises(TypeError, match='boxes are torch'):
-        nms.nms(boxes.to(dtype), scores, 0.5, 0)
+        ops.nms(boxes.to(dtype), scores, 0.5, 0)
     with pytest.raises(TypeError, match='scores are torch'):
-        run_softnms(nms.softnms, boxes, scores.to(dtype), 0.5, 0.1, 'linear', 0)
-    assert len(nms.nms(boxes, scores.to(dtype), 0.9, 0))  # these only give the order
+        run_softnms(ops.softnms, boxes, scores.to(dtype), 0.5, 0.1, 'linear', 0)
+    assert len(ops.nms(boxes, scores.to(dtype), 0.9, 0))  # these only give the order
 
 
 @settings(max_examples=200, deadline=None)
 @given(scenes(), st.sampled_from(METHODS), st.sampled_from([0.0, 1e-3, 0.3]))
 def test_softnms_equals_the_slow_loop(scene, method: str, floor: float) -> None:
     boxes, scores, threshold, offset = scene
-    kept, dets = run_softnms(nms.softnms, boxes, scores, threshold, floor, method, offset)
+    kept, dets = run_softnms(ops.softnms, boxes, scores, threshold, floor, method, offset)
     expected = oracles_nms.soft_nms(
         boxes.numpy(), scores.numpy(), threshold, 0.5, floor, method, offset
     )
@@ -175,7 +175,7 @@ def test_nms_equals_compiled_mmcv(first_seed: int) -> None:
 
     for seed in range(first_seed, first_seed + 100):
         boxes, scores, _, threshold, offset = random_scene(seed)
-        kept = nms.nms(boxes, scores, threshold, offset)
+        kept = ops.nms(boxes, scores, threshold, offset)
         theirs = _ext.nms(boxes, scores, iou_threshold=threshold, offset=offset)
         assert torch.equal(kept, theirs), seed
 
@@ -190,7 +190,7 @@ def test_softnms_equals_compiled_mmcv(method: str) -> None:
         if method == 'gaussian':  # the C library rounds an exponential in 1,600 differently,
             scores = ranks  # which must not decide between equal scores
         scene = boxes, scores, threshold, 0.05, method, offset
-        kept, dets = run_softnms(nms.softnms, *scene)
+        kept, dets = run_softnms(ops.softnms, *scene)
         their_kept, their_dets = run_softnms(_ext.softnms, *scene)
         assert torch.equal(kept, their_kept), seed
         tolerance = 1e-5 if method == 'gaussian' else 0
@@ -206,16 +206,16 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> list:
         calls.append(arguments)
         return torch.tensor([0])
 
-    package, ops = ModuleType('torchvision'), ModuleType('torchvision.ops')
-    package.ops, ops.nms = ops, keep_first
+    package, theirs = ModuleType('torchvision'), ModuleType('torchvision.ops')
+    package.ops, theirs.nms = theirs, keep_first
     monkeypatch.setitem(sys.modules, 'torchvision', package)
-    monkeypatch.setitem(sys.modules, 'torchvision.ops', ops)
+    monkeypatch.setitem(sys.modules, 'torchvision.ops', theirs)
     return calls
 
 
 def test_torchvision_gets_the_threshold_that_float32_means(torchvision: list) -> None:
     boxes, scores = torch.rand(3, 4), torch.rand(3).half()
-    assert nms._torchvision_nms(boxes, scores, 0.6).tolist() == [0]
+    assert ops._torchvision_nms(boxes, scores, 0.6).tolist() == [0]
     _, given_scores, threshold = torchvision[0]
     assert given_scores.dtype == boxes.dtype
     assert threshold == float(np.float32(0.6)) != 0.6
@@ -230,7 +230,7 @@ def test_a_torchvision_that_does_not_work_is_done_without(
 
     monkeypatch.setitem(sys.modules, 'torchvision.ops', SimpleNamespace(nms=fail))
     monkeypatch.setitem(sys.modules, 'torchvision', SimpleNamespace(ops=None))
-    assert nms._torchvision_nms(torch.rand(3, 4), torch.rand(3), 0.5) is None
+    assert ops._torchvision_nms(torch.rand(3, 4), torch.rand(3), 0.5) is None
 
 
 def test_real_torchvision_keeps_the_same_boxes() -> None:
@@ -240,14 +240,14 @@ def test_real_torchvision_keeps_the_same_boxes() -> None:
         pytest.skip('torchvision does not import here')
     for seed in range(300):
         boxes, scores, _, threshold, _ = random_scene(seed)
-        theirs = nms._torchvision_nms(boxes, scores, threshold)
-        assert torch.equal(nms.nms(boxes, scores, threshold, 0), theirs), seed
+        theirs = ops._torchvision_nms(boxes, scores, threshold)
+        assert torch.equal(ops.nms(boxes, scores, threshold, 0), theirs), seed
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 @pytest.mark.parametrize('offset', [0, 1])
 def test_a_gpu_gives_the_same_boxes_on_its_own_device(offset: int) -> None:
     boxes, scores = torch.rand(500, 4).sort(dim=1).values, torch.rand(500)
-    kept = nms.nms(boxes.cuda(), scores.cuda(), 0.5, offset)
+    kept = ops.nms(boxes.cuda(), scores.cuda(), 0.5, offset)
     assert kept.is_cuda
-    assert torch.equal(kept.cpu(), nms.nms(boxes, scores, 0.5, offset))
+    assert torch.equal(kept.cpu(), ops.nms(boxes, scores, 0.5, offset))

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import gfl_det
-from gfl_det.compat.moved import MOVED, MovedFinder, install
+from gfl_det.compat.imports import MOVED, MovedFinder, find_moved
 
 
 @pytest.mark.parametrize('old', MOVED)
@@ -41,5 +41,5 @@ def test_missing_modules_are_named() -> None:
 
 
 def test_a_second_call_changes_nothing() -> None:
-    install()
+    find_moved()
     assert sum(isinstance(finder, MovedFinder) for finder in sys.meta_path) == 1

@@ -20,8 +20,7 @@ from gfl_det.datasets import CocoDataset
 from gfl_det.datasets.annotations import check_ids, check_structure, parse
 from gfl_det.datasets.checks.check import AnnotationSource, Decoding, check_file
 from gfl_det.engine.preflight.data import sample_file_names
-from gfl_det.engine.reach.measure import read_boxes
-from gfl_det.engine.reach.settings import Resizing
+from gfl_det.engine.reach.measure import Resizing, read_boxes
 from gfl_det.errors import DataError, GFLDetError
 from gfl_det.evaluation.detections import read_json
 from gfl_det.inference.results import Results

@@ -18,7 +18,7 @@ from gfl_det.datasets.checks.image_files import look_at
 from gfl_det.datasets.images import decode_image, read_image
 from gfl_det.errors import DataError
 from gfl_det.utils.pixels import MAX_PIXELS
-from gfl_det.visualization.demo.payload import UploadLimits, decode_upload
+from gfl_det.visualization.demo.server import UploadLimits, decode_upload
 from tests.helpers.image_files import HEIGHT, WIDTH, File, encoded, image_files, png
 from tests.helpers.inferring import write_checkpoint
 

@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 import gfl_det
 from gfl_det.engine import config_edits
 from gfl_det.engine.hooks import AssignmentLogHook
-from gfl_det.engine.hooks.assignment_log import AssignmentCounts
+from gfl_det.engine.hooks.monitoring import AssignmentCounts
 from tests.helpers.compiling import compiled_pair
 from tests.helpers.heads import head_pair, losses_and_gradients, make_gts, make_maps, make_meta
 from tests.helpers.synchronisation import NoSynchronisation

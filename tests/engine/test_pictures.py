@@ -170,7 +170,7 @@ class TestHook:
 
     @pytest.fixture
     def hook(self, monkeypatch, image):
-        monkeypatch.setattr('gfl_det.engine.hooks.sample_pictures.get', lambda *args, **kwargs: b'')
+        monkeypatch.setattr('gfl_det.engine.hooks.monitoring.get', lambda *args, **kwargs: b'')
         monkeypatch.setattr('mmcv.imfrombytes', lambda *args, **kwargs: image)
         visualizer('hooked')
         return HOOKS.build({'type': 'gfl_det.SamplePicturesHook', 'num_images': 3})
@@ -182,7 +182,7 @@ class TestHook:
         assert second == [('val_6', 2), ('val_3', 2), ('val_0', 2)]
 
     def test_of_several_processes_the_first_draws_of_its_own(self, hook, monkeypatch):
-        monkeypatch.setattr('gfl_det.engine.hooks.sample_pictures.get_world_size', lambda: 4)
+        monkeypatch.setattr('gfl_det.engine.hooks.monitoring.get_world_size', lambda: 4)
         # A process has every fourth image: 0, 4 and 8.
         assert self.run_epoch(hook, (0, 4, 8), epoch=1) == [
             ('val_0', 1),

@@ -15,9 +15,14 @@ from mmengine.config import Config
 import gfl_det
 from gfl_det.compat.pretrained import resolve
 from gfl_det.engine import preflight
-from gfl_det.engine.preflight.agreement import check_classes, check_pyramid, class_names
+from gfl_det.engine.preflight.agreement import (
+    check_classes,
+    check_pyramid,
+    check_weights,
+    class_names,
+    unreachable,
+)
 from gfl_det.engine.preflight.data import check_data, check_metrics, sample_file_names, settle_best
-from gfl_det.engine.preflight.weights import check_weights, unreachable
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.utils.config import annotation_path, datasets_of, image_folder, metrics_of
 
@@ -544,9 +549,11 @@ class TestWeights:
         assert server.asked == ['http://weights.invalid/here.pth']
 
     def test_a_host_that_never_answers_does_not_hold_the_run_up(self, monkeypatch):
-        monkeypatch.setattr('gfl_det.engine.preflight.weights.ANSWER_SECONDS', 0.05)
+        monkeypatch.setattr('gfl_det.engine.preflight.agreement.ANSWER_SECONDS', 0.05)
         released = threading.Event()
-        monkeypatch.setattr('gfl_det.engine.preflight.weights._ask', lambda url: released.wait(10))
+        monkeypatch.setattr(
+            'gfl_det.engine.preflight.agreement._ask', lambda url: released.wait(10)
+        )
         assert 'no answer in 0.05 seconds' in unreachable('https://weights.invalid/x.pth')
         released.set()
 

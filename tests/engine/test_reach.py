@@ -24,13 +24,22 @@ from gfl_det.engine.reach.advice import (
     AdviceLimits,
     TriedPyramid,
     advise,
+    as_dict,
     by_size,
     choose,
+    format_text,
     variants,
 )
-from gfl_det.engine.reach.measure import LARGEST, PriorPyramid, ResizedBoxes, measure, read_boxes
-from gfl_det.engine.reach.report import as_dict, format_text
-from gfl_det.engine.reach.settings import Resizing, head_of, resizing_of
+from gfl_det.engine.reach.measure import (
+    LARGEST,
+    PriorPyramid,
+    ResizedBoxes,
+    Resizing,
+    head_of,
+    measure,
+    read_boxes,
+    resizing_of,
+)
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.models.assigners import ATSSAssigner
 from tests.helpers.commands import run_tool

@@ -14,6 +14,7 @@ from gfl_det.evaluation.comparison import (
     paired_difference,
     verdict,
 )
+from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.evaluate import evaluate_detections
 from tests.helpers.calibration_cases import UNIT, scene
 from tests.helpers.resampling import detect, made_up, make_gts, repeated
@@ -141,7 +142,28 @@ class TestEdges:
         found = compare_detections(
             *(made_up(1, seed)[0] for seed in (0, 1)), made_up(1, 0)[1], resamples=20
         )
-        assert found['AP_low'] == found['AP_high'] == found['AP_difference']
+        assert found['AP_difference'] == found['AP_a'] - found['AP_b'] != 0
+        assert np.isnan([found[f'AP_{end}'] for end in ('low', 'high', 'p')]).all()
+        assert 'too few images' in verdict(found)
+
+    @pytest.mark.parametrize('images', [5, 6, 9, 30])
+    def test_images_that_agree_by_chance(self, images):
+        """One side finds the only object of each of n images: of n signs, p is 2 ** (1 - n)."""
+        image = np.append(np.arange(images), 0)
+        label = np.append(np.zeros(images, int), 1)  # the second class is in one image
+        boxes, keys = np.tile([[0.0, 0, 4, 4]], (images + 1, 1)), list('abc' * 10)[:images]
+        crowd = np.zeros(images + 1, bool)
+        gts = GroundTruth(list(range(images)), keys, [1, 2], ['a', 'b'], image, label, boxes, crowd)
+        found = Detections(image, label, boxes, np.full(images + 1, 0.9))
+        nothing = found.take(crowd)
+        compared = compare_detections(found, nothing, gts, resamples=400)
+        assert compared['AP_difference'] == pytest.approx(1)
+        assert np.isnan(compared['AP_class_1_p'])
+        if images < 6:
+            assert np.isnan(compared['AP_p'])
+        else:
+            assert compared['AP_p'] == pytest.approx(max(2 ** (1 - images), 2 / 401))
+            assert compared['AP_low'] > 0
 
     def test_nothing_found_and_no_gt(self):
         gts = scene([(0, 0, UNIT, False)], [(0, 0, UNIT, 0.9)])
@@ -152,7 +174,7 @@ class TestEdges:
         empty = scene([], [])
         found = compare_detections(empty[0], empty[0], empty[1], resamples=5)
         assert np.isnan(found['AP_p'])
-        assert 'noise' in verdict(found)
+        assert 'too few images' in verdict(found)
 
     def test_a_class_without_gt_boxes(self):
         data = scene([(0, 0, UNIT, False)], [(0, 0, UNIT, 0.9)], ('a', 'b'))

@@ -17,7 +17,7 @@ from gfl_det.inference.export import (
     write_openvino,
 )
 from gfl_det.inference.export.evaluation import compare, noise_pictures, torch_detector
-from gfl_det.inference.export.openvino import FLOAT
+from gfl_det.inference.export.runtime import FLOAT
 from tests.helpers.exporting import MAPS, random_source, save_maps, tiny_config
 
 openvino = pytest.importorskip('openvino')

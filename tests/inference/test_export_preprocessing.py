@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 import gfl_det
 from gfl_det.errors import ConfigError
 from gfl_det.inference.export.evaluation import noise_pictures
-from gfl_det.inference.export.preprocessing import Preprocessing
+from gfl_det.inference.export.graph import Preprocessing
 from gfl_det.utils.config import config_names
 
 SHAPES = [(480, 640), (641, 333), (192, 256), (31, 1000), (7, 5), (1, 300)]

@@ -229,7 +229,14 @@ def test_another_slope_and_other_files_are_refused(pair, tmp_path):
     assert 'rectifier' in refusal(pair, tmp_path / 'out.pth')
     assert 'in this order' in refusal([weights, param], tmp_path / 'out.pth', NAME + '_coco')
     assert 'in this order' in refusal([param], tmp_path / 'out.pth')
+    (tmp_path / 'mine.ckpt').touch()
     assert '--config' in refusal([tmp_path / 'mine.ckpt'], tmp_path / 'out.pth')
+
+
+def test_a_missing_file_is_named_first(pair, tmp_path):
+    missing = str(tmp_path / 'nanodet.bin')
+    with pytest.raises(CheckpointError, match=r'nanodet\.bin is not a file'):
+        convert([pair[0], missing], tmp_path / 'x.pth')
 
 
 def test_the_longest_name_that_fits_is_taken():

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from gfl_det.cli.infer_many import parse_arguments, run
+from gfl_det.errors import DataError
 from gfl_det.inference import GFLInferencer
+from gfl_det.inference.many import DetectorSettings
 from gfl_det.inference.shards import ResultFolder, Shard
 from tests.helpers.fatal import DEADLY, STALLING, mark, write_fatal_config
 from tests.helpers.inferring import CLASSES, small_config, write_checkpoint, write_images
@@ -177,3 +179,35 @@ def kill(driver: subprocess.Popen, victim: str, rng: random.Random) -> bool:
 
 def test_parts_are_named_by_the_number_of_their_shard():
     assert Shard(12, ('a',)).part == 'part-000012.parquet'
+
+
+def test_settings_name_the_weights_and_not_the_work_dir(tmp_path):
+    """A better checkpoint or other OpenVINO weights are another run."""
+    (tmp_path / 'config.py').write_text('model = dict()')
+    (tmp_path / 'best_AP_epoch_1.pth').write_text('one')
+    first = DetectorSettings(str(tmp_path), str(tmp_path)).resolved()
+    assert first.checkpoint == str(tmp_path / 'best_AP_epoch_1.pth')
+    assert first.config == str(tmp_path / 'config.py')
+    (tmp_path / 'best_AP_epoch_1.pth').unlink()
+    (tmp_path / 'best_AP_epoch_2.pth').write_text('two')
+    (tmp_path / 'best_AP_epoch_1.pth').write_text('one')
+    os.utime(tmp_path / 'best_AP_epoch_1.pth', ns=(0, 0))
+    second = DetectorSettings(str(tmp_path), str(tmp_path)).resolved()
+    assert first.manifest()['checkpoint'] != second.manifest()['checkpoint']
+    exported = DetectorSettings(str(tmp_path / 'x.xml'))
+    sums = set()
+    (tmp_path / 'x.xml').write_text('graph')
+    for weights in ('a', 'b'):
+        (tmp_path / 'x.bin').write_text(weights)
+        sums.add(exported.manifest()['checkpoint'])
+    assert len(sums) == 2
+
+
+def test_annotations_of_another_kind_are_refused_before_the_work(tmp_path):
+    words = ['no.pth', str(tmp_path), '--out', str(tmp_path / 'out'), '--quiet']
+    for name, content in (('list.json', '[]'), ('bare.json', '{}')):
+        (tmp_path / name).write_text(content)
+        coco = ['--to-coco', str(tmp_path / 'coco.json'), '--annotations', str(tmp_path / name)]
+        with pytest.raises(DataError, match='annotation'):
+            run(parse_arguments([*words, *coco]))
+    assert not (tmp_path / 'out').exists()

@@ -567,3 +567,10 @@ def test_a_summary_names_the_best_of_each_class(detect, images) -> None:
     assert text.startswith(f'{images[0]}: {len(result)} boxes: ')
     assert f'{best} ({float(result.instances.scores[0]):.2f}' in text
     assert result.above(1.1).summary().endswith(': 0 boxes')
+
+
+@pytest.mark.parametrize('name', ['mine.onnx', 'mine.xml'])
+def test_an_exported_file_is_told_from_a_damaged_checkpoint(tmp_path, name) -> None:
+    (tmp_path / name).write_bytes(b'graph')
+    with pytest.raises(CheckpointError, match=rf'{name} is an exported detector: .*infer-many'):
+        GFLInferencer(tmp_path / name)

@@ -273,6 +273,8 @@ def test_a_filter_takes_scores_and_names() -> None:
     ]
     with pytest.raises(DataError, match="class 'cow': the detector knows cat, dog"):
         result.filter(classes='cow')
+    with pytest.raises(DataError, match="class '7'"):
+        Results([result]).filter(classes=7)
 
 
 def test_pictures_are_drawn_from_what_was_kept_or_from_the_file(tmp_path) -> None:

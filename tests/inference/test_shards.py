@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +248,27 @@ class TestResults:
         np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=0, atol=1e-9)
         run_test(parse_test(['--results', str(tmp_path), '--annotations', str(labels)]))
         assert f'{ours["AP"]:.4f}' in capsys.readouterr().out
+        for number, settings in ((4, {}), (5, dict(error='torn'))):
+            more = [replace(result(f'in/{number + 4}.png', 0), **settings)] if settings else []
+            folder.commit(Shard(number, ('a',)), more)
+        folder.start([Shard(number, ('a',)) for number in range(6)], {})
+        folder.finish()
+        images += [dict(id=60 + n, file_name=f'more{n}.png') for n in range(3)]
+        labels.write_text(
+            json.dumps(dict(images=images, categories=categories, annotations=annotations))
+        )
+        run_test(parse_test(['--results', str(tmp_path), '--annotations', str(labels)]))
+        said = capsys.readouterr()
+        assert '8 images were detected in, 11 are annotated' in said.out
+        assert re.search(r'^classes +2$', said.out, re.M)
+        assert 'the other 3 annotated images count as missed; 1 images could not' in said.err
+
+    def test_options_without_effect_are_refused(self, tmp_path, capsys):
+        words = ['--results', str(tmp_path), '--annotations', 'x.json']
+        for option in (['--resamples', '9'], ['--classwise'], ['--out', 'x.json'], ['--tta']):
+            with pytest.raises(SystemExit, match='2'):
+                parse_test([*words, *option])
+            assert f'--results DIR takes no {option[0]}' in capsys.readouterr().err
 
 
 class TestCommitment:

@@ -54,12 +54,34 @@ def test_equal_tiles_cover_a_picture_and_overlap_enough(side) -> None:
 
 
 def test_an_object_in_both_tiles_is_one_box() -> None:
-    found = join(
-        [part(([88, 20, 96, 40], 0.6, 0, SURE)), part(([8, 20, 16, 41], 0.8, 0, SURE))], TILES, SIZE
-    )
-    assert found.bboxes.tolist() == [[88, 20, 96, 41]]
-    assert found.scores.tolist() == pytest.approx([0.8])
-    assert found.edge_low.tolist() == [[85, 17, 93, 38]]
+    """With the means over both tiles; the weight of an edge is the inverse of its variance."""
+    left = part(([88, 20, 96, 40], 0.6, 0, SURE))
+    right = part(([8, 20, 16, 41], 0.8, 0, (1.0, 1.0, 1.0, 2.0)))
+    found = join([left, right], TILES, SIZE)
+    assert found.bboxes.tolist() == [pytest.approx([88, 20, 96, 40.2])]
+    assert found.scores.tolist() == pytest.approx([0.7])
+    assert found.edge_low.tolist() == [pytest.approx([85, 17, 93, 37.2])]
+    assert found.edge_std.tolist() == [pytest.approx([1, 1, 1, 1.2])]
+
+
+def test_a_tile_that_sees_nothing_there_counts_as_a_score_of_zero() -> None:
+    scores = torch.tensor([[0.1, 0.6]])
+    for box, share in (([88, 20, 96, 40], 0.5), ([50, 20, 75, 40], 1), ([70, 20, 90, 40], 1)):
+        first = part((box, 0.6, 1, SURE))
+        first.class_scores, first.raw_scores = scores, torch.tensor([0.8])
+        second = part(([60, 60, 70, 70], 0.9, 1, SURE))
+        second.class_scores, second.raw_scores = scores, torch.tensor([0.7])
+        found = join([first, second], TILES, SIZE)
+        assert found.bboxes.tolist() == [[140, 60, 150, 70], box]
+        assert found.scores[1].item() == pytest.approx(0.6 * share)
+        assert found.raw_scores[1].item() == pytest.approx(0.8 * share)
+        assert found.class_scores[1].tolist() == pytest.approx([0.1 * share, 0.6 * share])
+
+
+def test_an_edge_without_any_deviation_is_taken_as_it_is() -> None:
+    left = part(([88, 20, 96, 40], 0.6, 0, (0.0, 1.0, 1.0, 1.0)))
+    found = join([left, part(([9, 20, 16, 40], 0.8, 0, SURE))], TILES, SIZE)
+    assert found.bboxes[0, 0].item() == pytest.approx(88, abs=1e-3)
 
 
 def test_a_box_cut_by_the_seam_gives_way_to_the_whole_one() -> None:
@@ -115,10 +137,17 @@ def test_without_uncertainty_nothing_can_be_joined() -> None:
         join([plain, plain], TILES, SIZE)
 
 
-@pytest.mark.parametrize('given', [(0,), ((10, 20, 30),), ('x',), (10, 10), (10, -1), ((10, 5), 7)])
+@pytest.mark.parametrize(
+    'given',
+    [(0,), ((10, 20, 30),), ('x',), (5.0,), (True,), (10, 10), (10, -1), (10, True), ((10, 5), 7)],
+)
 def test_tiles_out_of_range_are_refused(given) -> None:
-    with pytest.raises((ConfigError, TypeError)):
+    with pytest.raises(ConfigError, match='must be'):
         TileGrid.of(*given)
+
+
+def test_numbers_of_numpy_are_integers_too() -> None:
+    assert TileGrid.of(np.int64(64), np.int32(8)) == TileGrid.of((64, 64), 8) == (64, 64, 8)
 
 
 @pytest.fixture(scope='module')

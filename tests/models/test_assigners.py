@@ -13,7 +13,7 @@ from mmdet.models.task_modules.assigners import ATSSAssigner as MMDetATSSAssigne
 from mmengine.structures import InstanceData
 
 from gfl_det.models.assigners import ATSSAssigner, closed_form, general
-from gfl_det.models.assigners.lattice import fit_lattice, make_lattice, valid_rectangle
+from gfl_det.models.assigners.closed_form import fit_lattice, make_lattice, valid_rectangle
 from gfl_det.ops.boxes import iou
 from gfl_det.utils.timing import peak_memory
 from projects.benchmark import models, parts

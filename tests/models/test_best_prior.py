@@ -12,7 +12,7 @@ from mmdet.models.task_modules.assigners import ATSSAssigner as MMDetATSSAssigne
 from mmengine.structures import InstanceData
 
 from gfl_det.models.assigners import ATSSAssigner, closed_form, general
-from gfl_det.models.assigners.lattice import fit_lattice
+from gfl_det.models.assigners.closed_form import fit_lattice
 from gfl_det.ops.boxes import iou
 from tests.helpers.heads import feature_sizes, losses_and_gradients, make_maps, make_meta
 from tests.helpers.oracles import lattice_priors, random_gts

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners.positives import take_cells
-from gfl_det.models.heads.distillation_losses import edge_divergence, region_weights
+from gfl_det.models.heads.ld_head import edge_divergence, region_weights
 from gfl_det.models.losses import DistillationLoss
 from gfl_det.models.losses.functional import distillation_loss
 from gfl_det.ops import distribution

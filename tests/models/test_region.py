@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from gfl_det.models.assigners.lattice import make_lattice
-from gfl_det.models.heads import distillation_losses
-from gfl_det.models.heads.distillation_losses import valuable_region
+from gfl_det.models.assigners.closed_form import make_lattice
+from gfl_det.models.heads import ld_head
+from gfl_det.models.heads.ld_head import valuable_region
 from tests.helpers.heads import feature_sizes
 from tests.helpers.oracles import STRIDES, lattice_priors, pair_iou, random_gts
 
@@ -76,7 +76,7 @@ def test_chunks_of_gts_change_nothing(monkeypatch) -> None:
     gts = random_gts(9, *SIZE, torch.Generator().manual_seed(0), smallest=8)
     image = torch.tensor([0] * 5 + [1] * 4)
     whole = valuable_region(lattice_of(2), SIZES, gts, image, 9)
-    monkeypatch.setattr(distillation_losses, 'MAX_PAIRS', 500)
+    monkeypatch.setattr(ld_head, 'MAX_PAIRS', 500)
     parts = valuable_region(lattice_of(2), SIZES, gts, image, 9)
     assert all(torch.equal(one, other) for one, other in zip(whole, parts))
 

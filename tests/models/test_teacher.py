@@ -21,7 +21,7 @@ from mmengine.structures import InstanceData
 
 import gfl_det
 from gfl_det.datasets.digits.build import DigitsRecipe, build_digits
-from gfl_det.engine.preflight.weights import check_teacher, pretrained_parts
+from gfl_det.engine.preflight.agreement import check_teacher, pretrained_parts
 from gfl_det.errors import CheckpointError, ConfigError, NotSwappableError
 from gfl_det.models.detectors import KnowledgeDistillationDetector
 from gfl_det.models.detectors.distillation import build_teacher, load_teacher

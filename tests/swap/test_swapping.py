@@ -16,9 +16,14 @@ from mmengine.registry import DefaultScope
 import gfl_det
 from gfl_det.cli import main, swap_head
 from gfl_det.errors import CheckpointError, ConfigError, NotSwappableError
-from gfl_det.swap.check import build_untrained, check_config, without_files
 from gfl_det.swap.pyramid import measure_strides, read_pyramid
-from gfl_det.swap.swap import carry_over, match_weights
+from gfl_det.swap.swap import (
+    build_untrained,
+    carry_over,
+    check_config,
+    match_weights,
+    without_files,
+)
 from projects.zoo import zoo
 from tests.helpers.commands import run_tool
 from tests.helpers.heads import make_gts, make_meta
@@ -351,6 +356,13 @@ def test_command_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         run(source, '--out', source)
     with pytest.raises(ConfigError, match=r'must end in'):
         run(source, '--out', tmp_path / 'gfl.txt')
+    before = out.read_bytes()
+    with pytest.raises(ConfigError, match=r'gfl\.py exists, and nothing is overwritten'):
+        run(source, '--out', out, '--head', 'GFLv2Head')
+    out.rename(tmp_path / 'kept.py')
+    with pytest.raises(ConfigError, match=r'gfl\.pth exists, and nothing is overwritten'):
+        run(source, '--out', out, '--weights', tmp_path / 'atss.pth')
+    assert (tmp_path / 'kept.py').read_bytes() == before
     with pytest.raises(ConfigError, match=r'nowhere: install it'):
         run('nowhere::x.py', '--out', out)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import gfl_det
-from gfl_det.swap.check import check_config
+from gfl_det.swap.swap import check_config
 from tests.helpers.swapping import zoo_config
 
 FAMILIES = {

@@ -37,6 +37,16 @@ def test_unwritable_paths_are_reported_before(tmp_path: Path, name: str, reason:
         check_writable(tmp_path / name)
 
 
+def test_an_input_is_never_an_output(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('data.json').write_text('kept')
+    Path('link.json').symlink_to('data.json')
+    for name in ('data.json', f'{tmp_path}/data.json', 'link.json'):
+        with pytest.raises(DataError, match=r'json is an input of this command'):
+            check_writable(name, [None, 'other.json', 'data.json'])
+    check_writable('data.json', [None, 'other.json'])
+
+
 def test_a_disk_that_fills_is_told(tmp_path: Path) -> None:
     with (
         pytest.raises(DataError, match=r'x\.json .*No space left'),

@@ -18,8 +18,8 @@ from gfl_det.calibration.files import load_any_calibrator, load_interval_calibra
 from gfl_det.engine import config_edits, runner
 from gfl_det.engine.preflight import check_training
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.inference.export.preprocessing import Preprocessing
-from gfl_det.inference.export.source import Description
+from gfl_det.inference.export.graph import Preprocessing
+from gfl_det.inference.export.onnx_file import Description
 from gfl_det.utils.config import load_config
 from tests.helpers.annotation_files import ODD
 from tests.helpers.calibration_cases import scene

@@ -48,6 +48,15 @@ def test_a_wrong_total_grows(clock, capsys) -> None:
     assert capsys.readouterr().err == '5/5 frames, 5.0 a second, 1 s in all\n'
 
 
+def test_work_of_no_time_has_no_rate(clock, capsys) -> None:
+    for seconds in (0.01, 0.2):
+        with Progress(2400, 'boxes', terminal=False) as bar:
+            clock[0] += seconds
+            bar.advance(2400)
+    err = capsys.readouterr().err
+    assert err == '2400/2400 boxes, 0 s in all\n2400/2400 boxes, 12,000.0 a second, 0 s in all\n'
+
+
 def test_nothing_is_shown_unless_requested(clock, capsys) -> None:
     for bar in (Progress(9, 'images', show=False), Progress(1, 'images', terminal=False)):
         with bar:

@@ -27,8 +27,15 @@ from gfl_det.errors import DataError, SetupError
 from gfl_det.registry import MODELS
 from gfl_det.utils.config import load_config
 from gfl_det.visualization import Boxes, class_colours
-from gfl_det.visualization.demo.payload import MAX_BOXES, UploadLimits, decode_upload, describe
-from gfl_det.visualization.demo.server import MAX_WAITING, UPLOAD_TYPE, DemoServer
+from gfl_det.visualization.demo.server import (
+    MAX_BOXES,
+    MAX_WAITING,
+    UPLOAD_TYPE,
+    DemoServer,
+    UploadLimits,
+    decode_upload,
+    describe,
+)
 from tests.helpers.commands import run_tool
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_project import TINY_CONFIG

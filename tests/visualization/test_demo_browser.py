@@ -13,8 +13,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from gfl_det.visualization import Boxes, class_colours
-from gfl_det.visualization.demo.payload import UploadLimits, describe
-from gfl_det.visualization.demo.server import DemoServer
+from gfl_det.visualization.demo.server import DemoServer, UploadLimits, describe
 from gfl_det.visualization.picture import edge_opacity
 from tests.helpers import browser
 

@@ -33,7 +33,7 @@ from gfl_det.engine.training.checkpoints import best_checkpoint
 from gfl_det.errors import CheckpointError, ConfigError, DataError
 from gfl_det.evaluation.detections import detections_from_coco, gts_from_coco
 from gfl_det.inference.results import ImageResult
-from gfl_det.visualization.edges import NORMAL_BINS
+from gfl_det.visualization.picture import NORMAL_BINS
 from gfl_det.visualization.report import analyse, draw_gallery, render
 from gfl_det.visualization.report.analysis import data_statistics
 from gfl_det.visualization.report.data import (
@@ -42,8 +42,7 @@ from gfl_det.visualization.report.data import (
     run_work_dir,
 )
 from gfl_det.visualization.report.errors import choose_images
-from gfl_det.visualization.report.gallery import MAX_BOXES, size_of
-from gfl_det.visualization.report.page import embed, plain
+from gfl_det.visualization.report.page import MAX_BOXES, embed, plain, size_of
 from tests.helpers import reporting
 from tests.helpers.commands import run_tool
 from tests.helpers.inferring import CLASSES, write_checkpoint
@@ -292,7 +291,7 @@ def test_pictures_stop_at_a_size_and_pass_over_broken_images(files, monkeypatch,
     size = {each['image']: size_of(each) for each in shown}
     chosen = [image for image in choose_images(analysis.judged, 10) if image != 3]
     monkeypatch.setattr(
-        'gfl_det.visualization.report.gallery.MAX_BYTES', sum(map(size.get, chosen[:5]))
+        'gfl_det.visualization.report.page.MAX_BYTES', sum(map(size.get, chosen[:5]))
     )
     few = draw_gallery(data, analysis, 10)
     assert {each['image'] for each in few} == set(chosen[:5])
@@ -411,6 +410,12 @@ def test_results_that_cannot_be_used(files, tmp_path, change, message):
         (['no', '--out', 'taken/a.html'], DataError, r'a\.html cannot be written \(Is a direct'),
         (['no', '--out', '{results}/a.html'], DataError, r'a\.html cannot be written \(File ex'),
         (['{results}', '--truths', '{truths}', '--images', 'no/'], DataError, 'does not exist'),
+        (
+            ['{results}', '--truths', '{truths}', '--images', '.'],
+            DataError,
+            r'None of the \d+ images .* is in \.',
+        ),
+        (['{results}', '--truths', '{truths}', '--logs', '.'], DataError, 'has no scalars.json'),
         (['{truths}', '--truths', '{truths}'], DataError, 'holds annotations, not results'),
     ],
 )

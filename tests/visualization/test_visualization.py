@@ -22,7 +22,6 @@ from gfl_det.visualization import (
     side_by_side,
 )
 from gfl_det.visualization.charts import edge_entropy, edge_spread
-from gfl_det.visualization.edges import presence, reach, share_below
 from gfl_det.visualization.labels import luminance, oklab, place_labels, text_colour
 from gfl_det.visualization.picture import (
     INK,
@@ -33,6 +32,9 @@ from gfl_det.visualization.picture import (
     draw_soft_edges,
     edge_opacity,
     enlargement,
+    presence,
+    reach,
+    share_below,
     thumbnail,
 )
 from tests.helpers.heads import head_pair, make_maps, make_meta

@@ -12,8 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gfl_det.cli.doctor.installed import Check, check_installed, check_places
-from gfl_det.cli.doctor.steps import ROOT, StepOutcome, run_steps
+from gfl_det.cli.doctor.installed import (
+    ROOT,
+    Check,
+    StepOutcome,
+    check_installed,
+    check_places,
+    run_steps,
+)
 from gfl_det.compat.imports import DOCTOR
 
 # The package may be in a checkout without being installed.

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from gfl_det.cli.doctor.steps import Steps
+from gfl_det.cli.doctor.installed import Steps
 from gfl_det.compat import environment
 from gfl_det.compat.environment import computes_bfloat16, processor_kind
-from gfl_det.swap.check import check_config
+from gfl_det.swap.swap import check_config
 from gfl_det.utils.config import get_config
 from gfl_det.version import __version__
 

@@ -9,10 +9,8 @@ from typing import Any
 
 from gfl_det.datasets.formats.pictures import DataPart, OwnData
 from gfl_det.engine.own_data.plan import TrainingPlan, edit_pyramid
-from gfl_det.engine.preflight.agreement import class_counts
-from gfl_det.engine.preflight.weights import pretrained_parts
-from gfl_det.engine.reach.measure import PriorPyramid
-from gfl_det.engine.reach.settings import head_of
+from gfl_det.engine.preflight.agreement import class_counts, pretrained_parts
+from gfl_det.engine.reach.measure import PriorPyramid, head_of
 from gfl_det.errors import ConfigError
 
 HEAD = '''\

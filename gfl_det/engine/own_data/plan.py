@@ -18,8 +18,14 @@ from gfl_det.datasets.annotations import Entry
 from gfl_det.datasets.formats.pictures import OwnData
 from gfl_det.datasets.table import CocoTable, table_of
 from gfl_det.engine.reach.advice import advise
-from gfl_det.engine.reach.measure import PriorPyramid, read_boxes
-from gfl_det.engine.reach.settings import Resizing, assigner_of, head_of, resizing_of
+from gfl_det.engine.reach.measure import (
+    PriorPyramid,
+    Resizing,
+    assigner_of,
+    head_of,
+    read_boxes,
+    resizing_of,
+)
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.models.assigners import ATSSAssigner
 from gfl_det.utils.choices import AdviceLimits

@@ -12,9 +12,14 @@ from pathlib import Path
 from mmengine.config import Config
 
 from gfl_det.datasets.columns import CACHE_VARIABLE
-from gfl_det.engine.preflight.agreement import check_calibrator, check_classes, check_pyramid
+from gfl_det.engine.preflight.agreement import (
+    check_calibrator,
+    check_classes,
+    check_pyramid,
+    check_teacher,
+    check_weights,
+)
 from gfl_det.engine.preflight.data import check_annotations, check_data, check_metrics, settle_best
-from gfl_det.engine.preflight.weights import check_teacher, check_weights
 from gfl_det.errors import CheckpointError, ConfigError, GFLDetError
 from gfl_det.utils.config import check_model
 

@@ -46,10 +46,9 @@ from gfl_det.datasets.table import (
 from gfl_det.datasets.tidying import find_file, is_there, refuse_other_formats, tidy
 from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.evaluation.calibration_metric import CalibrationMetric
+from gfl_det.evaluation.calibration_metric import CalibrationMetric, has_own_classes
 from gfl_det.evaluation.coco_metric import AVERAGE_PRECISIONS, AVERAGE_RECALLS, CocoMetric
 from gfl_det.evaluation.shown import Sample, match_samples
-from gfl_det.evaluation.voc_metric import has_own_classes
 from gfl_det.utils.config import (
     Node,
     annotation_path,

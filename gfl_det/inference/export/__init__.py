@@ -6,10 +6,14 @@ accuracy.
 """
 
 from gfl_det.inference.export.graph import Outputs
-from gfl_det.inference.export.onnx_file import ExportSettings, write_onnx
-from gfl_det.inference.export.openvino import OpenVINODetector, write_int8, write_openvino
-from gfl_det.inference.export.runtime import ExportedDetector, OnnxDetector
-from gfl_det.inference.export.source import ExportSource, load_source
+from gfl_det.inference.export.onnx_file import ExportSettings, ExportSource, load_source, write_onnx
+from gfl_det.inference.export.runtime import (
+    ExportedDetector,
+    OnnxDetector,
+    OpenVINODetector,
+    write_int8,
+    write_openvino,
+)
 
 Settings, Source = ExportSettings, ExportSource  # names in 0.1
 

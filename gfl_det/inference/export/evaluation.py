@@ -26,9 +26,9 @@ from torch import Tensor
 from gfl_det.engine.preflight.data import check_data
 from gfl_det.engine.runner import Split, annotations_path
 from gfl_det.errors import ConfigError
-from gfl_det.inference.export.preprocessing import Picture, PreparedBatch
+from gfl_det.inference.export.graph import Picture, PreparedBatch
+from gfl_det.inference.export.onnx_file import ExportSource
 from gfl_det.inference.export.runtime import ExportedDetector
-from gfl_det.inference.export.source import ExportSource
 from gfl_det.inference.optimize import optimize_for_inference
 from gfl_det.utils.choices import BOX_LIMIT, EDGE_LIMIT, ENTROPY_LIMIT, SCORE_LIMIT
 from gfl_det.utils.config import Node, datasets_of, metrics_of

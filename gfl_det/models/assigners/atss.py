@@ -13,8 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from gfl_det.models.assigners import general
-from gfl_det.models.assigners.closed_form import assign_on_lattice
-from gfl_det.models.assigners.lattice import Lattice, fit_lattice
+from gfl_det.models.assigners.closed_form import Lattice, assign_on_lattice, fit_lattice
 from gfl_det.models.assigners.positives import Positives
 from gfl_det.registry import TASK_UTILS
 

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from gfl_det.errors import ConfigError
 from gfl_det.models.assigners.atss import ATSSAssigner
-from gfl_det.models.assigners.lattice import CellRectangle, Lattice, make_lattice, valid_rectangle
+from gfl_det.models.assigners.closed_form import (
+    CellRectangle,
+    Lattice,
+    make_lattice,
+    valid_rectangle,
+)
 from gfl_det.models.assigners.positives import LevelSlots, Positives
 from gfl_det.models.assigners.predictions import Predictions
 from gfl_det.ops.boxes import box_centres

@@ -9,8 +9,7 @@ from gfl_det.visualization.report.errors import (
     find_errors,
     oracle_gains,
 )
-from gfl_det.visualization.report.gallery import draw_gallery
-from gfl_det.visualization.report.page import render
+from gfl_det.visualization.report.page import draw_gallery, render
 
 __all__ = [
     'KINDS',

@@ -28,7 +28,7 @@ from gfl_det.evaluation.detections import (
 )
 from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.utils.config import datasets_of, image_folder
-from gfl_det.visualization.edges import EdgeBins, edge_bins, normal_bins
+from gfl_det.visualization.picture import EdgeBins, edge_bins, normal_bins
 
 LEVEL = 0.9  # of the edge intervals, unless set in the config
 EDGE_FIELDS = ('prior_centres', 'edge_std', 'edge_low', 'edge_high')
@@ -180,7 +180,11 @@ def _read_entries(results: str, gts: GroundTruth, names: Sequence[str]) -> _Foun
     found = detections_from_coco(entries, gts, results)
     _check_names(entries, found, names, results)
     raw = result_column(entries, 'raw_score', (), results)
-    edges = {name: result_column(entries, name, (4,), results) for name in EDGE_FIELDS[1:]}
+    least = dict(edge_std=0.0)
+    edges = {
+        name: result_column(entries, name, (4,), results, least.get(name, -np.inf))
+        for name in EDGE_FIELDS[1:]
+    }
     return _Found(found, raw, {name: each for name, each in edges.items() if each is not None})
 
 

@@ -18,10 +18,9 @@ from gfl_det.evaluation.label_errors import KINDS, SIDES, SuspectLabel
 from gfl_det.evaluation.label_evidence import UncertainDetections
 from gfl_det.ops.boxes import xywh_to_xyxy
 from gfl_det.utils.console import Progress
-from gfl_det.visualization.edges import normal_bins
 from gfl_det.visualization.labels import class_colours
-from gfl_det.visualization.report.gallery import SIDE_PX, edges_of, jpeg_of, size_of
-from gfl_det.visualization.report.page import fill_page
+from gfl_det.visualization.picture import normal_bins
+from gfl_det.visualization.report.page import SIDE_PX, edges_of, fill_page, jpeg_of, size_of
 
 MARGIN = 0.7  # of the longer side around a box, so that its surroundings are seen
 LEAST_MARGIN_PX = 24
