@@ -56,7 +56,7 @@ SCHEMA = pa.schema(
     ]
 )
 FAILURES = pa.schema([('image', pa.string()), ('reason', pa.string())])
-VERSION_KEY, IMAGES_KEY, FAILED_KEY = 'gfl_det.schema', 'gfl_det.images', 'gfl_det.failures'
+VERSION_KEY, IMAGES_KEY, FAILED_KEY = NOTES = 'gfl_det.schema', 'gfl_det.images', 'gfl_det.failures'
 REMOTE = '://'
 MAGIC = frozenset('*[')
 
@@ -314,8 +314,7 @@ class ResultFolder:
         if failed:
             columns = [pa.array(each, pa.string()) for each in zip(*failed)]
             _write(self.failures / shard.part, pa.Table.from_arrays(columns, schema=FAILURES))
-        notes = {VERSION_KEY: SCHEMA_VERSION, IMAGES_KEY: len(results), FAILED_KEY: len(failed)}
-        known = {key: str(value) for key, value in notes.items()}
+        known = dict(zip(NOTES, map(str, (SCHEMA_VERSION, len(results), len(failed)))))
         _write(self.detections / shard.part, table.replace_schema_metadata(known))
         return counts
 
@@ -327,6 +326,8 @@ class ResultFolder:
         write_json(self.path / MANIFEST, {**manifest, 'parts': counts}, indent=1)
         for folder in (self.detections, self.failures):
             clear_parts(folder)
+        if not any(self.failures.iterdir()):  # readers of a folder need a schema
+            _write(self.failures / 'none.parquet', FAILURES.empty_table())
         return total
 
     def parts(self) -> list[Path]:

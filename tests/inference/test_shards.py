@@ -311,6 +311,15 @@ class TestCommitment:
         assert folder.finish() == (4, 5, 1)
         assert len(pq.read_table(tmp_path / 'failures')) == 1
 
+    def test_without_failures_there_is_an_empty_table_of_them(self, tmp_path):
+        folder = ResultFolder(tmp_path)
+        folder.start(self.SHARDS[:1], {})
+        folder.commit(self.SHARDS[0], RESULTS[:1])
+        for _ in range(2):
+            assert folder.finish().failures == 0
+            table = pq.read_table(tmp_path / 'failures')
+            assert (table.column_names, len(table)) == (['image', 'reason'], 0)
+
     def test_the_manifest_tells_what_is_there(self, tmp_path):
         folder = ResultFolder(tmp_path)
         folder.start(self.SHARDS[:2], dict(threads=1))
