@@ -234,11 +234,19 @@ def _first_upper(text: str) -> str:
 
 MOVED = {
     'gfl_det.assigners': 'gfl_det.models.assigners',
+    'gfl_det.assigners.lattice': 'gfl_det.models.assigners.closed_form',
+    'gfl_det.compat.nms': 'gfl_det.compat.ops',
     'gfl_det.detectors': 'gfl_det.models.detectors',
     'gfl_det.export': 'gfl_det.inference.export',
+    'gfl_det.export.openvino': 'gfl_det.inference.export.runtime',
+    'gfl_det.export.preprocessing': 'gfl_det.inference.export.graph',
+    'gfl_det.export.source': 'gfl_det.inference.export.onnx_file',
     'gfl_det.heads': 'gfl_det.models.heads',
     'gfl_det.hooks': 'gfl_det.engine.hooks',
+    'gfl_det.hooks.assignment_log': 'gfl_det.engine.hooks.monitoring',
+    'gfl_det.hooks.sample_pictures': 'gfl_det.engine.hooks.monitoring',
     'gfl_det.losses': 'gfl_det.models.losses',
+    'gfl_det.visualization.edges': 'gfl_det.visualization.picture',
 }
 
 
@@ -249,10 +257,11 @@ class MovedFinder(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package = '.'.join(fullname.split('.')[:2])
+        if fullname in MOVED:
+            return ModuleSpec(fullname, self, origin=MOVED[fullname])
         if package not in MOVED:
             return None
-        new = fullname.replace(package, MOVED[package], 1)
-        return ModuleSpec(fullname, self, origin=new)
+        return ModuleSpec(fullname, self, origin=fullname.replace(package, MOVED[package], 1))
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
