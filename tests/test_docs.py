@@ -53,6 +53,8 @@ def test_the_blocks_of_a_page_run(page, project, tmp_path, monkeypatch) -> None:
         monkeypatch.setattr(digits, 'build_digits', lambda out, _: build(out, recipe, workers=0))
     else:
         shutil.copytree(project, folder)
+    if page == 'README.md':  # whose reader has no training yet
+        (folder / WORK_DIR / 'mine.py').unlink()
     monkeypatch.chdir(folder)
     names: dict = {'__name__': '__main__'}
 
@@ -60,6 +62,7 @@ def test_the_blocks_of_a_page_run(page, project, tmp_path, monkeypatch) -> None:
         if command == 'train':
             # What --data has planned is for another model than the weights that follow.
             (folder / WORK_DIR / 'config.py').unlink(missing_ok=True)
+            shutil.copy(folder / 'mine.py', folder / WORK_DIR)
             assert (folder / CHECKPOINT).is_file()
             use_random_weights(project, folder)
 

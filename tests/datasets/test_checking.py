@@ -795,7 +795,7 @@ class TestCommand:
     def test_inputs_are_not_overwritten(self, tmp_path):
         path = tmp_path / 'labels.json'
         path.write_text(json.dumps(sound()))
-        with pytest.raises(ConfigError, match='is the file that is read'):
+        with pytest.raises(DataError, match=r'labels\.json is an input of this command'):
             check_dataset.run(check_dataset.parse_arguments([str(path), '--fix', str(path)]))
         path.write_text('{')
         with pytest.raises(ConfigError, match='cannot be repaired'):

@@ -394,10 +394,10 @@ def test_the_tool_says_where_and_how_many(tmp_path):
         )
 
     first, second, refused = run('--preview'), run(), run('--val', '0')
-    assert (first.returncode, second.returncode, refused.returncode) == (0, 0, 1)
+    assert (first.returncode, second.returncode, refused.returncode) == (0, 0, 2)
     assert 'train: 2 pictures' in first.stdout
     assert str(tmp_path / 'd' / 'preview.png') in first.stdout
     assert (tmp_path / 'd' / 'preview.png').is_file()
     assert 'already there' in second.stdout
-    assert refused.stderr.startswith('error: ')
+    assert 'error: argument --val: a whole number of at least 1' in refused.stderr
     assert 'Traceback' not in refused.stderr

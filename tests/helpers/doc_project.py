@@ -29,6 +29,9 @@ def write_project(root: Path) -> None:
     shutil.copy(root / 'mine.py', root / WORK_DIR)
     write_checkpoint(root / WORK_DIR).rename(root / CHECKPOINT)
     shutil.copy(root / CHECKPOINT, root / BEST)
+    logs = root / WORK_DIR / '20260101_000000' / 'vis_data'
+    logs.mkdir(parents=True)
+    (logs / 'scalars.json').write_text('{"loss": 1.0, "epoch": 1, "step": 1}\n')
     write_images(root / 'pictures', 2)
     annotate_own_detections(root)
 
