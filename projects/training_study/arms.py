@@ -95,7 +95,7 @@ def _tuning() -> list[Arm]:
 
 
 def _weights() -> list[Arm]:
-    both, base = {'bccd': 3, 'face_masks': 1}, ('weights', 'r18_random')
+    both, base = {'bccd': 3, 'face_masks': 3}, ('weights', 'r18_random')
     return [
         Arm('r18_random', R18, both),
         Arm('nanodet_random', NANODET, both, rate=RATE, base=base),
