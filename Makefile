@@ -6,6 +6,9 @@ RUNS := $(VENV)/.runs
 STAMP := $(VENV)/.installed
 DEMO_DIR := work_dirs/demo
 
+# Processes of the tests would compile the package and the tests anew, each for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A file's tests stay together: they share detectors that take seconds to export.
 ON_ALL_CORES := -n logical --maxprocesses 8 --dist loadfile
 

@@ -1,30 +1,14 @@
-"""What every test shares: the same random numbers in each run and in any order, one thread."""
+"""Imports what every test shares, but not into the process that only hands tests out to others."""
 
 from __future__ import annotations
 
 import os
 
+import pytest
+
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # on tensors this small, threads mostly wait
 
-import pytest
-import torch
-from hypothesis import settings
 
-import gfl_det  # noqa: F401  (before any test imports mmdet, which may lack operators)
-from tests.helpers import remembered  # mmengine is slow without
-from tests.helpers.bounds import bounds  # noqa: F401  (a fixture)
-from tests.helpers.tiny_project import pets  # noqa: F401  (a fixture)
-
-# The same examples in each run, and no deadline: machines of CI are busy.
-settings.register_profile('suite', derandomize=True, deadline=None)
-settings.load_profile('suite')
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
-def pytest_collection_finish() -> None:
-    remembered.freeze()  # with what the test modules have imported
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, 'workerinput') or config.getoption('dist', 'no') == 'no':
+        config.pluginmanager.import_plugin('tests.helpers.every_test')

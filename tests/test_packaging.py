@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.forks import Script, run_scripts
 from tests.helpers.paths import ROOT
 
 PACKAGED = (
@@ -30,7 +31,7 @@ PACKAGED = (
     'tests',
     'tools',
 )
-# Run from an unrelated folder with the environment's Python; argv: where gfl_det has to lie.
+# Run from an unrelated folder; argv: where gfl_det has to lie, and its configs.
 LOOK_UPS = """
 import sys
 from pathlib import Path
@@ -139,12 +140,6 @@ def installed(wheel, tmp_path_factory) -> Environment:
     return environment
 
 
-def test_the_wheel_finds_its_configs_in_an_empty_environment(installed, tmp_path):
-    site = installed.site
-    printed = run(installed.python, '-c', LOOK_UPS, site, site / 'gfl_det/.mim', cwd=tmp_path)
-    assert 'found everything' in printed
-
-
 # A user of the wheel, without a checkout: data, its check, a training with a worker, a test, use.
 SMALL = (
     'train_cfg.max_epochs=1',
@@ -164,12 +159,12 @@ MAIN_PATH = (
 
 
 # Each command in a fork of an interpreter that has imported what all of them import.
-FORKS = """
+COMMANDS = """
 import json, os, sys
 
 from gfl_det.cli.main import main
 
-import mmdet.apis, torch._dynamo
+import mmdet.apis
 for words in json.loads(sys.argv[1]):
     sys.argv = ['gfl-det', *words]
     pid = os.fork()
@@ -187,26 +182,35 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def test_the_wheels_command_does_the_main_path(installed, tmp_path):
+def test_wheel_and_editable_install_do_what_a_clone_does(installed, tree, tmp_path):
+    """Each finds its configs in an empty environment; the wheel's command does the main path."""
     program = installed.python.parent / 'gfl-det'
-    assert 'suggest-reg-max' in run(program, cwd=tmp_path)
-    run(program, *MAIN_PATH[0], cwd=tmp_path)
-    said = run(installed.python, '-c', FORKS, json.dumps(MAIN_PATH[1:]), cwd=tmp_path)
-    assert 'Traceback' not in said
-    assert (tmp_path / 'found.json').is_file()
-    assert len(list((tmp_path / 'drawn').iterdir())) == 2
+    looks, path, elsewhere = (tmp_path / name for name in ('looks', 'path', 'elsewhere'))
+    for folder in (looks, path, elsewhere):
+        folder.mkdir()
+    assert 'suggest-reg-max' in run(program, cwd=path)
+    run(program, *MAIN_PATH[0], cwd=path)
 
-
-def test_an_editable_install_finds_the_configs_of_the_tree(tree, tmp_path):
-    environment = Environment(tmp_path / 'env')
-    environment.borrow_dependencies()
+    bare, editable = Environment(tmp_path / 'bare'), Environment(tmp_path / 'editable')
+    for environment in (bare, editable):
+        environment.borrow_dependencies()
     clone = shutil.copytree(tree, tmp_path / 'clone')
-    pip('--python', environment.python, 'install', '-e', clone, cwd=tmp_path)
+    pip('--python', editable.python, 'install', '-e', clone, cwd=tmp_path)
     mim = clone / 'gfl_det' / '.mim'
     assert (mim / 'configs' / 'gfl').resolve() == clone / 'configs'
     assert (mim / 'tools').resolve() == clone / 'tools'
-    printed = run(environment.python, '-c', LOOK_UPS, clone, mim, cwd=tmp_path)
-    assert 'found everything' in printed
+
+    site = installed.site
+    scripts = [
+        Script(LOOK_UPS, (site, site / 'gfl_det/.mim'), looks, site),
+        Script(COMMANDS, (json.dumps(MAIN_PATH[1:]),), path, site),
+        Script(LOOK_UPS, (clone, mim), elsewhere, editable.site),
+    ]
+    said = run_scripts(bare.python, scripts)
+    assert said.count('found everything') == 2
+    assert 'Traceback' not in said
+    assert (path / 'found.json').is_file()
+    assert len(list((path / 'drawn').iterdir())) == 2
 
 
 def test_the_wheel_holds_the_package_the_configs_and_the_tools_only(wheel):

@@ -23,6 +23,7 @@ from gfl_det.cli.arguments import KeyValueAction, parse_value
 from gfl_det.compat import imports
 from gfl_det.datasets.digits.build import DigitsRecipe
 from gfl_det.utils import choices
+from tests.helpers.forks import Script, run_scripts
 from tests.helpers.paths import ROOT
 
 HEAVY = ('torch', 'mmdet', 'mmengine', 'mmcv', 'numpy', 'cv2', 'rich', 'shtab')
@@ -147,25 +148,27 @@ class TestRegistration:
         monkeypatch.setattr(sys, 'orig_argv', line.split(), raising=False)
         assert imports.is_own_command() is expected
 
-    @pytest.mark.parametrize('waits', [False, True])
-    def test_what_is_offered_is_there_in_both_modes(self, waits):
+    def test_what_is_offered_is_there_in_both_modes(self):
         """Registered by the import, or later where it is the command that imports."""
-        start = (
+        names = registering()
+        waiting = (
             'import sys; sys.orig_argv = ["python", "-m", "gfl_det"]; import gfl_det; '
-            'assert "torch" not in sys.modules; gfl_det.register(); '
+            f'assert not set({names!r}) & set(sys.modules); gfl_det.register(); '
         )
         code = (
             'import sys, gfl_det; '
-            f'print(sorted(set({registering()!r}) - set(sys.modules))); '
+            f'print(sorted(set({names!r}) - set(sys.modules))); '
             'from mmdet.registry import MODELS; '
             'assert all(hasattr(gfl_det, name) for name in gfl_det.__all__); '
             'assert gfl_det.heads is gfl_det.models.heads; '
             'assert MODELS.get("gfl_det.GFLHead") is gfl_det.heads.GFLHead; '
             'assert not hasattr(gfl_det, "heds")'
         )
-        done = python('-c', start + code if waits else code)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == '[]'  # every module that registers something is imported
+        printed = run_scripts(
+            sys.executable, [Script(each, (), ROOT) for each in (waiting + code, code)]
+        )
+        # Every module that registers something is imported.
+        assert printed.splitlines() == ['[]', '[]']
 
 
 def registering() -> list[str]:

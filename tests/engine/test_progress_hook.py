@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import pty
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +14,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from gfl_det.engine.hooks import ProgressHook
 from gfl_det.engine.runner import Runner, build_runner
 from gfl_det.utils.console import ProgressCalls
+from tests.helpers.commands import shown_by
 
 
 class Handler(logging.StreamHandler):
@@ -118,20 +116,7 @@ def test_after_an_error_the_terminal_is_as_before(tmp_path: Path) -> None:
     """In a real terminal: the cursor comes back, and a forked worker prints as it always did."""
     path = tmp_path / 'script.py'
     path.write_text(SCRIPT)
-    child, terminal = pty.fork()
-    if not child:
-        os.execve(sys.executable, [sys.executable, str(path)], {**os.environ, 'TERM': 'xterm'})
-    shown, end = b'', time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            part = os.read(terminal, 4096)
-        except OSError:  # the other side is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.waitpid(child, 0)
-    os.close(terminal)
+    shown = shown_by(path, TERM='xterm')
     assert b'from a worker' in shown
     assert b'a line' in shown
     assert b'error: the end' in shown

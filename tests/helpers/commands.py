@@ -8,14 +8,17 @@ test_packaging.py, and the shell scripts in test_tools.py.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import random
 import runpy
+import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +69,42 @@ def _run_file(
             process.join()
             raise subprocess.TimeoutExpired(command, SECONDS, *texts)
     return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+
+@contextlib.contextmanager
+def running_tool(
+    name: str, *words: object, cwd: Path, **environment: str
+) -> Iterator[tuple[BaseProcess, Path]]:
+    """``python tools/NAME.py WORDS`` while it runs, and the file of its standard output."""
+    command = [str(ROOT / 'tools' / f'{name}.py'), *map(str, words)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [os.path.join(folder, stream) for stream in ('stdout', 'stderr')]
+        for path in outputs:
+            Path(path).touch()
+        settings = (command, str(cwd), variables(cwd, environment), outputs)
+        process = _servers.Process(target=_run, args=settings)
+        process.start()
+        try:
+            yield process, Path(outputs[0])
+        finally:
+            process.kill()
+            process.join()
+
+
+def shown_by(path: Path, **environment: str) -> bytes:
+    """What a terminal shows that ``python PATH`` runs in, to its end."""
+    ours, theirs = os.openpty()
+    terminal = os.ttyname(theirs)
+    settings = ([str(path)], str(path.parent), variables(path.parent, environment), [terminal] * 2)
+    process = _servers.Process(target=_run, args=settings)
+    process.start()
+    shown = b''
+    while process.is_alive() or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.05)[0]:
+            shown += os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
+    return shown
 
 
 def run_script(

@@ -6,11 +6,11 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import struct
-import subprocess
-import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -36,8 +36,7 @@ from gfl_det.visualization.demo.server import (
     decode_upload,
     describe,
 )
-from tests.helpers.commands import run_tool
-from tests.helpers.paths import ROOT
+from tests.helpers.commands import run_tool, running_tool
 from tests.helpers.tiny_project import TINY_CONFIG
 
 LIMITS = UploadLimits(max_bytes=200_000, max_pixels=40_000)
@@ -306,21 +305,14 @@ def test_the_tool_serves_a_detector(tmp_path):
     meta = {'dataset_meta': {'classes': ('blue', 'green')}}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, tmp_path / 'noise.pth')
 
-    command_line = [sys.executable, str(ROOT / 'tools' / 'demo_web.py'), 'noise.pth']
-    command_line += ['--config', 'tiny.py']
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'DISPLAY': ''}
-    tool = subprocess.Popen(
-        [*command_line, '--port', '0', '--max-megapixels', '0.04'],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        told = next((line for line in tool.stdout if line.startswith('open ')), '')
-        assert told.startswith('open http://127.0.0.1:'), tool.stderr.read()
-        port = int(told.split()[1].rstrip('/').rpartition(':')[2])
+    words = ('noise.pth', '--config', 'tiny.py', '--port', '0', '--max-megapixels', '0.04')
+    with running_tool('demo_web', *words, cwd=tmp_path, DISPLAY='') as (tool, said):
+        end = time.monotonic() + 60
+        while not (told := re.search(r'^open http://127.0.0.1:(\d+)/', said.read_text(), re.M)):
+            assert tool.is_alive()
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        port = int(told[1])
         here = SimpleNamespace(server_address=('127.0.0.1', port))
         status, answer = upload(here, picture())
         assert status == 200
@@ -335,8 +327,6 @@ def test_the_tool_serves_a_detector(tmp_path):
         )
         assert taken.returncode == 1
         assert f'listen on 127.0.0.1:{port} ' in taken.stderr
-        tool.send_signal(signal.SIGINT)
-        assert tool.wait(60) == 0
-    finally:
-        tool.kill()
-        tool.wait()
+        os.kill(tool.pid, signal.SIGINT)
+        tool.join(60)
+        assert tool.exitcode == 0
