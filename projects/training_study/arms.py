@@ -1,7 +1,7 @@
 """Arms of the short trainings: what each study trains, how long, and what it is compared with.
 
 A run is a study, a data set, an arm and a seed. The arm ``gfl`` of ``heads`` is shared: the studies
-``scores``, ``options`` and ``distillation`` compare with it and do not train it again.
+``scores`` and ``options`` compare with it and do not train it again.
 """
 
 from __future__ import annotations
@@ -190,6 +190,7 @@ def _options() -> list[Arm]:
 def _distillation() -> list[Arm]:
     """A student of half the width and what it learns from a teacher of the whole."""
     teacher = Arm('teacher', R18, {'bccd': TEACHER_EPOCHS}, rate=HEAD_RATE)
+    alone = ('distillation', 'alone')
 
     def student(name: str, **weights: float) -> Arm:
         terms = {
@@ -202,10 +203,11 @@ def _distillation() -> list[Arm]:
         options = {f'model.bbox_head.{key}': value for key, value in head.items()}
         options['model.type'] = 'gfl_det.KnowledgeDistillationDetector'
         arm = _on_bccd(name, options)
-        return arm._replace(teacher=('distillation', 'teacher'), calibrated=False)
+        return arm._replace(teacher=('distillation', 'teacher'), base=alone, calibrated=False)
 
     return [
         teacher,
+        _on_bccd(alone[1], {})._replace(base=None, calibrated=False),
         student('ld0.05', ld=0.05),
         student('ld0.25', ld=0.25),
         student('ld0.05_region', ld=0.05, ld_vlr=0.05),
