@@ -183,7 +183,9 @@ def _settings(args: argparse.Namespace) -> ExportSettings:
 
 def _check_out(path: Path) -> None:
     """Check before the work that the output can be written, and create its folder."""
-    if path.suffix not in ('.onnx', '.xml'):
+    from gfl_det.inference.loading import EXPORTED
+
+    if path.suffix not in EXPORTED:
         raise DataError(f'--out {path} must end in .onnx, or in .xml for OpenVINO.')
     check_writable(path)
     if path.suffix == '.xml':

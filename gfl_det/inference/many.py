@@ -88,9 +88,11 @@ class Cluster(NamedTuple):
 
 def make_detector(settings: DetectorSettings) -> ImageDetector:
     """Load a detector of any runtime: a checkpoint, an ``.onnx`` or an OpenVINO ``.xml``."""
+    from gfl_det.inference.loading import EXPORTED
+
     torch.set_num_threads(settings.threads)
     ending = Path(settings.checkpoint).suffix
-    if ending in ('.onnx', '.xml'):
+    if ending in EXPORTED:
         from gfl_det.inference.export import OnnxDetector, OpenVINODetector
 
         kind: Any = OnnxDetector if ending == '.onnx' else OpenVINODetector
