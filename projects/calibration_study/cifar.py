@@ -361,7 +361,7 @@ def results(noise: float) -> Iterator[dict[str, Any]]:
             yield content
 
 
-def tables(noise: float) -> str:
+def tables(noise: float) -> dict[str, str]:
     """Means and deviations over the seeds, the mechanism at the end, and the claims."""
     found = list(results(noise))
     rows, ends = [], []
@@ -387,9 +387,9 @@ def tables(noise: float) -> str:
         scale = spread([each['temperature'] for each in mine])
         ends.append([loss, scale, *(spread([each[name] for each in last]) for name in names)])
     head = ['loss', 'scaling', 'seeds', 'error', 'ECE', 'floor', 'debiased', 'AdaECE']
-    parts_ = [markdown([*head, 'classwise', 'NLL', 'Brier'], rows, words=2)]
+    made = dict(results=markdown([*head, 'classwise', 'NLL', 'Brier'], rows, words=2))
     head = ['loss', 'T', 'entropy', 'of wrong ones', 'NLL of right ones', 'of wrong ones', 'norm']
-    parts_.append(markdown(head, ends))
+    made['mechanism'] = markdown(head, ends)
     runs = [
         Run(
             each['loss'],
@@ -409,8 +409,8 @@ def tables(noise: float) -> str:
         and len(seeds.get(claim.lower, set())) > 1
     ]
     if claims:
-        parts_.append(claim_table(judge_all(claims, runs)))
-    return '\n\n'.join(parts_)
+        made['claims'] = claim_table(judge_all(claims, runs))
+    return made
 
 
 def main() -> None:
@@ -423,7 +423,7 @@ def main() -> None:
     parser.add_argument('--table', action='store_true', help='print what is there')
     args = parser.parse_args()
     if args.table:
-        print(tables(args.noise))
+        print('\n\n'.join(tables(args.noise).values()))
     elif args.data is None:
         parser.error('give the folder of train.zip and test.zip, or --table')
     else:

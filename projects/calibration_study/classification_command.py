@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,9 +58,7 @@ def prove(args: argparse.Namespace) -> None:
     recipe = Recipe(noise=args.noise, epochs=args.epochs)
     torch.set_num_threads(1)  # the network is too small for more, and one gives the same digits
     runs = list(run_all(recipe, args.seeds, _Progress(args.seeds * len(LOSSES))))
-    # Every seed cuts the same scans anew.
-    judged = SCANS - recipe.train - recipe.held_out
-    findings = judge_all(CLAIMS, runs, judged / recipe.train)
+    findings = _judge(recipe, runs)
     content = dict(
         recipe=asdict(recipe),
         runs=[run._asdict() for run in runs],
@@ -67,6 +66,18 @@ def prove(args: argparse.Namespace) -> None:
     )
     write_json(args.out, content, indent=1)
     print(result_table(runs), claim_table(findings), f'values: {args.out}', sep='\n\n')
+
+
+def from_json(content: dict[str, Any]) -> tuple[list[Run], list[Finding]]:
+    """The runs of a file that this command wrote, and what they say of each claim."""
+    runs = [Run(**each) for each in content['runs']]
+    return runs, _judge(Recipe(**content['recipe']), runs)
+
+
+def _judge(recipe: Recipe, runs: Sequence[Run]) -> list[Finding]:
+    # Every seed cuts the same scans anew.
+    judged = SCANS - recipe.train - recipe.held_out
+    return judge_all(CLAIMS, runs, judged / recipe.train)
 
 
 def result_table(runs: Sequence[Run]) -> str:

@@ -3,22 +3,17 @@
     python -m projects.calibration_study.heads heads --data bccd
     python -m projects.calibration_study.heads scores --data bccd
     python -m projects.calibration_study.heads --figure docs/images/calibration_heads.png
-    python -m projects.calibration_study.heads --pages docs/results/*.md
 
 Everything is read from the JSON files of `projects.training_study.trainings`, where calibrators
 were fitted on the validation split and judged on the test split. The tables have means and standard
 deviations over seeds; the noise floor of an error is its .95 quantile. Claims are tested in pairs
 of one seed by Student's t, all those of a table together (Holm). Heads keep different detections,
 and with them different floors, so between heads the debiased errors are compared.
-
-``--pages`` writes tables anew below comments such as ``<!-- table: heads bccd kept -->``, of a
-study, a data set, and a view, ``claims`` or ``AP`` (the table of the trainings).
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +23,6 @@ import numpy as np
 from gfl_det.cli import main as cli
 from gfl_det.errors import DataError
 from gfl_det.evaluation.comparison import holm
-from gfl_det.utils.files import write_text
 from gfl_det.visualization.charts import APART, GRID, NOISE, TEXT, figure, save_figure
 from projects.calibration_study.tables import fraction, markdown, paired, spread, verdict
 from projects.training_study.arms import SHARED, arm_of, studies
@@ -106,10 +100,6 @@ SCORE_CLAIMS = (
 )
 CLAIMS = {'heads': HEAD_CLAIMS, 'scores': SCORE_CLAIMS}
 
-# A comment that names a table, and the table, or the sentence, that is there.
-PLACE = re.compile(r'(<!-- table: (\w+) (\w+) (\w+) -->)\n\n(?:\|.*\n)*(?:No run .*\n)?')
-MISSING = 'No run is finished.'
-
 Runs = dict[str, dict[int, dict[str, Any]]]  # by arm and seed
 
 
@@ -173,27 +163,6 @@ def claim_table(found: Runs, claims: Sequence[Claim]) -> str:
     return markdown(['claim', 'difference [.95]', 'p', 'p of all', ''], rows)
 
 
-def written_anew(page: str) -> str:
-    """A page with each table below a comment made from the results that are there today."""
-    return PLACE.sub(lambda found: f'{found[1]}\n\n{_table_of(*found.groups()[1:])}\n', page)
-
-
-def _table_of(study: str, data: str, kind: str) -> str:
-    from projects.training_study import trainings  # loads mmdet
-
-    if kind == 'AP':
-        return trainings.table(study) if trainings.read_results(study) else MISSING
-    try:
-        found = runs_of(study, data)
-    except DataError:
-        return MISSING
-    if not found.keys() - {SHARED[1]}:
-        return MISSING
-    if kind == 'claims':
-        return claim_table(found, CLAIMS[study])
-    return table(found, kind, METHODS[study])
-
-
 def draw(data: Sequence[str]) -> Any:
     """LaECE_0 of each head, raw and calibrated, with the .95 noise floor of each as a line."""
     drawing = figure(WIDTH, MARGIN + HEIGHT * len(data))
@@ -241,21 +210,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('study', nargs='?', choices=list(CLAIMS), default='heads')
     parser.add_argument('--data', default=['bccd'], nargs='+', metavar='NAME')
     parser.add_argument('--figure', type=Path, metavar='FILE', help='draw heads into this file')
-    parser.add_argument(
-        '--pages', type=Path, nargs='+', default=[], metavar='FILE', help='write their tables anew'
-    )
     return parser.parse_args(argv)
 
 
 def main() -> None:
-    """Print the tables of a study, draw the figure, or write the tables of pages anew."""
+    """Print the tables of a study, or draw the figure."""
     args = parse_arguments()
-    for path in args.pages:
-        page = path.read_text(encoding='utf-8')
-        if PLACE.search(page):
-            write_text(path, written_anew(page))
-    if args.pages:
-        return
     if args.figure is not None:
         save_figure(draw(args.data), args.figure)
         return

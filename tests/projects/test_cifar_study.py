@@ -94,7 +94,7 @@ def test_a_run_is_written_once(data, capsys) -> None:
     assert set(content['after']) == set(cifar.AFTER)
     cifar.run(data, ['CE', 'FLSD-53'], [0, 1], 0.0)
     assert not capsys.readouterr().err
-    assert 'FLSD-53 < CE' in cifar.tables(0.0)
+    assert 'FLSD-53 < CE' in cifar.tables(0.0)['claims']
 
 
 def test_noise_draws_labels_anew_and_nothing_else(data) -> None:

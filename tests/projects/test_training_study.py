@@ -11,7 +11,7 @@ from scipy import stats
 
 import gfl_det
 from gfl_det.errors import DataError
-from projects.calibration_study import heads
+from projects.calibration_study import heads, pages
 from projects.calibration_study.detection import METHODS, VIEWS
 from projects.calibration_study.tables import paired, verdict
 from projects.training_study import trainings
@@ -210,15 +210,15 @@ def test_claims_are_tested_by_seed_and_one_seed_decides_nothing(tmp_path, monkey
 
 
 def test_tables_of_pages_are_those_of_the_results(tmp_path, monkeypatch) -> None:
-    pages = [path.read_text() for path in sorted((ROOT / 'docs' / 'results').glob('*.md'))]
-    pages = [page for page in pages if heads.PLACE.search(page)]
-    assert pages
-    assert all(heads.written_anew(page) == page for page in pages)
+    texts = [path.read_text() for path in sorted((ROOT / 'docs' / 'results').glob('*.md'))]
+    texts = [text for text in texts if pages.PLACE.search(text)]
+    assert texts
+    assert all(pages.written_anew(text) == text for text in texts)
     text = 'a\n\n<!-- table: heads bccd claims -->\n\n| old |\n| 1 |\n\nb\n'
     monkeypatch.setattr(trainings, 'RESULTS', tmp_path)
-    assert heads.written_anew(text) == text.replace('| old |\n| 1 |', heads.MISSING)
+    assert pages.written_anew(text) == text.replace('| old |\n| 1 |', pages.MISSING)
     write(tmp_path, [calibrated('gfl', 0, 0.1), calibrated('atss', 0, 0.05)])
-    again = heads.written_anew(heads.written_anew(text))
+    again = pages.written_anew(pages.written_anew(text))
     assert 'old' not in again
     assert again.count('ATSS < GFL') == 2
     assert again.endswith('|\n\nb\n')

@@ -1,0 +1,94 @@
+"""Tables of the result pages, made from the results that are committed.
+
+    python -m projects.calibration_study.pages docs/results/*.md
+
+A comment such as ``<!-- table: heads bccd kept -->`` names the table below it: a study, its data,
+and a kind. Of the studies in `projects/training_study` the kinds are the views of
+:mod:`.heads`, ``claims``, and ``AP`` (the table of the trainings); of ``classification`` and
+``cifar`` they are ``results``, ``mechanism`` and ``claims``, and of ``distribution`` there is
+``results`` alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from gfl_det.cli import main as cli
+from gfl_det.errors import DataError
+from gfl_det.utils.files import write_text
+from projects.calibration_study import heads
+from projects.training_study.arms import SHARED
+
+RESULTS = Path(__file__).parent / 'results'
+# A comment that names a table, and the table, or the sentence, that is there.
+PLACE = re.compile(r'(<!-- table: (\w+) ([\w.]+) (\w+) -->)\n\n(?:\|.*\n)*(?:No run .*\n)?')
+MISSING = 'No run is finished.'
+
+
+def written_anew(page: str) -> str:
+    """A page with each table below a comment made from the results that are there today."""
+    return PLACE.sub(lambda found: f'{found[1]}\n\n{_table_of(*found.groups()[1:])}\n', page)
+
+
+def _table_of(study: str, data: str, kind: str) -> str:
+    own = {'classification': _classification, 'cifar': _cifar, 'distribution': _distribution}
+    return own[study](data, kind) if study in own else _trained(study, data, kind)
+
+
+def _trained(study: str, data: str, kind: str) -> str:
+    from projects.training_study import trainings  # loads mmdet
+
+    if kind == 'AP':
+        return trainings.table(study) if trainings.read_results(study) else MISSING
+    try:
+        found = heads.runs_of(study, data)
+    except DataError:
+        return MISSING
+    if not found.keys() - {SHARED[1]}:
+        return MISSING
+    if kind == 'claims':
+        return heads.claim_table(found, heads.CLAIMS[study])
+    return heads.table(found, kind, heads.METHODS[study])
+
+
+def _classification(data: str, kind: str) -> str:
+    from projects.calibration_study import classification_command as command
+
+    content = _read(f'classification-{data}')
+    runs, findings = command.from_json(content)
+    return command.claim_table(findings) if kind == 'claims' else command.result_table(runs)
+
+
+def _cifar(data: str, kind: str) -> str:
+    from projects.calibration_study import cifar
+
+    return cifar.tables(float(data.removeprefix('noise'))).get(kind, MISSING)
+
+
+def _distribution(data: str, kind: str) -> str:
+    from projects.calibration_study import distribution_command as command
+
+    assert kind == 'results'
+    return command.table([command.Outcome(**each) for each in _read(f'distribution-{data}')])
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f'{name}.json').read_text(encoding='utf-8'))
+
+
+def main() -> None:
+    """Write the tables of pages anew."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+    parser.add_argument('pages', type=Path, nargs='+', metavar='FILE')
+    for path in parser.parse_args().pages:
+        page = path.read_text(encoding='utf-8')
+        if PLACE.search(page):
+            write_text(path, written_anew(page))
+
+
+if __name__ == '__main__':
+    cli.run(main)
