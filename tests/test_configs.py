@@ -88,7 +88,7 @@ def without_download(model: dict) -> dict:
 def batch(model: torch.nn.Module, num_classes: int) -> dict:
     """Two small pictures of different sizes, with two objects and with one."""
     boxes = [[[4.0, 6.0, 40.0, 50.0], [30.0, 10.0, 90.0, 60.0]], [[8.0, 8.0, 56.0, 40.0]]]
-    shapes = [(96, 128), (64, 96)]  # the coarsest stage still covers a 3x3 kernel
+    shapes = [(96, 96), (64, 96)]  # the coarsest stage still covers a 3x3 kernel
     samples = []
     for shape, gts in zip(shapes, boxes):
         labels = torch.arange(len(gts)) % num_classes
