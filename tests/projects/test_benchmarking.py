@@ -12,8 +12,7 @@ from torch import nn
 
 from gfl_det.errors import DataError
 from gfl_det.utils.timing import Row, Runs, kept_for_backward, peak_memory
-from projects.benchmark import models, parts, report, suite, whole
-from projects.benchmark.loading import loading_rows
+from projects.benchmark import loading, models, parts, report, suite, whole
 
 QUICK = Runs(repeats=0, seconds=0)
 SMALL = parts.Case(size=(96, 128), batch=1, gts=3, classes=4)
@@ -50,9 +49,13 @@ def test_a_sweep_names_every_case_once() -> None:
     assert any('1203 classes' in name for name in names)
 
 
-def test_rows_of_whole_detectors(monkeypatch) -> None:
-    small = partial(models.build_detectors, name='gfl_r18_fpn_1x_coco')
+@pytest.fixture
+def small_detectors(monkeypatch) -> None:
+    small = partial(models.build_detectors, name='gfl_r18-w16_fpn_digits')
     monkeypatch.setattr(whole, 'build_detectors', small)
+
+
+def test_rows_of_whole_detectors(small_detectors) -> None:
     case = SMALL._replace(size=(64, 96))
     inference = whole.inference_rows(case, QUICK, {'optimized, float32': 1.25})
     assert [row.target for row in inference] == [None, 1.25, None]
@@ -61,9 +64,9 @@ def test_rows_of_whole_detectors(monkeypatch) -> None:
     assert all(row.floor and row.floor > 0 for row in inference + training)
 
 
-def test_rows_of_bfloat16_are_empty_where_the_processor_lacks_it(monkeypatch, tmp_path) -> None:
-    small = partial(models.build_detectors, name='gfl_r18_fpn_1x_coco')
-    monkeypatch.setattr(whole, 'build_detectors', small)
+def test_rows_of_bfloat16_are_empty_where_the_processor_lacks_it(
+    small_detectors, monkeypatch, tmp_path
+) -> None:
     monkeypatch.setattr(whole, 'computes_bfloat16', lambda: False)
     case = SMALL._replace(size=(64, 96))
     rows = whole.inference_rows(case, QUICK, {'optimized, bfloat16': 2.2})
@@ -96,8 +99,13 @@ def test_convolution_calls_are_those_of_the_function() -> None:
     assert whole.convolution_calls(model, lambda: None) == []  # the hooks are gone
 
 
-def test_loading_rows() -> None:
-    rows = loading_rows(QUICK)
+def test_loading_rows(monkeypatch) -> None:
+    monkeypatch.setattr(loading, 'write_pictures', partial(loading.write_pictures, size=(120, 160)))
+    smaller = [
+        {**step, 'scale': (333, 200)} if 'scale' in step else step for step in loading.PIPELINE
+    ]
+    monkeypatch.setattr(loading, 'PIPELINE', smaller)
+    rows = loading.loading_rows(QUICK)
     assert len(rows) == 3
     assert all(row.floor and row.theirs > row.floor for row in rows)
 
