@@ -100,6 +100,8 @@ def _run(cfg: Config, args: argparse.Namespace) -> int:
     if not curve.reached:
         slower, faster = (
             _try_rate(cfg, batch, min(args.steps, TRIAL_STEPS), device, factor)
+            if curve.rate > 0  # a multiple of 0 is 0
+            else None
             for factor in (0.1, 10.0)
         )
         suspects += suspects_of_curve(curve, slower, faster)
