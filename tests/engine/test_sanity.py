@@ -374,7 +374,7 @@ class TestTool:
     )
     def test_a_wrong_learning_rate(self, cfg_file, rate, words):
         option = f'optim_wrapper.optimizer.lr={rate}'
-        status, found = run(cfg_file, '--images', 2, '--steps', 40, '--cfg-options', option)
+        status, found = run(cfg_file, '--images', 2, '--steps', 20, '--cfg-options', option)
         assert status == 1
         assert [part for part, reason in found['suspects'] if words in reason] == ['learning rate']
         assert Suspect(*found['suspects'][0]).part == 'learning rate'
