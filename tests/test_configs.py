@@ -19,6 +19,7 @@ from mmengine.structures import InstanceData
 import gfl_det
 from gfl_det.engine.runner import build_runner
 from gfl_det.errors import ConfigError, SetupError
+from tests.helpers.initial_weights import take_from_one_block
 from tests.helpers.paths import ROOT
 
 CONFIGS = ROOT / 'configs'
@@ -48,7 +49,6 @@ STUDENTS_ALONE = {
 }
 ISSUED |= set(STUDENTS_ALONE)
 STUDENTS = [name for name in NAMES if name.startswith('ld_')]
-BLOCK = torch.rand(2**18, generator=torch.Generator().manual_seed(0)) * 2 - 1
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 
 
@@ -107,20 +107,12 @@ def train_step(model: torch.nn.Module, num_classes: int) -> dict[str, torch.Tens
     return losses
 
 
-def kaiming_from_one_block(tensor: torch.Tensor, **_: object) -> torch.Tensor:
-    """He's uniform weights; new random numbers for each would take as long as the training."""
-    bound = (3 / max(1, tensor[0].numel())) ** 0.5
-    with torch.no_grad():
-        block = BLOCK.repeat(-(-tensor.numel() // len(BLOCK)))[: tensor.numel()]
-        return tensor.copy_(block.view_as(tensor)).mul_(bound)
-
-
 # MMDetection has no NanoDet-Plus: tests/models/test_nanodet_plus.py trains it.
 @pytest.mark.parametrize('name', [name for name in NAMES if not name.startswith('nanodet')])
 def test_builds_loads_mmdets_weights_and_trains(name, monkeypatch):
     settings = without_download(shipped(name).model.to_dict())
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.init, 'kaiming_uniform_', kaiming_from_one_block)
+        take_from_one_block(patch)
         ours = MODELS.build(copy.deepcopy(settings))
         # Ours are loaded into the other model.
         patch.setattr(torch.nn.init, 'kaiming_uniform_', lambda tensor, **_: tensor)

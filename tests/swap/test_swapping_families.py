@@ -6,6 +6,7 @@ import pytest
 
 import gfl_det
 from gfl_det.swap.swap import check_config
+from tests.helpers.initial_weights import take_from_one_block
 from tests.helpers.swapping import zoo_config
 
 FAMILIES = {
@@ -40,12 +41,9 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_trains_and_predicts(family: str) -> None:
-    check(FAMILIES[family])
-
-
-def check(name: str) -> None:
-    swap = gfl_det.swap_head(zoo_config(name))
+def test_trains_and_predicts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_from_one_block(monkeypatch)
+    swap = gfl_det.swap_head(zoo_config(FAMILIES[family]))
     outcome = check_config(swap.config, swap.pyramid.side)
     assert all(outcome.losses[name] > 0 for name in ('loss_cls', 'loss_bbox', 'loss_dfl'))
     assert outcome.losses['loss_cls'] < 10
