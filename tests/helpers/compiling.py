@@ -16,6 +16,24 @@ from tests.helpers.heads import STRIDES
 LEVELS = 2  # tracing takes longer with each; the product's arguments are counted where it is two
 
 
+def traced(graph: Any, inputs: Any) -> Any:
+    """torch's backend ``aot_eager``: both graphs are traced, and run as they are.
+
+    Which values are kept for the backward graph is decided by use alone: the cut that keeps the
+    fewest bytes takes a quarter of the time, and changes no number.
+    """
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._dynamo.backends.debugging import boxed_nop
+    from torch._functorch.partitioners import default_partition
+
+    compile_graphs = aot_autograd(
+        fw_compiler=boxed_nop,
+        partition_fn=default_partition,
+        keep_inference_input_mutations=True,
+    )
+    return compile_graphs(graph, inputs)
+
+
 def shorten(head: Any, levels: int = LEVELS) -> Any:
     """Let a head expect the first levels alone."""
     settings = dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1)
@@ -39,7 +57,7 @@ def compiled_pair(
         return sum(head.loss_by_feat(cls, edges, instances, metas).values())
 
     arguments = cls, edges, [each.bboxes for each in gts], [each.labels for each in gts]
-    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(loss, fullgraph=True, backend=traced)
     return lambda: compiled(*arguments), lambda: loss(*arguments), [*cls, *edges]
 
 

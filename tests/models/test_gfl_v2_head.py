@@ -22,7 +22,7 @@ from gfl_det.ops.boxes import distances_to_boxes, giou, iou
 from gfl_det.utils.timing import Runs
 from projects.benchmark.parts import Case
 from projects.benchmark.v2 import format_cost
-from tests.helpers.compiling import shorten
+from tests.helpers.compiling import shorten, traced
 from tests.helpers.heads import NUM_CLASSES, head_config, make_gts, make_meta
 
 SIZE = (128, 160)
@@ -265,7 +265,7 @@ def test_training_compiles_into_one_graph() -> None:
         return sum(losses.values())
 
     arguments = features, [each.bboxes for each in gts], [each.labels for each in gts]
-    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(loss, fullgraph=True, backend=traced)
     torch.testing.assert_close(compiled(*arguments), loss(*arguments))
 
 
