@@ -11,9 +11,9 @@ from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.export import OnnxDetector
 from tests.helpers.commands import run_tool
 from tests.helpers.exporting import random_checkpoint, tiny_config
+from tests.helpers.extras import needs
 
-pytest.importorskip('onnxscript')
-pytest.importorskip('onnxruntime')
+pytestmark = needs('onnxscript', 'onnxruntime')
 
 
 @pytest.fixture

@@ -27,11 +27,12 @@ from gfl_det.inference.export.evaluation import (
 )
 from gfl_det.ops.intervals import edge_intervals, edge_quantiles
 from tests.helpers.exporting import FITTED_ON, MAPS, random_source, save_maps, tiny_config
+from tests.helpers.extras import needs
 from tests.helpers.paths import ROOT
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
-pytest.importorskip('onnxscript')
+pytestmark = needs('onnxscript')
 
 LEVELS, FACTORS = (0.5, 0.7), ((0.5, 1.0, 2.0, 3.0), (0.7, 1.2, 2.0, 3.2))
 

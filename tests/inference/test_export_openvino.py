@@ -19,10 +19,10 @@ from gfl_det.inference.export import (
 from gfl_det.inference.export.evaluation import compare, noise_pictures, torch_detector
 from gfl_det.inference.export.runtime import FLOAT
 from tests.helpers.exporting import MAPS, random_source, save_maps, tiny_config
+from tests.helpers.extras import needs
 
 openvino = pytest.importorskip('openvino')
-pytest.importorskip('nncf')
-pytest.importorskip('onnxscript')
+pytestmark = needs('nncf', 'onnxscript')
 
 PICTURES = noise_pictures([(96, 128)] * 3)
 SIZE = (96, 128)

@@ -21,11 +21,12 @@ from gfl_det.errors import DataError
 from gfl_det.inference import GFLInferencer
 from gfl_det.inference.many import DetectorSettings
 from gfl_det.inference.shards import ResultFolder, Shard
+from tests.helpers.extras import needs
 from tests.helpers.fatal import DEADLY, STALLING, mark, write_fatal_config
 from tests.helpers.inferring import CLASSES, small_config, write_checkpoint, write_images
 from tests.helpers.paths import ROOT
 
-pytest.importorskip('ray')
+pytestmark = needs('ray')
 pq = pytest.importorskip('pyarrow.parquet')
 
 
