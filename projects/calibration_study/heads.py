@@ -2,7 +2,7 @@
 
     python -m projects.calibration_study.heads heads --data bccd
     python -m projects.calibration_study.heads scores --data bccd
-    python -m projects.calibration_study.heads --figure docs/images/calibration_heads.png
+    python -m projects.calibration_study.heads --data bccd face_masks --figure FILE.png
 
 Everything is read from the JSON files of `projects.training_study.trainings`, where calibrators
 were fitted on the validation split and judged on the test split. The tables have means and standard
