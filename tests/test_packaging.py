@@ -191,8 +191,8 @@ def test_wheel_and_editable_install_do_what_a_clone_does(installed, tree, tmp_pa
     assert 'suggest-reg-max' in run(program, cwd=path)
     run(program, *MAIN_PATH[0], cwd=path)
 
-    bare, editable = Environment(tmp_path / 'bare'), Environment(tmp_path / 'editable')
-    for environment in (bare, editable):
+    libraries, editable = Environment(tmp_path / 'libraries'), Environment(tmp_path / 'editable')
+    for environment in (libraries, editable):
         environment.borrow_dependencies()
     clone = shutil.copytree(tree, tmp_path / 'clone')
     pip('--python', editable.python, 'install', '-e', clone, cwd=tmp_path)
@@ -206,7 +206,7 @@ def test_wheel_and_editable_install_do_what_a_clone_does(installed, tree, tmp_pa
         Script(COMMANDS, (json.dumps(MAIN_PATH[1:]),), path, site),
         Script(LOOK_UPS, (clone, mim), elsewhere, editable.site),
     ]
-    said = run_scripts(bare.python, scripts)
+    said = run_scripts(libraries.python, scripts)
     assert said.count('found everything') == 2
     assert 'Traceback' not in said
     assert (path / 'found.json').is_file()

@@ -5,8 +5,7 @@
 A comment such as ``<!-- table: heads bccd kept -->`` names the table below it: a study, its data,
 and a kind. Of the studies in `projects/training_study` the kinds are the views of
 :mod:`.heads`, ``claims``, and ``AP`` (the table of the trainings); of ``classification`` and
-``cifar`` they are ``results``, ``mechanism`` and ``claims``, and of ``distribution`` there is
-``results`` alone.
+``cifar`` they are ``results`` and ``claims``, and of ``cifar`` ``mechanism`` too.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import argparse
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from gfl_det.cli import main as cli
 from gfl_det.errors import DataError
@@ -35,7 +33,7 @@ def written_anew(page: str) -> str:
 
 
 def _table_of(study: str, data: str, kind: str) -> str:
-    own = {'classification': _classification, 'cifar': _cifar, 'distribution': _distribution}
+    own = {'classification': _classification, 'cifar': _cifar}
     return own[study](data, kind) if study in own else _trained(study, data, kind)
 
 
@@ -58,8 +56,8 @@ def _trained(study: str, data: str, kind: str) -> str:
 def _classification(data: str, kind: str) -> str:
     from projects.calibration_study import classification_command as command
 
-    content = _read(f'classification-{data}')
-    runs, findings = command.from_json(content)
+    content = (RESULTS / f'classification-{data}.json').read_text(encoding='utf-8')
+    runs, findings = command.from_json(json.loads(content))
     return command.claim_table(findings) if kind == 'claims' else command.result_table(runs)
 
 
@@ -67,17 +65,6 @@ def _cifar(data: str, kind: str) -> str:
     from projects.calibration_study import cifar
 
     return cifar.tables(float(data.removeprefix('noise'))).get(kind, MISSING)
-
-
-def _distribution(data: str, kind: str) -> str:
-    from projects.calibration_study import distribution_command as command
-
-    assert kind == 'results'
-    return command.table([command.Outcome(**each) for each in _read(f'distribution-{data}')])
-
-
-def _read(name: str) -> Any:
-    return json.loads((RESULTS / f'{name}.json').read_text(encoding='utf-8'))
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import tests.helpers.commands  # noqa: F401  (its server has imported what takes seconds)
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation import floors, parts
 from gfl_det.evaluation.detections import Detections, GroundTruth
@@ -62,9 +61,8 @@ def test_a_threshold_out_of_range(judged):
         evaluate_parts([], judged[1], (1.5,))
 
 
-def test_other_processes_match_alike(judged, monkeypatch):
+def test_other_processes_match_alike(judged):
     found, gts = judged
-    monkeypatch.setattr(parts, 'START', 'forkserver')  # spawned ones import torch
     found = found._replace(scores=found.scores.astype(np.float32).astype(float))  # as in tables
     split = [found.take(found.image % 5 == part) for part in range(5)]
     assert evaluate_parts(split, gts, workers=2) == evaluate_parts(split, gts)

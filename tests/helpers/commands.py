@@ -17,6 +17,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -98,10 +99,12 @@ def shown_by(path: Path, **environment: str) -> bytes:
     settings = ([str(path)], str(path.parent), variables(path.parent, environment), [terminal] * 2)
     process = _servers.Process(target=_run, args=settings)
     process.start()
-    shown = b''
-    while process.is_alive() or select.select([ours], [], [], 0)[0]:
+    shown, end = b'', time.monotonic() + SECONDS
+    while (process.is_alive() and time.monotonic() < end) or select.select([ours], [], [], 0)[0]:
         if select.select([ours], [], [], 0.05)[0]:
             shown += os.read(ours, 4096)
+    process.kill()
+    process.join()
     os.close(ours)
     os.close(theirs)
     return shown
