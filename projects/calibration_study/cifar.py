@@ -1,13 +1,13 @@
 """Training losses on CIFAR-10, where the papers on calibration by focal loss report.
 
     python -m projects.calibration_study.cifar DATA [--losses CE FL-3 ...] [--seeds 0 1] [--noise 0]
-    python -m projects.calibration_study.cifar --table [--noise 0]
 
 DATA holds ``train.zip`` and ``test.zip`` with ``CLASS/NUMBER.jpg``. A residual network of 0.17 M
 parameters is trained on 10,000 pictures; temperatures and maps are fitted on 5,000 others, and all
 is judged on the 10,000 test pictures. This split is the same for all runs; a seed decides the first
 weights, the order and the augmentation, and is the same for all losses. Each run writes one JSON
 file; a run whose file is there is not repeated, and one that was cut goes on from its last epoch.
+:mod:`.cifar_tables` compares them.
 
 Post-hoc: temperature scaling by NLL (Guo et al., ICML 2017) and by ECE, histogram binning (Zadrozny
 and Elkan, ICML 2001) of the confidence in 15 bins of equal counts, and focal temperature scaling
@@ -23,7 +23,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +37,11 @@ from torch import Tensor, nn
 from gfl_det.cli import main as cli
 from gfl_det.errors import DataError
 from gfl_det.evaluation.floors import binned_floor
+from gfl_det.models.losses import FocalLoss, InverseFocalLoss, MMCELoss
+from gfl_det.models.losses.score_losses import ScoreLoss
 from gfl_det.utils.files import write_json
 from projects.benchmark.processors import processor
-from projects.calibration_study.claims import CLAIMS, judge_all
-from projects.calibration_study.classification import LOSSES, Run
-from projects.calibration_study.classification_command import claim_table
+from projects.calibration_study.classification import LOSSES as STUDIED
 from projects.calibration_study.classification_metrics import (
     ECE_BINS,
     brier_score,
@@ -53,7 +54,6 @@ from projects.calibration_study.softmax_temperature import (
     fit_softmax_temperature,
     search_temperature,
 )
-from projects.calibration_study.tables import markdown, spread
 
 RESULTS = Path(__file__).parent / 'results' / 'cifar'
 WORK = Path('work_dirs/cifar')
@@ -63,7 +63,23 @@ LOOK = 5  # epochs between two looks at the test pictures
 WIDTHS = (24, 48, 96)
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10's training pictures
 GAMMAS = np.arange(0, 5.01, 0.25)  # of focal temperature scaling
-AFTER = ('T by NLL', 'T by ECE', 'histogram', 'focal T')
+# Of a family one member is chosen, by seed 0 and the pictures that temperatures are fitted on.
+FAMILIES: dict[str, dict[str, Callable[[], ScoreLoss]]] = {
+    'IFL': {
+        f'IFL-{gamma:g}': partial(InverseFocalLoss, use_sigmoid=False, gamma=gamma)
+        for gamma in (0.5, 1.5, 3)
+    },
+    'MMCE': {
+        f'MMCE-{weight:g}': partial(MMCELoss, use_sigmoid=False, mmce_weight=weight)
+        for weight in (2, 4)
+    },
+}
+LOSSES: dict[str, Callable[[], ScoreLoss]] = {
+    **{name: make for name, make in STUDIED.items() if name not in ('MMCE', 'IFL-1.5')},
+    'FL-p.2': partial(FocalLoss, use_sigmoid=False, p0=0.2),  # automatic gamma: 4.85
+    **FAMILIES['MMCE'],
+    **FAMILIES['IFL'],
+}
 
 
 class Pictures(NamedTuple):
@@ -295,7 +311,7 @@ def binned_confidence(fitted: Sequence[np.ndarray], judged: Sequence[np.ndarray]
 
 
 def judge(network: nn.Module, data: tuple[Pictures, Pictures, Pictures]) -> dict[str, Any]:
-    """Measures of the test pictures, raw and after each method."""
+    """Measures of the test pictures, raw and after each method; NLL of those fitted on."""
     fit, logits = (logits_of(network, part.images) for part in data[1:])
     fit_labels, labels = (part.labels.numpy() for part in data[1:])
     by_nll = fit_softmax_temperature(fit, fit_labels)
@@ -305,6 +321,7 @@ def judge(network: nn.Module, data: tuple[Pictures, Pictures, Pictures]) -> dict
     return dict(
         error=float((logits.argmax(1) != labels).mean()),
         temperature=by_nll,
+        fitted_NLL=negative_log_likelihood(softmax(fit / by_nll), fit_labels),
         temperature_by_ece=by_ece,
         focal_gamma=float(gamma),
         focal_temperature=float(focal),
@@ -351,83 +368,15 @@ def run(data: Path, losses: Sequence[str], seeds: Sequence[int], noise: float) -
             )
 
 
-def results(noise: float) -> Iterator[dict[str, Any]]:
-    """Runs that are there."""
-    import json
-
-    for path in sorted(RESULTS.glob('*.json')):
-        content = json.loads(path.read_text(encoding='utf-8'))
-        if content['noise'] == noise:
-            yield content
-
-
-def tables(noise: float) -> dict[str, str]:
-    """Means and deviations over the seeds, the mechanism at the end, and the claims."""
-    found = list(results(noise))
-    rows, ends = [], []
-    for loss in LOSSES:
-        mine = [each for each in found if each['loss'] == loss]
-        if not mine:
-            continue
-        kinds = [('raw', [each['before'] for each in mine])]
-        kinds += [(kind, [each['after'][kind] for each in mine]) for kind in AFTER]
-        for kind, values in kinds:
-            cells = [
-                spread([each[name] for each in values]) if name in values[0] else ''
-                for name in ('ECE', 'ECE_floor', 'ECE_debiased', 'AdaECE', 'classwise_ECE')
-            ]
-            cells += [
-                spread([each[name] for each in values]) if name in values[0] else ''
-                for name in ('NLL', 'Brier')
-            ]
-            error = spread([each['error'] for each in mine]) if kind == 'raw' else ''
-            rows.append([loss, kind, str(len(mine)), error, *cells])
-        last = [each['mechanism'][-1] for each in mine]
-        names = ('entropy', 'entropy_of_wrong', 'nll_of_right', 'nll_of_wrong', 'last_layer_norm')
-        scale = spread([each['temperature'] for each in mine])
-        ends.append([loss, scale, *(spread([each[name] for each in last]) for name in names)])
-    head = ['loss', 'scaling', 'seeds', 'error', 'ECE', 'floor', 'debiased', 'AdaECE']
-    made = dict(results=markdown([*head, 'classwise', 'NLL', 'Brier'], rows, words=2))
-    head = ['loss', 'T', 'entropy', 'of wrong ones', 'NLL of right ones', 'of wrong ones', 'norm']
-    made['mechanism'] = markdown(head, ends)
-    runs = [
-        Run(
-            each['loss'],
-            each['seed'],
-            each['error'],
-            each['temperature'],
-            each['before'],
-            each['after']['T by NLL'],
-        )
-        for each in found
-    ]
-    seeds = {loss: {each.seed for each in runs if each.loss == loss} for loss in LOSSES}
-    claims = [
-        claim
-        for claim in CLAIMS
-        if seeds.get(claim.lower, set()) == seeds.get(claim.higher, set())
-        and len(seeds.get(claim.lower, set())) > 1
-    ]
-    if claims:
-        made['claims'] = claim_table(judge_all(claims, runs))
-    return made
-
-
 def main() -> None:
-    """Run, or print the tables of what is there."""
+    """Train and judge what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
-    parser.add_argument('data', nargs='?', type=Path, help='folder of train.zip and test.zip')
+    parser.add_argument('data', type=Path, help='folder of train.zip and test.zip')
     parser.add_argument('--losses', nargs='+', choices=list(LOSSES), default=list(LOSSES))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument('--noise', type=float, default=0.0, help='share of labels drawn anew')
-    parser.add_argument('--table', action='store_true', help='print what is there')
     args = parser.parse_args()
-    if args.table:
-        print('\n\n'.join(tables(args.noise).values()))
-    elif args.data is None:
-        parser.error('give the folder of train.zip and test.zip, or --table')
-    else:
-        run(args.data, args.losses, args.seeds, args.noise)
+    run(args.data, args.losses, args.seeds, args.noise)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,13 @@ import torch
 
 from gfl_det.errors import ConfigError
 from gfl_det.utils.files import check_writable, write_json
-from projects.calibration_study.claims import CLAIMS, Finding, finding_to_json, judge_all
+from projects.calibration_study.claims import (
+    CLAIMS,
+    Finding,
+    finding_to_json,
+    judge_all,
+    published,
+)
 from projects.calibration_study.classification import (
     LOSSES,
     MEASURES,
@@ -99,15 +105,16 @@ def claim_table(findings: Sequence[Finding]) -> str:
         [
             finding.claim.source,
             str(finding.claim),
-            f'{finding.difference:+.3f}'.replace('0.', '.', 1),
+            published(finding.claim),
+            str(finding.difference),
             f'{finding.seeds_for} of {finding.seeds}',
-            fraction(finding.p_value),
+            fraction(finding.difference.p),
             fraction(finding.p_holm),
             finding.verdict,
         ]
         for finding in findings
     ]
-    head = ['source', 'claim', 'difference', 'seeds for it', 'p', 'p of all', '']
+    head = ['source', 'claim', 'published', 'difference [.95]', 'seeds for it', 'p', 'p of all', '']
     return markdown(head, rows, words=2)
 
 

@@ -5,7 +5,7 @@
 A comment such as ``<!-- table: heads bccd kept -->`` names the table below it: a study, its data,
 and a kind. Of the studies in `projects/training_study` the kinds are the views of
 :mod:`.heads`, ``claims``, and ``AP`` (the table of the trainings); of ``classification`` and
-``cifar`` they are ``results`` and ``claims``, and of ``cifar`` ``mechanism`` too.
+``cifar`` they are ``results`` and ``claims``, and of ``cifar`` ``tuning`` and ``mechanism`` too.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def _classification(data: str, kind: str) -> str:
 
 
 def _cifar(data: str, kind: str) -> str:
-    from projects.calibration_study import cifar
+    from projects.calibration_study import cifar_tables
 
-    return cifar.tables(float(data.removeprefix('noise'))).get(kind, MISSING)
+    return cifar_tables.tables(float(data.removeprefix('noise'))).get(kind, MISSING)
 
 
 def main() -> None:

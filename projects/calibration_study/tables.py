@@ -53,11 +53,13 @@ class PairedMean(NamedTuple):
         return f'{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]'
 
 
-def paired(differences: Sequence[float]) -> PairedMean:
-    """Test whether differences of independent pairs (seeds) are 0 on average.
+def paired(differences: Sequence[float], ratio: float = 0.0) -> PairedMean:
+    """Test whether differences of pairs (seeds) are 0 on average.
 
     Args:
         differences: one per pair; NaN for none.
+        ratio: judged samples over training samples, where pairs cut the same samples anew and the
+            variance of the mean is that of Nadeau and Bengio (2003); 0 for independent pairs.
     """
     from scipy.stats import t as student  # slow to import
 
@@ -65,7 +67,9 @@ def paired(differences: Sequence[float]) -> PairedMean:
     mean = float(values.mean()) if len(values) else float('nan')
     if len(values) < 2:
         return PairedMean(mean, *[float('nan')] * 3)
-    error = float(values.std(ddof=1)) / len(values) ** 0.5
+    # Equal values have no spread, whatever rounding leaves of their mean.
+    spread_of_one = float(values.std(ddof=1)) if np.ptp(values) else 0.0
+    error = spread_of_one * (1 / len(values) + ratio) ** 0.5
     half = float(student.ppf(1 - LEVEL / 2, len(values) - 1)) * error
     # Without any spread the sign is the answer.
     p = 2 * student.sf(abs(mean) / error, len(values) - 1) if error else float(mean == 0)

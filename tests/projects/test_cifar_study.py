@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from gfl_det.errors import DataError
 from gfl_det.models.losses.functional import focal_to_posterior
-from projects.calibration_study import cifar
+from projects.calibration_study import cifar, cifar_tables
 from projects.calibration_study.classification_metrics import softmax
 
 
@@ -91,10 +92,47 @@ def test_a_run_is_written_once(data, capsys) -> None:
     assert capsys.readouterr().err.count('ECE') == 4
     content = json.loads((data / 'results' / 'CE-noise0-seed0.json').read_text())
     assert len(content['mechanism']) == 2
-    assert set(content['after']) == set(cifar.AFTER)
+    assert set(content['after']) == {'T by NLL', 'T by ECE', 'histogram', 'focal T'}
     cifar.run(data, ['CE', 'FLSD-53'], [0, 1], 0.0)
     assert not capsys.readouterr().err
-    assert 'FLSD-53 < CE' in cifar.tables(0.0)['claims']
+    found = cifar_tables.tables(0.0)
+    assert 'FLSD-53 < CE' in found['claims']
+    assert 'tuning' not in found
+
+
+def written(folder: Path, loss: str, seed: int, value: float) -> None:
+    """A run whose measures are all one value."""
+    measures = dict.fromkeys(cifar_tables.MEASURES, value)
+    looks = [dict(epoch=epoch, **dict.fromkeys(cifar_tables.MECHANISM, value)) for epoch in (1, 2)]
+    content = dict(loss=loss, seed=seed, noise=0.0, error=value, temperature=1, fitted_NLL=value)
+    content |= dict(before=measures, after={'T by NLL': measures}, mechanism=looks)
+    (folder / f'{loss}-noise0-seed{seed}.json').write_text(json.dumps(content))
+
+
+def test_of_a_family_the_member_counts_that_fits_the_held_out_pictures_best(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(cifar, 'RESULTS', tmp_path)
+    for seed in range(3):
+        written(tmp_path, 'CE', seed, 0.3)
+        written(tmp_path, 'IFL-3', seed, 0.4)
+    written(tmp_path, 'IFL-0.5', 0, 0.5)
+    found = cifar_tables.tables(0.0)
+    assert '| IFL-3 | .400 | chosen |' in found['tuning']
+    assert 'CE < IFL-3' in found['claims']
+    assert 'IFL-0.5' not in found['results']
+    written(tmp_path, 'IFL-0.5', 0, 0.1)
+    found = cifar_tables.tables(0.0)
+    assert '| IFL-0.5 | .100 | chosen |' in found['tuning']
+    assert 'claims' not in found  # one seed of it decides nothing
+    assert cifar_tables.draw([0.0]).axes
+
+
+def test_a_figure_of_no_runs_is_one_sentence(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cifar, 'RESULTS', tmp_path)
+    assert cifar_tables.tables(0.0) == {}
+    with pytest.raises(DataError, match='No run is there'):
+        cifar_tables.draw([0.0])
 
 
 def test_noise_draws_labels_anew_and_nothing_else(data) -> None:

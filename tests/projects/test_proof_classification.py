@@ -86,12 +86,12 @@ def test_a_claim_holds_its_opposite_holds_or_neither() -> None:
     lower = [run('A', seed, 0.10 + noise[seed]) for seed in range(5)]
     higher = [run('B', seed, 0.15 - noise[seed] / 2) for seed in range(5)]
     found = judge(claim, [*lower, *higher])
-    assert found.verdict == 'for'
+    assert found.verdict == 'holds'
     assert (found.seeds_for, found.seeds) == (5, 5)
-    assert found.difference == pytest.approx(-0.05, abs=1e-3)
+    assert found.difference.mean == pytest.approx(-0.05, abs=1e-3)
     swapped = judge(claim._replace(lower='B', higher='A'), [*higher, *lower])
-    assert swapped.verdict == 'against'
-    assert swapped.p_value == pytest.approx(found.p_value)
+    assert swapped.verdict == 'contradicted'
+    assert swapped.difference.p == pytest.approx(found.difference.p)
     wide = [run('B', seed, 0.10 + 100 * noise[seed]) for seed in range(5)]
     assert judge(claim, [*lower, *wide]).verdict == 'undecided'
 
@@ -101,8 +101,8 @@ def test_pairs_go_by_seed_and_not_by_place() -> None:
     lower = [run('A', seed, 0, ece=0.1 * seed) for seed in range(4)]
     higher = [run('B', seed, 0, ece=0.1 * seed + 0.01 + 0.001 * (seed % 2)) for seed in range(4)]
     found = judge(claim, [*lower, *higher[::-1]])
-    assert found.difference == pytest.approx(-0.00525)
-    assert found.verdict == 'for'
+    assert found.difference.mean == pytest.approx(-0.00525)
+    assert found.verdict == 'holds'
 
 
 def test_equal_sides_decide_nothing_and_temperatures_count_on_both_sides_of_1() -> None:
@@ -111,7 +111,7 @@ def test_equal_sides_decide_nothing_and_temperatures_count_on_both_sides_of_1() 
     same = [run('B', seed, 0, temperature=2) for seed in range(3)]
     assert judge(claim, [*runs, *same]).verdict == 'undecided'
     far = [run('B', seed, 0, temperature=0.25) for seed in range(3)]
-    assert judge(claim, [*runs, *far]).verdict == 'for'
+    assert judge(claim, [*runs, *far]).verdict == 'holds'
 
 
 def test_seeds_that_share_samples_count_for_less() -> None:
@@ -121,11 +121,11 @@ def test_seeds_that_share_samples_count_for_less() -> None:
     errors = [0.01 + 0.002 * seed for seed in range(5)]
     higher = [run('B', seed, 0, ece=error) for seed, error in enumerate(errors)]
     witness = stats.ttest_rel([0.0] * 5, errors)
-    assert judge(claim, [*lower, *higher]).p_value == pytest.approx(witness.pvalue)
+    assert judge(claim, [*lower, *higher]).difference.p == pytest.approx(witness.pvalue)
     found = judge(claim, [*lower, *higher], ratio=1.0)
     shrunk = witness.statistic * (0.2 / 1.2) ** 0.5
-    assert found.p_value == pytest.approx(2 * stats.t.cdf(shrunk, 4))
-    assert found.verdict == 'for'
+    assert found.difference.p == pytest.approx(2 * stats.t.cdf(shrunk, 4))
+    assert found.verdict == 'holds'
 
 
 def test_many_claims_are_adjusted_together() -> None:
@@ -133,10 +133,10 @@ def test_many_claims_are_adjusted_together() -> None:
     runs = [run('A', seed, 0, ece=0.0) for seed in range(5)]
     for other, shift in zip('BCD', (0.002, 0.002, 0.02)):
         runs += [run(other, seed, 0, ece=shift * (1 + seed)) for seed in range(5)]
-    alone = [judge(claim, runs).p_value for claim in claims]
+    alone = [judge(claim, runs).difference.p for claim in claims]
     together = judge_all(claims, runs)
     assert [each.p_holm for each in together] == pytest.approx([3 * alone[0]] * 3)
-    assert {each.verdict for each in together} == {'for'}
+    assert {each.verdict for each in together} == {'holds'}
 
 
 def test_every_claim_names_losses_and_measures_that_there_are() -> None:
