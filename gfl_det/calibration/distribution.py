@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy.special import entr, softmax
+import scipy
 
 from gfl_det.calibration.calibrators import (
     ClassMap,
@@ -111,11 +111,11 @@ def _score(found: EdgeDetections) -> np.ndarray:
 
 
 def _distribution(found: EdgeDetections) -> np.ndarray:
-    shares = softmax(found.logits.astype(float), axis=-1)
+    shares = scipy.special.softmax(found.logits.astype(float), axis=-1)
     bins = np.arange(shares.shape[-1])
     mean = shares @ bins
     spread = np.sqrt((shares * (bins - mean[..., None]) ** 2).sum(-1)) * found.bin_widths
-    entropy = entr(shares).sum(-1)
+    entropy = scipy.special.entr(shares).sum(-1)
     best = -np.sort(-shares, axis=-1)[..., :2]
     sides = np.maximum(found.detections.boxes[:, 2:], MIN_SIDE_PX)
     relative = spread / sides[:, [0, 1, 0, 1]] + FLOOR

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import betabinom
 from torch import Tensor
 
 from gfl_det.errors import ConfigError, DataError
@@ -207,7 +207,7 @@ def expected_range(
     rank = rank_of(calibrated, level)
     if rank > calibrated or not judged:
         return float('nan'), float('nan')
-    law = betabinom(judged, rank, calibrated + 1 - rank)
+    law = scipy.stats.betabinom(judged, rank, calibrated + 1 - rank)
     low, high = law.ppf([(1 - share) / 2, (1 + share) / 2])
     return float(low / judged), float(high / judged)
 

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq, minimize
-from scipy.special import expit
+import scipy
 
 GRADIENT = 1e-8  # largest derivative that counts as 0
 MAX_SLOPE = 1e3  # limit for separable targets, whose slope grows without bound
@@ -43,7 +42,7 @@ def fit_slope(logits: np.ndarray, targets: np.ndarray) -> float:
     """
 
     def derivative(slope: float) -> float:
-        return float(np.mean((expit(slope * logits) - targets) * logits))
+        return float(np.mean((scipy.special.expit(slope * logits) - targets) * logits))
 
     return increasing_root(derivative, 1 / MAX_SLOPE, MAX_SLOPE)
 
@@ -63,7 +62,7 @@ def fit_offset(logits: np.ndarray, targets: np.ndarray) -> float:
     centre = np.log(wanted) - np.log1p(-wanted)
 
     def derivative(offset: float) -> float:
-        return float(expit(logits + offset).mean() - wanted)
+        return float(scipy.special.expit(logits + offset).mean() - wanted)
 
     # At these ends all scores lie on one side of the target mean.
     return increasing_root(derivative, centre - logits.max(), centre - logits.min())
@@ -89,7 +88,7 @@ def fit_line(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     def derivative(slope: float) -> float:
         """Derivative of the loss minimised over offsets, which is convex like the loss."""
         offset = fit_offset(slope * logits, targets)
-        return float(np.mean((expit(slope * logits + offset) - targets) * logits))
+        return float(np.mean((scipy.special.expit(slope * logits + offset) - targets) * logits))
 
     slope = 0.0
     if derivative(0.0) < -GRADIENT:
@@ -110,7 +109,7 @@ def increasing_root(function: Callable[[float], float], low: float, high: float)
         return float(low)
     if function(high) <= 0:
         return float(high)
-    return float(brentq(function, low, high, xtol=1e-13))
+    return float(scipy.optimize.brentq(function, low, high, xtol=1e-13))
 
 
 def mean_loss(values: np.ndarray, targets: np.ndarray, quality_focal: bool = False) -> np.ndarray:
@@ -130,7 +129,7 @@ def mean_loss(values: np.ndarray, targets: np.ndarray, quality_focal: bool = Fal
     """
     loss = np.logaddexp(0, values) - targets * values
     if quality_focal:
-        loss = loss * np.abs(expit(values) - targets)
+        loss = loss * np.abs(scipy.special.expit(values) - targets)
     return loss.mean(-1)
 
 
@@ -213,7 +212,7 @@ def _descend(loss: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarr
     """Simplex search, restarted at its end point in case it collapsed too early."""
     options = dict(xatol=1e-9, fatol=1e-15, maxiter=2000)
     for _ in range(3):
-        start = minimize(loss, start, method='Nelder-Mead', options=options).x
+        start = scipy.optimize.minimize(loss, start, method='Nelder-Mead', options=options).x
     return start
 
 
@@ -226,7 +225,7 @@ class LogisticModel:
 
     def __call__(self, columns: np.ndarray, label: np.ndarray) -> np.ndarray:
         """Probabilities ``(N,)`` for evidence ``(N, F)`` and labels ``(N,)``."""
-        return expit(columns @ np.array(self.weights) + np.array(self.offsets)[label])
+        return scipy.special.expit(columns @ np.array(self.weights) + np.array(self.offsets)[label])
 
 
 def fit_logistic(

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, Literal, Union
 
 import numpy as np
+import scipy
 import torch
-from scipy.special import expit
 from torch import Tensor, nn
 
 from gfl_det.calibration.logistic import (
@@ -56,7 +56,7 @@ class Temperature:
     temperature: float  # in [1e-3, 1e3]
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        return expit(logit(scores) / self.temperature)
+        return scipy.special.expit(logit(scores) / self.temperature)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Platt:
     offset: float
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        return expit(self.slope * logit(scores) + self.offset)
+        return scipy.special.expit(self.slope * logit(scores) + self.offset)
 
 
 @dataclass(frozen=True)

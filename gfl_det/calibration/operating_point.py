@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy.special import logsumexp
+import scipy
 
 from gfl_det.calibration.calibrators import FitSource, check_labels, source_of
 from gfl_det.errors import ConfigError, DataError
@@ -256,7 +256,7 @@ def passing(wealths: np.ndarray, goal: Goal, error: float) -> np.ndarray:
         >>> int(passing(wealths, 'precision', 0.1).sum())
         6
     """
-    evidence = logsumexp(wealths, axis=1) - math.log(wealths.shape[1])
+    evidence = scipy.special.logsumexp(wealths, axis=1) - math.log(wealths.shape[1])
     cuts = len(evidence)
     order = range(cuts) if goal == 'recall' else range(cuts - 1, -1, -1)
     share = np.zeros(cuts)

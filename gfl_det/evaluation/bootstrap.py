@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+import scipy
 
 from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.functional import COCO_TAUS
@@ -212,13 +212,13 @@ def bca_interval(
     # Ties count half, so a constant statistic has no bias.
     below = (resampled < estimate).mean() + (resampled == estimate).mean() / 2
     edge = 0.5 / len(resampled)
-    bias = ndtri(np.clip(below, edge, 1 - edge))
+    bias = scipy.special.ndtri(np.clip(below, edge, 1 - edge))
     offset = np.nanmean(jackknifed) - jackknifed[~np.isnan(jackknifed)]
     spread = (offset**2).sum() ** 1.5
     acceleration = (offset**3).sum() / (6 * spread) if spread > 0 else 0.0
-    tails = ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
+    tails = scipy.special.ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
     shifted = bias + (bias + tails) / (1 - acceleration * (bias + tails))
-    low, high = np.quantile(resampled, ndtr(shifted))
+    low, high = np.quantile(resampled, scipy.special.ndtr(shifted))
     return Interval(float(low), float(high))
 
 

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
+import scipy
 
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.bootstrap import LEVEL, image_weights
@@ -185,7 +185,7 @@ def _stretch(a: ComparedSide, b: ComparedSide, of_images: float, num_images: int
     if total <= 0:
         return 1.0
     freedom = total**2 / sum(variance**2 / degrees for variance, degrees in parts)
-    return float(student.ppf((1 + LEVEL) / 2, freedom)) / NORMAL
+    return float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom)) / NORMAL
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

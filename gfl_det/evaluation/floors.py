@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import erf, expit
+import scipy
 
 from gfl_det.evaluation.functional import (
     DECE_BINS,
@@ -449,7 +449,7 @@ def _posterior(bins: _Bins) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     fitted = (rotated * kept[:, None]) @ np.moveaxis(vectors, 1, 2) * error[:, None]
     doubt = (np.sqrt((vectors**2 @ kept[..., None])[..., 0]) * error)[:, None]
     ratio = fitted / np.maximum(doubt, TINY)
-    sign = erf(ratio / np.sqrt(2))  # expected under the posterior
+    sign = scipy.special.erf(ratio / np.sqrt(2))  # expected under the posterior
     # Both the expected absolute value of a normal variable beyond its mean times the expected sign
     # and the covariance of a noisy gap and its sign.
     beyond = doubt * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2)
@@ -457,7 +457,7 @@ def _posterior(bins: _Bins) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     low = (bins.gap * sign[:, 0] / number[:, None] - share * beyond[:, 0]).sum(-1)
     squared = (share[:, None] * (fitted**2 + doubt**2)).sum(-1) / PRIOR_GAP**2
     odds = evidence + np.log(np.maximum(squared, TINY)) + np.log(PRIOR_ODDS)
-    return smooth, low, expit(-odds)
+    return smooth, low, scipy.special.expit(-odds)
 
 
 def _pooled(per_class: Floor, mean: float, upper: float) -> Floor:

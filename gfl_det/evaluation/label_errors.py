@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from gfl_det.evaluation.detections import GroundTruth
 from gfl_det.evaluation.label_evidence import (
@@ -192,7 +192,7 @@ def _judged(candidate: np.ndarray, observed: np.ndarray, made_up: np.ndarray) ->
         prior = np.log((1 - wrong).sum()) - np.log(number / 4 + wrong.sum())
         evidence = one @ curve[:-1] + curve[-1]
         odds = np.log(rate) - np.log1p(-rate) + evidence + prior
-        wrong = expit(np.clip(odds, -30, 30))
+        wrong = scipy.special.expit(np.clip(odds, -30, 30))
         rate = (wrong.sum() + RATE * RATE_WEIGHT) / (number + RATE_WEIGHT)
         rate = float(np.clip(rate, 1e-4, MOST_ERRORS))
     return KindResult(candidate, observed if observed.ndim == 1 else evidence, wrong, rate)
@@ -208,7 +208,7 @@ def _fit_curve(
     total = np.concatenate([np.ones(len(observed)), np.full(len(made_up), weight)])
     penalty = np.append(np.full(x.shape[1] - 1, PENALTY), 0)
     for _ in range(30):
-        share = expit(x @ curve)
+        share = scipy.special.expit(x @ curve)
         gradient = (total * share - target) @ x + penalty * curve
         hessian = (x * (total * share * (1 - share))[:, None]).T @ x
         hessian[np.diag_indices(len(curve))] += penalty + 1e-6

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_matrix
+import scipy
 
 from gfl_det.evaluation.detections import Detections, GroundTruth
 from gfl_det.evaluation.functional import DECE_BINS, LAECE_BINS, RECALLS
@@ -42,7 +42,7 @@ class DetectionStatistics:
         num_classes = len(gts.category_ids)
         real = ~gts.crowd
         # Number of gt boxes per class and image, (K, I).
-        self.gts = csr_matrix(
+        self.gts = scipy.sparse.csr_matrix(
             (np.ones(real.sum()), (gts.label[real], gts.image[real])),
             (num_classes, self.num_images),
         )
@@ -76,9 +76,9 @@ class DetectionStatistics:
 class _Cells(NamedTuple):
     """Sums over the detections of each image by cell, such as the score bins of each class."""
 
-    number: csr_matrix  # (cells, I)
-    score: csr_matrix
-    target: csr_matrix
+    number: scipy.sparse.csr_matrix  # (cells, I)
+    score: scipy.sparse.csr_matrix
+    target: scipy.sparse.csr_matrix
 
     @classmethod
     def of(
@@ -91,7 +91,7 @@ class _Cells(NamedTuple):
     ) -> _Cells:
         return cls(
             *(
-                csr_matrix((values, (cell, image)), shape)
+                scipy.sparse.csr_matrix((values, (cell, image)), shape)
                 for values in (np.ones(len(cell)), scores, targets)
             )
         )
@@ -114,7 +114,7 @@ class _CalibrationPart:
         bins = (np.searchsorted(edges, scores) - 1).clip(0, LAECE_BINS - 1)
         cells = (self.num_classes * LAECE_BINS, num_images)
         self.cells = _Cells.of(label * LAECE_BINS + bins, place, scores, iou, cells)
-        self.distance = csr_matrix(
+        self.distance = scipy.sparse.csr_matrix(
             (np.abs(scores - iou), (label, place)), (self.num_classes, num_images)
         )
 
@@ -158,7 +158,7 @@ class _LRPPart:
         distance = np.where(matches.state == TRUE, 1 - matches.iou, 0)
         columns = (matches.state == TRUE, (matches.state != TRUE) & (matches.state != IGNORED))
         self.sums = [
-            csr_matrix((values.astype(float), (matches.label, place)), shape)
+            scipy.sparse.csr_matrix((values.astype(float), (matches.label, place)), shape)
             for values in (*columns, distance)
         ]
 

@@ -16,8 +16,7 @@ from typing import NamedTuple
 DRIVER = """
 import json, os, site, sys
 
-import cv2, matplotlib.pyplot, mmengine.runner, pycocotools.mask, scipy.optimize, torch._dynamo
-import sklearn.gaussian_process  # mmdet imports it where it is there
+import cv2, mmengine.runner, pycocotools.mask, torch._dynamo
 
 assert 'gfl_det' not in sys.modules
 for folder, where, code, words in json.loads(sys.argv[1]):

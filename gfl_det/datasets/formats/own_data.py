@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from gfl_det.datasets.annotations import Entry, free_ids, parse
 from gfl_det.datasets.formats.pictures import DataPart, OwnData, pictures_below, some_of
@@ -299,8 +298,10 @@ def group_near_copies(paths: Sequence[Path]) -> list[int]:
                 alike = others[different <= MOST_DIFFERENT]
                 pairs += [(known[row], other) for other in known[alike]]
     ends = np.array(pairs, int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(pairs)), tuple(ends)), shape=(len(paths), len(paths)))
-    _, group = connected_components(graph, directed=False)
+    graph = scipy.sparse.coo_array(
+        (np.ones(len(pairs)), tuple(ends)), shape=(len(paths), len(paths))
+    )
+    _, group = scipy.sparse.csgraph.connected_components(graph, directed=False)
     _, first = np.unique(group, return_index=True)
     return first[group].tolist()
 

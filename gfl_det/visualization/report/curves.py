@@ -10,9 +10,9 @@ import io
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scipy.stats import spearmanr
 
 from gfl_det.compat.environment import has_faster_coco_eval
 from gfl_det.evaluation.coco_metric import FastCOCOeval
@@ -234,7 +234,7 @@ def rank_correlation(std: np.ndarray, error: np.ndarray) -> float:
     """Spearman correlation of deviations and absolute errors; NaN if constant or empty."""
     if len(std) < 2 or np.ptp(std) == 0 or np.ptp(np.abs(error)) == 0:
         return float('nan')
-    return float(spearmanr(std, np.abs(error)).statistic)
+    return float(scipy.stats.spearmanr(std, np.abs(error)).statistic)
 
 
 def sample_points(std: np.ndarray, error: np.ndarray) -> np.ndarray:
