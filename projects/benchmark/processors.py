@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -45,6 +44,7 @@ from gfl_det.inference.export import (
 from gfl_det.inference.export.evaluation import predict
 from gfl_det.inference.export.onnx_file import require
 from gfl_det.inference.foreign_weights import config_of, convert
+from projects.provenance import processor
 
 RTMDET, RTMDET_SIZE = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 640
 WARM_UP = 5  # rounds
@@ -238,14 +238,6 @@ def measure(contenders: Sequence[Contender], rounds: int) -> dict[str, dict[str,
     for (name, part), values in times.items():
         medians[name][part] = statistics.median(values)
     return medians
-
-
-def processor() -> str:
-    """Name of the processor."""
-    path = Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from gfl_det.compat.environment import processor_kind
 from gfl_det.errors import DataError
 from gfl_det.utils.timing import Row
+from projects.provenance import processor
 
 VERSION = 1
 
@@ -21,17 +21,8 @@ def machine(device: str) -> str:
     if device.startswith('cuda'):
         name = torch.cuda.get_device_name()
     else:
-        name = f'{_processor()} ({processor_kind()}), {torch.get_num_threads()} threads'
+        name = f'{processor()} ({processor_kind()}), {torch.get_num_threads()} threads'
     return f'{name}, torch {torch.__version__}'
-
-
-def _processor() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.machine()
 
 
 def format_table(rows: Sequence[Row]) -> str:

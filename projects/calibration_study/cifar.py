@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import subprocess
 import sys
 import time
 import zipfile
@@ -40,7 +39,6 @@ from gfl_det.evaluation.floors import binned_floor
 from gfl_det.models.losses import FocalLoss, InverseFocalLoss, MMCELoss
 from gfl_det.models.losses.score_losses import ScoreLoss
 from gfl_det.utils.files import write_json
-from projects.benchmark.processors import processor
 from projects.calibration_study.classification import LOSSES as STUDIED
 from projects.calibration_study.classification_metrics import (
     ECE_BINS,
@@ -54,6 +52,7 @@ from projects.calibration_study.softmax_temperature import (
     fit_softmax_temperature,
     search_temperature,
 )
+from projects.provenance import provenance
 
 RESULTS = Path(__file__).parent / 'results' / 'cifar'
 WORK = Path('work_dirs/cifar')
@@ -335,14 +334,6 @@ def judge(network: nn.Module, data: tuple[Pictures, Pictures, Pictures]) -> dict
     )
 
 
-def commit() -> str:
-    """The commit of the checkout; empty outside one."""
-    done = subprocess.run(
-        ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
-
-
 def run(data: Path, losses: Sequence[str], seeds: Sequence[int], noise: float) -> None:
     """Train and judge what is not there yet."""
     torch.set_num_threads(1)  # one gives the same digits wherever it runs
@@ -357,7 +348,7 @@ def run(data: Path, losses: Sequence[str], seeds: Sequence[int], noise: float) -
             state.parent.mkdir(parents=True, exist_ok=True)
             network, seen, seconds = train(loss, seed, loaded, state)
             content = dict(loss=loss, seed=seed, noise=noise, epochs=EPOCHS, train=TRAIN)
-            content |= dict(commit=commit(), processor=processor(), seconds=round(seconds))
+            content |= dict(provenance(), seconds=round(seconds))
             content |= judge(network, loaded) | dict(mechanism=seen)
             RESULTS.mkdir(parents=True, exist_ok=True)
             write_json(RESULTS / f'{name}.json', content, indent=1)

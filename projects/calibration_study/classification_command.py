@@ -29,6 +29,7 @@ from projects.calibration_study.classification import (
     run_all,
 )
 from projects.calibration_study.tables import fraction, markdown, spread
+from projects.provenance import provenance
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,6 +70,7 @@ def prove(args: argparse.Namespace) -> None:
         recipe=asdict(recipe),
         runs=[run._asdict() for run in runs],
         claims=[finding_to_json(finding) for finding in findings],
+        **provenance(),
     )
     write_json(args.out, content, indent=1)
     print(result_table(runs), claim_table(findings), f'values: {args.out}', sep='\n\n')

@@ -22,6 +22,7 @@ from projects.calibration_study.distribution import (
     pool,
 )
 from projects.calibration_study.tables import check_name, markdown, spread
+from projects.provenance import provenance
 
 SPLITS = ('val', 'test')
 
@@ -82,7 +83,8 @@ def prove(args: argparse.Namespace) -> None:
             if outcome.calibrator == 'raw' and outcome.view == 'all':
                 place = f'{number + 1}/{len(args.checkpoints)}'
                 print(f'[{place}] cut {outcome.seed + 1} of {args.seeds}', file=sys.stderr)
-    write_json(out, [each._asdict() for each in outcomes], indent=1)
+    content = dict(outcomes=[each._asdict() for each in outcomes], **provenance())
+    write_json(out, content, indent=1)
     print(table(outcomes), f'values: {out}', sep='\n\n')
 
 

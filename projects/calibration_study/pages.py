@@ -5,7 +5,8 @@
 A comment such as ``<!-- table: heads bccd kept -->`` names the table below it: a study, its data,
 and a kind. Of the studies in `projects/training_study` the kinds are the views of
 :mod:`.heads`, ``claims``, and ``AP`` (the table of the trainings); of ``classification`` and
-``cifar`` they are ``results`` and ``claims``, and of ``cifar`` ``tuning`` and ``mechanism`` too.
+``cifar`` they are ``results`` and ``claims``, of ``cifar`` ``tuning`` and ``mechanism`` too, and of
+``distribution`` ``results``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ def written_anew(page: str) -> str:
 
 
 def _table_of(study: str, data: str, kind: str) -> str:
-    own = {'classification': _classification, 'cifar': _cifar}
+    own = {
+        'classification': _classification,
+        'cifar': _cifar,
+        'distribution': _distribution,
+    }
     return own[study](data, kind) if study in own else _trained(study, data, kind)
 
 
@@ -59,6 +64,13 @@ def _classification(data: str, kind: str) -> str:
     content = (RESULTS / f'classification-{data}.json').read_text(encoding='utf-8')
     runs, findings = command.from_json(json.loads(content))
     return command.claim_table(findings) if kind == 'claims' else command.result_table(runs)
+
+
+def _distribution(data: str, kind: str) -> str:
+    from projects.calibration_study import distribution_command as command
+
+    content = (RESULTS / f'distribution-{data}.json').read_text(encoding='utf-8')
+    return command.table([command.Outcome(**each) for each in json.loads(content)['outcomes']])
 
 
 def _cifar(data: str, kind: str) -> str:

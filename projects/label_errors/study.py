@@ -36,7 +36,7 @@ from gfl_det.utils.files import write_json
 from projects.calibration_study.tables import fraction, markdown
 from projects.label_errors import methods
 from projects.label_errors.spoiling import KINDS, Spoilt, spoil
-from projects.training_study.trainings import commit, machine
+from projects.provenance import commit, machine
 
 RESULTS = Path(__file__).parent / 'results'
 SHARES = (0.15, 0.25)

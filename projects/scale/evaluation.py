@@ -22,7 +22,7 @@ from pyarrow import parquet as pq
 from gfl_det.cli import main as cli
 from gfl_det.inference.shards import EDGES, SCHEMA, ResultFolder, Shard
 from gfl_det.utils.files import write_json
-from projects.benchmark.processors import processor
+from projects.provenance import processor
 from projects.scale.throughput import measure
 
 SIDE = 640  # px, of all images

@@ -41,7 +41,7 @@ from gfl_det.cli import main as cli
 from gfl_det.errors import SetupError
 from gfl_det.inference.shards import ResultFolder
 from gfl_det.utils.files import write_json
-from projects.benchmark.processors import processor
+from projects.provenance import processor
 
 LOOKS = 2.0  # seconds between two looks at the memory
 DRAWN = 100  # different pictures; more are links to them

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -25,16 +23,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import mmdet
 import numpy as np
-import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-import gfl_det
 from gfl_det.cli import main as cli
 from gfl_det.cli import train
 from gfl_det.cli.own_data import planned_config
@@ -45,10 +40,10 @@ from gfl_det.evaluation.comparison import holm
 from gfl_det.evaluation.evaluate import FLOOR_PARTS
 from gfl_det.utils.config import load_config
 from gfl_det.utils.files import write_json
-from projects.benchmark.processors import processor
 from projects.calibration_study.detection import METHODS, VIEWS, calibrate
 from projects.calibration_study.detection_command import read_pair
 from projects.calibration_study.tables import fraction, markdown, paired, spread
+from projects.provenance import commit, machine
 from projects.training_study.arms import SEEDS, SHARED, Arm, TrainingRun, arm_of, studies
 
 RESULTS = Path(__file__).parent / 'results'
@@ -279,33 +274,6 @@ def _parameters(cfg: Config) -> int:
 def _scale(cfg: Config) -> list[int]:
     steps = cfg.train_dataloader.dataset.pipeline
     return list(next(step.scale for step in steps if step.type == 'Resize'))
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on beside the code."""
-    return dict(
-        processor=processor(),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        mmdet=mmdet.__version__,
-        gfl_det=gfl_det.__version__,
-        python=sys.version.split()[0],
-    )
-
-
-def commit() -> str:
-    """The checkout's commit, with a plus where code differs from it."""
-    folder = Path(__file__).parent
-    words = ['git', '-C', str(folder)]
-    name = subprocess.run(
-        [*words, 'rev-parse', '--short=12', 'HEAD'], capture_output=True, text=True
-    )
-    changed = subprocess.run(
-        [*words, 'status', '--porcelain', '-uno', '--', '../../gfl_det', '../../configs', '.'],
-        capture_output=True,
-        text=True,
-    )
-    return name.stdout.strip() + ('+' if changed.stdout.strip() else '')
 
 
 def runs_of(

@@ -33,8 +33,9 @@ from gfl_det.evaluation.label_choice import choose_pictures, expected_errors, st
 from gfl_det.inference.survey import SurveyInferencer, survey
 from gfl_det.utils.files import write_json
 from projects.calibration_study.tables import fraction, markdown, paired, spread
+from projects.provenance import commit, machine
 from projects.training_study.arms import NANODET, RATE, Arm, TrainingRun
-from projects.training_study.trainings import KEYS, commit, judge, machine, run_config
+from projects.training_study.trainings import KEYS, judge, run_config
 
 RESULTS = Path(__file__).parent / 'results'
 BUDGETS = (20, 40, 80)  # labelled pictures

@@ -78,7 +78,7 @@ def test_the_table_compares_with_isotonic_regression(monkeypatch, tmp_path, caps
     out = tmp_path / 'new' / 'values.json'
     words = ['scene', 'config', 'a.pth', '--splits', 'val', 'test', '--seeds', '2', '--out']
     distribution_command.prove(distribution_command.parse_arguments([*words, str(out)]))
-    values = json.loads(out.read_text())
+    values = json.loads(out.read_text())['outcomes']
     assert {each['seed'] for each in values} == {0, 1}
 
     def mean(calibrator: str) -> float:
@@ -97,7 +97,7 @@ def test_the_table_compares_with_isotonic_regression(monkeypatch, tmp_path, caps
     monkeypatch.setattr(distribution_command, 'compare', lambda *_: [empty])
     monkeypatch.setattr(distribution_command, 'table', lambda _: '')
     distribution_command.prove(distribution_command.parse_arguments([*words, str(out)]))
-    (read,) = json.loads(out.read_text(), parse_constant=pytest.fail)
+    (read,) = json.loads(out.read_text(), parse_constant=pytest.fail)['outcomes']
     assert set(read['metrics'].values()) == {None}
     once = distribution_command.parse_arguments([*words[:3], '--seeds', '1'])
     with pytest.raises(ConfigError, match='at least 2'):
