@@ -10,7 +10,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gfl_det.compat import imports, late_imports
+from gfl_det.compat import imports
 from gfl_det.compat import install as _install_compat
 from gfl_det.version import __version__
 
@@ -82,7 +82,7 @@ def register() -> None:
     """
     with imports.explained():
         _install_compat()  # before the first import of mmdet.models, which needs mmcv's operators
-        with late_imports.late():
+        with imports.late():
             import_module('mmdet.models')
         for name in _REGISTERED:
             import_module(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gfl_det.compat.late_imports import late
+from gfl_det.compat.imports import late
 from tests.helpers.forks import Script, run_scripts
 
 STARTED = """
@@ -38,7 +38,7 @@ assert matplotlib.pyplot.gca().patches[0] is patch
 
 WITHIN = """
 import sys
-from gfl_det.compat.late_imports import late
+from gfl_det.compat.imports import late
 
 class Hidden:
     def find_spec(self, fullname, path=None, target=None):
@@ -61,7 +61,7 @@ print(mixture.GaussianMixture.__name__, RBF(2.0))
 
 FAILING = """
 import sys
-from gfl_det.compat.late_imports import late
+from gfl_det.compat.imports import late
 
 before = list(sys.meta_path)
 try:
