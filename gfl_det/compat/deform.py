@@ -208,7 +208,7 @@ def _backward(given: _Operands, layout: KernelLayout, grad_output: Tensor) -> _O
 def _torchvision() -> Any:
     """Operators of torchvision; None if it is missing or does not fit this torch."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # noqa: F401  (registers its operators)
     except Exception:  # its extension can raise anything on another torch
         return None
     operators = torch.ops.torchvision

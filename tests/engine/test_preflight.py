@@ -16,6 +16,7 @@ import gfl_det
 from gfl_det.compat.pretrained import resolve
 from gfl_det.engine import preflight
 from gfl_det.engine.preflight.agreement import (
+    check_best_priors,
     check_classes,
     check_pyramid,
     check_weights,
@@ -441,6 +442,28 @@ class TestPyramid:
         cfg = gfl_det.get_config('gfl_r18_fpn_digits')
         cfg.model.backbone.in_channels = channels
         check_pyramid(cfg)
+
+
+class TestBestPriors:
+    """Priors outside a box, which have no centerness."""
+
+    @pytest.mark.parametrize('kind', ['ATSSHead', 'mmdet.ATSSHead'])
+    def test_a_head_with_a_centerness_is_refused(self, kind):
+        cfg = gfl_det.get_config('gfl_r18_fpn_digits')
+        cfg.model.train_cfg.assigner.with_best_prior = True
+        check_best_priors(cfg)
+        cfg.model.bbox_head.type = kind
+        with pytest.raises(ConfigError, match=f'with_best_prior=True .*{kind}'):
+            check_best_priors(cfg)
+        cfg.model.train_cfg.assigner.with_best_prior = False
+        check_best_priors(cfg)
+
+    def test_heads_that_inherit_from_it_without_its_loss_are_left_alone(self):
+        cfg = gfl_det.get_config('gfl_r18_fpn_digits')
+        cfg.model.train_cfg.assigner.with_best_prior = True
+        for kind in ('TOODHead', 'VFNetHead', 'GFLHead'):
+            cfg.model.bbox_head.type = kind
+            check_best_priors(cfg)
 
 
 class TestClasses:

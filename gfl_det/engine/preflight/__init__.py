@@ -13,6 +13,7 @@ from mmengine.config import Config
 
 from gfl_det.datasets.columns import CACHE_VARIABLE
 from gfl_det.engine.preflight.agreement import (
+    check_best_priors,
     check_calibrator,
     check_classes,
     check_pyramid,
@@ -49,6 +50,7 @@ def check_training(cfg: Config) -> None:
     if faults:
         raise type(faults[0])('\n\nAlso, '.join(map(str, faults)))
     check_pyramid(cfg)
+    check_best_priors(cfg)
     check_teacher(cfg)
     check_annotations(cfg, TRAINING)
     check_metrics(cfg, TRAINING)

@@ -150,6 +150,26 @@ def check_pyramid(cfg: Config) -> None:
     )
 
 
+def check_best_priors(cfg: Config) -> None:
+    """Check that no gt is assigned to a prior outside it where the head has a centerness.
+
+    Raises:
+        ConfigError: If ``with_best_prior`` meets the loss of mmdet's ATSSHead.
+    """
+    head = cfg.model.get('bbox_head')
+    settings = cfg.model.get('train_cfg') or (head or {}).get('train_cfg') or {}
+    if not (settings.get('assigner') or {}).get('with_best_prior') or not isinstance(head, dict):
+        return
+    kind = head.get('type')
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    losses = ('loss_by_feat', 'loss_by_feat_single')  # VFNetHead keeps the second alone
+    if all(getattr(kind, name, None) is getattr(ATSSHead, name) for name in losses):
+        raise ConfigError(
+            f'model.train_cfg.assigner.with_best_prior=True gives boxes priors outside them, where '
+            f'the centerness of {head["type"]} has no value: set it to False, or take GFLHead.'
+        )
+
+
 def _is_checked(kind: object) -> bool:
     known = MODELS.get(kind) if isinstance(kind, str) else kind
     return isinstance(known, type) and issubclass(known, HEADS)

@@ -37,9 +37,8 @@ class ATSSAssigner(BaseAssigner):
             positive nor negative; a negative value disregards ignored gts.
         with_best_prior: Assign gts that ATSS leaves without a positive, such as those smaller than
             the finest stride, to the free candidate with the largest overlap, which may lie outside
-            the gt: not for heads with a centerness, as mmdet's ATSSHead. Not in mmdet. On blood
-            cells at 128 x 96 it brought no AP (+.003, .95 interval -.004 to .010; results on
-            accuracy).
+            the gt: refused beside the centerness of mmdet's ATSSHead. Not in mmdet. On blood cells
+            at 128 x 96 it brought no AP (+.003, .95 interval -.004 to .010; results on accuracy).
     """
 
     def __init__(

@@ -46,7 +46,8 @@ class NanoDetPlusHead(GFLHead):
     """
 
     cls_convs: nn.ModuleList  # per level, a tower
-    gfl_cls: nn.ModuleList  # type: ignore[assignment]  # per level, classes and edges
+    # One convolution in mmdet's head; here per level, for classes and edges.
+    gfl_cls: nn.ModuleList  # type: ignore[assignment]
 
     def __init__(
         self,
