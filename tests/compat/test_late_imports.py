@@ -40,9 +40,6 @@ WITHIN = """
 import sys
 from gfl_det.compat.imports import late
 
-class Hidden:
-    def find_spec(self, fullname, path=None, target=None):
-        return None
 with late():
     import scipy.stats  # not stood for: the library is imported
     from scipy.optimize import linear_sum_assignment

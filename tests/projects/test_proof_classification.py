@@ -14,7 +14,15 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from gfl_det.errors import ConfigError
-from projects.calibration_study.claims import CLAIMS, Claim, judge, judge_all
+from projects.calibration_study.claims import (
+    CLAIMS,
+    MUKHOTI,
+    WANG,
+    Claim,
+    judge,
+    judge_all,
+    published,
+)
 from projects.calibration_study.classification import (
     LOSSES,
     MEASURES,
@@ -125,7 +133,19 @@ def test_seeds_that_share_samples_count_for_less() -> None:
     found = judge(claim, [*lower, *higher], ratio=1.0)
     shrunk = witness.statistic * (0.2 / 1.2) ** 0.5
     assert found.difference.p == pytest.approx(2 * stats.t.cdf(shrunk, 4))
+    alone = judge(claim, [*lower, *higher]).difference
+    of_witness = witness.confidence_interval()
+    assert (alone.low, alone.high) == pytest.approx((of_witness.low, of_witness.high))
+    width = found.difference.high - found.difference.low
+    assert width == pytest.approx((alone.high - alone.low) * (1.2 / 0.2) ** 0.5)
     assert found.verdict == 'holds'
+
+
+def test_published_values_stand_beside_the_claims_of_their_paper() -> None:
+    claim = Claim(MUKHOTI, 'ECE before', 'FLSD-53', 'FL-3')
+    assert published(claim) == '.0155 / .0148'
+    assert published(claim._replace(lower='IFL-1.5')) == ''
+    assert published(claim._replace(source=WANG)) == ''
 
 
 def test_many_claims_are_adjusted_together() -> None:
