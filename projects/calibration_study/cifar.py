@@ -310,15 +310,16 @@ def binned_confidence(fitted: Sequence[np.ndarray], judged: Sequence[np.ndarray]
 
 
 def judge(network: nn.Module, data: tuple[Pictures, Pictures, Pictures]) -> dict[str, Any]:
-    """Measures of the test pictures, raw and after each method; NLL of those fitted on."""
-    fit, logits = (logits_of(network, part.images) for part in data[1:])
-    fit_labels, labels = (part.labels.numpy() for part in data[1:])
+    """Measures of the test pictures, raw and after each method; how the others were fitted."""
+    trained, fit, logits = (logits_of(network, part.images) for part in data)
+    trained_labels, fit_labels, labels = (part.labels.numpy() for part in data)
     by_nll = fit_softmax_temperature(fit, fit_labels)
     by_ece = search_temperature(fit, fit_labels)
     gamma, focal = fit_focal_temperature(fit, fit_labels)
     binned = binned_confidence((softmax(fit), fit_labels), (softmax(logits), labels))
     return dict(
         error=float((logits.argmax(1) != labels).mean()),
+        train_error=float((trained.argmax(1) != trained_labels).mean()),
         temperature=by_nll,
         fitted_NLL=negative_log_likelihood(softmax(fit / by_nll), fit_labels),
         temperature_by_ece=by_ece,

@@ -98,9 +98,12 @@ def _results(found: Found) -> str:
                 spread([each[name] for each in values]) if name in values[0] else ''
                 for name in MEASURES
             ]
-            error = spread([each['error'] for each in runs]) if kind == 'raw' else ''
-            rows.append([loss, kind, str(len(runs)), error, *cells])
-    return markdown(['loss', 'scaling', 'seeds', 'error', *HEADINGS], rows, words=2)
+            errors = [
+                spread([each[name] for each in runs]) if kind == 'raw' else ''
+                for name in ('train_error', 'error')
+            ]
+            rows.append([loss, kind, str(len(runs)), *errors, *cells])
+    return markdown(['loss', 'scaling', 'seeds', 'in training', 'error', *HEADINGS], rows, words=2)
 
 
 def _mechanism(found: Found) -> str:

@@ -105,6 +105,7 @@ def written(folder: Path, loss: str, seed: int, value: float) -> None:
     measures = dict.fromkeys(cifar_tables.MEASURES, value)
     looks = [dict(epoch=epoch, **dict.fromkeys(cifar_tables.MECHANISM, value)) for epoch in (1, 2)]
     content = dict(loss=loss, seed=seed, noise=0.0, error=value, temperature=1, fitted_NLL=value)
+    content['train_error'] = value
     content |= dict(before=measures, after={'T by NLL': measures}, mechanism=looks)
     (folder / f'{loss}-noise0-seed{seed}.json').write_text(json.dumps(content))
 
