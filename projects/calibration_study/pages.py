@@ -24,13 +24,19 @@ from projects.training_study.arms import SHARED
 
 RESULTS = Path(__file__).parent / 'results'
 # A comment that names a table, and the table, or the sentence, that is there.
-PLACE = re.compile(r'(<!-- table: (\w+) ([\w.]+) (\w+) -->)\n\n(?:\|.*\n)*(?:No run .*\n)?')
+PLACE = re.compile(r'(<!-- table: (\w+) ([\w.]+) (\w+) -->)\n\n((?:\|.*\n)*(?:No run .*\n)?)')
 MISSING = 'No run is finished.'
 
 
 def written_anew(page: str) -> str:
     """A page with each table below a comment made from the results that are there today."""
-    return PLACE.sub(lambda found: f'{found[1]}\n\n{_table_of(*found.groups()[1:])}\n', page)
+
+    def replaced(found: re.Match[str]) -> str:
+        comment, *names, old = found.groups()
+        # Where no table was yet, the blank line before the next paragraph follows it.
+        return f'{comment}\n\n{_table_of(*names)}\n' + ('' if old else '\n')
+
+    return PLACE.sub(replaced, page)
 
 
 def _table_of(study: str, data: str, kind: str) -> str:
