@@ -38,8 +38,8 @@ class ATSSAssigner(BaseAssigner):
         with_best_prior: Assign gts that ATSS leaves without a positive, such as those smaller than
             the finest stride, to the free candidate with the largest overlap, which may lie outside
             the gt: refused beside the centerness of mmdet's ATSSHead. Not in mmdet. On blood cells
-            at 128 x 96 it brought no AP (+.003, .95 interval -.004 to .010; results on accuracy), nor
-            on digits at 64 x 48 (.000, -.013 to .012).
+            at 128 x 96 it brought no AP (+.003, .95 interval -.004 to .010; results on accuracy),
+            nor on digits at 64 x 48 (.000, -.013 to .012).
     """
 
     def __init__(
