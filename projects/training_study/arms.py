@@ -22,7 +22,7 @@ HEAD_RATE = 3e-3  # chosen in `heads_tuning`; at the planned one few platelets a
 HEAD_SCALES = {'face_masks': (256, 192)}  # px; the planned 416 x 320 takes three times as long
 # Best priors lie outside small boxes, where ATSS's centerness has no value.
 INSIDE = {'model.train_cfg.assigner.with_best_prior': False}
-# px: eight of ten platelets have sides of 6 to 10, half of the digits of 6 to 14.
+# px: eight of ten platelets have sides of 6 to 10, half of the digits less than 11.
 TINY = {'bccd': (128, 96), 'digits': (64, 48)}
 TEACHER_EPOCHS = 12
 
