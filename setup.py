@@ -48,7 +48,7 @@ def requirements() -> list[str]:
         'pycocotools',
         'rich>=12',  # tables and progress in terminals
         'scikit-learn',  # the scans of the embedded dataset, isotonic regression
-        'scipy',  # exact fits of calibrators; scikit-learn needs it anyway
+        'scipy>=1.10',  # exact fits of calibrators; imports its submodules when they are used
         'shtab>=1.6',  # scripts that complete commands in shells
         'setuptools<81',  # mmengine imports pkg_resources, which later versions drop
         'torch>=2.1',
