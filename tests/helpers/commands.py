@@ -28,8 +28,9 @@ from tests.helpers.paths import ROOT
 
 SECONDS = 300  # a tool that takes longer hangs
 
+START = 'forkserver'
 # Optimizers import torch._dynamo, for seconds.
-_servers = multiprocessing.get_context('forkserver')
+_servers = multiprocessing.get_context(START)
 _servers.set_forkserver_preload(['gfl_det', 'torch._dynamo', 'tests.helpers.remembered'])
 
 

@@ -29,5 +29,6 @@ def take_from_one_block(patch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 def _fill(tensor: Tensor, bound: float, mean: float = 0.0) -> Tensor:
-    block = BLOCK.repeat(-(-tensor.numel() // len(BLOCK)))[: tensor.numel()]
-    return tensor.copy_(block.view_as(tensor)).mul_(bound).add_(mean)
+    for part in tensor.view(-1).split(len(BLOCK)):
+        torch.add(mean, BLOCK[: len(part)], alpha=bound, out=part)
+    return tensor
