@@ -178,6 +178,15 @@ def kill(driver: subprocess.Popen, victim: str, rng: random.Random) -> bool:
     return True
 
 
+def test_this_ray_holds_decoding_back_from_the_start():
+    """The variable that many.py sets acts: without it memory grows with the number of images."""
+    from ray.data._internal.execution import backpressure_policy as policies
+
+    policy = policies.DownstreamCapacityBackpressurePolicy
+    assert policy in policies.ENABLED_BACKPRESSURE_POLICIES
+    assert policy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD == 0
+
+
 def test_parts_are_named_by_the_number_of_their_shard():
     assert Shard(12, ('a',)).part == 'part-000012.parquet'
 
