@@ -22,9 +22,9 @@ except ImportError as error:  # without gfl_det, or with a broken family
 def main() -> None:
     if '--zoo' in sys.argv:
         sys.path.append(str(Path(__file__).resolve().parents[1]))
-        from projects.zoo import command
+        from projects.zoo import sweep
 
-        command.try_zoo(command.parse_arguments())
+        sweep.try_zoo(sweep.parse_arguments())
     else:
         swap_head.run(swap_head.parse_arguments())
 
