@@ -5,8 +5,8 @@
 A comment such as ``<!-- table: heads bccd kept -->`` names the table below it: a study, its data,
 and a kind. Of the studies in `projects/training_study` the kinds are the views of
 :mod:`.heads`, ``claims``, and ``AP`` (the table of the trainings); of ``classification`` and
-``cifar`` they are ``results`` and ``claims``, of ``cifar`` ``tuning`` and ``mechanism`` too, and of
-``distribution`` ``results``.
+``cifar`` they are ``results`` and ``claims``, of ``cifar`` ``tuning`` and ``mechanism`` too, of
+``distribution`` ``results``, and of ``floors`` ``calibrated``, ``ratios`` and ``errors``.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def _table_of(study: str, data: str, kind: str) -> str:
         'classification': _classification,
         'cifar': _cifar,
         'distribution': _distribution,
+        'floors': _floors,
     }
     return own[study](data, kind) if study in own else _trained(study, data, kind)
 
@@ -83,6 +84,13 @@ def _cifar(data: str, kind: str) -> str:
     from projects.calibration_study import cifar_tables
 
     return cifar_tables.tables(float(data.removeprefix('noise'))).get(kind, MISSING)
+
+
+def _floors(data: str, kind: str) -> str:
+    from projects.calibration_study import floors
+
+    content = (RESULTS / f'{data}.json').read_text(encoding='utf-8')
+    return floors.tables(json.loads(content))[kind]
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -92,6 +94,25 @@ class TestAtATrueErrorOfATenth:
             for shape in study.SHAPES['chosen']
         ]
         assert study.ratios(rows).popitem()[1][0] < 1
+
+    def test_tables_are_of_the_file(self, monkeypatch):
+        monkeypatch.setattr(study, 'MANY', 2000)
+        monkeypatch.setattr(study, 'COUNTS', (50, 100))
+        monkeypatch.setattr(study, 'PLAN', [(group, 8, 0.1) for group, *_ in study.PLAN])
+        rows = [list(study.simulated(*part)) for part in study.PLAN]
+        content = json.loads(json.dumps(study.to_json(rows)))
+        found = study.tables(content)
+        first = next(row for row in rows[0] if row.shape == 'slope')
+        cell = f'{first.plug_in[0]:.4f} / {first.debiased[0]:.4f}'.replace('0.', '.')
+        assert f'| uniform | IoU | slope | {cell}' in found['errors'].replace('**', '')
+        (ratio,) = [
+            each
+            for each in content['ratios']
+            if (each['rows'], each['targets'], each['count']) == ('all four', 'right', 100)
+        ]
+        together = study.ratios([*rows[0], *rows[1]])['right', 100]
+        assert (ratio['ratio'], ratio['low'], ratio['high']) == together
+        assert found['calibrated'].count('(') == 2 * 2 * 8  # two counts and targets, eight scores
 
     @pytest.mark.slow
     @pytest.mark.parametrize('binary', [False, True])
