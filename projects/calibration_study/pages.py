@@ -6,7 +6,8 @@ A comment such as ``<!-- table: heads bccd kept -->`` names the table below it: 
 and a kind. Of the studies in `projects/training_study` the kinds are the views of
 :mod:`.heads`, ``claims``, and ``AP`` (the table of the trainings); of ``classification`` and
 ``cifar`` they are ``results`` and ``claims``, of ``cifar`` ``tuning`` and ``mechanism`` too, of
-``distribution`` ``results``, and of ``floors`` ``calibrated``, ``ratios`` and ``errors``.
+``distribution`` ``results``, of ``floors`` ``calibrated``, ``ratios`` and ``errors``, and of
+``published`` ``halves``, ``reliability`` and ``ranks``.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def _table_of(study: str, data: str, kind: str) -> str:
         'cifar': _cifar,
         'distribution': _distribution,
         'floors': _floors,
+        'published': _published,
     }
     return own[study](data, kind) if study in own else _trained(study, data, kind)
 
@@ -89,8 +91,15 @@ def _cifar(data: str, kind: str) -> str:
 def _floors(data: str, kind: str) -> str:
     from projects.calibration_study import floors
 
-    content = (RESULTS / f'{data}.json').read_text(encoding='utf-8')
+    content = (RESULTS / f'floors-{data}.json').read_text(encoding='utf-8')
     return floors.tables(json.loads(content))[kind]
+
+
+def _published(data: str, kind: str) -> str:
+    from projects.calibration_study import published_weights
+
+    content = (RESULTS / f'published-{data}.json').read_text(encoding='utf-8')
+    return published_weights.tables(json.loads(content))[kind]
 
 
 def main() -> None:

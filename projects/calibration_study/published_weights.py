@@ -1,12 +1,13 @@
 """Calibration of a detector that others trained: its scores against IoU, its edges against errors.
 
     python -m projects.calibration_study.published_weights CONFIG CHECKPOINT
-        [--split test] [--halves 5] [--cfg-options KEY=VALUE ...] [--out DIR]
+        [--split test] [--halves 5] [--cfg-options KEY=VALUE ...] [--out FILE.json]
+    python -m projects.calibration_study.published_weights --figure FILE.png [--out FILE.json]
 
 The detector runs once. Calibrators are fitted on a random half of the images and judged on the
 other, over several halvings, in two views: all detections, and those above each class's least LRP.
 Beside each calibration error stand its count, the mean and .95 quantile of its noise floor and the
-debiased estimate. Writes ``halves.json`` and ``reliability.png``.
+debiased estimate. All is written as JSON, of which the tables and the figure are made.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.calibration.splits import split_images, take_edge_images
 from gfl_det.cli import main as cli
 from gfl_det.cli.arguments import add_cfg_options
-from gfl_det.evaluation.detections import GroundTruth
+from gfl_det.evaluation.detections import GroundTruth, read_json
 from gfl_det.evaluation.evaluate import evaluate_detections
 from gfl_det.evaluation.functional import reliability
 from gfl_det.evaluation.matching import TRUE, match
@@ -33,10 +34,15 @@ from gfl_det.utils.files import check_writable, write_json
 from gfl_det.visualization.charts import figure, save_figure
 from gfl_det.visualization.report.curves import rank_correlation
 from projects.calibration_study.tables import fraction, markdown, spread
+from projects.provenance import provenance
 
+RESULTS = Path(__file__).parent / 'results' / 'published-nanodet.json'
 VIEWS: dict[str, tuple[Cut, Cut]] = {'all': (0.0, 0.0), 'kept': ('lrp', 'lrp')}
 METHODS = ('identity', 'platt', 'isotonic')
 ERRORS = ('LaECE_0', 'LaACE_0', 'D-ECE')
+PARTS = ('', '_floor', '_floor_95', '_debiased', '_count')
+MEASURED = [name + part for name in ERRORS for part in PARTS]
+WORDS = {'identity': 'raw', 'platt': 'Platt'}  # of maps, in tables
 BINS = np.linspace(0, 1, 11)
 
 
@@ -61,7 +67,7 @@ def judge_halves(gts: GroundTruth, found: EdgeDetections, halves: int) -> Iterat
                 calibrator = fit_calibrator(fit_found.detections, fit_gts, settings)
                 kept = calibrator.apply(judged.detections)[0]
                 metrics = evaluate_detections(kept, judged_gts)
-                plain = {key: float(value) for key, value in metrics.items() if np.ndim(value) == 0}
+                plain = {key: float(metrics[key]) for key in MEASURED}
                 yield HalfResult(seed, view, method, plain)
 
 
@@ -72,38 +78,28 @@ def table(results: Sequence[HalfResult]) -> str:
         for method in METHODS:
             metrics = [r.metrics for r in results if (r.view, r.method) == (view, method)]
             for name in ERRORS:
-                columns = (name, f'{name}_floor', f'{name}_floor_95', f'{name}_debiased')
+                columns = [name + part for part in PARTS[:-1]]
                 cells = [[each[column] for each in metrics] for column in columns]
                 count = round(np.mean([each[f'{name}_count'] for each in metrics]))
-                rows.append([view, method, name, str(count), *map(spread, cells)])
+                rows.append(
+                    [view, WORDS.get(method, method), name, str(count), *map(spread, cells)]
+                )
     head = ['detections', 'map', 'error', 'count', 'value', 'floor', 'floor .95', 'debiased']
     return markdown(head, rows, words=3)
 
 
-def reliability_table(gts: GroundTruth, found: EdgeDetections) -> tuple[str, Any]:
-    """Mean IoU per score bin over all classes, as Markdown and as a figure."""
+def reliability_bins(gts: GroundTruth, found: EdgeDetections) -> list[dict[str, float]]:
+    """Count, mean score and mean IoU of each bin of the score that is not empty, of all classes."""
     (matches,) = match(found.detections, gts, [0.0])
     judged = matches.judged()
     bins = reliability(matches.scores[judged], matches.iou[judged], BINS)
-    number, score, iou = (np.asarray(each)[0] for each in (bins.number, bins.score, bins.target))
-    filled = number > 0
-    rows = [
-        [str(count), fraction(mean), fraction(target)]
-        for count, mean, target in zip(number[filled], score[filled], iou[filled])
-    ]
-    drawing = figure(5, 4)
-    axes = drawing.subplots()
-    axes.plot([0, 1], [0, 1], color='0.7', linewidth=1)
-    axes.plot(score[filled], iou[filled], marker='o')
-    for count, mean, target in zip(number[filled], score[filled], iou[filled]):
-        place = dict(textcoords='offset points', xytext=(-2, 6), ha='right', rotation=-45)
-        axes.annotate(f'{count:,}', (mean, target), **place)
-    axes.set(xlabel='mean score', ylabel='mean IoU', xlim=(0, 1), ylim=(0, 1))
-    return markdown(['count', 'mean score', 'mean IoU'], rows, words=0), drawing
+    columns = (np.asarray(each)[0].tolist() for each in (bins.number, bins.score, bins.target))
+    rows = [dict(count=count, score=score, iou=iou) for count, score, iou in zip(*columns)]
+    return [row for row in rows if row['count']]
 
 
-def rank_correlations(gts: GroundTruth, found: EdgeDetections) -> str:
-    """Spearman's rank correlations over detections that match a gt box at IoU .5, as Markdown."""
+def rank_correlations(gts: GroundTruth, found: EdgeDetections) -> list[dict[str, Any]]:
+    """Spearman's rank correlations over detections that match a gt box at IoU .5; NaN for none."""
     (matches,) = match(found.detections, gts, [0.5])
     true = matches.state == TRUE
     rows, boxes = matches.row[true], gts.boxes[matches.gt[true]]
@@ -122,11 +118,14 @@ def rank_correlations(gts: GroundTruth, found: EdgeDetections) -> str:
         'box side, edge error': (side, error),
         'edge std / side, edge error / side': (std / side, error / side),
     }
-    lines = [
-        [name, str(np.size(one)), fraction(rank_correlation(np.ravel(one), np.ravel(other)))]
+    return [
+        dict(
+            pair=name,
+            count=int(np.size(one)),
+            correlation=float(rank_correlation(np.ravel(one), np.ravel(other))),
+        )
         for name, (one, other) in pairs.items()
     ]
-    return markdown(['pair', 'count', 'rank correlation'], lines)
 
 
 def _edges(boxes: np.ndarray) -> np.ndarray:
@@ -134,35 +133,82 @@ def _edges(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
+def tables(content: dict[str, Any]) -> dict[str, str]:
+    """Tables of a file of results, as Markdown: halves, reliability, ranks."""
+    bins = [
+        [str(round(row['count'])), fraction(row['score']), fraction(row['iou'])]
+        for row in content['reliability']
+    ]
+    ranks = [
+        [row['pair'], str(row['count']), fraction(np.array(row['correlation'], float))]
+        for row in content['ranks']  # JSON has null for NaN
+    ]
+    return dict(
+        halves=table([HalfResult(**each) for each in content['halves']]),
+        reliability=markdown(['count', 'mean score', 'mean IoU'], bins, words=0),
+        ranks=markdown(['pair', 'count', 'rank correlation'], ranks),
+    )
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Draw mean IoU over mean score, with the counts of the bins."""
+    drawing = figure(5, 4)
+    axes = drawing.subplots()
+    score, iou = ([row[key] for row in content['reliability']] for key in ('score', 'iou'))
+    axes.plot([0, 1], [0, 1], color='0.7', linewidth=1)
+    axes.plot(score, iou, marker='o')
+    for row in content['reliability']:
+        place = dict(textcoords='offset points', xytext=(-2, 6), ha='right', rotation=-45)
+        axes.annotate(f'{round(row["count"]):,}', (row['score'], row['iou']), **place)
+    axes.set(xlabel='mean score', ylabel='mean IoU', xlim=(0, 1), ylim=(0, 1))
+    save_figure(drawing, path)
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
-    parser.add_argument('config', help='a file, or the name of a shipped config')
-    parser.add_argument('checkpoint', help='weights of the detector')
+    parser.add_argument('config', nargs='?', help='a file, or the name of a shipped config')
+    parser.add_argument('checkpoint', nargs='?', help='weights of the detector')
     parser.add_argument('--split', choices=('val', 'test'), default='test', help='data (test)')
     parser.add_argument('--halves', type=int, default=5, help='random halvings (5)')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/published_weights'))
+    parser.add_argument('--out', type=Path, default=RESULTS, metavar='FILE.json')
+    parser.add_argument('--figure', type=Path, metavar='FILE.png', help='draw what --out holds')
     add_cfg_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if (args.config is None) != (args.checkpoint is None):
+        parser.error('a config needs a checkpoint')
+    return args
 
 
-def main() -> None:
-    """Run the study and print its tables."""
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the detector and judge it."""
     from gfl_det.engine.runner import detect_edges  # loads mmdet
 
-    args = parse_arguments()
-    check_writable(args.out / 'halves.json')
     cfg = load_config(args.config, args.cfg_options)
     gts, found = detect_edges(cfg, args.checkpoint, args.split)
     results = []
     for result in judge_halves(gts, found, args.halves):
-        results.append(result)
+        results.append(result._asdict())
         if (result.view, result.method) == ('kept', METHODS[-1]):
             print(f'half {result.seed + 1} of {args.halves}', file=sys.stderr)
-    write_json(args.out / 'halves.json', [each._asdict() for each in results], indent=1)
-    lines, drawing = reliability_table(gts, found)
-    save_figure(drawing, args.out / 'reliability.png')
-    print(table(results), lines, rank_correlations(gts, found), sep='\n\n')
+    return dict(
+        images=len(gts.image_ids),
+        halves=results,
+        reliability=reliability_bins(gts, found),
+        ranks=rank_correlations(gts, found),
+    )
+
+
+def main() -> None:
+    """Run the study if a detector is given; print its tables, and draw."""
+    args = parse_arguments()
+    if args.config:
+        check_writable(args.out)
+        write_json(args.out, measure(args) | provenance(), indent=1)
+    content = read_json(args.out)
+    if args.figure:
+        draw(content, args.figure)
+    print(*tables(content).values(), sep='\n\n')
 
 
 if __name__ == '__main__':

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
+import cv2
 import numpy as np
+import pytest
 
 from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.evaluation.detections import Detections, GroundTruth
+from gfl_det.utils.files import write_json
 from projects.calibration_study import published_weights as study
 
 IMAGES = 60
@@ -47,12 +52,24 @@ def test_maps_fitted_on_one_half_mend_the_other():
 
 
 def test_score_bins_and_rank_correlations():
-    table, _ = study.reliability_table(*scene())
-    for row in table.splitlines()[2:]:
-        _, score, iou = (float(cell) for cell in row.strip('| ').split(' | '))
-        assert abs(iou - 2 * score) < 0.002
-    lines = study.rank_correlations(*scene()).splitlines()[2:]
-    found = {line.split(' | ')[0].strip('| '): line.strip('| ').split(' | ')[-1] for line in lines}
-    assert float(found['score, IoU']) > 0.99
-    assert float(found['edge std, edge error']) > 0.99
-    assert found['box side, edge error'] == '-'  # all boxes are of one size
+    for row in study.reliability_bins(*scene()):
+        assert row['iou'] == pytest.approx(2 * row['score'])
+    found = {row['pair']: row['correlation'] for row in study.rank_correlations(*scene())}
+    assert found['score, IoU'] > 0.99
+    assert found['edge std, edge error'] > 0.99
+    assert np.isnan(found['box side, edge error'])  # all boxes are of one size
+
+
+def test_tables_and_the_figure_are_of_the_file(tmp_path, monkeypatch, capsys):
+    path, picture = tmp_path / 'found.json', tmp_path / 'drawn.png'
+    halves = [each._asdict() for each in study.judge_halves(*scene(), halves=2)]
+    bins, ranks = study.reliability_bins(*scene()), study.rank_correlations(*scene())
+    write_json(path, dict(halves=halves, reliability=bins, ranks=ranks))
+    monkeypatch.setattr(sys, 'argv', ['study', '--out', str(path), '--figure', str(picture)])
+    study.main()
+    printed = capsys.readouterr().out
+    assert f'| {bins[0]["count"]:.0f} | .' in printed
+    assert f'| box side, edge error | {ranks[2]["count"]} | - |' in printed
+    assert cv2.imread(str(picture)) is not None
+    with pytest.raises(SystemExit):
+        study.parse_arguments(['config.py'])
