@@ -7,7 +7,8 @@ and a kind. Of the studies in `projects/training_study` the kinds are the views 
 :mod:`.heads`, ``claims``, and ``AP`` (the table of the trainings); of ``classification`` and
 ``cifar`` they are ``results`` and ``claims``, of ``cifar`` ``tuning`` and ``mechanism`` too, of
 ``distribution`` ``results``, of ``floors`` ``calibrated``, ``ratios`` and ``errors``, and of
-``published`` ``halves``, ``reliability`` and ``ranks``.
+``published`` ``halves``, ``reliability`` and ``ranks``; ``recipes shipped AP`` are the trainings of
+shipped configs.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def _table_of(study: str, data: str, kind: str) -> str:
         'distribution': _distribution,
         'floors': _floors,
         'published': _published,
+        'recipes': _recipes,
     }
     return own[study](data, kind) if study in own else _trained(study, data, kind)
 
@@ -100,6 +102,12 @@ def _published(data: str, kind: str) -> str:
 
     content = (RESULTS / f'published-{data}.json').read_text(encoding='utf-8')
     return published_weights.tables(json.loads(content))[kind]
+
+
+def _recipes(data: str, kind: str) -> str:
+    from projects.training_study import recipes  # loads mmdet
+
+    return recipes.table()
 
 
 def main() -> None:

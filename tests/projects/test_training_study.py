@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from gfl_det.errors import DataError
 from projects.calibration_study import heads, pages
 from projects.calibration_study.detection import METHODS, VIEWS
 from projects.calibration_study.tables import paired, verdict
-from projects.training_study import trainings
+from projects.training_study import recipes, trainings
 from projects.training_study.arms import SHARED, TrainingRun, arm_of, studies
 from projects.training_study.trainings import runs_of, table
 from tests.helpers.paths import ROOT
+from tests.helpers.project import make_project
 
 
 def result(data: str, arm: str, seed: int, ap: float | None, study: str = 'weights') -> dict:
@@ -207,6 +209,29 @@ def test_claims_are_tested_by_seed_and_one_seed_decides_nothing(tmp_path, monkey
     assert shown[0][:6] == ['GFL', 'raw', '3', '.500 ± .000', '1000', '.100 ± .000']
     assert shown[1][5:7] == ['.010 ± .000', '.030 ± .000']
     assert len(heads.draw(['bccd']).axes) == 2
+
+
+def test_a_recipe_is_trained_once_and_its_validations_are_kept(tmp_path, monkeypatch, capsys):
+    project = make_project(tmp_path / 'project')
+    short = {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 1}
+    recipe = recipes.Recipe(str(project / 'tiny.py'), 'pets', short)
+    monkeypatch.setattr(recipes, 'RECIPES', dict(pets=recipe))
+    monkeypatch.setattr(recipes, 'RESULTS', tmp_path / 'results')
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+    words = ['--recipes', 'pets', '--seeds', '3', '--base', str(tmp_path / 'base')]
+    monkeypatch.setattr(sys, 'argv', ['recipes', *words])
+    with pytest.raises(SystemExit, match='--data pets=FOLDER'):
+        recipes.main()
+    monkeypatch.setattr(sys, 'argv', ['recipes', *words, '--data', f'pets={project / "data"}'])
+    recipes.main()
+    found = json.loads((tmp_path / 'results' / 'pets-seed3.json').read_text())
+    assert list(found['validations']) == ['1', '2']
+    assert found['minutes'] > 0
+    assert [row[:3] for row in cells(recipes.table())] == [['pets', '1', '1'], ['pets', '1', '2']]
+    capsys.readouterr()
+    recipes.main()
+    assert capsys.readouterr().out == ''  # nothing is left to do
 
 
 def test_tables_of_pages_are_those_of_the_results(tmp_path, monkeypatch) -> None:

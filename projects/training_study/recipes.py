@@ -1,0 +1,167 @@
+"""Shipped configs on small data, trained as they are: validation AP, and processor time.
+
+    python tools/build_digits.py
+    OMP_NUM_THREADS=1 python -m projects.training_study.recipes [--recipes NAME ...]
+        [--data bccd=FOLDER] [--seeds 0 1 2]
+    python -m projects.training_study.recipes --table
+
+Each training writes ``results/recipes/NAME-seedN.json``. A training whose file is there is not
+repeated, and one that was cut goes on from its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from gfl_det.cli import main as cli
+from gfl_det.engine import config_edits
+from gfl_det.engine.runner import build_runner
+from gfl_det.utils.config import load_config
+from gfl_det.utils.files import write_json
+from projects.calibration_study.tables import fraction, markdown, spread
+from projects.provenance import commit, machine
+from projects.training_study.trainings import KEYS, EpochClock
+
+RESULTS = Path(__file__).parent / 'results' / 'recipes'
+# The same losses and assigner by mmdet's own classes.
+MMDET = {
+    'model.bbox_head.type': 'GFLHead',
+    'model.bbox_head.loss_cls.type': 'QualityFocalLoss',
+    'model.bbox_head.loss_dfl.type': 'DistributionFocalLoss',
+    'model.train_cfg.assigner.type': 'ATSSAssigner',
+}
+
+
+class Recipe(NamedTuple):
+    """A shipped config, and what is changed in it."""
+
+    config: str
+    data: str | None = None  # name of a folder that is given; None: the embedded digits
+    options: dict[str, Any] = {}  # noqa: RUF012  # never changed
+
+
+RECIPES = {
+    'digits_short': Recipe('gfl_r18-w16_fpn_digits_short'),
+    'digits': Recipe('gfl_r18_fpn_digits'),
+    'bccd': Recipe('gfl_r18_fpn_bccd', 'bccd'),
+    'bccd_mmdet': Recipe('gfl_r18_fpn_bccd', 'bccd', MMDET),
+}
+
+
+class Validations(Hook):
+    """Keeps the metrics of each validation, for trainings that were cut."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """Metrics by epoch."""
+        return json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        found = {name: float((metrics or {}).get(key, 0)) for name, key in KEYS.items()}
+        write_json(self.path, {**self.read(), str(runner.epoch): found})
+
+
+def train(recipe: Recipe, seed: int, folder: str | None, work_dir: Path) -> dict[str, Any]:
+    """Train, or go on, and return what is written down."""
+    cfg = load_config(recipe.config, recipe.options)
+    if folder is not None:
+        _take_data(cfg, folder)
+    cfg.randomness = dict(seed=seed)
+    cfg.work_dir = str(work_dir)
+    config_edits.protect(cfg)
+    config_edits.resume(cfg, 'auto')
+    clock, found = work_dir / 'seconds.json', Validations(work_dir / 'validations.json')
+    begin = time.monotonic()
+    runner = build_runner(cfg, quiet='train')
+    runner.register_hook(EpochClock(clock))
+    runner.register_hook(found)
+    runner.train()
+    return dict(
+        config=recipe.config,
+        epochs=cfg.train_cfg.max_epochs,
+        validations=found.read(),
+        minutes=sum(json.loads(clock.read_text()).values()) / 60,
+        wall_minutes=(time.monotonic() - begin) / 60,
+    )
+
+
+def _take_data(cfg: Config, folder: str) -> None:
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.data_root = folder
+        if split != 'train':
+            evaluator = cfg[f'{split}_evaluator']
+            evaluator.ann_file = str(Path(folder, Path(evaluator.ann_file).name))
+
+
+def table() -> str:
+    """Validation AP of each recipe by epoch, over seeds, as Markdown."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path in sorted(RESULTS.glob('*.json')):
+        result = json.loads(path.read_text())
+        found[result['recipe']].append(result)
+    rows = [
+        [
+            name,
+            str(len(found[name])),
+            epoch,
+            *(spread([each['validations'][epoch][key] for each in found[name]]) for key in KEYS),
+            spread([each['minutes'] for each in found[name]]) if epoch == last else '',
+        ]
+        for name in RECIPES
+        if name in found
+        for last in [str(found[name][0]['epochs'])]
+        for epoch in found[name][0]['validations']
+    ]
+    return markdown(['recipe', 'seeds', 'epoch', *KEYS, 'minutes'], rows)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+    parser.add_argument('--recipes', nargs='+', choices=RECIPES, default=['digits_short', 'digits'])
+    parser.add_argument('--data', nargs='+', default=[], metavar='NAME=FOLDER')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--base', type=Path, default=Path('work_dirs/training_study'))
+    parser.add_argument('--table', action='store_true', help='print the table of what is finished')
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Train what is missing, or print the table."""
+    args = parse_arguments()
+    if args.table:
+        print(table())
+        return
+    folders = dict(each.split('=', 1) for each in args.data)
+    for seed in args.seeds:
+        for name in args.recipes:
+            recipe, run = RECIPES[name], f'{name}-seed{seed}'
+            if recipe.data and recipe.data not in folders:
+                raise SystemExit(f'{name} needs --data {recipe.data}=FOLDER.')
+            path = RESULTS / f'{run}.json'
+            if path.is_file():
+                continue
+            code = commit()
+            result = train(
+                recipe, seed, folders.get(recipe.data or ''), args.base / f'recipes-{run}'
+            )
+            provenance = dict(commit=code, machine=machine())
+            write_json(path, dict(recipe=name, seed=seed, **result, **provenance), indent=1)
+            last = result['validations'][str(result['epochs'])]['AP']
+            print(f'{run}: AP {fraction(last)}, {result["minutes"]:.1f} minutes', flush=True)
+
+
+if __name__ == '__main__':
+    cli.run(main)
