@@ -31,7 +31,7 @@ from gfl_det.evaluation.functional import reliability
 from gfl_det.evaluation.matching import TRUE, match
 from gfl_det.utils.config import load_config
 from gfl_det.utils.files import check_writable, write_json
-from gfl_det.visualization.charts import figure, save_figure
+from gfl_det.visualization.charts import APART, GRID, figure, save_figure
 from gfl_det.visualization.report.curves import rank_correlation
 from projects.calibration_study.tables import fraction, markdown, spread
 from projects.provenance import provenance
@@ -155,12 +155,12 @@ def draw(content: dict[str, Any], path: Path) -> None:
     drawing = figure(5, 4)
     axes = drawing.subplots()
     score, iou = ([row[key] for row in content['reliability']] for key in ('score', 'iou'))
-    axes.plot([0, 1], [0, 1], color='0.7', linewidth=1)
-    axes.plot(score, iou, marker='o')
+    axes.plot([0, 1], [0, 1], color=GRID)
+    axes.plot(score, iou, marker='o', color=APART)
     for row in content['reliability']:
-        place = dict(textcoords='offset points', xytext=(-2, 6), ha='right', rotation=-45)
+        place = dict(textcoords='offset points', xytext=(-1, 8), ha='center', rotation=90)
         axes.annotate(f'{round(row["count"]):,}', (row['score'], row['iou']), **place)
-    axes.set(xlabel='mean score', ylabel='mean IoU', xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel='mean score', ylabel='mean IoU', xlim=(0, 1), ylim=(0, 1.1))
     save_figure(drawing, path)
 
 
