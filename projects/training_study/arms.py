@@ -90,9 +90,8 @@ def _tuning() -> list[Arm]:
         ('rate0.001_long', 1e-3, 4),
         ('rate0.002_long', 2e-3, 4),
     )
-    base = ('tuning', 'rate0.0002')
     return [
-        Arm(name, NANODET, {'bccd': epochs}, published=True, rate=rate, split='val', base=base)
+        Arm(name, NANODET, {'bccd': epochs}, published=True, rate=rate, split='val')
         for name, rate, epochs in chosen
     ]
 
