@@ -49,6 +49,15 @@ def commit() -> str:
     return ask('rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')
 
 
+def commit_at_start(work_dir: Path) -> str:
+    """The commit at which the training in a work dir began, however often it was cut."""
+    path = work_dir / 'commit.txt'
+    if not path.is_file():
+        work_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(commit())
+    return path.read_text()
+
+
 def provenance() -> dict[str, Any]:
     """Commit and machine, for a file of results."""
     return dict(commit=commit(), machine=machine())

@@ -88,7 +88,7 @@ TOGETHER = {
 }
 COUNTS = (50, 100, 300, 1000, 3000)
 MANY = 50_000  # scores that stand for all
-RESAMPLES = 400
+RESAMPLES = 10_000
 
 
 class Row(NamedTuple):
@@ -199,17 +199,13 @@ def ratios(rows: Sequence[Row]) -> dict[tuple[str, int], tuple[float, float, flo
 
 
 def simulated(group: str, simulations: int, true_error: float) -> Iterator[Row]:
-    """All scores, targets, shapes and counts of a group; shapes out of reach are left out."""
+    """All scores, targets, shapes and counts of a group."""
     for scores in SCORES[group]:
         for binary in (False, True):
             for shape in (None, *SHAPES[group]):
                 for count in COUNTS:
-                    try:
-                        row = simulate(group, scores, shape, binary, count, simulations, true_error)
-                    except ValueError:
-                        break
-                    yield row
-                print(group, true_error, scores, row.targets, row.shape, file=sys.stderr)
+                    yield simulate(group, scores, shape, binary, count, simulations, true_error)
+            print(group, true_error, scores, 'right' if binary else 'IoU', file=sys.stderr)
 
 
 def to_json(rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
@@ -225,7 +221,7 @@ def to_json(rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
         for row in rows[part]
     ]
     compared = [
-        dict(rows=name, targets=targets, count=count, ratio=ratio, low=low, high=high)
+        dict(scores=name, targets=targets, count=count, ratio=ratio, low=low, high=high)
         for name, parts in TOGETHER.items()
         for (targets, count), (ratio, low, high) in ratios(
             [row for part in parts for row in rows[part]]
@@ -245,15 +241,13 @@ def tables(content: dict[str, Any]) -> dict[str, str]:
             ('scores', 'targets'),
             calibrated,
             heading,
-            lambda row: f'{_four(row["debiased"][0])} ({fraction(row["plug_in"][0])})',
+            lambda row: f'{fraction(row["debiased"][0], 4)} ({fraction(row["plug_in"][0])})',
         ),
         ratios=_table(
-            ('rows', 'targets'),
+            ('scores', 'targets'),
             content['ratios'],
             heading,
-            lambda row: f'{row["ratio"]:.3f} [{row["low"]:.3f}, {row["high"]:.3f}]'.replace(
-                '0.', '.'
-            ),
+            lambda row: '{} [{}, {}]'.format(*(fraction(row[k]) for k in ('ratio', 'low', 'high'))),
         ),
         errors=_table(('scores', 'targets', 'shape'), wrong, heading, _errors),
     )
@@ -276,12 +270,8 @@ def _table(
 
 def _errors(row: dict[str, Any]) -> str:
     mean, error = row['difference']
-    text = f'{_four(row["plug_in"][0])} / {_four(row["debiased"][0])}'
+    text = ' / '.join(fraction(row[key][0], 4) for key in ('plug_in', 'debiased'))
     return f'**{text}**' if mean > 2 * error else text
-
-
-def _four(value: float) -> str:
-    return f'{value:.4f}'.replace('0.', '.', 1)
 
 
 def main() -> None:

@@ -50,7 +50,10 @@ def _table_of(study: str, data: str, kind: str) -> str:
         'published': _published,
         'recipes': _recipes,
     }
-    return own[study](data, kind) if study in own else _trained(study, data, kind)
+    try:
+        return own[study](data, kind) if study in own else _trained(study, data, kind)
+    except KeyError as error:
+        raise DataError(f'table: {study} {data} {kind}: there is no {error}.') from error
 
 
 def _trained(study: str, data: str, kind: str) -> str:
@@ -107,7 +110,7 @@ def _published(data: str, kind: str) -> str:
 def _recipes(data: str, kind: str) -> str:
     from projects.training_study import recipes  # loads mmdet
 
-    return recipes.table()
+    return {('shipped', 'AP'): recipes.table}[data, kind]()
 
 
 def main() -> None:

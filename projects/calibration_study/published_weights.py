@@ -1,13 +1,14 @@
 """Calibration of a detector that others trained: its scores against IoU, its edges against errors.
 
-    python -m projects.calibration_study.published_weights CONFIG CHECKPOINT
-        [--split test] [--halves 5] [--cfg-options KEY=VALUE ...] [--out FILE.json]
-    python -m projects.calibration_study.published_weights --figure FILE.png [--out FILE.json]
+    python -m projects.calibration_study.published_weights FILE.json [--figure FILE.png]
+    python -m projects.calibration_study.published_weights FILE.json --detector CONFIG CHECKPOINT
+        [--split test] [--halves 5] [--cfg-options KEY=VALUE ...]
 
 The detector runs once. Calibrators are fitted on a random half of the images and judged on the
 other, over several halvings, in two views: all detections, and those above each class's least LRP.
 Beside each calibration error stand its count, the mean and .95 quantile of its noise floor and the
-debiased estimate. All is written as JSON, of which the tables and the figure are made.
+debiased estimate. All is written to the file, of which the tables and the figure are made; it is
+made anew only where a detector is given.
 """
 
 from __future__ import annotations
@@ -30,13 +31,12 @@ from gfl_det.evaluation.evaluate import evaluate_detections
 from gfl_det.evaluation.functional import reliability
 from gfl_det.evaluation.matching import TRUE, match
 from gfl_det.utils.config import load_config
-from gfl_det.utils.files import check_writable, write_json
+from gfl_det.utils.files import check_writable, file_sum, write_json
 from gfl_det.visualization.charts import APART, GRID, figure, save_figure
 from gfl_det.visualization.report.curves import rank_correlation
 from projects.calibration_study.tables import fraction, markdown, spread
 from projects.provenance import provenance
 
-RESULTS = Path(__file__).parent / 'results' / 'published-nanodet.json'
 VIEWS: dict[str, tuple[Cut, Cut]] = {'all': (0.0, 0.0), 'kept': ('lrp', 'lrp')}
 METHODS = ('identity', 'platt', 'isotonic')
 ERRORS = ('LaECE_0', 'LaACE_0', 'D-ECE')
@@ -44,6 +44,8 @@ PARTS = ('', '_floor', '_floor_95', '_debiased', '_count')
 MEASURED = [name + part for name in ERRORS for part in PARTS]
 WORDS = {'identity': 'raw', 'platt': 'Platt'}  # of maps, in tables
 BINS = np.linspace(0, 1, 11)
+RESAMPLES = 2000
+SPREAD, SIDE = 'edge std, edge error', 'box side, edge error'  # both of px
 
 
 class HalfResult(NamedTuple):
@@ -98,8 +100,14 @@ def reliability_bins(gts: GroundTruth, found: EdgeDetections) -> list[dict[str, 
     return [row for row in rows if row['count']]
 
 
-def rank_correlations(gts: GroundTruth, found: EdgeDetections) -> list[dict[str, Any]]:
-    """Spearman's rank correlations over detections that match a gt box at IoU .5; NaN for none."""
+def rank_correlations(
+    gts: GroundTruth, found: EdgeDetections, resamples: int = RESAMPLES
+) -> list[dict[str, Any]]:
+    """Spearman's rank correlations over detections that match a gt box at IoU .5.
+
+    With .95 intervals of a bootstrap over images. The last row is the difference of the edges'
+    spread and the boxes' side as ranks of the edges' errors. NaN where a value is constant.
+    """
     (matches,) = match(found.detections, gts, [0.5])
     true = matches.state == TRUE
     rows, boxes = matches.row[true], gts.boxes[matches.gt[true]]
@@ -114,18 +122,30 @@ def rank_correlations(gts: GroundTruth, found: EdgeDetections) -> list[dict[str,
     side = np.sqrt(detected[:, 2:].prod(1))[:, None].repeat(4, 1)
     pairs = {
         'score, IoU': (matches.scores[true], matches.iou[true]),
-        'edge std, edge error': (std, error),
-        'box side, edge error': (side, error),
+        SPREAD: (std, error),
+        SIDE: (side, error),
         'edge std / side, edge error / side': (std / side, error / side),
     }
-    return [
-        dict(
-            pair=name,
-            count=int(np.size(one)),
-            correlation=float(rank_correlation(np.ravel(one), np.ravel(other))),
-        )
+    image = found.detections.image[rows]
+    order = np.argsort(image, kind='stable')
+    of_images = np.split(order, np.flatnonzero(np.diff(image[order])) + 1)
+    rng = np.random.default_rng(0)
+    picks = [np.arange(len(image))]
+    for _ in range(resamples):
+        drawn = rng.integers(0, len(of_images), len(of_images))
+        picks.append(np.concatenate([of_images[place] for place in drawn]))
+    drawn_values = {
+        name: np.array([rank_correlation(one[pick].ravel(), other[pick].ravel()) for pick in picks])
         for name, (one, other) in pairs.items()
-    ]
+    }
+    drawn_values[f'{SPREAD}, less that of the side'] = drawn_values[SPREAD] - drawn_values[SIDE]
+    counts = {name: int(np.size(one)) for name, (one, _) in pairs.items()}
+    written = []
+    for name, (value, *others) in drawn_values.items():
+        low, high = np.quantile(others, [0.025, 0.975])
+        count = counts.get(name, counts[SPREAD])
+        written.append(dict(pair=name, count=count, correlation=value, low=low, high=high))
+    return written
 
 
 def _edges(boxes: np.ndarray) -> np.ndarray:
@@ -139,15 +159,23 @@ def tables(content: dict[str, Any]) -> dict[str, str]:
         [str(round(row['count'])), fraction(row['score']), fraction(row['iou'])]
         for row in content['reliability']
     ]
-    ranks = [
-        [row['pair'], str(row['count']), fraction(np.array(row['correlation'], float))]
-        for row in content['ranks']  # JSON has null for NaN
+    ranks = []
+    for row in content['ranks']:
+        value, low, high = (fraction(_number(row[key])) for key in ('correlation', 'low', 'high'))
+        ranks.append([row['pair'], str(row['count']), f'{value} [{low}, {high}]'])
+    halves = [
+        HalfResult(**dict(each, metrics={k: _number(v) for k, v in each['metrics'].items()}))
+        for each in content['halves']
     ]
     return dict(
-        halves=table([HalfResult(**each) for each in content['halves']]),
+        halves=table(halves),
         reliability=markdown(['count', 'mean score', 'mean IoU'], bins, words=0),
-        ranks=markdown(['pair', 'count', 'rank correlation'], ranks),
+        ranks=markdown(['pair', 'count', 'rank correlation [.95]'], ranks),
     )
+
+
+def _number(value: float | None) -> float:
+    return float('nan') if value is None else value  # JSON has null for NaN
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
@@ -167,31 +195,35 @@ def draw(content: dict[str, Any], path: Path) -> None:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
-    parser.add_argument('config', nargs='?', help='a file, or the name of a shipped config')
-    parser.add_argument('checkpoint', nargs='?', help='weights of the detector')
+    parser.add_argument('file', type=Path, metavar='FILE.json', help='what was measured')
+    parser.add_argument('--figure', type=Path, metavar='FILE.png', help='draw mean IoU over score')
+    parser.add_argument(
+        '--detector',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='measure this one first; CONFIG is a file or the name of a shipped config',
+    )
     parser.add_argument('--split', choices=('val', 'test'), default='test', help='data (test)')
     parser.add_argument('--halves', type=int, default=5, help='random halvings (5)')
-    parser.add_argument('--out', type=Path, default=RESULTS, metavar='FILE.json')
-    parser.add_argument('--figure', type=Path, metavar='FILE.png', help='draw what --out holds')
     add_cfg_options(parser)
-    args = parser.parse_args(argv)
-    if (args.config is None) != (args.checkpoint is None):
-        parser.error('a config needs a checkpoint')
-    return args
+    return parser.parse_args(argv)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run the detector and judge it."""
     from gfl_det.engine.runner import detect_edges  # loads mmdet
 
-    cfg = load_config(args.config, args.cfg_options)
-    gts, found = detect_edges(cfg, args.checkpoint, args.split)
+    config, checkpoint = args.detector
+    gts, found = detect_edges(load_config(config, args.cfg_options), checkpoint, args.split)
     results = []
     for result in judge_halves(gts, found, args.halves):
         results.append(result._asdict())
         if (result.view, result.method) == ('kept', METHODS[-1]):
             print(f'half {result.seed + 1} of {args.halves}', file=sys.stderr)
     return dict(
+        config=Path(config).stem,
+        checkpoint=file_sum(checkpoint),
+        split=args.split,
         images=len(gts.image_ids),
         halves=results,
         reliability=reliability_bins(gts, found),
@@ -202,10 +234,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Run the study if a detector is given; print its tables, and draw."""
     args = parse_arguments()
-    if args.config:
-        check_writable(args.out)
-        write_json(args.out, measure(args) | provenance(), indent=1)
-    content = read_json(args.out)
+    if args.detector:
+        check_writable(args.file)
+        write_json(args.file, measure(args) | provenance(), indent=1)
+    content = read_json(args.file)
     if args.figure:
         draw(content, args.figure)
     print(*tables(content).values(), sep='\n\n')

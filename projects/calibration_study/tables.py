@@ -25,11 +25,11 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1)
     return '\n'.join(f'| {" | ".join(row)} |' for row in (head, rule, *rows))
 
 
-def fraction(value: float) -> str:
-    """Three digits as in .123; a dash for NaN."""
+def fraction(value: float, digits: int = 3) -> str:
+    """So many digits as in .123; a dash for NaN."""
     if np.isnan(value):
         return '-'
-    text = f'{value:.3f}'
+    text = f'{value:.{digits}f}'
     return text.replace('0.', '.', 1) if abs(value) < 1 else text
 
 

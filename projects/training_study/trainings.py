@@ -35,7 +35,7 @@ from gfl_det.cli import train
 from gfl_det.cli.own_data import planned_config
 from gfl_det.engine import config_edits
 from gfl_det.engine.runner import build_runner
-from gfl_det.errors import DataError
+from gfl_det.errors import ConfigError, DataError
 from gfl_det.evaluation.comparison import holm
 from gfl_det.evaluation.evaluate import FLOOR_PARTS
 from gfl_det.utils.config import load_config
@@ -43,7 +43,7 @@ from gfl_det.utils.files import write_json
 from projects.calibration_study.detection import METHODS, VIEWS, calibrate
 from projects.calibration_study.detection_command import read_pair
 from projects.calibration_study.tables import fraction, markdown, paired, spread
-from projects.provenance import commit, machine
+from projects.provenance import commit_at_start, machine
 from projects.training_study.arms import SEEDS, SHARED, Arm, TrainingRun, arm_of, studies
 
 RESULTS = Path(__file__).parent / 'results'
@@ -59,7 +59,10 @@ DIGITS = 5
 
 
 class EpochClock(Hook):
-    """Keeps the process's seconds of each epoch, for runs that were cut."""
+    """Keeps the process's seconds of each epoch, for runs that were cut.
+
+    Of an epoch that was stopped and gone on with, only the last part counts.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.begin = path, 0.0
@@ -365,18 +368,31 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def folders_of(words: Sequence[str]) -> dict[str, str]:
+    """Folders by their names, given as NAME=FOLDER.
+
+    Raises:
+        ConfigError: If a word has no name or no folder.
+    """
+    pairs = [word.partition('=') for word in words]
+    for word, (name, _, folder) in zip(words, pairs):
+        if not (name and folder):
+            raise ConfigError(f'--data {word}: write NAME=FOLDER, such as bccd=data/bccd.')
+    return {name: folder for name, _, folder in pairs}
+
+
 def main() -> None:
     """Do what is missing of a study, or print its table."""
     args = parse_arguments()
     if args.table:
         print(table(args.study))
         return
-    folders = dict(each.split('=', 1) for each in args.data)
+    folders = folders_of(args.data)
     for run in runs_of(args.study, list(folders), args.seeds, args.arms):
         path = RESULTS / f'{run.name}.json'
         if path.is_file():
             continue
-        code = commit()
+        code = commit_at_start(args.base / run.name)
         result = do_run(run, folders[run.data], args.weights, args.base)
         write_json(path, dict(result, commit=code, machine=machine()), indent=1)
         found = _metric(result, run.arm, 'AP')

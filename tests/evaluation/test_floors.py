@@ -108,7 +108,7 @@ class TestAtATrueErrorOfATenth:
         (ratio,) = [
             each
             for each in content['ratios']
-            if (each['rows'], each['targets'], each['count']) == ('all four', 'right', 100)
+            if (each['scores'], each['targets'], each['count']) == ('all four', 'right', 100)
         ]
         together = study.ratios([*rows[0], *rows[1]])['right', 100]
         assert (ratio['ratio'], ratio['low'], ratio['high']) == together

@@ -69,6 +69,8 @@ def test_other_processes_match_alike(judged, monkeypatch):
     found = found._replace(scores=found.scores.astype(np.float32).astype(float))  # as in tables
     split = [found.take(found.image % 5 == part) for part in range(5)]
     assert evaluate_parts(split, gts, workers=2) == evaluate_parts(split, gts)
+    monkeypatch.undo()
+    assert evaluate_parts([found], gts, workers=2) == evaluate_parts([found], gts)
     with pytest.raises(ConfigError, match='workers'):
         evaluate_parts(split, gts, workers=0)
 

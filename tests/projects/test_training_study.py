@@ -11,7 +11,7 @@ from mmengine.config import Config
 from scipy import stats
 
 import gfl_det
-from gfl_det.errors import DataError
+from gfl_det.errors import ConfigError, DataError
 from projects.calibration_study import heads, pages
 from projects.calibration_study.detection import METHODS, VIEWS
 from projects.calibration_study.tables import paired, verdict
@@ -221,8 +221,14 @@ def test_a_recipe_is_trained_once_and_its_validations_are_kept(tmp_path, monkeyp
     monkeypatch.syspath_prepend(project)
     words = ['--recipes', 'pets', '--seeds', '3', '--base', str(tmp_path / 'base')]
     monkeypatch.setattr(sys, 'argv', ['recipes', *words])
-    with pytest.raises(SystemExit, match='--data pets=FOLDER'):
-        recipes.main()
+    for data, said in (
+        ([], '--data pets=FOLDER'),
+        (['--data', 'pets'], 'write NAME=FOLDER'),
+        (['--data', 'pets=data', 'cats=data'], '--data cats'),
+    ):
+        monkeypatch.setattr(sys, 'argv', ['recipes', *words, *data])
+        with pytest.raises(ConfigError, match=said):
+            recipes.main()
     monkeypatch.setattr(sys, 'argv', ['recipes', *words, '--data', f'pets={project / "data"}'])
     recipes.main()
     found = json.loads((tmp_path / 'results' / 'pets-seed3.json').read_text())
