@@ -28,7 +28,7 @@ DEFAULT_EVIDENCE = EVIDENCE_GROUPS[:3]
 OPSETS = range(18, 24)
 # Largest difference between an exported file and torch: scores; px.
 SCORE_LIMIT, BOX_LIMIT = 1e-4, 0.05
-# px; nats. Where a distribution is thin, rounding moves a quantile far: most at high levels.
+# px; nats. Rounding moves quantiles most at high levels, where distributions are thin.
 EDGE_LIMIT, ENTROPY_LIMIT = 0.25, 1e-3
 
 # gfl_det.visualization.charts: file formats of figures.
