@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ MECHANISM = {
 }
 # Names in CLAIMS of losses that are families here.
 FAMILY_OF = {'MMCE': 'MMCE', 'IFL-1.5': 'IFL'}
-COLOURS = (TEXT, APART, NOISE, '#d1495b', '#d1a05b', '#6a8d73', '#8e6c8a')
+# For all losses of the study; more would begin again.
+COLOURS = (
+    *(TEXT, APART, NOISE, '#d1495b', '#d1a05b', '#6a8d73', '#8e6c8a'),
+    *('#4f81bd', '#e07a3f', '#7f7f3f', '#3d405b'),
+)
 DRAWN = ('entropy', 'last_layer_norm', 'nll_of_wrong')
 PANEL, HEIGHT = 3.1, 2.7  # inches
 
@@ -169,7 +174,7 @@ def draw(noises: Sequence[float]) -> Any:
     drawing = figure(PANEL * len(DRAWN), HEIGHT * len(rows) + 0.4)
     grid = drawing.subplots(len(rows), len(DRAWN), squeeze=False, sharex=True)
     losses = list(dict.fromkeys(loss for found in rows.values() for loss in found))
-    colours = dict(zip(losses, COLOURS))
+    colours = dict(zip(losses, cycle(COLOURS)))
     for line, (noise, found) in zip(grid, rows.items()):
         for axes, name in zip(line, DRAWN):
             _draw_panel(axes, found, name, colours)

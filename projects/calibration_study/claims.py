@@ -123,9 +123,11 @@ def judge(claim: Claim, runs: Sequence[Run], ratio: float = 0.0) -> Finding:
 def published(claim: Claim) -> str:
     """The two values of the paper's own table; empty where we know of none."""
     values = PUBLISHED.get(claim.measure, {}) if claim.source == MUKHOTI else {}
-    if not {claim.lower, claim.higher} <= values.keys():
+    # A weight that was tuned is part of a name: MMCE-2.
+    losses = ['MMCE' if loss.startswith('MMCE') else loss for loss in (claim.lower, claim.higher)]
+    if not set(losses) <= values.keys():
         return ''
-    return ' / '.join(f'{values[loss]:.3g}'[1:] for loss in (claim.lower, claim.higher))
+    return ' / '.join(f'{values[loss]:.3g}'[1:] for loss in losses)
 
 
 def finding_to_json(finding: Finding) -> dict[str, Any]:
