@@ -81,6 +81,8 @@ class TestPieceByPiece:
     @pytest.mark.parametrize('size', [1, 7, 100])
     def test_the_numbers_are_the_same(self, judged, monkeypatch, size):
         found, gts = judged
+        if size == 1:  # as many pieces as there are detections
+            found = found.take(np.arange(0, len(found.scores), 4))
         wanted = evaluate_detections(found, gts)
         with monkeypatch.context() as patch:
             patch.setattr(Matches.pieces, '__defaults__', (size,))
