@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -120,7 +121,7 @@ def table() -> str:
             str(len(found[name])),
             epoch,
             *(spread([each['validations'][epoch][key] for each in found[name]]) for key in KEYS),
-            spread([each['minutes'] for each in found[name]]) if epoch == last else '',
+            f'{np.mean([each["minutes"] for each in found[name]]):.1f}' if epoch == last else '',
         ]
         for name in RECIPES
         if name in found
