@@ -60,6 +60,8 @@ class Browser:
 
     def open(self, url: str) -> None:
         self._call('POST', '/url', url=url)
+        # On a busy machine the driver may return before the page's scripts have run.
+        self.until("document.readyState === 'complete'")
 
     def run(self, script: str, *arguments: object) -> Any:
         """Run JavaScript, the body of an async function, and give what it returns."""
