@@ -33,7 +33,7 @@ from gfl_det.utils.config import load_config
 from gfl_det.utils.files import write_json
 from projects.calibration_study.tables import fraction, markdown, spread
 from projects.provenance import commit_at_start, machine
-from projects.training_study.trainings import KEYS, SPLITS, EpochClock, folders_of
+from projects.training_study.trainings import KEYS, SPLITS, TrainingClock, folders_of
 
 RESULTS = Path(__file__).parent / 'results' / 'recipes'
 # The same losses and assigner by mmdet's own classes.
@@ -88,16 +88,16 @@ def train(recipe: Recipe, seed: int, folder: str | None, work_dir: Path) -> dict
     cfg.work_dir = str(work_dir)
     config_edits.protect(cfg)
     config_edits.resume(cfg, 'auto')
-    clock, found = work_dir / 'seconds.json', Validations(work_dir / 'validations.json')
+    clock, found = TrainingClock(), Validations(work_dir / 'validations.json')
     runner = build_runner(cfg, quiet='train')
-    runner.register_hook(EpochClock(clock))
+    runner.register_hook(clock)
     runner.register_hook(found)
     runner.train()
     return dict(
         config=recipe.config,
         epochs=cfg.train_cfg.max_epochs,
         validations=found.read(),
-        minutes=sum(json.loads(clock.read_text()).values()) / 60,
+        minutes=clock.seconds / 60,
     )
 
 

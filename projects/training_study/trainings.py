@@ -58,22 +58,30 @@ MEASURES = ('bias', 'AP', 'AP50', 'AP75', 'oLRP', 'LRP_0', 'LRP_0_FN')
 DIGITS = 5
 
 
-class EpochClock(Hook):
-    """Keeps the process's seconds of each epoch, for runs that were cut.
+class TrainingClock(Hook):
+    """Seconds of the process in epochs of training, kept in checkpoints for runs that are cut."""
 
-    Of an epoch that was stopped and gone on with, only the last part counts.
-    """
+    KEY = 'training_seconds'  # in checkpoints
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.begin = path, 0.0
+    def __init__(self) -> None:
+        self._before, self._begin = 0.0, None  # type: float, float | None
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs so far, also those before the run was cut."""
+        return self._before + (0 if self._begin is None else time.process_time() - self._begin)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self.begin = time.process_time()
+        self._begin = time.process_time()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        times = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        times[str(runner.epoch)] = time.process_time() - self.begin
-        write_json(self.path, times)
+        self._before, self._begin = self.seconds, None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint[self.KEY] = self.seconds
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self._before = checkpoint.get(self.KEY, 0.0)
 
 
 def run_config(run: TrainingRun, folder: str, weights: str | None, base: Path) -> Config:
@@ -184,9 +192,9 @@ def do_run(run: TrainingRun, folder: str, weights: str | None, base: Path) -> di
         checkpoint = trained(*SHARED, run.data, run.seed, base)[1]
         test_cfg.tta_pipeline = views_pipeline(cfg, run.arm.views)
         test_cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(cfg.model.test_cfg))
-        facts.update(minutes=0.0, wall_minutes=0.0)
+        facts.update(minutes=0.0)
     else:
-        facts.update(_train(cfg, work_dir))
+        facts.update(minutes=_train(cfg))
         checkpoint = work_dir / f'epoch_{facts["epochs"]}.pth'
     found = {split: judge(test_cfg, checkpoint, split) for split in _splits(run)}
     result = dict(
@@ -199,17 +207,14 @@ def do_run(run: TrainingRun, folder: str, weights: str | None, base: Path) -> di
     return result
 
 
-def _train(cfg: Config, work_dir: Path) -> dict[str, float]:
-    """Train, or go on; return the minutes of the process and by the clock."""
+def _train(cfg: Config) -> float:
+    """Train, or go on; return the minutes of the process."""
     config_edits.protect(cfg)
     config_edits.resume(cfg, 'auto')
-    clock = work_dir / 'seconds.json'
-    begin = time.monotonic()
-    runner = build_runner(cfg, quiet='train')
-    runner.register_hook(EpochClock(clock))
+    runner, clock = build_runner(cfg, quiet='train'), TrainingClock()
+    runner.register_hook(clock)
     runner.train()
-    seconds = sum(json.loads(clock.read_text()).values())
-    return dict(minutes=seconds / 60, wall_minutes=(time.monotonic() - begin) / 60)
+    return clock.seconds / 60
 
 
 def _splits(run: TrainingRun) -> list[str]:

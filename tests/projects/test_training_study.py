@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from scipy import stats
 
@@ -15,6 +16,7 @@ from gfl_det.errors import ConfigError, DataError
 from projects.calibration_study import heads, pages
 from projects.calibration_study.detection import METHODS, VIEWS
 from projects.calibration_study.tables import paired, verdict
+from projects.provenance import commit
 from projects.training_study import recipes, trainings
 from projects.training_study.arms import SHARED, TrainingRun, arm_of, studies
 from projects.training_study.trainings import runs_of, table
@@ -211,6 +213,28 @@ def test_claims_are_tested_by_seed_and_one_seed_decides_nothing(tmp_path, monkey
     assert len(heads.draw(['bccd']).axes) == 2
 
 
+def interrupted(*_: object, **__: object) -> None:
+    raise InterruptedError
+
+
+def test_the_clock_goes_on_where_a_training_was_cut(monkeypatch) -> None:
+    now = iter([0, 10, 20, 25, 100, 107])
+    monkeypatch.setattr(trainings.time, 'process_time', lambda: float(next(now)))
+    clock, kept = trainings.TrainingClock(), {}
+    clock.before_train_epoch(None)
+    clock.after_train_epoch(None)
+    assert clock.seconds == 10
+    clock.before_train_epoch(None)
+    clock.before_save_checkpoint(None, kept)
+    again = trainings.TrainingClock()  # the epoch is cut here, and gone on with
+    again.after_load_checkpoint(None, kept)
+    again.before_train_epoch(None)
+    again.after_train_epoch(None)
+    assert again.seconds == 10 + 5 + 7
+    again.after_load_checkpoint(None, {})  # weights of others
+    assert again.seconds == 0
+
+
 def test_a_recipe_is_trained_once_and_its_validations_are_kept(tmp_path, monkeypatch, capsys):
     project = make_project(tmp_path / 'project')
     short = {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 1}
@@ -230,10 +254,19 @@ def test_a_recipe_is_trained_once_and_its_validations_are_kept(tmp_path, monkeyp
         with pytest.raises(ConfigError, match=said):
             recipes.main()
     monkeypatch.setattr(sys, 'argv', ['recipes', *words, '--data', f'pets={project / "data"}'])
+    work_dir = tmp_path / 'base' / 'recipes-pets-seed3'
+    with monkeypatch.context() as cut:
+        cut.setattr(recipes.Validations, 'after_val_epoch', interrupted)
+        with pytest.raises(InterruptedError):
+            recipes.main()
+    assert (work_dir / 'commit.txt').read_text() == commit()
+    (work_dir / 'commit.txt').write_text('of the first part')
+    before = torch.load(work_dir / 'epoch_1.pth')[trainings.TrainingClock.KEY]
     recipes.main()
     found = json.loads((tmp_path / 'results' / 'pets-seed3.json').read_text())
+    assert found['commit'] == 'of the first part'
     assert list(found['validations']) == ['1', '2']
-    assert found['minutes'] > 0
+    assert found['minutes'] * 60 > before > 0
     assert [row[:3] for row in cells(recipes.table())] == [['pets', '1', '1'], ['pets', '1', '2']]
     capsys.readouterr()
     recipes.main()
