@@ -8,6 +8,9 @@ Groups are cells of class and size of the predicted box; small cells of a class 
 small remainders of classes once more. A group is calibrated on its own boxes only: otherwise
 merging would invalidate its coverage.
 
+Most factors fall as the level rises: the worst of four edges leaves a short interval more often, so
+short ones are stretched more. Each level has the factor that its own intervals need.
+
 The share of m new boxes inside, given n calibration boxes, follows a Beta-binomial distribution
 (Vovk, "Conditional Validity of Inductive Conformal Predictors", ACML 2012): :func:`expected_range`
 gives the range for one split.
@@ -38,7 +41,7 @@ class JointFactors:
         levels: Ascending levels in (0, 1).
         names: Names of the G groups.
         counts: Number of boxes that each group was fitted on.
-        factors: ``(G, L)``, not decreasing with the level.
+        factors: ``(G, L)``, at least 0.
         cells: ``(K, 3)``, group of each class and size.
     """
 
@@ -57,11 +60,8 @@ class JointFactors:
             raise ConfigError(f'joint intervals need the groups of {SIZES} of each class')
         if not groups or not ((cells >= 0) & (cells < groups)).all():
             raise ConfigError(f'groups of joint intervals are numbered from 0 to {groups - 1}')
-        if (
-            not (np.isfinite(factors) & (factors >= 0)).all()
-            or (np.diff(factors, axis=1) < 0).any()
-        ):
-            raise ConfigError('factors of joint intervals must be at least 0 and not decrease')
+        if not (np.isfinite(factors) & (factors >= 0)).all():
+            raise ConfigError('factors of joint intervals must be finite and at least 0')
 
     def table_at(self, level: float) -> Tensor:
         """Factors ``(K, 3)`` at a level by class and size, interpolated between fitted levels.
@@ -128,7 +128,7 @@ def fit_joint(
     for rows in members:
         ordered = np.sort(needed[:, rows], axis=1)
         values = [ordered[row, rank_of(len(rows), levels[row]) - 1] for row in reached]
-        factors.append(tuple(np.maximum.accumulate(np.maximum(values, 0)).tolist()))
+        factors.append(tuple(np.maximum(values, 0).tolist()))
     return JointFactors(
         tuple(levels[row] for row in reached),
         tuple(names),

@@ -133,7 +133,8 @@ def measure(args: argparse.Namespace) -> None:
     if calibrator.joint is not None:
         level = min(JOINT_LEVEL, calibrator.joint.levels[-1])
         print(f'\nwhole boxes, all four edges inside, level {level:g}:')
-        print(box_table(box_coverage(judged.edges, calibrator.joint, level)))
+        fitted = calibrator.source.detections
+        print(box_table(box_coverage(judged.edges, calibrator.joint, level, fitted)))
     if args.splits:
         print(f'\nkinds of intervals, level {JOINT_LEVEL:g}, {args.splits} halvings of the images:')
         print(kind_table(compare_intervals(judged.edges, JOINT_LEVEL, args.splits, args.seed)))

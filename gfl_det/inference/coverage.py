@@ -256,7 +256,12 @@ class BoxCoverage(NamedTuple):
 
 
 def box_coverage(
-    edges: MatchedEdges, joint: JointFactors, level: float, resamples: int = 1000, seed: int = 0
+    edges: MatchedEdges,
+    joint: JointFactors,
+    level: float,
+    fitted: int,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> list[BoxCoverage]:
     """Share of boxes inside their joint intervals: overall, then by group.
 
@@ -264,6 +269,8 @@ def box_coverage(
         edges: Matched edges, with ``images``, of images that were not used for fitting.
         joint: Fitted factors.
         level: Level in (0, 1).
+        fitted: Number of boxes that the factors were fitted on; a group too small to be fitted on
+            its own was fitted on all of them.
         resamples: Bootstrap resamples of the images for the interval of each share.
         seed: Seed of the resamples.
     """
@@ -277,23 +284,23 @@ def box_coverage(
     image = np.unique(edges.images.numpy(), return_inverse=True)[1]
     weights = np.concatenate(list(image_weights(int(image.max(initial=0)) + 1, resamples, seed)))
     rows = []
-    names = [('all', sum(joint.counts), np.arange(len(edges)))]
+    names = [('all', fitted, np.arange(len(edges)))]
     if len(joint.names) > 1:
         names += [
             (name, joint.counts[place], np.flatnonzero(group == place))
             for place, name in enumerate(joint.names)
         ]
-    for name, fitted, chosen in names:
+    for name, count, chosen in names:
         if not len(chosen):
             continue
         drawn = weights[:, image[chosen]]
         with np.errstate(invalid='ignore', divide='ignore'):
             shares = (drawn * inside[chosen]).sum(1) / drawn.sum(1)
         low, high = np.nanquantile(shares, [0.025, 0.975])
-        expected = expected_range(fitted, len(chosen), level)
+        expected = expected_range(count, len(chosen), level)
         share, width = float(inside[chosen].mean()), float(widths[chosen].mean())
         rows.append(
-            BoxCoverage(name, fitted, len(chosen), share, float(low), float(high), expected, width)
+            BoxCoverage(name, count, len(chosen), share, float(low), float(high), expected, width)
         )
     return rows
 

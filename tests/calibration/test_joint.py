@@ -65,7 +65,7 @@ class TestPromise:
         """Fifty splits of 900 and 900 boxes; without groups the worst one would be far off."""
         level, whole, by_group, within = 0.9, [], [], []
         for seed in range(50):
-            joint = fit_whole_boxes(drawn_boxes(900, seed), ['a', 'b'], [level])
+            joint = fit_whole_boxes(drawn_boxes(900, seed), ['a', 'b'])
             fresh = drawn_boxes(900, 1000 + seed)
             held = inside(joint, fresh, level)
             group = joint.group_of(fresh.labels.numpy(), fresh.boxes())
@@ -79,6 +79,14 @@ class TestPromise:
         for name in ('a, small', 'a, medium', 'a, large'):
             assert np.mean([each[name] for each in by_group]) == pytest.approx(level, abs=0.02)
         assert np.mean(within) == pytest.approx(0.95, abs=0.03)
+
+    @pytest.mark.parametrize('level', [0.5, 0.8, 0.95])
+    def test_holds_at_each_level(self, level):
+        whole = []
+        for seed in range(20):
+            joint = fit_whole_boxes(drawn_boxes(900, seed), ['a', 'b'])
+            whole.append(inside(joint, drawn_boxes(900, 1000 + seed), level).mean())
+        assert np.mean(whole) == pytest.approx(level, abs=0.02)
 
     def test_one_factor_for_all_would_break_it(self):
         edges = drawn_boxes(4000, 0)
@@ -164,7 +172,7 @@ class TestFiles:
         [
             dict(cells=((0, 2, 1), (1, 1, 1))),
             dict(cells=((0, 1),)),
-            dict(factors=((2.0, 1.0), (0.5, 4.0))),
+            dict(factors=((-1.0, 2.0), (0.5, 4.0))),
             dict(factors=((1.0, np.nan), (0.5, 4.0))),
             dict(counts=(1,)),
             dict(names=(), counts=(), factors=()),
@@ -195,9 +203,9 @@ class TestMeasures:
     def test_of_boxes_by_group(self):
         joint = fit_whole_boxes(drawn_boxes(1500, 0), ['a', 'b'], [0.9])
         fresh = drawn_boxes(1500, 1)
-        rows = box_coverage(fresh, joint, 0.9, resamples=100)
+        rows = box_coverage(fresh, joint, 0.9, 1500, resamples=100)
         assert [each.group for each in rows] == ['all', *joint.names]
-        assert rows[0].judged == 1500 == sum(each.judged for each in rows[1:])
+        assert rows[0].fitted == rows[0].judged == 1500 == sum(each.judged for each in rows[1:])
         assert rows[0].share == pytest.approx(inside(joint, fresh, 0.9).mean())
         for each in rows:
             assert each.low <= each.share <= each.high
