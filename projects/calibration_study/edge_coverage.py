@@ -1,0 +1,236 @@
+"""Coverage of edge intervals, as predicted and calibrated on other images, of trained detectors.
+
+    python -m projects.calibration_study.edge_coverage FILE.json --figure FILE.png
+    python -m projects.calibration_study.edge_coverage FILE.json --checkpoint FILE [--config CONFIG]
+        --judged JSON DIR [--fitted JSON DIR] [--halvings 5]
+
+A calibrator is fitted on one split and judged on another, or on random halves of one split. With
+one pair of splits the shares have .95 intervals of a bootstrap over images; halves share images, so
+that the spread over them is given. Kinds of intervals that do without the distributions are
+compared in 50 halvings of the judged split. All is written to the file, of which the tables and
+the figure are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gfl_det.calibration.intervals import (
+    MatchedEdges,
+    compare_intervals,
+    fit_factors,
+    fit_whole_boxes,
+)
+from gfl_det.calibration.splits import split_images
+from gfl_det.cli import main as cli
+from gfl_det.cli.intervals import IOU, JOINT_LEVEL, SHOWN, draw
+from gfl_det.errors import ConfigError
+from gfl_det.evaluation.bootstrap import image_weights
+from gfl_det.evaluation.detections import read_json
+from gfl_det.inference.coverage import Coverage, box_coverage, coverage, judge, read_split
+from gfl_det.utils.files import check_writable, file_sum, write_json
+from projects.calibration_study.tables import fraction, markdown, spread
+from projects.provenance import provenance
+
+RESAMPLES = 2000
+KIND_SPLITS = 50
+KIND_NAMES = {
+    'distributions': 'distributions',
+    'constant': 'a constant per side',
+    'share of the side': 'a constant share of the side',
+    'size group': 'a constant per size of box',
+}
+
+
+def judge_part(fitted: MatchedEdges, judged: MatchedEdges, classes: Sequence[str]) -> dict:
+    """Coverage on the judged edges by the factors of the fitted ones, over levels and groups."""
+    levels, factors = fit_factors(fitted)
+    after = coverage(judged, levels, factors)
+    low, high = share_interval(judged, levels, factors)
+    groups = box_coverage(judged, fit_whole_boxes(fitted, classes), JOINT_LEVEL, len(fitted))
+    return dict(
+        fitted=len(fitted),
+        judged=len(judged),
+        own=_plain(coverage(judged, levels)),
+        calibrated=_plain(after),
+        low=low,
+        high=high,
+        groups=[each._asdict() for each in groups],
+    )
+
+
+def _plain(found: Coverage) -> dict[str, Any]:
+    return {name: np.asarray(value).tolist() for name, value in found._asdict().items()}
+
+
+def share_interval(
+    judged: MatchedEdges,
+    levels: Sequence[float],
+    factors: Sequence[Sequence[float]],
+    resamples: int = RESAMPLES,
+) -> tuple[list[float], list[float]]:
+    """The .95 intervals of the shares of gt edges inside, by level; images are drawn anew."""
+    assert judged.images is not None  # set by detectors
+    image = np.unique(judged.images.numpy(), return_inverse=True)[1]
+    number = int(image.max()) + 1
+    boxes = np.bincount(image, minlength=number)
+    inside = np.stack(
+        [
+            np.bincount(image, judged.intervals(*each).contain(judged.gts).float().mean(1).numpy())
+            for each in zip(levels, factors)
+        ]
+    )
+    shares = np.concatenate(
+        [drawn @ inside.T / (drawn @ boxes)[:, None] for drawn in image_weights(number, resamples)]
+    )
+    low, high = np.quantile(shares, [0.025, 0.975], axis=0)
+    return low.tolist(), high.tolist()
+
+
+def halves(edges: MatchedEdges, chosen: Sequence[np.ndarray]) -> Iterator[MatchedEdges]:
+    """Edges of each set of images."""
+    assert edges.images is not None  # set by detectors
+    for images in chosen:
+        yield edges.take(np.flatnonzero(np.isin(edges.images.numpy(), images)))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Detect in the splits, fit and judge."""
+    from gfl_det.inference import GFLInferencer  # loads mmdet
+
+    detector = GFLInferencer(args.checkpoint, args.config, level=None, distributions=True)
+    classes = detector.classes
+    split = read_split(*args.judged)
+    judged = judge(detector, split, IOU).edges
+    if args.fitted:
+        other = read_split(*args.fitted)
+        shared = len(set(other.gts.image_keys) & set(split.gts.image_keys))
+        if shared:
+            raise ConfigError(f'{shared} images of --fitted are among those of --judged.')
+        parts = [judge_part(judge(detector, other, IOU).edges, judged, classes)]
+    else:
+        cuts = [split_images(split.gts, seed) for seed in range(args.halvings)]
+        parts = [judge_part(*halves(judged, each), classes) for each in cuts]
+    kinds = compare_intervals(judged, JOINT_LEVEL, KIND_SPLITS)
+    return dict(
+        checkpoint=file_sum(args.checkpoint),
+        images=len(split.files),
+        parts=parts,
+        kinds={name: each._asdict() for name, each in kinds.items()},
+    )
+
+
+def tables(content: dict[str, Any]) -> dict[str, str]:
+    """Tables of a file of results, as Markdown: levels, groups, kinds."""
+    return dict(
+        levels=_level_table(content['parts']),
+        groups=_group_table(content['parts']),
+        kinds=_kind_table(content['kinds']),
+    )
+
+
+def _level_table(parts: Sequence[dict[str, Any]]) -> str:
+    levels = parts[0]['own']['levels']
+    rows = []
+    for level in SHOWN:
+        place = levels.index(level)
+        own, after = ([part[key] for part in parts] for key in ('own', 'calibrated'))
+        sides = np.mean([each['share_of_sides'][place] for each in after], axis=0)
+        share = spread([each['share'][place] for each in after])
+        if len(parts) == 1:
+            share += ' [{}, {}]'.format(
+                *(fraction(parts[0][end][place]) for end in ('low', 'high'))
+            )
+        widths = [np.mean([each['width'][place] for each in found]) for found in (own, after)]
+        rows.append(
+            [
+                fraction(level, 2),
+                spread([each['share'][place] for each in own]),
+                f'**{share}**',
+                *map(fraction, sides),
+                spread([each['share_of_boxes'][place] for each in after]),
+                *(fraction(float(width), 1) for width in widths),
+            ]
+        )
+    head = ['level', 'own', 'calibrated', 'left', 'top', 'right', 'bottom', 'box']
+    return markdown([*head, 'width own', 'width calibrated'], rows, words=0)
+
+
+def _group_table(parts: Sequence[dict[str, Any]]) -> str:
+    """Of a single pair of splits: random halves have groups of their own."""
+    rows = []
+    for each in parts[0]['groups'] if len(parts) == 1 else ():
+        ends = [
+            f'{fraction(low)} to {fraction(high)}'
+            for low, high in ((each['low'], each['high']), each['expected'])
+        ]
+        counts = [f'{each[key]:,}' for key in ('fitted', 'judged')]
+        rows.append(
+            [each['group'], *counts, fraction(each['share']), *ends, f'{each["width"]:.1f}']
+        )
+    head = ['group', 'fitted', 'judged', 'boxes inside', '.95 interval over images']
+    return markdown([*head, 'Beta-binomial range', 'px an edge'], rows)
+
+
+def _kind_table(kinds: dict[str, dict[str, float]]) -> str:
+    columns = {'coverage': 3, 'width': 2, 'score': 2, 'box_coverage': 3, 'box_width': 2}
+    rows = [
+        [name, *(fraction(kinds[key][column], digits) for column, digits in columns.items())]
+        for key, name in KIND_NAMES.items()
+    ]
+    head = ['intervals from', 'edges inside', 'width, px', 'interval score', 'boxes inside']
+    return markdown([*head, 'width for boxes, px'], rows)
+
+
+def draw_levels(content: dict[str, Any], path: Path) -> None:
+    """Draw coverage over level, as predicted and calibrated; means over the parts."""
+
+    def mean(key: str) -> Coverage:
+        found = [part[key] for part in content['parts']]
+        return Coverage(*(np.mean([each[name] for each in found], 0) for name in Coverage._fields))
+
+    draw(mean('own'), mean('calibrated'), path)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+    parser.add_argument('file', type=Path, metavar='FILE.json', help='what was measured')
+    parser.add_argument('--figure', type=Path, metavar='FILE.png', help='draw coverage over level')
+    parser.add_argument('--checkpoint', metavar='FILE', help='measure this detector first')
+    parser.add_argument('--config', help='of the detector, if the checkpoint has none')
+    pair = dict(nargs=2, metavar=('JSON', 'DIR'))
+    parser.add_argument('--judged', **pair, help='annotations and images to judge on')
+    parser.add_argument('--fitted', **pair, help='the same to fit on (halves of --judged)')
+    parser.add_argument('--halvings', type=int, help='without --fitted: random halves (5)')
+    args = parser.parse_args(argv)
+    given = [name for name in ('config', 'judged', 'fitted', 'halvings') if getattr(args, name)]
+    if given and not args.checkpoint:
+        parser.error(f'--{given[0]} needs a detector: give --checkpoint')
+    if args.checkpoint and not args.judged:
+        parser.error('--checkpoint needs data: give --judged JSON DIR')
+    if args.fitted and args.halvings:
+        parser.error('--halvings are of one split: leave --fitted out')
+    args.halvings = args.halvings or 5
+    return args
+
+
+def main() -> None:
+    """Measure if a detector is given; print the tables, and draw."""
+    args = parse_arguments()
+    if args.checkpoint:
+        check_writable(args.file)
+        write_json(args.file, measure(args) | provenance(), indent=1)
+    content = read_json(args.file)
+    if args.figure:
+        draw_levels(content, args.figure)
+    print(*tables(content).values(), sep='\n\n')
+
+
+if __name__ == '__main__':
+    cli.run(main)
