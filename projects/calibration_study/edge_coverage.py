@@ -7,7 +7,7 @@
 A calibrator is fitted on one split and judged on another, or on random halves of one split. With
 one pair of splits the shares have .95 intervals of a bootstrap over images; halves share images, so
 that the spread over them is given. Kinds of intervals that do without the distributions are
-compared in 50 halvings of the judged split. All is written to the file, of which the tables and
+compared in 50 halvings of the judged split, each fitted on one half and judged on the other. All is written to the file, of which the tables and
 the figure are made.
 """
 
@@ -34,13 +34,14 @@ from gfl_det.evaluation.bootstrap import image_weights
 from gfl_det.evaluation.detections import read_json
 from gfl_det.inference.coverage import Coverage, box_coverage, coverage, judge, read_split
 from gfl_det.utils.files import check_writable, file_sum, write_json
-from projects.calibration_study.tables import fraction, markdown, spread
+from projects.calibration_study.tables import fraction, markdown, paired, spread
 from projects.provenance import provenance
 
 RESAMPLES = 2000
 KIND_SPLITS = 50
+DISTRIBUTIONS = 'distributions'
 KIND_NAMES = {
-    'distributions': 'distributions',
+    DISTRIBUTIONS: DISTRIBUTIONS,
     'constant': 'a constant per side',
     'share of the side': 'a constant share of the side',
     'size group': 'a constant per size of box',
@@ -116,13 +117,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     else:
         cuts = [split_images(split.gts, seed) for seed in range(args.halvings)]
         parts = [judge_part(*halves(judged, each), classes) for each in cuts]
-    kinds = compare_intervals(judged, JOINT_LEVEL, KIND_SPLITS)
     return dict(
         checkpoint=file_sum(args.checkpoint),
         images=len(split.files),
         parts=parts,
-        kinds={name: each._asdict() for name, each in kinds.items()},
+        kinds=judge_kinds(judged),
     )
+
+
+def judge_kinds(edges: MatchedEdges, splits: int = KIND_SPLITS) -> dict[str, list[dict]]:
+    """Kinds of intervals in random halvings of the images: measures of each halving."""
+    found = [compare_intervals(edges, JOINT_LEVEL, 1, seed) for seed in range(splits)]
+    return {name: [each[name]._asdict() for each in found] for name in KIND_NAMES}
 
 
 def tables(content: dict[str, Any]) -> dict[str, str]:
@@ -162,28 +168,46 @@ def _level_table(parts: Sequence[dict[str, Any]]) -> str:
 
 
 def _group_table(parts: Sequence[dict[str, Any]]) -> str:
-    """Of a single pair of splits: random halves have groups of their own."""
+    """Whole boxes by group; of random halves, whose groups differ, over all boxes alone."""
     rows = []
     for each in parts[0]['groups'] if len(parts) == 1 else ():
+        counts = [f'{each[key]:,}' for key in ('fitted', 'judged')]
         ends = [
             f'{fraction(low)} to {fraction(high)}'
             for low, high in ((each['low'], each['high']), each['expected'])
         ]
-        counts = [f'{each[key]:,}' for key in ('fitted', 'judged')]
         rows.append(
             [each['group'], *counts, fraction(each['share']), *ends, f'{each["width"]:.1f}']
         )
+    if not rows:
+        over_all = [part['groups'][0] for part in parts]
+        fitted, judged, width = (
+            float(np.mean([each[key] for each in over_all]))
+            for key in ('fitted', 'judged', 'width')
+        )
+        share = spread([each['share'] for each in over_all])
+        rows.append(['all', f'{fitted:,.0f}', f'{judged:,.0f}', share, '', '', f'{width:.1f}'])
     head = ['group', 'fitted', 'judged', 'boxes inside', '.95 interval over images']
     return markdown([*head, 'Beta-binomial range', 'px an edge'], rows)
 
 
-def _kind_table(kinds: dict[str, dict[str, float]]) -> str:
-    columns = {'coverage': 3, 'width': 2, 'score': 2, 'box_coverage': 3, 'box_width': 2}
-    rows = [
-        [name, *(fraction(kinds[key][column], digits) for column, digits in columns.items())]
-        for key, name in KIND_NAMES.items()
-    ]
-    head = ['intervals from', 'edges inside', 'width, px', 'interval score', 'boxes inside']
+def _kind_table(kinds: dict[str, list[dict[str, float]]]) -> str:
+    """Means over the halvings; differences of the score by Nadeau and Bengio (2003)."""
+    digits = {'coverage': 3, 'width': 2, 'score': 2, 'box_coverage': 3, 'box_width': 2}
+    found = {
+        key: {name: np.array([each[name] for each in rows]) for name in digits}
+        for key, rows in kinds.items()
+    }
+    rows = []
+    for key, name in KIND_NAMES.items():
+        cells = [fraction(found[key][column].mean(), places) for column, places in digits.items()]
+        if key != DISTRIBUTIONS:
+            # As many images are judged as are fitted on.
+            more = paired(found[key]['score'] - found[DISTRIBUTIONS]['score'], ratio=1)
+            cells[2] += f', {more.mean:+.2f} [{more.low:+.2f}, {more.high:+.2f}]'
+        rows.append([name, *cells])
+    score = 'interval score, difference [.95]'
+    head = ['intervals from', 'edges inside', 'width, px', score, 'boxes inside']
     return markdown([*head, 'width for boxes, px'], rows)
 
 

@@ -6,9 +6,9 @@ A comment such as ``<!-- table: heads bccd kept -->`` names the table below it: 
 and a kind. Of the studies in `projects/training_study` the kinds are the views of
 :mod:`.heads`, ``claims``, and ``AP`` (the table of the trainings); of ``classification`` and
 ``cifar`` they are ``results`` and ``claims``, of ``cifar`` ``tuning`` and ``mechanism`` too, of
-``distribution`` ``results``, of ``floors`` ``calibrated``, ``ratios`` and ``errors``, and of
-``published`` ``halves``, ``reliability`` and ``ranks``; ``recipes shipped AP`` are the trainings of
-shipped configs.
+``distribution`` ``results``, of ``floors`` ``calibrated``, ``ratios`` and ``errors``, of
+``published`` ``halves``, ``reliability`` and ``ranks``, and of ``intervals`` ``levels``, ``groups``
+and ``kinds``; ``recipes shipped AP`` are the trainings of shipped configs.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def _table_of(study: str, data: str, kind: str) -> str:
         'distribution': _distribution,
         'floors': _floors,
         'published': _published,
+        'intervals': _intervals,
         'recipes': _recipes,
     }
     try:
@@ -105,6 +106,13 @@ def _published(data: str, kind: str) -> str:
 
     content = (RESULTS / f'published-{data}.json').read_text(encoding='utf-8')
     return published_weights.tables(json.loads(content))[kind]
+
+
+def _intervals(data: str, kind: str) -> str:
+    from projects.calibration_study import edge_coverage  # loads mmdet
+
+    content = (RESULTS / f'intervals-{data}.json').read_text(encoding='utf-8')
+    return edge_coverage.tables(json.loads(content))[kind]
 
 
 def _recipes(data: str, kind: str) -> str:

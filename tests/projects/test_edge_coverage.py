@@ -37,8 +37,7 @@ def too_wide(seed: int) -> MatchedEdges:
 
 
 def content(*parts: dict) -> dict:
-    kinds = study.compare_intervals(too_wide(1), 0.9, 2)
-    return dict(parts=parts, kinds={name: each._asdict() for name, each in kinds.items()})
+    return dict(parts=parts, kinds=study.judge_kinds(too_wide(1), splits=3))
 
 
 def test_factors_of_one_split_give_the_other_the_coverage_of_the_level():
@@ -71,6 +70,15 @@ def test_halves_have_all_edges_of_their_images():
     assert first.images.max() == 19
 
 
+def test_kinds_are_compared_in_the_same_halves():
+    kinds = study.judge_kinds(too_wide(0), splits=3)
+    assert {len(rows) for rows in kinds.values()} == {3}
+    # All boxes have one size and one distribution here, so that nothing is to be gained.
+    assert kinds['constant'] == kinds['size group']
+    means = {name: np.mean([each['score'] for each in rows]) for name, rows in kinds.items()}
+    assert means['constant'] == pytest.approx(means['distributions'], rel=0.05)
+
+
 def test_tables_and_the_figure_are_of_the_file(tmp_path, monkeypatch, capsys):
     one = study.judge_part(too_wide(0), too_wide(1), ['cat'])
     two = study.judge_part(too_wide(1), too_wide(0), ['cat'])
@@ -85,7 +93,8 @@ def test_tables_and_the_figure_are_of_the_file(tmp_path, monkeypatch, capsys):
     found = study.tables(content(one, two))
     assert ' ± ' in found['levels']
     assert '[' not in found['levels']
-    assert found['groups'].count('\n') == 1  # of random halves there is no table
+    assert found['groups'].count('\n') == 2  # random halves have groups of their own
+    assert f'| all | {IMAGES * BOXES} | {IMAGES * BOXES} | .' in found['groups']
 
 
 @pytest.mark.parametrize(
