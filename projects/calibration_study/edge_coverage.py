@@ -7,8 +7,8 @@
 A calibrator is fitted on one split and judged on another, or on random halves of one split. With
 one pair of splits the shares have .95 intervals of a bootstrap over images; halves share images, so
 that the spread over them is given. Kinds of intervals that do without the distributions are
-compared in 50 halvings of the judged split, each fitted on one half and judged on the other. All is written to the file, of which the tables and
-the figure are made.
+compared in 50 halvings of the judged split, each fitted on one half and judged on the other. All is
+written to the file, of which the tables and the figure are made.
 """
 
 from __future__ import annotations
