@@ -8,7 +8,7 @@ and a kind. Of the studies in `projects/training_study` the kinds are the views 
 ``cifar`` they are ``results`` and ``claims``, of ``cifar`` ``tuning`` and ``mechanism`` too, of
 ``distribution`` ``results``, of ``floors`` ``calibrated``, ``ratios`` and ``errors``, of
 ``published`` ``halves``, ``reliability`` and ``ranks``, and of ``intervals`` ``levels``, ``groups``
-and ``kinds``; ``recipes shipped AP`` are the trainings of shipped configs.
+and ``kinds``; of ``recipes``, the trainings of shipped configs, the kind is ``AP``.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def _intervals(data: str, kind: str) -> str:
 def _recipes(data: str, kind: str) -> str:
     from projects.training_study import recipes  # loads mmdet
 
-    return {('shipped', 'AP'): recipes.table}[data, kind]()
+    shown = {'digits': ('digits_short', 'digits'), 'bccd': ('bccd_mmdet', 'bccd')}
+    return {'AP': recipes.table}[kind](shown[data])
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from gfl_det.engine.runner import build_runner
 from gfl_det.errors import ConfigError
 from gfl_det.utils.config import load_config
 from gfl_det.utils.files import write_json
-from projects.calibration_study.tables import fraction, markdown, spread
+from projects.calibration_study.tables import fraction, markdown, paired, spread
 from projects.provenance import commit_at_start, machine
 from projects.training_study.trainings import KEYS, SPLITS, TrainingClock, folders_of
 
@@ -51,13 +51,14 @@ class Recipe(NamedTuple):
     config: str
     data: str | None = None  # name of a folder that is given; None: the embedded digits
     options: dict[str, Any] = {}  # noqa: RUF012  # never changed
+    beside: str | None = None  # name of the recipe that it is compared with
 
 
 RECIPES = {
     'digits_short': Recipe('gfl_r18-w16_fpn_digits_short'),
     'digits': Recipe('gfl_r18_fpn_digits'),
-    'bccd': Recipe('gfl_r18_fpn_bccd', 'bccd'),
     'bccd_mmdet': Recipe('gfl_r18_fpn_bccd', 'bccd', MMDET),
+    'bccd': Recipe('gfl_r18_fpn_bccd', 'bccd', beside='bccd_mmdet'),
 }
 
 
@@ -109,26 +110,28 @@ def _take_data(cfg: Config, folder: str) -> None:
             evaluator.ann_file = str(Path(folder, Path(evaluator.ann_file).name))
 
 
-def table() -> str:
-    """Validation AP of each recipe by epoch, over seeds, as Markdown."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def table(names: Iterable[str] | None = None) -> str:
+    """Validation AP of recipes, or of all, by epoch, over seeds, as Markdown."""
+    found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for path in sorted(RESULTS.glob('*.json')):
         result = json.loads(path.read_text())
-        found[result['recipe']].append(result)
-    rows = [
-        [
-            name,
-            str(len(found[name])),
-            epoch,
-            *(spread([each['validations'][epoch][key] for each in found[name]]) for key in KEYS),
-            f'{np.mean([each["minutes"] for each in found[name]]):.1f}' if epoch == last else '',
-        ]
-        for name in RECIPES
-        if name in found
-        for last in [str(found[name][0]['epochs'])]
-        for epoch in found[name][0]['validations']
-    ]
-    return markdown(['recipe', 'seeds', 'epoch', *KEYS, 'minutes'], rows)
+        found[result['recipe']][result['seed']] = result
+    rows = []
+    for name in names or RECIPES:
+        runs, other = found.get(name, {}), found.get(RECIPES[name].beside or '', {})
+        for epoch in next(iter(runs.values()))['validations'] if runs else ():
+            of = {seed: run['validations'][epoch] for seed, run in runs.items()}
+            last = all(int(epoch) == run['epochs'] for run in runs.values())
+            minutes = f'{np.mean([run["minutes"] for run in runs.values()]):.1f}' if last else ''
+            cells = [spread([each[key] for each in of.values()]) for key in KEYS]
+            both = sorted(runs.keys() & other.keys())
+            gained = [of[seed]['AP'] - other[seed]['validations'][epoch]['AP'] for seed in both]
+            beside = RECIPES[name].beside if both else ''
+            change = str(paired(gained)) if both else ''
+            rows.append([name, str(len(runs)), epoch, *cells, minutes, beside or '', change])
+    head = ['recipe', 'seeds', 'epoch', *KEYS, 'minutes', 'beside', 'AP gained']
+    kept = len(head) if any(row[-1] for row in rows) else len(head) - 2
+    return markdown(head[:kept], [row[:kept] for row in rows])
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -273,6 +273,28 @@ def test_a_recipe_is_trained_once_and_its_validations_are_kept(tmp_path, monkeyp
     assert capsys.readouterr().out == ''  # nothing is left to do
 
 
+def test_recipes_are_compared_by_seed_and_epoch(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(recipes, 'RESULTS', tmp_path)
+    aps_of = {
+        ('bccd', 0): (0.2, 0.5),
+        ('bccd', 1): (0.4, 0.6),
+        ('bccd_mmdet', 0): (0.1, 0.5),
+        ('bccd_mmdet', 1): (0.2, 0.5),
+        ('bccd_mmdet', 2): (0.9, 0.9),
+    }
+    for (name, seed), aps in aps_of.items():
+        validations = {
+            str(epoch): dict.fromkeys(recipes.KEYS, ap) for epoch, ap in zip((6, 12), aps)
+        }
+        found = dict(recipe=name, seed=seed, epochs=12, validations=validations, minutes=9)
+        (tmp_path / f'{name}-seed{seed}.json').write_text(json.dumps(found))
+    *_, before, last = cells(recipes.table(['bccd_mmdet', 'bccd']))
+    assert before[:4] == ['bccd', '2', '6', '.300 ± .141']
+    assert before[-2:] == ['bccd_mmdet', str(paired([0.1, 0.2]))]
+    assert last[-3:] == ['9.0', 'bccd_mmdet', str(paired([0.0, 0.1]))]
+    assert len(cells(recipes.table(['digits']))) == 0
+
+
 def test_tables_of_pages_are_those_of_the_results(tmp_path, monkeypatch) -> None:
     texts = [path.read_text() for path in sorted((ROOT / 'docs' / 'results').glob('*.md'))]
     texts = [text for text in texts if pages.PLACE.search(text)]
