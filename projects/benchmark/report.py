@@ -11,9 +11,10 @@ import torch
 from gfl_det.compat.environment import processor_kind
 from gfl_det.errors import DataError
 from gfl_det.utils.timing import Row
-from projects.provenance import processor
+from projects.provenance import commit, processor
 
 VERSION = 1
+RESULTS = Path(__file__).parent / 'results'
 
 
 def machine(device: str) -> str:
@@ -25,13 +26,13 @@ def machine(device: str) -> str:
     return f'{name}, torch {torch.__version__}'
 
 
-def format_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
+def format_table(rows: Sequence[Row], *others: Sequence[Row]) -> str:
+    """The rows of a run as a Markdown table, with the ratios of others of the same rows."""
     lines = [
         '| | mmdet | gfl_det | ratio | asked | floor | gfl_det / floor |',
         '|---|---:|---:|---:|---:|---:|---:|',
     ]
-    for row in rows:
+    for row, *again in zip(rows, *others, strict=True):
         if row.ours is None:
             lines.append(f'| {row.name} | {row.theirs:.1f} {row.unit} | | | | | |')
             continue
@@ -43,16 +44,18 @@ def format_table(rows: Sequence[Row]) -> str:
                 floor = f'{row.floor:.0f} {row.unit}'
             if row.ours >= 10 * row.floor:
                 above = f'{row.ours / row.floor:.0f}'
+        ratios = ', '.join(f'{each.ratio:.2f}' for each in (row, *again))
         lines.append(
             f'| {row.name} | {row.theirs:.1f} {row.unit} | {row.ours:.1f} {row.unit} '
-            f'| {row.ratio:.2f} | {asked} | {floor} | {above} |'
+            f'| {ratios} | {asked} | {floor} | {above} |'
         )
     return '\n'.join(lines)
 
 
 def write_json(rows: Sequence[Row], path: Path, device: str) -> None:
     """Write rows where :func:`read_json` finds them again."""
-    parts = dict(version=VERSION, machine=machine(device), rows=[row._asdict() for row in rows])
+    facts = dict(version=VERSION, machine=machine(device), commit=commit())
+    parts = dict(facts, rows=[row._asdict() for row in rows])
     path.write_text(json.dumps(parts, indent=1) + '\n')
 
 

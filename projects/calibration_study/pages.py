@@ -8,7 +8,8 @@ and a kind. Of the studies in `projects/training_study` the kinds are the views 
 ``cifar`` they are ``results`` and ``claims``, of ``cifar`` ``tuning`` and ``mechanism`` too, of
 ``distribution`` ``results``, of ``floors`` ``calibrated``, ``ratios`` and ``errors``, of
 ``published`` ``halves``, ``reliability`` and ``ranks``, and of ``intervals`` ``levels``, ``groups``
-and ``kinds``; of ``recipes``, the trainings of shipped configs, the kind is ``AP``.
+and ``kinds``. The kind of ``recipes``, the trainings of shipped configs, is ``AP``, and that of
+``benchmark``, whose data is a processor, ``rows``.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def _table_of(study: str, data: str, kind: str) -> str:
         'floors': _floors,
         'published': _published,
         'intervals': _intervals,
+        'benchmark': _benchmark,
         'recipes': _recipes,
     }
     try:
@@ -113,6 +115,13 @@ def _intervals(data: str, kind: str) -> str:
 
     content = (RESULTS / f'intervals-{data}.json').read_text(encoding='utf-8')
     return edge_coverage.tables(json.loads(content))[kind]
+
+
+def _benchmark(data: str, kind: str) -> str:
+    from projects.benchmark import report
+
+    runs = [report.read_json(path) for path in sorted(report.RESULTS.glob(f'{data}-*.json'))]
+    return {'rows': report.format_table}[kind](*runs)
 
 
 def _recipes(data: str, kind: str) -> str:

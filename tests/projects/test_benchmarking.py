@@ -126,6 +126,8 @@ def test_results_are_written_read_and_compared(tmp_path) -> None:
     slower = [ROWS[0]._replace(ours=3.0), ROWS[1], Row('new', 1.0, 9.0)]
     assert report.slower_rows(slower, ROWS, 0.2) == ['fast: 3.33 times mmdet, 5.00 before']
     assert '| fast | 10.0 ms | 2.0 ms | 5.00 | 4 | 1 ms | 2 |' in report.format_table(ROWS)
+    both = report.format_table(ROWS, [slower[0], ROWS[1]])
+    assert '| fast | 10.0 ms | 2.0 ms | 5.00, 3.33 | 4 | 1 ms | 2 |' in both
 
 
 @pytest.mark.parametrize('text', ['', '{}', '[1]', '{"version": 9, "rows": []}'])
