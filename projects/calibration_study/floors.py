@@ -71,21 +71,31 @@ SHAPES: dict[str, dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
     },
 }
 TRUE_ERROR = 0.1
-# Groups of scores, how many detectors of each kind, and their true error.
-PLAN = (
-    ('chosen', 500, 0.1),
-    ('fresh', 500, 0.1),
-    ('untouched', 250, 0.1),
-    ('untouched', 100, 0.05),
-)
-# Over which rows of the plan the errors are compared.
-TOGETHER = {
-    'uniform': (0,),
-    'the three others': (1,),
-    'all four': (0, 1),
-    'untouched': (2,),
-    'untouched, true error .05': (3,),
+
+
+class Part(NamedTuple):
+    """Simulations of the plan."""
+
+    scores: str  # group of scores
+    simulations: int  # detectors of each kind
+    true_error: float
+
+
+PLAN = {
+    'chosen': Part('chosen', 500, 0.1),
+    'fresh': Part('fresh', 500, 0.1),
+    'untouched': Part('untouched', 250, 0.1),
+    'smaller error': Part('untouched', 100, 0.05),
 }
+# Over which parts the errors are compared.
+TOGETHER = {
+    'uniform': ['chosen'],
+    'the three others': ['fresh'],
+    'all four': ['chosen', 'fresh'],
+    'untouched': ['untouched'],
+    'untouched, true error .05': ['smaller error'],
+}
+SHOWN = ('chosen', 'fresh', 'untouched')  # row by row
 COUNTS = (50, 100, 300, 1000, 3000)
 MANY = 50_000  # scores that stand for all
 RESAMPLES = 10_000
@@ -208,7 +218,7 @@ def simulated(group: str, simulations: int, true_error: float) -> Iterator[Row]:
             print(group, true_error, scores, 'right' if binary else 'IoU', file=sys.stderr)
 
 
-def to_json(rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
+def to_json(rows: dict[str, Sequence[Row]]) -> dict[str, Any]:
     """Rows of each part of the plan, and the ratios of those that are taken together."""
     written = [
         dict(
@@ -217,7 +227,7 @@ def to_json(rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
             true_error=0.0 if row.shape == 'none' else true_error,
             part=part,
         )
-        for part, (_, simulations, true_error) in enumerate(PLAN)
+        for part, (_, simulations, true_error) in PLAN.items()
         for row in rows[part]
     ]
     compared = [
@@ -234,8 +244,8 @@ def tables(content: dict[str, Any]) -> dict[str, str]:
     """Tables of a file of results, by kind: calibrated, ratios, errors."""
     heading = [f'{count} detections' for count in COUNTS]
     rows = content['rows']
-    calibrated = [row for row in rows if row['shape'] == 'none' and row['part'] < 3]
-    wrong = [row for row in rows if row['shape'] != 'none' and row['part'] < 3]
+    calibrated = [row for row in rows if row['shape'] == 'none' and row['part'] in SHOWN]
+    wrong = [row for row in rows if row['shape'] != 'none' and row['part'] in SHOWN]
     return dict(
         calibrated=_table(
             ('scores', 'targets'),
@@ -280,7 +290,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=RESULTS, metavar='FILE')
     args = parser.parse_args()
     check_writable(args.out)
-    content = to_json([list(simulated(*part)) for part in PLAN])
+    content = to_json({name: list(simulated(*part)) for name, part in PLAN.items()})
     write_json(args.out, content | provenance(), indent=1)
 
 

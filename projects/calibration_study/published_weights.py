@@ -203,10 +203,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar=('CONFIG', 'CHECKPOINT'),
         help='measure this one first; CONFIG is a file or the name of a shipped config',
     )
-    parser.add_argument('--split', choices=('val', 'test'), default='test', help='data (test)')
-    parser.add_argument('--halves', type=int, default=5, help='random halvings (5)')
+    parser.add_argument('--split', choices=('val', 'test'), help='data (test)')
+    parser.add_argument('--halves', type=int, help='random halvings (5)')
     add_cfg_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ('split', 'halves', 'cfg_options'):
+        if getattr(args, name) and not args.detector:
+            parser.error(f'--{name.replace("_", "-")} needs a detector: give --detector')
+    args.split, args.halves = args.split or 'test', args.halves or 5
+    return args
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -100,11 +100,12 @@ class TestAtATrueErrorOfATenth:
         monkeypatch.setattr(study, 'COUNTS', (50, 100))
         few = {group: dict(list(of.items())[:1]) for group, of in study.SCORES.items()}
         monkeypatch.setattr(study, 'SCORES', few)
-        monkeypatch.setattr(study, 'PLAN', [(group, 8, 0.1) for group, *_ in study.PLAN])
-        rows = [list(study.simulated(*part)) for part in study.PLAN]
+        plan = {name: study.Part(part.scores, 8, 0.1) for name, part in study.PLAN.items()}
+        monkeypatch.setattr(study, 'PLAN', plan)
+        rows = {name: list(study.simulated(*part)) for name, part in plan.items()}
         content = json.loads(json.dumps(study.to_json(rows)))
         found = study.tables(content)
-        first = next(row for row in rows[0] if row.shape == 'slope')
+        first = next(row for row in rows['chosen'] if row.shape == 'slope')
         cell = f'{first.plug_in[0]:.4f} / {first.debiased[0]:.4f}'.replace('0.', '.')
         assert f'| uniform | IoU | slope | {cell}' in found['errors'].replace('**', '')
         (ratio,) = [
@@ -112,7 +113,7 @@ class TestAtATrueErrorOfATenth:
             for each in content['ratios']
             if (each['scores'], each['targets'], each['count']) == ('all four', 'right', 100)
         ]
-        together = study.ratios([*rows[0], *rows[1]])['right', 100]
+        together = study.ratios([*rows['chosen'], *rows['fresh']])['right', 100]
         assert (ratio['ratio'], ratio['low'], ratio['high']) == together
         assert found['calibrated'].count('(') == 2 * 2 * 3  # two counts and targets, three scores
 

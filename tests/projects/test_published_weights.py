@@ -73,3 +73,12 @@ def test_tables_and_the_figure_are_of_the_file(tmp_path, monkeypatch, capsys):
     assert f'| {bins[0]["count"]:.0f} | .' in printed
     assert f'| box side, edge error | {ranks[2]["count"]} | - [-, -] |' in printed
     assert cv2.imread(str(picture)) is not None
+
+
+@pytest.mark.parametrize('words', [['--split', 'val'], ['--halves', '3'], ['--cfg-options', 'a=1']])
+def test_arguments_that_would_do_nothing_are_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        study.parse_arguments(['found.json', *words])
+    assert f'{words[0]} needs a detector' in capsys.readouterr().err
+    args = study.parse_arguments(['found.json', '--detector', 'config', 'weights.pth'])
+    assert (args.split, args.halves) == ('test', 5)
