@@ -8,8 +8,9 @@ Groups are cells of class and size of the predicted box; small cells of a class 
 small remainders of classes once more. A group is calibrated on its own boxes only: otherwise
 merging would invalidate its coverage.
 
-Most factors fall as the level rises: the worst of four edges leaves a short interval more often, so
-short ones are stretched more. Each level has the factor that its own intervals need.
+Factors may fall as the level rises: the worst of four edges leaves a short interval more often, so
+short ones need a larger stretch. Each fitted level has the factor that its own intervals need;
+nothing forces the intervals of a level to contain those of lower ones, though they mostly do.
 
 The share of m new boxes inside, given n calibration boxes, follows a Beta-binomial distribution
 (Vovk, "Conditional Validity of Inductive Conformal Predictors", ACML 2012): :func:`expected_range`
@@ -67,8 +68,13 @@ class JointFactors:
         """Factors ``(K, 3)`` at a level by class and size, interpolated between fitted levels.
 
         Raises:
-            DataError: If the level is above the highest fitted one.
+            DataError: If the level is above the highest fitted one or below the lowest.
         """
+        if level < self.levels[0]:
+            raise DataError(
+                f'joint intervals were fitted from the level {self.levels[0]:g}, not {level:g}: '
+                'raise interval_level.'
+            )
         if level > self.levels[-1]:
             raise DataError(
                 f'joint intervals were fitted up to the level {self.levels[-1]:g}, not {level:g}: '

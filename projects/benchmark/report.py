@@ -27,7 +27,14 @@ def machine(device: str) -> str:
 
 
 def format_table(rows: Sequence[Row], *others: Sequence[Row]) -> str:
-    """The rows of a run as a Markdown table, with the ratios of others of the same rows."""
+    """The rows of a run as a Markdown table, with the ratios of other runs.
+
+    Raises:
+        DataError: the runs have other rows.
+    """
+    names = [[row.name for row in run] for run in (rows, *others)]
+    if any(each != names[0] for each in names):
+        raise DataError('Runs that stand in one table must have the same rows: run them alike.')
     lines = [
         '| | mmdet | gfl_det | ratio | asked | floor | gfl_det / floor |',
         '|---|---:|---:|---:|---:|---:|---:|',

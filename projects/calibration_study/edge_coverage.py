@@ -7,8 +7,8 @@
 A calibrator is fitted on one split and judged on another, or on random halves of one split. With
 one pair of splits the shares have .95 intervals of a bootstrap over images; halves share images, so
 that the spread over them is given. Kinds of intervals that do without the distributions are
-compared in 50 halvings of the judged split, each fitted on one half and judged on the other. All is
-written to the file, of which the tables and the figure are made.
+compared in 50 halvings of the judged split, each fitted on one half and judged on the other.
+Results go to FILE.json; tables and figure are made from it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from gfl_det.calibration.intervals import (
 )
 from gfl_det.calibration.splits import split_images
 from gfl_det.cli import main as cli
+from gfl_det.cli.arguments import count
 from gfl_det.cli.intervals import IOU, JOINT_LEVEL, SHOWN, draw
 from gfl_det.errors import ConfigError
 from gfl_det.evaluation.bootstrap import image_weights
@@ -144,6 +145,8 @@ def _level_table(parts: Sequence[dict[str, Any]]) -> str:
     levels = parts[0]['own']['levels']
     rows = []
     for level in SHOWN:
+        if level not in levels:  # fitted on too few boxes
+            continue
         place = levels.index(level)
         own, after = ([part[key] for part in parts] for key in ('own', 'calibrated'))
         sides = np.mean([each['share_of_sides'][place] for each in after], axis=0)
@@ -169,8 +172,18 @@ def _level_table(parts: Sequence[dict[str, Any]]) -> str:
 
 def _group_table(parts: Sequence[dict[str, Any]]) -> str:
     """Whole boxes by group; of random halves, whose groups differ, over all boxes alone."""
+    head = ['group', 'fitted', 'judged', 'boxes inside']
+    if len(parts) > 1:
+        over_all = [part['groups'][0] for part in parts]
+        fitted, judged, width = (
+            float(np.mean([each[key] for each in over_all]))
+            for key in ('fitted', 'judged', 'width')
+        )
+        share = spread([each['share'] for each in over_all])
+        row = ['all', f'{fitted:,.0f}', f'{judged:,.0f}', share, f'{width:.1f}']
+        return markdown([*head, 'px an edge'], [row])
     rows = []
-    for each in parts[0]['groups'] if len(parts) == 1 else ():
+    for each in parts[0]['groups']:
         counts = [f'{each[key]:,}' for key in ('fitted', 'judged')]
         ends = [
             f'{fraction(low)} to {fraction(high)}'
@@ -179,20 +192,11 @@ def _group_table(parts: Sequence[dict[str, Any]]) -> str:
         rows.append(
             [each['group'], *counts, fraction(each['share']), *ends, f'{each["width"]:.1f}']
         )
-    if not rows:
-        over_all = [part['groups'][0] for part in parts]
-        fitted, judged, width = (
-            float(np.mean([each[key] for each in over_all]))
-            for key in ('fitted', 'judged', 'width')
-        )
-        share = spread([each['share'] for each in over_all])
-        rows.append(['all', f'{fitted:,.0f}', f'{judged:,.0f}', share, '', '', f'{width:.1f}'])
-    head = ['group', 'fitted', 'judged', 'boxes inside', '.95 interval over images']
-    return markdown([*head, 'Beta-binomial range', 'px an edge'], rows)
+    return markdown([*head, '.95 interval over images', 'Beta-binomial range', 'px an edge'], rows)
 
 
 def _kind_table(kinds: dict[str, list[dict[str, float]]]) -> str:
-    """Means over the halvings; differences of the score by Nadeau and Bengio (2003)."""
+    """Means over the halvings; differences by Nadeau and Bengio (2003)."""
     digits = {'coverage': 3, 'width': 2, 'score': 2, 'box_coverage': 3, 'box_width': 2}
     found = {
         key: {name: np.array([each[name] for each in rows]) for name in digits}
@@ -201,14 +205,15 @@ def _kind_table(kinds: dict[str, list[dict[str, float]]]) -> str:
     rows = []
     for key, name in KIND_NAMES.items():
         cells = [fraction(found[key][column].mean(), places) for column, places in digits.items()]
-        if key != DISTRIBUTIONS:
-            # As many images are judged as are fitted on.
-            more = paired(found[key]['score'] - found[DISTRIBUTIONS]['score'], ratio=1)
-            cells[2] += f', {more.mean:+.2f} [{more.low:+.2f}, {more.high:+.2f}]'
+        for place, column in enumerate(digits) if key != DISTRIBUTIONS else ():
+            if column in ('score', 'box_width'):
+                # As many images are judged as are fitted on.
+                more = paired(found[key][column] - found[DISTRIBUTIONS][column], ratio=1)
+                cells[place] += f', {more.mean:+.2f} [{more.low:+.2f}, {more.high:+.2f}]'
         rows.append([name, *cells])
-    score = 'interval score, difference [.95]'
-    head = ['intervals from', 'edges inside', 'width, px', score, 'boxes inside']
-    return markdown([*head, 'width for boxes, px'], rows)
+    score, wide = (f'{name}, px, more [.95]' for name in ('interval score', 'width for boxes'))
+    head = ['intervals from', 'edges inside', 'width, px', score, 'boxes inside', wide]
+    return markdown(head, rows)
 
 
 def draw_levels(content: dict[str, Any], path: Path) -> None:
@@ -216,7 +221,9 @@ def draw_levels(content: dict[str, Any], path: Path) -> None:
 
     def mean(key: str) -> Coverage:
         found = [part[key] for part in content['parts']]
-        return Coverage(*(np.mean([each[name] for each in found], 0) for name in Coverage._fields))
+        reached = min(len(each['levels']) for each in found)
+        of_parts = {name: [each[name][:reached] for each in found] for name in Coverage._fields}
+        return Coverage(**{name: np.mean(values, 0) for name, values in of_parts.items()})
 
     draw(mean('own'), mean('calibrated'), path)
 
@@ -231,25 +238,29 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     pair = dict(nargs=2, metavar=('JSON', 'DIR'))
     parser.add_argument('--judged', **pair, help='annotations and images to judge on')
     parser.add_argument('--fitted', **pair, help='the same to fit on (halves of --judged)')
-    parser.add_argument('--halvings', type=int, help='without --fitted: random halves (5)')
+    parser.add_argument('--halvings', type=count, help='without --fitted: random halves (5)')
     args = parser.parse_args(argv)
-    given = [name for name in ('config', 'judged', 'fitted', 'halvings') if getattr(args, name)]
+    names = ('config', 'judged', 'fitted', 'halvings')
+    given = [name for name in names if getattr(args, name) is not None]
     if given and not args.checkpoint:
         parser.error(f'--{given[0]} needs a detector: give --checkpoint')
     if args.checkpoint and not args.judged:
         parser.error('--checkpoint needs data: give --judged JSON DIR')
-    if args.fitted and args.halvings:
+    if args.fitted and args.halvings is not None:
         parser.error('--halvings are of one split: leave --fitted out')
-    args.halvings = args.halvings or 5
+    args.halvings = 5 if args.halvings is None else args.halvings
     return args
 
 
 def main() -> None:
     """Measure if a detector is given; print the tables, and draw."""
     args = parse_arguments()
+    if args.figure:
+        check_writable(args.figure)
     if args.checkpoint:
         check_writable(args.file)
-        write_json(args.file, measure(args) | provenance(), indent=1)
+        code = provenance()
+        write_json(args.file, measure(args) | code, indent=1)
     content = read_json(args.file)
     if args.figure:
         draw_levels(content, args.figure)

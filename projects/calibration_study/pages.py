@@ -8,8 +8,8 @@ and a kind. Of the studies in `projects/training_study` the kinds are the views 
 ``cifar`` they are ``results`` and ``claims``, of ``cifar`` ``tuning`` and ``mechanism`` too, of
 ``distribution`` ``results``, of ``floors`` ``calibrated``, ``ratios`` and ``errors``, of
 ``published`` ``halves``, ``reliability`` and ``ranks``, and of ``intervals`` ``levels``, ``groups``
-and ``kinds``. The kind of ``recipes``, the trainings of shipped configs, is ``AP``, and that of
-``benchmark``, whose data is a processor, ``rows``.
+and ``kinds``. ``recipes``, the trainings of shipped configs, has the kind ``AP``; ``benchmark``,
+whose data is a processor, has ``rows``.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ def _benchmark(data: str, kind: str) -> str:
     from projects.benchmark import report
 
     runs = [report.read_json(path) for path in sorted(report.RESULTS.glob(f'{data}-*.json'))]
+    if not runs:
+        raise KeyError(data)
     return {'rows': report.format_table}[kind](*runs)
 
 

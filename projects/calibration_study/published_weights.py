@@ -25,7 +25,7 @@ from gfl_det.calibration.calibrators import Cut, Settings, fit_calibrator
 from gfl_det.calibration.distribution import EdgeDetections
 from gfl_det.calibration.splits import split_images, take_edge_images
 from gfl_det.cli import main as cli
-from gfl_det.cli.arguments import add_cfg_options
+from gfl_det.cli.arguments import add_cfg_options, count
 from gfl_det.evaluation.detections import GroundTruth, read_json
 from gfl_det.evaluation.evaluate import evaluate_detections
 from gfl_det.evaluation.functional import reliability
@@ -204,11 +204,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='measure this one first; CONFIG is a file or the name of a shipped config',
     )
     parser.add_argument('--split', choices=('val', 'test'), help='data (test)')
-    parser.add_argument('--halves', type=int, help='random halvings (5)')
+    parser.add_argument('--halves', type=count, help='random halvings (5)')
     add_cfg_options(parser)
     args = parser.parse_args(argv)
     for name in ('split', 'halves', 'cfg_options'):
-        if getattr(args, name) and not args.detector:
+        if getattr(args, name) is not None and not args.detector:
             parser.error(f'--{name.replace("_", "-")} needs a detector: give --detector')
     args.split, args.halves = args.split or 'test', args.halves or 5
     return args
@@ -239,9 +239,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Run the study if a detector is given; print its tables, and draw."""
     args = parse_arguments()
+    if args.figure:
+        check_writable(args.figure)
     if args.detector:
         check_writable(args.file)
-        write_json(args.file, measure(args) | provenance(), indent=1)
+        code = provenance()
+        write_json(args.file, measure(args) | code, indent=1)
     content = read_json(args.file)
     if args.figure:
         draw(content, args.figure)

@@ -59,16 +59,17 @@ DIGITS = 5
 
 
 class TrainingClock(Hook):
-    """Seconds of the process in epochs of training, kept in checkpoints for runs that are cut."""
+    """Process seconds spent in training epochs, kept in checkpoints for runs that are resumed."""
 
     KEY = 'training_seconds'  # in checkpoints
 
     def __init__(self) -> None:
-        self._before, self._begin = 0.0, None  # type: float, float | None
+        self._before = 0.0
+        self._begin: float | None = None
 
     @property
     def seconds(self) -> float:
-        """Of all epochs so far, also those before the run was cut."""
+        """Seconds in all epochs so far, also those before the run was cut."""
         return self._before + (0 if self._begin is None else time.process_time() - self._begin)
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -81,7 +82,8 @@ class TrainingClock(Hook):
         checkpoint[self.KEY] = self.seconds
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        self._before = checkpoint.get(self.KEY, 0.0)
+        if runner._resume:
+            self._before = checkpoint.get(self.KEY, 0.0)
 
 
 def run_config(run: TrainingRun, folder: str, weights: str | None, base: Path) -> Config:

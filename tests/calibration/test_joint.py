@@ -130,6 +130,8 @@ class TestGroups:
         assert joint.table_at(0.5).shape == (2, 3)
         with pytest.raises(DataError, match=r'0\.99, not 0\.995'):
             joint.table_at(0.995)
+        with pytest.raises(DataError, match=r'from the level 0\.5, not 0\.4'):
+            joint.table_at(0.4)
 
     def test_too_few_boxes(self):
         with pytest.raises(DataError, match='3 detections'):

@@ -128,6 +128,8 @@ def test_results_are_written_read_and_compared(tmp_path) -> None:
     assert '| fast | 10.0 ms | 2.0 ms | 5.00 | 4 | 1 ms | 2 |' in report.format_table(ROWS)
     both = report.format_table(ROWS, [slower[0], ROWS[1]])
     assert '| fast | 10.0 ms | 2.0 ms | 5.00, 3.33 | 4 | 1 ms | 2 |' in both
+    with pytest.raises(DataError, match='the same rows'):
+        report.format_table(ROWS, ROWS[::-1])
 
 
 @pytest.mark.parametrize('text', ['', '{}', '[1]', '{"version": 9, "rows": []}'])

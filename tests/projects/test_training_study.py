@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -227,12 +228,13 @@ def test_the_clock_goes_on_where_a_training_was_cut(monkeypatch) -> None:
     clock.before_train_epoch(None)
     clock.before_save_checkpoint(None, kept)
     again = trainings.TrainingClock()  # the epoch is cut here, and gone on with
-    again.after_load_checkpoint(None, kept)
+    again.after_load_checkpoint(SimpleNamespace(_resume=True), kept)
     again.before_train_epoch(None)
     again.after_train_epoch(None)
     assert again.seconds == 10 + 5 + 7
-    again.after_load_checkpoint(None, {})  # weights of others
-    assert again.seconds == 0
+    fresh = trainings.TrainingClock()
+    fresh.after_load_checkpoint(SimpleNamespace(_resume=False), kept)  # weights to start from
+    assert fresh.seconds == 0
 
 
 def test_a_recipe_is_trained_once_and_its_validations_are_kept(tmp_path, monkeypatch, capsys):
