@@ -142,10 +142,10 @@ def tables(content: dict[str, Any]) -> dict[str, str]:
 
 
 def _level_table(parts: Sequence[dict[str, Any]]) -> str:
-    levels = parts[0]['own']['levels']
+    levels = min((part['own']['levels'] for part in parts), key=len)
     rows = []
     for level in SHOWN:
-        if level not in levels:  # fitted on too few boxes
+        if level not in levels:  # a part was fitted on too few boxes
             continue
         place = levels.index(level)
         own, after = ([part[key] for part in parts] for key in ('own', 'calibrated'))

@@ -97,6 +97,19 @@ def test_tables_and_the_figure_are_of_the_file(tmp_path, monkeypatch, capsys):
     assert f'| all | {IMAGES * BOXES} | {IMAGES * BOXES} | .' in found['groups']
 
 
+def test_levels_that_a_part_does_not_reach_are_left_out(tmp_path):
+    few = too_wide(0).take(np.arange(2 * BOXES))  # 20 boxes, too few for .975
+    parts = [study.judge_part(each, too_wide(1), ['cat']) for each in (too_wide(0), few)]
+    assert len(parts[1]['own']['levels']) < len(parts[0]['own']['levels'])
+    found = content(*parts)
+    assert found['parts'][1]['own']['levels'][-1] == 0.95
+    assert '| .95 | ' in study.tables(found)['levels']
+    study.draw_levels(found, tmp_path / 'drawn.png')
+    few = too_wide(0).take(np.arange(BOXES))  # .9 at most
+    parts[1] = study.judge_part(few, too_wide(1), ['cat'])
+    assert '| .95 | ' not in study.tables(content(*parts))['levels']
+
+
 @pytest.mark.parametrize(
     ('words', 'said'),
     [
