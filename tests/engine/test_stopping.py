@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,26 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     assert torch.equal(weights(train(tmp_path, resume=True)), unstopped)
     assert signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / name).exists()  # the next regular checkpoint takes its place
+
+
+class EndsAFork(Hook):
+    """Ends a process that was forked within a training, as pools do at their end."""
+
+    status: int | None = None
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        process = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+        process.start()
+        process.terminate()
+        process.join(30)
+        self.status = process.exitcode
+
+
+def test_forks_end_when_they_are_told_to(unstopped, tmp_path) -> None:
+    """A pool that mmdet's metrics begin waits for the end of its processes, without limit."""
+    ending = EndsAFork()
+    assert torch.equal(weights(train(tmp_path, ending)), unstopped)  # which goes on
+    assert ending.status == -signal.SIGTERM
 
 
 def names(folder: Path) -> set[str]:

@@ -264,6 +264,31 @@ class TrainingStopped(SystemExit):
         super().__init__(0)
 
 
+_handled: set[signal.Signals] = set()  # by a hook of this process
+
+
+def _hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _handled)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _handled)
+
+
+def _forget_signals() -> None:
+    for each in _handled:
+        signal.signal(each, signal.SIG_DFL)
+    _release_signals()
+    _handled.clear()
+
+
+# A fork has no step to finish. A pool, such as those of some metrics, ends its processes by SIGTERM
+# and waits for them without limit: signals end them, from their first moment on.
+os.register_at_fork(
+    before=_hold_signals, after_in_parent=_release_signals, after_in_child=_forget_signals
+)
+
+
 @HOOKS.register_module()
 class StopSignalHook(Hook):
     """On SIGTERM: finishes the step, saves a checkpoint, and exits with status 0.
@@ -296,11 +321,13 @@ class StopSignalHook(Hook):
             self._group = dist.new_group(backend='gloo')
         for each in self.signals:
             self._before[each] = signal.signal(each, self._note)
+        _handled.update(self.signals)
 
     def after_train(self, runner: Runner) -> None:
         """Restore the previous signal handlers."""
         for each, handler in self._before.items():
             signal.signal(each, handler)
+        _handled.difference_update(self._before)
         self._before.clear()
 
     def before_train_iter(self, *args: Any, **kwargs: Any) -> None:
