@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
 from mmdet.datasets import VOCDataset
 from mmdet.evaluation import VOCMetric as MMDetVOCMetric
+from mmdet.evaluation.functional import mean_ap
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
@@ -40,6 +42,10 @@ from gfl_det.evaluation.shown import (
 from gfl_det.registry import METRICS
 
 VOC_CLASSES = tuple(VOCDataset.METAINFO['classes'])
+
+# eval_map (VOCMetric, OpenImagesMetric) forks four processes for each call. If a signal to all
+# processes of a job ends one of them, the training waits for its results without limit.
+mean_ap.Pool = ThreadPool
 
 
 @METRICS.register_module()

@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData
 import gfl_det  # noqa: F401  (registers the metric)
 from gfl_det.calibration import Detections, GroundTruth, evaluate_detections
 from gfl_det.errors import ConfigError, DataError
+from gfl_det.evaluation import VOCMetric
 from tests.helpers.processes import run_in_two
 
 CLASSES = ('a', 'b', 'c')
@@ -254,3 +255,36 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for rank in (0, 1):
         result = json.loads((tmp_path / f'{rank}.json').read_text())
         np.testing.assert_equal(result, wanted)
+
+
+@pytest.mark.parametrize(('mode', 'expected'), [('area', 5 / 6), ('11points', 28 / 33)])
+def test_voc_needs_no_other_process(monkeypatch, mode, expected) -> None:
+    """Of two gt boxes on two images one is found first, the other after a false detection.
+
+    So precision is 1 up to recall 1/2, then 2/3.
+    """
+    square = torch.tensor([[10.0, 10.0, 49.0, 49.0]])
+    gt = dict(bboxes=square, labels=torch.zeros(1, dtype=torch.long))
+    nothing = dict(bboxes=square[:0], labels=gt['labels'][:0])
+    found = [([square], [0.9]), ([square + 60, square], [0.8, 0.7])]
+    samples = [
+        dict(
+            gt_instances=gt,
+            ignored_instances=nothing,
+            pred_instances=dict(
+                bboxes=torch.cat(boxes),
+                scores=torch.tensor(scores),
+                labels=torch.zeros(len(boxes), dtype=torch.long),
+            ),
+        )
+        for boxes, scores in found
+    ]
+
+    def refuse() -> int:
+        raise AssertionError('a process was forked')
+
+    monkeypatch.setattr('os.fork', refuse)
+    metric = VOCMetric(eval_mode=mode)
+    metric.dataset_meta = dict(classes=('a',))
+    metric.process({}, samples)
+    assert metric.evaluate(size=2)['pascal_voc/mAP'] == pytest.approx(expected)
