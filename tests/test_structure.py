@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 
 from tests.helpers.paths import ROOT
@@ -82,3 +83,10 @@ def test_names_of_public_classes_are_unique() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
                 found[node.name].append(name(path))
     assert {key: names for key, names in found.items() if len(names) > 1} == {}
+
+
+def test_each_study_can_be_imported() -> None:
+    """Type checks stop at the package: a name that has moved would be noticed by a reader only."""
+    for path in sorted((ROOT / 'projects').rglob('*.py')):
+        if path.stem != '__main__':
+            import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts))

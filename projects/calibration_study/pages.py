@@ -9,7 +9,7 @@ and a kind. Of the studies in `projects/training_study` the kinds are the views 
 ``distribution`` ``results``, of ``floors`` ``calibrated``, ``ratios`` and ``errors``, of
 ``published`` ``halves``, ``reliability`` and ``ranks``, and of ``intervals`` ``levels``, ``groups``
 and ``kinds``. ``recipes``, the trainings of shipped configs, has the kind ``AP``; ``benchmark``,
-whose data is a processor, has ``rows``.
+whose data is a processor, has ``rows``, and ``zoo``, whose data is a head, ``outcomes``.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def _table_of(study: str, data: str, kind: str) -> str:
         'intervals': _intervals,
         'benchmark': _benchmark,
         'recipes': _recipes,
+        'zoo': _zoo,
     }
     try:
         return own[study](data, kind) if study in own else _trained(study, data, kind)
@@ -131,6 +132,12 @@ def _recipes(data: str, kind: str) -> str:
 
     shown = {'digits': ('digits_short', 'digits'), 'bccd': ('bccd_mmdet', 'bccd')}
     return {'AP': recipes.table}[kind](shown[data])
+
+
+def _zoo(data: str, kind: str) -> str:
+    from projects.zoo import sweep, zoo  # loads mmdet
+
+    return {'outcomes': zoo.table}[kind](zoo.read_json(sweep.RESULTS / f'{data}.json'))
 
 
 def main() -> None:

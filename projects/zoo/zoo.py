@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from gfl_det.errors import GFLDetError, MissingOpError, NotSwappableError
 from gfl_det.swap.head_config import HeadName
 from gfl_det.swap.swap import check_config, swap_head, without_files
 from gfl_det.utils.config import type_name
+from projects.calibration_study.tables import markdown
 
 ZOO = Path(mmdet.__file__).parent / '.mim' / 'configs'
 WORKS, REFUSED, NO_OPS, FAILS = 'works', 'refused', 'needs compiled mmcv', 'fails'
@@ -90,20 +91,27 @@ def run_zoo(
     return found
 
 
-def format_table(rows: list[Row]) -> str:
-    """Outcomes by family, and every sentence that is not "works"."""
+def table(rows: Sequence[Row]) -> str:
+    """Outcomes by the head that was replaced, as Markdown."""
     families: dict[str, Counter[str]] = {}
     for row in rows:
         families.setdefault(row.head, Counter())[row.outcome] += 1
-    columns = (WORKS, REFUSED, NO_OPS, FAILS)
-    lines = [f'{"old head":24}' + ''.join(f'{name:>21}' for name in columns)]
-    for family, counts in sorted(families.items()):
-        lines.append(f'{family:24}' + ''.join(f'{counts[name] or "":>21}' for name in columns))
     total = Counter(row.outcome for row in rows)
-    lines.append(f'{f"all {len(rows)}":24}' + ''.join(f'{total[name]:>21}' for name in columns))
-    sentences = Counter((row.outcome, row.reason) for row in rows if row.outcome != WORKS)
-    lines += [f'{count:4} {outcome}: {text}' for (outcome, text), count in sentences.items()]
-    return '\n'.join(lines)
+    columns = [name for name in (WORKS, REFUSED, NO_OPS, FAILS) if total[name]]
+    counted = [*sorted(families.items()), (f'all {len(rows)}', total)]
+    cells = [[head, *(str(of[name] or '') for name in columns)] for head, of in counted]
+    return markdown(['old head', *columns], cells)
+
+
+def sentences(rows: Sequence[Row]) -> str:
+    """Every reason why a config does not work, and how often it is given."""
+    found = Counter((row.outcome, row.reason) for row in rows if row.outcome != WORKS)
+    return '\n'.join(f'{count:4} {outcome}: {text}' for (outcome, text), count in found.items())
+
+
+def read_json(path: Path) -> list[Row]:
+    """Outcomes of a finished run."""
+    return [Row(**row) for row in json.loads(path.read_text(encoding='utf-8'))['rows']]
 
 
 def _try(name: str, cfg: Config, head: HeadName, tried: dict[str, Row]) -> Row:

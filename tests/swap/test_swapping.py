@@ -24,7 +24,7 @@ from gfl_det.swap.swap import (
     match_weights,
     without_files,
 )
-from projects.zoo import zoo
+from projects.zoo import sweep, zoo
 from tests.helpers.commands import run_tool
 from tests.helpers.heads import make_gts, make_meta
 from tests.helpers.swapping import zoo_config
@@ -420,7 +420,25 @@ def test_the_zoo_is_tried_once_a_model_and_goes_on(tmp_path: Path, monkeypatch) 
         'c.py',
         'd.py',
     ]
-    table = zoo.format_table(rows)
-    assert 'all 4' in table
-    assert 'heat map' in table
-    assert 'do not run on images' in table
+    assert zoo.table(rows).splitlines() == [
+        '| old head | works | refused | fails |',
+        '| --- | ---: | ---: | ---: |',
+        '| CenterNetHead |  | 1 |  |',
+        '| RetinaHead |  |  | 1 |',
+        '| YOLOXHead | 2 |  |  |',
+        '| all 4 | 2 | 1 | 1 |',
+    ]
+    assert 'heat map' in zoo.sentences(rows)
+    assert 'do not run on images' in zoo.sentences(rows)
+
+
+def test_the_sweep_writes_what_the_page_shows(tmp_path: Path, monkeypatch, capsys) -> None:
+    configs = [('a.py', zoo_config('yolox/yolox_nano_8xb8-300e_coco'))]
+    monkeypatch.setattr(zoo, 'single_stage_configs', lambda _: iter(configs))
+    monkeypatch.setattr(zoo, 'check_config', lambda *_: None)
+    monkeypatch.setattr(sweep, 'RESULTS', tmp_path / 'results')
+    sweep.try_zoo(sweep.parse_arguments(['--zoo', '--out', str(tmp_path / 'zoo.jsonl')]))
+    assert '| YOLOXHead | 1 |' in capsys.readouterr().out
+    path = tmp_path / 'results' / 'GFLHead.json'
+    assert [row.config for row in zoo.read_json(path)] == ['a.py']
+    assert json.loads(path.read_text())['machine']['processor']
