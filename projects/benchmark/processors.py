@@ -12,7 +12,6 @@ weights, so its suppression sees few boxes: compare its networks.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -44,7 +43,9 @@ from gfl_det.inference.export import (
 from gfl_det.inference.export.evaluation import predict
 from gfl_det.inference.export.onnx_file import require
 from gfl_det.inference.foreign_weights import config_of, convert
-from projects.provenance import processor
+from gfl_det.utils.files import write_json
+from projects.calibration_study.tables import fraction, markdown
+from projects.provenance import processor, provenance
 
 RTMDET, RTMDET_SIZE = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 640
 WARM_UP = 5  # rounds
@@ -105,12 +106,17 @@ def onnx_network(path: Path, threads: int) -> Any:
     return runtime.InferenceSession(os.fspath(path), options, ['CPUExecutionProvider'])
 
 
-def ncnn_network(pair: Sequence[str], threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A forward pass of the runtime ncnn, as it is by default."""
+def ncnn_network(
+    pair: Sequence[str], threads: int, float32: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A forward pass of the runtime ncnn, as it is by default, or in float32 throughout."""
     import ncnn
 
     net = ncnn.Net()
     net.opt.num_threads = threads
+    if float32:
+        for name in ('fp16_packed', 'fp16_storage', 'fp16_arithmetic', 'bf16_storage'):
+            setattr(net.opt, f'use_{name}', False)
     net.load_param(pair[0])
     net.load_model(pair[1])
 
@@ -240,6 +246,22 @@ def measure(contenders: Sequence[Contender], rounds: int) -> dict[str, dict[str,
     return medians
 
 
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """Medians in ms of each run, and times as shares of ncnn's, as Markdown."""
+    rows = []
+    for name, parts in runs[0]['ms'].items():
+        cells = [name]
+        for part in ('network', 'whole'):
+            found = [run['ms'][name][part] for run in runs] if part in parts else []
+            same = found and 'whole' in parts  # the same detector as ncnn's
+            shares = [run['ms'][name][part] / run['ms']['ncnn'][part] for run in runs if same]
+            cells += [', '.join(f'{each:.1f}' for each in found)]
+            cells += [', '.join(fraction(each, 2) for each in shares)]
+        rows.append(cells)
+    of_ncnn = "of ncnn's time"
+    return markdown(['ms', 'network', of_ncnn, 'picture to boxes', of_ncnn], rows)
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -281,8 +303,8 @@ def main() -> None:
         whole = f'{parts["whole"]:.1f}' if 'whole' in parts else ''
         print(f'{row:32}{parts["network"]:14.1f}{whole:>24}')
     if args.out:
-        content = dict(processor=processor(), load=load, threads=args.threads, ms=medians)
-        args.out.write_text(json.dumps(content, indent=2) + '\n')
+        content = dict(load=load, threads=args.threads, rounds=args.rounds, ms=medians)
+        write_json(args.out, {**content, **provenance()}, indent=1)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,8 @@ and a kind. Of the studies in `projects/training_study` the kinds are the views 
 ``distribution`` ``results``, of ``floors`` ``calibrated``, ``ratios`` and ``errors``, of
 ``published`` ``halves``, ``reliability`` and ``ranks``, and of ``intervals`` ``levels``, ``groups``
 and ``kinds``. ``recipes``, the trainings of shipped configs, has the kind ``AP``; ``benchmark``,
-whose data is a processor, has ``rows``, and ``zoo``, whose data is a head, ``outcomes``.
+whose data is a processor, has ``rows``, as has ``processors``; ``runtimes`` has ``ap``,
+``exported`` and ``int8``, and ``zoo``, whose data is a head, ``outcomes``.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def _table_of(study: str, data: str, kind: str) -> str:
         'intervals': _intervals,
         'benchmark': _benchmark,
         'recipes': _recipes,
+        'processors': _processors,
+        'runtimes': _runtimes,
         'zoo': _zoo,
     }
     try:
@@ -132,6 +135,21 @@ def _recipes(data: str, kind: str) -> str:
 
     shown = {'digits': ('digits_short', 'digits'), 'bccd': ('bccd_mmdet', 'bccd')}
     return {'AP': recipes.table}[kind](shown[data])
+
+
+def _processors(data: str, kind: str) -> str:
+    from projects.benchmark import processors, report  # loads mmdet
+
+    paths = sorted(report.RESULTS.glob(f'processors-{data}-*.json'))
+    runs = [json.loads(path.read_text(encoding='utf-8')) for path in paths]
+    return {'rows': processors.table}[kind](runs)
+
+
+def _runtimes(data: str, kind: str) -> str:
+    from projects.benchmark import report, runtimes  # loads mmdet
+
+    content = (report.RESULTS / f'runtimes-{data}.json').read_text(encoding='utf-8')
+    return runtimes.tables(json.loads(content))[kind]
 
 
 def _zoo(data: str, kind: str) -> str:
