@@ -88,6 +88,12 @@ def build_detectors(
     return ours.to(device).eval(), theirs.to(device).eval()
 
 
+def outputs_of(head: nn.Module, name: str) -> list[nn.Conv2d]:
+    """The convolutions of an output: one, or of NanoDet-Plus's head one per level."""
+    found = [each for key, each in head.named_modules() if key.partition('.')[0] == name]
+    return [each for each in found if isinstance(each, nn.Conv2d)]
+
+
 def spread_weights(detector: BaseModel) -> None:
     """Give random weights some life, in place: statistics of norms and thousands of scores.
 
@@ -99,5 +105,6 @@ def spread_weights(detector: BaseModel) -> None:
             module.running_mean = torch.randn_like(module.weight) * 0.1
             module.running_var = torch.rand_like(module.weight) * 0.4 + 0.8
             nn.init.uniform_(module.weight, 0.3, 0.6)  # larger, and activations explode with depth
-    nn.init.constant_(detector.bbox_head.gfl_cls.bias, -5.0)
-    nn.init.normal_(detector.bbox_head.gfl_cls.weight, 0, 0.03)
+    for layer in outputs_of(detector.bbox_head, 'gfl_cls'):
+        nn.init.constant_(layer.bias, -5.0)
+        nn.init.normal_(layer.weight, 0, 0.03)

@@ -10,7 +10,8 @@ and a kind. Of the studies in `projects/training_study` the kinds are the views 
 ``published`` ``halves``, ``reliability`` and ``ranks``, and of ``intervals`` ``levels``, ``groups``
 and ``kinds``. ``recipes``, the trainings of shipped configs, has the kind ``AP``; ``benchmark``,
 whose data is a processor, has ``rows``, as has ``processors``; ``runtimes`` has ``ap``,
-``exported`` and ``int8``, and ``zoo``, whose data is a head, ``outcomes``.
+``exported`` and ``int8``, ``exports`` has ``same``, ``int8`` and ``time``, and ``zoo``, whose data
+is a head, ``outcomes``.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def _table_of(study: str, data: str, kind: str) -> str:
         'recipes': _recipes,
         'processors': _processors,
         'runtimes': _runtimes,
+        'exports': _exports,
         'zoo': _zoo,
     }
     try:
@@ -150,6 +152,13 @@ def _runtimes(data: str, kind: str) -> str:
 
     content = (report.RESULTS / f'runtimes-{data}.json').read_text(encoding='utf-8')
     return runtimes.tables(json.loads(content))[kind]
+
+
+def _exports(data: str, kind: str) -> str:
+    from projects.benchmark import exports, report  # loads mmdet
+
+    content = (report.RESULTS / f'exports_{kind}-{data}.json').read_text(encoding='utf-8')
+    return exports.TABLES[kind](json.loads(content))
 
 
 def _zoo(data: str, kind: str) -> str:

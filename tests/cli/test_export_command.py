@@ -9,8 +9,9 @@ import pytest
 from gfl_det.cli import export
 from gfl_det.errors import ConfigError, DataError
 from gfl_det.inference.export import OnnxDetector
+from projects.benchmark.exports import random_checkpoint
 from tests.helpers.commands import run_tool
-from tests.helpers.exporting import random_checkpoint, tiny_config
+from tests.helpers.exporting import tiny_config
 from tests.helpers.extras import needs
 
 pytestmark = needs('onnxscript', 'onnxruntime')

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 
 import gfl_det
 from gfl_det.calibration import calibrators
@@ -24,7 +22,7 @@ from gfl_det.inference.export import (
     load_source,
 )
 from gfl_det.inference.export.onnx_file import build_graph, describe
-from projects.benchmark.models import spread_weights
+from projects.benchmark.exports import random_checkpoint
 
 FITTED_ON = calibrators.FitSource('', (), 9)
 MAPS = (Platt(0.5, 1.0), Temperature(2.0), Isotonic((0.1, 0.6), (0.2, 0.9)))  # of every kind
@@ -46,31 +44,9 @@ def tiny_config(head: str = 'GFLHead', **test_cfg) -> Config:
     return cfg
 
 
-def random_checkpoint(cfg: Config, path: Path) -> str:
-    """Weights that give many detections."""
-    model = copy.deepcopy(cfg.model)
-    model.backbone.init_cfg = None
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        detector = MODELS.build(model)
-    spread_weights(detector)
-    torch.nn.init.constant_(detector.bbox_head.gfl_cls.bias, -2.0)
-    torch.nn.init.normal_(detector.bbox_head.gfl_cls.weight, 0, 0.1)
-    torch.nn.init.normal_(detector.bbox_head.gfl_reg.weight, 0, 0.1)
-    torch.save(dict(state_dict=detector.state_dict()), path)
-    return str(path)
-
-
 def random_source(cfg: Config, folder: Path, **calibration) -> ExportSource:
     """A config with random weights, loaded for export."""
     return load_source(cfg, 'tiny', random_checkpoint(cfg, folder / 'weights.pth'), **calibration)
-
-
-def shrink_pictures(cfg: Config, scale: tuple[int, int]) -> None:
-    """Let a config's test pipeline resize to another scale."""
-    for step in cfg.test_dataloader.dataset.pipeline:
-        if step.type == 'Resize':
-            step.scale = scale
 
 
 def save_maps(folder: Path, maps: Sequence[ScoreMap], head: str = 'GFLHead') -> str:

@@ -28,7 +28,7 @@ from gfl_det.inference.export.evaluation import (
     torch_detector,
 )
 from gfl_det.inference.foreign_weights import convert
-from tests.helpers.exporting import shrink_pictures
+from projects.benchmark.exports import NOISE, SCALE, shrink_pictures
 from tests.helpers.ncnn_files import COCO, PAIR, random_detector
 
 NAME = 'nanodet-plus-m_416_coco'
@@ -53,12 +53,12 @@ def random_source(cfg, folder):
 @pytest.mark.parametrize('size', [None, (224, 320)])
 def test_both_runtimes_give_what_torch_gives(size, tmp_path):
     cfg = gfl_det.get_config(NAME)
-    shrink_pictures(cfg, (320, 224))
+    shrink_pictures(cfg, SCALE)
     source = random_source(cfg, tmp_path)
     settings = ExportSettings(Outputs(nms=True, uncertainty=True), size=size)
     description = write_onnx(source, tmp_path / 'detector.onnx', settings)
     write_openvino(tmp_path / 'detector.onnx', tmp_path / 'detector.xml', description)
-    pictures = noise_pictures([(224, 320), (260, 150)])
+    pictures = noise_pictures(NOISE)
     for detector in (
         OnnxDetector(tmp_path / 'detector.onnx'),
         OpenVINODetector(tmp_path / 'detector.xml', threads=1),
