@@ -62,6 +62,7 @@ TIMED = {  # height and width of the input, px
 NOISE = ((224, 320), (260, 150))  # height and width of the pictures, px
 SCALE = (320, 224)  # that they are resized to
 RANGES = 300  # pictures
+CHECKED = 8  # pictures
 SETTINGS = ExportSettings(Outputs(nms=True))
 # Random weights give NanoDet-Plus scores that differ by less than their rounding: NMS is a lottery.
 COMPARED = [name for name in config_names() if not name.startswith('nanodet')]
@@ -102,11 +103,11 @@ def difference_of(name: str, folder: Path) -> Difference:
 
 
 def write_both(
-    source: ExportSource, cfg: Config, folder: Path
+    source: ExportSource, cfg: Config, folder: Path, settings: ExportSettings = SETTINGS
 ) -> tuple[ExportedDetector, ExportedDetector]:
     """OpenVINO in float32 and in int8; without training pictures, ranges are those of noise."""
     onnx = folder / 'detector.onnx'
-    description = write_onnx(source, onnx, SETTINGS)
+    description = write_onnx(source, onnx, settings)
     write_openvino(onnx, folder / 'float32.xml', description)
     try:
         paths = [path for _, path in picture_paths(cfg, 'train')]
@@ -119,11 +120,12 @@ def write_both(
 
 
 def judge(name: str, checkpoint: str, root: str, folder: Path) -> dict[str, Any]:
-    """Validation AP in torch, in OpenVINO, and in int8."""
+    """Validation AP in torch, in OpenVINO and in int8; differences on the first pictures."""
     cfg = gfl_det.get_config(name)
     override(cfg, {'data_root': root})
     source = load_source(cfg, name, checkpoint)
-    float32, int8 = write_both(source, cfg, folder)
+    settings = ExportSettings(Outputs(nms=True, uncertainty=True))
+    float32, int8 = write_both(source, cfg, folder, settings)
     in_torch = torch_detector(source, None)
     detectors: dict[str, Callable[[Any], Any]] = {
         'torch': in_torch,
@@ -136,7 +138,11 @@ def judge(name: str, checkpoint: str, root: str, folder: Path) -> dict[str, Any]
             lambda path, detect=detect: detect(read_image(path)), source.classes, cfg, 'val'
         )
         ap[key] = found['coco/bbox_mAP']
-    return dict(config=name, pictures=len(picture_paths(cfg, 'val')), ap=ap)
+    paths = [path for _, path in picture_paths(cfg, 'val')]
+    pictures = [read_image(path) for path in paths[:CHECKED]]
+    exported = {'ONNX Runtime': OnnxDetector(folder / 'detector.onnx'), 'OpenVINO': float32}
+    found = {key: compare(in_torch, each, pictures)._asdict() for key, each in exported.items()}
+    return dict(config=name, pictures=len(paths), ap=ap, differences=found)
 
 
 def times_of(name: str, size: tuple[int, int], folder: Path) -> dict[str, float]:
@@ -155,11 +161,13 @@ def times_of(name: str, size: tuple[int, int], folder: Path) -> dict[str, float]
 def same_table(content: dict[str, Any]) -> str:
     """Largest differences by config, as Markdown."""
     keys = ('score', 'box')
-    rows = [
-        [name, str(of['detections']), *(f'{of[key]:.1e}' for key in keys), str(of['unmatched'])]
-        for name, of in content['same'].items()
-    ]
+    rows = [[name, *_cells(of, keys)] for name, of in content['same'].items()]
     return markdown(['config', 'detections', 'scores', 'boxes, px', 'without a counterpart'], rows)
+
+
+def _cells(found: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    largest = [f'{found[key]:.1e}' for key in keys]
+    return [str(found['detections']), *largest, str(found['unmatched'])]
 
 
 def int8_table(content: dict[str, Any]) -> str:
@@ -170,6 +178,18 @@ def int8_table(content: dict[str, Any]) -> str:
     ]
     head = ['config', 'pictures', 'float32, torch', 'float32, OpenVINO', 'int8']
     return markdown(head, rows)
+
+
+def trained_table(content: dict[str, Any]) -> str:
+    """Largest differences with trained weights, edges included, as Markdown."""
+    keys = ('score', 'box', 'edge', 'entropy')
+    rows = [
+        [of['config'], runtime, *_cells(found, keys)]
+        for of in content['int8']
+        for runtime, found in of['differences'].items()
+    ]
+    measured = ['detections', 'scores', 'boxes, px', 'edges, px', 'entropies, nats']
+    return markdown(['config', 'runtime', *measured, 'without a counterpart'], rows, words=2)
 
 
 def time_table(content: dict[str, Any]) -> str:

@@ -8,10 +8,10 @@ and a kind. Of the studies in `projects/training_study` the kinds are the views 
 ``cifar`` they are ``results`` and ``claims``, of ``cifar`` ``tuning`` and ``mechanism`` too, of
 ``distribution`` ``results``, of ``floors`` ``calibrated``, ``ratios`` and ``errors``, of
 ``published`` ``halves``, ``reliability`` and ``ranks``, and of ``intervals`` ``levels``, ``groups``
-and ``kinds``. ``recipes``, the trainings of shipped configs, has the kind ``AP``; ``benchmark``,
-whose data is a processor, has ``rows``, as has ``processors``; ``runtimes`` has ``ap``,
-``exported`` and ``int8``, ``exports`` has ``same``, ``int8`` and ``time``, and ``zoo``, whose data
-is a head, ``outcomes``.
+and ``kinds``. ``recipes``, the trainings of shipped configs, has the kind ``AP``. What is measured
+on a processor has its name for data: ``benchmark`` and ``processors`` have ``rows``, ``runtimes``
+has ``ap``, ``exported`` and ``int8``, ``exports`` has ``same``, ``trained``, ``int8`` and ``time``.
+The data of ``zoo`` is a head, its kind ``outcomes``.
 """
 
 from __future__ import annotations
@@ -157,8 +157,10 @@ def _runtimes(data: str, kind: str) -> str:
 def _exports(data: str, kind: str) -> str:
     from projects.benchmark import exports, report  # loads mmdet
 
-    content = (report.RESULTS / f'exports_{kind}-{data}.json').read_text(encoding='utf-8')
-    return exports.TABLES[kind](json.loads(content))
+    part = {'trained': 'int8'}.get(kind, kind)
+    content = (report.RESULTS / f'exports_{part}-{data}.json').read_text(encoding='utf-8')
+    table = exports.trained_table if kind == 'trained' else exports.TABLES[kind]
+    return table(json.loads(content))
 
 
 def _zoo(data: str, kind: str) -> str:

@@ -33,6 +33,7 @@ def test_int8_is_judged_on_the_validation_split(tmp_path, monkeypatch) -> None:
     assert found['pictures'] == 3
     assert found['ap'].keys() == {'torch', 'float32', 'int8'}
     assert found['ap']['float32'] == pytest.approx(found['ap']['torch'], abs=2e-3)
+    assert exports.Difference(**found['differences']['ONNX Runtime']).is_small
 
 
 def test_tables_are_of_the_files() -> None:
@@ -42,5 +43,8 @@ def test_tables_are_of_the_files() -> None:
     ap = dict(torch=0.638, float32=0.638, int8=0.637)
     judged = dict(int8=[dict(config='name', pictures=200, ap=ap)])
     assert '| name | 200 | .638 | .638 | .637 |' in exports.int8_table(judged)
+    judged['int8'][0]['differences'] = {'OpenVINO': dict(same, edge=0.001, entropy=4e-6)}
+    expected = '| name | OpenVINO | 543 | 4.8e-07 | 3.1e-05 | 1.0e-03 | 4.0e-06 | 0 |'
+    assert expected in exports.trained_table(judged)
     times = dict(time=dict(first={'mmdet': 80.0, 'int8': 16.0}, second={'mmdet': 9.0, 'int8': 3.0}))
     assert '| int8 | 16.0 ms, 5.0 x | 3.0 ms, 3.0 x |' in exports.time_table(times)

@@ -284,9 +284,10 @@ def _forget_signals() -> None:
 
 # A fork has no step to finish. A pool, such as those of some metrics, ends its processes by SIGTERM
 # and waits for them without limit: signals end them, from their first moment on.
-os.register_at_fork(
-    before=_hold_signals, after_in_parent=_release_signals, after_in_child=_forget_signals
-)
+if hasattr(os, 'register_at_fork'):  # Windows has no forks
+    os.register_at_fork(
+        before=_hold_signals, after_in_parent=_release_signals, after_in_child=_forget_signals
+    )
 
 
 @HOOKS.register_module()
