@@ -32,7 +32,7 @@ coverage: $(STAMP) ## the same, and which lines of gfl_det it runs: at least 95 
 	$(RUN) -m pytest $(ON_ALL_CORES) --cov --cov-report=term
 
 test-all: $(STAMP) ## run the slow tests too: 70 kills, restarts of several processes
-	$(RUN) -m pytest $(ON_ALL_CORES) -m 'slow or not slow' --timeout 7200
+	$(RUN) -m pytest $(ON_ALL_CORES) -m 'slow or not slow'
 
 lint: $(STAMP) ## ruff (rules and format), mypy and the direction of imports
 	$(RUN) -m ruff check .

@@ -43,17 +43,15 @@ from gfl_det.registry import METRICS
 
 VOC_CLASSES = tuple(VOCDataset.METAINFO['classes'])
 
-# eval_map (VOCMetric, OpenImagesMetric) forks four processes for each call. If a signal to all
-# processes of a job ends one of them, the training waits for its results without limit.
-mean_ap.Pool = ThreadPool
-
 
 @METRICS.register_module()
 class VOCMetric(MMDetVOCMetric):
     """Drop-in for mmdet's ``VOCMetric``: same arguments, same numbers.
 
-    In a folder whose name contains ``VOC2007`` or ``VOC2012``, mmdet's metric prints the AP of
-    custom classes under VOC's names (``aeroplane``, ``bicycle``). This one prints their own names.
+    - In a folder whose name contains ``VOC2007`` or ``VOC2012``, mmdet's metric prints the AP of
+      custom classes under VOC's names (``aeroplane``, ``bicycle``). This one prints their own.
+    - mmdet's forks four processes for each threshold. If a signal to all processes of a job ends
+      one of them, the training waits for its results without limit. This one uses threads.
     """
 
     dataset_meta: Any
@@ -67,10 +65,11 @@ class VOCMetric(MMDetVOCMetric):
         meta = self.dataset_meta or {}
         if has_own_classes(meta.get('classes', ())):
             self.dataset_meta = {**meta, 'dataset_type': None}
+        processes, mean_ap.Pool = mean_ap.Pool, ThreadPool
         try:
             return super().compute_metrics(results)
         finally:
-            self.dataset_meta = meta
+            self.dataset_meta, mean_ap.Pool = meta, processes
 
 
 def has_own_classes(classes: Sequence[str]) -> bool:

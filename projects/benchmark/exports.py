@@ -1,8 +1,9 @@
 """Exported detectors beside torch: the same numbers, AP in int8, and time.
 
     python -m projects.benchmark.exports same --out FILE.json [--configs NAME ...]
-    python -m projects.benchmark.exports int8 --out FILE.json --judge NAME CHECKPOINT DATA_ROOT ...
-    python -m projects.benchmark.exports time --out FILE.json
+    python -m projects.benchmark.exports int8 --out FILE.json
+        --judge NAME CHECKPOINT DATA_ROOT [--judge ...]
+    python -m projects.benchmark.exports time --out FILE.json [--threads 2]
 
 ``same`` exports shipped configs with random weights, scaled so that they detect, and compares ONNX
 Runtime with torch on two pictures of noise; for NanoDet-Plus see :mod:`.runtimes`. ``int8`` takes
@@ -17,7 +18,7 @@ import argparse
 import copy
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from gfl_det.inference.export.evaluation import (
     time_in_turns,
     torch_detector,
 )
+from gfl_det.inference.export.graph import Picture
 from gfl_det.utils.config import config_names, override
 from gfl_det.utils.files import write_json
 from projects.benchmark.models import outputs_of, spread_weights
@@ -61,11 +63,12 @@ TIMED = {  # height and width of the input, px
 }
 NOISE = ((224, 320), (260, 150))  # height and width of the pictures, px
 SCALE = (320, 224)  # that they are resized to
-RANGES = 300  # pictures
-CHECKED = 8  # pictures
+RANGE_PICTURES = 300
+CHECKED_PICTURES = 8
 SETTINGS = ExportSettings(Outputs(nms=True))
-# Random weights give NanoDet-Plus scores that differ by less than their rounding: NMS is a lottery.
-COMPARED = [name for name in config_names() if not name.startswith('nanodet')]
+# Random weights give NanoDet-Plus scores that differ by less than their rounding error, so which
+# boxes NMS keeps says nothing.
+COMPARED_CONFIGS = [name for name in config_names() if not name.startswith('nanodet')]
 
 
 def random_checkpoint(cfg: Config, path: Path) -> str:
@@ -102,21 +105,24 @@ def difference_of(name: str, folder: Path) -> Difference:
     return compare(torch_detector(source, None), detector, noise_pictures(NOISE))
 
 
-def write_both(
-    source: ExportSource, cfg: Config, folder: Path, settings: ExportSettings = SETTINGS
-) -> tuple[ExportedDetector, ExportedDetector]:
-    """OpenVINO in float32 and in int8; without training pictures, ranges are those of noise."""
+def write_files(
+    source: ExportSource,
+    pictures: Iterable[Picture],
+    folder: Path,
+    settings: ExportSettings = SETTINGS,
+    threads: int = 0,
+) -> dict[str, ExportedDetector]:
+    """The detector in each runtime; ranges of int8 are those of the pictures."""
     onnx = folder / 'detector.onnx'
     description = write_onnx(source, onnx, settings)
     write_openvino(onnx, folder / 'float32.xml', description)
-    try:
-        paths = [path for _, path in picture_paths(cfg, 'train')]
-        pictures = map(read_image, random.Random(0).sample(paths, min(RANGES, len(paths))))
-    except gfl_det.errors.DataError:
-        pictures = iter(noise_pictures(NOISE))
     inputs = [description.preprocessing([picture]) for picture in pictures]
     write_int8(onnx, folder / 'int8.xml', description, inputs, len(inputs))
-    return OpenVINODetector(folder / 'float32.xml'), OpenVINODetector(folder / 'int8.xml')
+    return {
+        'ONNX Runtime, float32': OnnxDetector(onnx, threads=threads),
+        'OpenVINO, float32': OpenVINODetector(folder / 'float32.xml', threads=threads),
+        'OpenVINO, int8': OpenVINODetector(folder / 'int8.xml', threads=threads),
+    }
 
 
 def judge(name: str, checkpoint: str, root: str, folder: Path) -> dict[str, Any]:
@@ -124,12 +130,15 @@ def judge(name: str, checkpoint: str, root: str, folder: Path) -> dict[str, Any]
     cfg = gfl_det.get_config(name)
     override(cfg, {'data_root': root})
     source = load_source(cfg, name, checkpoint)
+    paths = [path for _, path in picture_paths(cfg, 'train')]
+    chosen = random.Random(0).sample(paths, min(RANGE_PICTURES, len(paths)))
     settings = ExportSettings(Outputs(nms=True, uncertainty=True))
-    float32, int8 = write_both(source, cfg, folder, settings)
+    exported = write_files(source, map(read_image, chosen), folder, settings)
+    int8 = exported.pop('OpenVINO, int8')
     in_torch = torch_detector(source, None)
     detectors: dict[str, Callable[[Any], Any]] = {
         'torch': in_torch,
-        'float32': lambda picture: float32.detect([picture])[0],
+        'float32': lambda picture: exported['OpenVINO, float32'].detect([picture])[0],
         'int8': lambda picture: int8.detect([picture])[0],
     }
     ap = {}
@@ -139,22 +148,16 @@ def judge(name: str, checkpoint: str, root: str, folder: Path) -> dict[str, Any]
         )
         ap[key] = found['coco/bbox_mAP']
     paths = [path for _, path in picture_paths(cfg, 'val')]
-    pictures = [read_image(path) for path in paths[:CHECKED]]
-    exported = {'ONNX Runtime': OnnxDetector(folder / 'detector.onnx'), 'OpenVINO': float32}
+    pictures = [read_image(path) for path in paths[:CHECKED_PICTURES]]
     found = {key: compare(in_torch, each, pictures)._asdict() for key, each in exported.items()}
     return dict(config=name, pictures=len(paths), ap=ap, differences=found)
 
 
-def times_of(name: str, size: tuple[int, int], folder: Path) -> dict[str, float]:
+def times_of(name: str, size: tuple[int, int], folder: Path, threads: int) -> dict[str, float]:
     """Milliseconds of each runtime."""
     cfg = gfl_det.get_config(name)
     source = load_source(cfg, name, random_checkpoint(cfg, folder / 'weights.pth'))
-    float32, int8 = write_both(source, cfg, folder)
-    detectors = {
-        'ONNX Runtime, float32': OnnxDetector(folder / 'detector.onnx'),
-        'OpenVINO, float32': float32,
-        'OpenVINO, int8': int8,
-    }
+    detectors = write_files(source, noise_pictures(NOISE), folder, threads=threads)
     return time_in_turns(source, cfg, detectors, size)
 
 
@@ -193,7 +196,7 @@ def trained_table(content: dict[str, Any]) -> str:
 
 
 def time_table(content: dict[str, Any]) -> str:
-    """Milliseconds, and how often the first row's time holds each, as Markdown."""
+    """Milliseconds, and the speed-up over the first row, as Markdown."""
     columns = list(content['time'].values())
     rows = []
     for name in columns[0]:
@@ -205,7 +208,13 @@ def time_table(content: dict[str, Any]) -> str:
     return markdown(['', *content['time']], rows)
 
 
-TABLES = {'same': same_table, 'int8': int8_table, 'time': time_table}
+# The part that measures, and the table.
+TABLES = {
+    'same': ('same', same_table),
+    'trained': ('int8', trained_table),
+    'int8': ('int8', int8_table),
+    'time': ('time', time_table),
+}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -214,16 +223,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = parser.add_subparsers(dest='part', required=True)
-    for name in TABLES:
+    for name in ('same', 'int8', 'time'):
         part = parts.add_parser(name)
         part.add_argument('--out', type=Path, required=True, metavar='FILE.json')
         if name == 'same':
-            part.add_argument('--configs', nargs='+', default=COMPARED, metavar='NAME')
+            part.add_argument('--configs', nargs='+', default=COMPARED_CONFIGS, metavar='NAME')
         if name == 'int8':
             words = ('NAME', 'CHECKPOINT', 'DATA_ROOT')
             part.add_argument('--judge', nargs=3, action='append', required=True, metavar=words)
         if name == 'time':
-            part.add_argument('--threads', type=int, default=2, help='of torch (2)')
+            part.add_argument('--threads', type=int, default=2, help='of each runtime (2)')
     return parser.parse_args(argv)
 
 
@@ -234,16 +243,16 @@ def measure(args: argparse.Namespace, folder: Path) -> Any:
     if args.part == 'int8':
         return [judge(*words, folder) for words in args.judge]
     torch.set_num_threads(args.threads)
-    return {name: times_of(name, size, folder) for name, size in TIMED.items()}
+    return {name: times_of(name, size, folder, args.threads) for name, size in TIMED.items()}
 
 
 def main() -> None:
     """Measure, write the file, and print its table."""
-    args = parse_arguments()
+    args, origin = parse_arguments(), provenance()
     with tempfile.TemporaryDirectory() as folder:
-        content = {args.part: measure(args, Path(folder)), **provenance()}
+        content = {args.part: measure(args, Path(folder)), **origin}
     write_json(args.out, content, indent=1)
-    print(TABLES[args.part](content))
+    print('\n\n'.join(table(content) for part, table in TABLES.values() if part == args.part))
 
 
 if __name__ == '__main__':

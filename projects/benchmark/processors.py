@@ -251,10 +251,12 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     rows = []
     for name, parts in runs[0]['ms'].items():
         cells = [name]
+        beside_ncnn = 'whole' in parts  # the same detector
         for part in ('network', 'whole'):
             found = [run['ms'][name][part] for run in runs] if part in parts else []
-            same = found and 'whole' in parts  # the same detector as ncnn's
-            shares = [run['ms'][name][part] / run['ms']['ncnn'][part] for run in runs if same]
+            shares = [
+                run['ms'][name][part] / run['ms']['ncnn'][part] for run in runs if beside_ncnn
+            ]
             cells += [', '.join(f'{each:.1f}' for each in found)]
             cells += [', '.join(fraction(each, 2) for each in shares)]
         rows.append(cells)
@@ -278,7 +280,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measure and print a table."""
-    args = parse_arguments()
+    args, origin = parse_arguments(), provenance()
     torch.set_num_threads(args.threads)
     picture = cv2.imread(args.picture)
     samples = [cv2.imread(path) for path in args.int8]
@@ -296,15 +298,11 @@ def main() -> None:
             *rtmdet_rows(args.threads, folder),
         ]
         medians = measure(contenders, args.rounds)
-    load = os.getloadavg()[0]
-    print(f'{processor()}, {args.threads} threads, {args.rounds} rounds, load {load:.1f}')
-    print(f'{"":32}{"network, ms":>14}{"picture to boxes, ms":>24}')
-    for row, parts in medians.items():
-        whole = f'{parts["whole"]:.1f}' if 'whole' in parts else ''
-        print(f'{row:32}{parts["network"]:14.1f}{whole:>24}')
+    content = dict(load=os.getloadavg()[0], threads=args.threads, rounds=args.rounds, ms=medians)
     if args.out:
-        content = dict(load=load, threads=args.threads, rounds=args.rounds, ms=medians)
-        write_json(args.out, {**content, **provenance()}, indent=1)
+        write_json(args.out, {**content, **origin}, indent=1)
+    print(f'{processor()}, load {content["load"]:.1f}')
+    print(table([content]))
 
 
 if __name__ == '__main__':

@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 import gfl_det
+from gfl_det.datasets.images import read_image
 from gfl_det.inference.export import (
     ExportSettings,
     ExportSource,
@@ -41,6 +41,7 @@ from gfl_det.inference.export.evaluation import (
     picture_paths,
     torch_detector,
 )
+from gfl_det.inference.export.graph import Picture
 from gfl_det.inference.foreign_weights import config_of, convert
 from gfl_det.utils.files import write_json
 from projects.benchmark.processors import Network, ncnn_detector, ncnn_network
@@ -55,7 +56,6 @@ KEYS = {
     'AP medium': 'bbox_mAP_m',
     'AP large': 'bbox_mAP_l',
 }
-Picture = np.ndarray
 
 
 def config_with(name: str, annotations: Path, images: Path) -> Config:
@@ -67,9 +67,11 @@ def config_with(name: str, annotations: Path, images: Path) -> Config:
     return cfg
 
 
-def judge(detect: Callable[[Picture], InstanceData], cfg: Config, classes: Sequence[str]) -> dict:
+def judge(
+    detect: Callable[[Picture], InstanceData], cfg: Config, classes: Sequence[str]
+) -> dict[str, float]:
     """COCO's metrics of a detector on the test images."""
-    found = average_precision(lambda path: detect(cv2.imread(path)), classes, cfg, 'test')
+    found = average_precision(lambda path: detect(read_image(path)), classes, cfg, 'test')
     return {name: found[f'coco/{key}'] for name, key in KEYS.items()}
 
 
@@ -109,12 +111,12 @@ def judge_int8(
     description, halvings = float32.description, []
     for seed in range(args.halvings):
         order = np.random.default_rng(seed).permutation(len(pictures))
-        measured, judged = np.array_split(order, 2)
-        inputs = [description.preprocessing([cv2.imread(pictures[k][1])]) for k in measured]
+        range_half, judged_half = np.array_split(order, 2)
+        inputs = [description.preprocessing([read_image(pictures[k][1])]) for k in range_half]
         path = folder / f'int8-{seed}.xml'
         write_int8(folder / 'detector.onnx', path, description, inputs, len(inputs))
         int8 = OpenVINODetector(path, threads=args.threads)
-        ids = [pictures[k][0] for k in judged]
+        ids = [pictures[k][0] for k in judged_half]
         half = config_with(
             source.name, half_of(args.annotations, ids, folder / 'half.json'), args.images
         )
@@ -136,7 +138,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     cfg = config_with(name, args.annotations, args.images)
     convert(args.pair, folder / 'weights.pth')
     source = load_source(cfg, name, str(folder / 'weights.pth'))
-    pictures = [cv2.imread(path) for _, path in picture_paths(cfg, 'test')]
+    pictures = [read_image(path) for _, path in picture_paths(cfg, 'test')]
     run = ncnn_network(args.pair, args.threads, float32=True)
     in_torch = torch_detector(source, None)
     size = tuple(source.preprocessing([pictures[0]]).images.shape[2:])
@@ -199,10 +201,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Measure, write the file, and print its tables."""
-    args = parse_arguments()
+    args, origin = parse_arguments(), provenance()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        content = {**measure(args, Path(folder)), **provenance()}
+        content = {**measure(args, Path(folder)), **origin}
     write_json(args.out, content, indent=1)
     print('\n\n'.join(tables(content).values()))
 

@@ -63,6 +63,9 @@ def _table_of(study: str, data: str, kind: str) -> str:
         return own[study](data, kind) if study in own else _trained(study, data, kind)
     except KeyError as error:
         raise DataError(f'table: {study} {data} {kind}: there is no {error}.') from error
+    except FileNotFoundError as error:
+        where = f'there is no {error.filename}'
+        raise DataError(f'table: {study} {data} {kind}: {where}.') from error
 
 
 def _trained(study: str, data: str, kind: str) -> str:
@@ -143,6 +146,8 @@ def _processors(data: str, kind: str) -> str:
     from projects.benchmark import processors, report  # loads mmdet
 
     paths = sorted(report.RESULTS.glob(f'processors-{data}-*.json'))
+    if not paths:
+        raise KeyError(data)
     runs = [json.loads(path.read_text(encoding='utf-8')) for path in paths]
     return {'rows': processors.table}[kind](runs)
 
@@ -157,9 +162,8 @@ def _runtimes(data: str, kind: str) -> str:
 def _exports(data: str, kind: str) -> str:
     from projects.benchmark import exports, report  # loads mmdet
 
-    part = {'trained': 'int8'}.get(kind, kind)
+    part, table = exports.TABLES[kind]
     content = (report.RESULTS / f'exports_{part}-{data}.json').read_text(encoding='utf-8')
-    table = exports.trained_table if kind == 'trained' else exports.TABLES[kind]
     return table(json.loads(content))
 
 

@@ -44,12 +44,14 @@ def try_zoo(args: argparse.Namespace) -> None:
         count += 1
         print(ROW.format(count, row.outcome, row.seconds, row.config), file=sys.stderr, flush=True)
 
+    origin = provenance()
     rows = zoo.run_zoo(out, args.head, progress=show)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f'{args.head}.json'
     content = dict(head=args.head, compiled_mmcv=not ops.stand_in_is_used())
     entries = [row._asdict() for row in rows]
-    write_json(path, {**content, 'rows': entries, **provenance()}, indent=1)
+    write_json(path, {**content, 'rows': entries, **origin}, indent=1)
+    out.unlink()  # the next run begins anew, with the code of its day
     print(zoo.table(rows))
     print(zoo.sentences(rows))
     print(f'outcomes: {path}')

@@ -368,7 +368,7 @@ class TestVocConfigs:
             settle_best(cfg)
             assert cfg.default_hooks.checkpoint.save_best == kept
 
-    def test_own_classes_get_our_metric(self, tmp_path):
+    def test_our_metric_takes_the_place_of_mmdets(self, tmp_path):
         from gfl_det.engine.preflight.data import check_metrics
 
         cfg = self.config(tmp_path)
@@ -377,4 +377,4 @@ class TestVocConfigs:
         cfg = self.config(tmp_path)
         cfg.val_dataloader.dataset.pop('metainfo')
         check_metrics(cfg, ['val'])
-        assert cfg.val_evaluator.type == 'VOCMetric'
+        assert cfg.val_evaluator.type == 'gfl_det.VOCMetric'

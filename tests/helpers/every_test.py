@@ -22,5 +22,11 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker('slow'):
+            item.add_marker(pytest.mark.timeout(7200))
+
+
 def pytest_collection_finish() -> None:
     remembered.freeze()  # with what the test modules have imported

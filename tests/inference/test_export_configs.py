@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from gfl_det.utils.choices import BOX_LIMIT, SCORE_LIMIT
-from projects.benchmark.exports import COMPARED, difference_of
+from projects.benchmark.exports import COMPARED_CONFIGS, difference_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', COMPARED)
+@pytest.mark.parametrize('name', COMPARED_CONFIGS)
 def test_onnx_runtime_gives_what_torch_gives(name, tmp_path):
     pytest.importorskip('onnxscript')
     pytest.importorskip('onnxruntime')

@@ -33,7 +33,7 @@ def test_int8_is_judged_on_the_validation_split(tmp_path, monkeypatch) -> None:
     assert found['pictures'] == 3
     assert found['ap'].keys() == {'torch', 'float32', 'int8'}
     assert found['ap']['float32'] == pytest.approx(found['ap']['torch'], abs=2e-3)
-    assert exports.Difference(**found['differences']['ONNX Runtime']).is_small
+    assert exports.Difference(**found['differences']['ONNX Runtime, float32']).is_small
 
 
 def test_tables_are_of_the_files() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
@@ -264,32 +265,6 @@ class TrainingStopped(SystemExit):
         super().__init__(0)
 
 
-_handled: set[signal.Signals] = set()  # by a hook of this process
-
-
-def _hold_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, _handled)
-
-
-def _release_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _handled)
-
-
-def _forget_signals() -> None:
-    for each in _handled:
-        signal.signal(each, signal.SIG_DFL)
-    _release_signals()
-    _handled.clear()
-
-
-# A fork has no step to finish. A pool, such as those of some metrics, ends its processes by SIGTERM
-# and waits for them without limit: signals end them, from their first moment on.
-if hasattr(os, 'register_at_fork'):  # Windows has no forks
-    os.register_at_fork(
-        before=_hold_signals, after_in_parent=_release_signals, after_in_child=_forget_signals
-    )
-
-
 @HOOKS.register_module()
 class StopSignalHook(Hook):
     """On SIGTERM: finishes the step, saves a checkpoint, and exits with status 0.
@@ -322,13 +297,11 @@ class StopSignalHook(Hook):
             self._group = dist.new_group(backend='gloo')
         for each in self.signals:
             self._before[each] = signal.signal(each, self._note)
-        _handled.update(self.signals)
 
     def after_train(self, runner: Runner) -> None:
         """Restore the previous signal handlers."""
         for each, handler in self._before.items():
             signal.signal(each, handler)
-        _handled.difference_update(self._before)
         self._before.clear()
 
     def before_train_iter(self, *args: Any, **kwargs: Any) -> None:
@@ -387,3 +360,33 @@ class StopSignalHook(Hook):
             where = f'saved {path}, go on with --resume' if savers else 'nothing was saved'
             print(f'stopped by a signal: {where}', flush=True)
         raise TrainingStopped
+
+
+def _is_noted() -> bool:
+    """Whether SIGTERM is handled by a hook of this process."""
+    return getattr(signal.getsignal(signal.SIGTERM), '__func__', None) is StopSignalHook._note
+
+
+_masks = threading.local()
+
+
+def _hold_term() -> None:
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _release_term() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _forget_term() -> None:
+    if _is_noted():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _release_term()
+
+
+# A fork has no step to finish. A pool, such as those of some metrics, ends its processes by SIGTERM
+# and waits for them without limit: it ends them, from their first moment on.
+if hasattr(os, 'register_at_fork'):  # Windows has no forks
+    os.register_at_fork(
+        before=_hold_term, after_in_parent=_release_term, after_in_child=_forget_term
+    )

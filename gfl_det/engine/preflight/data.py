@@ -46,7 +46,7 @@ from gfl_det.datasets.table import (
 from gfl_det.datasets.tidying import find_file, is_there, refuse_other_formats, tidy
 from gfl_det.engine.preflight.agreement import class_names
 from gfl_det.errors import ConfigError, DataError
-from gfl_det.evaluation.calibration_metric import CalibrationMetric, has_own_classes
+from gfl_det.evaluation.calibration_metric import CalibrationMetric
 from gfl_det.evaluation.coco_metric import AVERAGE_PRECISIONS, AVERAGE_RECALLS, CocoMetric
 from gfl_det.evaluation.shown import Sample, match_samples
 from gfl_det.utils.config import (
@@ -251,7 +251,8 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
     """Check the files that metrics read against those of the data sets.
 
     Where mmdet's ``CocoMetric`` would stop at a file or judge it wrongly, the config gets ours in
-    its place, which takes the same arguments; that is told.
+    its place, which takes the same arguments; that is told. In the place of its ``VOCMetric`` comes
+    ours always, which gives the same numbers.
 
     Raises:
         ConfigError: If the samples lack what a metric takes from them, or its package is missing.
@@ -260,12 +261,8 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
     for split in splits:
         for metric in metrics_of(cfg, split):
             path, kind = metric.get('ann_file'), _kind(metric)
-            if kind is MMDetVOCMetric and any(
-                has_own_classes(names)
-                for dataset in datasets_of(cfg, split)
-                if (names := class_names(dataset)) is not None
-            ):
-                metric['type'] = OUR_VOC_METRIC  # mmdet's gives own classes the names of VOC's
+            if kind is MMDetVOCMetric:
+                metric['type'] = OUR_VOC_METRIC
             if kind is LVISMetric and find_spec('lvis') is None:
                 raise ConfigError(
                     f'{split}_evaluator is LVISMetric, which needs the package lvis: install it, '
